@@ -1,0 +1,87 @@
+"""What a batch is made of: its inputs, its target, and the device it lies on. Models and metrics read it here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.errors import TrainyardError
+
+TARGET_KEYS = ("target", "targets", "label", "labels", "y")
+"""The keys under which a mapping may hold its target; the first that is there is taken."""
+
+
+def target_of(batch: Any) -> Any:
+    """The target of a batch: the last element of a tuple or list of at least two, or the target key of a mapping.
+
+    Raises:
+        TrainyardError: the batch holds none.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return batch[-1]
+    if isinstance(batch, Mapping):
+        for key in TARGET_KEYS:
+            if key in batch:
+                return batch[key]
+    raise no_target(batch)
+
+
+def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
+    """What `forward(*args, **named)` was given, as (positional inputs, named inputs, target or None).
+
+    The last of two or more positional arguments is the target; one alone is an input. Among named ones it is the one
+    under a target key, and if one other remains, that is *the* input, whatever its name.
+    """
+    if len(args) > 1:
+        return args[:-1], named, args[-1]
+    if not named:
+        return args, named, None
+    for key in TARGET_KEYS:
+        if key in named:
+            target = named[key]
+            named = {name: value for name, value in named.items() if name != key}
+            break
+    else:
+        target = None
+    if not args and len(named) == 1:
+        return tuple(named.values()), {}, target
+    return args, named, target
+
+
+def no_target(batch: Any) -> TrainyardError:
+    """The error for a batch in which no target is found."""
+    if isinstance(batch, Mapping):
+        what = f"a mapping with the keys {', '.join(map(str, batch)) or '(none)'}"
+    elif isinstance(batch, (tuple, list)):
+        what = f"a {type(batch).__name__} of {len(batch)}"
+    else:
+        what = f"a lone {type(batch).__name__}"
+    return TrainyardError(
+        f"The batch holds no target: it is {what}. The target is the last element of a tuple of at least two, "
+        f"or stands under one of the keys {', '.join(TARGET_KEYS)}."
+    )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """`batch` with every tensor in it, at any depth, on `device`; a tensor that is there already is not touched.
+
+    Tuples, named tuples, lists and mappings are walked; other objects with a `to` method are asked to move; anything
+    else is left as it is.
+    """
+    if isinstance(batch, Tensor):
+        # Out of pinned memory the copy then overlaps with the host; towards the CPU it would not be safe.
+        return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
+    if type(batch) is tuple or type(batch) is list:
+        return type(batch)([to_device(item, device) for item in batch])
+    if type(batch) is dict:
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(item, device) for item in batch))
+    return batch

@@ -1,0 +1,33 @@
+"""The negative log-likelihood of the target."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainyard.metrics.metric import SumMetric
+
+
+class CrossEntropy(SumMetric):
+    """The mean cross-entropy over samples (or tokens), in nats, summed in float64.
+
+    Logits `[B, ..., C]`, target `[B, ...]`. Every sample weighs the same, whatever batch it came in.
+
+    Args:
+        ignore_index: the target that counts for nothing (padding), as in `torch.nn.CrossEntropyLoss`.
+    """
+
+    def __init__(self, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The summed negative log-likelihood (float64) and the number of targets."""
+        logits = outputs.flatten(0, -2).to(torch.promote_types(outputs.dtype, torch.float32))
+        nll = F.cross_entropy(logits, target.flatten(), ignore_index=self.ignore_index, reduction="none")
+        return {"nll": nll.sum(dtype=torch.float64), "count": (target != self.ignore_index).sum()}
+
+    def compute(self) -> Tensor:
+        """Nats per sample, float64."""
+        return self.total("nll") / self.total("count")

@@ -1,0 +1,123 @@
+"""The metric contract, and the base class of metrics whose state is a sum over samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trainyard.batch import target_of
+from trainyard.errors import TrainyardError
+
+Result = Tensor | dict[str, Tensor]
+
+
+class Metric(ABC):
+    """A measure over a whole split, gathered batch by batch.
+
+    A subclass writes `process` and `compute`. What it gathers it keeps in `state`, as sums over samples, so that
+    batches of any size weigh as they should and the states of two ranks merge by adding. `state` starts empty and is
+    on the device of what was added first; nothing in `process` may wait for the device (`.item()`, `if tensor`).
+
+    Attributes:
+        state: name -> sum. Empty before the first batch.
+        stackable: whether `process` takes the outputs of K members at once, `[K, ...]`. Where it does not, a fused
+            group gives each member a metric of its own.
+        members: K where the outputs have a leading axis of K members, None where they have not. Whoever feeds a
+            stackable metric with stacked outputs sets it.
+    """
+
+    stackable: bool = False
+    members: int | None = None
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def process(self, batch: Any, outputs: Any) -> None:
+        """Adds a batch and the predictions for it to the state."""
+
+    @abstractmethod
+    def compute(self) -> Result:
+        """The measure: a scalar, `[K]` for K members, or an array per member; or several of them by name."""
+
+    def reset(self) -> None:
+        """Back to the state before the first batch."""
+        self.state = {}
+
+    def merge(self, other: Metric) -> None:
+        """Adds what another metric of the same kind has gathered, on whatever device."""
+        if type(other) is not type(self):
+            raise TypeError(f"a {type(other).__name__} cannot be merged into a {type(self).__name__}")
+        self.add(other.state)
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Adds to the state, entry by entry."""
+        for key, value in sums.items():
+            held = self.state.get(key)
+            if held is None:
+                self.state[key] = value
+            elif held.shape != value.shape:
+                raise TrainyardError(
+                    f"{type(self).__name__}: {key} has the shape {list(held.shape)} so far and {list(value.shape)} in "
+                    f"this batch. The class axis must not change; with a leading axis of members, set `members`."
+                )
+            else:
+                self.state[key] = held + value.to(held.device)
+
+    def total(self, key: str) -> Tensor:
+        """The entry of the state under `key`.
+
+        Raises:
+            TrainyardError: nothing was processed.
+        """
+        if key not in self.state:
+            raise TrainyardError(f"{type(self).__name__}: no batch was processed, so there is nothing to compute.")
+        return self.state[key]
+
+
+class SumMetric(Metric):
+    """A metric made of sums that are a pure function of one experiment's outputs and target.
+
+    A subclass writes `sums` and `compute`. The outputs of K members, `[K, ...]`, are given to `sums` one member at a
+    time, as `torch.vmap` sees it, so a subclass need not know of members; the target may be `[K, B]` or shared, `[B]`.
+    """
+
+    stackable = True
+    class_axis: ClassVar[bool] = True
+    """Whether outputs have one axis more than the target, the last, for the classes."""
+
+    @abstractmethod
+    def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The sums over one batch: outputs `[B, ..., C]` and target `[B, ...]` (without a class axis: of one shape)."""
+
+    def process(self, batch: Any, outputs: Any) -> None:
+        """Adds the sums over a batch; the target is found by `trainyard.batch.target_of`."""
+        target = target_of(batch)
+        if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
+            kinds = f"outputs {type(outputs).__name__}, target {type(target).__name__}"
+            raise TrainyardError(f"{type(self).__name__} reads tensors; given: {kinds}.")
+        shape = outputs.shape[:-1] if self.class_axis else outputs.shape
+        shared = target.ndim == len(shape) - 1
+        if target.shape != (shape[1:] if shared else shape) or (
+            self.members is not None and outputs.shape[:1] != (self.members,)
+        ):
+            raise self._mismatch(outputs, target)
+        if target.device != outputs.device:
+            target = target.to(outputs.device)
+        with torch.no_grad():
+            if shared or self.members is not None:
+                self.add(torch.vmap(self.sums, in_dims=(0, None if shared else 0))(outputs, target))
+            else:
+                self.add(self.sums(outputs, target))
+
+    def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
+        wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"
+        members = "" if self.members is None else f", behind a leading axis of {self.members} members"
+        return TrainyardError(
+            f"{type(self).__name__}: outputs {list(outputs.shape)} do not go with the target {list(target.shape)}; "
+            f"they must be {wanted}{members}."
+        )

@@ -1,0 +1,22 @@
+"""Models, and what makes a module one. See docs/models.md."""
+
+from trainyard.models.base import BaseModel, call, total_loss
+from trainyard.models.cnn import CNN
+from trainyard.models.mlp import MLP
+from trainyard.models.preprocessor import DataPreprocessor
+from trainyard.models.resnet import ResNet
+from trainyard.models.supervised import Supervised, has_mode_contract
+from trainyard.models.transformer import Transformer
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "BaseModel",
+    "DataPreprocessor",
+    "ResNet",
+    "Supervised",
+    "Transformer",
+    "call",
+    "has_mode_contract",
+    "total_loss",
+]

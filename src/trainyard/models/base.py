@@ -1,0 +1,130 @@
+"""The model contract, and the base class that gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainyard.batch import to_device
+from trainyard.errors import TrainyardError
+
+MODES = ("loss", "predict", "tensor")
+
+
+class BaseModel(nn.Module):
+    """A model that the Runner can train, validate and test.
+
+    A subclass writes `forward(*batch, mode)` (or `forward(**batch, mode)`), where `mode` is
+
+    * `"loss"`: a dict of scalar losses; those whose key contains `loss` are summed and back-propagated;
+    * `"predict"`: what metrics read, e.g. logits `[B, num_classes]`;
+    * `"tensor"`: the raw output of the network.
+
+    A batch that is a tuple or list arrives as `*batch`, a mapping as `**batch`, anything else as one argument. To be
+    trained as part of a fused group, `forward` must be one that `torch.func.vmap` can take: no `.item()`, no control
+    flow that depends on the data.
+
+    Args:
+        data_preprocessor: a module called on every batch before `forward`, once the batch's tensors lie on the model's
+            device. None: the move is all there is.
+
+    Example:
+        >>> class Linear(BaseModel):
+        ...     def __init__(self, in_features: int) -> None:
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(in_features, 1)
+        ...     def forward(self, x, y=None, mode="tensor"):
+        ...         output = self.layer(x).squeeze(-1)
+        ...         return {"loss": (output - y).square().mean()} if mode == "loss" else output
+        >>> sorted(Linear(3).train_step((torch.ones(8, 3), torch.ones(8))))
+        ['loss']
+    """
+
+    def __init__(self, data_preprocessor: nn.Module | None = None) -> None:
+        super().__init__()
+        self.data_preprocessor = data_preprocessor
+        self._anchor: tuple[dict[str, nn.Parameter | None], str] | None = None
+
+    def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
+        """See the class."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward(*batch, mode)")
+
+    def train_step(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a batch: scalars, not yet summed (see `total_loss`), still on the device."""
+        losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
+        return losses
+
+    def val_step(self, batch: Any) -> Any:
+        """The predictions for a batch of the validation data. The loop sets `eval()` and turns gradients off."""
+        return call(self, self.preprocess(batch), "predict")
+
+    def test_step(self, batch: Any) -> Any:
+        """The predictions for a batch of the test data."""
+        return self.val_step(batch)
+
+    def preprocess(self, batch: Any) -> Any:
+        """The batch on the model's device, passed through `data_preprocessor` if there is one."""
+        device = self._device()
+        if device is not None:
+            batch = to_device(batch, device)
+        return batch if self.data_preprocessor is None else self.data_preprocessor(batch)
+
+    def _device(self) -> torch.device | None:
+        """The device of the first parameter; None for a model without any.
+
+        Walking `parameters()` costs more than the rest of a step's overhead, so the place of the first parameter is
+        remembered: its module's dict and its name. What lies there may be replaced (`to`, `functional_call`, FSDP).
+        """
+        parameter = self._anchor[0].get(self._anchor[1]) if self._anchor is not None else None
+        if parameter is None:
+            self._anchor = next(
+                ((m._parameters, name) for m in self.modules() for name, p in m._parameters.items() if p is not None),
+                None,
+            )
+            if self._anchor is None:
+                return None
+            parameter = self._anchor[0][self._anchor[1]]
+            assert parameter is not None
+        return parameter.device
+
+
+def call(model: nn.Module, batch: Any, mode: str) -> Any:
+    """`model.forward` on a batch in one of the modes, for any module that keeps the contract.
+
+    A tuple or list is passed as `*batch`, a mapping as `**batch`, anything else as one argument.
+    """
+    if isinstance(batch, (tuple, list)):
+        return model(*batch, mode=mode)
+    if isinstance(batch, Mapping):
+        return model(**batch, mode=mode)
+    return model(batch, mode=mode)
+
+
+def total_loss(losses: Mapping[str, Any]) -> Tensor:
+    """The sum of the entries whose key contains `loss`; a list of tensors counts as the sum of its elements.
+
+    Losses are scalars, or `[K]` for a stack of K members; the total has their shape. The other entries (an accuracy of
+    the training batch, say) are left out.
+
+    Raises:
+        TrainyardError: `losses` is no mapping, or none of its keys contains `loss`, or nothing under them is a tensor.
+    """
+    if not isinstance(losses, Mapping):
+        raise TrainyardError(
+            f"forward(mode='loss') returned a {type(losses).__name__}; it must return a dict such as {{'loss': loss}}."
+        )
+    total: Any = None
+    for key, value in losses.items():
+        if "loss" in key:
+            for term in value if isinstance(value, (list, tuple)) else (value,):
+                total = term if total is None else total + term
+    if not isinstance(total, Tensor):
+        found = ", ".join(map(repr, losses)) or "none"
+        raise TrainyardError(
+            f"forward(mode='loss') returned no loss to minimise: the keys are {found}, "
+            f"and the tensors to be summed must stand under keys that contain 'loss'."
+        )
+    return total

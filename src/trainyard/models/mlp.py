@@ -1,0 +1,64 @@
+"""A multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainyard.models.checks import choice, share, sizes, whole
+from trainyard.models.supervised import Supervised
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+class MLP(Supervised):
+    """Fully connected layers: `[B, ...]`, flattened to `[B, in_features]`, to logits `[B, num_classes]`.
+
+    Args:
+        in_features: numbers per sample.
+        num_classes: logits per sample.
+        hidden: the widths of the hidden layers; `[]` leaves a linear classifier.
+        activation: the name of the function between the layers (see `ACTIVATIONS`).
+        dropout: the share of hidden units that is dropped while training, in [0, 1).
+        batch_norm: batch normalisation before each activation.
+        loss: see `Supervised`.
+        data_preprocessor: see `BaseModel`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        hidden: Sequence[int] = (128,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        data_preprocessor: nn.Module | None = None,
+    ) -> None:
+        width = whole("in_features", in_features)
+        num_classes = whole("num_classes", num_classes)
+        act = choice("activation", activation, ACTIVATIONS)
+        dropout = share("dropout", dropout)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size in sizes("hidden", hidden):
+            layers.append(nn.Linear(width, size, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(size))
+            layers.append(act())
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+            width = size
+        layers.append(nn.Linear(width, num_classes))
+        super().__init__(nn.Sequential(*layers), loss, data_preprocessor)

@@ -1,0 +1,78 @@
+"""Any network plus any loss is a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainyard.batch import no_target, split_target
+from trainyard.errors import ConfigError
+from trainyard.models.base import MODES, BaseModel
+
+
+class Supervised(BaseModel):
+    """Makes a plain `nn.Module` keep the model contract, so that a network of any library trains as it is.
+
+    The last element of a tuple batch is the target and the others go to the network; in a mapping the target stands
+    under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only
+    one, as its first argument. For predictions the target may be missing; a lone tensor is an input.
+
+    Args:
+        net: the network; its output is given to the loss and to the metrics.
+        loss: `loss(output, target)` -> scalar. None: `torch.nn.CrossEntropyLoss()`, for logits `[B, num_classes]` and
+            classes `[B]`.
+        data_preprocessor: see `BaseModel`.
+
+    Example:
+        >>> import torch
+        >>> model = Supervised(nn.Linear(4, 3))
+        >>> model.val_step((torch.ones(2, 4), torch.tensor([0, 2]))).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        data_preprocessor: nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor)
+        if not isinstance(net, nn.Module):
+            raise ConfigError("net", net, "a torch.nn.Module, or the `_target_` that builds one")
+        if loss is not None and not callable(loss):
+            raise ConfigError("loss", loss, "a function loss(output, target), or the `_target_` that builds one")
+        self.net = net
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+
+    def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
+        """`{"loss": scalar}`, or the network's output."""
+        inputs, named, target = split_target(args, kwargs)
+        output = self.net(*inputs, **named)
+        if mode == "loss":
+            if target is None:
+                raise no_target(kwargs or args)
+            return {"loss": self.loss(output, target)}
+        if mode not in MODES:
+            raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
+        return output
+
+
+def has_mode_contract(module: nn.Module) -> bool:
+    """Whether the module's `forward` takes `mode`: what does not must be wrapped in `Supervised`.
+
+    Wrappers that pass everything on (DDP, `torch.compile`) are judged by what they wrap.
+    """
+    inner = getattr(module, "_orig_mod", None)
+    if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
+        inner = module.module
+    if isinstance(inner, nn.Module):
+        return has_mode_contract(inner)
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # a scripted forward has no Python signature
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return "mode" in parameters and parameters["mode"].kind in kinds

@@ -1,0 +1,178 @@
+"""A decoder-only transformer for sequences of characters (or any small vocabulary)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.models.checks import choice, share, whole
+from trainyard.models.supervised import Supervised
+
+POSITIONS = {"learned": False, "rotary": True}
+
+
+class Transformer(Supervised):
+    """Predicts each next token from those before it (GPT-2, Radford et al., 2019).
+
+    Takes tokens `[B, T]`, T at most `context_length`, and gives logits `[B, T, vocab_size]`; the loss is the mean
+    cross-entropy over all positions.
+
+    Args:
+        vocab_size: distinct tokens.
+        context_length: the longest sequence.
+        dim: width of the residual stream.
+        heads: attention heads; a divisor of `dim`.
+        layers: blocks of attention and MLP.
+        dropout: in [0, 1), on the embeddings, the attention and both residual branches.
+        positions: `rotary` (RoFormer, Su et al., 2021; learns in fewer steps) or `learned` (one vector per position).
+        tie_embeddings: read the logits out with the token embedding (Press & Wolf, 2017).
+        data_preprocessor: see `BaseModel`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        dim: int = 96,
+        heads: int = 4,
+        layers: int = 3,
+        dropout: float = 0.0,
+        positions: str = "rotary",
+        tie_embeddings: bool = True,
+        data_preprocessor: nn.Module | None = None,
+    ) -> None:
+        vocab_size = whole("vocab_size", vocab_size)
+        context_length = whole("context_length", context_length)
+        dim = whole("dim", dim)
+        heads = whole("heads", heads)
+        layers = whole("layers", layers)
+        dropout = share("dropout", dropout)
+        rotary = choice("positions", positions, POSITIONS)
+        if dim % heads:
+            divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+            near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:2])
+            raise ConfigError("heads", heads, f"a divisor of dim={dim}; nearest: {' or '.join(map(str, near))}")
+        if rotary and dim // heads % 2:
+            raise ConfigError("heads", heads, f"heads of an even width; dim / heads is {dim // heads}")
+        net = Decoder(vocab_size, context_length, dim, heads, layers, dropout, rotary, tie_embeddings)
+        super().__init__(net, token_cross_entropy, data_preprocessor)
+
+
+def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean over all positions: logits `[B, T, V]` and tokens `[B, T]` to a scalar."""
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten())
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, norm and read-out: tokens `[B, T]` to logits `[B, T, vocab_size]`."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        dim: int,
+        heads: int,
+        layers: int,
+        dropout: float,
+        rotary: bool,
+        tie_embeddings: bool,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.tokens = nn.Embedding(vocab_size, dim)
+        self.positions = None if rotary else nn.Embedding(context_length, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout, context_length, rotary) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        self.head = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
+
+        # GPT-2: N(0, 0.02), and what adds to the residual stream scaled down by the number of additions.
+        for name, parameter in self.named_parameters():
+            if name.endswith("out.weight"):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers))
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits for the token after each position."""
+        length = tokens.shape[-1]
+        if length > self.context_length:
+            raise TrainyardError(f"A sequence of {length} tokens was given; context_length is {self.context_length}.")
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[:length]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        # Tied, the read-out is no parameter of its own: optimisers, checkpoints and stacks see the matrix once.
+        return F.linear(self.norm(x), self.tokens.weight if self.head is None else self.head.weight)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and added to its input: `[B, T, dim]` to the same."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, context_length: int, rotary: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, dropout, context_length, rotary)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                up=nn.Linear(dim, 4 * dim),
+                gelu=nn.GELU(),
+                out=nn.Linear(4 * dim, dim),
+                dropout=nn.Dropout(dropout),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        x = x + self.attention(self.norm1(x))
+        residual: Tensor = self.mlp(self.norm2(x))
+        return x + residual
+
+
+class Attention(nn.Module):
+    """Causal self-attention of several heads: `[B, T, dim]` to the same."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, dim: int, heads: int, dropout: float, context_length: int, rotary: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = dropout
+        self.rotary = rotary
+        if rotary:
+            half = dim // heads // 2
+            frequency = 10_000.0 ** (-torch.arange(half) / half)
+            angle = torch.outer(torch.arange(context_length), frequency)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The attention's output."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, dim / heads]
+        if self.rotary:
+            q, k = self.rotate(q), self.rotate(k)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return F.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)), dropout)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Queries or keys `[B, heads, T, D]` turned by an angle that grows with the position (RoFormer, eq. 34)."""
+        length = x.shape[-2]
+        cos, sin = self.cos[:length], self.sin[:length]
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
