@@ -1,0 +1,35 @@
+"""Data: what a run trains, validates and tests on (docs/data.md)."""
+
+from trainyard.data.array_data import ArrayData, input_spec
+from trainyard.data.arrays import Arrays
+from trainyard.data.base import SPLITS, Batch, Data, Loader
+from trainyard.data.dataloader import WorkerLoader
+from trainyard.data.digits import Digits
+from trainyard.data.loaders import Loaders, as_data
+from trainyard.data.order import EpochBatchSampler, epoch_order
+from trainyard.data.rings import Rings
+from trainyard.data.tensor_loader import ImageLoader, TensorLoader
+from trainyard.data.text import Text, WindowLoader
+from trainyard.data.torchvision import Torchvision
+
+__all__ = [
+    "SPLITS",
+    "ArrayData",
+    "Arrays",
+    "Batch",
+    "Data",
+    "Digits",
+    "EpochBatchSampler",
+    "ImageLoader",
+    "Loader",
+    "Loaders",
+    "Rings",
+    "TensorLoader",
+    "Text",
+    "Torchvision",
+    "WindowLoader",
+    "WorkerLoader",
+    "as_data",
+    "epoch_order",
+    "input_spec",
+]

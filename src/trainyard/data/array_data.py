@@ -1,0 +1,108 @@
+"""Data of which every split is a set of resident tensors, or a map-style data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainyard.data.base import SPLITS, Data, Loader
+from trainyard.data.checks import flag, whole
+from trainyard.data.dataloader import dataset_loader, gathered_by_workers
+from trainyard.data.order import EpochBatchSampler
+from trainyard.data.tensor_loader import ImageLoader, TensorLoader
+from trainyard.errors import ConfigError
+
+Source = Sequence[Tensor] | Dataset[Any]
+
+
+class ArrayData(Data):
+    """Splits that are tensors in memory, served by a `TensorLoader` from the training device.
+
+    Training batches are shuffled each epoch; validation and test batches come in order.
+
+    Args:
+        sources: for each of "train", "val" and "test" that there is, its tensors, `[N, ...]` each, the inputs first;
+            or a map-style torch data set, which is served through a `DataLoader`. Inputs of dtype uint8 are images
+            in 0..255: they are served as float32 in [0, 1].
+        spec: see `Data`.
+        batch_size: samples a training batch. More than there are makes one batch of them all.
+        eval_batch_size: samples a validation or test batch. Default: the greater of `batch_size` and 256.
+        drop_last: leave out the last training batch of an epoch where it is not full.
+        workers: processes that make the batches; 0 makes them in the training process, which for tensors is far
+            quicker.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        spec: Mapping[str, Any],
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        workers: int = 0,
+    ) -> None:
+        self.sources = dict(sources)
+        self.spec = dict(spec)
+        self.splits = tuple(split for split in SPLITS if split in sources)
+        self.batch_size = whole("batch_size", batch_size)
+        self.eval_batch_size = (
+            max(self.batch_size, 256) if eval_batch_size is None else whole("eval_batch_size", eval_batch_size)
+        )
+        self.drop_last = flag("drop_last", drop_last)
+        self.workers = whole("workers", workers, 0)
+        self._resident: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}
+
+    def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
+        """The loader of `split`; loaders of one split and device share their tensors."""
+        if split not in self.splits:
+            raise ConfigError("split", split, f"one of {', '.join(self.splits)}", options=self.splits)
+        source = self.sources[split]
+        if isinstance(source, Dataset):
+            batch_size, shuffle, drop_last = self._batching(split)
+            rows = len(source)  # type: ignore[arg-type]
+            sampler = EpochBatchSampler(rows, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
+            return dataset_loader(source, sampler, self.workers, device)
+        if self.workers:
+            host = self.tensor_loader(split, seed=seed, device=torch.device("cpu"))
+            return gathered_by_workers(host, self.workers, device)
+        return self.tensor_loader(split, seed=seed, device=device)
+
+    def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
+        """The loader of a split that is tensors. Override to gather differently."""
+        tensors = self.resident(split, device)
+        batch_size, shuffle, drop_last = self._batching(split)
+        kind = ImageLoader if tensors[0].dtype == torch.uint8 else TensorLoader
+        return kind(tensors, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, device=device)
+
+    def resident(self, split: str, device: torch.device) -> tuple[Tensor, ...]:
+        """The tensors of `split` on `device`, moved there once."""
+        source = self.sources[split]
+        assert not isinstance(source, Dataset)
+        key = (split, torch.device(device))
+        if key not in self._resident:
+            self._resident[key] = tuple(tensor.to(device) for tensor in source)
+        return self._resident[key]
+
+    def _batching(self, split: str) -> tuple[int, bool, bool]:
+        """Batch size, shuffle and drop_last of a split."""
+        train = split == "train"
+        return self.batch_size if train else self.eval_batch_size, train, self.drop_last and train
+
+
+def input_spec(shape: Sequence[int]) -> dict[str, Any]:
+    """The facts that the shape of one input gives: `[F]` features, `[C, H, W]` an image."""
+    spec: dict[str, Any] = {"input_shape": list(shape), "in_features": math.prod(shape)}
+    if len(shape) == 3:
+        spec["in_channels"] = shape[0]
+        if shape[1] == shape[2]:
+            spec["image_size"] = shape[1]
+    return spec

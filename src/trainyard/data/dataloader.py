@@ -1,0 +1,214 @@
+"""A `torch.utils.data.DataLoader` as a `Loader`: a derived order, a start at any batch, batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    IterDataPipe,
+    MapDataPipe,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from trainyard.data.base import Batch
+from trainyard.data.order import EpochBatchSampler
+from trainyard.data.seeding import (
+    NumberedSampler,
+    PositionedSampler,
+    ReplayedSampler,
+    SeededDataset,
+    SeededStream,
+    WorkerInit,
+    global_rngs_kept,
+    set_epoch,
+)
+from trainyard.data.tensor_loader import TensorLoader
+from trainyard.data.transfer import copy_ahead, to_device
+from trainyard.rng import derive
+
+T = TypeVar("T")
+
+
+class WorkerLoader:
+    """Serves a `DataLoader`'s batches on `device`, in an order that is a function of (seed, epoch).
+
+    The loader given is not iterated: one like it is made (same data set, workers, collate function, ...), so that
+
+    - where it shuffles or reads in order, the order is an `EpochBatchSampler`'s. With a sampler of the user's own,
+      that sampler is replayed under a seed for the epoch. Either way a start at batch n reads no sample before it;
+    - with workers, what their global generators give is a function of (seed, epoch, batch number). Without, samples
+      are read in this process and draw from its global generators, as anything else does;
+    - the process's global generators are not drawn from otherwise;
+    - on CUDA, batches come through pinned memory, and with workers the next one is copied while one is in use.
+
+    An `IterableDataset` cannot be entered in the middle: a start at batch n reads the n before it and drops them.
+    So do a loader of a class with its own `__iter__` and one over a data pipe, which are used as they are: their
+    order and randomness are their own affair. `in_order=False` gives up the same order, by its nature.
+
+    Args:
+        loader: any DataLoader.
+        seed: the run's seed.
+        device: where the batches should lie.
+
+    Raises:
+        ConfigError: no batch in an epoch.
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, seed: int, device: torch.device | str) -> None:
+        self.seed = seed
+        self.device = torch.device(device)
+        self._given = loader
+        # The seed of the workers is drawn from here at each epoch, not from the global generator.
+        self._generator = torch.Generator()
+        self._loader, self._seek = self._made_like(loader)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a full batch; 1 where the loader cannot say (a batch sampler without `batch_size`)."""
+        given = self._given
+        return int(given.batch_size or getattr(given.batch_sampler, "batch_size", None) or 1)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch; the length of the data set where the loader cannot say."""
+        given = self._given
+        drop_last = given.drop_last or getattr(given.batch_sampler, "drop_last", False)
+        if drop_last:
+            return len(self) * self.batch_size
+        stream = isinstance(given.dataset, IterableDataset)
+        sampler = given.sampler if given.batch_sampler is None else getattr(given.batch_sampler, "sampler", None)
+        return len(cast(Sized, given.dataset if stream or sampler is None else sampler))
+
+    def __len__(self) -> int:
+        """Batches in an epoch. A TypeError where the data set is a stream that does not know its length."""
+        return len(self._given)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from batch number `start` on."""
+        self._generator.manual_seed(derive(self.seed, "loader", epoch))
+        unwanted = self._seek(epoch, start)
+        batches: Iterator[Batch] = iter(self._loader)
+        if unwanted:
+            with global_rngs_kept():
+                for _ in islice(batches, unwanted):
+                    pass
+        return self._on_device(batches)
+
+    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        if self.device.type == "cpu":
+            return batches
+        # Without workers a batch that is read ahead would draw from this process's generators ahead of a checkpoint.
+        if self.device.type == "cuda" and self._given.num_workers > 0:
+            return copy_ahead(batches, self.device)
+        return (to_device(batch, self.device) for batch in batches)
+
+    def _made_like(self, given: DataLoader[Any]) -> tuple[DataLoader[Any], Callable[[int, int], int]]:
+        """A loader like `given`, and what puts it at (epoch, start) and says how many batches are left to skip."""
+        dataset, workers = given.dataset, given.num_workers > 0
+        if type(given).__iter__ is not DataLoader.__iter__ or isinstance(dataset, IterDataPipe | MapDataPipe):
+
+            def tell(epoch: int, start: int) -> int:
+                set_epoch(given.sampler, epoch)
+                return start
+
+            return given, tell
+
+        options: dict[str, Any] = {
+            "num_workers": given.num_workers,
+            "collate_fn": given.collate_fn,
+            "pin_memory": given.pin_memory or self.device.type == "cuda",
+            "timeout": given.timeout,
+            "worker_init_fn": WorkerInit(given.worker_init_fn) if workers else given.worker_init_fn,
+            "multiprocessing_context": given.multiprocessing_context,
+            "generator": self._generator,
+            "prefetch_factor": given.prefetch_factor,
+            "persistent_workers": given.persistent_workers,
+            "in_order": given.in_order,
+        }
+        if given.pin_memory_device:  # deprecated: naming it warns
+            options["pin_memory_device"] = given.pin_memory_device
+
+        if isinstance(dataset, IterableDataset):
+            stream = SeededStream(dataset, self.seed) if workers else dataset
+
+            def tell_stream(epoch: int, start: int) -> int:
+                set_epoch(stream, epoch)
+                return start
+
+            return DataLoader(stream, given.batch_size, drop_last=given.drop_last, **options), tell_stream
+
+        sampler = _positioned(given, self.seed)
+        if workers:
+            sampler, dataset = NumberedSampler(sampler), SeededDataset(dataset, self.seed)
+        order = {"batch_size": None, "sampler": sampler} if given.batch_sampler is None else {"batch_sampler": sampler}
+
+        def seek(epoch: int, start: int) -> int:
+            sampler.set_position(epoch, start)
+            return 0
+
+        return DataLoader(dataset, **order, **options), seek
+
+
+def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device | str) -> WorkerLoader:
+    """The batches of `loader`, whose tensors lie on the CPU, made by worker processes and moved to `device`."""
+    sampler = EpochBatchSampler(
+        loader.rows, loader.batch_size, shuffle=loader.shuffle, drop_last=loader.drop_last, seed=loader.seed
+    )
+    return dataset_loader(_Gathered(loader), sampler, workers, device, collate_fn=_as_it_is)
+
+
+def dataset_loader(
+    dataset: Dataset[Any],
+    sampler: EpochBatchSampler,
+    workers: int,
+    device: torch.device | str,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> WorkerLoader:
+    """A map-style data set's batches, read by `workers` processes that live as long as the loader (0: this one)."""
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate_fn
+    )
+    return WorkerLoader(loader, seed=sampler.seed, device=device)
+
+
+class _Gathered(Dataset[Any]):
+    def __init__(self, loader: TensorLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return self.loader.rows
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.loader.gather(torch.tensor(indices))
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
+
+
+def _positioned(loader: DataLoader[Any], seed: int) -> PositionedSampler:
+    batch_sampler = loader.batch_sampler
+    if isinstance(batch_sampler, EpochBatchSampler):
+        return batch_sampler
+    if type(batch_sampler) is BatchSampler:
+        sampler = batch_sampler.sampler
+        shuffle = _is_permutation(sampler)
+        if shuffle or type(sampler) is SequentialSampler:
+            n, batch_size, drop_last = len(cast(Sized, sampler)), batch_sampler.batch_size, batch_sampler.drop_last
+            return EpochBatchSampler(n, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
+    return ReplayedSampler(cast(Iterable[Any], loader.sampler if batch_sampler is None else batch_sampler), seed)
+
+
+def _is_permutation(sampler: object) -> bool:
+    """Whether it is what `shuffle=True` makes: each sample once."""
+    return (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    )

@@ -1,0 +1,68 @@
+"""Handwritten digits: the data set that comes with scikit-learn."""
+
+from __future__ import annotations
+
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainyard.data.array_data import ArrayData, input_spec
+from trainyard.data.split import fractions, split_rows
+from trainyard.errors import ConfigError
+
+
+class Digits(ArrayData):
+    """1797 grey images of 8x8 pixels, ten classes: "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak,
+    1998), the test part, as scikit-learn ships it. The file is read; scikit-learn itself is not imported.
+
+    A batch is `(x, y)`: x float32 `[B, 1, 8, 8]` in [0, 1], y int64 `[B]`.
+
+    Args:
+        val_fraction, test_fraction: shares of the images, stratified by class; 0 leaves the split out.
+        split_seed: which of the possible splits. It is not the run's seed: runs compare on the same test images.
+        batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
+
+    Raises:
+        ConfigError: scikit-learn is not installed, or a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        workers: int = 0,
+    ) -> None:
+        shares = fractions(val_fraction, test_fraction)
+        table = np.loadtxt(_file(), delimiter=",", dtype=np.float32)  # 64 grey values in 0..16, and the digit
+        labels = table[:, 64].astype(np.int64)
+        x, y = torch.from_numpy(table[:, :64] / 16).view(-1, 1, 8, 8), torch.from_numpy(labels)
+        rows = split_rows(len(table), shares, split_seed, labels)
+        super().__init__(
+            {split: (x[chosen], y[chosen]) for split, chosen in rows.items()},
+            {**input_spec((1, 8, 8)), "num_classes": 10},
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            drop_last=drop_last,
+            workers=workers,
+        )
+
+
+def _file() -> gzip.GzipFile:
+    package = find_spec("sklearn")  # finds, does not import
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return gzip.open(path)
+    raise ConfigError(
+        "_target_",
+        "trainyard.data.Digits",
+        "this data set where scikit-learn is installed, whose file it reads",
+        hint="Install it with: pip install scikit-learn",
+    )

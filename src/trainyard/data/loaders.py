@@ -1,0 +1,78 @@
+"""The user's own loaders as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from trainyard.data.base import SPLITS, Data, Loader
+from trainyard.data.dataloader import WorkerLoader
+from trainyard.errors import ConfigError
+
+
+class Loaders(Data):
+    """One loader a split, each a `torch.utils.data.DataLoader` or an object that is a `Loader` itself.
+
+    A DataLoader is served by a `WorkerLoader`: the same batches, in an order that can be replayed, on the training
+    device. A `Loader` is used as it is; seed and device are its own affair.
+
+        >>> data = Loaders(train=DataLoader(range(10), batch_size=4, shuffle=True))
+        >>> data.splits
+        ('train',)
+
+    Args:
+        train, val, test: the loaders; at least one.
+        spec: what a model may ask for with `auto`, e.g. `{"num_classes": 10}`; see `Data`.
+
+    Raises:
+        ConfigError: none given, or one that is neither.
+    """
+
+    def __init__(
+        self,
+        train: DataLoader[Any] | Loader | None = None,
+        val: DataLoader[Any] | Loader | None = None,
+        test: DataLoader[Any] | Loader | None = None,
+        spec: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = {"train": train, "val": val, "test": test}
+        self.loaders = {split: loader for split, loader in given.items() if loader is not None}
+        if not self.loaders:
+            raise ConfigError("train", None, "a loader for at least one of train, val and test")
+        for split, loader in self.loaders.items():
+            if not isinstance(loader, DataLoader | Loader):
+                raise ConfigError(
+                    split,
+                    loader,
+                    "a torch.utils.data.DataLoader, or an object with batch_size, num_samples, len() and "
+                    "batches(epoch, start)",
+                )
+        self.spec = dict(spec or {})
+        self.splits = tuple(self.loaders)
+
+    def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
+        """The loader of `split`."""
+        if split not in self.loaders:
+            raise ConfigError("split", split, f"one of {', '.join(self.splits)}", options=self.splits)
+        loader = self.loaders[split]
+        return WorkerLoader(loader, seed=seed, device=device) if isinstance(loader, DataLoader) else loader
+
+
+def as_data(data: Data | Mapping[str, Any]) -> Data:
+    """`data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.
+
+    Raises:
+        ConfigError: neither, or a mapping with other keys.
+    """
+    if isinstance(data, Data):
+        return data
+    if not isinstance(data, Mapping):
+        raise ConfigError("", data, "a trainyard.data.Data, or a mapping of train, val and test to loaders")
+    accepted = (*SPLITS, "spec")
+    for key in data:
+        if key not in accepted:
+            raise ConfigError(str(key), data[key], f"no such key; there are {', '.join(accepted)}", options=accepted)
+    return Loaders(**data)

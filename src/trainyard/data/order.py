@@ -1,0 +1,80 @@
+"""The order of the data in an epoch: a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+from trainyard.data.checks import flag, whole
+from trainyard.errors import ConfigError
+from trainyard.rng import generator
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of `0..n-1`: the order of `n` samples in `epoch`."""
+    return generator(seed, "order", epoch).permutation(n)
+
+
+def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
+    """Batches in an epoch of `n` samples. An epoch without a batch would train nothing, silently: it is an error."""
+    if n < 1:
+        raise ConfigError("batch_size", batch_size, "any, but there is no sample to serve")
+    if drop_last and n < batch_size:
+        raise ConfigError("batch_size", batch_size, f"at most {n}, the number of samples, where drop_last is true")
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
+class EpochBatchSampler(Sampler[list[int]]):
+    """The `batch_sampler` of a `torch.utils.data.DataLoader` whose order depends on nothing but (seed, epoch).
+
+    It starts at any batch of any epoch at no cost:
+
+        >>> sampler = EpochBatchSampler(10, 4, shuffle=False)
+        >>> sampler.set_position(epoch=0, start=1)
+        >>> list(sampler)
+        [[4, 5, 6, 7], [8, 9]]
+
+    Args:
+        n: samples in the data set.
+        batch_size: samples a batch.
+        shuffle: a new order each epoch; else `0..n-1`.
+        drop_last: leave out the last batch where it is not full.
+        seed: which family of orders.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, *, shuffle: bool = True, drop_last: bool = False, seed: int = 0
+    ) -> None:
+        self.n = n
+        self.batch_size = whole("batch_size", batch_size)
+        self.shuffle = shuffle
+        self.drop_last = flag("drop_last", drop_last)
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+        self._batches = num_batches(n, self.batch_size, drop_last)
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """The next iteration is `epoch`, from batch number `start` on."""
+        self.epoch, self.start = epoch, start
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in a whole epoch."""
+        return self._batches * self.batch_size if self.drop_last else self.n
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever the next iteration starts."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # The position is read now, not at the first batch: iterators that are open together keep their own.
+        return self._indices(self.epoch, self.start)
+
+    def _indices(self, epoch: int, start: int) -> Iterator[list[int]]:
+        order = epoch_order(self.n, self.seed, epoch) if self.shuffle else np.arange(self.n)
+        for first in range(start * self.batch_size, self.num_samples, self.batch_size):
+            yield order[first : first + self.batch_size].tolist()

@@ -1,0 +1,198 @@
+"""Randomness of a user's samplers, data sets and workers, made a function of (seed, epoch, batch number)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from trainyard.rng import derive
+
+READ_AHEAD = 16
+
+
+def seed_global_rngs(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy and torch (CPU) of this process."""
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would take 100 us to queue the same for every device
+
+
+def global_rng_states() -> tuple[Any, Any, torch.Tensor]:
+    """The states of the three global generators."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_global_rng_states(states: tuple[Any, Any, torch.Tensor]) -> None:
+    """Puts the three global generators into `states`."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@contextmanager
+def global_rngs_kept() -> Iterator[None]:
+    """Whatever is drawn inside, the three global generators come out as they went in."""
+    states = global_rng_states()
+    try:
+        yield
+    finally:
+        set_global_rng_states(states)
+
+
+class PositionedSampler(Protocol):
+    """A sampler that can start at any batch of any epoch."""
+
+    def set_position(self, epoch: int, start: int = 0) -> None: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+
+
+class ReplayedSampler(Sampler[Any]):
+    """A user's own sampler (or batch sampler), its draws made a function of (seed, epoch).
+
+    At the start of an epoch its `set_epoch` is called if it has one, its `generator` is seeded if it has one, and
+    it runs under seeded global generators, which the rest of the process does not notice. What comes before the
+    start is drawn and thrown away; no sample is read for it. A sampler that keeps a generator of another kind
+    should derive it in `set_epoch`. It is asked for 16 batches at a time.
+    """
+
+    def __init__(self, inner: Iterable[Any], seed: int) -> None:
+        self.inner = inner
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """The next iteration is `epoch`, from item number `start` on."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.inner))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._items(self.epoch, self.start)
+
+    def _items(self, epoch: int, start: int) -> Iterator[Any]:
+        seed = derive(self.seed, "sampler", epoch)
+        with global_rngs_kept():
+            seed_global_rngs(seed)
+            for sampler in (self.inner, getattr(self.inner, "sampler", None)):
+                set_epoch(sampler, epoch)
+                generator = getattr(sampler, "generator", None)
+                if isinstance(generator, torch.Generator):
+                    generator.manual_seed(seed)
+            items = iter(self.inner)
+            for _ in islice(items, start):
+                pass
+            states = global_rng_states()
+        while True:
+            with global_rngs_kept():
+                set_global_rng_states(states)
+                ahead = list(islice(items, READ_AHEAD))
+                states = global_rng_states()
+            if not ahead:
+                return
+            yield from ahead
+
+
+class Request(NamedTuple):
+    """What a worker is sent: which batch it is, and the keys of its samples (or of the one sample)."""
+
+    epoch: int
+    number: int
+    keys: Any
+
+
+class NumberedSampler(Sampler[Request]):
+    """Puts the epoch and the number of the batch beside what a positioned sampler yields."""
+
+    def __init__(self, inner: PositionedSampler) -> None:
+        self.inner = inner
+        self.epoch = 0
+        self.start = 0
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """The next iteration is `epoch`, from item number `start` on."""
+        self.epoch, self.start = epoch, start
+        self.inner.set_position(epoch, start)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __iter__(self) -> Iterator[Request]:
+        epoch = self.epoch
+        return (Request(epoch, number, keys) for number, keys in zip(count(self.start), self.inner, strict=False))
+
+
+class SeededDataset(Dataset[Any]):
+    """Serves requests in a worker: seeds its global generators for the batch, then reads the batch.
+
+    So augmentations (and a `collate_fn`) that draw from `random`, `numpy.random` or `torch` give the same batch
+    whichever worker reads it and whatever it read before.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitems__(self, request: Request) -> Any:
+        self._seed_for(request)
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return fetch(request.keys) if fetch else [self.dataset[key] for key in request.keys]
+
+    def __getitem__(self, request: Request) -> Any:
+        self._seed_for(request)
+        return self.dataset[request.keys]
+
+    def _seed_for(self, request: Request) -> None:
+        seed_global_rngs(derive(self.seed, "worker", request.epoch, request.number))
+
+
+class SeededStream(IterableDataset[Any]):
+    """An iterable data set in workers: each is seeded at the start of an epoch, and told which epoch it is."""
+
+    def __init__(self, dataset: IterableDataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        # Shared memory, since workers that persist must see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration, in every worker, is `epoch`."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, worker = int(self._epoch), get_worker_info()
+        seed_global_rngs(derive(self.seed, "worker", epoch, worker.id if worker else 0))
+        set_epoch(self.dataset, epoch)
+        return iter(self.dataset)
+
+
+class WorkerInit:
+    """The `worker_init_fn` of a loader whose data set is wrapped: the user's function sees the user's data set."""
+
+    def __init__(self, inner: Callable[[int], None] | None) -> None:
+        self.inner = inner
+
+    def __call__(self, worker: int) -> None:
+        info = get_worker_info()
+        assert info is not None
+        wrapped = info.dataset
+        assert isinstance(wrapped, SeededDataset | SeededStream)
+        object.__setattr__(info, "dataset", wrapped.dataset)  # the class is frozen
+        if self.inner is not None:
+            self.inner(worker)
+
+
+def set_epoch(part: object, epoch: int) -> None:
+    """Tells a sampler or data set the epoch, if it wants to know."""
+    tell = getattr(part, "set_epoch", None)
+    if callable(tell):
+        tell(epoch)

@@ -1,0 +1,63 @@
+"""Splits of the rows of a data set, a pure function of a seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainyard.data.base import SPLITS
+from trainyard.data.checks import number, whole
+from trainyard.errors import ConfigError
+from trainyard.rng import generator
+
+Rows = npt.NDArray[np.int64]
+
+
+def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
+    """The share of validation and test, checked: each in [0, 1), and something is left to train on."""
+    shares = {"val": number("val_fraction", val_fraction), "test": number("test_fraction", test_fraction)}
+    for split, share in shares.items():
+        if share >= 1:
+            raise ConfigError(f"{split}_fraction", share, "a fraction of the samples, at least 0 and less than 1")
+    if sum(shares.values()) >= 1:
+        raise ConfigError(
+            "val_fraction", val_fraction, f"less than {1 - shares['test']:g}, so that with test_fraction some are left"
+        )
+    return shares
+
+
+def split_rows(
+    n: int, shares: dict[str, float], seed: int, labels: npt.NDArray[np.integer[Any]] | None = None
+) -> dict[str, Rows]:
+    """Row numbers of "train", "val" and "test", each sorted; together every row of `0..n-1` once.
+
+    Args:
+        n: rows.
+        shares: the fraction of rows of "val" and of "test"; 0 leaves the split out. The rest trains. Split sizes are
+            these fractions of `n`, rounded, and at least 1.
+        seed: which of the possible splits.
+        labels: `[n]` class numbers `0..C-1`. With them the split is stratified: of each class, a split holds its
+            fraction, to within two samples.
+
+    Raises:
+        ConfigError: so few rows that nothing is left to train on, or a `seed` that is no whole number.
+    """
+    rng = generator(whole("split_seed", seed, 0), "split")
+    rest: Rows = rng.permutation(n)
+    if labels is not None:
+        rank = rng.permutation(int(labels.max()) + 1)
+        rest = rest[np.argsort(rank[labels[rest]], kind="stable")]
+    rows: dict[str, Rows] = {}
+    for split, share in shares.items():
+        if not share:
+            continue
+        size = max(1, round(n * share))
+        if size >= len(rest):
+            raise ConfigError(f"{split}_fraction", share, f"a fraction that leaves some of the {n} samples to train on")
+        # Taken at even distances along the rows in order of class: so each class gives its share.
+        taken = np.diff(np.arange(len(rest) + 1) * size // len(rest)) > 0
+        rows[split], rest = np.sort(rest[taken]), rest[~taken]
+    rows["train"] = np.sort(rest)
+    return {split: rows[split] for split in SPLITS if split in rows}

@@ -1,0 +1,182 @@
+"""Reading inputs and targets from `.npz`, `.npy`, `.csv` and `.parquet` files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from trainyard.data.base import SPLITS
+from trainyard.data.checks import existing_file
+from trainyard.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+
+SUFFIXES = (".npz", ".npy", ".csv", ".parquet")
+Target = str | Sequence[str] | None
+
+
+class Table(NamedTuple):
+    """Inputs float32 `[N, ...]` and targets `[N]` or `[N, D]`: integers, floats or strings; all finite."""
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[Any]
+
+
+def read_tables(key: str, path: str, target: Target, features: Sequence[str] | None) -> dict[str, Table]:
+    """The tables of one file, by split. A file that names no split has one, under "train".
+
+    Args:
+        key: the argument that named the file, for errors.
+        path: the file.
+        target: for `.npz` the key of the targets (default "y"), for `.npy` the path of their file, else the name of
+            their column, or the names of several.
+        features: for `.csv` and `.parquet`, the columns of the inputs. Default: all that are not targets.
+
+    Raises:
+        ConfigError: anything about the file that does not fit.
+    """
+    file = existing_file(key, path)
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ConfigError(key, str(path), f"a file whose name ends in one of {', '.join(SUFFIXES)}")
+    if features is not None and suffix in (".npz", ".npy"):
+        raise ConfigError("features", features, f"null for a {suffix} file, whose inputs are one array")
+    if suffix == ".npz":
+        arrays = _read_npz(key, file, "y" if target is None else target)
+    elif suffix == ".npy":
+        y = _load(key, file), _load("target", existing_file("target", target))
+        arrays = {"train": y}
+    else:
+        arrays = {"train": _read_columns(key, file, target, features)}
+    return {split: _checked(key, str(path), x, y) for split, (x, y) in arrays.items()}
+
+
+def _read_npz(key: str, file: Path, target: Target) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    if not isinstance(target, str):
+        raise ConfigError("target", target, "the key of the targets in the .npz file")
+    arrays = _load(key, file)
+    stems = {"train": ("x", target)} if "x" in arrays else {s: (f"x_{s}", f"{target}_{s}") for s in SPLITS}
+    tables = {}
+    for split, (x, y) in stems.items():
+        if x in arrays:
+            if y not in arrays:
+                names = [name.removesuffix(f"_{split}") if y != target else name for name in arrays]
+                raise ConfigError(
+                    "target",
+                    target,
+                    f"the key of the targets: {y!r} is not in the file",
+                    options=names,
+                    hint=_held(arrays),
+                )
+            tables[split] = arrays[x], arrays[y]
+    if not tables:
+        accepted = "an .npz file with the inputs under x, or under x_train, x_val and x_test"
+        raise ConfigError(key, str(file), accepted, hint=_held(arrays))
+    return tables
+
+
+def _held(arrays: dict[str, Any]) -> str:
+    return f"It holds {', '.join(sorted(arrays))}."
+
+
+def _load(key: str, file: Path) -> Any:
+    """The array of an `.npy` file, or the dict of arrays of an `.npz`; nothing is unpickled."""
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        if file.suffix.lower() == ".npz":
+            with loaded:
+                return dict(loaded)
+        return loaded
+    except (ValueError, OSError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        hint = f"Reading it failed: {error}"
+        raise ConfigError(key, str(file), "a file of arrays of numbers or strings", hint=hint) from error
+
+
+def _read_columns(
+    key: str, file: Path, target: Target, features: Sequence[str] | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    frame = _frame(key, file)
+    columns = [str(column) for column in frame.columns]
+    frame.columns = columns
+    if target is None:
+        raise ConfigError("target", None, "the name of the column to predict", hint=f"There are {', '.join(columns)}.")
+    targets = [target] if isinstance(target, str) else list(target)
+    inputs = [name for name in columns if name not in targets] if features is None else list(features)
+    for argument, names in (("target", targets), ("features", inputs)):
+        if not names:
+            raise ConfigError(argument, names, "at least one column")
+        for name in names:
+            if name not in columns:
+                raise ConfigError(argument, name, f"one of the columns {', '.join(columns)}", options=columns)
+    if both := sorted(set(targets) & set(inputs)):
+        raise ConfigError("features", both[0], "columns that are not the target")
+    x = np.stack([_numbers("features", name, frame[name]) for name in inputs], axis=1)
+    if isinstance(target, str):
+        return x, _target(target, frame[target])
+    return x, np.stack([_numbers("target", name, frame[name]) for name in targets], axis=1)
+
+
+def _frame(key: str, file: Path) -> pd.DataFrame:
+    try:
+        import pandas as pd
+    except ImportError as error:
+        hint = "Install it with: pip install pandas pyarrow"
+        raise ConfigError(key, str(file), "an .npz or .npy file where pandas is not installed", hint=hint) from error
+    try:
+        return pd.read_csv(file) if file.suffix.lower() == ".csv" else pd.read_parquet(file)
+    except (ValueError, OSError, ImportError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+        hint = f"Reading it failed: {error}"
+        raise ConfigError(key, str(file), f"a readable {file.suffix.lower()} file", hint=hint) from error
+
+
+def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.float64]:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped,unused-ignore]
+
+    if not (is_numeric_dtype(column) or is_bool_dtype(column)):
+        hint = "Leave it out by naming the columns to use: features=[...]" if argument == "features" else ""
+        raise ConfigError(argument, name, f"columns of numbers; this one holds {column.dtype}", hint=hint)
+    numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if not np.isfinite(numbers).all():
+        row = int(np.isfinite(numbers).argmin())
+        raise ConfigError(argument, name, f"columns of finite numbers; row {row} of this one has none")
+    return numbers
+
+
+def _target(name: str, column: pd.Series) -> npt.NDArray[Any]:
+    from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
+
+    if column.isna().any():
+        raise ConfigError(
+            "target", name, f"a column without gaps; row {int(column.isna().to_numpy().argmax())} is empty"
+        )
+    whole = is_bool_dtype(column) or is_integer_dtype(column)
+    kind = np.int64 if whole else np.float64 if is_float_dtype(column) else str
+    values: npt.NDArray[Any] = column.to_numpy(dtype=kind)
+    return values
+
+
+def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Table:
+    if x.dtype.kind not in "biuf":
+        raise ConfigError(key, path, f"inputs that are numbers, not {x.dtype}")
+    if x.ndim == 1:
+        x = x[:, None]
+    if x.ndim == 0 or x.size == 0:
+        raise ConfigError(key, path, f"inputs of shape [N, F] or [N, C, H, W], N at least 1, not {list(x.shape)}")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dtype.kind not in "biufUS" or y.ndim not in (1, 2):
+        raise ConfigError("target", path, f"targets [N] or [N, D] of numbers or strings, not {y.dtype} {list(y.shape)}")
+    if len(x) != len(y):
+        raise ConfigError(key, path, f"as many targets as inputs, not {len(y)} targets for {len(x)} inputs")
+    for argument, array in ((key, x), ("target", y)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            row = int(np.isfinite(array).reshape(len(array), -1).all(axis=1).argmin())
+            what = "inputs" if array is x else "targets"
+            raise ConfigError(argument, path, f"{what} that are finite numbers; those of row {row} are not")
+    return Table(np.ascontiguousarray(x, dtype=np.float32), y)

@@ -1,0 +1,103 @@
+"""Batches from tensors that lie on the training device: no workers, no collate, one gather for many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trainyard.data.checks import flag, whole
+from trainyard.data.order import epoch_order, num_batches
+
+# A gather serves as many batches as fit here. On a CPU the block should stay in the cache until it is used;
+# elsewhere a larger one saves launches.
+BLOCK_BYTES_CPU = 1 << 20
+BLOCK_BYTES = 1 << 24
+
+
+class TensorLoader:
+    """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`.
+
+    A shuffled epoch gathers a block of batches at once and yields parts of it. An unshuffled one yields slices of
+    the resident tensors themselves, without a copy: do not change those in place.
+
+    Args:
+        tensors: `[N, ...]` each; moved to `device` if they are not there.
+        batch_size: samples a batch.
+        shuffle: a new order each epoch, a function of (seed, epoch).
+        drop_last: leave out the last batch where it is not full.
+        seed: which family of orders.
+        device: where the tensors lie and the batches are made.
+        rows: how many indices an epoch has, for a subclass whose `gather` does not take row `i` for index `i`.
+            Default: N.
+
+    Raises:
+        ConfigError: `batch_size` is not a whole number of at least 1, or `drop_last` leaves no batch.
+        ValueError: the tensors differ in length.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rows: int | None = None,
+    ) -> None:
+        lengths = {len(tensor) for tensor in tensors}
+        if len(lengths) != 1:
+            raise ValueError(f"tensors of one length are needed, not of {sorted(lengths)}")
+        self.device = torch.device(device)
+        self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
+        self.batch_size = whole("batch_size", batch_size)
+        self.shuffle = shuffle
+        self.drop_last = flag("drop_last", drop_last)
+        self.seed = seed
+        self.rows = lengths.pop() if rows is None else rows
+        self._batches = num_batches(self.rows, self.batch_size, drop_last)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch."""
+        return self._batches * self.batch_size if self.drop_last else self.rows
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def order(self, epoch: int) -> Tensor:
+        """The indices of a shuffled epoch, int64 `[rows]`, on the device."""
+        return torch.from_numpy(epoch_order(self.rows, self.seed, epoch)).to(self.device)
+
+    def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
+        """The samples at `indices` (int64 `[n]` on the device, or a slice) as one batch. Override to make others."""
+        if isinstance(indices, slice):
+            return tuple(tensor[indices] for tensor in self.tensors)
+        return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of `epoch` from batch number `start` on."""
+        order = self.order(epoch) if self.shuffle else None
+        end = self.num_samples
+        step = self.batch_size * self._batches_per_block()
+        for first in range(start * self.batch_size, end, step):
+            last = min(first + step, end)
+            block = self.gather(slice(first, last) if order is None else order[first:last])
+            # unsafe_split, since a batch may be changed in place under autograd, which the views of split() forbid.
+            yield from zip(*(torch.unsafe_split(tensor, self.batch_size) for tensor in block), strict=True)
+
+    def _batches_per_block(self) -> int:
+        sample = sum(tensor.nbytes for tensor in self.gather(slice(0, 1)))
+        limit = BLOCK_BYTES_CPU if self.device.type == "cpu" else BLOCK_BYTES
+        return max(1, limit // max(1, sample * self.batch_size))
+
+
+class ImageLoader(TensorLoader):
+    """Serves uint8 images (the first tensor) as float32 in [0, 1]: a quarter of the memory of resident floats."""
+
+    def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
+        images, *rest = super().gather(indices)
+        return (images.to(torch.float32).div_(255), *rest)

@@ -1,0 +1,209 @@
+"""The characters of a text, in windows, for language models."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainyard.data.array_data import ArrayData
+from trainyard.data.base import SPLITS
+from trainyard.data.checks import existing_file, whole
+from trainyard.data.split import fractions
+from trainyard.data.tensor_loader import TensorLoader
+from trainyard.errors import ConfigError
+from trainyard.rng import generator
+
+
+class Text(ArrayData):
+    """Characters of a text file; a model learns to predict each from those before it.
+
+    A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch
+    of text, one character later. The text is cut by position: its beginning trains, then comes validation, then test.
+    A training epoch cuts its part into windows `stride` apart, from a start that is drawn anew each epoch, in
+    shuffled order; validation and test take windows side by side.
+
+    Args:
+        path: a UTF-8 file. Default: the help topics that come with Python (`pydoc_data.topics`), about 460 000
+            characters; they differ a little from one version of Python to the next.
+        context_length: T, in characters.
+        stride: characters from the start of one training window to the next. Default: the context length.
+        val_fraction, test_fraction: shares of the characters; 0 leaves the split out.
+        batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`,
+            since a window is worth many samples.
+
+    Attributes:
+        vocab: the characters of the whole text, sorted; token i stands for `vocab[i]`.
+
+    Raises:
+        ConfigError: no such file, a file that is not UTF-8 text, or a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        context_length: int = 128,
+        stride: int | None = None,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.context_length = whole("context_length", context_length)
+        self.stride = self.context_length if stride is None else whole("stride", stride)
+        shares = fractions(val_fraction, test_fraction)
+        text = _python_topics() if path is None else _read(path)
+        self.vocab = "".join(sorted(set(text)))
+        self._codes = _code_points(self.vocab)
+        tokens = self.encode(text)
+        # A byte a character where the vocabulary allows; a batch widens what it gathers.
+        tokens = tokens.to(torch.uint8 if len(self.vocab) <= 256 else torch.int32)
+
+        sizes = {split: round(len(tokens) * share) for split, share in shares.items()}
+        sizes["train"] = len(tokens) - sum(sizes.values())
+        sources: dict[str, tuple[Tensor]] = {}
+        first = 0
+        for split in SPLITS:
+            if split == "train" or shares[split]:
+                if sizes[split] <= self.context_length:
+                    accepted = f"less than {sizes[split]}, the number of characters in the {split} part of the text"
+                    raise ConfigError("context_length", context_length, accepted)
+                sources[split] = (tokens[first : first + sizes[split]],)
+            first += sizes[split]
+        super().__init__(
+            sources,
+            {"vocab_size": len(self.vocab), "context_length": self.context_length},
+            batch_size=batch_size,
+            eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
+            drop_last=drop_last,
+        )
+
+    def encode(self, text: str) -> Tensor:
+        """The tokens of `text`, int64 `[len(text)]`. ValueError at a character that is not in the vocabulary."""
+        codes = _code_points(text)
+        tokens = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        if (unknown := self._codes[tokens] != codes).any():
+            raise ValueError(f"not in the vocabulary: {text[int(unknown.argmax())]!r}")
+        return torch.from_numpy(tokens)
+
+    def decode(self, tokens: Tensor) -> str:
+        """The text of `tokens`, integers `[N]`."""
+        return "".join(self.vocab[token] for token in tokens.tolist())
+
+    def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
+        """The loader of `split`'s windows."""
+        (tokens,) = self.resident(split, device)
+        batch_size, shuffle, drop_last = self._batching(split)
+        return WindowLoader(
+            tokens,
+            self.context_length,
+            self.stride if split == "train" else self.context_length,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            device=device,
+        )
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """`{"bigram_loss": ...}`; see `bigram_loss`."""
+        return {"bigram_loss": self.bigram_loss(split)}
+
+    def bigram_loss(self, split: str) -> float:
+        """Cross entropy, in nats a character, of predicting each character from the one before it alone.
+
+        The model is the table of pairs in the training part with one added to every count (Laplace smoothing). It
+        is judged on the targets that the loader of `split` serves; for "train", whose windows move from epoch to
+        epoch, on every character but the first.
+        """
+        train, judged = (self.sources[name][0].numpy() for name in ("train", split))
+        if split != "train":
+            judged = judged[: (len(judged) - 1) // self.context_length * self.context_length + 1]
+        size = len(self.vocab)
+        # Only the pairs that occur: for a large vocabulary the whole table would not fit.
+        known, counts = np.unique(_pairs(train, size), return_counts=True)
+        wanted, weights = np.unique(_pairs(judged, size), return_counts=True)
+        at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        seen = np.where(known[at] == wanted, counts[at], 0)
+        firsts = np.bincount(train[:-1], minlength=size)[wanted // size]
+        return float(np.average(np.log(firsts + size) - np.log(seen + 1), weights=weights))
+
+
+class WindowLoader(TensorLoader):
+    """Windows of `length + 1` tokens, served as `(tokens, next_tokens)`, int64 `[B, length]` each.
+
+    Args:
+        tokens: `[N]` integers.
+        length: T, less than N.
+        stride: tokens from one window's start to the next. Shuffled, an epoch starts at a phase in `0..stride-1`
+            of its own, and has as many windows as fit at every phase.
+        batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        length: int,
+        stride: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        starts = len(tokens) - length
+        self.stride = min(stride, starts)
+        # Shuffled, a window may start anywhere, and `order` says where; else row i is the i-th window. Both are views.
+        windows = tokens.to(device).unfold(0, length + 1, 1 if shuffle else self.stride)
+        super().__init__(
+            (windows,),
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            device=device,
+            rows=starts // self.stride if shuffle else None,
+        )
+
+    def order(self, epoch: int) -> Tensor:
+        """Where the windows of a shuffled epoch start, int64 `[rows]`."""
+        phase = int(generator(self.seed, "phase", epoch).integers(self.stride))
+        return super().order(epoch).mul_(self.stride).add_(phase)
+
+    def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
+        """The windows at `indices`, as tokens and next tokens."""
+        (windows,) = super().gather(indices)
+        # Two copies rather than two views of one, so that both are contiguous: models and losses call .view on them.
+        return (
+            windows[:, :-1].to(torch.int64, memory_format=torch.contiguous_format),
+            windows[:, 1:].to(torch.int64, memory_format=torch.contiguous_format),
+        )
+
+
+def _python_topics() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def _read(path: str) -> str:
+    file = existing_file("path", path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("path", str(path), "a text file in UTF-8", hint=f"It is not: {error}.") from error
+    if not text:
+        raise ConfigError("path", str(path), "a text file that is not empty")
+    return text
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _pairs(tokens: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.int64]:
+    """The number of each pair of neighbours, `first * size + second`."""
+    return tokens[:-1].astype(np.int64) * size + tokens[1:]

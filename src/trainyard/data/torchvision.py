@@ -1,0 +1,182 @@
+"""Image classification sets by name, from torchvision or of its interface."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from trainyard.data.array_data import ArrayData, Source, input_spec
+from trainyard.data.checks import flag, whole
+from trainyard.data.split import fractions, split_rows
+from trainyard.errors import ConfigError
+
+
+class Torchvision(ArrayData):
+    """A classification set of `torchvision.datasets`, with its own test part; validation is drawn from its training
+    part.
+
+    A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A set that holds its images as one array
+    (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is served from memory, as bytes on the training
+    device. One that reads a file an image is served by a `DataLoader` with `workers`.
+
+    Args:
+        name: a class of `torchvision.datasets` that takes `train` (true, false) or `split` ("train", "test"), or the
+            full name (`package.module.Class`) of any class with the same interface.
+        root: the folder of the files.
+        download: fetch them if they are not there.
+        image_size: for a set that reads a file an image: resize to this many pixels square.
+        val_fraction: share of the training part, stratified by class where the set lists its labels; 0: no validation.
+        split_seed: which of the possible splits.
+        batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
+
+    Raises:
+        ConfigError: torchvision is not installed, no such set, files that are not there, or another value that
+            cannot work.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str = "~/.cache/torchvision",
+        download: bool = False,
+        image_size: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        workers: int = 0,
+    ) -> None:
+        shares = {"val": fractions(val_fraction, 0.0)["val"]}
+        size = None if image_size is None else whole("image_size", image_size)
+        kind = _class(name)
+        parts = [_part(kind, name, root, flag("download", download), train) for train in (True, False)]
+        labels = _labels(parts)
+        rows = split_rows(len(parts[0]), shares, split_seed, labels[0] if labels else None)
+
+        images = [_images(part) for part in parts]
+        sources: dict[str, Source]
+        if labels and images[0] is not None and images[1] is not None:
+            if size is not None:
+                raise ConfigError("image_size", size, f"null for {name}, whose images have a size of their own")
+            x, y = images[0], torch.from_numpy(labels[0])
+            sources = {split: (x[chosen], y[chosen]) for split, chosen in rows.items()}
+            sources["test"] = images[1], torch.from_numpy(labels[1])
+            shape = x.shape[1:]
+        else:
+            train, test = (_Samples(part, labels[i] if labels else None, size) for i, part in enumerate(parts))
+            sources = {split: Subset(train, chosen.tolist()) for split, chosen in rows.items()}
+            sources["test"] = test
+            shape = train[0][0].shape
+        super().__init__(
+            sources,
+            {**input_spec(shape), "num_classes": _count(name, parts[0], labels)},
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            drop_last=drop_last,
+            workers=workers,
+        )
+
+
+class _Samples(Dataset[tuple[Tensor, int]]):
+    """Samples of a set that gives `(PIL image or array, label)`, the image as float32 `[C, H, W]` in [0, 1]."""
+
+    def __init__(self, part: Any, labels: npt.NDArray[np.int64] | None, size: int | None) -> None:
+        self.part = part
+        self.labels = labels
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.part[index]
+        label = int(label if self.labels is None else self.labels[index])
+        if isinstance(image, Tensor):
+            return image, label
+        if self.size is not None:
+            image = image.resize((self.size, self.size))
+        pixels = np.array(image)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div_(255), label
+
+
+def _class(name: str) -> Any:
+    module_name, _, class_name = name.rpartition(".")
+    module_name = module_name or "torchvision.datasets"
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if module_name.startswith("torchvision"):
+            hint = "Install it with: pip install torchvision"
+            raise ConfigError("name", name, "a set of torchvision, which is not installed", hint=hint) from error
+        raise ConfigError("name", name, "the name of a class that imports", hint=f"{error}.") from error
+    kind = getattr(module, class_name, None)
+    if not inspect.isclass(kind):
+        names = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        raise ConfigError("name", name, f"a class of {module_name}", options=names)
+    return kind
+
+
+def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
+    accepts = inspect.signature(kind).parameters
+    which: dict[str, Any]
+    if "train" in accepts:
+        which = {"train": train}
+    elif "split" in accepts:
+        which = {"split": "train" if train else "test"}
+    else:
+        raise ConfigError("name", name, "a set with a training and a test part (it takes train or split)")
+    if "download" in accepts:
+        which["download"] = download
+    try:
+        return kind(str(Path(root).expanduser()), **which)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise
+        raise ConfigError(
+            "root", root, f"the folder of the files of {name}", hint=f"{error} Or: download=true"
+        ) from error
+
+
+def _labels(parts: list[Any]) -> list[npt.NDArray[np.int64]] | None:
+    """The class numbers `0..C-1` of every sample of the parts; None where they do not list them."""
+    for attribute in ("targets", "labels"):
+        given = [getattr(part, attribute, None) for part in parts]
+        if all(labels is not None for labels in given):
+            every = [np.asarray(labels).reshape(-1) for labels in given]
+            numbers = np.unique(np.concatenate(every), return_inverse=True)[1].astype(np.int64)
+            return np.split(numbers, [len(every[0])])
+    return None
+
+
+def _images(part: Any) -> Tensor | None:
+    """The images of a set that holds them all, uint8 `[N, C, H, W]`; None for any other."""
+    data = getattr(part, "data", None)
+    if not isinstance(data, np.ndarray | Tensor) or getattr(part, "transform", None) is not None:
+        return None
+    images = torch.as_tensor(data)
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4):
+        return None
+    if images.ndim == 3:
+        return images.unsqueeze(1)
+    colours = (1, 3, 4)
+    last = images.shape[1] not in colours and images.shape[3] in colours
+    return images.permute(0, 3, 1, 2).contiguous() if last else images
+
+
+def _count(name: str, part: Any, labels: list[npt.NDArray[np.int64]] | None) -> int:
+    if labels:
+        return 1 + int(max(part_labels.max() for part_labels in labels))
+    if getattr(part, "classes", None):
+        return len(part.classes)
+    raise ConfigError("name", name, "a set that lists its classes, its targets or its labels")

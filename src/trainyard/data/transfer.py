@@ -1,0 +1,62 @@
+"""Moving batches of any structure to the training device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from trainyard.data.base import Batch
+
+
+def apply(function: Callable[[Any], Any], batch: Batch) -> Batch:
+    """`function` on every leaf that can be moved (it has a method `to`: tensors, packed sequences, graph batches).
+
+    Tuples, named tuples, lists and mappings keep their type; any other leaf stays as it is.
+    """
+    if hasattr(batch, "to"):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        parts = {key: apply(function, value) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return parts
+        moved = copy.copy(batch)  # its type may need more than items to be made: a defaultdict does
+        moved.update(parts)
+        return moved
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(apply(function, part) for part in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(apply(function, part) for part in batch)
+    return batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`; the copy does not block where the batch lies in pinned memory."""
+    return apply(lambda leaf: leaf.to(device, non_blocking=True), batch)
+
+
+def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a CUDA `device`: while one is in use, the next is copied on a stream of its own."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return to_device(batch, device), stream.record_event()
+
+    def arrive(moved: Batch, copied: torch.cuda.Event) -> Batch:
+        consumer = torch.cuda.current_stream(device)
+        consumer.wait_event(copied)
+        # The memory belongs to the copying stream: without this it could be used again while the consumer reads it.
+        apply(lambda leaf: leaf.record_stream(consumer) if hasattr(leaf, "record_stream") else None, moved)
+        return moved
+
+    on_its_way: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        following = begin(batch)
+        if on_its_way is not None:
+            yield arrive(*on_its_way)
+        on_its_way = following
+    if on_its_way is not None:
+        yield arrive(*on_its_way)

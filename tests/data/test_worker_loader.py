@@ -1,0 +1,475 @@
+"""WorkerLoader: any DataLoader, in an order that can be replayed."""
+
+import random
+from collections import OrderedDict, defaultdict, namedtuple
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    get_worker_info,
+)
+
+from trainyard.data import EpochBatchSampler, Loader, WorkerLoader, epoch_order
+from trainyard.data.transfer import apply, copy_ahead, to_device
+from trainyard.errors import ConfigError
+
+N = 50
+
+
+class Numbers(Dataset):
+    """Sample i is i; notes what was read."""
+
+    def __init__(self, n=N):
+        self.n = n
+        self.read = []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return torch.tensor(index)
+
+
+class Augmented(Numbers):
+    """Sample i is i and a number from each of the global generators."""
+
+    def __getitem__(self, index):
+        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+
+
+class AugmentedAtOnce(Augmented):
+    def __getitems__(self, indices):
+        noise = torch.rand(len(indices)).tolist()
+        return [torch.tensor([index, extra]) for index, extra in zip(indices, noise, strict=True)]
+
+
+def noisy_collate(samples):
+    return torch.stack(samples) + np.random.rand()
+
+
+def wrapped(loader, seed=0):
+    return WorkerLoader(loader, seed=seed, device="cpu")
+
+
+def values(batches):
+    return [batch.tolist() for batch in batches]
+
+
+def flat(batches):
+    return [value for batch in batches for value in batch.tolist()]
+
+
+@pytest.fixture
+def untouched_rngs():
+    """Fails the test if it moves a global generator of this process."""
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    np.random.randn()  # a second normal number is now kept aside: part of the state
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    after = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    assert before[0] == after[0]
+    assert all(np.array_equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+    assert torch.equal(before[2], after[2])
+
+
+# --- the ordinary samplers
+
+
+@given(
+    n=st.integers(1, 60),
+    batch_size=st.integers(1, 25),
+    drop_last=st.booleans(),
+    shuffle=st.booleans(),
+    epoch=st.integers(0, 50),
+    data=st.data(),
+)
+@settings(max_examples=50)
+def test_order_and_start_without_workers(n, batch_size, drop_last, shuffle, epoch, data):
+    if drop_last:
+        batch_size = min(batch_size, n)
+    dataset = Numbers(n)
+    loader = wrapped(DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last), seed=9)
+    whole = values(loader.batches(epoch))
+    order = epoch_order(n, 9, epoch).tolist() if shuffle else list(range(n))
+    assert sum(whole, []) == order[: loader.num_samples]
+    assert (len(whole), loader.batch_size) == (len(loader), batch_size)
+
+    start = data.draw(st.integers(0, len(whole)))
+    dataset.read.clear()
+    assert values(loader.batches(epoch, start)) == whole[start:]
+    assert dataset.read == sum(whole[start:], [])  # and no sample before it
+
+
+@pytest.mark.parametrize("dataset", [Augmented(), AugmentedAtOnce()], ids=["single", "at once"])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_augmentation_in_workers_is_a_function_of_the_batch(dataset, persistent, untouched_rngs):
+    source = DataLoader(
+        dataset, 8, shuffle=True, num_workers=2, persistent_workers=persistent, collate_fn=noisy_collate
+    )
+    loader = wrapped(source, seed=3)
+    epochs = {epoch: values(loader.batches(epoch)) for epoch in (0, 1)}
+    assert sorted(round(row[0] - 0.5) for batch in epochs[0] for row in batch) != []
+    assert epochs[0] != epochs[1]
+    assert values(loader.batches(1, 3)) == epochs[1][3:]
+    assert values(loader.batches(0, 5)) == epochs[0][5:]
+    noise = {row[1] for batches in epochs.values() for batch in batches for row in batch}
+    assert len(noise) == 2 * N  # every sample has its own
+
+    other_workers = DataLoader(dataset, 8, shuffle=True, num_workers=1, collate_fn=noisy_collate)
+    assert values(wrapped(other_workers, seed=3).batches(1)) == epochs[1]
+    assert values(wrapped(other_workers, seed=4).batches(1)) != epochs[1]
+
+
+def test_order_and_start_with_workers():
+    source = DataLoader(Numbers(), 4, shuffle=True, num_workers=2, persistent_workers=True)
+    loader = wrapped(source, seed=2)
+
+    @given(epoch=st.integers(0, 9), start=st.integers(0, 13))
+    @settings(max_examples=15, deadline=None)
+    def check(epoch, start):
+        assert flat(loader.batches(epoch, start)) == epoch_order(N, 2, epoch)[4 * start :].tolist()
+
+    check()
+
+
+def test_persistent_workers_survive_an_epoch_that_was_left_early():
+    loader = wrapped(DataLoader(Numbers(), 4, shuffle=True, num_workers=2, persistent_workers=True))
+    batches = loader.batches(0)
+    next(batches), next(batches)
+    assert flat(loader.batches(1)) == epoch_order(N, 0, 1).tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_global_generators_are_not_touched(workers, shuffle, untouched_rngs):
+    loader = wrapped(DataLoader(Numbers(), 8, shuffle=shuffle, num_workers=workers))
+    list(loader.batches(0))
+    list(loader.batches(1, 2))
+
+
+def test_without_workers_samples_draw_from_the_process_itself():
+    loader = wrapped(DataLoader(Augmented(), 8))
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    first = values(loader.batches())
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    expected = values(DataLoader(Augmented(), 8, generator=torch.Generator()))
+    assert first == expected
+
+
+# --- the rest of a DataLoader is kept
+
+
+class InitSeen:
+    """A worker_init_fn that changes the user's data set, as the documentation of torch suggests."""
+
+    def __call__(self, worker):
+        info = get_worker_info()
+        assert isinstance(info.dataset, Numbers)
+        info.dataset.offset = 100 * (worker + 1)
+
+
+class Offset(Numbers):
+    def __getitem__(self, index):
+        return torch.tensor([index, self.offset])
+
+
+def test_worker_init_fn_finds_the_users_data_set():
+    source = DataLoader(Offset(8), 2, num_workers=2, worker_init_fn=InitSeen())
+    assert values(wrapped(source).batches()) == [
+        [[0, 100], [1, 100]],
+        [[2, 200], [3, 200]],
+        [[4, 100], [5, 100]],
+        [[6, 200], [7, 200]],
+    ]
+
+
+def test_every_option_is_carried_over():
+    source = DataLoader(
+        Numbers(),
+        5,
+        shuffle=True,
+        num_workers=1,
+        collate_fn=noisy_collate,
+        timeout=33,
+        multiprocessing_context="spawn",
+        prefetch_factor=7,
+        persistent_workers=True,
+        in_order=False,
+    )
+    made = wrapped(source)._loader
+    for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "prefetch_factor", "persistent_workers"):
+        assert getattr(made, name) == getattr(source, name), name
+    assert made.in_order is False
+    assert made.multiprocessing_context is source.multiprocessing_context
+    assert made.dataset.dataset is source.dataset
+    assert wrapped(DataLoader(source.dataset))._loader.dataset is source.dataset  # bare without workers
+
+
+def test_it_is_a_loader():
+    assert isinstance(wrapped(DataLoader(Numbers())), Loader)
+
+
+def test_a_sampler_of_ours_keeps_its_own_seed():
+    source = DataLoader(Numbers(), batch_sampler=EpochBatchSampler(N, 7, seed=8, drop_last=True))
+    loader = wrapped(source, seed=0)
+    assert flat(loader.batches(3)) == epoch_order(N, 8, 3)[:49].tolist()
+    assert (loader.batch_size, loader.num_samples, len(loader)) == (7, 49, 7)
+
+
+def test_batches_may_be_any_structure():
+    class Rows(Numbers):
+        def __getitem__(self, index):
+            return {"image": torch.tensor(index), "name": f"sample {index}"}, index
+
+    ((mapping, indices),) = wrapped(DataLoader(Rows(3), 3)).batches()
+    assert mapping["name"] == ["sample 0", "sample 1", "sample 2"]
+    assert indices.tolist() == [0, 1, 2]
+
+
+def test_an_epoch_without_a_batch_is_refused():
+    with pytest.raises(ConfigError, match="at most 50"):
+        wrapped(DataLoader(Numbers(), N + 1, drop_last=True))
+
+
+# --- the user's own samplers
+
+
+class ThreeRngs(Sampler):
+    """Draws from all three global generators."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __iter__(self):
+        for _ in range(self.n):
+            yield (random.randrange(self.n) + np.random.randint(self.n) + int(torch.randint(self.n, ()))) % self.n
+
+
+class WithEpoch(Sampler):
+    """Like DistributedSampler: its order is a function of set_epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return N
+
+    def __iter__(self):
+        return iter(np.random.default_rng(self.epoch).permutation(N).tolist())
+
+
+class Endless(Sampler):
+    def __iter__(self):
+        while True:
+            yield from torch.randperm(N).tolist()
+
+    def __len__(self):
+        return N
+
+
+SAMPLERS = {
+    "weighted": lambda: {"sampler": WeightedRandomSampler(torch.arange(1.0, N + 1), N)},
+    "own generator": lambda: {"sampler": SubsetRandomSampler(range(10, 40), generator=torch.Generator())},
+    "with replacement": lambda: {"sampler": RandomSampler(Numbers(), replacement=True, num_samples=33)},
+    "three generators": lambda: {"sampler": ThreeRngs(N)},
+    "set_epoch": lambda: {"sampler": WithEpoch()},
+    "batch sampler": lambda: {"batch_sampler": BatchSampler(ThreeRngs(N), 6, drop_last=True)},
+    "the global generator": lambda: {"sampler": RandomSampler(range(20), num_samples=45, generator=torch.default_generator)},
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_the_users_sampler_is_replayed(kind, workers, untouched_rngs):
+    def loader(seed=1):
+        options = SAMPLERS[kind]()
+        return wrapped(DataLoader(Numbers(), **({} if "batch_sampler" in options else {"batch_size": 4}), **options, num_workers=workers), seed=seed)
+
+    one = loader()
+    epochs = [values(one.batches(epoch)) for epoch in range(3)]
+    assert len(epochs[0]) == len(one)
+    assert sum(map(len, epochs[0])) == one.num_samples
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert values(one.batches(1, 2)) == epochs[1][2:]
+    assert values(loader().batches(2)) == epochs[2]
+    if kind != "set_epoch":
+        assert values(loader(seed=2).batches(2)) != epochs[2]
+
+
+def test_a_start_reads_no_sample_with_the_users_sampler():
+    dataset = Numbers()
+    loader = wrapped(DataLoader(dataset, 4, sampler=ThreeRngs(N)))
+    tail = flat(loader.batches(0, 10))
+    assert dataset.read == tail
+    assert len(tail) == 10
+
+
+def test_drawing_goes_on_while_the_process_draws():
+    loader = wrapped(DataLoader(Numbers(), 1, sampler=ThreeRngs(N)))
+    quiet = flat(loader.batches(0))
+    noisy = []
+    for batch in loader.batches(0):
+        random.random(), np.random.rand(), torch.rand(1)
+        noisy += batch.tolist()
+    assert noisy == quiet
+
+
+def test_an_endless_sampler_works():
+    batches = wrapped(DataLoader(Numbers(), 4, sampler=Endless())).batches(0)
+    assert len([next(batches) for _ in range(100)]) == 100
+
+
+def test_samples_that_are_batches_themselves():
+    loader = wrapped(DataLoader(Numbers(), batch_size=None, shuffle=True))
+    order = [int(sample) for sample in loader.batches(4)]
+    assert sorted(order) == list(range(N))
+    assert [int(sample) for sample in loader.batches(4, 30)] == order[30:]
+    assert (len(loader), loader.batch_size) == (N, 1)
+
+
+def test_a_sequential_batch_sampler_is_read_in_order():
+    source = DataLoader(Numbers(), batch_sampler=BatchSampler(SequentialSampler(range(20)), 6, False))
+    assert flat(wrapped(source).batches(1, 2)) == list(range(12, 20))
+
+
+# --- streams
+
+
+class Stream(IterableDataset):
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        info = get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for value in range(first, 20, step):
+            yield torch.tensor([self.epoch, value, torch.randint(1000, ()).item() if info else 0])
+
+    def __len__(self):
+        return 20
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_stream_is_told_its_epoch_and_skipped_by_reading(workers, persistent, untouched_rngs):
+    loader = wrapped(DataLoader(Stream(), 4, num_workers=workers, persistent_workers=persistent))
+    epochs = [values(loader.batches(epoch)) for epoch in range(2)]
+    rows = sum(epochs[1], [])
+    assert sorted(value for _, value, _ in rows) == list(range(20))
+    assert {epoch for epoch, _, _ in rows} == {1}
+    assert values(loader.batches(1, 2)) == epochs[1][2:]
+    assert values(loader.batches(0)) == epochs[0]
+    assert (loader.num_samples, loader.batch_size) == (20, 4)
+
+
+def test_a_stream_without_a_length_has_none():
+    class Unknown(IterableDataset):
+        def __iter__(self):
+            return iter(torch.arange(9))
+
+    loader = wrapped(DataLoader(Unknown(), 4))
+    assert flat(loader.batches()) == list(range(9))
+    with pytest.raises(TypeError):
+        len(loader)
+
+
+def test_skipping_a_stream_leaves_the_global_generators_alone(untouched_rngs):
+    class Noisy(IterableDataset):
+        def __iter__(self):
+            for value in range(8):
+                if value < 4:
+                    torch.rand(1), random.random(), np.random.rand()
+                yield value
+
+    assert flat(wrapped(DataLoader(Noisy(), 2)).batches(0, 2)) == [4, 5, 6, 7]
+
+
+def test_a_loader_with_its_own_iteration_is_used_as_it_is():
+    class Reversed(DataLoader):
+        def __iter__(self):
+            return iter(list(super().__iter__())[::-1])
+
+    loader = wrapped(Reversed(Numbers(10), 4, sampler=WithEpoch().__class__ and SequentialSampler(range(10))))
+    assert values(loader.batches(0, 1)) == [[4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+# --- moving batches
+
+Pair = namedtuple("Pair", "left right")
+
+
+def test_every_structure_is_walked():
+    one = torch.ones(2)
+    counts = defaultdict(list, {"a": one})
+    batch = {
+        "tuple": (one, [one, "text"]),
+        "named": Pair(one, None),
+        "ordered": OrderedDict(b=one),
+        "default": counts,
+        "read only": MappingProxyType({"c": one}),
+        "packed": torch.nn.utils.rnn.pack_sequence([one]),
+        "number": 3,
+    }
+    out = apply(lambda leaf: leaf.to(torch.float64), batch)
+    assert out["tuple"][0].dtype == out["tuple"][1][0].dtype == torch.float64
+    assert isinstance(out["tuple"], tuple)
+    assert out["tuple"][1][1] == "text"
+    assert isinstance(out["named"], Pair)
+    assert out["named"].left.dtype == torch.float64
+    assert out["named"].right is None
+    assert isinstance(out["ordered"], OrderedDict)
+    assert out["default"].default_factory is list
+    assert out["default"]["a"].dtype == out["read only"]["c"].dtype == torch.float64
+    assert out["packed"].data.dtype == torch.float64
+    assert out["number"] == 3
+    assert counts["a"] is one  # the batch that was given is as it was
+
+
+def test_batches_arrive_on_the_device():
+    loader = WorkerLoader(DataLoader(TensorDataset(torch.arange(6.0)), 4), seed=0, device="meta")
+    assert [part.device.type for (part,) in loader.batches()] == ["meta", "meta"]
+    assert to_device((torch.ones(1),), torch.device("meta"))[0].is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_arrive_whole_on_cuda(workers):
+    source = DataLoader(Augmented(), 8, shuffle=True, num_workers=workers)
+    loader = WorkerLoader(source, seed=0, device="cuda")
+    for epoch in range(2):
+        batches = [batch[:, 0].long() for batch in loader.batches(epoch)]
+        assert all(batch.is_cuda for batch in batches)
+        assert torch.cat(batches).tolist() == epoch_order(N, 0, epoch).tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_that_is_in_use_is_not_overwritten():
+    pinned = ((torch.full((1 << 20,), value).pin_memory(),) for value in range(20))
+    for value, (batch,) in enumerate(copy_ahead(pinned, torch.device("cuda"))):
+        torch.cuda._sleep(1_000_000)
+        total = batch.double().sum()
+        del batch
+        assert total.item() == value * (1 << 20)
