@@ -1,0 +1,208 @@
+"""The application: one config in, one objective out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from trainyard.config.build import build
+from trainyard.config.explain import explain
+from trainyard.errors import TrainyardError
+from trainyard.track import Shipment, facts
+
+if TYPE_CHECKING:
+    from trainyard.runner import Runner
+
+log = logging.getLogger(__name__)
+
+
+class RunFailedError(TrainyardError):
+    """The training ended before its time, and not because anybody asked for it."""
+
+    status = 1
+
+
+class InterruptedRunError(TrainyardError):
+    """The training was asked to end, saved a checkpoint, and can be resumed."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signum
+
+
+def main(config_path: str | Path, config_name: str = "train") -> None:
+    """The command line: compose the config with Hydra, train, and end with a status.
+
+    Errors that their message explains in full are shown as one paragraph, without a traceback (set HYDRA_FULL_ERROR=1
+    to see it all the same): status 2 for a wrong config, 1 for a failed training, 128 + n after signal n.
+
+    Args:
+        config_path: the folder of the configs.
+        config_name: the primary config in it.
+    """
+    whole = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
+    directory = str(Path(config_path).resolve())
+    try:
+        hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(train)()
+    except Exception as error:
+        overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
+        known = error if isinstance(error, TrainyardError) else explain(error, overrides, directory, config_name)
+        if known is None or whole:
+            _print_traceback(error)
+        if known is None:
+            sys.exit(1)
+        print(textwrap.fill(str(known), shutil.get_terminal_size().columns, break_long_words=False), file=sys.stderr)
+        sys.exit(known.status)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train (or evaluate) what a composed config describes, in a job of Hydra's.
+
+    Returns:
+        The best objective; None where the run has none.
+
+    Raises:
+        TrainyardError: with the exit status that the command should have.
+    """
+    with _nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
+        tracker = build(cfg.tracker, "tracker")
+        tracker.start()  # its process imports MLflow while this one imports torch
+        collected = facts.begin(Path.cwd())
+        from trainyard import record
+        from trainyard.config.schema import check
+        from trainyard.runner import Runner
+
+        check(cfg)
+        runner = Runner.from_cfg(cfg, tracker=tracker, info=record.describe(cfg, collected()))
+        runner.prepare(cfg.mode)
+    try:
+        with _interruptible(runner) as caught, runner.session():
+            record.write_files(runner, cfg)
+            _run(runner, cfg.mode)
+            record.name_artifacts(runner)
+        _raise_if_ended_early(runner, caught)
+    finally:
+        _report(tracker.finish())
+    return _objective(runner)
+
+
+def _run(runner: Runner, mode: str) -> None:
+    if mode == "val":
+        runner.val()
+    elif mode == "test":
+        runner.test()
+    else:
+        runner.train()
+        if runner.has_split("test") and not runner.interrupted and not runner.members[0].failed:
+            runner.load_best()
+            runner.test()
+        _summarize(runner)
+
+
+def _summarize(runner: Runner) -> None:
+    (member,) = runner.members
+    name, best = member.objective.name, member.best
+    if member.stop_reason is not None:
+        log.info("Stopped early: %s.", member.stop_reason)
+    if best is not None:
+        tested = member.metrics.get(name.replace("val/", "test/"))
+        test = "" if tested is None else f"; on the test set {tested:.4f}"
+        log.info("Best %s %.4f, at epoch %d (iteration %d)%s.", name, best.value, best.epoch, best.iter, test)
+    file = member.checkpoints / "best.pt"
+    if file.exists():
+        log.info("Checkpoint: %s", _shown(file))
+
+
+def _report(shipment: Shipment) -> None:
+    """Say where the run can be looked at, and what is not there yet."""
+    for run in shipment.runs:
+        if run.where:
+            log.info("MLflow: run %r; %s", run.name, run.where)
+    if str(shipment):
+        log.warning("%s", shipment)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _objective(runner: Runner) -> float | None:
+    member = runner.members[0]
+    return member.metrics.get(member.objective.name) if member.best is None else member.best.value
+
+
+def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
+    (member,) = runner.members
+    if caught:
+        raise InterruptedRunError(
+            f"Interrupted at iteration {runner.iter}; go on with the same command and "
+            f"hydra.run.dir={_shown(member.directory)} resume=true",
+            caught[0],
+        )
+    if member.failed:
+        raise RunFailedError(f"The training failed: {member.stop_reason}.")
+
+
+@contextmanager
+def _interruptible(runner: Runner) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM ends the run with a checkpoint, the second ends it now. Gives the signals caught."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def first(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        runner.interrupt()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
+
+    before: dict[int, Any] = {each: signal.signal(each, first) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _nothing_left_behind(directory: Path) -> Iterator[None]:
+    """Where the config turns out to be wrong, remove what Hydra has made for the run: its copy of the config, its log."""
+    try:
+        yield
+    except TrainyardError:
+        if not (directory / "metrics.jsonl").exists():
+            job = HydraConfig.get()
+            if job.output_subdir is not None:
+                shutil.rmtree(directory / job.output_subdir, ignore_errors=True)
+            (directory / f"{job.job.name}.log").unlink(missing_ok=True)
+            for folder in (directory, *directory.parents):
+                if folder == Path.cwd() or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+        raise
+
+
+def _print_traceback(error: BaseException) -> None:
+    """The traceback from the place on where the run began: what Hydra did before that helps nobody."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code is not train.__code__:
+        frames = frames.tb_next
+    traceback.print_exception(error.with_traceback(frames or error.__traceback__))

@@ -1,0 +1,176 @@
+"""From a node of the config to the object that it describes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from trainyard.errors import ConfigError, TrainyardError
+
+_CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+AUTO = "auto"
+
+
+def is_node(value: object) -> bool:
+    """Whether this is a config that `build` can make an object of."""
+    return isinstance(value, Mapping | DictConfig) and "_target_" in value
+
+
+def build(value: Any, key: str, /, *args: Any) -> Any:
+    """The object that a config describes; anything that is no such config is given back as it is.
+
+    Args:
+        value: an object, or a mapping with `_target_`.
+        key: where the node stands in the config; errors name it.
+        *args: passed to the target before the config's own arguments.
+
+    Raises:
+        ConfigError: the target cannot be imported, does not take these arguments, or refuses their values.
+    """
+    if not is_node(value):
+        return value
+    check_node(value, key, positional=len(args))
+    try:
+        return instantiate(value, *args, _convert_="all")
+    except InstantiationException as error:
+        raise _explain(error, key) from error.__cause__
+
+
+def build_all(values: Any, key: str) -> dict[str, Any]:
+    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are left out."""
+    return {name: build(value, f"{key}.{name}") for name, value in (values or {}).items() if value is not None}
+
+
+def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
+    """A copy of a config in which each value `auto` is replaced by the fact of the same name.
+
+    Args:
+        value: a config; an object is given back as it is.
+        key: where it stands in the config.
+        facts: what the data says of itself (`num_classes`, `vocab_size`, …); None where there is no data.
+
+    Raises:
+        ConfigError: the data has no such fact.
+    """
+    if not isinstance(value, Mapping | DictConfig):
+        return value
+    plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig) else dict(value)
+    assert isinstance(plain, dict)
+    return {str(name): _fill(entry, f"{key}.{name}", str(name), facts) for name, entry in plain.items()}
+
+
+def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> Any:
+    if isinstance(entry, Mapping):
+        return fill_auto(entry, key, facts)
+    if not (isinstance(entry, str) and entry == AUTO):
+        return entry
+    if facts is None:
+        raise ConfigError(key, AUTO, "a value, since there is no data to take it from")
+    if name not in facts:
+        known = ", ".join(sorted(facts)) or "nothing of that kind"
+        raise ConfigError(key, AUTO, f"a value: this data tells {known}", options=facts)
+    return facts[name]
+
+
+def check_tree(value: Any, key: str = "") -> None:
+    """Check every node below: its target imports, and takes the arguments that it is given.
+
+    Raises:
+        ConfigError: for the first node that does not.
+    """
+    if isinstance(value, Mapping | DictConfig):
+        if is_node(value):
+            check_node(value, key)
+        for name, entry in value.items():
+            check_tree(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | ListConfig):
+        for index, entry in enumerate(value):
+            check_tree(entry, f"{key}.{index}")
+
+
+def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: int = 0) -> None:
+    """Check one node: the target imports, and takes these arguments.
+
+    Raises:
+        ConfigError: naming the nearest module, attribute or argument.
+    """
+    target = locate(node["_target_"], f"{key}._target_")
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    taken = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in node:
+            if name not in taken and name not in _CONTROLS:
+                accepted = f"an argument of {node['_target_']}: {', '.join(taken) or 'it takes none'}"
+                raise ConfigError(key, name, accepted, options=taken)
+    if node.get("_partial_") or node.get("_args_"):
+        return
+    required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
+    for name in required:
+        if name not in node:
+            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it")
+
+
+def locate(path: Any, key: str) -> Callable[..., Any]:
+    """What a dotted path names.
+
+    Raises:
+        ConfigError: nothing of that name can be imported; or what it names cannot be called.
+    """
+    parts = str(path).split(".")
+    module, depth = _import_longest(parts, key)
+    if module is None:
+        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}")
+    found: Any = module
+    for name in parts[depth:]:
+        if not hasattr(found, name):
+            where = ".".join(parts[:depth])
+            raise ConfigError(
+                key, path, f"a dotted path that imports: {where} has no {name!r}", options=_paths(where, found)
+            )
+        found = getattr(found, name)
+        depth += 1
+    if not callable(found):
+        raise ConfigError(key, path, "a class or function")
+    return found  # type: ignore[no-any-return]
+
+
+def _import_longest(parts: list[str], key: str) -> tuple[ModuleType | None, int]:
+    module, depth = None, 0
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        try:
+            module, depth = importlib.import_module(name), count
+        except ModuleNotFoundError as error:
+            if error.name is not None and not name.startswith(error.name):
+                raise ConfigError(
+                    key, ".".join(parts), "a dotted path that imports", hint=f"Importing {name} failed: {error}."
+                ) from error
+            break
+    return module, depth
+
+
+def _paths(where: str, found: Any) -> list[str]:
+    return [f"{where}.{name}" for name in dir(found) if not name.startswith("_")]
+
+
+def _explain(error: InstantiationException, key: str) -> Exception:
+    cause = error.__cause__
+    where = key
+    for line in str(error).splitlines():
+        if line.startswith("full_key: "):
+            where = f"{key}.{line.removeprefix('full_key: ')}"
+    if isinstance(cause, ConfigError):
+        return cause.under(where)
+    if isinstance(cause, TypeError | ValueError | OSError):
+        return TrainyardError(f"{where}: {type(cause).__name__}: {cause}")
+    return cause if isinstance(cause, Exception) else TrainyardError(f"{where}: {error}")

@@ -1,0 +1,81 @@
+"""The types of the settings that the framework itself owns: those at the top of a config, beside the groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from trainyard.config.build import check_tree
+from trainyard.errors import ConfigError
+
+MODES = ("train", "val", "test")
+
+
+@dataclass
+class Settings:
+    """See conf/train.yaml, where each is explained."""
+
+    mode: str = "train"
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    accumulate: int = 1
+    clip_grad_norm: float | None = None
+    compile: bool = False
+    objective: str = "val/loss"
+    direction: str = "minimize"
+    load_from: str | None = None
+    resume: Any = False
+    name: str | None = None
+    work_dir: str | None = None
+
+
+_KINDS = {
+    "int": "a whole number",
+    "str": "a text",
+    "bool": "true or false",
+    "float | None": "a number or null",
+    "str | None": "a text or null",
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Check a composed config before anything is made from it.
+
+    Every value is there and resolves, settings have their types, each `_target_` imports and takes its arguments.
+
+    Raises:
+        ConfigError: names the key, what was given, what is accepted and the nearest name.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, MissingMandatoryValue) as error:
+        key = str(getattr(error, "full_key", "") or "config")
+        raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
+    _check_settings(cfg)
+    check_tree(cfg)
+
+
+def _check_settings(cfg: DictConfig) -> None:
+    schema = OmegaConf.structured(Settings)
+    for field in fields(Settings):
+        if field.name in cfg:
+            try:
+                schema[field.name] = cfg[field.name]
+            except OmegaConfBaseException:
+                kind = _KINDS[str(field.type)]
+                raise ConfigError(field.name, cfg[field.name], kind) from None
+    if schema.mode not in MODES:
+        raise ConfigError("mode", schema.mode, f"one of {', '.join(MODES)}", options=MODES)
+    if schema.seed < 0:
+        raise ConfigError("seed", schema.seed, "a whole number of at least 0")
+    if not isinstance(schema.resume, bool | str):
+        raise ConfigError("resume", schema.resume, "true, false or the path of a checkpoint")
+    if schema.mode != "train" and not schema.load_from:
+        raise ConfigError("load_from", None, f"the path of a checkpoint, since mode={schema.mode}")

@@ -1,0 +1,117 @@
+"""Checkpoints at intervals, the best one, and the last."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Member, Runner, checkpoint, copy_tensors
+
+
+class Checkpoint(Hook):
+    """Saves the whole state of the run into `checkpoints/`, from a thread of its own, so that training goes on.
+
+    A checkpoint that falls together with a validation is saved after it, so that it holds the result.
+
+    Args:
+        interval: epochs (or iterations) between two checkpoints.
+        by: "epoch" or "iter"; None is the unit of the loop.
+        max_keep: how many of them to keep, the newest; None keeps all.
+        save_best: keep the state with the best objective as `best.pt`.
+        save_last: save the state at the end of the run whatever the interval.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(
+        self,
+        interval: int = 1,
+        by: str | None = None,
+        max_keep: int | None = 3,
+        save_best: bool = True,
+        save_last: bool = True,
+    ) -> None:
+        if not isinstance(interval, int) or interval < 1:
+            raise ConfigError("interval", interval, "a whole number of at least 1")
+        if by not in (None, "epoch", "iter"):
+            raise ConfigError("by", by, "epoch, iter or null for the loop's own unit", options=("epoch", "iter"))
+        if max_keep is not None and (not isinstance(max_keep, int) or max_keep < 1):
+            raise ConfigError("max_keep", max_keep, "a whole number of at least 1, or null to keep all")
+        self.interval = interval
+        self.by = by
+        self.max_keep = max_keep
+        self.save_best = save_best
+        self.save_last = save_last
+        self._writer = checkpoint.Writer()
+        self._saved_at: tuple[int, bool] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        self._unit = self.by or runner.train_loop.unit
+        self._begin = (runner.iter, runner.train_loop.val_due)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if self._unit == "iter" and runner.iter % self.interval == 0 and not runner.train_loop.val_due:
+            self._save(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self._unit == "epoch" and runner.epoch % self.interval == 0 and not runner.train_loop.val_due:
+            self._save(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        if not runner.training:
+            return
+        best = self.save_best and any(member.is_best(runner.iter) for member in runner.members)
+        regular = (runner.epoch if self._unit == "epoch" else runner.iter) % self.interval == 0
+        if best or regular:
+            self._save(runner, regular=regular)
+
+    def after_train(self, runner: Runner) -> None:
+        here = (runner.iter, runner.train_loop.val_due)
+        if (self.save_last or runner.interrupted) and here not in (self._saved_at, self._begin):
+            self._save(runner)
+        self._writer.wait()
+
+    def _save(self, runner: Runner, *, regular: bool = True) -> None:
+        """Save every member that has not failed; `regular` ones count for `max_keep` and for resuming."""
+        if runner.work_dir is None:
+            return
+        whole = self._unit == "epoch" and runner.iter == runner.epoch * len(runner.loader("train"))
+        name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
+        jobs = []
+        for member, state in zip(runner.members, runner.checkpoint(), strict=True):
+            runner.call("before_save_checkpoint", checkpoint=state)
+            if not member.failed:
+                best = self.save_best and member.is_best(runner.iter) and not runner.train_loop.val_due
+                jobs.append(partial(self._write, member, name, copy_tensors(state), regular, best))
+        self._writer.submit(lambda: [job() for job in jobs] and None)
+        if regular:
+            self._saved_at = (runner.iter, runner.train_loop.val_due)
+
+    def _write(self, member: Member, name: str, state: dict[str, Any], regular: bool, best: bool) -> None:
+        directory = member.checkpoints
+        if regular:
+            checkpoint.save(directory / name, state)
+            history = [entry for entry in checkpoint.read_last(directory) if entry not in (name, "best.pt")] + [name]
+            keep = history if self.max_keep is None else history[-self.max_keep :]
+            checkpoint.write_last(directory, keep)
+            for entry in set(history) - set(keep):
+                (directory / entry).unlink(missing_ok=True)
+        if best and regular:
+            _link(directory / name, directory / "best.pt")
+        elif best:
+            checkpoint.save(directory / "best.pt", state)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, replacing what has that name; it is not written twice."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)

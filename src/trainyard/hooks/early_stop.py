@@ -1,0 +1,67 @@
+"""Stop when the objective no longer gets better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Objective, Runner
+
+
+class EarlyStopping(Hook):
+    """Ends a member's training after `patience` validations in a row that did not better its best by `min_delta`.
+
+    Args:
+        monitor: the metric to watch; None is the run's objective.
+        direction: `maximize` or `minimize`; None is the run's direction.
+        patience: validations to wait.
+        min_delta: how much better counts as better.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        direction: Any = None,
+        patience: int = 5,
+        min_delta: float = 0.0,
+    ) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ConfigError("patience", patience, "a whole number of at least 1")
+        if min_delta < 0:
+            raise ConfigError("min_delta", min_delta, "a number of at least 0")
+        self.monitor = monitor
+        self.direction = direction
+        self.patience = patience
+        self.min_delta = min_delta
+        self._best: list[float | None] = []
+        self._waited: list[int] = []
+
+    def before_train(self, runner: Runner) -> None:
+        if not self._best:
+            self._best = [None] * len(runner.members)
+            self._waited = [0] * len(runner.members)
+        own = runner.members[0].objective
+        self._objective = Objective(self.monitor or own.name, self.direction or own.direction)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if not runner.training:
+            return
+        for index, member in enumerate(runner.members):
+            name = self._objective.name
+            value = member.latest(name, "hook.early_stop.monitor")
+            if self._objective.better(value, self._best[index], by=self.min_delta):
+                self._best[index] = value
+                self._waited[index] = 0
+                continue
+            self._waited[index] += 1
+            if self._waited[index] >= self.patience:
+                member.stop(f"{name} has not got better than {self._best[index]} for {self.patience} validations")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": list(self._best), "waited": list(self._waited)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._waited = list(state["best"]), list(state["waited"])

@@ -1,0 +1,53 @@
+"""Where the time of an iteration goes."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner
+
+
+class IterTimer(Hook):
+    """Mean seconds of an iteration (`time`) and of waiting for its batch (`data_time`), since the last log.
+
+    On CUDA an iteration is timed as the host sees it: kernels may run on after it.
+    """
+
+    priority = "NORMAL"
+
+    def before_train(self, runner: Runner) -> None:
+        runner.gauges["time"] = self._time
+        runner.gauges["data_time"] = self._data_time
+        self._reset()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._last = perf_counter()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+        self._waited += perf_counter() - self._last
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        now = perf_counter()
+        self._total += now - self._last
+        self._last = now
+        self._count += 1
+
+    def after_val(self, runner: Runner) -> None:
+        self._last = perf_counter()
+
+    def _time(self) -> float:
+        """Read last: it begins the next window."""
+        mean = self._total / max(self._count, 1)
+        waited = self._waited / max(self._count, 1)
+        self._reset()
+        self._mean_waited = waited
+        return mean
+
+    def _data_time(self) -> float:
+        return self._mean_waited
+
+    def _reset(self) -> None:
+        self._total = self._waited = self._mean_waited = 0.0
+        self._count = 0

@@ -1,0 +1,46 @@
+"""Stop a training whose loss is no longer a number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner, read
+
+
+class NaNGuard(Hook):
+    """Ends a member as failed once its loss is NaN or infinite, and keeps such a state out of its checkpoints.
+
+    Args:
+        interval: iterations between two looks; each reads the loss, and so waits for the device.
+    """
+
+    priority = "HIGH"
+
+    def __init__(self, interval: int = 10) -> None:
+        if not isinstance(interval, int) or interval < 1:
+            raise ConfigError("interval", interval, "a whole number of at least 1")
+        self.interval = interval
+        self._loss: Tensor | None = None
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
+        self._loss = outputs["loss"]
+        if runner.iter % self.interval == 0:
+            self._look(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._look(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self._look(runner)
+
+    def _look(self, runner: Runner) -> None:
+        if self._loss is None:
+            return
+        for member, values in zip(runner.members, read({"loss": self._loss}, len(runner.members)), strict=True):
+            if not math.isfinite(values["loss"]) and not member.failed:
+                member.stop(f"the loss is {values['loss']} at iteration {runner.iter}", failed=True)

@@ -1,0 +1,44 @@
+"""The parameter schedule: hand the optimiser this epoch's or iteration's numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner
+from trainyard.schedules import Plateau
+
+
+class ParamSchedule(Hook):
+    """Writes the schedule's row into the optimiser's parameter groups before it is needed.
+
+    A schedule that looks at a metric (`plateau`) is shown its value after each validation of the training.
+    """
+
+    priority = "HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        schedule = runner.schedule
+        self._by_iter = schedule is not None and (schedule.by or runner.train_loop.unit) == "iter"
+        self._by_epoch = schedule is not None and not self._by_iter
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self._by_epoch:
+            self._apply(runner, runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+        if self._by_iter:
+            self._apply(runner, runner.iter)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if not (runner.training and isinstance(runner.schedule, Plateau)):
+            return
+        member = runner.members[0]
+        name = runner.schedule.monitor or member.objective.name
+        runner.schedule.observe(member.latest(name, "schedule.monitor"))
+
+    @staticmethod
+    def _apply(runner: Runner, index: int) -> None:
+        assert runner.schedule is not None
+        for group, row in zip(runner.optimizer.param_groups, runner.schedule.row(index), strict=True):
+            group.update(row)

@@ -1,0 +1,79 @@
+"""A progress bar on a terminal; nothing elsewhere, where the Logger's lines do."""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainyard import console
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner, read
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+
+class Progress(Hook):
+    """Epoch, bar, iterations, loss, learning rate, samples a second, time left (rich).
+
+    Args:
+        refresh: seconds between two drawings; each reads the loss.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, refresh: float = 0.1) -> None:
+        self.refresh = refresh
+        self._bar: Bar | None = None
+        self._next = float("inf")
+
+    def before_train(self, runner: Runner) -> None:
+        if not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._epochs = runner.train_loop.max_epochs(runner)
+        total = runner.train_loop.max_iters(runner)
+        self._task: TaskID = self._bar.add_task("", total=total, completed=runner.iter, numbers="")
+        self._begin, self._begin_iter = perf_counter(), runner.iter
+        self._bar.start()
+        console.live = True
+        self._next = 0.0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
+        now = perf_counter()
+        if now < self._next:
+            return
+        self._next = now + self.refresh
+        assert self._bar is not None
+        losses = [values["loss"] for values in read({"loss": outputs["loss"]}, len(runner.members))]
+        pace = (runner.iter - self._begin_iter) * runner.loader("train").batch_size / (now - self._begin)
+        rate = float(runner.optimizer.param_groups[0]["lr"])
+        self._bar.update(
+            self._task,
+            completed=runner.iter,
+            description=f"epoch {min(runner.epoch + 1, self._epochs)}/{self._epochs}",
+            numbers=f"loss {min(losses):.4f}  lr {rate:.2e}  {pace:,.0f} samples/s",
+            refresh=True,
+        )
+
+    def after_run(self, runner: Runner) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            console.live = False
+            self._next = float("inf")

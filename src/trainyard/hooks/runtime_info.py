@@ -1,0 +1,45 @@
+"""What this run is made of, said once at its start."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner
+
+log = logging.getLogger("trainyard")
+
+
+class RuntimeInfo(Hook):
+    """Logs the size of the model and the data and the baselines that the data knows, and tags the run with them."""
+
+    priority = "VERY_HIGH"
+
+    def before_run(self, runner: Runner) -> None:
+        parameters = sum(parameter.numel() for parameter in runner.model.parameters())
+        kind = type(runner.model).__name__
+        tags = {"model": kind, "parameters": str(parameters), "device": str(runner.device)}
+        if runner.device.type == "cuda":
+            tags["gpu"] = torch.cuda.get_device_name(runner.device)
+        log.info("%s with %s parameters.", kind, f"{parameters:,}")
+        for member in runner.members:
+            if member.journal is not None:
+                member.journal.tags(tags)
+
+    def before_train(self, runner: Runner) -> None:
+        loader, loop = runner.loader("train"), runner.train_loop
+        log.info(
+            "%s samples, %d batches of %d an epoch; %d epochs, %d iterations.",
+            f"{loader.num_samples:,}",
+            len(loader),
+            loader.batch_size,
+            loop.max_epochs(runner),
+            loop.max_iters(runner),
+        )
+        if runner.data is not None and runner.has_split("val"):
+            for name, value in runner.data.baselines("val").items():
+                log.info("Baseline to beat: val/%s %.4f.", name, value)
+                for member in runner.members:
+                    member.record({f"val/{name}": value}, step=0, epoch=0)

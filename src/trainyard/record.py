@@ -1,0 +1,124 @@
+"""What a run of the application leaves beside its numbers: its config, its code's state, its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from trainyard.batch import split_target
+from trainyard.runner import Runner, checkpoint
+from trainyard.track import RunInfo
+
+CONFIG = "config.yaml"
+EXAMPLE = "example.npy"
+DIFF = "git.diff"
+
+# Settings that say where a run lives, not what it is.
+_ELSEWHERE = ("work_dir", "tracker", "name")
+
+
+def describe(cfg: DictConfig, facts: Mapping[str, str]) -> RunInfo:
+    """The record of a run: every value of its config as a param, and the option chosen of each group.
+
+    Args:
+        cfg: the composed config of a job that Hydra runs.
+        facts: of the machine and the code (`trainyard.track.facts`).
+    """
+    job = HydraConfig.get()
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
+    choices = {
+        str(group): str(choice) for group, choice in job.runtime.choices.items() if not str(group).startswith("hydra/")
+    }
+    return RunInfo(
+        name=cfg.name or Path(cfg.work_dir).name,
+        params=choices | params,
+        tags={"overrides": " ".join(job.overrides.task)},
+        facts=dict(facts),
+        config=CONFIG,
+    )
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """`{"optim": {"lr": 0.1}}` as `("optim.lr", "0.1")`; lists stay whole."""
+    if isinstance(value, Mapping) and value:
+        for name, entry in value.items():
+            yield from _flat(entry, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, str(value)
+
+
+def write_files(runner: Runner, cfg: DictConfig) -> None:
+    """Write into each member's directory what `load_model` and a later reader need: config, model input, diff."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    values["model"] = runner.model_config
+    example = _example(runner)
+    for member in runner.members:
+        (member.directory / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+        if example is not None:
+            np.save(member.directory / EXAMPLE, example)
+        diff = runner.info.facts.get("git.diff")
+        if diff:
+            (member.directory / DIFF).write_text(diff)
+
+
+def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
+    """One input of the model; None where it takes anything but one tensor."""
+    split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
+    if split is None:
+        return None
+    batch = next(iter(runner.loader(split).batches()))
+    positional = batch if isinstance(batch, list | tuple) else (batch,)
+    inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
+    if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        return None
+    return inputs[0][:1].cpu().numpy()
+
+
+def name_artifacts(runner: Runner) -> None:
+    """Tell the journal which files belong to the run, and which checkpoint is its model."""
+    for member in runner.members:
+        assert member.journal is not None
+        folder = member.directory
+        hydra_folder = HydraConfig.get().output_subdir
+        files = [CONFIG, DIFF, f"{HydraConfig.get().job.name}.log", *([hydra_folder] if hydra_folder else [])]
+        for name in files:
+            if (folder / name).exists():
+                member.journal.artifact(name)
+        saved = {"best": member.checkpoints / "best.pt"}
+        history = checkpoint.read_last(member.checkpoints)
+        if history:
+            saved["last"] = member.checkpoints / history[-1]
+        for kind in runner.tracker.log_checkpoints:
+            if kind in saved and saved[kind].exists():
+                member.journal.artifact(saved[kind], to="checkpoints")
+        best = saved["best"] if saved["best"].exists() else saved.get("last")
+        if runner.tracker.log_model and best is not None:
+            member.journal.model(best, f"{__name__}:load_model")
+
+
+def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, Any] | None]:
+    """The model of a run with the weights that a checkpoint of it was evaluated with, on the CPU, in eval mode.
+
+    Args:
+        work_dir: the run's directory.
+        file: the checkpoint.
+
+    Returns:
+        The model, and one input for it (None where none was kept).
+    """
+    cfg = OmegaConf.load(work_dir / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    model = Runner(cfg.model, seed=cfg.seed, device="cpu").model
+    state = checkpoint.load(file)
+    model.load_state_dict(state.get("eval_model", state["model"]))
+    example = work_dir / EXAMPLE
+    return model.eval(), np.load(example) if example.exists() else None

@@ -1,0 +1,24 @@
+"""The Runner, its loops, its members and their checkpoints."""
+
+from trainyard.runner import checkpoint
+from trainyard.runner.env import Env
+from trainyard.runner.loops import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, TrainLoop, ValLoop
+from trainyard.runner.members import Best, Member, Objective, read
+from trainyard.runner.runner import Runner
+from trainyard.runner.state import copy_tensors
+
+__all__ = [
+    "Best",
+    "Env",
+    "EpochBasedTrainLoop",
+    "IterBasedTrainLoop",
+    "Member",
+    "Objective",
+    "Runner",
+    "TestLoop",
+    "TrainLoop",
+    "ValLoop",
+    "checkpoint",
+    "copy_tensors",
+    "read",
+]

@@ -1,0 +1,135 @@
+"""Checkpoint files: written whole or not at all, checked before they are believed, opened without running code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainyard.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+LAST = "last.json"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint file that is cut short or whose contents do not match their checksums."""
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
+
+    torch's format is a zip archive with a CRC-32 of every record: that is the checksum which `load` holds it to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, after its checksums have been verified.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: cut short, altered, or not a checkpoint of ours.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DamagedCheckpointError(f"{path}: the checksum of {damaged} does not match")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+    except pickle.UnpicklingError as error:
+        raise DamagedCheckpointError(f"{path}: holds objects other than tensors and plain values") from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no 'model'")
+    return state
+
+
+def write_last(directory: Path, history: list[str]) -> None:
+    """Note the regular checkpoints of a directory, oldest first; the last one is where a resume begins."""
+    temporary = directory / f".{LAST}.tmp"
+    temporary.write_text(json.dumps({"last": history[-1] if history else None, "history": history}, indent=2) + "\n")
+    temporary.replace(directory / LAST)
+
+
+def read_last(directory: Path) -> list[str]:
+    """The checkpoints of a directory, oldest first: as noted, or by the files' times where the note is unreadable."""
+    try:
+        history = json.loads((directory / LAST).read_text())["history"]
+        return [str(name) for name in history if (directory / str(name)).exists()]
+    except (OSError, ValueError, KeyError, TypeError):
+        files = sorted(directory.glob("*.pt"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+        return [file.name for file in files]
+
+
+def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a directory and its contents; damaged ones are passed over aloud."""
+    for path in _newest_first(directory):
+        try:
+            return path, load(path)
+        except (DamagedCheckpointError, FileNotFoundError) as error:
+            log.warning("Passed over a damaged checkpoint: %s", error)
+    return None
+
+
+def _newest_first(directory: Path) -> Iterator[Path]:
+    noted = [directory / name for name in reversed(read_last(directory))]
+    yield from noted
+    best = directory / "best.pt"
+    if best.exists() and best not in noted:
+        yield best
+
+
+def given(key: str, path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that the user named.
+
+    Raises:
+        ConfigError: absent or damaged; the message names the nearest file.
+    """
+    file = Path(path)
+    try:
+        return file, load(file)
+    except FileNotFoundError:
+        others = sorted(str(other) for other in file.parent.glob("*.pt"))
+        raise ConfigError(key, str(path), "the path of a checkpoint file that exists", options=others) from None
+    except DamagedCheckpointError as error:
+        raise ConfigError(key, str(path), "a whole checkpoint", hint=f"This one cannot be used: {error}.") from None
+
+
+class Writer:
+    """One thread that writes checkpoints behind the training; a save waits for the one before it.
+
+    What it is given to write must not change afterwards: pass copies of live tensors.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self.wait()
+        self._pending = self._pool.submit(job)
+
+    def wait(self) -> None:
+        """Return when nothing is left to write; raise what the last write raised."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()

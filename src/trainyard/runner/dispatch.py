@@ -1,0 +1,118 @@
+"""Which hooks are called at which stage, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from trainyard.errors import ConfigError
+
+STAGES = (
+    "before_run",
+    "after_run",
+    "before_train",
+    "after_train",
+    "before_train_epoch",
+    "after_train_epoch",
+    "before_train_iter",
+    "after_train_iter",
+    "before_val",
+    "after_val",
+    "before_val_epoch",
+    "after_val_epoch",
+    "before_val_iter",
+    "after_val_iter",
+    "before_test",
+    "after_test",
+    "before_test_epoch",
+    "after_test_epoch",
+    "before_test_iter",
+    "after_test_iter",
+    "after_load_checkpoint",
+    "before_save_checkpoint",
+)
+
+PRIORITIES = {
+    "HIGHEST": 0,
+    "VERY_HIGH": 10,
+    "HIGH": 30,
+    "ABOVE_NORMAL": 40,
+    "NORMAL": 50,
+    "BELOW_NORMAL": 60,
+    "LOW": 70,
+    "VERY_LOW": 90,
+    "LOWEST": 100,
+}
+
+
+class HookLike(Protocol):
+    """What the Runner asks of a hook; `trainyard.hooks.Hook` is the base that has it."""
+
+    priority: int | str
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def priority(value: int | str) -> int:
+    """The number of a priority given by name or number; low numbers are called first.
+
+    Raises:
+        ConfigError: an unknown name, or a number outside 0 to 100.
+    """
+    if isinstance(value, str) and value.upper() in PRIORITIES:
+        return PRIORITIES[value.upper()]
+    if isinstance(value, int) and 0 <= value <= 100:
+        return value
+    accepted = f"a number from 0 to 100 or one of {', '.join(PRIORITIES)}"
+    raise ConfigError("priority", value, accepted, options=PRIORITIES)
+
+
+class Dispatch:
+    """A call list per stage, made once: a hook costs nothing at the stages that it does not define.
+
+    Hooks of equal priority are called in the order in which they were given.
+    """
+
+    def __init__(self, hooks: Mapping[str, HookLike]) -> None:
+        self.hooks = dict(hooks)
+        order = sorted(self.hooks, key=lambda name: self._priority(name))
+        for name in order:
+            self._check_stages(name)
+        self._calls: dict[str, list[Callable[..., None]]] = {
+            stage: [getattr(self.hooks[name], stage) for name in order if hasattr(self.hooks[name], stage)]
+            for stage in STAGES
+        }
+
+    def stage(self, name: str) -> list[Callable[..., None]]:
+        """The bound methods to call at a stage, first to last."""
+        return self._calls[name]
+
+    def call(self, stage: str, *args: Any, **kwargs: Any) -> None:
+        """Call every hook that defines the stage."""
+        for method in self._calls[stage]:
+            method(*args, **kwargs)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        return {name: state for name, hook in self.hooks.items() if (state := hook.state_dict())}
+
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Give every hook its state back; a hook that the checkpoint does not know starts afresh."""
+        for name, hook in self.hooks.items():
+            if name in states:
+                hook.load_state_dict(states[name])
+
+    def _priority(self, name: str) -> int:
+        try:
+            return priority(self.hooks[name].priority)
+        except ConfigError as error:
+            raise error.under(f"hook.{name}") from None
+
+    def _check_stages(self, name: str) -> None:
+        for method in dir(type(self.hooks[name])):
+            if method.startswith(("before_", "after_")) and method not in STAGES:
+                kind = type(self.hooks[name]).__name__
+                raise ConfigError(
+                    f"hook.{name}", method, f"a stage, as the name of a method of {kind} (docs/hooks.md)", options=STAGES
+                )

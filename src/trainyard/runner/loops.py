@@ -1,0 +1,249 @@
+"""The order of things in training, validation and testing, and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trainyard.errors import ConfigError
+from trainyard.runner.members import read
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
+
+
+def _at_least_one(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(key, value, "a whole number of at least 1")
+    return value
+
+
+class TrainLoop(ABC):
+    """What both training loops share: counting, one iteration, and when validation runs.
+
+    Args:
+        length: how long the run is, in the loop's own unit.
+        val_begin: no validation before this epoch (or iteration), counted from 1.
+        val_interval: validation runs after every epoch (or iteration) that this divides, and always at the end.
+
+    Attributes:
+        unit: "epoch" or "iter": what `length`, `val_begin` and `val_interval` count.
+        val_due: validation runs before the next training iteration. It is part of a checkpoint, so that a run that was
+            ended before its validation was through begins with that.
+    """
+
+    unit: str
+
+    def __init__(self, length: int, val_begin: int, val_interval: int) -> None:
+        self.length = length
+        self.val_begin = _at_least_one("val_begin", val_begin)
+        self.val_interval = _at_least_one("val_interval", val_interval)
+        self.val_due = False
+
+    @abstractmethod
+    def max_epochs(self, runner: Runner) -> int:
+        """Epochs in the whole run; the last one may be cut short."""
+
+    @abstractmethod
+    def max_iters(self, runner: Runner) -> int:
+        """Iterations in the whole run."""
+
+    @abstractmethod
+    def run(self, runner: Runner) -> None:
+        """Train from where the runner stands to the end."""
+
+    def validates_after(self, count: int) -> bool:
+        """Whether validation follows epoch (or iteration) number `count`, counted from 1."""
+        return count == self.length or (count >= self.val_begin and count % self.val_interval == 0)
+
+    def validate(self, runner: Runner) -> None:
+        """Run the validation that is due; once it is through, `val_due` is off."""
+        if self.val_due:
+            runner.val_loop.run(runner)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"val_due": self.val_due}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.val_due = state["val_due"]
+
+
+class EpochBasedTrainLoop(TrainLoop):
+    """Train for `max_epochs` epochs.
+
+    Args:
+        max_epochs: how many.
+        val_begin: no validation before this epoch, counted from 1.
+        val_interval: epochs between validations; the last epoch is always followed by one.
+    """
+
+    unit = "epoch"
+
+    def __init__(self, max_epochs: int, val_begin: int = 1, val_interval: int = 1) -> None:
+        super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval)
+
+    def max_epochs(self, runner: Runner) -> int:
+        return self.length
+
+    def max_iters(self, runner: Runner) -> int:
+        return self.length * len(runner.loader("train"))
+
+    def run(self, runner: Runner) -> None:
+        self.validate(runner)
+        while runner.epoch < self.length and not runner.stopping:
+            self.run_epoch(runner)
+
+    def run_epoch(self, runner: Runner) -> None:
+        loader = runner.loader("train")
+        before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
+        step, total = runner.step, len(loader)
+        start = runner.iter - runner.epoch * total
+        runner.model.train()
+        runner.call("before_train_epoch")
+        for index, batch in enumerate(loader.batches(runner.epoch, start), start):
+            for hook in before_iter:
+                hook(runner, index, batch)
+            outputs = step(batch, index, total)
+            runner.iter += 1
+            for hook in after_iter:
+                hook(runner, index, batch, outputs)
+            if runner.stopping:
+                return
+        runner.epoch += 1
+        self.val_due = self.validates_after(runner.epoch) and runner.has_split("val")
+        runner.call("after_train_epoch")
+        if not runner.stopping:
+            self.validate(runner)
+
+
+class IterBasedTrainLoop(TrainLoop):
+    """Train for `max_iters` iterations over an endless loader, which has epochs of its own underneath.
+
+    Args:
+        max_iters: how many.
+        val_begin: no validation before this iteration, counted from 1.
+        val_interval: iterations between validations; the last iteration is always followed by one.
+    """
+
+    unit = "iter"
+
+    def __init__(self, max_iters: int, val_begin: int = 1, val_interval: int = 1000) -> None:
+        super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval)
+
+    def max_epochs(self, runner: Runner) -> int:
+        return -(-self.length // len(runner.loader("train")))
+
+    def max_iters(self, runner: Runner) -> int:
+        return self.length
+
+    def run(self, runner: Runner) -> None:
+        self.validate(runner)
+        while runner.iter < self.length and not runner.stopping:
+            self.run_epoch(runner)
+
+    def run_epoch(self, runner: Runner) -> None:
+        loader = runner.loader("train")
+        before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
+        step, total = runner.step, self.length
+        start = runner.iter - runner.epoch * len(loader)
+        runner.model.train()
+        runner.call("before_train_epoch")
+        for index, batch in enumerate(loader.batches(runner.epoch, start), start):
+            for hook in before_iter:
+                hook(runner, index, batch)
+            outputs = step(batch, runner.iter, total)
+            runner.iter += 1
+            self.val_due = self.validates_after(runner.iter) and runner.has_split("val")
+            for hook in after_iter:
+                hook(runner, index, batch, outputs)
+            if runner.stopping:
+                return
+            if self.val_due:
+                self.validate(runner)
+                runner.model.train()
+            if runner.iter == total or runner.stopping:
+                break
+        if runner.iter == (runner.epoch + 1) * len(loader):
+            runner.epoch += 1
+            runner.call("after_train_epoch")
+
+
+class ValLoop:
+    """One pass over the validation set: predictions into metrics, metrics into the journal."""
+
+    split = "val"
+
+    def run(self, runner: Runner) -> list[dict[str, float]]:
+        """Evaluate `runner.eval_model` on every sample of the split once.
+
+        Returns:
+            For each member the results, under `<split>/<metric>`.
+        """
+        split = self.split
+        before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
+        metrics = runner.metrics
+        runner.call(f"before_{split}")
+        runner.call(f"before_{split}_epoch")
+        runner.eval_model.eval()
+        predict = runner.predict_step(split)
+        for metric in metrics.values():
+            metric.reset()
+        with torch.no_grad():
+            for index, batch in enumerate(runner.loader(split).batches()):
+                for hook in before_iter:
+                    hook(runner, index, batch)
+                outputs = predict(batch)
+                for metric in metrics.values():
+                    metric.process(batch, outputs)
+                for hook in after_iter:
+                    hook(runner, index, batch, outputs)
+                if runner.interrupted:
+                    return []
+            results = self._compute(runner)
+        for member, values in zip(runner.members, results, strict=True):
+            member.record(values, step=runner.iter, epoch=runner.epoch)
+        self.judge(runner)
+        runner.call(f"after_{split}_epoch", metrics=results[0] if len(results) == 1 else results)
+        self.done(runner)
+        runner.call(f"after_{split}")
+        return results
+
+    def judge(self, runner: Runner) -> None:
+        """Hold the results to the objective."""
+        if runner.training:
+            for member in runner.members:
+                member.judge(step=runner.iter, epoch=runner.epoch)
+
+    def done(self, runner: Runner) -> None:
+        """The results are in: what is saved from here on need not be validated again."""
+        if runner.training:
+            runner.train_loop.val_due = False
+
+    def _compute(self, runner: Runner) -> list[dict[str, float]]:
+        members = len(runner.members)
+        numbers: dict[str, Tensor] = {}
+        for name, metric in runner.metrics.items():
+            result = metric.compute()
+            for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
+                if value.numel() == members:
+                    numbers[f"{self.split}/{key}"] = value
+                else:
+                    runner.record_array(f"{self.split}/{key}", value)
+        return read(numbers, members)
+
+
+class TestLoop(ValLoop):
+    """One pass over the test set; it ranks nothing."""
+
+    split = "test"
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    def judge(self, runner: Runner) -> None:
+        """Test results choose nothing."""
+
+    def done(self, runner: Runner) -> None:
+        """A test changes nothing of the training's state."""

@@ -1,0 +1,388 @@
+"""The Runner: owns the parts of a training and drives its loops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainyard import optim as optimizers
+from trainyard.config.build import build, build_all, fill_auto
+from trainyard.data import Data, Loader, as_data
+from trainyard.errors import ConfigError
+from trainyard.metrics import Metric, as_metric
+from trainyard.models import call, has_mode_contract
+from trainyard.rng import derive
+from trainyard.runner import random
+from trainyard.runner.dispatch import Dispatch
+from trainyard.runner.env import Env, describe, find_device
+from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
+from trainyard.runner.members import Direction, Member, Objective
+from trainyard.runner.state import capture, restore, restore_best, starting_point
+from trainyard.runner.step import Step, make_precision, make_step
+from trainyard.schedules import Plateau, Schedule
+from trainyard.track import NoTracker, RunInfo, Status, Tracker
+
+log = logging.getLogger(__name__)
+
+# The hooks of a Runner that is given none: those of conf/hook/default.yaml.
+DEFAULT_HOOKS = {
+    name: {"_target_": f"trainyard.hooks.{kind}"}
+    for name, kind in {
+        "runtime_info": "RuntimeInfo",
+        "timer": "IterTimer",
+        "logger": "Logger",
+        "param_schedule": "ParamSchedule",
+        "checkpoint": "Checkpoint",
+    }.items()
+}
+
+
+class Runner:
+    """Trains, validates and tests a model; every argument is the built object or its config.
+
+    A config is built when it is first needed: a Runner that only validates builds no optimiser. In the configs of the
+    model and the metrics, a value `auto` is taken from what the data says of itself (`data.spec`).
+
+    Args:
+        model: a module whose `forward` takes `mode` (docs/models.md).
+        data: a `trainyard.data.Data`, or a dict of loaders by split (`train`, `val`, `test`).
+        optim: an optimiser, or a partial that makes one from the parameters.
+        schedule: a `trainyard.schedules.Schedule`; None keeps the optimiser's numbers as they are.
+        hooks: by name; None takes the default ones.
+        metrics: by name; results are `val/<name>` and `test/<name>`.
+        loop: an `EpochBasedTrainLoop` or `IterBasedTrainLoop`.
+        device: `auto` is CUDA where there is one, else the CPU.
+        precision: `fp32`, `tf32`, `bf16` or `fp16`.
+        accumulate: batches to a step of the optimiser.
+        clip_grad_norm: the largest 2-norm of all gradients together, or None.
+        compile: compile the model with `torch.compile`.
+        seed: every random choice is derived from it.
+        work_dir: the run's directory. Without one the run leaves nothing behind: no checkpoint, no journal.
+        load_from: a checkpoint whose weights to begin with.
+        resume: True goes on from the newest checkpoint in `work_dir` (from the beginning where there is none); a path
+            from that one.
+        tracker: what carries the journal to MLflow.
+        env: a `trainyard.runner.Env`.
+        objective: the metric that ranks runs.
+        direction: `maximize` or `minimize` it.
+        name: the run's name in MLflow; by default that of the directory.
+        info: the run's record for MLflow, in place of one that holds its name alone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any = None,
+        optim: Any = None,
+        schedule: Any = None,
+        hooks: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        loop: Any = None,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        accumulate: int = 1,
+        clip_grad_norm: float | None = None,
+        compile: bool = False,  # noqa: A002 - the word that torch uses
+        seed: int = 0,
+        work_dir: str | Path | None = None,
+        load_from: str | Path | None = None,
+        resume: bool | str | Path = False,
+        tracker: Any = None,
+        env: Any = None,
+        objective: str = "val/loss",
+        direction: Direction = "minimize",
+        name: str | None = None,
+        info: RunInfo | None = None,
+    ) -> None:
+        self._parts = {"model": model, "data": data, "optim": optim, "schedule": schedule, "loop": loop}
+        self._hooks = DEFAULT_HOOKS if hooks is None else hooks
+        self._metrics = metrics or {}
+        self._precision = precision
+        self._accumulate = accumulate
+        self._clip_grad_norm = clip_grad_norm
+        self._compile = compile
+        self._work_dir = None if work_dir is None else Path(work_dir).resolve()
+        self.seed = seed
+        self.load_from = load_from
+        self.resume = resume
+        self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
+        self.info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
+        (build(env, "env") or Env()).apply()
+        self.device = find_device(device)
+        self.members = [Member(seed, self._work_dir, Objective(objective, direction))]
+        self.iter = 0
+        self.epoch = 0
+        self.training = False
+        self.interrupted = False
+        self._in_session = False
+        self.gauges: dict[str, Callable[[], float]] = {}
+        self._prepared: set[str] = set()
+        self._eval_model: nn.Module | None = None
+
+    @classmethod
+    def from_cfg(cls, cfg: Mapping[str, Any] | DictConfig, **overrides: Any) -> Runner:
+        """A Runner from one composed config: the groups `hook` and `metric` are the arguments `hooks` and `metrics`.
+
+        Args:
+            cfg: keys that are no argument of the Runner are the application's own and are passed over.
+            **overrides: arguments to use in place of the config's.
+        """
+        renamed = {"hook": "hooks", "metric": "metrics"}
+        taken = set(cls.__init__.__annotations__) - {"return"}
+        found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
+        return cls(**({key: value for key, value in found.items() if key in taken} | overrides))
+
+    # -- the parts, each built when it is first needed -----------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Data | None:
+        built = build(self._parts["data"], "data")
+        if isinstance(built, Mapping):
+            built = build_all(built, "data")
+        try:
+            return None if built is None else as_data(built)
+        except ConfigError as error:
+            raise error.under("data") from None
+
+    @cached_property
+    def model_config(self) -> Any:
+        """The config of the model with every `auto` filled in; the model itself where it was given as an object."""
+        return fill_auto(self._parts["model"], "model", self.data.spec if self.data else None)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        config = self.model_config
+        with random.seeded(derive(self.seed, "init")):
+            model = build(config, "model")
+        if not isinstance(model, nn.Module) or not has_mode_contract(model):
+            raise ConfigError(
+                "model",
+                type(model).__name__,
+                "a module whose forward takes `mode`",
+                hint="trainyard.models.Supervised(net, loss) makes one of any module.",
+            )
+        model = model.to(self.device)
+        if self._compile:
+            model.compile()
+        return model
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        part = build(self._parts["optim"], "optim")
+        if isinstance(part, Optimizer):
+            return part
+        if not callable(part):
+            raise ConfigError("optim", part, "an optimiser, or a config with `_partial_: true` that makes one")
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        try:
+            return optimizers.build(part, parameters)
+        except ConfigError as error:
+            raise error.under("optim") from None
+
+    @cached_property
+    def schedule(self) -> Schedule | Plateau | None:
+        schedule = build(self._parts["schedule"], "schedule")
+        if schedule is not None:
+            loop = self.train_loop
+            unit = schedule.by or loop.unit
+            length = loop.max_epochs(self) if unit == "epoch" else loop.max_iters(self)
+            try:
+                schedule.bind(self.optimizer, length=length, direction=self.members[0].objective.direction)
+            except ConfigError as error:
+                raise error.under("schedule") from None
+        return schedule  # type: ignore[no-any-return]
+
+    @cached_property
+    def train_loop(self) -> TrainLoop:
+        loop = build(self._parts["loop"], "loop")
+        if loop is None:
+            raise ConfigError("loop", None, "a training loop, for example EpochBasedTrainLoop(max_epochs=10)")
+        return loop  # type: ignore[no-any-return]
+
+    @cached_property
+    def val_loop(self) -> ValLoop:
+        return ValLoop()
+
+    @cached_property
+    def test_loop(self) -> TestLoop:
+        return TestLoop()
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        config = fill_auto(self._metrics, "metric", self.data.spec if self.data else None)
+        return {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}
+
+    @cached_property
+    def dispatch(self) -> Dispatch:
+        return Dispatch(build_all(self._hooks, "hook"))
+
+    @cached_property
+    def step(self) -> Step:
+        return make_step(
+            getattr(self.model, "train_step", partial(call, self.model, mode="loss")),
+            self.optimizer,
+            precision=make_precision(self._precision, self.device),
+            clip_grad_norm=self._clip_grad_norm,
+            accumulate=self._accumulate,
+        )
+
+    @cached_property
+    def _loaders(self) -> dict[str, Loader]:
+        return {}
+
+    def loader(self, split: str) -> Loader:
+        """The loader of a split."""
+        if split not in self._loaders:
+            if self.data is None or split not in self.data.splits:
+                known = ", ".join(self.data.splits) if self.data else "none"
+                raise ConfigError("data", split, f"a split that the data has: {known}")
+            self._loaders[split] = self.data.loader(split, seed=self.seed, device=self.device)
+        return self._loaders[split]
+
+    def has_split(self, split: str) -> bool:
+        return self.data is not None and split in self.data.splits
+
+    # -- what the loops and hooks read ---------------------------------------------------------------------------------
+
+    @property
+    def work_dir(self) -> Path | None:
+        return self._work_dir
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """What validation and test run on: the model, or what a hook (EMA) puts in its place."""
+        return self.model if self._eval_model is None else self._eval_model
+
+    @eval_model.setter
+    def eval_model(self, model: nn.Module) -> None:
+        self._eval_model = model
+
+    @property
+    def stopping(self) -> bool:
+        """Whether training ends after this iteration: interrupted, or every member has stopped."""
+        return self.interrupted or all(member.stop_reason is not None for member in self.members)
+
+    def interrupt(self) -> None:
+        """End the run after the present iteration, with a checkpoint, as resumable."""
+        self.interrupted = True
+
+    def stage(self, name: str) -> list[Callable[..., None]]:
+        return self.dispatch.stage(name)
+
+    def call(self, stage: str, *args: Any, **kwargs: Any) -> None:
+        """Call the hooks of a stage."""
+        self.dispatch.call(stage, self, *args, **kwargs)
+
+    def predict_step(self, split: str) -> Callable[[Any], Any]:
+        """What turns a batch into predictions: `val_step` or `test_step` of the model, under the run's precision."""
+        model = self.eval_model
+        predict = getattr(model, f"{split}_step", partial(call, model, mode="predict"))
+        return partial(make_precision(self._precision, self.device).forward, predict)
+
+    def record_array(self, name: str, value: Tensor) -> None:
+        """Record a result that is not one number a member, such as a confusion matrix."""
+        arrays = [value] if len(self.members) == 1 else value.unbind(0)
+        for member, array in zip(self.members, arrays, strict=True):
+            if member.journal is not None:
+                member.journal.array(name, self.iter, array.tolist())
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, mode: str = "train") -> None:
+        """Build all that `train`, `val` or `test` needs, and load what it starts from.
+
+        Raises:
+            TrainyardError: the config cannot work. Nothing has been written.
+        """
+        if self._prepared & {mode, "train"}:
+            return
+        start = starting_point(self)
+        _ = self.dispatch, self.model, self.loader(mode), self.metrics
+        if mode == "train":
+            _ = self.optimizer, self.schedule, self.step
+            random.seed_all(derive(self.seed, "train"))
+        restore(self, start, weights_only=mode != "train")
+        self._prepared.add(mode)
+
+    def train(self) -> list[dict[str, float]]:
+        """Train from the beginning, or from where `resume` says, to the end.
+
+        Returns:
+            For each member the latest value under each name.
+        """
+        self.prepare()
+        with self.session():
+            self.training = True
+            try:
+                self.call("before_train")
+                self.train_loop.run(self)
+                self.call("after_train")
+            finally:
+                self.training = False
+        return [member.metrics for member in self.members]
+
+    def val(self) -> list[dict[str, float]]:
+        """Validate the model as it stands, or as `load_from` gives it."""
+        return self._evaluate(self.val_loop)
+
+    def test(self) -> list[dict[str, float]]:
+        """Test the model as it stands, or as `load_from` gives it."""
+        return self._evaluate(self.test_loop)
+
+    def load_best(self) -> None:
+        """Give the evaluated model the weights of the best checkpoint, where one was saved."""
+        path = self.members[0].checkpoints / "best.pt"
+        if path.exists():
+            restore_best(self, path)
+
+    def _evaluate(self, loop: ValLoop) -> list[dict[str, float]]:
+        self.prepare(loop.split)
+        with self.session():
+            return loop.run(self)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """One run in MLflow around all that is done inside the block: journal open, hooks told, status written.
+
+        `train`, `val` and `test` open one themselves where there is none yet.
+        """
+        if self._in_session:
+            yield
+            return
+        log.info("On %s, seed %d.", describe(self.device), self.seed)
+        for member in self.members:
+            member.open(self.tracker, self.info, resume=bool(self.resume))
+        self._in_session = True
+        status: Status = "FAILED"
+        message = ""
+        try:
+            self.call("before_run")
+            yield
+            failed = [str(member.stop_reason) for member in self.members if member.failed]
+            status = "KILLED" if self.interrupted else "FAILED" if failed else "FINISHED"
+            message = "interrupted" if self.interrupted else "; ".join(failed)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            message = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._in_session = False
+            try:
+                self.call("after_run")
+            finally:
+                for member in self.members:
+                    member.close(status, message)
+
+    def checkpoint(self) -> list[dict[str, Any]]:
+        """The whole state of each member: what its checkpoint file holds. The tensors are the live ones."""
+        return capture(self)

@@ -1,0 +1,162 @@
+"""The state of a run: what a checkpoint holds, and how a run takes it up."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import trainyard
+from trainyard.errors import ConfigError
+from trainyard.runner import checkpoint, random
+from trainyard.track import journal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainyard.runner.runner import Runner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint that a run begins with: all of it where it resumes, its weights alone where it loads."""
+
+    key: str
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def resumes(self) -> bool:
+        return self.key == "resume"
+
+
+def starting_point(runner: Runner) -> Start | None:
+    """The checkpoint that `resume` or `load_from` asks for.
+
+    Raises:
+        ConfigError: it is absent or damaged; or the directory holds a run already and `resume` is off.
+    """
+    if runner.resume is True:
+        if runner.work_dir is None:
+            raise ConfigError("resume", True, "the path of a checkpoint, where the Runner has no work_dir")
+        found = checkpoint.newest(runner.members[0].checkpoints)
+        if found is not None:
+            return Start("resume", *found)
+        log.info("Nothing to resume in %s: starting at the beginning.", runner.work_dir)
+    elif runner.resume:
+        return Start("resume", *checkpoint.given("resume", runner.resume))
+    elif _holds_another_run(runner):
+        raise ConfigError(
+            "work_dir", str(runner.work_dir), "a directory without a run", hint="resume=true goes on with the one there."
+        )
+    if runner.load_from:
+        return Start("load_from", *checkpoint.given("load_from", runner.load_from))
+    return None
+
+
+def _holds_another_run(runner: Runner) -> bool:
+    (member, *_) = runner.members
+    return member.work_dir is not None and member.journal is None and (member.work_dir / journal.FILE).exists()
+
+
+def capture(runner: Runner) -> list[dict[str, Any]]:
+    """The state of each member, as a solo run's checkpoint holds it; its tensors are the live ones."""
+    (member,) = runner.members
+    return [
+        {
+            "version": 1,
+            "trainyard": trainyard.__version__,
+            "seed": member.seed,
+            "epoch": runner.epoch,
+            "iter": runner.iter,
+            "model": runner.model.state_dict(),
+            "optimizer": runner.optimizer.state_dict(),
+            "schedule": {} if runner.schedule is None else runner.schedule.state_dict(),
+            "step": runner.step.state_dict(),
+            "loop": runner.train_loop.state_dict(),
+            "member": member.state_dict(),
+            "hooks": runner.dispatch.state_dict(),
+            "random": random.state(),
+        }
+    ]
+
+
+def copy_tensors(value: Any) -> Any:
+    """The same nest of dicts, lists and tuples with every tensor copied to the CPU: it no longer changes."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copy_tensors(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_tensors(entry) for entry in value)
+    return value
+
+
+def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) -> None:
+    """Take up a checkpoint: the whole state to resume, the weights that were evaluated to load.
+
+    Raises:
+        ConfigError: the checkpoint is of another architecture or another kind of training.
+    """
+    if start is None:
+        return
+    state = start.state
+    if not start.resumes or weights_only:
+        load_weights(runner.model, state.get("eval_model", state["model"]), start)
+        log.info("Loaded the weights of %s.", start.path)
+        return
+    load_weights(runner.model, state["model"], start)
+    try:
+        runner.optimizer.load_state_dict(state["optimizer"])
+        if runner.schedule is not None:
+            runner.schedule.load_state_dict(state["schedule"])
+        runner.step.load_state_dict(state["step"])
+        runner.train_loop.load_state_dict(state["loop"])
+        runner.members[0].load_state_dict(state["member"])
+        runner.dispatch.load_state_dict(state["hooks"])
+        runner.epoch, runner.iter = state["epoch"], state["iter"]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            start.key, str(start.path), "a checkpoint of this training", hint=f"This one is of another: {error}."
+        ) from error
+    if state["seed"] != runner.seed:
+        log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
+    runner.call("after_load_checkpoint", checkpoint=state)
+    random.restore(state["random"])
+    log.info("Resumed %s: epoch %d, iteration %d.", start.path, runner.epoch, runner.iter)
+
+
+def restore_best(runner: Runner, path: Path) -> None:
+    """Give the evaluated model (the EMA's, where there is one) the weights that a checkpoint was evaluated with."""
+    state = checkpoint.load(path)
+    load_weights(runner.eval_model, state.get("eval_model", state["model"]), Start("load_from", path, state))
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], start: Start) -> None:
+    """Load weights that must fit.
+
+    Raises:
+        ConfigError: says which parameters are missing, not wanted, or of another shape.
+    """
+    own = model.state_dict()
+    differ = [f"{name} is missing" for name in own if name not in weights]
+    differ += [f"{name} is not in this model" for name in weights if name not in own]
+    differ += [
+        f"{name} has shape {list(weights[name].shape)}, here {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and hasattr(tensor, "shape") and weights[name].shape != tensor.shape
+    ]
+    if differ:
+        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ConfigError(
+            start.key,
+            str(start.path),
+            f"a checkpoint of this model ({type(model).__name__})",
+            hint=f"In this one {', '.join(differ[:3])}{more}.",
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,218 @@
+"""One optimisation step: forward, backward, clip, optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainyard.errors import ConfigError
+from trainyard.models.base import total_loss
+
+Losses = dict[str, Any]
+
+
+class Precision:
+    """Full precision (`fp32`): forward, backward and step as they are."""
+
+    def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
+        return train_step(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring the gradients to their own scale, before anybody looks at them."""
+
+    def step(self, optimizer: Optimizer) -> None:
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class Autocast(Precision):
+    """Mixed precision in bfloat16 (`bf16`): `torch.autocast` around the forward pass."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, device: torch.device) -> None:
+        self.device_type = device.type
+
+    def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
+        with torch.autocast(self.device_type, self.dtype):
+            return train_step(batch)
+
+
+class ScaledAutocast(Autocast):
+    """Mixed precision in float16 (`fp16`), with a gradient scaler whose state is part of the checkpoint."""
+
+    dtype = torch.float16
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.scaler = torch.amp.GradScaler(device.type)  # type: ignore[attr-defined]
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer) -> None:
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler.load_state_dict(state)
+
+
+def make_precision(name: str, device: torch.device) -> Precision:
+    """The component for `fp32`, `tf32` (full precision with TF32 matrix products on CUDA), `bf16` or `fp16`."""
+    match name:
+        case "fp32":
+            return Precision()
+        case "tf32":
+            torch.set_float32_matmul_precision("high")
+            return Precision()
+        case "bf16":
+            return Autocast(device)
+        case "fp16":
+            return ScaledAutocast(device)
+    options = ("fp32", "tf32", "bf16", "fp16")
+    raise ConfigError("precision", name, f"one of {', '.join(options)}", options=options)
+
+
+class NoClip:
+    """Gradients as they are."""
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {}
+
+
+class ClipGradNorm(NoClip):
+    """Scale the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
+
+    def __init__(self, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ConfigError("clip_grad_norm", max_norm, "a number above 0, or null for no clipping")
+        self.max_norm = max_norm
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"grad_norm": nn.utils.clip_grad_norm_(parameters, self.max_norm)}
+
+
+class Step:
+    """Forward, backward, clip, optimiser, for one batch.
+
+    Args:
+        train_step: a batch in, a dict of losses out; every loss whose key contains `loss` is summed.
+        optimizer: already on the device of the parameters.
+        precision: how forward, backward and step are run.
+        clip: called with the parameters once their gradients are whole.
+    """
+
+    def __init__(
+        self, train_step: Callable[[Any], Losses], optimizer: Optimizer, precision: Precision, clip: NoClip
+    ) -> None:
+        self.train_step = train_step
+        self.optimizer = optimizer
+        self.precision = precision
+        self.clip = clip
+        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        """One step.
+
+        Args:
+            batch: what the loader gave.
+            position: the number of this batch within its epoch (or run, in an iteration loop), from 0.
+            total: how many batches that epoch (or run) has.
+
+        Returns:
+            `loss` (the sum) and the model's other losses, detached, on the device; nothing here synchronises.
+        """
+        losses = self.precision.forward(self.train_step, batch)
+        loss = total_loss(losses)
+        self.precision.backward(loss)
+        return self._outputs(losses, loss) | self._update()
+
+    def _update(self) -> dict[str, Tensor]:
+        self.precision.unscale(self.optimizer)
+        norms = self.clip(self.parameters)
+        self.precision.step(self.optimizer)
+        for parameter in self.parameters:  # what zero_grad does, without its bookkeeping for profilers
+            parameter.grad = None
+        return norms
+
+    @staticmethod
+    def _outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
+        outputs = {key: value.detach() for key, value in losses.items() if isinstance(value, Tensor)}
+        outputs["loss"] = loss.detach()
+        return outputs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"precision": self.precision.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.precision.load_state_dict(state["precision"])
+
+
+class AccumulatedStep(Step):
+    """A step of the optimiser every `accumulate` batches; the last group of an epoch (or run) may be shorter.
+
+    Each batch counts by its share of its group, so that a group of any length gives the mean over its batches.
+    """
+
+    def __init__(self, *args: Any, accumulate: int) -> None:
+        super().__init__(*args)
+        self.accumulate = accumulate
+
+    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        within = position % self.accumulate
+        size = min(self.accumulate, total - (position - within))
+        losses = self.precision.forward(self.train_step, batch)
+        loss = total_loss(losses)
+        self.precision.backward(loss / size)
+        outputs = self._outputs(losses, loss)
+        return outputs if within + 1 < size else outputs | self._update()
+
+    def state_dict(self) -> dict[str, Any]:
+        gradients = [parameter.grad for parameter in self.parameters]
+        pending = any(gradient is not None for gradient in gradients)
+        return {**super().state_dict(), "gradients": gradients if pending else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        for parameter, gradient in zip(self.parameters, state.get("gradients") or [], strict=False):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+
+
+def make_step(
+    train_step: Callable[[Any], Losses],
+    optimizer: Optimizer,
+    *,
+    precision: Precision,
+    clip_grad_norm: float | None,
+    accumulate: int,
+) -> Step:
+    """The step for these settings.
+
+    Raises:
+        ConfigError: `accumulate` below 1, `clip_grad_norm` not above 0.
+    """
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ConfigError("accumulate", accumulate, "a whole number of at least 1")
+    clip = NoClip() if clip_grad_norm is None else ClipGradNorm(clip_grad_norm)
+    if accumulate == 1:
+        return Step(train_step, optimizer, precision, clip)
+    return AccumulatedStep(train_step, optimizer, precision, clip, accumulate=accumulate)
