@@ -74,7 +74,7 @@ def by_hand(device: torch.device) -> float:
     begin = perf_counter()
     for _ in range(EPOCHS):
         for x, y in loader:
-            x, y = x.to(device), y.to(device)  # noqa: PLW2901
+            x, y = x.to(device), y.to(device)
             optimizer.zero_grad()
             loss = criterion(model(x), y)
             loss.backward()

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -58,17 +58,30 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     whole = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
     directory = str(Path(config_path).resolve())
+
+    def job(cfg: DictConfig) -> float | None:
+        try:
+            return train(cfg)
+        except TrainyardError as error:  # ended here, so that Hydra does not report it as well
+            if whole:
+                _print_traceback(error)
+            sys.exit(_tell(error))
+
     try:
-        hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(train)()
+        hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(job)()
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
-        known = error if isinstance(error, TrainyardError) else explain(error, overrides, directory, config_name)
+        known = None if _is_from_train(error) else explain(error, overrides, directory, config_name)
         if known is None or whole:
             _print_traceback(error)
-        if known is None:
-            sys.exit(1)
-        print(textwrap.fill(str(known), shutil.get_terminal_size().columns, break_long_words=False), file=sys.stderr)
-        sys.exit(known.status)
+        sys.exit(1 if known is None else _tell(known))
+
+
+def _tell(error: TrainyardError) -> int:
+    """Print an error as one paragraph; returns the status to exit with."""
+    width = shutil.get_terminal_size().columns
+    print(textwrap.fill(str(error), width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+    return error.status
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -184,10 +197,10 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
 
 @contextmanager
 def _nothing_left_behind(directory: Path) -> Iterator[None]:
-    """Where the config turns out to be wrong, remove what Hydra has made for the run: its copy of the config, its log."""
+    """Where nothing comes of the run, remove what Hydra has made for the run: its copy of the config, its log."""
     try:
         yield
-    except TrainyardError:
+    except Exception:
         if not (directory / "metrics.jsonl").exists():
             job = HydraConfig.get()
             if job.output_subdir is not None:
@@ -200,9 +213,18 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
         raise
 
 
-def _print_traceback(error: BaseException) -> None:
-    """The traceback from the place on where the run began: what Hydra did before that helps nobody."""
+def _frames_of_train(error: BaseException) -> TracebackType | None:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not train.__code__:
         frames = frames.tb_next
+    return frames
+
+
+def _is_from_train(error: BaseException) -> bool:
+    return _frames_of_train(error) is not None
+
+
+def _print_traceback(error: BaseException) -> None:
+    """The traceback from the place on where the run began: what Hydra did before that helps nobody."""
+    frames = _frames_of_train(error)
     traceback.print_exception(error.with_traceback(frames or error.__traceback__))

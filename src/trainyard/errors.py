@@ -34,9 +34,7 @@ class ConfigError(TrainyardError):
         options: names that were possible; the nearest to `given` is offered.
     """
 
-    def __init__(
-        self, key: str, given: object, accepted: str, *, hint: str = "", options: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, key: str, given: object, accepted: str, *, hint: str = "", options: Iterable[str] = ()) -> None:
         super().__init__(key, given, accepted)
         self.key = key
         self.given = given

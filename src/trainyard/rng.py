@@ -1,4 +1,4 @@
-"""Randomness as a function of `(seed, purpose, index)`, never of how much was drawn before (docs/reproducibility.md)."""
+"""Randomness as a function of `(seed, purpose, index)`, never of how much was drawn before (docs/resume.md)."""
 
 from __future__ import annotations
 
@@ -22,4 +22,5 @@ def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
 
 
 def _sequence(seed: int, purpose: str, *index: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *index])
+    # SeedSequence pads with zeros: the number of indices keeps () and (0,) apart.
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), len(index), *index])

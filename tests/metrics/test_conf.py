@@ -15,7 +15,7 @@ CONF = Path(__file__).parents[2] / "conf" / "metric"
 
 
 def built(option: str) -> dict[str, Metric]:
-    return instantiate(OmegaConf.load(CONF / f"{option}.yaml"), _convert_="all")
+    return instantiate(OmegaConf.load(CONF / f"{option}.yaml").metric, _convert_="all")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
@@ -51,5 +51,9 @@ def test_what_the_options_give(
         metric.process((outputs, target), outputs)
         result = metric.compute()
         results.update(result if isinstance(result, dict) else {name: result})
+    config = OmegaConf.load(CONF / f"{option}.yaml")
+    assert results[config.objective.removeprefix("val/")].shape == ()
+    better = "maximize" if config.objective == "val/accuracy" else "minimize"
+    assert config.direction == better
     if shapes is not None:
         assert {name: tuple(value.shape) for name, value in results.items()} == shapes

@@ -1,8 +1,4 @@
 import pytest
-import torch
-
-from trainyard.data import Rings
-from trainyard.runner import EpochBasedTrainLoop, Runner
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_file_of_another_kind(tmp_path):
 
 def test_what_the_writer_failed_at_is_told():
     writer = checkpoint.Writer()
-    writer.submit(lambda: 1 / 0)
+    writer.submit([lambda: 1 / 0])
     with pytest.raises(ZeroDivisionError):
         writer.wait()
     writer.wait()

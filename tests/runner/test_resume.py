@@ -173,9 +173,10 @@ PLACES = random.Random(20261120).sample(range(1, ITERATIONS), 4)
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
 def test_killed_again_and_again(tmp_path, undisturbed, loop, kind):
     for place in sorted(PLACES):
-        assert in_child(
-            lambda at=place: runner(tmp_path, loop, kind, resume=True, hooks={"kill": KillAt(at)})
-        ) == -signal.SIGKILL
+        assert (
+            in_child(lambda at=place: runner(tmp_path, loop, kind, resume=True, hooks={"kill": KillAt(at)}))
+            == -signal.SIGKILL
+        )
     assert in_child(lambda: runner(tmp_path, loop, kind, resume=True)) == 0
     assert_equal(outcome(tmp_path), undisturbed(loop, kind))
 

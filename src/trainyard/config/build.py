@@ -61,8 +61,7 @@ def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """
     if not isinstance(value, Mapping | DictConfig):
         return value
-    plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig) else dict(value)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig) else value
     return {str(name): _fill(entry, f"{key}.{name}", str(name), facts) for name, entry in plain.items()}
 
 
@@ -168,7 +167,8 @@ def _explain(error: InstantiationException, key: str) -> Exception:
     where = key
     for line in str(error).splitlines():
         if line.startswith("full_key: "):
-            where = f"{key}.{line.removeprefix('full_key: ')}"
+            full = line.removeprefix("full_key: ")  # from the root, or from the node where that has no parent
+            where = full if f"{full}.".startswith(f"{key}.") else f"{key}.{full}"
     if isinstance(cause, ConfigError):
         return cause.under(where)
     if isinstance(cause, TypeError | ValueError | OSError):

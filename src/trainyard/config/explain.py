@@ -23,14 +23,19 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         config_dir: the folder of the primary config.
         config_name: its name.
     """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
-        options = sorted(error.options)
+    absent = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+    if isinstance(error, MissingConfigException) and absent:
+        group, _, option = absent.group(1).rpartition("/")
+        options = _options(group, config_dir)
         return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options)
     if isinstance(error, OverrideParseException):
         return TrainyardError(f"{error.override!r} cannot be read as an override: {_first_line(error)}")
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, config_dir, config_name)
+    if isinstance(error, OSError):  # Hydra makes the directory before it calls anybody
+        return ConfigError(
+            "hydra.run.dir", error.filename, "a directory that can be made and written", hint=f"{error.strerror}."
+        )
     if isinstance(error, HydraException):
         return TrainyardError(_first_line(error))
     return None
@@ -81,6 +86,12 @@ def _composed_without(
     finally:
         GlobalHydra.instance().clear()
     return DictConfig({}), []
+
+
+def _options(group: str, config_dir: str) -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def _first_line(error: Exception) -> str:

@@ -32,6 +32,7 @@ from trainyard.data.seeding import (
 )
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.data.transfer import copy_ahead, to_device
+from trainyard.errors import ConfigError
 from trainyard.rng import derive
 
 T = TypeVar("T")
@@ -60,12 +61,14 @@ class WorkerLoader:
 
     Raises:
         ConfigError: no batch in an epoch.
+        RuntimeError: with `persistent_workers`, an iteration that goes on after a newer one has begun.
     """
 
     def __init__(self, loader: DataLoader[Any], *, seed: int, device: torch.device | str) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._given = loader
+        self._turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
         self._loader, self._seek = self._made_like(loader)
@@ -88,11 +91,16 @@ class WorkerLoader:
         return len(cast(Sized, given.dataset if stream or sampler is None else sampler))
 
     def __len__(self) -> int:
-        """Batches in an epoch. A TypeError where the data set is a stream that does not know its length."""
-        return len(self._given)
+        """Batches in an epoch. A ConfigError where the data set is a stream that does not know its length."""
+        try:
+            return len(self._given)
+        except TypeError:
+            kind = type(self._given.dataset).__name__
+            raise ConfigError("dataset", kind, "a data set that knows its length: give its class a __len__") from None
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from batch number `start` on."""
+        self._turn += 1
         self._generator.manual_seed(derive(self.seed, "loader", epoch))
         unwanted = self._seek(epoch, start)
         batches: Iterator[Batch] = iter(self._loader)
@@ -100,7 +108,19 @@ class WorkerLoader:
             with global_rngs_kept():
                 for _ in islice(batches, unwanted):
                     pass
+        if self._given.persistent_workers:
+            batches = self._alone(batches, self._turn)
         return self._on_device(batches)
+
+    def _alone(self, batches: Iterator[Batch], turn: int) -> Iterator[Batch]:
+        """Batches of workers that persist, which serve one iteration at a time: a newer one takes them over."""
+        end = object()
+        while self._turn == turn:
+            batch = next(batches, end)
+            if batch is end:
+                return
+            yield batch
+        raise RuntimeError("a loader with persistent_workers was iterated anew before its epoch was over")
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device.type == "cpu":
@@ -133,7 +153,7 @@ class WorkerLoader:
             "persistent_workers": given.persistent_workers,
             "in_order": given.in_order,
         }
-        if given.pin_memory_device:  # deprecated: naming it warns
+        if getattr(given, "pin_memory_device", ""):  # deprecated: naming it warns
             options["pin_memory_device"] = given.pin_memory_device
 
         if isinstance(dataset, IterableDataset):

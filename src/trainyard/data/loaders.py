@@ -65,7 +65,7 @@ def as_data(data: Data | Mapping[str, Any]) -> Data:
     """`data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.
 
     Raises:
-        ConfigError: neither, or a mapping with other keys.
+        ConfigError: neither, or a mapping with other keys. Its key is empty: it is `data` itself that is wrong.
     """
     if isinstance(data, Data):
         return data
@@ -74,5 +74,5 @@ def as_data(data: Data | Mapping[str, Any]) -> Data:
     accepted = (*SPLITS, "spec")
     for key in data:
         if key not in accepted:
-            raise ConfigError(str(key), data[key], f"no such key; there are {', '.join(accepted)}", options=accepted)
+            raise ConfigError("", key, f"the keys {', '.join(accepted)}", options=accepted)
     return Loaders(**data)

@@ -111,8 +111,8 @@ class _Samples(Dataset[tuple[Tensor, int]]):
 
 
 def _class(name: str) -> Any:
-    module_name, _, class_name = name.rpartition(".")
-    module_name = module_name or "torchvision.datasets"
+    prefix, dot, class_name = name.rpartition(".")
+    module_name = prefix or "torchvision.datasets"
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -122,7 +122,7 @@ def _class(name: str) -> Any:
         raise ConfigError("name", name, "the name of a class that imports", hint=f"{error}.") from error
     kind = getattr(module, class_name, None)
     if not inspect.isclass(kind):
-        names = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        names = [prefix + dot + key for key, value in vars(module).items() if inspect.isclass(value)]
         raise ConfigError("name", name, f"a class of {module_name}", options=names)
     return kind
 

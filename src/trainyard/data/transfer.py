@@ -43,14 +43,21 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
 
     def begin(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(stream):
-            return to_device(batch, device), stream.record_event()
+            moved = apply(lambda leaf: leaf.to(device, non_blocking=True) if _recordable(leaf) else leaf, batch)
+            return moved, stream.record_event()
 
-    def arrive(moved: Batch, copied: torch.cuda.Event) -> Batch:
+    def arrive(batch: Batch, copied: torch.cuda.Event) -> Batch:
         consumer = torch.cuda.current_stream(device)
         consumer.wait_event(copied)
-        # The memory belongs to the copying stream: without this it could be used again while the consumer reads it.
-        apply(lambda leaf: leaf.record_stream(consumer) if hasattr(leaf, "record_stream") else None, moved)
-        return moved
+
+        def hand_over(leaf: Any) -> Any:
+            if not _recordable(leaf):
+                return leaf.to(device, non_blocking=True)
+            # The memory belongs to the copying stream: it may not be used again while the consumer still reads it.
+            leaf.record_stream(consumer)
+            return leaf
+
+        return apply(hand_over, batch)
 
     on_its_way: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
@@ -60,3 +67,8 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
         on_its_way = following
     if on_its_way is not None:
         yield arrive(*on_its_way)
+
+
+def _recordable(leaf: Any) -> bool:
+    """Whether the leaf can be told which stream uses it; one that cannot is copied on that stream, when it is due."""
+    return hasattr(leaf, "record_stream")

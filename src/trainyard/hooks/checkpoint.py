@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,13 @@ class Checkpoint(Hook):
             return
         whole = self._unit == "epoch" and runner.iter == runner.epoch * len(runner.loader("train"))
         name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
-        jobs = []
+        jobs: list[Callable[[], None]] = []
         for member, state in zip(runner.members, runner.checkpoint(), strict=True):
             runner.call("before_save_checkpoint", checkpoint=state)
             if not member.failed:
                 best = self.save_best and member.is_best(runner.iter) and not runner.train_loop.val_due
                 jobs.append(partial(self._write, member, name, copy_tensors(state), regular, best))
-        self._writer.submit(lambda: [job() for job in jobs] and None)
+        self._writer.submit(jobs)
         if regular:
             self._saved_at = (runner.iter, runner.train_loop.val_due)
 

@@ -56,6 +56,9 @@ class EMA(Hook):
 
     def _averaged(self, runner: Runner) -> AveragedModel:
         if self._average is None:
-            self._average = AveragedModel(runner.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+            self._average = AveragedModel(
+                runner.model,
+                multi_avg_fn=get_ema_multi_avg_fn(self.decay),  # type: ignore[no-untyped-call]
+            )
             runner.eval_model = self._average.module
         return self._average

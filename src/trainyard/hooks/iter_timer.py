@@ -17,6 +17,13 @@ class IterTimer(Hook):
 
     priority = "NORMAL"
 
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._total = 0.0
+        self._waited = 0.0
+        self._mean_waited = 0.0
+        self._count = 0
+
     def before_train(self, runner: Runner) -> None:
         runner.gauges["time"] = self._time
         runner.gauges["data_time"] = self._data_time
@@ -49,5 +56,7 @@ class IterTimer(Hook):
         return self._mean_waited
 
     def _reset(self) -> None:
-        self._total = self._waited = self._mean_waited = 0.0
+        self._total = 0.0
+        self._waited = 0.0
+        self._mean_waited = 0.0
         self._count = 0

@@ -76,7 +76,9 @@ class Logger(Hook):
         epoch = min(runner.epoch + 1, self._epochs)
         for member in runner.members:
             numbers = "  ".join(
-                f"{key.removeprefix('train/')} {value:.4g}" for key, value in member.metrics.items() if key[:6] == "train/"
+                f"{key.removeprefix('train/')} {value:.4g}"
+                for key, value in member.metrics.items()
+                if key[:6] == "train/"
             )
             log.info(
                 "epoch %d/%d  iter %d/%d  %s  eta %s", epoch, self._epochs, runner.iter, self._total, numbers, left,

@@ -37,8 +37,7 @@ class TorchMetric(Metric):
                 self._device = device
             if getattr(target, "device", device) != device:
                 target = target.to(device)
-        with torch.no_grad():
-            self.metric.update(outputs, target)
+        self.metric.update(outputs, target)
 
     def compute(self) -> Result:
         """What the metric computes."""

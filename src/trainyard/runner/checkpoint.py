@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,18 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, jobs: Iterable[Callable[[], None]]) -> None:
+        """Do these one after another, once what was submitted before is done."""
         self.wait()
-        self._pending = self._pool.submit(job)
+        self._pending = self._pool.submit(_do, jobs)
 
     def wait(self) -> None:
         """Return when nothing is left to write; raise what the last write raised."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
+
+
+def _do(jobs: Iterable[Callable[[], None]]) -> None:
+    for job in jobs:
+        job()

@@ -114,5 +114,8 @@ class Dispatch:
             if method.startswith(("before_", "after_")) and method not in STAGES:
                 kind = type(self.hooks[name]).__name__
                 raise ConfigError(
-                    f"hook.{name}", method, f"a stage, as the name of a method of {kind} (docs/hooks.md)", options=STAGES
+                    f"hook.{name}",
+                    method,
+                    f"the name of a stage, for a method of {kind} (docs/hooks.md)",
+                    options=STAGES,
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 
@@ -20,9 +19,7 @@ class Env:
         cudnn_benchmark: let cuDNN time its algorithms for the shapes it meets; ignored when deterministic.
     """
 
-    def __init__(
-        self, threads: int | None = None, deterministic: bool = False, cudnn_benchmark: bool = True
-    ) -> None:
+    def __init__(self, threads: int | None = None, deterministic: bool = False, cudnn_benchmark: bool = True) -> None:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ConfigError("threads", threads, "a whole number of at least 1, or null for torch's own choice")
         self.threads = threads
@@ -56,7 +53,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError("device", name, f"one of {', '.join(available)}", options=available) from None
     if device.type == "cuda" and (count == 0 or (device.index or 0) >= count):
-        hint = "" if count else f"This torch ({torch.__version__}, Python {sys.version.split()[0]}) sees no CUDA device."
+        hint = "" if count else f"This torch ({torch.__version__}) sees no CUDA device."
         raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint)
     return device
 

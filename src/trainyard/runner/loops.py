@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -188,10 +188,7 @@ class ValLoop:
         metrics = runner.metrics
         runner.call(f"before_{split}")
         runner.call(f"before_{split}_epoch")
-        runner.eval_model.eval()
-        predict = runner.predict_step(split)
-        for metric in metrics.values():
-            metric.reset()
+        predict = self._begin(runner)
         with torch.no_grad():
             for index, batch in enumerate(runner.loader(split).batches()):
                 for hook in before_iter:
@@ -203,7 +200,10 @@ class ValLoop:
                     hook(runner, index, batch, outputs)
                 if runner.interrupted:
                     return []
-            results = self._compute(runner)
+            numbers, arrays = self._compute(runner)
+        for name, value in arrays.items():
+            runner.record_array(name, value)
+        results = read(numbers, len(runner.members))
         for member, values in zip(runner.members, results, strict=True):
             member.record(values, step=runner.iter, epoch=runner.epoch)
         self.judge(runner)
@@ -223,17 +223,33 @@ class ValLoop:
         if runner.training:
             runner.train_loop.val_due = False
 
-    def _compute(self, runner: Runner) -> list[dict[str, float]]:
+    def rehearse(self, runner: Runner) -> list[str]:
+        """Put one batch through model and metrics and forget it; returns the names that the results will have."""
+        predict = self._begin(runner)
+        with torch.no_grad():
+            batch = next(iter(runner.loader(self.split).batches()))
+            outputs = predict(batch)
+            for metric in runner.metrics.values():
+                metric.process(batch, outputs)
+            numbers, _ = self._compute(runner)
+        return list(numbers)
+
+    def _begin(self, runner: Runner) -> Callable[[Any], Any]:
+        runner.eval_model.eval()
+        for metric in runner.metrics.values():
+            metric.reset()
+        return runner.predict_step(self.split)
+
+    def _compute(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Results that are one number a member, and those that are not, by name."""
         members = len(runner.members)
         numbers: dict[str, Tensor] = {}
+        arrays: dict[str, Tensor] = {}
         for name, metric in runner.metrics.items():
             result = metric.compute()
             for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
-                if value.numel() == members:
-                    numbers[f"{self.split}/{key}"] = value
-                else:
-                    runner.record_array(f"{self.split}/{key}", value)
-        return read(numbers, members)
+                (numbers if value.numel() == members else arrays)[f"{self.split}/{key}"] = value
+        return numbers, arrays
 
 
 class TestLoop(ValLoop):

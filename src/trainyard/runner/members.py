@@ -26,9 +26,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.direction not in ("maximize", "minimize"):
-            raise ConfigError(
-                "direction", self.direction, "maximize or minimize", options=("maximize", "minimize")
-            )
+            raise ConfigError("direction", self.direction, "maximize or minimize", options=("maximize", "minimize"))
 
     def better(self, value: float, than: float | None, by: float = 0.0) -> bool:
         """Whether `value` beats `than` by more than `by`. NaN beats nothing; any other number beats None and NaN."""

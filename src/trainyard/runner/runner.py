@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -310,9 +309,24 @@ class Runner:
         _ = self.dispatch, self.model, self.loader(mode), self.metrics
         if mode == "train":
             _ = self.optimizer, self.schedule, self.step
+            self._rehearse()
             random.seed_all(derive(self.seed, "train"))
         restore(self, start, weights_only=mode != "train")
         self._prepared.add(mode)
+
+    def _rehearse(self) -> None:
+        """One batch through validation, so that what it cannot do is known before hours of training.
+
+        Raises:
+            ConfigError: nobody computes the objective.
+        """
+        if self.has_split("val"):
+            with random.seeded(self.seed):
+                names = self.val_loop.rehearse(self)
+            for member in self.members:
+                if member.objective.name not in names:
+                    accepted = f"a metric of this run: {', '.join(names)}"
+                    raise ConfigError("objective", member.objective.name, accepted, options=names)
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.

@@ -52,7 +52,10 @@ def starting_point(runner: Runner) -> Start | None:
         return Start("resume", *checkpoint.given("resume", runner.resume))
     elif _holds_another_run(runner):
         raise ConfigError(
-            "work_dir", str(runner.work_dir), "a directory without a run", hint="resume=true goes on with the one there."
+            "work_dir",
+            str(runner.work_dir),
+            "a directory without a run",
+            hint="resume=true continues the one there.",
         )
     if runner.load_from:
         return Start("load_from", *checkpoint.given("load_from", runner.load_from))

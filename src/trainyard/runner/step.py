@@ -57,7 +57,7 @@ class ScaledAutocast(Autocast):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.scaler = torch.amp.GradScaler(device.type)  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(device.type)
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Makes the wheel's ``trainyard/conf`` a package, which Hydra's ``pkg://trainyard.conf`` needs."""

@@ -1,0 +1,119 @@
+"""Lion: sign of an interpolated momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from trainyard.errors import ConfigError
+
+
+class Lion(Optimizer):
+    """Lion, with decoupled weight decay.
+
+    Each step moves every parameter by `lr`, up or down:
+
+        update = sign(beta1 * m + (1 - beta1) * grad)
+        param  = param * (1 - lr * weight_decay) - lr * update
+        m      = beta2 * m + (1 - beta2) * grad
+
+    As every update has the size of `lr`, `lr` is to be 3 to 10 times smaller than AdamW's, and `weight_decay` as much
+    larger. The state is one tensor a parameter (`exp_avg`), half of Adam's.
+
+    Source: Chen et al., Symbolic Discovery of Optimization Algorithms, 2023 (arXiv:2302.06675), Algorithm 2.
+
+    Args:
+        params: parameters, or parameter groups.
+        lr: the size of a step; a tensor of one element may be given, and changed in place between steps.
+        betas: the interpolation of the update, and the decay of the momentum, each in [0, 1).
+        weight_decay: the share of a parameter that a step takes away, times `lr`.
+        maximize: go up the gradient.
+        foreach: all parameters in a few calls, at the cost of one temporary copy of them, or (False) one by one; None
+            is True on CUDA, as in torch's optimisers.
+
+    Raises:
+        ConfigError: a number out of its range.
+        RuntimeError: at the first step, for complex parameters and sparse gradients.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+        >>> optimizer = Lion([weight], lr=0.5)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> weight.tolist()
+        [0.5, -0.5]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        if not _within(lr):
+            raise ConfigError("lr", lr, "a number of at least 0")
+        if not (isinstance(betas, (list, tuple)) and len(betas) == 2 and all(_within(beta, 1.0) for beta in betas)):
+            raise ConfigError("betas", betas, "two numbers of at least 0 and below 1")
+        if not _within(weight_decay):
+            raise ConfigError("weight_decay", weight_decay, "a number of at least 0")
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure`, if given, is called first and its loss returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            for param in params:
+                if param.is_complex() or param.grad.is_sparse:
+                    raise RuntimeError("Lion takes neither complex parameters nor sparse gradients")
+                if not self.state[param]:
+                    self.state[param]["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            grads = [param.grad for param in params]
+            exp_avgs = [self.state[param]["exp_avg"] for param in params]
+            foreach = all(param.is_cuda for param in params) if group["foreach"] is None else group["foreach"]
+            if foreach and params:
+                _update(params, grads, exp_avgs, group)
+            else:
+                for param, grad, exp_avg in zip(params, grads, exp_avgs, strict=True):
+                    _update([param], [grad], [exp_avg], group)
+        return loss
+
+
+def _update(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]) -> None:
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    if group["weight_decay"] != 0:
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    updates = torch._foreach_lerp(exp_avgs, grads, 1 - beta1)
+    torch._foreach_sign_(updates)
+    if isinstance(lr, Tensor):  # read on the device: no synchronisation, and a captured graph sees it change
+        torch._foreach_mul_(updates, lr)
+        torch._foreach_sub_(params, updates)
+    else:
+        torch._foreach_sub_(params, updates, alpha=lr)
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta2)
+
+
+def _within(value: Any, below: float = float("inf")) -> bool:
+    number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    return number and bool(0 <= value < below)

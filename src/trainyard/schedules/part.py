@@ -1,0 +1,165 @@
+"""One scheduler of a schedule, as a config gives it: its arguments checked, and "auto" and shares made numbers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from trainyard.errors import ConfigError
+from trainyard.schedules.standin import StandIn
+
+DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_size_up", "step_size_down")
+"""Arguments of torch's schedulers that count in the unit: a whole number, a share of the run in (0, 1), or "auto"."""
+
+OWN_LR = ("max_lr", "base_lr")
+"""Arguments of torch's schedulers that are learning rates: "auto" is the group's own."""
+
+_DURATION = 'a whole number of at least 1, a share of the run in (0, 1), or "auto" (all of it)'
+_MILESTONES = "whole numbers or shares of the run in (0, 1), each beyond the one before"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A scheduler to be built.
+
+    Attributes:
+        key: where it stands in the config, for messages.
+        make: the scheduler's class, or a function that takes an optimiser and returns a scheduler.
+        keywords: its arguments, with "auto" and shares as they were given.
+    """
+
+    key: str
+    make: Callable[..., Any]
+    keywords: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, key: str, given: Any) -> Part:
+        """Checks what does not depend on the run's length.
+
+        Raises:
+            ConfigError: not a scheduler, an argument that it does not take, or a number that it cannot use.
+        """
+        make, keywords = (given.func, given.keywords) if isinstance(given, functools.partial) else (given, {})
+        if isinstance(make, type) and issubclass(make, ReduceLROnPlateau):
+            raise ConfigError(key, make.__name__, "a scheduler that needs no metric", hint="Use schedule=plateau.")
+        if not callable(make) or (isinstance(make, type) and not issubclass(make, LRScheduler)):
+            accepted = "a torch.optim.lr_scheduler class with `_partial_: true`"
+            raise ConfigError(key, getattr(make, "__name__", make), accepted)
+        part = cls(key, make, keywords)
+        part._check()
+        return part
+
+    @property
+    def name(self) -> str:
+        return getattr(self.make, "__name__", type(self.make).__name__)
+
+    @property
+    def _torchs(self) -> bool:
+        """Whether it is one of torch's own, whose arguments are known by name."""
+        return getattr(self.make, "__module__", "") == LRScheduler.__module__
+
+    def _check(self) -> None:
+        taken = inspect.signature(self.make).parameters
+        options = [name for name in taken if name not in ("optimizer", "last_epoch")]
+        open_ended = any(argument.kind is argument.VAR_KEYWORD for argument in taken.values())
+        for name, value in self.keywords.items():
+            if name not in options and not open_ended:
+                accepted = f"an argument of {self.name}: {', '.join(options) or 'none'}"
+                raise ConfigError(self.key, name, accepted, options=options)
+            if self._torchs:
+                self._check_value(name, value, taken[name].default)
+
+    def _check_value(self, name: str, value: Any, default: Any) -> None:
+        key = f"{self.key}.{name}"
+        if name == "milestones":
+            check_milestones(key, value, least=1)
+        elif name in DURATIONS:
+            if not (value == "auto" or is_share(value) or is_whole(value, 1) or (value is None and default is None)):
+                raise ConfigError(key, value, _DURATION)
+        elif value == "auto":
+            if name not in (*OWN_LR, "cycle_momentum"):
+                raise ConfigError(key, value, "a value of its own: the run does not say what it is")
+        elif name == "gamma":
+            if not (is_number(value) and value > 0):
+                raise ConfigError(key, value, "a number above 0")
+        elif is_number(default) and isinstance(value, str):
+            raise ConfigError(key, value, "a number")
+
+    def build(self, optimizer: StandIn, length: int) -> LRScheduler:
+        """The scheduler on `optimizer`, where `length` is how long it will run.
+
+        Raises:
+            ConfigError: torch's scheduler refuses its arguments, or would end before `length`.
+        """
+        keywords = {name: self._resolve(name, value, optimizer, length) for name, value in self.keywords.items()}
+        try:
+            scheduler = self.make(optimizer, **keywords)
+        except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
+            hint = f"With {_listed(keywords)} it divides by zero: a phase of it would be a single step."
+            raise ConfigError(self.key, self.name, "arguments that leave every phase its steps", hint=hint) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                self.key, self.name, "arguments that it takes", hint=f"It says: {str(error).rstrip('.')}."
+            ) from error
+        if not isinstance(scheduler, LRScheduler):
+            raise ConfigError(self.key, self.name, f"something that makes an LRScheduler, not {scheduler!r}")
+        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:
+            accepted = f'"auto", or at least the {length} steps that it has to last'
+            raise ConfigError(f"{self.key}.total_steps", scheduler.total_steps, accepted)
+        return scheduler
+
+    def _resolve(self, name: str, value: Any, optimizer: StandIn, length: int) -> Any:
+        if isinstance(value, str) and value == "auto":
+            if name in OWN_LR:
+                return [group["lr"] for group in optimizer.base]
+            if name == "cycle_momentum":
+                return all(bool(group.get("momentum") or group.get("betas")) for group in optimizer.base)
+            return length
+        if self._torchs and name in DURATIONS and value is not None:
+            return max(1, round(value * length)) if is_share(value) else int(value)
+        if self._torchs and name == "milestones":
+            return [max(1, position) for position in positions(value, length)]
+        return value
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any, least: int) -> bool:
+    return is_number(value) and value >= least and value == value // 1
+
+
+def is_share(value: Any) -> bool:
+    return is_number(value) and 0 < value < 1
+
+
+def positions(given: Sequence[float], length: int) -> list[int]:
+    """Milestones as positions in a run of `length`; shares are rounded to the nearest before its end."""
+    return [min(round(value * length), length - 1) if is_share(value) else int(value) for value in given]
+
+
+def check_milestones(key: str, given: Any, *, least: int, length: int | None = None) -> None:
+    """Raises a `ConfigError` unless `given` are milestones in increasing order.
+
+    Whole numbers and shares of the run can be compared only once its `length` is known.
+    """
+    if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_whole(value, least) for value in given):
+        raise ConfigError(key, given, _MILESTONES)
+    for one, other in pairwise(given):
+        comparable = is_share(one) == is_share(other)
+        if length is not None and not comparable:
+            one, other = (value * length if is_share(value) else value for value in (one, other))
+            comparable = True
+        if comparable and not one < other:
+            raise ConfigError(key, given, _MILESTONES)
+
+
+def _listed(keywords: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in keywords.items())

@@ -1,0 +1,132 @@
+"""The one schedule that has to look: it lowers the learning rate when a metric stops improving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from trainyard.errors import ConfigError
+from trainyard.schedules.part import is_number, is_whole
+from trainyard.schedules.schedule import Row
+from trainyard.schedules.standin import StandIn, groups_of
+
+_MODES: dict[str, Literal["min", "max"]] = {"minimize": "min", "maximize": "max"}
+_HISTORY = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
+class Plateau:
+    """`torch.optim.lr_scheduler.ReduceLROnPlateau`, with the interface of `Schedule`.
+
+    It is stepped by `observe`, once for every value of its metric, so `patience` and `cooldown` count values of the
+    metric: as a rule, validations.
+
+    Args:
+        monitor: the metric's name (`val/loss`); None for the run's objective.
+        mode: "min" or "max": which way is better; None for the direction of the run.
+        factor: what the learning rate is multiplied by, in (0, 1).
+        patience: values without an improvement before the learning rate is lowered.
+        threshold: how much better a value must be to count.
+        threshold_mode: "rel": `threshold` is a share of the best value; "abs": it is an amount.
+        cooldown: values to let pass after the learning rate was lowered.
+        min_lr: the lowest learning rate, one for all groups or one for each.
+        eps: a change smaller than this is not made.
+
+    Raises:
+        ConfigError: for a value that cannot work.
+    """
+
+    by: None = None
+    """A plateau has no unit of its own: its rows change when it observes."""
+    constant = False
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        *,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: int = 0,
+        min_lr: float | Sequence[float] = 0,
+        eps: float = 1e-8,
+    ) -> None:
+        if mode not in ("min", "max", None):
+            raise ConfigError("mode", mode, "min, max, or null for the run's direction", options=("min", "max"))
+        if not (is_number(factor) and 0 < factor < 1):
+            raise ConfigError("factor", factor, "a number above 0 and below 1")
+        for key, count in (("patience", patience), ("cooldown", cooldown)):
+            if not is_whole(count, 0):
+                raise ConfigError(key, count, "a whole number of at least 0")
+        if threshold_mode not in ("rel", "abs"):
+            raise ConfigError("threshold_mode", threshold_mode, "rel or abs", options=("rel", "abs"))
+        floors: list[Any] = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr]
+        for key, given, numbers in (
+            ("threshold", threshold, [threshold]),
+            ("eps", eps, [eps]),
+            ("min_lr", min_lr, floors),
+        ):
+            if not all(is_number(number) and number >= 0 for number in numbers):
+                raise ConfigError(key, given, "a number of at least 0")
+        self.monitor = monitor
+        self._mode = mode
+        self._arguments: dict[str, Any] = {
+            "factor": float(factor),
+            "patience": int(patience),
+            "threshold": float(threshold),
+            "threshold_mode": threshold_mode,
+            "cooldown": int(cooldown),
+            "min_lr": floors if isinstance(min_lr, (list, tuple)) else min_lr,
+            "eps": float(eps),
+        }
+
+    def bind(
+        self, optimizer: Optimizer, *, length: int, direction: Literal["maximize", "minimize"] = "maximize"
+    ) -> None:
+        """Begins one run; call it before the optimiser's own state is loaded from a checkpoint.
+
+        Args:
+            optimizer: whose groups' learning rates are the first. It is read, not kept or changed.
+            length: not read here: `Schedule` has the same signature.
+            direction: of the run's objective; it decides `mode` where that was left open.
+
+        Raises:
+            ConfigError: `direction` is neither, or `min_lr` has not one value for each group.
+        """
+        if direction not in _MODES:
+            raise ConfigError("direction", direction, "maximize or minimize", options=tuple(_MODES))
+        groups = groups_of(optimizer)
+        floors = self._arguments["min_lr"]
+        if isinstance(floors, list) and len(floors) != len(groups):
+            raise ConfigError("min_lr", floors, f"one number, or one for each of the {len(groups)} parameter groups")
+        self._standin = StandIn(groups, optimizer.defaults)
+        self._scheduler = ReduceLROnPlateau(self._standin, mode=self._mode or _MODES[direction], **self._arguments)
+        self._row = self._read()
+
+    def row(self, index: int) -> Row:
+        """What each parameter group must hold now, whatever `index`: `[{"lr": …}, …]`."""
+        return self._row
+
+    def observe(self, value: float) -> None:
+        """Takes the metric's next value, and lowers the learning rate if it is time."""
+        self._scheduler.step(value)
+        self._row = self._read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learning rates and what was observed; plain data."""
+        history = {key: getattr(self._scheduler, key) for key in _HISTORY}
+        return {"lr": [group["lr"] for group in self._standin.param_groups], "history": history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`, under the arguments that this plateau was given; call it after `bind`."""
+        for group, lr in zip(self._standin.param_groups, state["lr"], strict=True):
+            group["lr"] = lr
+        self._scheduler.load_state_dict(dict(state["history"]))
+        self._row = self._read()
+
+    def _read(self) -> Row:
+        return [{"lr": group["lr"]} for group in self._standin.param_groups]

@@ -1,0 +1,98 @@
+"""The optimiser that a scheduler is run against in place of the real one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class _Group(dict[str, Any]):
+    """A parameter group that remembers which of its keys were written."""
+
+    def __init__(self, values: Mapping[str, Any], written: set[str]) -> None:
+        super().__init__(values)
+        self._written = written
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._written.add(key)
+        super().__setitem__(key, value)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+
+class StandIn(Optimizer):
+    """An optimiser with another's groups and numbers and nothing to optimise: a scheduler writes into it.
+
+    Args:
+        groups: the numbers of each parameter group (see `groups_of`).
+        defaults: `optimizer.defaults`; schedulers look there for `momentum` or `betas`.
+    """
+
+    def __init__(self, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
+        self.written: set[str] = set()
+        """The keys that a scheduler has written so far, in whichever group."""
+        self.base = [dict(group) for group in groups]
+        """What the groups held before any scheduler wrote."""
+        params = [_Group({**group, "params": [torch.zeros(1)]}, self.written) for group in self.base]
+        super().__init__(params, numbers(defaults))
+        self.written.clear()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Does nothing; schedulers ask that it be called once before theirs is."""
+
+
+def groups_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each parameter group.
+
+    A group that has an `initial_lr` was scheduled before: that is where a schedule begins, not its `lr` of the moment.
+    """
+    groups = [numbers(group) for group in optimizer.param_groups]
+    return [{**group, "lr": group.get("initial_lr", group["lr"])} for group in groups]
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that a schedule can depend on: numbers, tuples of numbers and names.
+
+    Tensors of one element become floats. Switches (`fused`, `foreach`) are left out: they may differ between the
+    machine on which a run began and the one on which it goes on.
+    """
+    found = {}
+    for key, value in values.items():
+        value = tuple(_item(item) for item in value) if isinstance(value, (tuple, list)) else _item(value)
+        items = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(item, (int, float, str)) and not isinstance(item, bool) for item in items):
+            found[key] = value
+    found.pop("param_names", None)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A copy of `value` in types that `torch.load(weights_only=True)` opens and `==` compares.
+
+    Raises:
+        TypeError: `value` holds anything else (a function, a tensor).
+    """
+    if value is None or type(value) in (bool, str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):  # numpy's float64 too
+        return float(value)
+    if isinstance(value, Counter):
+        return Counter(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [plain(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value

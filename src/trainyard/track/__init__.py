@@ -1,0 +1,19 @@
+"""Tracking: the trainer appends to a journal, and a process of its own ships it to MLflow (docs/tracking.md)."""
+
+from trainyard.track.journal import Journal, Record, Status, read
+from trainyard.track.run_info import RunInfo
+from trainyard.track.shipped import RunShipment
+from trainyard.track.tracker import MLflowTracker, NoTracker, Shipment, Tracker
+
+__all__ = [
+    "Journal",
+    "MLflowTracker",
+    "NoTracker",
+    "Record",
+    "RunInfo",
+    "RunShipment",
+    "Shipment",
+    "Status",
+    "Tracker",
+    "read",
+]

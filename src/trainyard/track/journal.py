@@ -1,0 +1,254 @@
+"""The append-only record of a run: the trainer writes it, the shipper and the reports read it.
+
+One JSON object a line, each with its `kind` and `time` (unix seconds). JSON has no NaN and no infinity, so these
+numbers are written as the strings `"NaN"`, `"Infinity"` and `"-Infinity"`; `read` gives the numbers back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from trainyard.errors import TrainyardError
+
+FILE = "metrics.jsonl"
+
+Record = dict[str, Any]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+_BLOCK = 1 << 20
+_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Journal:
+    """Writes the journal of one run; nobody else may write it.
+
+    A journal that is there already is continued: a last line that a kill tore is cut off, and a point (metric and step)
+    that is in the file is not written again, since a resumed run computes once more what came after its checkpoint.
+
+    Args:
+        work_dir: the run's directory; it must exist.
+
+    Raises:
+        TrainyardError: another process is writing this journal.
+        OSError: the directory cannot be written.
+    """
+
+    def __init__(self, work_dir: str | Path) -> None:
+        self.work_dir = Path(work_dir).absolute()
+        self.path = self.work_dir / FILE
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._marks: dict[str, int] = {}
+        self._array_marks: dict[str, int] = {}
+        try:
+            _lock(self._fd, self.path)
+            self._reopen()
+        except BaseException:
+            self.close()
+            raise
+        self._highest = max(self._marks.values(), default=-math.inf)
+
+    def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None) -> None:
+        """The values of some metrics at `step`, which counts iterations or epochs but never both for one metric."""
+        if step <= self._highest:
+            marks = self._marks
+            values = {name: value for name, value in values.items() if step > marks.get(name, -math.inf)}
+        if not values:
+            return
+        record: Record = {"kind": "metrics", "time": time.time(), "step": int(step)}
+        if epoch is not None:
+            record["epoch"] = int(epoch)
+        record["values"] = {name: float(value) for name, value in values.items()}
+        self._write(record)
+
+    def array(self, name: str, step: int, value: Any) -> None:
+        """What is not one number, such as a confusion matrix: nested lists, a numpy array or a tensor."""
+        if step <= self._array_marks.get(name, -math.inf):
+            return
+        nested = value.tolist() if hasattr(value, "tolist") else value
+        self._add("array", name=name, step=int(step), value=nested)
+
+    def artifact(self, path: str | Path, to: str = "") -> None:
+        """A file or folder inside the run's directory, to be uploaded into the artifact folder `to`.
+
+        It is read when the shipper gets there; one that is gone by then is passed over.
+        """
+        self._add("artifact", path=self._inside(path), to=to)
+
+    def model(self, checkpoint: str | Path, loader: str) -> None:
+        """The checkpoint to log as an MLflow model once the run is FINISHED; a later call takes its place.
+
+        Args:
+            checkpoint: a file inside the run's directory.
+            loader: `"module:function"`, called as `function(work_dir: Path, checkpoint: Path)`; it returns the
+                `nn.Module` and an input example (a numpy array) or None.
+        """
+        self._add("model", checkpoint=self._inside(checkpoint), loader=loader)
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Settings that were not known when the run was opened; MLflow keeps the first value of each."""
+        self._add("params", params={key: str(value) for key, value in params.items()})
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        self._add("tags", tags={key: str(value) for key, value in tags.items()})
+
+    def status(self, status: Status, message: str = "") -> None:
+        """How the run stands. RUNNING when it starts and when it is resumed, one of the others when it ends."""
+        self._add("status", status=status, message=message)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _inside(self, path: str | Path) -> str:
+        full = self.work_dir / path
+        if not full.is_relative_to(self.work_dir):
+            raise ValueError(f"{path} is outside the run's directory {self.work_dir}")
+        return str(full.relative_to(self.work_dir))
+
+    def _add(self, kind: str, **fields: Any) -> None:
+        self._write({"kind": kind, "time": time.time(), **fields})
+
+    def _write(self, record: Record) -> None:
+        try:
+            text = _to_json(record)
+        except ValueError:
+            text = _to_json(encode(record))
+        line = text.encode() + b"\n"
+        written = os.write(self._fd, line)  # one call: a reader, or a kill, sees the whole line or a torn last one
+        if written < len(line):
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _reopen(self) -> None:
+        end = 0
+        with open(self._fd, "rb", closefd=False) as file:  # closing another descriptor of the file would drop the lock
+            for lines in _whole_lines(file):
+                end += sum(map(len, lines))
+                for record in _parse(lines):
+                    self._mark(record)
+        os.ftruncate(self._fd, end)
+
+    def _mark(self, record: Record) -> None:
+        kind = record.get("kind")
+        with contextlib.suppress(KeyError, TypeError):  # what `read` passes over too
+            if kind == "metrics":
+                step, marks = record["step"], self._marks
+                for name in record["values"]:
+                    if marks.get(name, -math.inf) < step:
+                        marks[name] = step
+            elif kind == "array":
+                name, step = record["name"], record["step"]
+                self._array_marks[name] = max(step, self._array_marks.get(name, step))
+
+
+def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """The complete records of a journal from byte `offset` on, each with the offset at which it ends.
+
+    A torn last line is left for later, a line that is no record is passed over, and a file that is not there is empty.
+    """
+    try:
+        file = Path(path).open("rb")  # noqa: SIM115 (closed by the with below; only its opening may fail)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                record = _numbers(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            yield record, offset
+
+
+def encode(value: Any) -> Any:
+    """`value` with every NaN and infinity in it replaced by its name, so that strict JSON can hold it."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def being_written(path: str | Path) -> bool:
+    """Whether some other process holds the journal open for writing: its trainer lives."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        os.lockf(fd, os.F_TEST, 0)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(fd)
+    return False
+
+
+def _lock(fd: int, path: Path) -> None:
+    # A record lock ends with the process and is not inherited by its forks: a data loader's orphan cannot hold it.
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise TrainyardError(f"{path.parent}: another process is training in this directory.") from error
+        # Some network file systems have no locks; the journal works without.
+
+
+def _whole_lines(file: Any) -> Iterator[list[bytes]]:
+    while lines := file.readlines(_BLOCK):
+        if not lines[-1].endswith(b"\n"):
+            lines.pop()
+        yield lines
+
+
+def _parse(lines: list[bytes]) -> list[Record]:
+    try:
+        records = json.loads(b"[" + b",".join(lines) + b"]")  # much faster than line by line
+    except ValueError:
+        records = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _numbers(record: Record) -> Record:
+    kind, record["time"] = record["kind"], float(record["time"])
+    if "step" in record:
+        record["step"] = int(record["step"])
+    if kind == "metrics":
+        record["values"] = {name: float(value) for name, value in record["values"].items()}
+    elif kind == "array":
+        record["value"] = _decode(record["value"])
+    return record
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

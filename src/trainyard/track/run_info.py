@@ -1,0 +1,75 @@
+"""What a run is: `run.json` in its directory, from which the shipper and `scripts/sync.py` make the MLflow run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from trainyard.errors import TrainyardError
+
+FILE = "run.json"
+
+
+@dataclass
+class RunInfo:
+    """One run, as MLflow will show it.
+
+    Args:
+        name: what people call the run.
+        params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters.
+        tags: MLflow tags.
+        facts: the machine and the code (`facts.collect`), as tags too.
+        config: the resolved config's path inside the run's directory.
+        parent: `id` of the parent's run, for a job of a sweep.
+        id: the run's own name, made once; MLflow's run carries it as the tag `trainyard.run_id`.
+        experiment, uri: where it is tracked; the tracker fills them in. None: nowhere.
+        start_time: unix seconds.
+        user, source: who started which program.
+        python_path: folders from which the shipper imports the user's model.
+    """
+
+    name: str
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    config: str | None = None
+    parent: str | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    experiment: str | None = None
+    uri: str | None = None
+    start_time: float = field(default_factory=time.time)
+    user: str | None = None
+    source: str | None = None
+    python_path: list[str] = field(default_factory=list)
+
+    def continuing(self, earlier: RunInfo) -> RunInfo:
+        """This run as the continuation of `earlier`: the same identity and place, today's settings and machine."""
+        kept = {name: getattr(earlier, name) for name in ("id", "name", "experiment", "uri", "start_time", "parent")}
+        return dataclasses.replace(self, **kept)
+
+    def write(self, work_dir: str | Path) -> None:
+        write_json(Path(work_dir) / FILE, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, work_dir: str | Path) -> Self:
+        """Raises TrainyardError where there is no readable `run.json`."""
+        path = Path(work_dir) / FILE
+        known = {spec.name for spec in dataclasses.fields(cls)}
+        try:
+            data = json.loads(path.read_bytes())
+            return cls(**{key: value for key, value in data.items() if key in known})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise TrainyardError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a small JSON file so that a reader finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

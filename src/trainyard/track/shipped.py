@@ -1,0 +1,166 @@
+"""How far a run has been shipped: `shipped.json` in its directory, and what people are told about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainyard.track import journal
+from trainyard.track.run_info import RunInfo, write_json
+from trainyard.track.uri import sqlite_file, without_password
+
+FILE = "shipped.json"
+LOCK = ".shipper.lock"
+LOG = "shipper.log"
+EXIT_STATUS = (0, 3)  # of the shipper: all is shipped, something is not; any other is a crash
+
+
+@dataclass
+class Shipped:
+    """What one MLflow store has of one run.
+
+    Args:
+        run_id, experiment_id: MLflow's own.
+        offset: bytes of the journal whose metrics, params and tags the store has.
+        uploads: what the journal named up to there and is not uploaded yet: what it is → offset of its record.
+        status: the last status in the journal up to there.
+        sent_status: the status that the store was told last.
+        time: of the last record up to there, unix seconds.
+        error: why the last attempt failed; None after one that did not.
+        notes: what was left out for good, and why.
+    """
+
+    run_id: str | None = None
+    experiment_id: str | None = None
+    offset: int = 0
+    uploads: dict[str, int] = field(default_factory=dict)
+    status: str = "RUNNING"
+    sent_status: str | None = None
+    time: float | None = None
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, work_dir: Path, uri: str) -> Shipped:
+        """From `work_dir`; a store that has nothing of the run yet, or an unreadable file, gives a fresh one."""
+        try:
+            return cls(**_read(work_dir)[without_password(uri)])
+        except (KeyError, TypeError):
+            return cls()
+
+    def save(self, work_dir: Path, uri: str) -> None:
+        stores = _read(work_dir)
+        stores[without_password(uri)] = dataclasses.asdict(self)
+        write_json(work_dir / FILE, stores)
+
+
+def _read(work_dir: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        stores = json.loads((work_dir / FILE).read_bytes())
+        if isinstance(stores, dict):
+            return stores
+    return {}
+
+
+class ShipperLock:
+    """Held by the one process that ships a run; it ends with that process."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self._path = work_dir / LOCK
+        self._fd = -1
+
+    @property
+    def held(self) -> bool:
+        return self._fd >= 0
+
+    def acquire(self) -> bool:
+        if self.held:
+            return True
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        except OSError:
+            pass  # a file system without locks: nobody can be kept out
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        if self.held:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(frozen=True)
+class RunShipment:
+    """What became of one run's records.
+
+    Args:
+        shipped, unshipped: journal records that the store has, and has not (uploads count as records).
+        error: why the rest is not there.
+        notes: what was left out for good, and why.
+    """
+
+    work_dir: Path
+    name: str
+    uri: str | None
+    experiment_id: str | None
+    run_id: str | None
+    shipped: int
+    unshipped: int
+    error: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return self.run_id is not None and self.unshipped == 0 and self.error is None
+
+    @property
+    def where(self) -> str:
+        """How to look at the run."""
+        if self.uri is None:
+            return ""
+        if self.uri.startswith(("http://", "https://")):
+            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else self.uri
+        if file := sqlite_file(self.uri):
+            with suppress(ValueError):
+                file = file.relative_to(Path.cwd())
+            return f"mlflow ui --backend-store-uri sqlite:///{file}"
+        return self.uri
+
+    def __str__(self) -> str:
+        text = f"{self.name} ({self.work_dir}): {self.shipped} records shipped"
+        if self.unshipped:
+            text += f", {self.unshipped} not"
+        if self.error:
+            text += f"; {self.error}"
+        return "\n  ".join([text, *(f"left out: {note}" for note in self.notes)])
+
+
+def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
+    """How far the run in `work_dir` has been shipped to `uri`, by default to where its `run.json` says."""
+    info = RunInfo.read(work_dir)
+    uri = without_password(uri) if uri else info.uri
+    state = Shipped.load(work_dir, uri) if uri else Shipped()
+    path = work_dir / journal.FILE
+    left = sum(1 for _ in journal.read(path, state.offset))
+    shipped = path.read_bytes()[: state.offset].count(b"\n") if path.exists() else 0
+    return RunShipment(
+        work_dir=work_dir,
+        name=info.name,
+        uri=uri,
+        experiment_id=state.experiment_id,
+        run_id=state.run_id,
+        shipped=shipped - len(state.uploads),
+        unshipped=left + len(state.uploads),
+        error=state.error,
+        notes=tuple(state.notes),
+    )

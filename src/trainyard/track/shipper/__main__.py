@@ -1,0 +1,127 @@
+"""The shipper's process: `python -m trainyard.track.shipper`, its orders on standard input, one a line.
+
+    open DIR     ship the run in DIR, from now on
+    close DIR    nobody writes in DIR any more
+    end          nobody writes anywhere any more: ship the rest and end. The end of the input says the same
+
+It ends with status 0 if everything is shipped, 3 if something is not. Without an `open` it leaves no trace.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from trainyard.track.shipped import EXIT_STATUS, LOG
+
+POLL = 0.4  # seconds between two looks at the journals
+_MAX_POLL = 5.0
+_SHARE = 4  # the loop rests this many times longer than it works, within these limits
+
+Order = tuple[str, str]
+
+
+def configure() -> None:
+    """MLflow's settings, where the user has none: keep quiet, tell nobody else, and never wait for long."""
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the shipper tries again by itself
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def listen(orders: queue.SimpleQueue[Order]) -> None:
+    """Turns standard input into orders; runs in a thread, so that the trainer never waits for us."""
+    named = False
+    with open(0, "rb", closefd=False) as lines:
+        for line in lines:
+            verb, _, path = line.rstrip(b"\n").decode(errors="surrogateescape").partition(" ")
+            if verb == "end":
+                break
+            named = True
+            orders.put((verb, path))
+    if not named:
+        os._exit(EXIT_STATUS[0])  # the command ended before it had a run: be gone, even amid an import
+    orders.put(("end", ""))
+
+
+def keep_log(work_dir: Path) -> None:
+    """Sends what this process prints into the first run's folder, with what it has printed so far."""
+    with suppress(OSError):
+        fd = os.open(work_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        with suppress(OSError):
+            os.write(fd, os.pread(2, 1 << 20, 0))
+            os.ftruncate(2, 0)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+
+def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # meant for the trainer; our end is the end of the input
+    with suppress(OSError):
+        os.nice(10)
+    configure()
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(orders,), daemon=True).start()
+
+    from trainyard.track.shipper.fleet import Fleet  # imports mlflow: 1.4 s, while the trainer imports torch
+    from trainyard.track.shipper.store import warm
+
+    warm(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    fleet = Fleet()
+    log: Path | None = None
+    rest: float | None = None
+    while not fleet.finished:
+        for verb, path in _orders(orders, rest):
+            work_dir = Path(path)
+            if verb == "open":
+                if log is None:
+                    log = work_dir / LOG
+                    keep_log(work_dir)
+                fleet.open(work_dir)
+            elif verb == "close":
+                fleet.close(work_dir)
+            elif verb == "end":
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                fleet.end()
+        begin = time.perf_counter()
+        fleet.round()
+        rest = min(max(POLL, _SHARE * (time.perf_counter() - begin)), _MAX_POLL)
+        if fleet.ending:
+            rest = POLL / 4
+    status = EXIT_STATUS[1] if fleet.gave_up else EXIT_STATUS[0]
+    fleet.leave()
+    if log is not None and log.exists() and log.stat().st_size == 0:
+        log.unlink()
+    return status
+
+
+def _orders(orders: queue.SimpleQueue[Order], rest: float | None) -> list[Order]:
+    """What was ordered: waits until there is something or `rest` seconds have passed (None: without limit)."""
+    found = []
+    with suppress(queue.Empty):
+        found.append(orders.get(timeout=rest))
+        while True:
+            found.append(orders.get_nowait())
+    return found
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the libraries' own farewells take longer than a small run's last records

@@ -1,0 +1,325 @@
+"""The trainer's side of tracking: starts the shipper, names run directories to it, and tells what became of them.
+
+Nothing here imports mlflow or torch, talks to a server, or can stop a training.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.track import run_info
+from trainyard.track import uri as uris
+from trainyard.track.run_info import RunInfo
+from trainyard.track.shipped import EXIT_STATUS, LOG, RunShipment, summary
+
+_ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
+_CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What became of a command's runs; `str()` of it is for people, and empty when there is nothing to say.
+
+    Args:
+        runs: one each.
+        running: the shipper goes on in the background.
+        error: why there was no shipper.
+    """
+
+    runs: tuple[RunShipment, ...] = ()
+    running: bool = False
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return all(run.complete for run in self.runs)
+
+    def __str__(self) -> str:
+        lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
+        missing = [run for run in self.runs if not run.complete]
+        if not missing:
+            return "\n".join(lines)
+        records = sum(run.unshipped for run in missing)
+        what = f"run {missing[0].name}" if len(missing) == 1 else f"{len(missing)} runs"
+        folders = [str(run.work_dir) for run in missing]
+        reason = self.error or next((run.error for run in missing if run.error), None)
+        lines.append(
+            f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
+        )
+        if self.running:
+            lines.append("They are being shipped in the background.")
+        lines.append(
+            "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
+            + (folders[0] if len(folders) == 1 else os.path.commonpath(folders))
+        )
+        return "\n".join(lines)
+
+
+class Tracker(ABC):
+    """Where runs are tracked.
+
+    `start()` early, `open()` each run's directory when its config is known to be good, `finish()` at the end. A command
+    that ends before its first `open()` leaves nothing behind.
+
+    Attributes:
+        log_model: whether a finished run's best model is to be logged.
+        log_checkpoints: which checkpoints are to be uploaded, of "best" and "last".
+    """
+
+    log_model: bool = False
+    log_checkpoints: tuple[str, ...] = ()
+
+    def start(self) -> None:  # noqa: B027 (a tracker may have nothing to start)
+        """Starts what takes time, and returns at once."""
+
+    def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False) -> RunInfo:
+        """Writes `run.json` into `work_dir`, and tracks what is journaled there from now on.
+
+        Args:
+            work_dir: an existing folder.
+            info: the run; name, place and python path are filled in, and `git.diff` among its facts becomes a file.
+            resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay.
+
+        Raises:
+            ConfigError: `work_dir` holds an earlier run and `resume` is false.
+            OSError: `work_dir` cannot be written.
+        """
+        folder = Path(work_dir).absolute()
+        info = self._complete(replace(info, facts=dict(info.facts)))
+        if (folder / run_info.FILE).exists():
+            if not resume:
+                raise ConfigError(
+                    "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the one there."
+                )
+            info = info.continuing(RunInfo.read(folder))
+        if diff := info.facts.pop("git.diff", ""):
+            (folder / "git.diff").write_text(diff, encoding="utf-8")
+        info.write(folder)
+        self._track(folder)
+        return info
+
+    def close(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to close)
+        """Says that nobody writes in `work_dir` any more; a run without a final status is then marked KILLED.
+
+        For a sweep, whose jobs end one by one. `finish()` closes all.
+        """
+
+    @abstractmethod
+    def finish(self) -> Shipment:
+        """Waits, within limits, until everything is shipped, and tells how far that went. Never raises."""
+
+    def _complete(self, info: RunInfo) -> RunInfo:
+        return replace(
+            info,
+            user=info.user or _user(),
+            source=info.source or Path(sys.argv[0]).name or None,
+            python_path=info.python_path or _python_path(),
+        )
+
+    def _track(self, work_dir: Path) -> None:  # noqa: B027 (a tracker may have nothing to do)
+        """Tracks `work_dir`, whose `run.json` is written."""
+
+
+class NoTracker(Tracker):
+    """No MLflow. The journal and `run.json` are written all the same: `scripts/sync.py --uri` can ship them later."""
+
+    def finish(self) -> Shipment:
+        return Shipment()
+
+
+class MLflowTracker(Tracker):
+    """Tracks runs in MLflow, through a process of its own that reads their journals.
+
+    Args:
+        uri: of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the folder
+            from which the command was started.
+        experiment: by default MLFLOW_EXPERIMENT_NAME, else `trainyard`.
+        run_name: by default the name that the run has without it.
+        tags: more MLflow tags, for every run.
+        log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it.
+        log_checkpoints: which checkpoints to upload, of "best" and "last".
+        wait: seconds that `finish()` waits at most.
+
+    Raises:
+        ConfigError: a URI that MLflow cannot track to, a checkpoint that is not there, a negative `wait`.
+    """
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        experiment: str | None = None,
+        run_name: str | None = None,
+        tags: Mapping[str, object] | None = None,
+        log_model: bool = True,
+        log_checkpoints: Sequence[str] = _CHECKPOINTS,
+        wait: float = 60.0,
+    ) -> None:
+        for name in log_checkpoints:
+            if name not in _CHECKPOINTS:
+                raise ConfigError("log_checkpoints", name, "a list of best and last", options=_CHECKPOINTS)
+        if wait < 0:
+            raise ConfigError("wait", wait, "a number of seconds, at least 0")
+        self.folder = uris.launch_folder()
+        self.uri = uris.resolve(uri, self.folder)
+        self.experiment = uris.experiment_name(experiment)
+        self.run_name = run_name
+        self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
+        self.log_model = log_model
+        self.log_checkpoints = tuple(log_checkpoints)
+        self.wait = wait
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (what the shipper says before it knows a run's folder)
+        self._error: str | None = None
+        self._runs: list[Path] = []
+        self._open: list[Path] = []
+        self._finished: Shipment | None = None
+
+    def start(self) -> None:
+        """Starts the shipper, which loads mlflow while the trainer loads torch. Takes milliseconds."""
+        if self._process is not None:
+            return
+        environment = os.environ | {"MLFLOW_TRACKING_URI": self.uri}
+        if "site-packages" not in _ROOT.parts:
+            search_path = [environment.get("PYTHONPATH"), str(_ROOT)]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
+        try:
+            self._process = subprocess.Popen(
+                # -P: nothing in the folder of the command may stand in for a module of the shipper.
+                [sys.executable, "-P", "-m", "trainyard.track.shipper"],
+                stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=self._output,
+                cwd=self.folder,
+                env=environment,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C is for the trainer
+            )
+        except OSError as error:
+            self._error = f"The shipper could not be started: {error}."
+
+    def close(self, work_dir: str | Path) -> None:
+        folder = Path(work_dir).absolute()
+        if folder in self._open:
+            self._open.remove(folder)
+            self._say(f"close {folder}")
+
+    def finish(self) -> Shipment:
+        if self._finished is None:
+            self._finished = self._finish()
+        return self._finished
+
+    def _finish(self) -> Shipment:
+        if not self._runs or os.getpid() != self._owner:
+            self._hang_up()
+            return Shipment()
+        deadline = time.monotonic() + self.wait
+        if self._dead():
+            self._revive()
+        running = self._wait_until(deadline)
+        shipment = self._shipment(running)
+        if not shipment.complete and self._process is not None and (self._process.returncode or 0) < 0:
+            self._revive()  # it was killed while it shipped the rest
+            shipment = self._shipment(self._wait_until(deadline))
+        return shipment
+
+    def _complete(self, info: RunInfo) -> RunInfo:
+        return replace(
+            super()._complete(info),
+            name=self.run_name or info.name,
+            tags=self.tags | info.tags,
+            experiment=self.experiment,
+            uri=uris.without_password(self.uri),
+        )
+
+    def _track(self, work_dir: Path) -> None:
+        self._finished = None
+        for folders in (self._runs, self._open):
+            if work_dir not in folders:
+                folders.append(work_dir)
+        if self._dead():
+            self._revive()
+        else:
+            self._say(f"open {work_dir}")
+
+    def _dead(self) -> bool:
+        if os.getpid() != self._owner:
+            return False  # a fork shares the pipe, and cannot see what became of its parent's child
+        return self._process is None or self._process.poll() is not None
+
+    def _revive(self) -> None:
+        """Starts the shipper that was never started, or another one after it died."""
+        self._hang_up()
+        self._process = None
+        self.start()
+        for work_dir in self._runs:
+            self._say(f"open {work_dir}")
+            if work_dir not in self._open:
+                self._say(f"close {work_dir}")
+
+    def _say(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.closed:
+            with suppress(OSError):  # it died: finish() sees that
+                self._process.stdin.write(line.encode(errors="surrogateescape") + b"\n")
+
+    def _hang_up(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+
+    def _wait_until(self, deadline: float) -> bool:
+        """Whether the shipper is still at it after waiting."""
+        if self._process is None:
+            return False
+        self._say("end")  # closing alone would not do: forked data loaders hold the pipe open too
+        self._hang_up()
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            return True
+        return False
+
+    def _shipment(self, running: bool) -> Shipment:
+        runs = []
+        error = self._error
+        for work_dir in self._runs:
+            try:
+                runs.append(summary(work_dir))
+            except (OSError, TrainyardError) as missing:
+                error = str(missing)
+        if not running and error is None and self._process is not None and self._process.returncode not in EXIT_STATUS:
+            self._output.seek(0)
+            said = self._output.read().decode(errors="replace").strip().splitlines()
+            error = f"The shipper ended early: {said[-1]}" if said else f"The shipper ended early; see {LOG}."
+        return Shipment(tuple(runs), running, error)
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container whose user has no name
+        return str(os.getuid()) if hasattr(os, "getuid") else None
+
+
+def _python_path() -> list[str]:
+    """The folders that this process imports from, beside the interpreter's own and the installed packages."""
+    library = Path(os.__file__).resolve().parent
+    folders = (Path(folder).resolve() for folder in sys.path)
+    return [
+        str(folder)
+        for folder in folders
+        if folder.is_dir()
+        and not folder.is_relative_to(library)
+        and not {"site-packages", "dist-packages"}.intersection(folder.parts)
+    ]

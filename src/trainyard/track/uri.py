@@ -1,0 +1,83 @@
+"""Where runs are tracked: the MLflow URI and experiment that are meant, and URIs as they may be written down."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import sys
+from pathlib import Path
+
+from trainyard.errors import ConfigError, TrainyardError
+
+DEFAULT_EXPERIMENT = "trainyard"
+_SERVERS = ("http", "https", "databricks")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_ACCEPTED = "sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://…, mysql://…, mssql://… or databricks"
+_PASSWORD = re.compile(r"(?<=://)([^/@]*):([^/@]+)@")
+
+
+def launch_folder() -> Path:
+    """The folder from which the command was started, also where Hydra has changed into the run's own."""
+    hydra_config = sys.modules.get("hydra.core.hydra_config")
+    if hydra_config is not None and hydra_config.HydraConfig.initialized():
+        return Path(hydra_config.HydraConfig.get().runtime.cwd)
+    return Path.cwd()
+
+
+def resolve(uri: str | None, folder: Path) -> str:
+    """The MLflow URI: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in `folder`; SQLite paths are made absolute.
+
+    Raises:
+        ConfigError: a kind of store that MLflow does not have (any more).
+    """
+    key = "uri" if uri else "MLFLOW_TRACKING_URI"
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    scheme, separator, rest = given.partition("://")
+    dialect = scheme.partition("+")[0]
+    if dialect == "sqlite":
+        path = rest.removeprefix("/")
+        if not path or path.startswith(":memory:"):
+            raise ConfigError(key, given, _ACCEPTED, hint="A database in memory would end with its process.")
+        return f"{scheme}:///{folder / path}"
+    if dialect == "file" or not (separator or given == "databricks"):
+        raise ConfigError(
+            key, given, _ACCEPTED, hint="MLflow has given up its file store; sqlite:///mlflow.db takes its place."
+        )
+    if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
+        raise ConfigError(key, given, _ACCEPTED, options=[f"{name}://{rest}" for name in _SERVERS + _DATABASES])
+    return given.rstrip("/") if dialect in ("http", "https") else given
+
+
+def experiment_name(experiment: str | None) -> str:
+    """As given, else MLFLOW_EXPERIMENT_NAME, else `trainyard`."""
+    return experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a resolved SQLite URI; None for any other."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(rest.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
+
+
+def without_password(uri: str) -> str:
+    """The URI as it is written to disk and shown: `***` stands for a password."""
+    return _PASSWORD.sub(r"\1:***@", uri)
+
+
+def with_password(uri: str) -> str:
+    """The URI to connect to; a password that was left out is taken from MLFLOW_TRACKING_URI.
+
+    Raises:
+        TrainyardError: that variable does not hold this URI.
+    """
+    if ":***@" not in uri:
+        return uri
+    full = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if without_password(full) != uri:
+        raise TrainyardError(f"The password of {uri} is not written down: set MLFLOW_TRACKING_URI to the whole URI.")
+    return full
+
+
+def _has_plugin(scheme: str) -> bool:
+    return scheme in importlib.metadata.entry_points(group="mlflow.tracking_store").names

@@ -1,0 +1,264 @@
+"""The user's own arrays and tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from trainyard.data import Arrays
+from trainyard.errors import ConfigError
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 3)).astype(np.float32)
+LABELS = np.arange(40) % 4 * 10  # 0, 10, 20, 30
+FRAME = pd.DataFrame(
+    {"a": X[:, 0], "b": X[:, 1], "count": np.arange(40), "kind": np.array(["cat", "dog"])[LABELS % 20 // 10]}
+)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(name, **arrays):
+        np.savez(tmp_path / name, **arrays)
+        return str(tmp_path / name)
+
+    return save
+
+
+@pytest.fixture
+def table(tmp_path):
+    def table(name, frame=FRAME):
+        path = tmp_path / name
+        frame.to_csv(path, index=False) if name.endswith("csv") else frame.to_parquet(path)
+        return str(path)
+
+    return table
+
+
+def everything(data):
+    parts = [data.sources[split] for split in data.splits]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def pairs(x, y):
+    return sorted((*np.asarray(row).ravel().tolist(), label) for row, label in zip(x, y, strict=True))
+
+
+# --- npz and npy
+
+
+def test_npz_of_one_set_is_split(save):
+    data = Arrays(save("set.npz", x=X, y=LABELS), val_fraction=0.2, test_fraction=0.1)
+    assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 28, "val": 8, "test": 4}
+    x, y = everything(data)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert pairs(x.numpy(), y.tolist()) == pairs(X, (LABELS // 10).tolist())
+    assert data.classes == [0, 10, 20, 30]
+    assert data.spec == {"input_shape": [3], "in_features": 3, "num_classes": 4}
+    assert torch.bincount(data.sources["val"][1]).tolist() == [2, 2, 2, 2]
+    batch = next(data.loader("train", seed=0, device=CPU).batches())
+    assert batch[0].shape == (28, 3)
+
+
+def test_npz_with_splits_of_its_own(save):
+    path = save("set.npz", x_train=X[:30], y_train=LABELS[:30], x_test=X[30:], y_test=LABELS[30:])
+    data = Arrays(path, val_fraction=0.2)
+    assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 24, "val": 6, "test": 10}
+    assert torch.equal(data.sources["test"][0], torch.from_numpy(X[30:]))
+    assert Arrays(path, val_fraction=0).splits == ("train", "test")
+
+
+def test_npz_with_another_key_for_the_target(save):
+    data = Arrays(save("set.npz", x=X, label=LABELS), target="label")
+    assert data.spec["num_classes"] == 4
+
+
+def test_images_keep_their_shape(save):
+    images = RNG.integers(0, 256, (40, 3, 5, 5), dtype=np.uint8)
+    data = Arrays(save("set.npz", x=images, y=LABELS), val_fraction=0, test_fraction=0)
+    assert data.spec == {
+        "input_shape": [3, 5, 5],
+        "in_features": 75,
+        "in_channels": 3,
+        "image_size": 5,
+        "num_classes": 4,
+    }
+    assert torch.equal(data.sources["train"][0], torch.from_numpy(images).float())
+
+
+def test_a_lone_feature_is_a_column(save):
+    assert Arrays(save("set.npz", x=X[:, 0], y=LABELS[:, None])).spec["input_shape"] == [1]
+
+
+def test_npy_pair(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", LABELS.astype(str))
+    data = Arrays(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
+    assert data.classes == ["0", "10", "20", "30"]
+
+
+@pytest.mark.parametrize("y", [X[:, 0].astype(np.float64), X[:, :2]], ids=["one", "two"])
+def test_float_targets_are_for_regression(save, y):
+    data = Arrays(save("set.npz", x=X, y=y))
+    assert data.spec == {"input_shape": [3], "in_features": 3, "out_features": 1 if y.ndim == 1 else 2}
+    assert data.classes == []
+    served = everything(data)[1]
+    assert served.dtype == torch.float32
+    assert served.shape == y.shape
+
+
+# --- tables
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_of_classes(table, suffix):
+    data = Arrays(table(f"set.{suffix}"), target="kind")
+    assert data.classes == ["cat", "dog"]
+    assert data.spec == {"input_shape": [3], "in_features": 3, "num_classes": 2}
+    x, y = everything(data)
+    expected = FRAME[["a", "b", "count"]].to_numpy(np.float32)
+    assert pairs(x.numpy(), y.tolist()) == pairs(expected, (FRAME["kind"] == "dog").astype(int).tolist())
+
+
+def test_integer_targets_are_classes_unless_told_otherwise(table):
+    path = table("set.csv")
+    assert Arrays(path, "count", features=["a", "b"], val_fraction=0, test_fraction=0).spec["num_classes"] == 40
+    data = Arrays(path, "count", features=["a", "b"], task="regression")
+    assert data.spec == {"input_shape": [2], "in_features": 2, "out_features": 1}
+    assert data.sources["train"][1].dtype == torch.float32
+
+
+def test_several_target_columns(table):
+    data = Arrays(table("set.csv"), ["a", "count"], features=["b"])
+    assert data.spec["out_features"] == 2
+    assert data.sources["train"][1].shape == (32, 2)
+
+
+def test_booleans_and_nullable_columns(table):
+    frame = FRAME.assign(flag=FRAME["count"] > 3, count=FRAME["count"].astype("Int64"))
+    data = Arrays(table("set.parquet", frame), "flag", features=["count", "a"])
+    assert data.classes == [0, 1]
+    assert data.sources["train"][0].shape == (32, 2)
+
+
+def test_files_of_their_own_for_the_splits(table):
+    train, val = table("train.csv", FRAME[:25]), table("val.csv", FRAME[25:])
+    data = Arrays(train, "kind", val_path=val, test_fraction=0.2)
+    assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 20, "val": 15, "test": 5}
+    assert data.sources["val"][0][:, 2].tolist() == list(range(25, 40))
+
+
+def test_classes_are_those_of_all_files(table):
+    data = Arrays(table("a.csv", FRAME[FRAME["kind"] == "dog"]), "kind", val_path=table("b.csv"))
+    assert data.classes == ["cat", "dog"]
+    assert data.sources["train"][1].unique().tolist() == [1]
+
+
+# --- standardisation
+
+
+def test_standardisation_uses_the_training_split_alone(save):
+    x = X * [1, 100, 0] + [5, 0, 7]  # the last is constant
+    data = Arrays(save("set.npz", x=x, y=LABELS), standardize=True)
+    train = data.sources["train"][0]
+    assert train[:, :2].mean(0).abs().max() < 1e-5
+    assert (train[:, :2].std(0, unbiased=False) - 1).abs().max() < 1e-5
+    assert (train[:, 2] == 0).all()
+    assert data.sources["val"][0][:, :2].mean(0).abs().max() > 1e-3
+    raw = Arrays(save("set.npz", x=x, y=LABELS))
+    assert torch.allclose(
+        data.sources["test"][0] * torch.from_numpy(data.std) + torch.from_numpy(data.mean),
+        raw.sources["test"][0],
+        atol=1e-4,
+    )
+    assert raw.mean is raw.std is None
+
+
+def test_images_are_standardised_by_channel(save):
+    images = RNG.normal([[[3]], [[-1]]], 2, (40, 2, 4, 4))
+    data = Arrays(save("set.npz", x=images, y=LABELS), standardize=True)
+    assert data.mean.shape == (2, 1, 1)
+    assert data.sources["train"][0].mean((0, 2, 3)).abs().max() < 1e-5
+
+
+# --- what cannot work
+
+
+def refused(key, match, *args, **kwargs):
+    with pytest.raises(ConfigError, match=match) as caught:
+        Arrays(*args, **kwargs)
+    assert caught.value.key == key
+
+
+def test_missing_files(save, tmp_path):
+    path = save("iris.npz", x=X, y=LABELS)
+    refused("path", r"Did you mean '.*iris\.npz'", path.replace("iris", "irsi"))
+    refused("path", "no folder", str(tmp_path / "none" / "a.npz"))
+    refused("path", "path of a file", str(tmp_path))
+    refused("val_path", "Did you mean", path, val_path=path.replace("iris", "irs"))
+
+
+def test_files_of_the_wrong_kind(tmp_path, save):
+    for name in ("notes.txt", "broken.npz", "broken.npy", "broken.parquet", "empty.csv"):
+        (tmp_path / name).write_bytes(b"" if name == "empty.csv" else b"nonsense")
+    refused("path", r"\.parquet", str(tmp_path / "notes.txt"))
+    refused("path", "Reading it failed", str(tmp_path / "broken.npz"))
+    refused("path", "Reading it failed", str(tmp_path / "broken.npy"), str(tmp_path / "broken.npy"))
+    refused("path", "Reading it failed", str(tmp_path / "broken.parquet"), "y")
+    refused("path", "Reading it failed", str(tmp_path / "empty.csv"), "y")
+    np.savez(tmp_path / "pickled.npz", x=np.array([{}]), y=LABELS[:1])
+    refused("path", "Reading it failed", str(tmp_path / "pickled.npz"))
+
+
+def test_npz_without_what_is_needed(save):
+    refused("path", "It holds a, b", save("set.npz", a=X, b=LABELS))
+    refused("target", "Did you mean 'label'", save("set.npz", x=X, label=LABELS), target="lable")
+    refused("target", "Did you mean 'label'", save("set.npz", x_train=X, label_train=LABELS), target="lable")
+    refused("path", "x_train", save("set.npz", x_val=X, y_val=LABELS))
+    refused("features", "one array", save("set.npz", x=X, y=LABELS), features=["a"])
+    refused("target", "key of the targets", save("set.npz", x=X, y=LABELS), target=["y"])
+
+
+def test_npy_needs_its_target(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    refused("target", "path of a file", str(tmp_path / "x.npy"))
+    refused("val_path", "x_train", str(tmp_path / "x.npy"), str(tmp_path / "x.npy"), val_path="v.npy")
+
+
+def test_arrays_that_do_not_fit(save):
+    refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
+    gap = X.copy()
+    gap[7, 1] = np.nan
+    refused("path", "row 7", save("set.npz", x=gap, y=LABELS))
+    refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
+    refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
+    refused("path", "of shape", save("set.npz", x=X[:0], y=LABELS[:0]))
+    refused("path", "of shape", save("set.npz", x=np.float32(3), y=LABELS))
+    refused("target", r"\[N, D\]", save("set.npz", x=X, y=np.zeros((40, 2, 2))))
+    refused("target", "one class a sample", save("set.npz", x=X, y=np.ones((40, 2), int)))
+    refused("task", "strings", save("set.npz", x=X, y=LABELS.astype(str)), task="regression")
+    refused("test_path", "shape", save("set.npz", x_train=X, y_train=LABELS, x_test=X[:, :2], y_test=LABELS))
+    refused("val_path", "integers", save("set.npz", x=X, y=LABELS), val_path=save("v.npz", x=X, y=X[:, 0]))
+
+
+def test_columns_that_do_not_fit(table):
+    path = table("set.csv")
+    refused("target", "There are a, b", path)
+    refused("target", "Did you mean 'kind'", path, target="knd")
+    refused("features", "Did you mean 'count'", path, target="kind", features=["a", "cuont"])
+    refused("features", "columns of numbers", path, target="a")
+    refused("features", "not the target", path, target="a", features=["a", "b"])
+    refused("features", "at least one", path, target="a", features=[])
+    refused("target", "columns of numbers", path, target=["a", "kind"], features=["b"])
+    gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
+    refused("features", "row 5", table("gaps.csv", gaps), target="count")
+    refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("task", "clasification"), ("standardize", "yes"), ("split_seed", -1), ("batch_size", 0), ("val_fraction", 2)],
+)
+def test_bad_options(save, option, value):
+    refused(option, "accepted", save("set.npz", x=X, y=LABELS), **{option: value})

@@ -1,0 +1,81 @@
+"""Splits: every row once, sizes as asked, stratified."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from trainyard.data.split import fractions, split_rows
+from trainyard.errors import ConfigError
+
+shares = st.fixed_dictionaries({"val": st.floats(0, 0.45), "test": st.floats(0, 0.45)})
+
+
+def sizes(n, shares):
+    return {split: max(1, round(n * share)) for split, share in shares.items() if share}
+
+
+@given(n=st.integers(3, 400), shares=shares, seed=st.integers(0, 2**32))
+def test_every_row_is_in_one_split(n, shares, seed):
+    assume(sum(sizes(n, shares).values()) < n)
+    rows = split_rows(n, shares, seed)
+    assert sorted(np.concatenate(list(rows.values()))) == list(range(n))
+    assert {split: len(rows[split]) for split in rows if split != "train"} == sizes(n, shares)
+    assert list(rows) == [split for split in ("train", "val", "test") if split in rows]
+    again = split_rows(n, shares, seed)
+    assert all((rows[split] == again[split]).all() for split in rows)
+
+
+@given(
+    counts=st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 4),
+    shares=shares,
+    seed=st.integers(0, 99),
+    order=st.randoms(use_true_random=False),
+)
+def test_each_class_gives_each_split_its_share(counts, shares, seed, order):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    order.shuffle(labels)
+    labels = np.array(labels)
+    n = len(labels)
+    wanted = sizes(n, shares)
+    assume(sum(wanted.values()) < n)
+    wanted["train"] = n - sum(wanted.values())
+    for split, rows in split_rows(n, shares, seed, labels).items():
+        assert len(rows) == wanted[split]
+        for label, count in enumerate(counts):
+            assert abs((labels[rows] == label).sum() - count * wanted[split] / n) < 2.0 + 1e-9
+
+
+def test_seeds_split_differently():
+    splits = [tuple(split_rows(50, {"val": 0.2, "test": 0.2}, seed)["test"]) for seed in range(20)]
+    assert len(set(splits)) == 20
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "key"),
+    [
+        (-0.1, 0.1, "val_fraction"),
+        (0.1, 1.0, "test_fraction"),
+        (1.5, 0, "val_fraction"),
+        (0.5, 0.5, "val_fraction"),
+        ("0.1", 0.1, "val_fraction"),
+        (0.1, None, "test_fraction"),
+        (float("nan"), 0.1, "val_fraction"),
+        (True, 0.1, "val_fraction"),
+    ],
+)
+def test_bad_fractions_are_refused(val, test, key):
+    with pytest.raises(ConfigError) as caught:
+        fractions(val, test)
+    assert caught.value.key == key
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ConfigError, match="to train on"):
+        split_rows(2, {"val": 0.1, "test": 0.1}, 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "a"])
+def test_bad_seeds_are_refused(seed):
+    with pytest.raises(ConfigError, match="split_seed"):
+        split_rows(10, {"val": 0.1, "test": 0.1}, seed)

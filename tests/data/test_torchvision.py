@@ -1,0 +1,161 @@
+"""Image sets by name. The conversion is tested on small classes with torchvision's interface, written to a module."""
+
+import importlib.util
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from trainyard.data import Torchvision
+from trainyard.errors import ConfigError
+
+CPU = torch.device("cpu")
+MODULE = """
+import numpy as np, torch
+from PIL import Image
+
+def images(train):
+    return np.random.default_rng(train).integers(0, 256, (60 if train else 20, 6, 6, 3), dtype=np.uint8)
+
+def targets(train):
+    return [index % 5 for index in range(60 if train else 20)]
+
+class Colour:                       # as CIFAR10: [N, H, W, C] and a list
+    def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
+        if root.endswith("absent") and not download:
+            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it.")
+        self.root, self.transform, self.data, self.targets = root, transform, images(train), targets(train)
+    def __len__(self): return len(self.data)
+
+class Grey(Colour):                 # as MNIST: tensors, [N, H, W]
+    def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
+        super().__init__(root, train, transform, target_transform, download)
+        self.data, self.targets = torch.from_numpy(self.data[..., 0].copy()), torch.tensor(self.targets)
+
+class Channels(Colour):             # as SVHN: [N, C, H, W], labels, split
+    def __init__(self, root, split="train", transform=None, download=False):
+        super().__init__(root, split == "train", transform, download=download)
+        self.data = self.data.transpose(0, 3, 1, 2)
+        self.labels = np.array(self.targets) * 2 + 1
+        del self.targets
+
+class Files:                        # as Food101: one image at a time
+    classes = ["a", "b", "c", "d", "e"]
+    def __init__(self, root, split="train", transform=None, download=False):
+        self.images, self.labels_ = images(split == "train"), targets(split == "train")
+    def __len__(self): return len(self.images)
+    def __getitem__(self, index): return Image.fromarray(self.images[index]), self.labels_[index]
+
+class GreyFiles(Files):
+    def __getitem__(self, index): return Image.fromarray(self.images[index, :, :, 0]), self.labels_[index]
+
+class Unsplit:
+    def __init__(self, root, transform=None): pass
+
+class Unlabelled(Files):
+    classes = None
+"""
+
+
+@pytest.fixture
+def sets(tmp_path, monkeypatch):
+    (tmp_path / "small_sets.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "small_sets", raising=False)
+    importlib.invalidate_caches()
+    yield importlib.import_module("small_sets")
+    sys.modules.pop("small_sets", None)
+
+
+def served(data, split):
+    batches = list(data.loader(split, seed=0, device=CPU).batches())
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+@pytest.mark.parametrize("name", ["Colour", "Channels"])
+def test_resident_colour_images(sets, name):
+    data = Torchvision(f"small_sets.{name}", val_fraction=0.2)
+    assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 48, "val": 12, "test": 20}
+    assert data.sources["train"][0].dtype == torch.uint8  # bytes in memory
+    x, y = served(data, "test")
+    assert torch.equal(x, torch.from_numpy(sets.images(False)).permute(0, 3, 1, 2) / 255)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert y.tolist() == sets.targets(False)
+    assert data.spec == {
+        "input_shape": [3, 6, 6],
+        "in_features": 108,
+        "in_channels": 3,
+        "image_size": 6,
+        "num_classes": 5,
+    }
+
+
+def test_resident_grey_images(sets):
+    data = Torchvision("small_sets.Grey")
+    assert data.spec["input_shape"] == [1, 6, 6]
+    assert torch.equal(served(data, "test")[0][:, 0], torch.from_numpy(sets.images(False)[..., 0]) / 255)
+
+
+def test_validation_comes_from_the_training_part_by_class(sets):
+    data = Torchvision("small_sets.Colour", val_fraction=0.25)
+    assert torch.bincount(data.sources["val"][1]).tolist() == [3] * 5
+    both = torch.cat([data.sources["train"][0], data.sources["val"][0]]).flatten(1).tolist()
+    assert sorted(both) == sorted(sets.images(True).transpose(0, 3, 1, 2).reshape(60, -1).tolist())
+    assert Torchvision("small_sets.Colour", val_fraction=0).splits == ("train", "test")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_from_files_go_through_a_dataloader(sets, workers):
+    data = Torchvision("small_sets.Files", val_fraction=0.2, batch_size=16, workers=workers)
+    x, y = served(data, "test")
+    assert torch.equal(x, torch.from_numpy(sets.images(False)).permute(0, 3, 1, 2) / 255)
+    assert y.tolist() == sets.targets(False)
+    x, y = served(data, "train")
+    assert (x.shape, x.dtype, y.dtype) == ((48, 3, 6, 6), torch.float32, torch.int64)
+    assert data.spec["num_classes"] == 5
+
+
+def test_images_from_files_can_be_resized(sets):
+    data = Torchvision("small_sets.GreyFiles", image_size=4)
+    assert data.spec["input_shape"] == [1, 4, 4]
+    assert served(data, "val")[0].shape == (6, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "match", "options"),
+    [
+        ("name", "Did you mean 'small_sets.Colour'", {"name": "small_sets.Color"}),
+        ("name", "No module named", {"name": "no_such_module.Set"}),
+        ("name", "training and a test part", {"name": "small_sets.Unsplit"}),
+        ("name", "lists its classes", {"name": "small_sets.Unlabelled"}),
+        ("root", "download=true", {"root": "absent"}),
+        ("image_size", "size of their own", {"image_size": 8}),
+        ("image_size", "whole number", {"image_size": 0}),
+        ("val_fraction", "fraction", {"val_fraction": 1}),
+        ("download", "true or false", {"download": "no"}),
+        ("batch_size", "whole number", {"batch_size": 0}),
+    ],
+)
+def test_what_cannot_work(sets, key, match, options):
+    with pytest.raises(ConfigError, match=match) as caught:
+        Torchvision(**{"name": "small_sets.Colour", **options})
+    assert caught.value.key == key
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_without_torchvision_it_says_what_to_install():
+    with pytest.raises(ConfigError, match="pip install torchvision"):
+        Torchvision("CIFAR10")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
+def test_a_wrong_name_offers_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'CIFAR10'"):
+        Torchvision("CIFAR-10")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
+def test_files_of_torchvision_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="download=true"):
+        Torchvision("MNIST", root=str(tmp_path))
