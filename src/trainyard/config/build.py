@@ -40,7 +40,9 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
     try:
         return instantiate(value, *args, _convert_="all")
     except InstantiationException as error:
-        raise _explain(error, key) from error.__cause__
+        if not isinstance(error.__cause__, TrainyardError | TypeError | ValueError | OSError):
+            raise (error.__cause__ or error) from None  # an error in somebody's code, not in the config
+        raise _explain(error, error.__cause__, key) from error.__cause__
 
 
 def build_all(values: Any, key: str) -> dict[str, Any]:
@@ -162,8 +164,7 @@ def _paths(where: str, found: Any) -> list[str]:
     return [f"{where}.{name}" for name in dir(found) if not name.startswith("_")]
 
 
-def _explain(error: InstantiationException, key: str) -> Exception:
-    cause = error.__cause__
+def _explain(error: InstantiationException, cause: Exception, key: str) -> TrainyardError:
     where = key
     for line in str(error).splitlines():
         if line.startswith("full_key: "):
@@ -171,6 +172,4 @@ def _explain(error: InstantiationException, key: str) -> Exception:
             where = full if f"{full}.".startswith(f"{key}.") else f"{key}.{full}"
     if isinstance(cause, ConfigError):
         return cause.under(where)
-    if isinstance(cause, TypeError | ValueError | OSError):
-        return TrainyardError(f"{where}: {type(cause).__name__}: {cause}")
-    return cause if isinstance(cause, Exception) else TrainyardError(f"{where}: {error}")
+    return TrainyardError(f"{where}: {cause}" if isinstance(cause, TrainyardError) else f"{where}: {cause!r}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.build import check_tree
 from trainyard.errors import ConfigError
@@ -50,14 +50,14 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: names the key, what was given, what is accepted and the nearest name.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
         OmegaConf.to_container(cfg, resolve=True)
-    except (OmegaConfBaseException, MissingMandatoryValue) as error:
+    except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "config")
         raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
+    if missing:
+        raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
     _check_settings(cfg)
     check_tree(cfg)
 

@@ -306,6 +306,8 @@ class Runner:
         if self._prepared & {mode, "train"}:
             return
         start = starting_point(self)
+        if mode == "train":
+            _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics
         if mode == "train":
             _ = self.optimizer, self.schedule, self.step

@@ -78,7 +78,7 @@ def capture(runner: Runner) -> list[dict[str, Any]]:
             "epoch": runner.epoch,
             "iter": runner.iter,
             "model": runner.model.state_dict(),
-            "optimizer": runner.optimizer.state_dict(),
+            "optimizer": runner.optimizer.state_dict() | {"type": type(runner.optimizer).__name__},
             "schedule": {} if runner.schedule is None else runner.schedule.state_dict(),
             "step": runner.step.state_dict(),
             "loop": runner.train_loop.state_dict(),
@@ -115,7 +115,7 @@ def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) 
         return
     load_weights(runner.model, state["model"], start)
     try:
-        runner.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(runner, dict(state["optimizer"]))
         if runner.schedule is not None:
             runner.schedule.load_state_dict(state["schedule"])
         runner.step.load_state_dict(state["step"])
@@ -132,6 +132,13 @@ def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) 
     runner.call("after_load_checkpoint", checkpoint=state)
     random.restore(state["random"])
     log.info("Resumed %s: epoch %d, iteration %d.", start.path, runner.epoch, runner.iter)
+
+
+def _load_optimizer(runner: Runner, state: dict[str, Any]) -> None:
+    made_by, own = state.pop("type"), type(runner.optimizer).__name__
+    if made_by != own:
+        raise ValueError(f"its optimiser is {made_by}, here {own}")
+    runner.optimizer.load_state_dict(state)
 
 
 def restore_best(runner: Runner, path: Path) -> None:

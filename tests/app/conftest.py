@@ -1,0 +1,32 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=2", "model.hidden=[8]", "tracker=none"]
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Run `python train.py …` in an empty folder, as a user would."""
+
+    def run(*arguments, quick=True, env=None, **options):
+        flags = [argument for argument in arguments if argument == "-m"]  # argparse wants them before the overrides
+        rest = [argument for argument in arguments if argument != "-m"]
+        command = [sys.executable, str(ROOT / "train.py"), *flags, *(QUICK if quick else []), *rest]
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")},
+            "PYTHONPATH": str(ROOT / "src"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            **(env or {}),
+        }
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False, **options
+        )
+
+    run.quick = QUICK
+    return run

@@ -1,0 +1,159 @@
+"""Each mistake ends in one readable paragraph with status 2, and nothing is left behind.
+
+Most are tried in this process (composing and training is what `train.py` does, without the seconds that importing torch
+takes); `test_command_line.py` has the whole command.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from trainyard.app import main
+from trainyard.runner import checkpoint
+
+CONF = Path(__file__).parents[2] / "conf"
+QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=1", "model.hidden=[8]", "tracker=none"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """`train.py` with these arguments in an empty folder: its status, and what it said on standard error."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments, quick=QUICK):
+        monkeypatch.setattr(sys, "argv", ["train.py", *quick, *arguments])
+        capfd.readouterr()
+        try:
+            main(config_path=CONF)
+        except SystemExit as end:
+            return end.code, capfd.readouterr().err
+        finally:
+            GlobalHydra.instance().clear()
+        return 0, capfd.readouterr().err
+
+    return run
+
+
+def _left(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["model=mpl"], ["model: 'mpl' given", "cnn, mlp, resnet, transformer", "Did you mean 'mlp'?"]),
+        (["hook=[default,emma]"], ["hook: 'emma' given", "Did you mean 'ema'?"]),
+        (["experiment=digits"], ["Did you mean 'digits_cnn'?"]),
+        (["optm.lr=1"], ["optm.lr", "Did you mean 'optim'?"]),
+        (["optim.lrr=1"], ["optim.lrr", "Did you mean 'lr'?"]),
+        (["optm=adam"], ["'optm' given", "Did you mean 'optim'?"]),
+        (["hook.logger.intervall=3"], ["Did you mean 'interval'?"]),
+        (["~optim.lrr"], ["optim.lrr", "Did you mean 'lr'?"]),
+        (["optim.lr=[1"], ["'optim.lr=[1' cannot be read as an override"]),
+        (["optim._target_=torch.optim.Adm"], ["optim._target_", "Did you mean 'torch.optim.Adam'?"]),
+        (["optim._target_=toch.optim.Adam"], ["there is no module 'toch'"]),
+        (["+optim.weightdecay=0.1"], ["optim: 'weightdecay' given", "Did you mean 'weight_decay'?"]),
+        (["~model.in_features", "model._target_=torch.nn.Linear"], ["model"]),
+        (["data=arrays"], ["data.path: '???' given"]),
+        (["data=arrays", "data.path=absent.csv"], ["data.path: 'absent.csv' given"]),
+        (["loop.max_epochs=-1"], ["loop.max_epochs: -1 given", "at least 1"]),
+        (["loop.max_epochs=many"], ["loop.max_epochs: 'many' given"]),
+        (["loop.val_interval=0"], ["loop.val_interval: 0 given"]),
+        (["data.batch_size=0"], ["data.batch_size: 0 given"]),
+        (["model.hidden=[0]"], ["model.hidden"]),
+        (["model=transformer"], ["model.vocab_size: 'auto' given", "num_classes"]),
+        (["optim.lr=-1"], ["optim.lr: -1 given", "at least 0"]),
+        (["schedule=step", "schedule.scheduler.step_size=0"], ["schedule.scheduler.step_size"]),
+        (["seed=abc"], ["seed: 'abc' given; accepted: a whole number"]),
+        (["seed=-1"], ["seed: -1 given"]),
+        (["mode=tset"], ["mode: 'tset' given", "Did you mean 'test'?"]),
+        (["mode=test"], ["load_from"]),
+        (["device=coda"], ["device: 'coda' given"]),
+        (["precision=fp23"], ["precision: 'fp23' given", "Did you mean 'fp32'?"]),
+        (["accumulate=0"], ["accumulate: 0 given"]),
+        (["clip_grad_norm=0"], ["clip_grad_norm: 0"]),
+        (["objective=val/acc"], ["objective: 'val/acc' given", "Did you mean 'val/accuracy'?"]),
+        (["direction=up"], ["direction: 'up' given", "maximize or minimize"]),
+        (["hook.checkpoint.max_keep=0"], ["hook.checkpoint.max_keep"]),
+        (["load_from=absent.pt"], ["load_from: 'absent.pt' given"]),
+        (["resume=absent.pt"], ["resume: 'absent.pt' given"]),
+        (["resume=3"], ["resume: 3 given"]),
+        (["model.hidden=${nowhere}"], ["nowhere"]),
+        (["tracker=mlflow", "tracker.uri=file:///tmp/mlruns"], ["tracker.uri", "sqlite:///mlflow.db"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_a_mistake_is_told_and_leaves_nothing(command, arguments, told):
+    status, message = command(*arguments, quick=["tracker=none"] if arguments[0].startswith(("data=", "model=t")) else QUICK)
+    assert status == 2, message
+    for text in told:
+        assert text in message
+    assert len(message.strip().splitlines()) == 1, "one paragraph"
+    assert "Traceback" not in message
+    assert _left(Path.cwd()) == []
+
+
+def test_a_directory_that_cannot_be_made(command):
+    Path("file").write_text("")
+    status, message = command("hydra.run.dir=file/run")
+    assert (status, "hydra.run.dir: 'file/run' given" in message) == (2, True), message
+    assert _left(Path.cwd()) == ["file"]
+
+
+def test_arrays_of_the_wrong_shape(command):
+    np.savez("points.npz", x=np.zeros((10, 2), np.float32), y=np.zeros(9, np.int64))
+    status, message = command("data=arrays", "data.path=points.npz", quick=["tracker=none"])
+    assert status == 2
+    assert _left(Path.cwd()) == ["points.npz"]
+
+
+def test_checkpoints_that_do_not_fit(command):
+    status, message = command("hydra.run.dir=run")
+    assert status == 0, message
+    before = _left(Path.cwd())
+    best = Path("run/checkpoints/best.pt")
+
+    status, message = command("model.hidden=[9]", f"load_from={best}", "hydra.run.dir=other")
+    assert status == 2
+    assert "a checkpoint of this model (MLP)" in message
+    assert "shape" in message
+
+    status, message = command("optim=sgd", f"resume={best}", "hydra.run.dir=other")
+    assert status == 2, message
+
+    Path("cut.pt").write_bytes(best.read_bytes()[:5000])
+    status, message = command("load_from=cut.pt", "hydra.run.dir=other")
+    assert (status, "load_from: 'cut.pt' given; accepted: a whole checkpoint" in message) == (2, True)
+
+    status, message = command("hydra.run.dir=run")
+    assert (status, "resume=true continues the one there" in message) == (2, True)
+    assert _left(Path.cwd()) == sorted([*before, "cut.pt"])
+    assert checkpoint.newest(Path("run/checkpoints")) is not None
+
+
+def test_a_failed_training_has_status_1(command):
+    status, message = command("optim=sgd", "optim.lr=1e30", "hook=[default,nan_guard]", "hydra.run.dir=run")
+    assert status == 1
+    assert "The training failed: the loss is" in message
+
+
+def test_an_error_in_the_users_own_code_keeps_its_traceback(command, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def make(**keywords):\n    raise LookupError('in my code')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    status, message = command("model._target_=mine.make", "hydra.run.dir=run")
+    assert status == 1
+    assert "mine.py" in message
+    assert "LookupError: in my code" in message
+    assert "hydra/core" not in message, "frames of Hydra help nobody"
+
+
+def test_train_py_is_the_application():
+    assert runpy.run_path(str(CONF.parent / "train.py"), run_name="imported")["main"] is main

@@ -1,0 +1,157 @@
+"""`python train.py …` as a user runs it: whole processes, a real MLflow store, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainyard.record import load_model
+from trainyard.runner import checkpoint
+from trainyard.track import read
+
+ROOT = Path(__file__).parents[2]
+
+
+def _points(folder):
+    return {
+        (key, record["step"]): value
+        for record, _ in read(folder / "metrics.jsonl")
+        for key, value in record.get("values", {}).items()
+        if "time" not in key
+    }
+
+
+def _last(folder):
+    return checkpoint.load(folder / "checkpoints" / checkpoint.read_last(folder / "checkpoints")[-1])
+
+
+def test_help_shows_the_groups(train):
+    result = train("--help", quick=False)
+    assert result.returncode == 0
+    for group in ("model: cnn, mlp, resnet, transformer", "data: ", "optim: ", "schedule: ", "hook: ", "experiment: "):
+        assert group in result.stdout, result.stdout
+
+
+def test_the_whole_config_is_printed(train):
+    result = train("--cfg", "job", "--resolve", "work_dir=here", quick=False)
+    assert result.returncode == 0, result.stderr
+    assert "_target_: trainyard.models.MLP" in result.stdout
+    assert "${" not in result.stdout
+
+
+def test_tab_completion(train):
+    line = "train.py model=tr"
+    result = train("-sc", "query=bash", quick=False, env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
+    assert "model=transformer" in result.stdout, result.stderr
+
+
+def test_train_then_test_the_checkpoint(train, tmp_path):
+    result = train("hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    assert "Best val/accuracy" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".hydra", "checkpoints", "config.yaml", "example.npy", "git.diff", "metrics.jsonl", "run.json", "train.log",
+    ] or not (tmp_path / "run/git.diff").exists()  # fmt: skip
+    assert "\x1b" not in result.stdout, "no escape codes where there is no terminal"
+
+    trained = _points(tmp_path / "run")
+    tested = train("hydra.run.dir=tested", "mode=test", "load_from=run/checkpoints/best.pt")
+    assert tested.returncode == 0, tested.stderr
+    names = {key: value for (key, _), value in _points(tmp_path / "tested").items()}
+    assert names == {key: value for (key, _), value in trained.items() if key.startswith("test/")}
+
+
+def test_a_sweep_by_hydras_own_means(train, tmp_path):
+    result = train("-m", "optim.lr=0.01,0.001", "hydra.sweep.dir=sweep", "hydra/launcher=basic")
+    assert result.returncode == 0, result.stderr
+    rates = [_points(tmp_path / "sweep" / job)["train/lr", 6] for job in ("0", "1")]
+    assert rates == [0.01, 0.001]
+
+
+def test_tracked_in_mlflow(train, tmp_path):
+    """One run: its params, curves, artifacts, model; killed, resumed, and still one run with every point once."""
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    tracked = ["tracker=mlflow", "hydra.run.dir=run", "loop.max_epochs=3", "hook.logger.interval=2"]
+    killer = tmp_path / "killer.py"
+    killer.write_text(
+        "import os, signal\nfrom trainyard.hooks import Hook\n"
+        "class Kill(Hook):\n    def after_train_iter(self, runner, batch_idx, data_batch, outputs):\n"
+        "        if runner.iter == 7:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}"}
+    killed = train(*tracked, "+hook.kill._target_=killer.Kill", env=path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = train(*tracked, "resume=true")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in resumed.stdout
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("trainyard").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model"] == "mlp"
+    assert run.data.params["optim"] == "adam"
+    assert run.data.params["optim.lr"] == "0.001"
+    assert run.data.params["seed"] == "0"
+
+    journal = _points(tmp_path / "run")
+    assert {step for key, step in journal if key == "train/loss"} == {2, 4, 6, 8, 9}
+    for name in ("train/loss", "val/accuracy", "val/loss"):
+        history = [(name, point.step) for point in client.get_metric_history(run.info.run_id, name)]
+        assert sorted(history) == sorted(key for key in journal if key[0] == name)
+
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "train.log", ".hydra", "checkpoints"} <= files
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    logged = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model").eval()
+    own, example = load_model(tmp_path / "run", tmp_path / "run/checkpoints/best.pt")
+    x = torch.randn(64, *example.shape[1:])
+    with torch.no_grad():
+        assert torch.equal(logged(x), own(x))
+
+
+def test_no_mlflow_server_never_stops_training(train, tmp_path):
+    result = train("tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    assert result.returncode == 0, result.stderr
+    assert "Best val/accuracy" in result.stdout
+    assert "scripts/sync.py" in result.stdout
+    assert json.loads((tmp_path / "run/run.json").read_text())["uri"] == "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed(train, tmp_path, signum):
+    """The first signal saves a checkpoint; the resumed run ends with the bits of the undisturbed one."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nfrom trainyard.hooks import Hook\n"
+        "class Slow(Hook):\n    def after_train_iter(self, runner, batch_idx, data_batch, outputs):\n"
+        "        if runner.iter == 5:\n            print('at 5', flush=True)\n"
+        "            while not runner.interrupted:\n                time.sleep(0.01)\n"
+    )
+    command = [sys.executable, str(ROOT / "train.py"), *train.quick, "hydra.run.dir=run", "+hook.slow._target_=slow.Slow"]
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "at 5" in line:
+            break
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, stderr
+    assert "resume=true" in stderr
+    assert _last(tmp_path / "run")["iter"] == 5
+
+    assert train("hydra.run.dir=run", "resume=true").returncode == 0
+    assert train("hydra.run.dir=undisturbed").returncode == 0
+    assert _points(tmp_path / "run") == _points(tmp_path / "undisturbed")
+    a, b = _last(tmp_path / "run"), _last(tmp_path / "undisturbed")
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])
