@@ -38,7 +38,7 @@ def test_every_option_says_what_it_is_and_builds(path: Path) -> None:
     assert set(node) - {"_target_"} <= set(accepted)
     for key, value in node.items():  # the file shows what the class does by itself
         default = accepted[key].default if key in accepted else inspect.Parameter.empty
-        if default is not inspect.Parameter.empty and key != "hidden":
+        if default is not inspect.Parameter.empty:
             assert (list(default) if isinstance(default, tuple) else default) == value
 
 
@@ -53,7 +53,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize(
     ("name", "epochs", "lr", "overrides"),
-    [("mlp", 30, 1e-3, {}), ("cnn", 5, 1e-3, {}), ("resnet", 8, 3e-3, {"depth": 8})],
+    [("mlp", 20, 1e-3, {}), ("cnn", 5, 1e-3, {}), ("resnet", 8, 3e-3, {"depth": 8})],
 )
 def test_digits(name: str, epochs: int, lr: float, overrides: dict[str, Any]) -> None:
     torch.manual_seed(0)

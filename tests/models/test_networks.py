@@ -39,6 +39,15 @@ def test_mlp_takes_any_input_it_can_flatten(
     assert [m.out_features for m in linear] == [*hidden, 3]
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_mlp_starts_with_variances_that_keep_the_signal(batch_norm: bool) -> None:
+    model = MLP(200, 100, [300, 300], batch_norm=batch_norm)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.05)
+            assert layer.bias is None or (layer.bias == 0).all()
+
+
 @pytest.mark.parametrize("size", [1, 2, 8, 28, 32])
 def test_cnn_takes_any_image(size: int) -> None:
     assert CNN(3, 10, [4, 8, 8], dropout=0.1)(torch.randn(2, 3, size, size)).shape == (2, 10)

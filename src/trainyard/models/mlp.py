@@ -25,6 +25,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(Supervised):
     """Fully connected layers: `[B, ...]`, flattened to `[B, in_features]`, to logits `[B, num_classes]`.
 
+    Initialised after He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
+
     Args:
         in_features: numbers per sample.
         num_classes: logits per sample.
@@ -40,7 +42,7 @@ class MLP(Supervised):
         self,
         in_features: int,
         num_classes: int,
-        hidden: Sequence[int] = (128,),
+        hidden: Sequence[int] = (256, 256),
         activation: str = "relu",
         dropout: float = 0.0,
         batch_norm: bool = False,
@@ -62,3 +64,8 @@ class MLP(Supervised):
             width = size
         layers.append(nn.Linear(width, num_classes))
         super().__init__(nn.Sequential(*layers), loss, data_preprocessor)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

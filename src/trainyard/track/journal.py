@@ -91,7 +91,7 @@ class Journal:
         Args:
             checkpoint: a file inside the run's directory.
             loader: `"module:function"`, called as `function(work_dir: Path, checkpoint: Path)`; it returns the
-                `nn.Module` and an input example (a numpy array) or None.
+                `nn.Module` and an input example (a numpy array) or None. It runs in the shipper, which sees no GPU.
         """
         self._add("model", checkpoint=self._inside(checkpoint), loader=loader)
 

@@ -34,7 +34,7 @@ class Shipment:
     Args:
         runs: one each.
         running: the shipper goes on in the background.
-        error: why there was no shipper.
+        error: what went wrong on this side: no shipper, a run's directory that is gone.
     """
 
     runs: tuple[RunShipment, ...] = ()
@@ -43,13 +43,13 @@ class Shipment:
 
     @property
     def complete(self) -> bool:
-        return all(run.complete for run in self.runs)
+        return self.error is None and all(run.complete for run in self.runs)
 
     def __str__(self) -> str:
         lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
         missing = [run for run in self.runs if not run.complete]
         if not missing:
-            return "\n".join(lines)
+            return "\n".join([*lines, *([self.error] if self.error else [])])
         records = sum(run.unshipped for run in missing)
         what = f"run {missing[0].name}" if len(missing) == 1 else f"{len(missing)} runs"
         folders = [str(run.work_dir) for run in missing]
@@ -182,8 +182,8 @@ class MLflowTracker(Tracker):
         self._owner = os.getpid()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (what the shipper says before it knows a run's folder)
         self._error: str | None = None
-        self._runs: list[Path] = []
-        self._open: list[Path] = []
+        self._runs: dict[Path, None] = {}  # sets, in the order in which the shipper is told
+        self._open: dict[Path, None] = {}
         self._finished: Shipment | None = None
 
     def start(self) -> None:
@@ -206,13 +206,14 @@ class MLflowTracker(Tracker):
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
+            self._error = None
         except OSError as error:
             self._error = f"The shipper could not be started: {error}."
 
     def close(self, work_dir: str | Path) -> None:
         folder = Path(work_dir).absolute()
         if folder in self._open:
-            self._open.remove(folder)
+            del self._open[folder]
             self._say(f"close {folder}")
 
     def finish(self) -> Shipment:
@@ -245,9 +246,7 @@ class MLflowTracker(Tracker):
 
     def _track(self, work_dir: Path) -> None:
         self._finished = None
-        for folders in (self._runs, self._open):
-            if work_dir not in folders:
-                folders.append(work_dir)
+        self._runs[work_dir] = self._open[work_dir] = None
         if self._dead():
             self._revive()
         else:
@@ -298,7 +297,8 @@ class MLflowTracker(Tracker):
                 runs.append(summary(work_dir))
             except (OSError, TrainyardError) as missing:
                 error = str(missing)
-        if not running and error is None and self._process is not None and self._process.returncode not in EXIT_STATUS:
+        crashed = self._process is not None and self._process.returncode not in (None, *EXIT_STATUS)
+        if error is None and crashed and not all(run.complete for run in runs):
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()
             error = f"The shipper ended early: {said[-1]}" if said else f"The shipper ended early; see {LOG}."

@@ -75,6 +75,7 @@ def main() -> int:
     with suppress(OSError):
         os.nice(10)
     configure()
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # the machine is the trainer's
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(orders,), daemon=True).start()
 

@@ -48,6 +48,9 @@ class Fleet:
     def round(self) -> None:
         """Lets each run ship what it has."""
         for work_dir, run in list(self._runs.items()):
+            if not work_dir.is_dir():  # deleted by somebody
+                self._drop(work_dir)
+                continue
             store = self._stores.backoff(run.uri)
             if not (store.due and run.trying.due):
                 continue

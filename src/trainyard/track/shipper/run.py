@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import time
@@ -99,13 +100,15 @@ class RunShipper:
         return moved
 
     def failed(self, error: BaseException) -> None:
-        """Remembers why nothing moves, for whoever asks and for the log."""
+        """Remembers why nothing moves, for whoever asks and for the log. The next step finds the run in MLflow anew."""
+        self._store = None
         text = describe(error)
-        if text != self._state.error:
-            self.log(text)
-        self._state.error = text
-        if self._lock.held:
-            self._save()
+        with contextlib.suppress(OSError):  # the disk may be what is wrong
+            if text != self._state.error:
+                self.log(text)
+            self._state.error = text
+            if self._lock.held:
+                self._save()
 
     def release(self) -> None:
         """Lets another process ship the run."""
@@ -113,8 +116,9 @@ class RunShipper:
 
     def note(self, text: str) -> None:
         """Tells what is left out for good."""
-        self.log(f"left out: {text}")
-        self._state.notes = [*self._state.notes, text][-_MAX_NOTES:]
+        if text not in self._state.notes:
+            self.log(f"left out: {text}")
+            self._state.notes = [*self._state.notes, text][-_MAX_NOTES:]
 
     def log(self, text: str) -> None:
         with (self.work_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
@@ -229,7 +233,8 @@ class RunShipper:
         if self.gone:
             del self._state.uploads[_MODEL]  # the run did not finish: it has no model
         else:
-            warm_model()
+            with contextlib.suppress(Exception):  # what is wrong will show, and be told, when the model is logged
+                warm_model()
 
     def _settle(self, store: Store, run_id: str) -> bool:
         """Sends the final status, once there is one."""

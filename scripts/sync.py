@@ -1,0 +1,81 @@
+"""Ships to MLflow what training could not: python scripts/sync.py outputs
+
+Every run below the given folders is looked at; what MLflow has already is not sent again. The exit status is 1 if
+something stays unshipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.track import RunInfo, run_info
+from trainyard.track.shipped import summary
+from trainyard.track.shipper.__main__ import configure
+from trainyard.track.uri import resolve
+
+
+def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
+    """The runs in these folders, parents before their children, and whether all could be read."""
+    found = {}
+    readable = True
+    for folder in folders:
+        for path in sorted(folder.rglob(run_info.FILE)):
+            try:
+                found[path.parent.resolve()] = RunInfo.read(path.parent)
+            except TrainyardError as error:
+                print(error)
+                readable = False
+    return sorted(found.items(), key=lambda item: item[1].parent is not None), readable
+
+
+def sync(folders: list[Path], uri: str | None) -> bool:
+    """Ships the runs below `folders`; whether everything is shipped then."""
+    from trainyard.track.shipper.fleet import ship_now  # imports mlflow
+    from trainyard.track.shipper.run import InUseError
+    from trainyard.track.shipper.store import Stores
+
+    runs, complete = runs_below(folders)
+    if not runs:
+        print("No runs here.")
+    stores = Stores()
+    for work_dir, info in runs:
+        try:
+            before = summary(work_dir, uri)
+            after = ship_now(work_dir, stores, uri)
+        except InUseError:
+            print(f"{info.name} ({work_dir}): is being shipped by its own shipper; left alone")
+        except (TrainyardError, OSError) as error:
+            print(error)
+            complete = False
+        else:
+            new = after.shipped - before.shipped
+            print(f"{after}\n  {new} of them now" if new else f"{after}\n  nothing new", end="")
+            print(f"; {after.where}" if after.run_id else "")
+            complete &= after.complete
+    stores.close()
+    return complete
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one with runs below it"
+    )
+    parser.add_argument("--uri", help="the MLflow URI to ship to; by default the one that each run has recorded")
+    arguments = parser.parse_args()
+    for folder in arguments.folders:
+        if not folder.is_dir():
+            parser.error(f"{folder} is not a folder")
+    try:
+        uri = resolve(arguments.uri, Path.cwd()) if arguments.uri else None
+    except ConfigError as error:
+        parser.error(f"--{error}")
+    configure()
+    return 0 if sync(arguments.folders, uri) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains one experiment: sets up .venv where needed, then `python train.py model=mlp optim=adam`.
+# Further arguments are passed on, and win: bash scripts/train.sh optim.lr=3e-4 model=cnn
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+bash "$root/scripts/setup.sh"
+exec "$root/.venv/bin/python" "$root/train.py" model=mlp optim=adam "$@"

@@ -1,0 +1,118 @@
+"""Several runs under one shipper, as a sweep has them."""
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from trainyard.track.shipped import Shipped, summary
+from trainyard.track.shipper.backoff import Backoff
+from trainyard.track.shipper.fleet import Fleet
+
+
+def status(uri: str, work_dir: Path) -> str:
+    return str(MlflowClient(uri).get_run(str(Shipped.load(work_dir, uri).run_id)).info.status)
+
+
+def test_jobs_come_and_go(uri: str, new_run: Callable[..., Path], fill: Callable[..., None]) -> None:
+    first, second = new_run(uri, "first"), new_run(uri, "second")
+    fleet = Fleet()
+    for work_dir in (first, second):
+        fill(work_dir, status=None)
+        fleet.open(work_dir)
+    fleet.round()
+    assert [status(uri, work_dir) for work_dir in (first, second)] == ["RUNNING", "RUNNING"]
+    fleet.close(first)  # its worker was killed
+    fleet.round()
+    assert [status(uri, work_dir) for work_dir in (first, second)] == ["KILLED", "RUNNING"]
+    fill(first, steps=30)  # it is tried again
+    fleet.open(first)
+    fleet.round()
+    assert [status(uri, work_dir) for work_dir in (first, second)] == ["FINISHED", "RUNNING"]
+    assert not fleet.finished
+    fleet.end()
+    fleet.round()
+    assert fleet.finished
+    assert not fleet.gave_up
+    assert status(uri, second) == "KILLED"
+    assert all(summary(work_dir).complete for work_dir in (first, second))
+
+
+def test_one_run_does_not_stop_another(
+    uri: str, new_run: Callable[..., Path], fill: Callable[..., None], tmp_path: Path
+) -> None:
+    unreachable = new_run("http://127.0.0.1:9", "unreachable")
+    deleted, good = new_run(uri, "deleted"), new_run(uri, "good")
+    fleet = Fleet()
+    fleet.open(tmp_path / "no run at all")
+    for work_dir in (unreachable, deleted, good):
+        fill(work_dir, status=None)
+        fleet.open(work_dir)
+    fleet.round()
+    MlflowClient(uri).delete_run(str(Shipped.load(deleted, uri).run_id))
+    for work_dir in (deleted, good):
+        fill(work_dir, steps=30)
+    fleet.end()
+    fleet.round()
+    assert summary(good).complete
+    assert "deleted" in str(summary(deleted).error)
+    assert "refused" in str(summary(unreachable).error)
+    assert not fleet.finished  # it has patience, for a while
+    assert fleet.gave_up
+    fleet.leave()
+
+
+def test_what_is_deleted_meanwhile(
+    uri: str, new_run: Callable[..., Path], fill: Callable[..., None], tmp_path: Path
+) -> None:
+    here, there = new_run(uri, "here"), new_run(uri, "there")
+    fleet = Fleet()
+    for work_dir in (here, there):
+        fill(work_dir, status=None)
+        fleet.open(work_dir)
+    fleet.round()
+    shutil.rmtree(here)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            database.execute(f"DELETE FROM {table}")
+    fill(there, steps=30)
+    fleet.round()
+    assert summary(there).error is not None
+    fleet.end()
+    fleet.round()
+    assert fleet.finished
+    assert not fleet.gave_up
+    assert summary(there).complete
+    assert len(MlflowClient(uri).search_runs([str(summary(there).experiment_id)])) == 1
+
+
+def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    backoff = Backoff()
+    assert backoff.due
+    waits = []
+    for _ in range(8):
+        backoff.failed()
+        assert backoff.failing
+        assert not backoff.due
+        waits.append(0.0)
+        while not backoff.due:
+            now += 0.25
+            waits[-1] += 0.25
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    backoff.failed()
+    backoff.hurry()
+    assert backoff.due
+    assert not backoff.hopeless  # once more
+    backoff.failed()
+    assert backoff.hopeless
+    backoff.succeeded()
+    assert backoff.due
+    assert not backoff.hopeless
+    backoff.failed()
+    assert not backoff.hopeless  # a failure of today has nothing to do with yesterday's

@@ -1,0 +1,93 @@
+"""scripts/sync.py, run in this process where a test does not need it to be one of its own."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from trainyard.track import RunInfo
+from trainyard.track.shipped import Shipped, ShipperLock
+
+SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
+
+Sync = Callable[..., int]
+
+
+@pytest.fixture
+def sync(monkeypatch: pytest.MonkeyPatch) -> Sync:
+    spec = importlib.util.spec_from_file_location("sync", SYNC)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["sync.py", *arguments])
+        return int(module.main())
+
+    return run
+
+
+def test_all_runs_below(
+    uri: str, sync: Sync, new_run: Callable[..., Path], fill: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    children = [new_run(uri, f"{number}/job") for number in range(2)]
+    parent = new_run(uri, "z")
+    for work_dir in children:
+        RunInfo("job", uri=uri, experiment="trainyard", parent=RunInfo.read(parent).id).write(work_dir)
+    for work_dir in (*children, parent):
+        fill(work_dir, steps=3)
+    assert sync("outputs") == 0
+    assert capsys.readouterr().out.count("5 of them now") == 3
+    client = MlflowClient(uri)
+    ids = [Shipped.load(work_dir, uri).run_id for work_dir in (*children, parent)]
+    runs = [client.get_run(str(run_id)) for run_id in ids]
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert [run.data.tags.get("mlflow.parentRunId") for run in runs] == [ids[2], ids[2], None]
+    assert sync("outputs") == 0
+    assert capsys.readouterr().out.count("nothing new") == 3
+
+
+def test_what_another_ships_is_left_alone(
+    uri: str, sync: Sync, new_run: Callable[..., Path], fill: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_dir = new_run(uri)
+    fill(work_dir)
+    lock = ShipperLock(work_dir)
+    assert lock.acquire()
+    assert sync("outputs") == 0
+    assert "left alone" in capsys.readouterr().out
+    assert Shipped.load(work_dir, uri) == Shipped()
+    lock.release()
+    assert sync("outputs") == 0
+
+
+def test_what_stays_unshipped_is_a_failure(
+    uri: str, sync: Sync, new_run: Callable[..., Path], fill: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, place in (("0", "http://127.0.0.1:9"), ("1", None), ("2", uri)):
+        fill(new_run(place, name))
+    broken = new_run(uri, "3")
+    (broken / "run.json").write_text("{")
+    assert sync("outputs") == 1
+    out = capsys.readouterr().out
+    assert "refused" in out
+    assert "name the MLflow URI to ship it to with --uri" in out
+    assert "run.json cannot be read" in out
+    assert "22 of them now" in out
+    (broken / "run.json").unlink()
+    assert sync("outputs", "--uri", "sqlite:///elsewhere.db") == 0
+    assert len(MlflowClient("sqlite:///elsewhere.db").search_runs(["1"])) == 3
+
+
+def test_wrong_arguments(sync: Sync, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in ((["no"], "no is not a folder"), ([str(tmp_path), "--uri", "mlruns"], "--uri: 'mlruns'")):
+        with pytest.raises(SystemExit) as stop:
+            sync(*arguments)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    assert sync(str(tmp_path)) == 0
+    assert capsys.readouterr().out == "No runs here.\n"
