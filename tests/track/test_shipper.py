@@ -233,6 +233,7 @@ for line in sys.stdin:
     if child == 0:
         os._exit(0 if ship_now(Path(sys.argv[1]), Stores()).complete else 1)
     print(child, flush=True)
+    sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -264,8 +265,9 @@ def test_killed_at_random_moments(
             forker.stdin.write("\n")
             child = int(forker.stdout.readline())
             if killed < 12:
-                time.sleep(chance.uniform(0.0, 0.35))
+                time.sleep(chance.uniform(0.0, 0.25))
                 os.kill(child, signal.SIGKILL)
+            forker.stdin.write("\n")
             status = int(forker.stdout.readline())
             killed += status == -signal.SIGKILL
             if killed >= 12 and status == 0:

@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from trainyard.errors import ConfigError
+from trainyard.optim import plain
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
     # A constructor writes its defaults into the groups, and a second one may follow: each has its own.
     params = [dict(item) if isinstance(item, dict) else item for item in params]
     try:
-        return partial(params)
+        with plain.constructing():
+            return partial(params)
     except (ValueError, TypeError, RuntimeError) as error:
         name, keywords = _name(partial), getattr(partial, "keywords", {})
         key = _blamed(str(error), _defaults(partial), keywords)
@@ -105,7 +107,8 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
             continue  # whole numbers are never stepped
         probe.grad = torch.zeros_like(probe)
         try:
-            type(optimizer)([probe], **_arguments(optimizer)).step()
+            with plain.constructing(), torch.no_grad():
+                plain.method(type(optimizer)([probe], **_arguments(optimizer)), "step")()
         except RuntimeError as error:
             return str(error)
     return None

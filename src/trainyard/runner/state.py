@@ -11,6 +11,7 @@ import torch
 
 import trainyard
 from trainyard.errors import ConfigError
+from trainyard.optim import plain
 from trainyard.runner import checkpoint, random
 from trainyard.track import journal
 
@@ -78,7 +79,7 @@ def capture(runner: Runner) -> list[dict[str, Any]]:
             "epoch": runner.epoch,
             "iter": runner.iter,
             "model": runner.model.state_dict(),
-            "optimizer": runner.optimizer.state_dict() | {"type": type(runner.optimizer).__name__},
+            "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": type(runner.optimizer).__name__},
             "schedule": {} if runner.schedule is None else runner.schedule.state_dict(),
             "step": runner.step.state_dict(),
             "loop": runner.train_loop.state_dict(),
@@ -138,7 +139,7 @@ def _load_optimizer(runner: Runner, state: dict[str, Any]) -> None:
     made_by, own = state.pop("type"), type(runner.optimizer).__name__
     if made_by != own:
         raise ValueError(f"its optimiser is {made_by}, here {own}")
-    runner.optimizer.load_state_dict(state)
+    plain.method(runner.optimizer, "load_state_dict")(state)
 
 
 def restore_best(runner: Runner, path: Path) -> None:

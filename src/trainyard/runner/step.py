@@ -11,12 +11,16 @@ from torch.optim import Optimizer
 
 from trainyard.errors import ConfigError
 from trainyard.models.base import total_loss
+from trainyard.optim.plain import PlainStep
 
 Losses = dict[str, Any]
 
 
 class Precision:
-    """Full precision (`fp32`): forward, backward and step as they are."""
+    """Full precision (`fp32`): forward, backward and step as they are.
+
+    `step` is given the optimiser and its `PlainStep`, and uses the one that it can.
+    """
 
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
         return train_step(batch)
@@ -27,8 +31,9 @@ class Precision:
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients to their own scale, before anybody looks at them."""
 
-    def step(self, optimizer: Optimizer) -> None:
-        optimizer.step()
+    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+        with torch.no_grad():
+            plain_step()
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -65,7 +70,7 @@ class ScaledAutocast(Autocast):
     def unscale(self, optimizer: Optimizer) -> None:
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: Optimizer) -> None:
+    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
         self.scaler.step(optimizer)
         self.scaler.update()
 
@@ -128,6 +133,7 @@ class Step:
         self.optimizer = optimizer
         self.precision = precision
         self.clip = clip
+        self.plain_step = PlainStep(optimizer)
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
@@ -149,14 +155,14 @@ class Step:
     def _update(self) -> dict[str, Tensor]:
         self.precision.unscale(self.optimizer)
         norms = self.clip(self.parameters)
-        self.precision.step(self.optimizer)
+        self.precision.step(self.optimizer, self.plain_step)
         for parameter in self.parameters:  # what zero_grad does, without its bookkeeping for profilers
             parameter.grad = None
         return norms
 
     @staticmethod
     def _outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
-        outputs = {key: value.detach() for key, value in losses.items() if isinstance(value, Tensor)}
+        outputs = {key: value.detach() for key, value in losses.items() if key != "loss" and isinstance(value, Tensor)}
         outputs["loss"] = loss.detach()
         return outputs
 

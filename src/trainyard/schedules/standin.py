@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -42,6 +43,9 @@ class StandIn(Optimizer):
         params = [_Group({**group, "params": [torch.zeros(1)]}, self.written) for group in self.base]
         super().__init__(params, numbers(defaults))
         self.written.clear()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inspect.unwrap(Optimizer.add_param_group)(self, param_group)  # the wrapper imports torch._dynamo
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Does nothing; schedulers ask that it be called once before theirs is."""
