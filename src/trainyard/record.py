@@ -17,7 +17,9 @@ from trainyard.track import RunInfo
 
 CONFIG = "config.yaml"
 EXAMPLE = "example.npy"
-DIFF = "git.diff"
+DIFF = "git.diff"  # written by the tracker
+BEST = Path("checkpoints", "best.pt")
+LOADER = f"{__name__}:load_model"
 
 # Settings that say where a run lives, not what it is.
 _ELSEWHERE = ("work_dir", "tracker", "name")
@@ -56,7 +58,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def write_files(runner: Runner, cfg: DictConfig) -> None:
-    """Write into each member's directory what `load_model` and a later reader need: config, model input, diff."""
+    """Write into each member's directory what `load_model` and a later reader need: config and model input."""
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
     values["model"] = runner.model_config
@@ -65,9 +67,9 @@ def write_files(runner: Runner, cfg: DictConfig) -> None:
         (member.directory / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
         if example is not None:
             np.save(member.directory / EXAMPLE, example)
-        diff = runner.info.facts.get("git.diff")
-        if diff:
-            (member.directory / DIFF).write_text(diff)
+        if cfg.mode == "train" and runner.tracker.log_model and member.journal is not None:
+            # Named early, so that the shipper has torch at hand when the run ends; it reads the file only then.
+            member.journal.model(BEST, LOADER)
 
 
 def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
@@ -93,16 +95,15 @@ def name_artifacts(runner: Runner) -> None:
         for name in files:
             if (folder / name).exists():
                 member.journal.artifact(name)
-        saved = {"best": member.checkpoints / "best.pt"}
+        saved = {"best": folder / BEST}
         history = checkpoint.read_last(member.checkpoints)
         if history:
             saved["last"] = member.checkpoints / history[-1]
         for kind in runner.tracker.log_checkpoints:
             if kind in saved and saved[kind].exists():
                 member.journal.artifact(saved[kind], to="checkpoints")
-        best = saved["best"] if saved["best"].exists() else saved.get("last")
-        if runner.tracker.log_model and best is not None:
-            member.journal.model(best, f"{__name__}:load_model")
+        if runner.tracker.log_model and not saved["best"].exists() and "last" in saved:
+            member.journal.model(saved["last"], LOADER)
 
 
 def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, Any] | None]:
