@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from trainyard.app import main
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=2", "model.hidden=[8]", "tracker=none"]
@@ -29,4 +32,27 @@ def train(tmp_path):
         )
 
     run.quick = QUICK
+    return run
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """`train.py` with these arguments in an empty folder: its status, and what it said on standard error."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments, quick=QUICK):
+        monkeypatch.setattr(sys, "argv", ["train.py", *quick, *arguments])
+        capfd.readouterr()
+        try:
+            main(config_path=ROOT / "conf")
+        except SystemExit as end:
+            return end.code, capfd.readouterr().err
+        finally:
+            GlobalHydra.instance().clear()
+        return 0, capfd.readouterr().err
+
     return run

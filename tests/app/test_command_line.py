@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-
 from pathlib import Path
 
 import pytest
@@ -119,7 +118,9 @@ def test_tracked_in_mlflow(train, tmp_path):
 
 
 def test_no_mlflow_server_never_stops_training(train, tmp_path):
-    result = train("tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    result = train(
+        "tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    )
     assert result.returncode == 0, result.stderr
     assert "Best val/accuracy" in result.stdout
     assert "scripts/sync.py" in result.stdout
@@ -136,7 +137,13 @@ def test_interrupted_and_resumed(train, tmp_path, signum):
         "        if runner.iter == 5:\n            print('at 5', flush=True)\n"
         "            while not runner.interrupted:\n                time.sleep(0.01)\n"
     )
-    command = [sys.executable, str(ROOT / "train.py"), *train.quick, "hydra.run.dir=run", "+hook.slow._target_=slow.Slow"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *train.quick,
+        "hydra.run.dir=run",
+        "+hook.slow._target_=slow.Slow",
+    ]
     env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

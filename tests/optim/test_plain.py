@@ -1,6 +1,7 @@
 """Optimisers without their wrappers compute the same, and torch._dynamo is never imported."""
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -96,4 +97,6 @@ assert "torch._dynamo" not in sys.modules, "imported"
 
 
 def test_a_whole_training_does_not_import_dynamo():
-    subprocess.run([sys.executable, "-c", TRAINING], check=True, env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-c", TRAINING], check=True, env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    )

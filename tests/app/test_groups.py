@@ -1,0 +1,77 @@
+"""Every option of every config group trains."""
+
+from pathlib import Path
+
+import pytest
+
+CONF = Path(__file__).parents[2] / "conf"
+RINGS = ["data=rings", "data.num_samples=200", "loop.max_epochs=2", "tracker=none", "hydra.run.dir=run"]
+SMALL = {
+    "mlp": ["model.hidden=[8]"],
+    "cnn": ["data=digits", "model.channels=[4,4]"],
+    "resnet": ["data=digits", "model.depth=8", "model.width=4"],
+    "transformer": ["data=text", "model.dim=8", "model.heads=2", "model.layers=1", "data.context_length=16"],
+}
+
+
+def _options(group):
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("option", _options("optim"))
+def test_optimisers(command, option):
+    assert command(f"optim={option}", quick=[*RINGS, *SMALL["mlp"]]) == (0, "")
+
+
+@pytest.mark.parametrize("by", ["epoch", "iter"])
+@pytest.mark.parametrize("option", _options("schedule"))
+def test_schedules_by_epoch_and_by_iteration(command, option, by):
+    unit = [] if option == "plateau" else [f"schedule.by={by}"]
+    status, message = command(f"schedule={option}", *unit, "loop.max_epochs=6", quick=[*RINGS, *SMALL["mlp"]])
+    assert status == 0, message
+
+
+@pytest.mark.parametrize("option", _options("schedule"))
+def test_schedules_in_an_iteration_loop(command, option):
+    loop = ["loop=iter", "loop.max_iters=12", "loop.val_interval=6"]
+    quick = ["data=rings", "data.num_samples=200", "tracker=none", "hydra.run.dir=run", *SMALL["mlp"]]
+    status, message = command(f"schedule={option}", *loop, quick=quick)
+    assert status == 0, message
+
+
+@pytest.mark.parametrize("option", [name for name in _options("hook") if name != "default"])
+def test_hooks(command, option):
+    assert command(f"hook=[default,{option}]", quick=[*RINGS, *SMALL["mlp"]]) == (0, "")
+
+
+@pytest.mark.parametrize("option", _options("model"))
+def test_models(command, option):
+    quick = ["loop=iter", "loop.max_iters=3", "tracker=none", "hydra.run.dir=run"]
+    status, message = command(f"model={option}", *SMALL[option], quick=quick)
+    assert status == 0, message
+
+
+def test_every_model_has_a_small_version_here():
+    assert _options("model") == sorted(SMALL)
+
+
+@pytest.mark.parametrize("option", _options("experiment"))
+def test_experiments(command, option):
+    """The presets as they are, but for three iterations."""
+    small = SMALL["transformer"] if "text" in option else SMALL["cnn"]
+    loop = ["loop=iter", "loop.max_iters=3"] if "text" in option else ["loop.max_epochs=2"]
+    quick = [f"experiment={option}", "tracker=none", "hydra.run.dir=run"]
+    status, message = command(*loop, *[entry for entry in small if not entry.startswith("data=")], quick=quick)
+    assert status == 0, message
+
+
+def test_every_option_begins_with_a_comment_that_says_what_it_is():
+    for file in CONF.rglob("*.yaml"):
+        first, *rest = file.read_text().splitlines()
+        comment = rest[0] if first.startswith("# @package") else first
+        assert comment.startswith("# "), file
+        assert len(comment) > 20, file
+
+
+def test_a_value_is_removed_and_another_added(command, capfd):
+    assert command("~hook.progress", "+model.loss._target_=torch.nn.CrossEntropyLoss", "+model.loss.label_smoothing=0.1")[0] == 0
