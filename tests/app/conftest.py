@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -42,17 +43,26 @@ def command(tmp_path, monkeypatch, capfd):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "500")
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def run(*arguments, quick=QUICK):
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # each main() sets it
         monkeypatch.setattr(sys, "argv", ["train.py", *quick, *arguments])
         capfd.readouterr()
+        handlers, level = logging.root.handlers[:], logging.root.level
+        for handler in handlers:
+            logging.root.removeHandler(handler)
         try:
             main(config_path=ROOT / "conf")
         except SystemExit as end:
             return end.code, capfd.readouterr().err
         finally:
             GlobalHydra.instance().clear()
+            for handler in logging.root.handlers[:]:  # Hydra's, which write into the run's directory
+                logging.root.removeHandler(handler)
+                handler.close()
+            for handler in handlers:
+                logging.root.addHandler(handler)
+            logging.root.setLevel(level)
         return 0, capfd.readouterr().err
 
     return run

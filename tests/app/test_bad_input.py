@@ -13,6 +13,7 @@ import pytest
 from trainyard.app import main
 from trainyard.runner import checkpoint
 
+
 def _left(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -63,9 +64,8 @@ def _left(folder):
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )
 def test_a_mistake_is_told_and_leaves_nothing(command, arguments, told):
-    status, message = command(
-        *arguments, quick=["tracker=none"] if arguments[0].startswith(("data=", "model=t")) else QUICK
-    )
+    other = arguments[0].startswith(("data=", "model=t"))
+    status, message = command(*arguments, **({"quick": ["tracker=none"]} if other else {}))
     assert status == 2, message
     for text in told:
         assert text in message

@@ -74,4 +74,9 @@ def test_every_option_begins_with_a_comment_that_says_what_it_is():
 
 
 def test_a_value_is_removed_and_another_added(command, capfd):
-    assert command("~hook.progress", "+model.loss._target_=torch.nn.CrossEntropyLoss", "+model.loss.label_smoothing=0.1")[0] == 0
+    assert (
+        command("~hook.progress", "+model.loss._target_=torch.nn.CrossEntropyLoss", "+model.loss.label_smoothing=0.1")[
+            0
+        ]
+        == 0
+    )

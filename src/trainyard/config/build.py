@@ -46,12 +46,18 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
 
 
 def build_all(values: Any, key: str) -> dict[str, Any]:
-    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are left out."""
+    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are left out.
+
+    Raises:
+        ConfigError: no mapping; or an entry that cannot be built.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(key, type(values).__name__, "a mapping of names, each to an object or its config")
     return {name: build(value, f"{key}.{name}") for name, value in (values or {}).items() if value is not None}
 
 
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
-    """A copy of a config in which each value `auto` is replaced by the fact of the same name.
+    """A copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
     Args:
         value: a config; an object is given back as it is.
@@ -70,6 +76,8 @@ def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
 def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> Any:
     if isinstance(entry, Mapping):
         return fill_auto(entry, key, facts)
+    if isinstance(entry, list):
+        return [fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry)]
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
     if facts is None:
@@ -152,7 +160,7 @@ def _import_longest(parts: list[str], key: str) -> tuple[ModuleType | None, int]
         try:
             module, depth = importlib.import_module(name), count
         except ModuleNotFoundError as error:
-            if error.name is not None and not name.startswith(error.name):
+            if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
                 raise ConfigError(
                     key, ".".join(parts), "a dotted path that imports", hint=f"Importing {name} failed: {error}."
                 ) from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,6 +37,8 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         return ConfigError(
             "hydra.run.dir", error.filename, "a directory that can be made and written", hint=f"{error.strerror}."
         )
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return _explain_choice(overrides, config_dir)
     if isinstance(error, HydraException):
         return TrainyardError(_first_line(error))
     return None
@@ -50,18 +53,36 @@ def _explain_key(
         return TrainyardError(_first_line(error))
     key = found.group(1).lstrip("+~").split("=")[0]
     cfg, groups = _composed_without(key, overrides, config_dir, config_name)
-    if "." not in key:
-        options = sorted({*groups, *(str(name) for name in cfg)})
-        return ConfigError(key, key, "a group or key of this config", options=options, hint=_how_to_add(key))
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent, throw_on_missing=False, throw_on_resolution_failure=False)
-    options = [str(entry) for entry in node] if isinstance(node, DictConfig) else []
-    if not options:
-        above = [str(entry) for entry in cfg]
-        return ConfigError(key, parent, "a group or key of this config", options=above, hint=_how_to_add(key))
+    node, parent, name = _deepest(cfg, key)
+    options = [str(entry) for entry in node]
     if name in options:
         return TrainyardError(f"{key}: {_first_line(error)}")
-    return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=_how_to_add(key))
+    if not parent:
+        options = sorted({*groups, *options})
+        return ConfigError(key, name, "a group or key of this config", options=options, hint=_how_to_add(key))
+    chosen_with = name in _options(parent.replace(".", "/"), config_dir)
+    hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
+    return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
+
+
+def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
+    """The deepest node on the way to `key`, its own key, and the part of `key` that follows."""
+    parts = key.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        parent = ".".join(parts[:depth])
+        node = OmegaConf.select(cfg, parent, throw_on_missing=False, throw_on_resolution_failure=False)
+        if isinstance(node, DictConfig):
+            return node, parent, parts[depth]
+    return cfg, "", parts[0]
+
+
+def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError | None:
+    """`group=null`, or a number: neither is the name of an option."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        options = _options(override.key_or_group, config_dir)
+        if options and not isinstance(override.value(), str | list):
+            return ConfigError(override.key_or_group, override.value(), f"one of {', '.join(options)}", options=options)
+    return None
 
 
 def _how_to_add(key: str) -> str:

@@ -66,11 +66,14 @@ def _check_settings(cfg: DictConfig) -> None:
     schema = OmegaConf.structured(Settings)
     for field in fields(Settings):
         if field.name in cfg:
+            given, kind = cfg[field.name], str(field.type)
             try:
-                schema[field.name] = cfg[field.name]
+                schema[field.name] = given
+                fits = kind.startswith("str") or schema[field.name] == given  # the text "3" is no number
             except OmegaConfBaseException:
-                kind = _KINDS[str(field.type)]
-                raise ConfigError(field.name, cfg[field.name], kind) from None
+                fits = False
+            if not fits:
+                raise ConfigError(field.name, given, _KINDS[kind])
     if schema.mode not in MODES:
         raise ConfigError("mode", schema.mode, f"one of {', '.join(MODES)}", options=MODES)
     if schema.seed < 0:

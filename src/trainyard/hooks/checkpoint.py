@@ -55,18 +55,18 @@ class Checkpoint(Hook):
         self._begin = (runner.iter, runner.train_loop.val_due)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if self._unit == "iter" and runner.iter % self.interval == 0 and not runner.train_loop.val_due:
+        if self._unit == "iter" and self._due(runner) and not runner.train_loop.val_due:
             self._save(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if self._unit == "epoch" and runner.epoch % self.interval == 0 and not runner.train_loop.val_due:
+        if self._unit == "epoch" and self._due(runner) and not runner.train_loop.val_due:
             self._save(runner)
 
     def after_val(self, runner: Runner) -> None:
         if not runner.training:
             return
         best = self.save_best and any(member.is_best(runner.iter) for member in runner.members)
-        regular = (runner.epoch if self._unit == "epoch" else runner.iter) % self.interval == 0
+        regular = self._due(runner)
         if best or regular:
             self._save(runner, regular=regular)
 
@@ -76,11 +76,24 @@ class Checkpoint(Hook):
             self._save(runner)
         self._writer.wait()
 
+    def after_run(self, runner: Runner) -> None:
+        self._writer.wait()  # where an error ended the training, what was being written is finished all the same
+
+    def _due(self, runner: Runner) -> bool:
+        """Whether this is the end of every `interval`-th epoch, or iteration."""
+        if self._unit == "iter":
+            return runner.iter % self.interval == 0
+        return runner.epoch % self.interval == 0 and self._between_epochs(runner)
+
+    @staticmethod
+    def _between_epochs(runner: Runner) -> bool:
+        return runner.iter == runner.epoch * len(runner.loader("train"))
+
     def _save(self, runner: Runner, *, regular: bool = True) -> None:
         """Save every member that has not failed; `regular` ones count for `max_keep` and for resuming."""
         if runner.work_dir is None:
             return
-        whole = self._unit == "epoch" and runner.iter == runner.epoch * len(runner.loader("train"))
+        whole = self._unit == "epoch" and self._between_epochs(runner)
         name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
         jobs: list[Callable[[], None]] = []
         for member, state in zip(runner.members, runner.checkpoint(), strict=True):

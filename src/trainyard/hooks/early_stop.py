@@ -28,6 +28,7 @@ class EarlyStopping(Hook):
         patience: int = 5,
         min_delta: float = 0.0,
     ) -> None:
+        Objective("", direction or "minimize")  # refuses a direction that is neither
         if not isinstance(patience, int) or patience < 1:
             raise ConfigError("patience", patience, "a whole number of at least 1")
         if min_delta < 0:

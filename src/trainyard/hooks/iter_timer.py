@@ -45,7 +45,7 @@ class IterTimer(Hook):
         self._last = perf_counter()
 
     def _time(self) -> float:
-        """Read last: it begins the next window."""
+        """Read first, being registered first: it ends the window for both."""
         mean = self._total / max(self._count, 1)
         waited = self._waited / max(self._count, 1)
         self._reset()

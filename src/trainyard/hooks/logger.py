@@ -101,6 +101,11 @@ class Logger(Hook):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._window = [dict(outputs) for outputs in state["window"]]
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self._window = [
+            {key: value.to(runner.device) for key, value in outputs.items()} for outputs in self._window
+        ]
+
 
 def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each number over the iterations that have it (a gradient norm comes only with a step)."""

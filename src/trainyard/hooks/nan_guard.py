@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainyard.errors import ConfigError
@@ -13,10 +14,13 @@ from trainyard.runner import Runner, read
 
 
 class NaNGuard(Hook):
-    """Ends a member as failed once its loss is NaN or infinite, and keeps such a state out of its checkpoints.
+    """Ends a member as failed once its loss is NaN or infinite.
+
+    Before each checkpoint it looks at the weights too, since a finite loss may have had gradients that were not: no
+    checkpoint holds a weight that is not a number.
 
     Args:
-        interval: iterations between two looks; each reads the loss, and so waits for the device.
+        interval: iterations between two looks at the loss; each waits for the device.
     """
 
     priority = "HIGH"
@@ -35,8 +39,15 @@ class NaNGuard(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         self._look(runner)
 
+    def after_train(self, runner: Runner) -> None:
+        self._look(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._look(runner)
+        (member,) = runner.members
+        finite = [parameter.isfinite().all() for parameter in runner.model.parameters()]
+        if not member.failed and finite and not torch.stack(finite).all():
+            member.stop(f"a weight is no finite number after iteration {runner.iter}", failed=True)
 
     def _look(self, runner: Runner) -> None:
         if self._loss is None:

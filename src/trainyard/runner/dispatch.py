@@ -44,6 +44,18 @@ PRIORITIES = {
     "LOWEST": 100,
 }
 
+# The hooks of a Runner that is given none: those of conf/hook/default.yaml.
+DEFAULT_HOOKS = {
+    name: {"_target_": f"trainyard.hooks.{kind}"}
+    for name, kind in {
+        "runtime_info": "RuntimeInfo",
+        "timer": "IterTimer",
+        "logger": "Logger",
+        "param_schedule": "ParamSchedule",
+        "checkpoint": "Checkpoint",
+    }.items()
+}
+
 
 class HookLike(Protocol):
     """What the Runner asks of a hook; `trainyard.hooks.Hook` is the base that has it."""
@@ -77,6 +89,8 @@ class Dispatch:
 
     def __init__(self, hooks: Mapping[str, HookLike]) -> None:
         self.hooks = dict(hooks)
+        for name in self.hooks:
+            self._check_kind(name)
         order = sorted(self.hooks, key=lambda name: self._priority(name))
         for name in order:
             self._check_stages(name)
@@ -108,6 +122,12 @@ class Dispatch:
             return priority(self.hooks[name].priority)
         except ConfigError as error:
             raise error.under(f"hook.{name}") from None
+
+    def _check_kind(self, name: str) -> None:
+        hook = self.hooks[name]
+        if isinstance(hook, type) or not all(hasattr(hook, key) for key in ("priority", "state_dict", "load_state_dict")):
+            chosen = f"An option of the group is chosen with hook=[default,{name}]." if isinstance(hook, Mapping) else ""
+            raise ConfigError(f"hook.{name}", hook, "a trainyard.hooks.Hook, or its config with `_target_`", hint=chosen)
 
     def _check_stages(self, name: str) -> None:
         for method in dir(type(self.hooks[name])):

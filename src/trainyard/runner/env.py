@@ -55,6 +55,12 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (count == 0 or (device.index or 0) >= count):
         hint = "" if count else f"This torch ({torch.__version__}) sees no CUDA device."
         raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint)
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, NotImplementedError, AssertionError):  # no such device, or one that holds no numbers
+            hint = f"This torch ({torch.__version__}) has no such device to train on."
+            raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint) from None
     return device
 
 

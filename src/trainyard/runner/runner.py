@@ -21,7 +21,7 @@ from trainyard.metrics import Metric, as_metric
 from trainyard.models import call, has_mode_contract
 from trainyard.rng import derive
 from trainyard.runner import random
-from trainyard.runner.dispatch import Dispatch
+from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch
 from trainyard.runner.env import Env, describe, find_device
 from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
 from trainyard.runner.members import Direction, Member, Objective
@@ -31,19 +31,6 @@ from trainyard.schedules import Plateau, Schedule
 from trainyard.track import NoTracker, RunInfo, Status, Tracker
 
 log = logging.getLogger(__name__)
-
-# The hooks of a Runner that is given none: those of conf/hook/default.yaml.
-DEFAULT_HOOKS = {
-    name: {"_target_": f"trainyard.hooks.{kind}"}
-    for name, kind in {
-        "runtime_info": "RuntimeInfo",
-        "timer": "IterTimer",
-        "logger": "Logger",
-        "param_schedule": "ParamSchedule",
-        "checkpoint": "Checkpoint",
-    }.items()
-}
-
 
 class Runner:
     """Trains, validates and tests a model; every argument is the built object or its config.
@@ -139,7 +126,7 @@ class Runner:
         renamed = {"hook": "hooks", "metric": "metrics"}
         taken = set(cls.__init__.__annotations__) - {"return"}
         found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
-        return cls(**({key: value for key, value in found.items() if key in taken} | overrides))
+        return cls(**({"model": None} | {key: value for key, value in found.items() if key in taken} | overrides))
 
     # -- the parts, each built when it is first needed -----------------------------------------------------------------
 
@@ -178,11 +165,14 @@ class Runner:
     @cached_property
     def optimizer(self) -> Optimizer:
         part = build(self._parts["optim"], "optim")
-        if isinstance(part, Optimizer):
-            return part
-        if not callable(part):
+        if not isinstance(part, Optimizer) and not callable(part):
             raise ConfigError("optim", part, "an optimiser, or a config with `_partial_: true` that makes one")
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if isinstance(part, Optimizer):
+            held = {id(parameter) for group in part.param_groups for parameter in group["params"]}
+            if not any(id(parameter) in held for parameter in parameters):
+                raise ConfigError("optim", type(part).__name__, "an optimiser of this model's parameters")
+            return part
         try:
             return optimizers.build(part, parameters)
         except ConfigError as error:
@@ -320,15 +310,18 @@ class Runner:
         """One batch through validation, so that what it cannot do is known before hours of training.
 
         Raises:
-            ConfigError: nobody computes the objective.
+            ConfigError: nobody computes the objective, or what a schedule or a hook monitors.
         """
-        if self.has_split("val"):
-            with random.seeded(self.seed):
-                names = self.val_loop.rehearse(self)
-            for member in self.members:
-                if member.objective.name not in names:
-                    accepted = f"a metric of this run: {', '.join(names)}"
-                    raise ConfigError("objective", member.objective.name, accepted, options=names)
+        if not self.has_split("val"):
+            return
+        with random.seeded(self.seed):
+            names = self.val_loop.rehearse(self)
+        watching = {"schedule": self.schedule} | {f"hook.{name}": hook for name, hook in self.dispatch.hooks.items()}
+        watched = {f"{key}.monitor": getattr(part, "monitor", None) for key, part in watching.items()}
+        for key, name in ({"objective": self.members[0].objective.name} | watched).items():
+            if name is not None and name not in names and (key == "objective" or not name.startswith("train/")):
+                accepted = f"a metric of this run: {', '.join(names) or 'it has none; metrics={...} gives it some'}"
+                raise ConfigError(key, name, accepted, options=names)
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.
@@ -357,9 +350,9 @@ class Runner:
 
     def load_best(self) -> None:
         """Give the evaluated model the weights of the best checkpoint, where one was saved."""
-        path = self.members[0].checkpoints / "best.pt"
-        if path.exists():
-            restore_best(self, path)
+        (member,) = self.members
+        if member.work_dir is not None and (member.checkpoints / "best.pt").exists():
+            restore_best(self, member.checkpoints / "best.pt")
 
     def _evaluate(self, loop: ValLoop) -> list[dict[str, float]]:
         self.prepare(loop.split)

@@ -78,9 +78,10 @@ def capture(runner: Runner) -> list[dict[str, Any]]:
             "seed": member.seed,
             "epoch": runner.epoch,
             "iter": runner.iter,
+            "batches": len(runner.loader("train")),
             "model": runner.model.state_dict(),
-            "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": type(runner.optimizer).__name__},
-            "schedule": {} if runner.schedule is None else runner.schedule.state_dict(),
+            "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": _name(runner.optimizer)},
+            "schedule": {} if runner.schedule is None else runner.schedule.state_dict() | {"type": _name(runner.schedule)},
             "step": runner.step.state_dict(),
             "loop": runner.train_loop.state_dict(),
             "member": member.state_dict(),
@@ -116,9 +117,12 @@ def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) 
         return
     load_weights(runner.model, state["model"], start)
     try:
-        _load_optimizer(runner, dict(state["optimizer"]))
+        _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
+        _check_equal("optimiser", state["optimizer"]["type"], _name(runner.optimizer))
+        _check_equal("schedule", state["schedule"].get("type"), _name(runner.schedule))
+        plain.method(runner.optimizer, "load_state_dict")(_untyped(state["optimizer"]))
         if runner.schedule is not None:
-            runner.schedule.load_state_dict(state["schedule"])
+            runner.schedule.load_state_dict(_untyped(state["schedule"]))
         runner.step.load_state_dict(state["step"])
         runner.train_loop.load_state_dict(state["loop"])
         runner.members[0].load_state_dict(state["member"])
@@ -128,6 +132,8 @@ def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) 
         raise ConfigError(
             start.key, str(start.path), "a checkpoint of this training", hint=f"This one is of another: {error}."
         ) from error
+    if runner.work_dir is not None and start.path.resolve().parent != runner.members[0].checkpoints:
+        runner.members[0].best = None  # its file lies elsewhere: the best is found anew among the states saved here
     if state["seed"] != runner.seed:
         log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state)
@@ -135,11 +141,17 @@ def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) 
     log.info("Resumed %s: epoch %d, iteration %d.", start.path, runner.epoch, runner.iter)
 
 
-def _load_optimizer(runner: Runner, state: dict[str, Any]) -> None:
-    made_by, own = state.pop("type"), type(runner.optimizer).__name__
-    if made_by != own:
-        raise ValueError(f"its optimiser is {made_by}, here {own}")
-    plain.method(runner.optimizer, "load_state_dict")(state)
+def _name(part: object) -> str | None:
+    return None if part is None else type(part).__name__
+
+
+def _untyped(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != "type"}
+
+
+def _check_equal(what: str, saved: object, own: object) -> None:
+    if saved != own:
+        raise ValueError(f"its {what} is {saved}, here {own}")
 
 
 def restore_best(runner: Runner, path: Path) -> None:

@@ -78,7 +78,8 @@ class ScaledAutocast(Autocast):
         return dict(self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scaler.load_state_dict(state)
+        if state:  # empty where the run was in another precision so far
+            self.scaler.load_state_dict(state)
 
 
 def make_precision(name: str, device: torch.device) -> Precision:

@@ -1,0 +1,1 @@
+"""Sweeps: compose every point, check, plan, run, rank."""

@@ -1,0 +1,142 @@
+"""The fork server's own process: it has imported what tasks need, and forks a worker whenever it is told to.
+
+`multiprocessing` has a fork server too. It runs the user's script again in every worker, does not know the caller's
+`sys.path` (before Python 3.14), is one for the whole process, and leaves its workers alone when the caller dies.
+
+Messages are JSON lists, one a packet. In: `["fork", worker]` with two files, the task and the report;
+`["signal", [worker, ...], signum]`. Out: `["ready"]` or `["failed", module, error]`, once; `["forked", worker, pid]` or
+`["refused", worker, error]`; `["ended", worker, status]`. When the other end is gone, all workers are killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from trainyard.sweep.executor.worker import one_line, work
+
+PACKET = 1 << 16  # bytes, at most, of a message
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(fd: int, preload: Sequence[str]) -> NoReturn:
+    """Imports the modules of `preload`, then serves the socket `fd` until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server = _Server(socket.socket(fileno=fd))
+    server.load(preload)
+    server.loop()
+    server.kill_all()
+    os._exit(0)
+
+
+@dataclass
+class _Server:
+    socket: socket.socket
+    libc: ctypes.CDLL = field(default_factory=lambda: ctypes.CDLL(None))
+    pids: dict[int, int] = field(default_factory=dict)  # by worker
+    watched: dict[int, int] = field(default_factory=dict)  # worker by pidfd
+
+    def load(self, preload: Sequence[str]) -> None:
+        for module in preload:
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                self.say("failed", module, one_line(error))
+                return
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                self.say("failed", module, "it touches CUDA when it is imported, after which no worker could use CUDA")
+                return
+        gc.collect()
+        gc.freeze()  # the collector of a worker leaves these objects, and so the pages shared with it, alone
+        self.say("ready")
+
+    def loop(self) -> None:
+        while True:
+            readable, _, _ = select.select([self.socket, *self.watched], [], [])
+            for fd in readable:
+                if fd is not self.socket:
+                    self.ended(fd)
+                elif not self.obey():
+                    return
+
+    def obey(self) -> bool:
+        """Does what the next message asks; False where there will be no more."""
+        try:
+            packet, fds, _, _ = socket.recv_fds(self.socket, PACKET, 2)
+        except ConnectionError:
+            return False
+        if not packet:
+            return False
+        match json.loads(packet):
+            case ["fork", worker]:
+                self.fork(worker, *fds)
+                for fd in fds:
+                    os.close(fd)
+            case ["signal", workers, signum]:
+                for worker in workers:
+                    self.signal(worker, signum)
+        return True
+
+    def fork(self, worker: int, task: int, report: int) -> None:
+        server = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self.say("refused", worker, one_line(error))
+            return
+        if pid == 0:
+            try:
+                self.become_worker(server)
+                work(os.fdopen(task, "rb"), os.fdopen(report, "wb"))
+            finally:  # whatever happens, a worker does not come back to serve
+                os._exit(1)
+        with suppress(OSError):  # here as well as in the worker: whoever comes first
+            os.setpgid(pid, pid)
+        self.pids[worker] = pid
+        self.watched[os.pidfd_open(pid)] = worker
+        self.say("forked", worker, pid)
+
+    def become_worker(self, server: int) -> None:
+        os.setpgid(0, 0)
+        self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:  # it died before that
+            os._exit(1)
+        self.socket.close()
+        for pidfd in self.watched:
+            os.close(pidfd)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def signal(self, worker: int, signum: int) -> None:
+        """SIGKILL is for the worker and all that it started. Any other is for the worker, which looks after its own."""
+        if worker in self.pids:
+            with suppress(ProcessLookupError):
+                (os.killpg if signum == signal.SIGKILL else os.kill)(self.pids[worker], signum)
+
+    def ended(self, pidfd: int) -> None:
+        worker = self.watched.pop(pidfd)
+        os.close(pidfd)
+        self.signal(worker, signal.SIGKILL)  # what it left behind; its number is its own until waitpid
+        _, status = os.waitpid(self.pids.pop(worker), 0)
+        self.say("ended", worker, os.waitstatus_to_exitcode(status))
+
+    def kill_all(self) -> None:
+        for worker in self.pids:
+            self.signal(worker, signal.SIGKILL)
+        for pid in self.pids.values():
+            os.waitpid(pid, 0)
+
+    def say(self, *message: Any) -> None:
+        with suppress(ConnectionError):  # nobody is left to hear it: the loop will see
+            self.socket.send(json.dumps(message).encode()[:PACKET])

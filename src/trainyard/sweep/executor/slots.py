@@ -1,0 +1,133 @@
+"""The shares of this machine on which tasks can run, and the environment in which a task sees no more than its share."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.jobs import Slot
+
+
+def find_slots(
+    jobs_per_gpu: int | Literal["auto"] = "auto",
+    threads_per_job: int | Literal["auto"] = "auto",
+    max_jobs: int | None = None,
+) -> list[Slot]:
+    """The slots of this machine: every CUDA device, `jobs_per_gpu` times; without CUDA, the cores by `threads_per_job`.
+
+    Devices are counted through NVML, which makes no CUDA context, and `CUDA_VISIBLE_DEVICES` is honoured. Cores are
+    those that this process may use. `auto` depends on nothing but the machine, so that a task gets the same threads,
+    and computes the same bits, however many tasks there are.
+
+    Args:
+        jobs_per_gpu: tasks side by side on a device; `auto` is 1.
+        threads_per_job: threads of a task. `auto` is 1 without CUDA (many small tasks outrun few wide ones), and an
+            equal share of the cores with it.
+        max_jobs: tasks at a time, at most; None sets no limit. A few slots are spread over all devices.
+
+    Returns:
+        At least one slot. Those without CUDA are bound to cores of their own.
+
+    Raises:
+        ConfigError: a number that is out of range.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    gpus = visible_devices(nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if jobs_per_gpu != "auto" and not _is_positive(jobs_per_gpu):
+        raise ConfigError("jobs_per_gpu", jobs_per_gpu, "auto or a whole number of at least 1")
+    if threads_per_job != "auto" and not (_is_positive(threads_per_job) and threads_per_job <= len(cores)):
+        raise ConfigError(
+            "threads_per_job", threads_per_job, f"auto or a whole number from 1 to {len(cores)}, the cores at hand"
+        )
+    if max_jobs is not None and not _is_positive(max_jobs):
+        raise ConfigError("max_jobs", max_jobs, "null or a whole number of at least 1")
+
+    if gpus:
+        # Device by device, then again: the first slots are on different devices.
+        devices = [f"cuda:{index}" for index in range(len(gpus))] * (1 if jobs_per_gpu == "auto" else jobs_per_gpu)
+        threads = max(1, len(cores) // len(devices)) if threads_per_job == "auto" else threads_per_job
+        # Not bound to cores: the host's part of a training on CUDA comes in bursts.
+        slots = [Slot(index, device, None, threads) for index, device in enumerate(devices)]
+    else:
+        threads = 1 if threads_per_job == "auto" else threads_per_job
+        shares = [tuple(cores[first : first + threads]) for first in range(0, len(cores) - threads + 1, threads)]
+        slots = [Slot(index, "cpu", share, threads) for index, share in enumerate(shares)]
+    return slots[:max_jobs]
+
+
+def nvidia_gpus() -> list[str]:
+    """The UUIDs of the machine's NVIDIA GPUs; empty where there is no driver."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return []
+    if nvml.nvmlInit_v2() != 0:
+        return []
+    try:
+        count = ctypes.c_uint(0)
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return []
+        uuids = []
+        for index in range(count.value):
+            handle, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
+                nvml.nvmlDeviceGetUUID(handle, uuid, 96)
+            uuids.append(uuid.value.decode())
+        return uuids
+    finally:
+        nvml.nvmlShutdown()
+
+
+def visible_devices(gpus: Sequence[str], setting: str | None) -> list[str]:
+    """The names, for `CUDA_VISIBLE_DEVICES`, of the devices that CUDA shows under a setting of that variable.
+
+    Its rules are CUDA's ("CUDA Environment Variables", CUDA C++ Programming Guide): numbers, UUIDs or beginnings of
+    UUIDs; the first name that is none ends the list; a name given twice leaves nothing.
+
+    Args:
+        gpus: the UUIDs of the GPUs that the machine has.
+        setting: the variable's value; None where it is not set.
+    """
+    if setting is None:
+        return [str(index) for index in range(len(gpus))]
+    names: list[str] = []
+    for name in (part.strip() for part in setting.split(",")):
+        if name.isdecimal():
+            known = int(name) < len(gpus)
+        elif name.startswith("GPU-"):
+            known = any(uuid.startswith(name) for uuid in gpus)
+        else:
+            known = name.startswith("MIG-") and bool(gpus)
+        if not known:
+            break
+        names.append(name)
+    return names if len(set(names)) == len(names) else []
+
+
+def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables of a task on a slot, from those of this process.
+
+    Raises:
+        ConfigError: the slot's device is none that this process sees, or no device at all.
+    """
+    kind, _, number = slot.device.partition(":")
+    if slot.device == "cpu":
+        device = ""  # a task on the CPU leaves the GPUs alone
+    elif kind == "cuda" and number.isdecimal():
+        device = number
+        if "CUDA_VISIBLE_DEVICES" in base:
+            names = [name.strip() for name in base["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+            if int(number) >= len(names):
+                raise ConfigError("slots", slot.device, f"devices that CUDA_VISIBLE_DEVICES ({','.join(names)}) lists")
+            device = names[int(number)]
+    else:
+        raise ConfigError("slots", slot.device, "devices named cpu or cuda:<number>")
+    threads = str(slot.threads)
+    return {**base, "CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,182 @@
+"""A worker: a process that was forked for one attempt at one task, runs it, writes a report, and ends."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import cloudpickle
+
+from trainyard.errors import TrainyardError
+
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the statuses of a process that was asked to end, and did
+_MAGIC = b"trainyard report"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a task runs: all that a worker takes over from the process whose task it is."""
+
+    environ: dict[str, str]
+    cwd: str
+    path: list[str]
+    argv: list[str]
+    cpus: tuple[int, ...] | None
+    threads: int
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a task ended, in the words of its worker.
+
+    Attributes:
+        kind: it returned; it raised; it raised since it was asked to end (`KeyboardInterrupt`, or status 130 or 143).
+        value: what it returned, pickled.
+        out_of_memory: a CUDA device had no memory left for it.
+    """
+
+    kind: Literal["done", "failed", "interrupted"]
+    value: bytes = b""
+    error: str | None = None
+    traceback: str | None = None
+    out_of_memory: bool = False
+
+
+def write_task(file: BinaryIO, setting: Setting, function: Callable[[Any], Any], argument: Any) -> None:
+    """Writes what `work` reads. Raises whatever the pickling of the function or its argument raises."""
+    pickle.dump(setting, file)
+    cloudpickle.dump((function, argument), file)
+    file.seek(0)
+
+
+def work(task: BinaryIO, report: BinaryIO) -> None:
+    """Runs the task that `task` holds, writes how it ended into `report`, and ends this process."""
+    try:
+        _take_over(pickle.load(task))
+        function, argument = pickle.load(task)
+        _stand_in_for_main(function)
+        _write_report(report, Report("done", cloudpickle.dumps(function(argument))))
+    except BaseException as error:  # whatever it is, it is the task's, and belongs into its report
+        _write_report(report, _report_of(error))
+    _end()
+
+
+def read_report(file: BinaryIO) -> Report | None:
+    """The report that a worker left; None where it left none, or died while it wrote."""
+    file.seek(0)
+    content = file.read()
+    begin = len(_MAGIC) + 8
+    size = int.from_bytes(content[len(_MAGIC) : begin], "big")
+    if not content.startswith(_MAGIC) or len(content) != begin + size:
+        return None
+    try:
+        report = pickle.loads(content[begin:])
+    except Exception:
+        return None
+    return report if isinstance(report, Report) else None
+
+
+def one_line(error: BaseException) -> str:
+    """The error's class and the first line of its message."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        lines = ["(its message cannot be shown)"]
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+def _take_over(setting: Setting) -> None:
+    output = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.chdir(setting.cwd)
+    os.environ.clear()
+    os.environ.update(setting.environ)
+    sys.path[:] = setting.path
+    sys.argv[:] = setting.argv
+    if setting.log is not None:
+        setting.log.parent.mkdir(parents=True, exist_ok=True)
+        with setting.log.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # what a killed task printed is in its log
+    faulthandler.enable()
+    if setting.cpus is not None:
+        os.sched_setaffinity(0, setting.cpus)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(setting.threads)  # a library that is loaded no longer reads OMP_NUM_THREADS
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # else all workers would draw the same numbers, which `random` sees to by itself
+
+
+def _stand_in_for_main(function: Callable[[Any], Any]) -> None:
+    """Shows what a script defines in the worker's `__main__` too, so that its classes can be pickled there.
+
+    Only what came with the function is there: the script itself is not run again.
+    """
+    if getattr(function, "__module__", None) == "__main__" and hasattr(function, "__globals__"):
+        main = vars(sys.modules["__main__"])
+        main.update({name: value for name, value in function.__globals__.items() if not name.startswith("__")})
+
+
+def _report_of(error: BaseException) -> Report:
+    code = error.code if isinstance(error, SystemExit) else getattr(error, "status", None)
+    if isinstance(error, SystemExit) and code in (None, 0):
+        return Report("done", pickle.dumps(None))
+    try:
+        # Without the frame of work().
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next))
+    except Exception:
+        trace = None
+    asked = isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit | TrainyardError) and code in INTERRUPTED
+    )
+    kind: Literal["failed", "interrupted"] = "interrupted" if asked else "failed"
+    return Report(kind, error=one_line(error), traceback=trace, out_of_memory=_is_out_of_memory(error))
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this is torch's CUDA out-of-memory error, or was raised from it (as Hydra does, when it builds objects)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in one_line(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _write_report(file: BinaryIO, report: Report) -> None:
+    content = pickle.dumps(report)
+    file.seek(0)
+    file.truncate()
+    file.write(_MAGIC + len(content).to_bytes(8, "big") + content)
+    file.flush()
+
+
+def _end() -> None:
+    """Ends this process as the interpreter would, but does not take apart its modules, which takes longer than the fork."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined] # waits for the threads that are not daemons
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # closed by the task
+            continue
+    os._exit(0)

@@ -1,0 +1,108 @@
+"""The words that a plan and an executor share: slots, tasks, what became of them, and what is told on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["done", "failed", "interrupted", "timeout", "lost"]
+EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of the machine, on which one task runs at a time.
+
+    Attributes:
+        index: its number; no two slots of an executor share one.
+        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its one device as `cuda:0`.
+        cpus: the cores that the task is bound to; None leaves them all to it.
+        threads: threads that torch, OpenMP and MKL use in the task.
+    """
+
+    index: int
+    device: str = "cpu"
+    cpus: tuple[int, ...] | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """`function(argument)`, to be called once in a process of its own.
+
+    Attributes:
+        num: its number; no two tasks of a run share one.
+        function: what to call. It and its argument travel by cloudpickle, so lambdas and functions of a script will do.
+        argument: its argument.
+        expected_seconds: how long it takes, where that is known: longer tasks are started first.
+        log: the file to which all that the task prints is appended; None discards it.
+    """
+
+    num: int
+    function: Callable[[Any], Any]
+    argument: Any = None
+    expected_seconds: float | None = None
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes:
+        num: the task's number.
+        state: how its last attempt ended:
+
+            - `done`: the function returned, or raised `SystemExit` with status 0;
+            - `failed`: it raised;
+            - `interrupted`: it was asked to stop, by a signal to this process or to the task's own, or by `fail_fast`;
+              or it had not begun when that happened;
+            - `timeout`: it was stopped for it took too long;
+            - `lost`: its process ended without a word: killed, crashed, `os._exit`.
+        value: what the function returned; None unless the state is `done`.
+        error: why, on one line; None when done.
+        traceback: the exception's traceback; None where there was no exception.
+        seconds: how long the last attempt took.
+        attempts: attempts begun; 0 for a task that never began. One that ran out of CUDA memory beside others is not
+            counted.
+        slot: the index of the last attempt's slot; -1 for a task that never began.
+    """
+
+    num: int
+    state: State
+    value: Any = None
+    error: str | None = None
+    traceback: str | None = None
+    seconds: float = 0.0
+    attempts: int = 0
+    slot: int = -1
+
+
+@dataclass(frozen=True)
+class Event:
+    """What just happened to a task.
+
+    Attributes:
+        kind: `started`; `retried` (an attempt went wrong and there will be another); and last of all, once for each
+            task, with its outcome: `ended` (done), `failed` (failed, timeout or lost) or `interrupted`.
+        num: the task's number.
+        slot: the slot's index; -1 for a task that never began.
+        attempt: the attempt's number, from 1; 0 for a task that never began.
+        time: seconds since the epoch.
+        pid: the task's process; None for a task that never began.
+        error: what went wrong, on one line.
+        traceback: the exception's traceback.
+        outcome: the task's outcome, with its last event.
+    """
+
+    kind: EventKind
+    num: int
+    slot: int
+    attempt: int
+    time: float
+    pid: int | None = None
+    error: str | None = None
+    traceback: str | None = None
+    outcome: Outcome | None = None
