@@ -40,7 +40,7 @@ def describe(cfg: DictConfig, facts: Mapping[str, str]) -> RunInfo:
         str(group): str(choice) for group, choice in job.runtime.choices.items() if not str(group).startswith("hydra/")
     }
     return RunInfo(
-        name=cfg.name or Path(cfg.work_dir).name,
+        name=cfg.name or " ".join((choices["model"], choices["data"], Path(cfg.work_dir).name)),
         params=choices | params,
         tags={"overrides": " ".join(job.overrides.task)},
         facts=dict(facts),

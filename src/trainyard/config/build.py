@@ -130,12 +130,16 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
 
 
 def locate(path: Any, key: str) -> Callable[..., Any]:
-    """What a dotted path names.
+    """What a dotted path names; a class or function is given back as it is.
 
     Raises:
         ConfigError: nothing of that name can be imported; or what it names cannot be called.
     """
+    if callable(path):  # the class itself, which a config made in Python may hold
+        return path  # type: ignore[no-any-return]
     parts = str(path).split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
     if module is None:
         raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}")

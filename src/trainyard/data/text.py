@@ -47,7 +47,7 @@ class Text(ArrayData):
         stride: int | None = None,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
-        batch_size: int = 64,
+        batch_size: int = 32,
         eval_batch_size: int | None = None,
         drop_last: bool = False,
     ) -> None:

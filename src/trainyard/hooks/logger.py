@@ -102,9 +102,7 @@ class Logger(Hook):
         self._window = [dict(outputs) for outputs in state["window"]]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._window = [
-            {key: value.to(runner.device) for key, value in outputs.items()} for outputs in self._window
-        ]
+        self._window = [{key: value.to(runner.device) for key, value in outputs.items()} for outputs in self._window]
 
 
 def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:

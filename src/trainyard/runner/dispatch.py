@@ -125,9 +125,11 @@ class Dispatch:
 
     def _check_kind(self, name: str) -> None:
         hook = self.hooks[name]
-        if isinstance(hook, type) or not all(hasattr(hook, key) for key in ("priority", "state_dict", "load_state_dict")):
-            chosen = f"An option of the group is chosen with hook=[default,{name}]." if isinstance(hook, Mapping) else ""
-            raise ConfigError(f"hook.{name}", hook, "a trainyard.hooks.Hook, or its config with `_target_`", hint=chosen)
+        needed = ("priority", "state_dict", "load_state_dict")
+        if isinstance(hook, type) or not all(hasattr(hook, member) for member in needed):
+            hint = f"hook=[default,{name}] chooses the option of that name, ~hook.{name} removes this."
+            accepted = "a trainyard.hooks.Hook, or its config with `_target_`"
+            raise ConfigError(f"hook.{name}", hook, accepted, hint=hint if isinstance(hook, Mapping) else "")
 
     def _check_stages(self, name: str) -> None:
         for method in dir(type(self.hooks[name])):

@@ -32,6 +32,7 @@ from trainyard.track import NoTracker, RunInfo, Status, Tracker
 
 log = logging.getLogger(__name__)
 
+
 class Runner:
     """Trains, validates and tests a model; every argument is the built object or its config.
 

@@ -81,7 +81,7 @@ def capture(runner: Runner) -> list[dict[str, Any]]:
             "batches": len(runner.loader("train")),
             "model": runner.model.state_dict(),
             "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": _name(runner.optimizer)},
-            "schedule": {} if runner.schedule is None else runner.schedule.state_dict() | {"type": _name(runner.schedule)},
+            "schedule": {"type": _name(runner.schedule)} | (runner.schedule.state_dict() if runner.schedule else {}),
             "step": runner.step.state_dict(),
             "loop": runner.train_loop.state_dict(),
             "member": member.state_dict(),
@@ -119,7 +119,7 @@ def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) 
     try:
         _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
         _check_equal("optimiser", state["optimizer"]["type"], _name(runner.optimizer))
-        _check_equal("schedule", state["schedule"].get("type"), _name(runner.schedule))
+        _check_equal("schedule", state["schedule"]["type"], _name(runner.schedule))
         plain.method(runner.optimizer, "load_state_dict")(_untyped(state["optimizer"]))
         if runner.schedule is not None:
             runner.schedule.load_state_dict(_untyped(state["schedule"]))

@@ -84,11 +84,10 @@ class ScaledAutocast(Autocast):
 
 def make_precision(name: str, device: torch.device) -> Precision:
     """The component for `fp32`, `tf32` (full precision with TF32 matrix products on CUDA), `bf16` or `fp16`."""
+    # Set for every precision: a run before this one in the process may have had another.
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     match name:
-        case "fp32":
-            return Precision()
-        case "tf32":
-            torch.set_float32_matmul_precision("high")
+        case "fp32" | "tf32":
             return Precision()
         case "bf16":
             return Autocast(device)

@@ -60,7 +60,8 @@ class Composer:
         self._loader = config_loader
         self._master = master
         self._config_name: str | None = master.hydra.job.config_name
-        self._prefix: list[str] = list(master.hydra.overrides.hydra)
+        prefix: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
+        self._prefix: list[str] = prefix
         self._shared: dict[tuple[str, ...], _Shared | None] = {}
         self._parse = cache(self._parse_line)
         self._is_group = cache(self._find_group)

@@ -17,7 +17,7 @@ class Slot:
 
     Attributes:
         index: its number; no two slots of an executor share one.
-        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its one device as `cuda:0`.
+        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its one as `cuda:0`.
         cpus: the cores that the task is bound to; None leaves them all to it.
         threads: threads that torch, OpenMP and MKL use in the task.
     """

@@ -13,9 +13,9 @@ from trainyard.sweep.jobs import Outcome, Task
 class Executor(ABC):
     """Runs tasks, each in a process of its own, and says what became of each.
 
-        with LocalExecutor(find_slots()) as executor:  # the workers' home gets ready
-            tasks = plan(...)                          # while this process does other things
-            outcomes = executor.run(tasks)
+    with LocalExecutor(find_slots()) as executor:  # the workers' home gets ready
+        tasks = plan(...)                          # while this process does other things
+        outcomes = executor.run(tasks)
     """
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)

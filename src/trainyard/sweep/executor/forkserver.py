@@ -12,8 +12,10 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from multiprocessing import connection
 from typing import Any, BinaryIO
 
+from trainyard.errors import TrainyardError
 from trainyard.sweep.executor.server import PACKET
 
 _CODE = (
@@ -22,12 +24,18 @@ _CODE = (
 )
 
 
+class ExecutorError(TrainyardError):
+    """The executor cannot start its workers."""
+
+    status = 1
+
+
 class ServerEndedError(Exception):
     """The server's process is gone, and its workers with it."""
 
 
 class ForkServer:
-    """Starts a fork server. Returns at once; the server says `["ready"]` when it is.
+    """Starts a fork server. Returns at once; `ready` is set when the server has said so.
 
     Args:
         preload: modules to import before the first fork. They must not touch CUDA, nor start threads.
@@ -35,17 +43,23 @@ class ForkServer:
     """
 
     def __init__(self, preload: Sequence[str], threads: int) -> None:
-        self.ready = False
+        self._preload = " ".join(preload)
+        self._threads = str(threads)
         self._numbers = itertools.count()
+        self._pids: dict[int, int] = {}  # by worker
+        self._launch()
+
+    def _launch(self) -> None:
+        self.ready = False
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (what it says when it cannot start)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, str(theirs.fileno()), " ".join(preload), *sys.path],
+                [sys.executable, *_flags(), "-c", _CODE, str(theirs.fileno()), self._preload, *map(str, sys.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+                env={**os.environ, "OMP_NUM_THREADS": self._threads, "MKL_NUM_THREADS": self._threads},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for its owner
             )
@@ -59,55 +73,83 @@ class ForkServer:
             raise ServerEndedError from error
         return worker
 
-    def signal(self, workers: Iterable[int], signum: int) -> None:
+    def send_signal(self, workers: Iterable[int], signum: int) -> None:
         """Sends a signal to workers: SIGKILL to all that they have started, too."""
         with suppress(ConnectionError):  # then they are gone, as receive() will say
             self._socket.send(json.dumps(["signal", list(workers), signum]).encode())
 
     def receive(self, timeout: float) -> list[Any] | None:
         """The server's next message; None where it says nothing for `timeout` seconds."""
-        self._socket.settimeout(max(timeout, 1e-3))  # 0 would mean something else
+        if not connection.wait([self._socket], timeout):
+            return None
         try:
             packet = self._socket.recv(PACKET)
-        except TimeoutError:
-            return None
         except ConnectionError as error:
             raise ServerEndedError from error
-        finally:
-            self._socket.settimeout(None)
         if not packet:
             raise ServerEndedError
         message: list[Any] = json.loads(packet)
-        self.ready = self.ready or message == ["ready"]
+        match message:
+            case ["ready"]:
+                self.ready = True
+            case ["forked", worker, pid]:
+                self._pids[worker] = pid
+            case ["ended", worker, _]:
+                del self._pids[worker]
         return message
 
-    def close(self, timeout: float = 1.0) -> str:
-        """Kills all workers and all that they have started, and ends the server.
+    def restart(self) -> str:
+        """Starts another server after this one ended. Returns how it ended.
 
-        Returns:
-            How the server ended and the last that it said.
+        Raises:
+            ExecutorError: it was not yet ready, and the next would do no better.
         """
+        ready = self.ready
         self._socket.close()
-        try:
-            if not self.ready:  # busy with its imports: it has no workers
-                self._process.kill()
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # and so, by their own wish, its workers
-            self._process.wait()
-        if self._output.closed:
-            return ""
+        self._process.wait()
+        self._kill_orphans()
+        how = in_words(self._process.returncode)
         with self._output as output:
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines()
-        return "; ".join([ended(self._process.returncode), *said[-1:]])
+        if not ready:
+            last = f": {said[-1]}" if said else ""
+            raise ExecutorError(f"The process that workers are forked from {how} before it was ready{last}.")
+        self._launch()
+        return how
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Kills all workers, with all that they have started, and ends the server."""
+        self._socket.close()
+        self._output.close()
+        if not self.ready:  # busy with its imports, and without workers
+            self._process.kill()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            self._kill_orphans()
+
+    def _kill_orphans(self) -> None:
+        """Kills what the server left behind: workers have asked the kernel to die with it, but not their children."""
+        for pid in self._pids.values():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self._pids.clear()
 
 
-def ended(status: int) -> str:
-    """What an exit status means, in words."""
+def in_words(status: int) -> str:
+    """What a process did that ended with this status."""
     if status >= 0:
         return f"ended with status {status}"
     try:
-        return f"killed by {signal.Signals(-status).name}"
+        return f"was killed by {signal.Signals(-status).name}"
     except ValueError:
-        return f"killed by signal {-status}"
+        return f"was killed by signal {-status}"
+
+
+def _flags() -> list[str]:
+    """The interpreter's flags (`-O`, `-W`, `-X`), for another one like it."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
+    return flags

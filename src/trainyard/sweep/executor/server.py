@@ -15,13 +15,14 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from typing import Any, NoReturn
 
 from trainyard.sweep.executor.worker import one_line, work
@@ -42,7 +43,7 @@ def serve(fd: int, preload: Sequence[str]) -> NoReturn:
 
 @dataclass
 class _Server:
-    socket: socket.socket
+    owner: socket.socket
     libc: ctypes.CDLL = field(default_factory=lambda: ctypes.CDLL(None))
     pids: dict[int, int] = field(default_factory=dict)  # by worker
     watched: dict[int, int] = field(default_factory=dict)  # worker by pidfd
@@ -58,23 +59,26 @@ class _Server:
             if torch is not None and torch.cuda.is_initialized():
                 self.say("failed", module, "it touches CUDA when it is imported, after which no worker could use CUDA")
                 return
+        # What is here now is the server's: workers neither collect it nor finalize it, which would copy the pages that
+        # they share with it. (Torch would take back each of its libraries of operators: 20 ms.)
+        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+            finalizer.atexit = False
         gc.collect()
-        gc.freeze()  # the collector of a worker leaves these objects, and so the pages shared with it, alone
+        gc.freeze()
         self.say("ready")
 
     def loop(self) -> None:
         while True:
-            readable, _, _ = select.select([self.socket, *self.watched], [], [])
-            for fd in readable:
-                if fd is not self.socket:
-                    self.ended(fd)
+            for readable in connection.wait([self.owner, *self.watched]):
+                if isinstance(readable, int):
+                    self.ended(readable)
                 elif not self.obey():
                     return
 
     def obey(self) -> bool:
         """Does what the next message asks; False where there will be no more."""
         try:
-            packet, fds, _, _ = socket.recv_fds(self.socket, PACKET, 2)
+            packet, fds, _, _ = socket.recv_fds(self.owner, PACKET, 2, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not packet:
@@ -86,7 +90,7 @@ class _Server:
                     os.close(fd)
             case ["signal", workers, signum]:
                 for worker in workers:
-                    self.signal(worker, signum)
+                    self.send_signal(worker, signum)
         return True
 
     def fork(self, worker: int, task: int, report: int) -> None:
@@ -113,12 +117,13 @@ class _Server:
         self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != server:  # it died before that
             os._exit(1)
-        self.socket.close()
+        self.owner.close()
         for pidfd in self.watched:
             os.close(pidfd)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def signal(self, worker: int, signum: int) -> None:
+    def send_signal(self, worker: int, signum: int) -> None:
         """SIGKILL is for the worker and all that it started. Any other is for the worker, which looks after its own."""
         if worker in self.pids:
             with suppress(ProcessLookupError):
@@ -127,16 +132,16 @@ class _Server:
     def ended(self, pidfd: int) -> None:
         worker = self.watched.pop(pidfd)
         os.close(pidfd)
-        self.signal(worker, signal.SIGKILL)  # what it left behind; its number is its own until waitpid
+        self.send_signal(worker, signal.SIGKILL)  # what it left behind; its number is its own until waitpid
         _, status = os.waitpid(self.pids.pop(worker), 0)
         self.say("ended", worker, os.waitstatus_to_exitcode(status))
 
     def kill_all(self) -> None:
         for worker in self.pids:
-            self.signal(worker, signal.SIGKILL)
+            self.send_signal(worker, signal.SIGKILL)
         for pid in self.pids.values():
             os.waitpid(pid, 0)
 
     def say(self, *message: Any) -> None:
         with suppress(ConnectionError):  # nobody is left to hear it: the loop will see
-            self.socket.send(json.dumps(message).encode()[:PACKET])
+            self.owner.send(json.dumps(message).encode())

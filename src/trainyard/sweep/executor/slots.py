@@ -1,4 +1,4 @@
-"""The shares of this machine on which tasks can run, and the environment in which a task sees no more than its share."""
+"""The shares of this machine, and the environment in which a task sees no more than its share."""
 
 from __future__ import annotations
 

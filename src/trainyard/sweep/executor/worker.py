@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import io
 import os
 import pickle
 import signal
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 
 from trainyard.errors import TrainyardError
 
@@ -62,13 +63,17 @@ def write_task(file: BinaryIO, setting: Setting, function: Callable[[Any], Any],
 
 def work(task: BinaryIO, report: BinaryIO) -> None:
     """Runs the task that `task` holds, writes how it ended into `report`, and ends this process."""
+    process = os.getpid()
     try:
-        _take_over(pickle.load(task))
-        function, argument = pickle.load(task)
+        with task:
+            _take_over(pickle.load(task))
+            function, argument = pickle.load(task)
         _stand_in_for_main(function)
-        _write_report(report, Report("done", cloudpickle.dumps(function(argument))))
+        outcome = Report("done", _pickled(function(argument)))
     except BaseException as error:  # whatever it is, it is the task's, and belongs into its report
-        _write_report(report, _report_of(error))
+        outcome = _report_of(error)
+    if os.getpid() == process:  # else it is a child that the task has forked and let go on as if it were the task
+        _write_report(report, outcome)
     _end()
 
 
@@ -88,12 +93,12 @@ def read_report(file: BinaryIO) -> Report | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's class and the first line of its message."""
+    """The error's class and the first line of its message, cut off where it is too long for a table or a packet."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:
         lines = ["(its message cannot be shown)"]
-    return ": ".join([type(error).__name__, *lines[:1]])
+    return ": ".join([type(error).__name__, *lines[:1]])[:1000]
 
 
 def _take_over(setting: Setting) -> None:
@@ -112,14 +117,15 @@ def _take_over(setting: Setting) -> None:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # what a killed task printed is in its log
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # what a killed task has printed is in its log
     faulthandler.enable()
     if setting.cpus is not None:
         os.sched_setaffinity(0, setting.cpus)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(setting.threads)  # a library that is loaded no longer reads OMP_NUM_THREADS
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # else all workers would draw the same numbers, which `random` sees to by itself
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()  # else all workers would draw the same numbers; `random` sees to that by itself
 
 
 def _stand_in_for_main(function: Callable[[Any], Any]) -> None:
@@ -132,13 +138,23 @@ def _stand_in_for_main(function: Callable[[Any], Any]) -> None:
         main.update({name: value for name, value in function.__globals__.items() if not name.startswith("__")})
 
 
+def _pickled(value: Any) -> bytes:
+    try:
+        pickled: bytes = cloudpickle.dumps(value)
+    except Exception as error:
+        raise TypeError(f"what the task returned cannot be pickled: {one_line(error)}") from error
+    return pickled
+
+
 def _report_of(error: BaseException) -> Report:
     code = error.code if isinstance(error, SystemExit) else getattr(error, "status", None)
     if isinstance(error, SystemExit) and code in (None, 0):
         return Report("done", pickle.dumps(None))
     try:
         # Without the frame of work().
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next))
+        trace = "".join(
+            traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+        )
     except Exception:
         trace = None
     asked = isinstance(error, KeyboardInterrupt) or (
@@ -149,7 +165,7 @@ def _report_of(error: BaseException) -> Report:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this is torch's CUDA out-of-memory error, or was raised from it (as Hydra does, when it builds objects)."""
+    """Whether it is torch's CUDA out-of-memory error, or was raised from it, as Hydra does when it builds objects."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -168,7 +184,7 @@ def _write_report(file: BinaryIO, report: Report) -> None:
 
 
 def _end() -> None:
-    """Ends this process as the interpreter would, but does not take apart its modules, which takes longer than the fork."""
+    """Ends this process as the interpreter would, without taking apart its modules: that takes longer than the fork."""
     try:
         threading._shutdown()  # type: ignore[attr-defined] # waits for the threads that are not daemons
         atexit._run_exitfuncs()

@@ -1,0 +1,125 @@
+"""The executor for this machine: a process for each task, forked from a server that has torch imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.executor.base import Executor
+from trainyard.sweep.executor.forkserver import ForkServer
+from trainyard.sweep.executor.run import Policy, Run
+from trainyard.sweep.executor.slots import environment
+from trainyard.sweep.jobs import Event, Outcome, Slot, Task
+
+
+class LocalExecutor(Executor):
+    """Runs tasks on the slots of this machine, each in a process of its own that ends with it. Linux only.
+
+    A task that raises fails, and is told at once; the others go on. One whose process is killed costs an attempt and
+    nothing else. One that runs out of CUDA memory is tried again, once and at no cost, with its device for itself.
+    When a task's process ends, all that it has left behind in its process group is killed.
+
+    The first SIGINT or SIGTERM to this process, where `run` is in its main thread, passes SIGTERM on to every task, so
+    that it can save a checkpoint, and starts no more. The second kills all tasks, and `run` raises KeyboardInterrupt.
+    When this process is killed, its tasks are killed too.
+
+    Args:
+        slots: where tasks run; one at a time on each.
+        retries: further attempts at a task that fails or is lost.
+        timeout: seconds that an attempt may take. Then it gets SIGTERM, SIGKILL after `grace`, and is not tried again.
+        fail_fast: when a task has failed for good, stop the others: SIGTERM, and SIGKILL after `grace`.
+        grace: seconds from SIGTERM to SIGKILL.
+        preload: modules that the workers find imported. They must not touch CUDA, nor start threads, on import.
+        on_event: called, in this process and in order, with all that happens to tasks. What it raises ends the run.
+        on_tick: called about every 0.2 s while tasks run. What it raises ends the run.
+
+    Attributes:
+        signum: the first signal that the last run got; None where it got none.
+
+    Raises:
+        ConfigError: a value out of range; from `run`, tasks that share a number, a preloaded module that cannot be
+            imported.
+        ExecutorError: from `run`, the workers' server cannot be started.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        *,
+        retries: int = 0,
+        timeout: float | None = None,
+        fail_fast: bool = False,
+        grace: float = 30.0,
+        preload: Sequence[str] = ("torch",),
+        on_event: Callable[[Event], object] | None = None,
+        on_tick: Callable[[], object] | None = None,
+    ) -> None:
+        if not slots or len({slot.index for slot in slots}) < len(slots):
+            raise ConfigError("slots", [slot.index for slot in slots], "one or more, each with an index of its own")
+        if retries < 0:
+            raise ConfigError("retries", retries, "a whole number of at least 0")
+        if timeout is not None and not timeout > 0:
+            raise ConfigError("timeout", timeout, "null or a number of seconds above 0")
+        if not grace >= 0:
+            raise ConfigError("grace", grace, "a number of seconds of at least 0")
+        for slot in slots:
+            environment(slot, os.environ)
+        self.slots = tuple(slots)
+        self.policy = Policy(retries, timeout, fail_fast, grace)
+        self.preload = tuple(preload)
+        self.on_event = on_event
+        self.on_tick = on_tick
+        self.signum: int | None = None
+        self._server: ForkServer | None = None
+
+    def start(self) -> None:
+        if self._server is None:
+            self._server = ForkServer(self.preload, max(slot.threads for slot in self.slots))
+
+    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        if len({task.num for task in tasks}) < len(tasks):
+            raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
+        keep = self._server is not None
+        self.start()
+        assert self._server is not None
+        with _signals_caught() as caught:
+            try:
+                run = Run(self._server, self.slots, tasks, self.policy, caught, self.on_event, self.on_tick)
+                outcomes = run.outcomes()
+            except BaseException:
+                keep = False  # there are tasks to kill
+                raise
+            finally:
+                self.signum = caught[0] if caught else None
+                if not keep:
+                    self.close()
+        return [outcomes[task.num] for task in tasks]
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+@contextmanager
+def _signals_caught() -> Iterator[list[int]]:
+    """Gives the list of the SIGINTs and SIGTERMs that come, which have no other effect meanwhile."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,52 @@
+"""A Runner from one composed config."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from trainyard.errors import ConfigError
+from trainyard.runner import EpochBasedTrainLoop, Runner
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def test_from_cfg_takes_a_composed_config():
+    overrides = ["data=rings", "data.num_samples=320", "model.hidden=[8]", "loop.max_epochs=2", "work_dir=null"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides, "hook=[default,ema]", "hook.ema.decay=0.5", "tracker=none"])
+    runner = Runner.from_cfg(cfg, seed=3)
+    assert (runner.seed, runner.work_dir, runner.members[0].objective.name) == (3, None, "val/accuracy")
+    assert {"logger", "checkpoint", "ema"} <= set(runner.dispatch.hooks)
+    assert runner.dispatch.hooks["ema"].decay == 0.5
+    assert "val/accuracy" in runner.train()[0]
+
+
+CFG = {
+    "model": {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [4]},
+    "data": {"_target_": "trainyard.data.Rings", "num_samples": 100},
+    "optim": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
+    "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+    "device": "cpu",
+    "mode": "train",
+    "note": "the application's own",
+}
+
+
+@pytest.mark.parametrize("hook", [{}, {"ema": {"_target_": "trainyard.hooks.EMA"}, "gone": None}])
+def test_from_cfg_takes_a_plain_dict_and_passes_over_other_keys(hook):
+    runner = Runner.from_cfg(CFG | {"hook": hook}, loop=EpochBasedTrainLoop(1))
+    runner.train()
+    assert runner.epoch == 1
+    assert list(runner.dispatch.hooks) == list(hook)[:1]
+
+
+def test_from_cfg_without_hooks_takes_the_default_ones():
+    default = OmegaConf.load(CONF / "hook" / "default.yaml")
+    assert list(Runner.from_cfg(CFG).dispatch.hooks) == list(default)
+
+
+def test_from_cfg_without_a_model():
+    with pytest.raises(ConfigError, match="model: 'NoneType' given"):
+        _ = Runner.from_cfg({key: value for key, value in CFG.items() if key != "model"}).model

@@ -1,0 +1,128 @@
+"""The settings that the framework itself owns, and the check of a whole config."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from trainyard.config.schema import MODES, Settings, check
+from trainyard.errors import ConfigError
+from trainyard.runner import Runner
+
+CONF = Path(__file__).parents[2] / "conf"
+GOOD = {
+    "mode": "train",
+    "seed": 3,
+    "device": "cpu",
+    "precision": "bf16",
+    "accumulate": 2,
+    "clip_grad_norm": 0.5,
+    "compile": True,
+    "objective": "val/accuracy",
+    "direction": "maximize",
+    "load_from": "run/checkpoints/best.pt",
+    "resume": True,
+    "name": "mine",
+    "work_dir": "outputs/run",
+}
+
+
+def problem(**values):
+    """What is said of these settings; None where they pass."""
+    try:
+        check(OmegaConf.create(values))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_good_settings():
+    assert set(GOOD) == {field.name for field in fields(Settings)}
+    assert problem(**GOOD) is None
+    assert problem() is None
+    assert problem(clip_grad_norm=None, load_from=None, name=None, work_dir=None, resume="epoch_0002.pt") is None
+    assert problem(mine={"anything": [1, 2]}) is None, "other keys are the application's own"
+
+
+def test_every_setting_is_an_argument_of_the_runner_and_in_the_config():
+    """With the same default; `mode` is the application's."""
+    defaults = {field.name: field.default for field in fields(Settings)}
+    keywords = Runner.__init__.__kwdefaults__
+    assert {name: keywords[name] for name in defaults if name != "mode"} == {
+        name: value for name, value in defaults.items() if name != "mode"
+    }
+    written = OmegaConf.load(CONF / "train.yaml")
+    assert {name: written[name] for name in defaults if name != "work_dir"} == {
+        name: value for name, value in defaults.items() if name != "work_dir"
+    }
+
+
+@pytest.mark.parametrize("name", ["seed", "accumulate"])
+@pytest.mark.parametrize("value", [1.5, 2.0, "7", "abc", True, None, [1], {"a": 1}])
+def test_whole_numbers(name, value):
+    assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: a whole number."
+
+
+@given(st.integers(0, 2**62))
+def test_any_whole_number_is_a_seed(seed):
+    assert problem(seed=seed) is None
+    assert problem(seed=-seed - 1) == f"seed: {-seed - 1} given; accepted: a whole number of at least 0."
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"seed": 1.5}, "seed: 1.5 given; accepted: a whole number."),
+        ({"seed": "7"}, "seed: '7' given; accepted: a whole number."),
+        ({"clip_grad_norm": "1.0"}, "clip_grad_norm: '1.0' given; accepted: a number or null."),
+        ({"clip_grad_norm": [1]}, "clip_grad_norm: [1] given; accepted: a number or null."),
+        ({"compile": "maybe"}, "compile: 'maybe' given; accepted: true or false."),
+        ({"compile": "true"}, "compile: 'true' given; accepted: true or false."),
+        ({"device": None}, "device: None given; accepted: a text."),
+        ({"load_from": {"a": 1}}, "load_from: {'a': 1} given; accepted: a text or null."),
+        ({"mode": "tset"}, "mode: 'tset' given; accepted: one of train, val, test. Did you mean 'test'?"),
+        ({"resume": 3}, "resume: 3 given; accepted: true, false or the path of a checkpoint."),
+        ({"resume": ["a"]}, "resume: ['a'] given; accepted: true, false or the path of a checkpoint."),
+        ({"mode": "val"}, "load_from: None given; accepted: the path of a checkpoint, since mode=val."),
+    ],
+)
+def test_bad_settings(values, told):
+    assert problem(**values) == told
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes(mode):
+    assert problem(mode=mode, load_from="best.pt") is None
+
+
+def test_numbers_that_are_equal_will_do():
+    assert problem(clip_grad_norm=1) is None
+    assert problem(name=3) is None, "a run may be called 3"
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ("data: {path: '???'}", "data.path: '???' given; accepted: a value: data.path=… on the command line"),
+        ("a: ${b}", "a: 'an interpolation' given; accepted: one that resolves"),
+        ("a: ${oc.env:NO_SUCH_VARIABLE}", "a: 'an interpolation' given"),
+        ("model: {_target_: torch.nn.Linear, bais: 1}", "model: 'bais' given"),
+        ("hook: {mine: {_target_: trainyard.hooks.Loger}}", "Did you mean 'trainyard.hooks.Logger'?"),
+        ("a: [{b: {_target_: no.thing}}]", "a.0.b._target_: 'no.thing' given"),
+    ],
+)
+def test_what_is_wrong_with_a_config(config, told):
+    with pytest.raises(ConfigError) as error:
+        check(OmegaConf.create(config))
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("experiment", ["null", "digits_cnn", "text_transformer"])
+def test_our_own_configs_pass(experiment):
+    overrides = ["work_dir=null", *([] if experiment == "null" else [f"experiment={experiment}"])]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check(compose("train", overrides=overrides))

@@ -1,0 +1,114 @@
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainyard.data import ArrayData, Rings
+from trainyard.errors import ConfigError
+from trainyard.hooks import Checkpoint, EarlyStopping
+from trainyard.runner import EpochBasedTrainLoop
+
+
+def stops_after(values, direction, patience, min_delta):
+    """The reference: after how many validations training ends."""
+    best, waited = None, 0
+    for count, value in enumerate(values, 1):
+        gain = math.inf if best is None else (value - best if direction == "maximize" else best - value)
+        if not math.isnan(value) and gain > min_delta:
+            best, waited = value, 0
+        else:
+            waited += 1
+        if waited == patience:
+            return count
+    return len(values)
+
+
+@pytest.fixture
+def quick():
+    """One batch an epoch, so that a training of twelve validations takes milliseconds."""
+    sources = Rings(num_samples=40).sources
+    return ArrayData({split: sources[split] for split in ("train", "val")}, {"in_features": 2, "num_classes": 2})
+
+
+# Eighths are exact in binary: sums and differences of them are what the reference says.
+EIGHTHS = st.integers(0, 16).map(lambda eighth: eighth / 8)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    values=st.lists(st.one_of(EIGHTHS, st.just(math.nan)), min_size=1, max_size=12),
+    direction=st.sampled_from(["minimize", "maximize"]),
+    patience=st.integers(1, 4),
+    min_delta=st.sampled_from([0.0, 0.125, 0.5]),
+)
+def test_it_ends_the_training_when_the_reference_does(make, scripted, quick, values, direction, patience, min_delta):
+    runner = make(
+        {"stop": EarlyStopping(patience=patience, min_delta=min_delta)},
+        epochs=len(values),
+        data=quick,
+        metrics={"loss": scripted(values)},
+        direction=direction,
+    )
+    runner.train()
+    ended = stops_after(values, direction, patience, min_delta)
+    assert runner.epoch == ended
+    stopped = runner.members[0].stop_reason is not None
+    assert stopped is (ended < len(values) or stops_after([*values, math.nan], direction, patience, min_delta) == ended)
+    assert not runner.members[0].failed, "ended, and well"
+
+
+def test_another_metric_and_direction_may_be_watched(make, scripted, quick):
+    metrics = {"loss": scripted([3.0, 2.0, 1.0, 0.5]), "score": scripted([0.5, 0.75, 0.75, 0.75])}
+    hook = EarlyStopping(monitor="val/score", direction="maximize", patience=1)
+    runner = make({"stop": hook}, epochs=4, data=quick, metrics=metrics)
+    runner.train()
+    assert runner.epoch == 3
+    told = "val/score has not got better than 0.75 for 1 validations"
+    assert runner.members[0].stop_reason == told
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_a_resumed_run_goes_on_waiting(make, scripted, quick, tmp_path, at):
+    values = [0.5, 0.25, 0.5, 0.5, 0.5, 0.5]
+
+    def run(epochs, left, resume):
+        return make(
+            {"stop": EarlyStopping(patience=3), "checkpoint": Checkpoint()},
+            loop=EpochBasedTrainLoop(epochs),
+            data=quick,
+            metrics={"loss": scripted(left)},
+            work_dir=tmp_path,
+            resume=resume,
+        )
+
+    run(at, values, False).train()
+    resumed = run(6, values[at:], True)
+    resumed.train()
+    assert resumed.epoch == 5
+    again = run(6, [], True)
+    again.train()
+    assert (again.epoch, again.members[0].stop_reason) == (5, resumed.members[0].stop_reason), "it stays stopped"
+
+
+def test_validating_alone_counts_for_nothing(make, scripted, quick):
+    runner = make({"stop": EarlyStopping(patience=1)}, data=quick, metrics={"loss": scripted([1.0, 1.0, 1.0])})
+    runner.metrics["loss"].values.pop(0)  # nothing is rehearsed
+    for _ in range(3):
+        runner.val()
+    assert runner.members[0].stop_reason is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"patience": 0}, "patience: 0 given; accepted: a whole number of at least 1"),
+        ({"patience": 1.5}, "patience: 1.5 given"),
+        ({"min_delta": -0.1}, "min_delta: -0.1 given; accepted: a number of at least 0"),
+        ({"direction": "max"}, "direction: 'max' given; accepted: maximize or minimize"),
+    ],
+)
+def test_settings_that_cannot_work(settings, told):
+    with pytest.raises(ConfigError) as error:
+        EarlyStopping(**settings)
+    assert told in str(error.value)

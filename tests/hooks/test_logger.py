@@ -1,0 +1,144 @@
+import logging
+import tempfile
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainyard.errors import ConfigError
+from trainyard.hooks import Checkpoint, Hook, Logger
+from trainyard.runner import IterBasedTrainLoop, checkpoint
+
+
+class Seen(Hook):
+    """Every iteration's outputs, and the learning rate under which it was made."""
+
+    def __init__(self):
+        self.outputs = []
+        self.rates = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        self.outputs.append({key: float(value) for key, value in outputs.items()})
+        self.rates.append(runner.optimizer.param_groups[0]["lr"])
+
+
+def by_hand(seen, interval):
+    """What the journal should hold: the mean of each number over the iterations of a window that have it."""
+    expected = {}
+    for begin in range(0, len(seen.outputs), interval):
+        window = seen.outputs[begin : begin + interval]
+        columns = defaultdict(list)
+        for outputs in window:
+            for key, value in outputs.items():
+                columns[key].append(value)
+        step = begin + len(window)
+        expected |= {(f"train/{key}", step): sum(values) / len(values) for key, values in columns.items()}
+        expected["train/lr", step] = seen.rates[step - 1]
+    return expected
+
+
+def of_training(points):
+    return {key: value for key, value in points.items() if key[0].startswith("train/")}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    interval=st.integers(1, 20),
+    iterations=st.integers(1, 20),
+    unit=st.sampled_from(["epoch", "iter"]),
+    accumulate=st.integers(1, 3),
+)
+def test_points_are_means_over_windows_that_span_epochs(make, points, interval, iterations, unit, accumulate):
+    loop = {"loop": IterBasedTrainLoop(iterations)} if unit == "iter" else {}
+    seen = Seen()
+    with tempfile.TemporaryDirectory() as folder:
+        hooks = {"logger": Logger(interval), "seen": seen}
+        make(hooks, work_dir=folder, accumulate=accumulate, clip_grad_norm=1.0, **loop).train()
+        assert of_training(points(Path(folder))) == pytest.approx(by_hand(seen, interval), rel=1e-6)
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 7, 11])
+def test_a_window_goes_on_where_the_run_was_interrupted(make, points, interrupt_at, tmp_path, at):
+    def hooks(**more):
+        return {"logger": Logger(4), "checkpoint": Checkpoint(), **more}
+
+    seen = Seen()
+    make(hooks(seen=seen), epochs=2, work_dir=tmp_path / "whole").train()
+    make(hooks(stop=interrupt_at(at)), epochs=2, work_dir=tmp_path / "parts").train()
+    state = checkpoint.newest(tmp_path / "parts" / "checkpoints")[1]
+    assert len(state["hooks"]["logger"]["window"]) == at % 4
+    make(hooks(), epochs=2, work_dir=tmp_path / "parts", resume=True).train()
+    expected = of_training(points(tmp_path / "whole"))
+    assert of_training(points(tmp_path / "parts")) == expected == pytest.approx(by_hand(seen, 4), rel=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_window_goes_on_on_the_device(make, points, interrupt_at, tmp_path):
+    for stop in ({"stop": interrupt_at(3)}, {}):
+        hooks = {"logger": Logger(4), "checkpoint": Checkpoint(), **stop}
+        make(hooks, device="cuda", work_dir=tmp_path, resume=True).train()
+    assert {step for name, step in points(tmp_path) if name == "train/loss"} == {4, 8, 12, 16, 18}
+
+
+def test_the_windows_losses_stay_where_they_are(make):
+    class Look(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+            assert all(isinstance(value, torch.Tensor) for entry in logger._window for value in entry.values())
+            assert len(logger._window) == runner.iter % 10
+
+    logger = Logger(10)
+    Look.priority = "LOWEST"
+    make({"logger": logger, "look": Look()}).train()
+
+
+def _lines(caplog, of_progress):
+    return [record for record in caplog.records if getattr(record, "of_progress", False) is of_progress]
+
+
+def test_lines_of_text_are_at_least_so_far_apart(make, caplog):
+    with caplog.at_level(logging.INFO, "trainyard"):
+        make({"logger": Logger(1, line_every=0.02)}, epochs=60).train()
+    times = [record.created for record in _lines(caplog, of_progress=True)]
+    assert 0 < len(times) < 360
+    assert all(later - earlier > 0.019 for earlier, later in pairwise(times))
+
+
+def test_every_point_has_a_line_where_that_is_asked_for(make, caplog):
+    with caplog.at_level(logging.INFO, "trainyard"):
+        make({"logger": Logger(5, line_every=0)}).train()
+    lines = [record.getMessage() for record in _lines(caplog, of_progress=True)]
+    places = [tuple(line.split("  ")[:2]) for line in lines]
+    steps = [(1, 5), (2, 10), (3, 15), (3, 18)]
+    assert places == [(f"epoch {epoch}/3", f"iter {step}/18") for epoch, step in steps]
+    assert all("loss 0." in line and "lr 0.01" in line and "eta 0:00:00" in line for line in lines)
+
+
+def test_a_short_run_has_no_lines_of_progress(make, caplog):
+    with caplog.at_level(logging.INFO, "trainyard"):
+        make({"logger": Logger(1)}).train()
+    assert _lines(caplog, of_progress=True) == []
+
+
+def test_validations_are_told_and_the_best_are_marked(make, caplog, scripted):
+    with caplog.at_level(logging.INFO, "trainyard"):
+        runner = make({"logger": Logger()}, metrics={"loss": scripted([0.5, 0.75, 0.25])})
+        runner.train()
+        runner.metrics["loss"].values = [0.125]
+        runner.val()
+    told = [record.getMessage() for record in _lines(caplog, of_progress=False) if "val" in record.getMessage()]
+    assert told == [
+        "val  epoch 1  iter 6  loss 0.5000  (best)",
+        "val  epoch 2  iter 12  loss 0.7500",
+        "val  epoch 3  iter 18  loss 0.2500  (best)",
+        "val  epoch 3  iter 18  loss 0.1250",
+    ]
+
+
+@pytest.mark.parametrize("interval", [0, -1, 2.5, "3"])
+def test_an_interval_that_cannot_be(interval):
+    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: a whole number of at least 1"):
+        Logger(interval)

@@ -1,0 +1,119 @@
+"""The process's random generators, and the seed that decides what a Runner draws from them."""
+
+import random as python
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.runner import Runner, checkpoint, copy_tensors, random
+
+seeds = st.integers(0, 2**63 - 1)
+
+
+@pytest.fixture(autouse=True)
+def _kept():
+    before = random.state()
+    yield
+    random.restore(before)
+
+
+def draw():
+    """Numbers of every generator; `gauss` and `normal` keep a second one for later."""
+    return [python.random(), python.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(0, 5))
+def test_a_state_that_was_put_back_goes_on_as_it_was(seed, drawn):
+    random.seed_all(seed)
+    for _ in range(drawn):
+        draw()
+    saved = random.state()
+    expected = [draw() for _ in range(3)]
+    random.restore(saved)
+    assert [draw() for _ in range(3)] == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, seeds)
+def test_a_seeded_block_leaves_no_trace(seed, inner):
+    random.seed_all(seed)
+    expected = [draw(), draw()]
+    random.seed_all(seed)
+    first = draw()
+    with random.seeded(inner):
+        within = draw()
+    assert [first, draw()] == expected
+    with random.seeded(inner):
+        assert draw() == within
+
+
+def test_a_block_that_fails_leaves_no_trace():
+    random.seed_all(1)
+    expected = draw()
+    random.seed_all(1)
+    with pytest.raises(LookupError), random.seeded(2):
+        raise LookupError
+    assert draw() == expected
+
+
+def test_every_generator_is_seeded():
+    random.seed_all(1)
+    one = draw()
+    random.seed_all(2)
+    assert all(a != b for a, b in zip(one, draw(), strict=True))
+
+
+def test_a_checkpoint_can_hold_the_state(tmp_path):
+    python.gauss(0, 1)
+    np.random.normal()
+    checkpoint.save(tmp_path / "state.pt", {"model": {}, "random": copy_tensors(random.state())})
+    expected = draw()
+    random.restore(checkpoint.load(tmp_path / "state.pt")["random"])
+    assert draw() == expected
+
+
+@pytest.mark.gpu
+def test_the_generators_of_cuda():
+    torch.rand(1, device="cuda")
+    saved = copy_tensors(random.state())
+    expected = torch.rand(5, device="cuda")
+    random.restore(saved)
+    assert torch.equal(torch.rand(5, device="cuda"), expected)
+
+
+def weights_of(runner):
+    runner.train()
+    return torch.cat([tensor.flatten() for tensor in runner.model.state_dict().values()])
+
+
+@pytest.fixture
+def make(parts):
+    parts["model"]["dropout"] = 0.3
+    return lambda **more: Runner(**(parts | more))
+
+
+def test_the_seed_decides_every_bit(make):
+    one = weights_of(make(seed=1))
+    torch.manual_seed(99)
+    torch.rand(5)
+    assert torch.equal(weights_of(make(seed=1)), one)
+    assert not torch.equal(weights_of(make(seed=2)), one)
+
+
+def test_validating_before_changes_nothing(make):
+    expected = weights_of(make())
+    runner = make()
+    runner.val()
+    assert torch.equal(weights_of(runner), expected)
+
+
+def test_building_and_rehearsing_leave_the_callers_randomness_alone(make):
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    make().val()
+    assert torch.equal(torch.rand(2), expected)

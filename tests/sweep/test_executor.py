@@ -1,0 +1,341 @@
+import os
+import statistics
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.executor import LocalExecutor
+from trainyard.sweep.executor.backlog import Backlog
+from trainyard.sweep.jobs import Slot, Task
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+
+CPU = [Slot(0), Slot(1)]
+
+
+@pytest.fixture(scope="module")
+def with_torch():
+    with LocalExecutor([Slot(0)]) as executor:
+        yield executor
+
+
+def run(function, *arguments, slots=CPU, log=None, **options):
+    options.setdefault("preload", ())
+    tasks = [Task(num, function, argument, log=log) for num, argument in enumerate(arguments or [None])]
+    return LocalExecutor(slots, **options).run(tasks)
+
+
+def value(function, argument=None, **options):
+    (outcome,) = run(function, argument, **options)
+    assert outcome.state == "done", outcome.traceback or outcome.error
+    return outcome.value
+
+
+# Values
+
+
+def test_outcomes_come_in_the_order_of_the_tasks():
+    outcomes = run(lambda x: x * x, *range(6))
+    assert [(outcome.num, outcome.value) for outcome in outcomes] == [(n, n * n) for n in range(6)]
+    for outcome in outcomes:
+        assert (outcome.state, outcome.error, outcome.traceback, outcome.attempts) == ("done", None, None, 1)
+        assert outcome.slot in (0, 1)
+        assert outcome.seconds > 0
+
+
+def test_no_tasks_no_outcomes():
+    assert LocalExecutor(CPU, preload=()).run([]) == []
+
+
+def test_large_arguments_and_results_travel():
+    data = os.urandom(1 << 20) * 40
+    assert value(lambda x: x[::-1], data) == data[::-1]
+
+
+def test_classes_of_the_caller_come_back_as_what_they_are():
+    class Local:
+        def __init__(self, x):
+            self.x = x
+
+    result = value(lambda x: Local(x), 3)
+    assert type(result) is Local
+    assert result.x == 3
+
+
+def test_each_task_has_a_process_of_its_own_that_leads_its_group():
+    executor = LocalExecutor([Slot(0)], preload=())
+    outcomes = executor.run([Task(n, lambda _: (os.getpid(), os.getpgid(0))) for n in range(4)])
+    pids = [outcome.value[0] for outcome in outcomes]
+    assert len(set(pids)) == 4
+    assert pids == [outcome.value[1] for outcome in outcomes]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_it_runs_again_and_keeps_its_server_where_it_was_started():
+    with LocalExecutor(CPU, preload=()) as executor:
+        servers = {executor.run([Task(0, lambda _: os.getppid())])[0].value for _ in range(3)}
+        assert len(servers) == 1
+    assert not Path(f"/proc/{servers.pop()}").exists()
+    assert executor.run([Task(0, lambda _: 1)])[0].value == 1
+
+
+def test_it_runs_in_a_thread():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(value(lambda x: x, 5)))
+    thread.start()
+    thread.join()
+    assert results == [5]
+
+
+def test_what_a_task_leaves_for_its_end_is_done(tmp_path):
+    def task(folder):
+        import atexit
+        import tempfile
+        import threading
+
+        atexit.register((folder / "atexit").touch)
+        threading.Thread(target=lambda: (time.sleep(0.05), (folder / "thread").touch())).start()
+        sys.kept = tempfile.TemporaryDirectory(dir=folder)
+
+    value(task, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["atexit", "thread"]
+
+
+# Where a task runs
+
+
+def test_a_task_finds_the_folder_paths_arguments_and_environment_of_its_caller(tmp_path, monkeypatch):
+    executor = LocalExecutor(CPU, preload=())
+    executor.start()  # what changes from here on is seen all the same
+    (tmp_path / "only_here.py").write_text("answer = 42")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ONLY_HERE", "yes")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "a=1,2"])
+
+    def task(_):
+        import only_here
+
+        return str(Path.cwd()), sys.argv, os.environ["ONLY_HERE"], "HOME" in os.environ, only_here.answer
+
+    (outcome,) = executor.run([Task(0, task)])
+    executor.close()
+    assert outcome.value == (str(tmp_path), ["train.py", "-m", "a=1,2"], "yes", False, 42), outcome.traceback
+
+
+def test_a_slot_is_set_before_the_task_begins(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-first,GPU-second")
+    core = min(os.sched_getaffinity(0))
+    names = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
+
+    def task(_):
+        return [os.environ[name] for name in names], os.sched_getaffinity(0)
+
+    assert value(task, slots=[Slot(0, "cuda:1", (core,), 3)]) == (["GPU-second", "3", "3"], {core})
+    assert value(task, slots=[Slot(0, "cpu", None, 2)]) == (["", "2", "2"], os.sched_getaffinity(0))
+
+
+def test_torch_is_there_untouched_with_the_threads_of_the_slot():
+    def task(_):
+        assert "torch" in sys.modules
+        import torch
+
+        return torch.get_num_threads(), torch.cuda.is_initialized(), torch.multiprocessing.current_process().name
+
+    assert value(task, slots=[Slot(0, threads=2)], preload=("torch",)) == (2, False, "MainProcess")
+
+
+def test_each_task_draws_its_own_random_numbers():
+    def task(_):
+        import random
+
+        import numpy as np
+
+        return random.random(), np.random.random()
+
+    first, second = (outcome.value for outcome in run(task, 0, 1, preload=("numpy.random",)))
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+@pytest.mark.gpu
+def test_a_task_has_one_gpu_and_the_caller_none():
+    import torch
+
+    def task(_):
+        import torch
+
+        return torch.cuda.device_count(), float(torch.ones(3, device="cuda").sum())
+
+    initialized = torch.cuda.is_initialized()
+    assert value(task, slots=[Slot(0, "cuda:0")], preload=("torch",)) == (1, 3.0)
+    assert torch.cuda.is_initialized() == initialized
+
+
+def test_what_a_task_prints_goes_into_its_log(tmp_path, capfd):
+    def task(x):
+        print("out", x)
+        print("err", x, file=sys.stderr)
+        os.system("echo child")
+
+    log = tmp_path / "logs" / "task.log"
+    run(task, 1, slots=[Slot(0)], log=log)
+    run(task, 2, slots=[Slot(0)], log=log)
+    run(task, 3)
+    assert log.read_text().split("\n") == ["out 1", "err 1", "child", "out 2", "err 2", "child", ""]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_log_that_cannot_be_written_fails_the_task(tmp_path):
+    (outcome,) = run(lambda _: 1, log=tmp_path)
+    assert outcome.state == "failed"
+    assert "IsADirectoryError" in outcome.error
+
+
+def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import dataclasses, pickle, sys
+            print("script runs")
+            from trainyard.sweep.executor import LocalExecutor
+            from trainyard.sweep.jobs import Slot, Task
+
+            @dataclasses.dataclass
+            class Result:
+                x: int
+
+            def task(x):
+                return pickle.dumps(Result(x)), Result(x)
+
+            if __name__ == "__main__":
+                (outcome,) = LocalExecutor([Slot(0)], preload=()).run([Task(0, task, 7)])
+                assert outcome.state == "done", outcome.traceback
+                pickled, result = outcome.value
+                assert pickle.loads(pickled) == result == Result(7)
+        """)
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script)], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "script runs\n"
+
+
+# The order of tasks
+
+
+def test_the_longest_task_is_first_and_those_of_unknown_length_before_it():
+    seconds = [1.0, None, 5.0, 3.0, None]
+    begun = []
+    executor = LocalExecutor([Slot(0)], preload=(), on_event=lambda event: begun.append((event.kind, event.num)))
+    executor.run([Task(num, lambda _: None, None, each) for num, each in enumerate(seconds)])
+    assert [num for kind, num in begun if kind == "started"] == [1, 4, 2, 3, 0]
+
+
+def test_tasks_go_to_the_device_with_the_least_to_do():
+    slots = [Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")]
+    backlog = Backlog(slots, [Task(num, print) for num in range(3)])
+    running = {}
+    order = []
+    while taken := backlog.take(running):
+        running[taken[1].index] = taken[0]
+        order.append(taken[1].index)
+    assert order == [0, 2, 1]
+
+
+def test_a_job_that_must_be_alone_waits_for_its_device_and_holds_it():
+    backlog = Backlog([Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")], [Task(num, print) for num in range(4)])
+    (first, a), (second, b), (third, c) = (backlog.take({}) for _ in range(3))
+    assert [a.index, b.index, c.index] == [0, 0, 0]  # nothing was said to run
+    first.alone_on = "cuda:0"
+    backlog.put_back(first)
+    assert backlog.take({1: second, 2: third}) is None  # slot 0 is free, but not its device
+    job, slot = backlog.take({2: third})
+    assert (job, slot.device) == (first, "cuda:0")
+    assert backlog.take({slot.index: first, 2: third}) is None
+    job, slot = backlog.take({slot.index: first})
+    assert (job.task.num, slot.device) == (3, "cuda:1")
+    assert len(backlog) == 0
+
+
+# What is told
+
+
+def test_events_tell_what_happens_in_order():
+    events = []
+    (outcome,) = run(lambda x: os.getpid(), on_event=events.append)
+    assert [event.kind for event in events] == ["started", "ended"]
+    assert {(event.num, event.attempt, event.slot, event.pid) for event in events} == {(0, 1, 0, outcome.value)}
+    assert [event.outcome for event in events] == [None, outcome]
+    assert time.time() - 60 < events[0].time <= events[1].time <= time.time()
+
+
+def test_ticks_come_while_tasks_run():
+    ticks = []
+    run(lambda _: time.sleep(1), on_tick=lambda: ticks.append(time.monotonic()))
+    assert 4 <= len(ticks) <= 12
+
+
+def test_an_error_in_a_callback_ends_the_run_and_its_tasks():
+    def callback(event):
+        pids.append(event.pid)
+        raise RuntimeError("broken table")
+
+    pids = []
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="broken table"):
+        run(lambda _: time.sleep(60), on_event=callback)
+    assert time.monotonic() - begin < 10
+    assert not Path(f"/proc/{pids[0]}").exists()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("slots", {"slots": []}),
+        ("slots", {"slots": [Slot(0), Slot(0)]}),
+        ("slots", {"slots": [Slot(0, "gpu")]}),
+        ("retries", {"retries": -1}),
+        ("timeout", {"timeout": 0}),
+        ("grace", {"grace": -1}),
+    ],
+)
+def test_wrong_values_are_config_errors(key, options):
+    with pytest.raises(ConfigError, match=key):
+        LocalExecutor(**{"slots": CPU, **options})
+
+
+def test_two_tasks_with_one_number_are_a_config_error():
+    with pytest.raises(ConfigError, match="tasks"):
+        LocalExecutor(CPU, preload=()).run([Task(1, print), Task(1, print)])
+
+
+# The cost
+
+
+def test_a_task_that_does_nothing_costs_less_than_100_ms(with_torch):
+    with_torch.run([Task(0, lambda _: None)])
+    begin = time.perf_counter()
+    outcomes = with_torch.run([Task(num, lambda _: "torch" in sys.modules) for num in range(20)])
+    each = (time.perf_counter() - begin) / len(outcomes)
+    assert all(outcome.value for outcome in outcomes)
+    assert statistics.median(outcome.seconds for outcome in outcomes) < 0.1
+    assert each < 0.1
+
+
+def test_the_server_starts_while_its_owner_does_other_things():
+    begin = time.perf_counter()
+    executor = LocalExecutor(CPU)
+    executor.start()
+    assert time.perf_counter() - begin < 0.2  # importing torch takes a second
+    executor.close()

@@ -1,0 +1,397 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.executor import LocalExecutor
+from trainyard.sweep.executor.forkserver import ExecutorError
+from trainyard.sweep.jobs import Slot, Task
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+
+CPU = [Slot(0), Slot(1)]
+
+
+def run(function, *arguments, slots=CPU, log=None, **options):
+    options.setdefault("preload", ())
+    tasks = [Task(num, function, argument, log=log) for num, argument in enumerate(arguments or [None])]
+    return LocalExecutor(slots, **options).run(tasks)
+
+
+def states(outcomes):
+    return [outcome.state for outcome in outcomes]
+
+
+def gone(pid, seconds=2.0):
+    """Whether the process ends in that time: it may be a zombie that its new parent has not noticed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def nth_time(folder):
+    """How often the task has been here, this time included."""
+    with (folder / "times").open("a+b") as file:
+        file.write(b".")
+        return file.tell()
+
+
+# Exceptions
+
+
+def test_a_task_that_raises_fails_at_once_and_the_others_go_on():
+    def task(x):
+        if x == 0:
+            raise ValueError(f"x is {x}\nand that is bad")
+        time.sleep(0.3)
+        return x
+
+    events = []
+    outcomes = run(task, 0, 1, 2, on_event=events.append)
+    assert states(outcomes) == ["failed", "done", "done"]
+    assert (outcomes[0].error, outcomes[0].attempts) == ("ValueError: x is 0", 1)
+    lines = outcomes[0].traceback.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "test_executor_failures.py" in lines[1]  # it begins in the task
+    assert lines[-1] == "and that is bad"
+    ends = [event for event in events if event.outcome is not None]
+    assert [(event.kind, event.num) for event in ends] == [("failed", 0), ("ended", 1), ("ended", 2)]
+    assert (ends[0].error, ends[0].traceback) == (outcomes[0].error, outcomes[0].traceback)
+
+
+def test_exceptions_that_cannot_be_pickled_or_shown():
+    def task(x):
+        class OddError(Exception):
+            def __init__(self, a, b):
+                self.lock = __import__("threading").Lock()
+
+            def __str__(self):
+                return {"odd": "odd message"}[x]
+
+        raise OddError(1, 2)
+
+    odd, unspeakable = run(task, "odd", "unspeakable")
+    assert (odd.state, odd.error) == ("failed", "OddError: odd message")
+    assert (unspeakable.state, unspeakable.error) == ("failed", "OddError: (its message cannot be shown)")
+    assert "in task" in unspeakable.traceback
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "error"),
+    [
+        (None, "done", None),
+        (0, "done", None),
+        (1, "failed", "SystemExit: 1"),
+        ("no data", "failed", "SystemExit: no data"),
+        (143, "interrupted", "SystemExit: 143"),
+        (130, "interrupted", "SystemExit: 130"),
+    ],
+)
+def test_a_task_that_exits(code, state, error):
+    (outcome,) = run(sys.exit, code, retries=0)
+    assert (outcome.state, outcome.error, outcome.value) == (state, error, None)
+
+
+def test_a_task_that_ends_its_process():
+    outcomes = run(os._exit, 0, 3, 143)
+    assert states(outcomes) == ["lost", "lost", "interrupted"]
+    assert outcomes[1].error == "its process ended with status 3 before it gave a result"
+
+
+def test_a_task_that_cannot_be_pickled_fails_without_a_process():
+    lock = __import__("threading").Lock()
+    events = []
+    outcomes = run(lambda _: 1, lock, 2, retries=3, on_event=events.append)
+    assert states(outcomes) == ["failed", "done"]
+    assert "cannot be pickled" in outcomes[0].error
+    assert (outcomes[0].attempts, outcomes[0].slot) == (0, -1)
+    assert [event.kind for event in events if event.num == 0] == ["failed"]
+
+
+def test_a_result_that_cannot_be_pickled_fails_the_task():
+    (outcome,) = run(lambda _: __import__("threading").Lock())
+    assert outcome.state == "failed"
+    assert "what the task returned cannot be pickled" in outcome.error
+
+
+def test_a_result_that_cannot_be_unpickled_fails_the_task():
+    class Result:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    (outcome,) = run(lambda _: Result())
+    assert outcome.state == "failed"
+    assert "what the task returned cannot be unpickled: ValueError" in outcome.error
+
+
+# Processes that die
+
+
+def test_a_killed_worker_costs_its_one_task_an_attempt(tmp_path):
+    def task(x):
+        if x == 1 and nth_time(tmp_path) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    events = []
+    outcomes = run(task, 0, 1, 2, 3, retries=1, on_event=events.append)
+    assert states(outcomes) == ["done"] * 4
+    assert [outcome.attempts for outcome in outcomes] == [1, 2, 1, 1]
+    (retried,) = [event for event in events if event.kind == "retried"]
+    assert (retried.num, retried.attempt) == (1, 1)
+    assert retried.error == "its process was killed by SIGKILL before it gave a result"
+    assert [event.attempt for event in events if event.num == 1] == [1, 1, 2, 2]
+
+
+def test_a_task_whose_attempts_are_used_up_is_lost():
+    (outcome,) = run(lambda _: os.kill(os.getpid(), signal.SIGKILL), retries=2)
+    assert (outcome.state, outcome.attempts) == ("lost", 3)
+
+
+def test_retries_of_a_task_that_raises(tmp_path):
+    def task(times):
+        if nth_time(tmp_path) < times:
+            raise ValueError("not yet")
+        return "at last"
+
+    (outcome,) = run(task, 3, retries=2)
+    assert (outcome.state, outcome.value, outcome.attempts, outcome.error) == ("done", "at last", 3, None)
+    (outcome,) = run(task, 99, retries=2)
+    assert (outcome.state, outcome.attempts) == ("failed", 3)
+
+
+def report_file():
+    """The file, of this worker, that the executor will read."""
+    (fd,) = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and "memfd" in str(fd.readlink())]
+    return int(fd.name)
+
+
+@pytest.mark.parametrize("written", [b"garbage" * 1000, b"trainyard report" + (10**6).to_bytes(8, "big") + b"half"])
+def test_garbage_or_half_a_report_is_no_result(written):
+    def task(x):
+        os.write(report_file(), written)
+        os._exit(0)
+
+    assert states(run(task)) == ["lost"]
+
+
+def test_garbage_before_a_report_does_no_harm():
+    def task(x):
+        os.write(report_file(), b"garbage" * 1000)
+        return 5
+
+    (outcome,) = run(task)
+    assert (outcome.state, outcome.value) == ("done", 5)
+
+
+def test_a_child_that_goes_on_as_if_it_were_the_task_does_not_report():
+    def task(_):
+        child = os.fork()
+        if child:
+            time.sleep(0.2)
+        return "child" if child == 0 else "task"
+
+    (outcome,) = run(task)
+    assert (outcome.state, outcome.value) == ("done", "task")
+
+
+def test_a_crash_leaves_its_stack_in_the_log(tmp_path):
+    def task(_):
+        import ctypes
+
+        ctypes.string_at(0)
+
+    (outcome,) = run(task, log=tmp_path / "task.log")
+    assert (outcome.state, outcome.error) == ("lost", "its process was killed by SIGSEGV before it gave a result")
+    assert "Segmentation fault" in (tmp_path / "task.log").read_text()
+
+
+def test_children_that_a_task_leaves_behind_are_killed():
+    def task(_):
+        # One holds all files of the worker, the other none.
+        children = [subprocess.Popen(["sleep", "60"]).pid, os.fork()]
+        if children[1] == 0:
+            time.sleep(60)
+        return children
+
+    begin = time.monotonic()
+    (outcome,) = run(task)
+    assert all(gone(pid) for pid in outcome.value)
+    assert time.monotonic() - begin < 10
+
+
+def test_the_server_s_death_costs_the_tasks_at_work_an_attempt(tmp_path):
+    def task(x):
+        if x == 1 and nth_time(tmp_path) == 1:
+            child = subprocess.Popen(["sleep", "60"])
+            (tmp_path / "pids").write_text(f"{os.getpid()} {child.pid}")
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        return x
+
+    outcomes = run(task, 0, 1, 2, retries=1, slots=[Slot(0)])
+    assert [(outcome.value, outcome.attempts) for outcome in outcomes] == [(0, 1), (1, 2), (2, 1)]
+    assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
+
+
+# Preload
+
+
+def test_a_module_that_cannot_be_preloaded_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"preload: 'no_such_module' given.*No module named 'no_such_module'"):
+        run(lambda _: 1, preload=("json", "no_such_module"))
+
+
+def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text("import os, sys; print('goodbye', file=sys.stderr, flush=True); os._exit(7)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ExecutorError, match="ended with status 7 before it was ready: goodbye"):
+        run(lambda _: 1, preload=("deadly",))
+
+
+# Timeout, fail_fast
+
+
+def test_a_hung_task_gets_a_signal_and_may_clean_up(tmp_path):
+    def task(folder):
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            time.sleep(60)
+        finally:
+            (folder / "checkpoint").touch()
+
+    begin = time.monotonic()
+    (outcome,) = run(task, tmp_path, timeout=0.3, retries=3)
+    assert (outcome.state, outcome.error, outcome.attempts) == ("timeout", "took longer than 0.3 s", 1)
+    assert "time.sleep(60)" in outcome.traceback
+    assert (tmp_path / "checkpoint").exists()
+    assert 0.3 <= outcome.seconds < time.monotonic() - begin < 10
+
+
+def test_a_task_that_ignores_the_signal_is_killed_after_the_grace():
+    def task(x):
+        if x == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while x:
+            pass
+
+    outcomes = run(task, "busy", "stopped", "", timeout=0.5, grace=0.2)
+    assert states(outcomes) == ["timeout", "timeout", "done"]
+    assert all(0.7 <= outcome.seconds < 10 for outcome in outcomes[:2])
+
+
+def test_what_a_task_returns_within_the_grace_counts():
+    def task(x):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        begin = time.monotonic()
+        while time.monotonic() < begin + 0.5:
+            time.sleep(0.1)
+        return x
+
+    (outcome,) = run(task, 1, timeout=0.2)
+    assert (outcome.state, outcome.value) == ("done", 1)
+
+
+def test_fail_fast_stops_the_others(tmp_path):
+    def task(x):
+        if x == "fails":
+            while not list(tmp_path.glob("*")):
+                time.sleep(0.01)
+            raise ValueError("bad")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (tmp_path / x).touch()
+        time.sleep(60)
+
+    events = []
+    outcomes = run(task, "fails", "stubborn", "waits", fail_fast=True, grace=0.2, on_event=events.append)
+    assert states(outcomes) == ["failed", "interrupted", "interrupted"]
+    assert outcomes[2].error == "stopped, for task 0 failed"
+    assert (outcomes[2].attempts, outcomes[2].slot) == (0, -1)
+    assert [(event.kind, event.num) for event in events if event.outcome] == [
+        ("failed", 0),
+        ("interrupted", 2),
+        ("interrupted", 1),
+    ]
+
+
+def test_fail_fast_waits_for_the_retries(tmp_path):
+    def task(_):
+        if nth_time(tmp_path) == 1:
+            raise ValueError("once")
+
+    outcomes = run(task, 0, 1, fail_fast=True, retries=1, slots=[Slot(0)])
+    assert states(outcomes) == ["done", "done"]
+
+
+# Out of memory
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A task that runs out of memory where its device has another task, or always; it notes when it ran."""
+
+    def task(argument):
+        name, always = argument
+        import torch
+
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+        mine = tmp_path / f"{name}.{os.getpid()}"
+        mine.touch()
+        try:
+            time.sleep(0.3)
+            others = [path for path in tmp_path.iterdir() if path != mine]
+            if name == "large" and (others or always):
+                raise RuntimeError("training failed") from torch.cuda.OutOfMemoryError("CUDA out of memory. Tried …")
+            time.sleep(0.2)
+            return sorted({path.name.partition(".")[0] for path in [*others, *tmp_path.iterdir()] if path != mine})
+        finally:
+            mine.unlink()
+
+    return task
+
+
+def test_a_task_out_of_memory_has_its_device_for_itself_next(memory, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    arguments = [("large", False), *[(f"small{n}", False) for n in range(4)]]
+    events = []
+    slots = [Slot(0, "cuda:0"), Slot(1, "cuda:0")]
+    outcomes = run(memory, *arguments, slots=slots, preload=("torch",), on_event=events.append)
+    assert states(outcomes) == ["done"] * 5, outcomes
+    assert [outcome.attempts for outcome in outcomes] == [1] * 5
+    assert outcomes[0].value == []  # nothing was beside it
+    (retried,) = [event for event in events if event.kind == "retried"]
+    assert (retried.num, retried.error) == (0, "RuntimeError: training failed")
+
+
+def test_a_task_out_of_memory_even_alone_fails(memory, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    events = []
+    (outcome,) = run(
+        memory, ("large", True), slots=[Slot(0, "cuda:0")], preload=("torch",), retries=1, on_event=events.append
+    )
+    assert (outcome.state, outcome.attempts) == ("failed", 2)
+    assert [event.kind for event in events] == ["started", "retried", "started", "retried", "started", "failed"]
+
+
+def test_out_of_memory_without_a_gpu_is_a_failure_like_any_other():
+    def task(_):
+        class OutOfMemoryError(RuntimeError):
+            pass
+
+        raise OutOfMemoryError("CUDA out of memory")
+
+    (outcome,) = run(task)
+    assert (outcome.state, outcome.attempts) == ("failed", 1)

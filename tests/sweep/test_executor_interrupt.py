@@ -1,0 +1,189 @@
+"""Signals to, and the death of, the process that runs tasks. Each test runs a script of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+from trainyard.sweep.executor import LocalExecutor
+from trainyard.sweep.jobs import Slot, Task
+
+folder = Path(sys.argv[1])
+
+def polite(num):
+    def stop(signum, frame):
+        (folder / f"checkpoint{num}").touch()
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    (folder / f"running{num}").touch()
+    time.sleep(60)
+
+def stubborn(num):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "60"])
+    if os.fork() == 0:
+        time.sleep(60)
+    (folder / f"running{num}").touch()
+    time.sleep(60)
+
+def plain(num):
+    (folder / f"running{num}").touch()
+    time.sleep(60)
+
+tasks = [Task(num, globals()[name], num) for num, name in enumerate(sys.argv[2].split(","))]
+executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split(), on_tick=(folder / "begun").touch)
+try:
+    outcomes = executor.run(tasks)
+except KeyboardInterrupt:
+    print(json.dumps("KeyboardInterrupt"))
+else:
+    print(json.dumps([executor.signum, [[o.state, o.error, o.attempts] for o in outcomes]]))
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+class Command:
+    """The script at work, and all processes that come from it: they carry a mark in their environment."""
+
+    def __init__(self, folder, tasks, preload=""):
+        self.folder = folder
+        self.mark = f"MARK={uuid.uuid4()}".encode()
+        name, _, value = self.mark.decode().partition("=")
+        script = folder / "script.py"
+        script.write_text(textwrap.dedent(SCRIPT))
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(folder), tasks, preload],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), name: value},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def wait_for(self, *names):
+        deadline = time.monotonic() + 30
+        while not all((self.folder / name).exists() for name in names):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def alive(self):
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "Z" and self.mark in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+    def wait_until_gone(self, seconds=2.0):
+        begin = time.monotonic()
+        while alive := self.alive():
+            assert time.monotonic() - begin < seconds, alive
+            time.sleep(0.01)
+
+    def result(self):
+        output, errors = self.process.communicate(timeout=20)
+        assert self.process.returncode == 0, errors.decode()
+        assert errors == b""
+        return json.loads(output)
+
+
+@pytest.fixture
+def command(tmp_path):
+    commands = []
+
+    def start(*arguments):
+        commands.append(Command(tmp_path, *arguments))
+        return commands[-1]
+
+    yield start
+    for each in commands:
+        for pid in each.alive():
+            os.kill(pid, signal.SIGKILL)
+        each.process.communicate()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_lets_tasks_save_and_starts_no_more(command, tmp_path, signum):
+    script = command("polite,plain,polite,polite")
+    script.wait_for("running0", "running1")
+    os.killpg(script.process.pid, signum)  # as a terminal does
+    caught, outcomes = script.result()
+    assert caught == signum
+    name = signal.Signals(signum).name
+    assert outcomes == [
+        ["interrupted", "SystemExit: 143", 1],
+        ["interrupted", "its process was killed by SIGTERM before it gave a result", 1],
+        ["interrupted", f"interrupted by {name}", 0],
+        ["interrupted", f"interrupted by {name}", 0],
+    ]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint0"]
+    script.wait_until_gone()
+
+
+@pytest.mark.parametrize("preload", ["", "torch"])
+def test_a_signal_before_the_first_task_begins(command, preload):
+    script = command("polite,polite", preload)
+    script.wait_for("begun")
+    script.process.send_signal(signal.SIGTERM)
+    caught, outcomes = script.result()
+    assert caught == signal.SIGTERM
+    assert {state for state, *_ in outcomes} == {"interrupted"}
+    script.wait_until_gone()
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_kills_all_children_and_theirs(command, second):
+    script = command("stubborn,stubborn,plain")
+    script.wait_for("running0", "running1")
+    assert len(script.alive()) == 8  # the script, its server, two workers with two children each
+    script.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert len(script.alive()) == 8
+    begin = time.monotonic()
+    script.process.send_signal(second)
+    script.wait_until_gone(2.0)
+    assert script.result() == "KeyboardInterrupt"
+    assert time.monotonic() - begin < 2.0
+
+
+def test_the_second_signal_even_while_the_server_hangs(command):
+    script = command("stubborn,plain")
+    script.wait_for("running0", "running1")
+    server = int(Path(f"/proc/{script.process.pid}/task/{script.process.pid}/children").read_text())
+    os.kill(server, signal.SIGSTOP)
+    script.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    script.process.send_signal(signal.SIGINT)
+    script.wait_until_gone(2.0)
+    assert script.result() == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("tasks", ["stubborn,polite", "plain,plain"])
+def test_when_the_caller_is_killed_nothing_is_left(command, tasks):
+    script = command(tasks)
+    script.wait_for("running0", "running1")
+    assert len(script.alive()) >= 4
+    script.process.kill()
+    script.wait_until_gone(2.0)
+
+
+def test_when_the_caller_is_killed_before_the_server_is_ready(command):
+    script = command("plain", "torch")
+    script.wait_for("begun")
+    script.process.kill()
+    script.wait_until_gone(20.0)
+    assert not (script.folder / "running0").exists()
