@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from trainyard.config.build import build
 from trainyard.config.explain import explain
 from trainyard.errors import TrainyardError
-from trainyard.track import Shipment, facts
+from trainyard.track import Shipment, facts, membership
 
 if TYPE_CHECKING:
     from trainyard.runner import Runner
@@ -59,28 +60,57 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
     directory = str(Path(config_path).resolve())
 
-    def job(cfg: DictConfig) -> float | None:
-        try:
-            return train(cfg)
-        except TrainyardError as error:  # ended here, so that Hydra does not report it as well
-            if whole:
-                _print_traceback(error)
-            sys.exit(_tell(error))
-
     try:
         hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(job)()
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
-        known = None if _is_from_train(error) else explain(error, overrides, directory, config_name)
+        known: TrainyardError | None = error if isinstance(error, TrainyardError) else None
+        if known is None and not _is_from_train(error):
+            known = explain(error, overrides, directory, config_name)
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else _tell(known))
 
 
+def job(cfg: DictConfig) -> float | None:
+    """`train`, as Hydra calls it: a run by itself ends here, where its error is explained, and Hydra adds no words."""
+    try:
+        return train(cfg)
+    except TrainyardError as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        sys.exit(_tell(error))
+
+
+def check_job(config: DictConfig, directory: Path) -> None:
+    """Check a job of a sweep before any is started.
+
+    Args:
+        config: as Hydra composed it, with its `hydra` node.
+        directory: where the job will run.
+
+    Raises:
+        ConfigError: see `trainyard.config.schema.check`.
+    """
+    from trainyard.config.schema import check
+
+    cfg = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    with open_dict(cfg):
+        cfg.work_dir = str(directory)  # by default it is Hydra's, which has none yet
+    check(cfg)
+
+
+job.check = check_job  # type: ignore[attr-defined]
+job.resumes = True  # type: ignore[attr-defined]
+
+
 def _tell(error: TrainyardError) -> int:
     """Print an error as one paragraph; returns the status to exit with."""
     width = shutil.get_terminal_size().columns
-    print(textwrap.fill(str(error), width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+    for line in str(error).splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        wrapped = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        print(wrapped, file=sys.stderr)
     return error.status
 
 
@@ -95,6 +125,8 @@ def train(cfg: DictConfig) -> float | None:
     """
     with _nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
         tracker = build(cfg.tracker, "tracker")
+        if membership.current is not None:
+            tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
         collected = facts.begin(Path.cwd())
         from trainyard import record

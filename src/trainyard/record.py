@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainyard.batch import split_target
 from trainyard.runner import Runner, checkpoint
-from trainyard.track import RunInfo
+from trainyard.track import RunInfo, membership
 
 CONFIG = "config.yaml"
 EXAMPLE = "example.npy"
@@ -35,17 +35,25 @@ def describe(cfg: DictConfig, facts: Mapping[str, str]) -> RunInfo:
     job = HydraConfig.get()
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
+    member = membership.current
     params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
+    if member is not None:  # of a sweep's jobs, what tells them apart
+        params = {key: value for key, value in params.items() if _is_below(key, member.varying)}
     choices = {
         str(group): str(choice) for group, choice in job.runtime.choices.items() if not str(group).startswith("hydra/")
     }
     return RunInfo(
-        name=cfg.name or " ".join((choices["model"], choices["data"], Path(cfg.work_dir).name)),
+        name=cfg.name or (member.name if member else f"{choices['model']} {choices['data']} {Path(cfg.work_dir).name}"),
+        parent=member.parent if member else None,
         params=choices | params,
         tags={"overrides": " ".join(job.overrides.task)},
         facts=dict(facts),
         config=CONFIG,
     )
+
+
+def _is_below(key: str, keys: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{other}.") for other in keys)
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

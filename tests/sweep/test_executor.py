@@ -150,7 +150,10 @@ def test_torch_is_there_untouched_with_the_threads_of_the_slot():
 
         return torch.get_num_threads(), torch.cuda.is_initialized(), torch.multiprocessing.current_process().name
 
-    assert value(task, slots=[Slot(0, threads=2)], preload=("torch",)) == (2, False, "MainProcess")
+    outcomes = run(task, *range(6), slots=[Slot(0, threads=1), Slot(1, threads=2)], preload=("torch",))
+    assert {outcome.slot for outcome in outcomes} == {0, 1}
+    for outcome in outcomes:
+        assert outcome.value == (outcome.slot + 1, False, "MainProcess")
 
 
 def test_each_task_draws_its_own_random_numbers():

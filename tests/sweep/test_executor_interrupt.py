@@ -42,7 +42,7 @@ def plain(num):
     time.sleep(60)
 
 tasks = [Task(num, globals()[name], num) for num, name in enumerate(sys.argv[2].split(","))]
-executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split(), on_tick=(folder / "begun").touch)
+executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split(), on_tick=(folder / "begun").touch, **eval(sys.argv[4]))
 try:
     outcomes = executor.run(tasks)
 except KeyboardInterrupt:
@@ -56,14 +56,14 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 class Command:
     """The script at work, and all processes that come from it: they carry a mark in their environment."""
 
-    def __init__(self, folder, tasks, preload=""):
+    def __init__(self, folder, tasks, preload="", options="{}"):
         self.folder = folder
         self.mark = f"MARK={uuid.uuid4()}".encode()
         name, _, value = self.mark.decode().partition("=")
         script = folder / "script.py"
         script.write_text(textwrap.dedent(SCRIPT))
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(folder), tasks, preload],
+            [sys.executable, str(script), str(folder), tasks, preload, options],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), name: value},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -76,6 +76,9 @@ class Command:
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+    def server(self):
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
 
     def alive(self):
         found = []
@@ -145,6 +148,19 @@ def test_a_signal_before_the_first_task_begins(command, preload):
     script.wait_until_gone()
 
 
+def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command):
+    script = command("stubborn,plain", "", "dict(timeout=2, grace=0.1)")
+    script.wait_for("running0", "running1")
+    script.process.send_signal(signal.SIGINT)
+    _, outcomes = script.result()
+    assert [error for _, error, _ in outcomes] == [
+        "its process was killed by SIGKILL before it gave a result",
+        "its process was killed by SIGTERM before it gave a result",
+    ]
+    assert {state for state, *_ in outcomes} == {"interrupted"}
+    script.wait_until_gone()
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_kills_all_children_and_theirs(command, second):
     script = command("stubborn,stubborn,plain")
@@ -163,8 +179,7 @@ def test_the_second_signal_kills_all_children_and_theirs(command, second):
 def test_the_second_signal_even_while_the_server_hangs(command):
     script = command("stubborn,plain")
     script.wait_for("running0", "running1")
-    server = int(Path(f"/proc/{script.process.pid}/task/{script.process.pid}/children").read_text())
-    os.kill(server, signal.SIGSTOP)
+    os.kill(script.server(), signal.SIGSTOP)
     script.process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     script.process.send_signal(signal.SIGINT)
@@ -178,6 +193,17 @@ def test_when_the_caller_is_killed_nothing_is_left(command, tasks):
     script.wait_for("running0", "running1")
     assert len(script.alive()) >= 4
     script.process.kill()
+    script.wait_until_gone(2.0)
+
+
+def test_when_the_caller_and_its_server_are_killed_no_task_is_left(command):
+    script = command("plain,polite")
+    script.wait_for("running0", "running1")
+    server = script.server()
+    os.kill(server, signal.SIGSTOP)  # so that it does not see the caller's end
+    script.process.kill()
+    script.process.wait()
+    os.kill(server, signal.SIGKILL)
     script.wait_until_gone(2.0)
 
 

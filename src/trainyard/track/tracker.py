@@ -109,6 +109,12 @@ class Tracker(ABC):
         self._track(folder)
         return info
 
+    def follow(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to follow)
+        """Tracks the run in `work_dir`, whose `run.json` another process has written (see `leave_shipping`)."""
+
+    def leave_shipping(self) -> None:  # noqa: B027 (a tracker may have nothing to ship)
+        """From now on only write `run.json`: the process that launched this one ships what is journaled."""
+
     def close(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to close)
         """Says that nobody writes in `work_dir` any more; a run without a final status is then marked KILLED.
 
@@ -178,6 +184,7 @@ class MLflowTracker(Tracker):
         self.log_model = log_model
         self.log_checkpoints = tuple(log_checkpoints)
         self.wait = wait
+        self._ships = True
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (what the shipper says before it knows a run's folder)
@@ -188,7 +195,7 @@ class MLflowTracker(Tracker):
 
     def start(self) -> None:
         """Starts the shipper, which loads mlflow while the trainer loads torch. Takes milliseconds."""
-        if self._process is not None:
+        if self._process is not None or not self._ships:
             return
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.uri}
         if "site-packages" not in _ROOT.parts:
@@ -209,6 +216,14 @@ class MLflowTracker(Tracker):
             self._error = None
         except OSError as error:
             self._error = f"The shipper could not be started: {error}."
+
+    def follow(self, work_dir: str | Path) -> None:
+        folder = Path(work_dir).absolute()
+        if folder not in self._runs:
+            self._track(folder)
+
+    def leave_shipping(self) -> None:
+        self._ships = False
 
     def close(self, work_dir: str | Path) -> None:
         folder = Path(work_dir).absolute()
@@ -245,6 +260,8 @@ class MLflowTracker(Tracker):
         )
 
     def _track(self, work_dir: Path) -> None:
+        if not self._ships:
+            return
         self._finished = None
         self._runs[work_dir] = self._open[work_dir] = None
         if self._dead():

@@ -106,6 +106,7 @@ class ForkServer:
         """
         ready = self.ready
         self._socket.close()
+        self._process.kill()  # it has closed its end: it is about to be gone, if it is not yet
         self._process.wait()
         self._kill_orphans()
         how = in_words(self._process.returncode)

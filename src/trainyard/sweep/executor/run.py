@@ -182,11 +182,17 @@ class Run:
         self._ask_to_end([n for n, worker in self._workers.items() if not worker.ending], "interrupted", grace)
 
     def _ask_to_end(self, numbers: list[int], why: Literal["interrupted", "timeout"], grace: float | None) -> None:
-        if numbers:
-            for number in numbers:
-                self._workers[number].ending = why
-                self._workers[number].kill_at = None if grace is None else time.monotonic() + grace
-            self._server.send_signal(numbers, signal.SIGTERM)
+        """Sends SIGTERM. Without a grace there is as much time to end as there would have been anyway."""
+        if not numbers:
+            return
+        for number in numbers:
+            worker = self._workers[number]
+            worker.ending = why
+            if grace is not None:
+                worker.kill_at = time.monotonic() + grace
+            elif self._policy.timeout is not None:
+                worker.kill_at = worker.begun + self._policy.timeout + self._policy.grace
+        self._server.send_signal(numbers, signal.SIGTERM)
 
     def _ended(self, worker: _Worker, how: str, status: int | None = None) -> None:
         """A worker's process is gone: is its job done, or is there to be another attempt?"""

@@ -1,0 +1,99 @@
+"""`manifest.jsonl` in a sweep's directory: what became of each job, so that the same command finishes what is left.
+
+One JSON object a line, appended and never changed; a last line that was cut off is cut away when the file is opened.
+
+| kind | fields |
+|---|---|
+| `job` | `num`, `overrides`: the job's definition, once |
+| `state` | `num`, `state` (`running`, or that of an `Outcome`), `attempt`, `time`, and at its end `seconds`, `objective`, `error` |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import TrainyardError
+
+FILE = "manifest.jsonl"
+
+
+@dataclass
+class Entry:
+    """What is known of a job: its overrides, its last state, and what came of it."""
+
+    overrides: list[str]
+    state: str = "waiting"
+    seconds: float | None = None
+    objective: Any = None
+    error: str | None = None
+
+
+@dataclass
+class Manifest:
+    """The jobs of a sweep by number."""
+
+    path: Path
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, directory: Path) -> Manifest:
+        """The manifest in a directory, read as far as it is whole; an absent one is empty."""
+        manifest = cls(directory / FILE)
+        try:
+            content = manifest.path.read_bytes()
+        except FileNotFoundError:
+            return manifest
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(manifest.path, len(whole))
+        for line in whole.splitlines():
+            try:
+                manifest._take(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that a crash of the machine left as zeros
+        return manifest
+
+    def define(self, num: int, overrides: Sequence[str]) -> None:
+        """Note a job, or hold it to what was noted.
+
+        Raises:
+            TrainyardError: the job of this number was another one.
+        """
+        known = self.entries.get(num)
+        if known is None:
+            self._append({"kind": "job", "num": num, "overrides": list(overrides)})
+        elif known.overrides != list(overrides):
+            raise TrainyardError(
+                f"{self.path.parent} holds another sweep: its job {num} is {' '.join(known.overrides)!r}, this command's "
+                f"is {' '.join(overrides)!r}. Give this one a hydra.sweep.dir of its own, or repeat the command of that one."
+            )
+
+    def entry(self, num: int, overrides: Sequence[str]) -> Entry:
+        """What is known of a job, without noting anything."""
+        return self.entries.get(num) or Entry(list(overrides))
+
+    def note(self, num: int, state: str, **fields: Any) -> None:
+        """Note that a job is in a state."""
+        self._append({"kind": "state", "num": num, "state": state, "time": time.time(), **fields})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, default=str) + "\n"
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode())
+        self._take(json.loads(line))
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "job":
+            self.entries.setdefault(record["num"], Entry(record["overrides"]))
+        elif record["kind"] == "state":
+            entry = self.entries[record["num"]]
+            entry.state = record["state"]
+            entry.seconds = record.get("seconds", entry.seconds)
+            entry.objective = record.get("objective", entry.objective)
+            entry.error = record.get("error")

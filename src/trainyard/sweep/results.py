@@ -1,0 +1,43 @@
+"""The end of a sweep: who did best, in a table, in files, in a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from trainyard.sweep.plan import Job, Plan, varying
+from trainyard.sweep.report import html, ranking, tables
+from trainyard.sweep.report.rows import Row
+from trainyard.sweep.tracking import SweepTracking
+
+
+def conclude(plan: Plan, directory: Path, tracking: SweepTracking) -> None:
+    """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's run in MLflow."""
+    name = OmegaConf.select(plan.jobs[0].config, "objective")
+    direction = OmegaConf.select(plan.jobs[0].config, "direction") or "minimize"
+    rows = [_row(job, plan, varying(plan.jobs)) for job in plan.jobs]
+    Console().print(ranking.table(rows, name, direction))
+    title = f"{directory.parent.name} {directory.name}"
+    files = [*tables.write(rows, directory), html.write(rows, directory, title=title, objective=name, direction=direction)]
+    print(f"Report: {files[-1]}")
+    shipment = tracking.finish(files, complete=not plan.left)
+    if shipment.runs and shipment.runs[0].where:
+        print(f"MLflow: {len(shipment.runs) - 1} runs below {shipment.runs[0].name!r}; {shipment.runs[0].where}")
+    if str(shipment):
+        print(shipment)
+
+
+def _row(job: Job, plan: Plan, keys: list[str]) -> Row:
+    entry = plan.entries[job.num]
+    value = entry.objective
+    return Row(
+        num=job.num,
+        overrides={key: job.choices[key] for key in keys if key in job.choices},
+        state=entry.state,
+        objective=float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None,
+        seconds=entry.seconds,
+        directory=job.directory,
+        error=entry.error,
+    )

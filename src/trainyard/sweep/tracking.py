@@ -1,0 +1,81 @@
+"""A sweep in MLflow: a run for the sweep, the runs of its jobs below it, and one shipper for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.config.build import build, is_node
+from trainyard.sweep.plan import Job, Plan, varying
+from trainyard.track import Journal, RunInfo, Shipment, Tracker
+from trainyard.track.run_info import FILE
+
+PLAN = "plan.txt"
+
+
+class SweepTracking:
+    """Ships the journals of all jobs of a sweep whose config has a tracker; does nothing for any other.
+
+    Args:
+        directory: the sweep's.
+        config: that of one of the jobs: they share a tracker.
+        plan: what the sweep does.
+
+    Attributes:
+        parent: the id of the sweep's own run; None where nothing is tracked.
+    """
+
+    def __init__(self, directory: Path, config: DictConfig, plan: Plan) -> None:
+        self.directory = directory
+        self.parent: str | None = None
+        self.shipment = Shipment()
+        self._expected: dict[int, Path] = {}
+        self._tracker: Tracker | None = None
+        node = OmegaConf.select(config, "tracker")
+        if not is_node(node):
+            return
+        self._tracker = build(node, "tracker")
+        assert self._tracker is not None
+        self._tracker.start()
+        (directory / PLAN).write_text(f"{plan}\n")
+        self._journal = Journal(directory)
+        info = RunInfo(
+            name=f"sweep {directory.parent.name} {directory.name}",
+            params={"jobs": str(len(plan.jobs)), "varying": ", ".join(varying(plan.jobs))},
+            tags={"kind": "sweep"},
+        )
+        self.parent = self._tracker.open(directory, info, resume=True).id
+        self._journal.status("RUNNING")
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """These are about to run: each is followed from when it has written its `run.json`."""
+        self._began = time.time()
+        self._expected = {job.num: job.directory for job in jobs}
+
+    def look(self) -> None:
+        """Follow the jobs that have begun since the last look."""
+        if self._tracker is not None:
+            for num, directory in list(self._expected.items()):
+                path = directory / FILE
+                if path.exists() and path.stat().st_mtime >= self._began:
+                    self._tracker.follow(directory)
+                    del self._expected[num]
+
+    def ended(self, job: Job) -> None:
+        """Nobody writes in the job's directory any more."""
+        if self._tracker is not None:
+            self.look()
+            self._tracker.close(job.directory)
+
+    def finish(self, files: Sequence[Path], *, complete: bool) -> Shipment:
+        """Name the files that belong to the sweep's own run, end that, and wait for the shipper."""
+        if self._tracker is None:
+            return Shipment()
+        for file in (self.directory / PLAN, *files):
+            self._journal.artifact(file)
+        self._journal.status("FINISHED" if complete else "FAILED")
+        self._journal.close()
+        return self._tracker.finish()

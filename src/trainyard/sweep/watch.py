@@ -1,0 +1,113 @@
+"""What is shown while a sweep runs: a live table on a terminal, a line for each start and end elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from trainyard.sweep.jobs import Event
+from trainyard.sweep.plan import Job, Plan, name, varying
+from trainyard.track import journal
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+_WORDS = {"done": "done", "failed": "FAILED", "timeout": "OUT OF TIME", "lost": "KILLED", "interrupted": "interrupted"}
+
+
+class Watch:
+    """Tells what happens to the jobs of a plan as it happens."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._keys = varying(plan.jobs)
+        self._jobs = {job.num: job for job in plan.jobs}
+        self._running: dict[int, tuple[Event, _Tail]] = {}
+        self._ended = len(plan.jobs) - len(plan.left)
+        self._before = self._ended
+        self._begin = time.monotonic()
+        self._next = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def event(self, event: Event) -> None:
+        """Tell of an event: failures whole, at once."""
+        job = self._jobs[event.num]
+        title = f"#{job.num} {name(job, self._keys)}"
+        if event.kind == "started":
+            self._running[event.num] = (event, _Tail(job))
+            if self._live is None:
+                print(f"started  {title}", flush=True)
+            return
+        self._running.pop(event.num, None)
+        outcome = event.outcome
+        if outcome is None:
+            print(f"again    {title}: {event.error}", flush=True)
+            return
+        self._ended += 1
+        if outcome.state == "done":
+            value = getattr(outcome.value, "return_value", None)
+            number = f"  {value:.4f}" if isinstance(value, float) else ""
+            print(f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True)
+        elif outcome.attempts:
+            print(f"{_WORDS[outcome.state]}  {title}: {outcome.error}", flush=True)
+            if outcome.state == "failed" and outcome.traceback:
+                print(outcome.traceback, flush=True)
+            print(f"         its output: {job.directory / 'output.log'}", flush=True)
+
+    def tick(self) -> None:
+        """Draw the live table again, twice a second."""
+        if self._live is not None and time.monotonic() >= self._next:
+            self._next = time.monotonic() + 0.5
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        done, total = self._ended - self._before, len(self._jobs) - self._before
+        spent = time.monotonic() - self._begin
+        left = f", {timedelta(seconds=round(spent / done * (total - done)))} left" if done else ""
+        table = Table(title=f"{self._ended}/{len(self._jobs)} jobs{left}", title_justify="left")
+        for column in ("job", "", "slot", "epoch", "latest"):
+            table.add_column(column)
+        for num, (event, tail) in sorted(self._running.items()):
+            epoch, latest = tail.look()
+            table.add_row(f"#{num}", name(self._jobs[num], self._keys), str(event.slot), epoch, latest)
+        return table
+
+
+class _Tail:
+    """The end of a running job's journal."""
+
+    def __init__(self, job: Job) -> None:
+        self._path = job.directory / journal.FILE
+        self._offset = 0
+        self._epoch: Any = ""
+        self._latest = ""
+
+    def look(self) -> tuple[str, str]:
+        for record, offset in journal.read(self._path, self._offset):
+            self._offset = offset
+            if record["kind"] == "metrics":
+                self._epoch = record.get("epoch", self._epoch)
+                told = {key: value for key, value in record["values"].items() if key.startswith("val/")}
+                told = told or {key: value for key, value in record["values"].items() if key == "train/loss"}
+                if told:
+                    self._latest = "  ".join(f"{key} {value:.4f}" for key, value in list(told.items())[:2])
+        return str(self._epoch), self._latest

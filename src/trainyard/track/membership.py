@@ -1,0 +1,24 @@
+"""What a run of a sweep is told by the process that launched it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A run's place in its sweep.
+
+    Args:
+        parent: the id of the sweep's own run (`RunInfo.id`); None where the sweep is not tracked.
+        varying: the keys that differ between the sweep's jobs: these, and the group choices, are a job's params.
+        name: the run's name, made of what varies.
+    """
+
+    parent: str | None
+    varying: tuple[str, ...]
+    name: str
+
+
+# Set once in a worker process, before its job begins; None for a run on its own.
+current: Membership | None = None
