@@ -94,7 +94,7 @@ def check_job(config: DictConfig, directory: Path) -> None:
     """
     from trainyard.config.schema import check
 
-    cfg = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     with open_dict(cfg):
         cfg.work_dir = str(directory)  # by default it is Hydra's, which has none yet
     check(cfg)

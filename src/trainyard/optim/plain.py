@@ -1,8 +1,8 @@
 """torch's optimisers without the import of `torch._dynamo`, which takes a second.
 
-The methods of `torch.optim.Optimizer` are wrapped, for `torch.compile` and for profilers, in functions that import dynamo
-when they are first called. `functools.wraps` leaves what they wrap in reach of `inspect.unwrap`; a training that compiles
-no optimiser calls that. It also saves the wrappers' time, a seventh of a step of a small model.
+The methods of `torch.optim.Optimizer` are wrapped, for `torch.compile` and for profilers, in functions that import
+dynamo when they are first called. `functools.wraps` leaves what they wrap in reach of `inspect.unwrap`; a training that
+compiles no optimiser calls that. It also saves the wrappers' time, a seventh of a step of a small model.
 """
 
 from __future__ import annotations

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainyard.errors import ConfigError
+from trainyard.runner.contract import RunState
 from trainyard.runner.members import read
-
-if TYPE_CHECKING:
-    from trainyard.runner.runner import Runner
 
 
 def _at_least_one(key: str, value: object) -> int:
@@ -45,22 +43,22 @@ class TrainLoop(ABC):
         self.val_due = False
 
     @abstractmethod
-    def max_epochs(self, runner: Runner) -> int:
+    def max_epochs(self, runner: RunState) -> int:
         """Epochs in the whole run; the last one may be cut short."""
 
     @abstractmethod
-    def max_iters(self, runner: Runner) -> int:
+    def max_iters(self, runner: RunState) -> int:
         """Iterations in the whole run."""
 
     @abstractmethod
-    def run(self, runner: Runner) -> None:
+    def run(self, runner: RunState) -> None:
         """Train from where the runner stands to the end."""
 
     def validates_after(self, count: int) -> bool:
         """Whether validation follows epoch (or iteration) number `count`, counted from 1."""
         return count == self.length or (count >= self.val_begin and count % self.val_interval == 0)
 
-    def validate(self, runner: Runner) -> None:
+    def validate(self, runner: RunState) -> None:
         """Run the validation that is due; once it is through, `val_due` is off."""
         if self.val_due:
             runner.val_loop.run(runner)
@@ -68,7 +66,7 @@ class TrainLoop(ABC):
     def state_dict(self) -> dict[str, Any]:
         return {"val_due": self.val_due}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.val_due = state["val_due"]
 
 
@@ -86,18 +84,18 @@ class EpochBasedTrainLoop(TrainLoop):
     def __init__(self, max_epochs: int, val_begin: int = 1, val_interval: int = 1) -> None:
         super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval)
 
-    def max_epochs(self, runner: Runner) -> int:
+    def max_epochs(self, runner: RunState) -> int:
         return self.length
 
-    def max_iters(self, runner: Runner) -> int:
+    def max_iters(self, runner: RunState) -> int:
         return self.length * len(runner.loader("train"))
 
-    def run(self, runner: Runner) -> None:
+    def run(self, runner: RunState) -> None:
         self.validate(runner)
         while runner.epoch < self.length and not runner.stopping:
             self.run_epoch(runner)
 
-    def run_epoch(self, runner: Runner) -> None:
+    def run_epoch(self, runner: RunState) -> None:
         loader = runner.loader("train")
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
         step, total = runner.step, len(loader)
@@ -134,18 +132,18 @@ class IterBasedTrainLoop(TrainLoop):
     def __init__(self, max_iters: int, val_begin: int = 1, val_interval: int = 1000) -> None:
         super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval)
 
-    def max_epochs(self, runner: Runner) -> int:
+    def max_epochs(self, runner: RunState) -> int:
         return -(-self.length // len(runner.loader("train")))
 
-    def max_iters(self, runner: Runner) -> int:
+    def max_iters(self, runner: RunState) -> int:
         return self.length
 
-    def run(self, runner: Runner) -> None:
+    def run(self, runner: RunState) -> None:
         self.validate(runner)
         while runner.iter < self.length and not runner.stopping:
             self.run_epoch(runner)
 
-    def run_epoch(self, runner: Runner) -> None:
+    def run_epoch(self, runner: RunState) -> None:
         loader = runner.loader("train")
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
         step, total = runner.step, self.length
@@ -177,7 +175,7 @@ class ValLoop:
 
     split = "val"
 
-    def run(self, runner: Runner) -> list[dict[str, float]]:
+    def run(self, runner: RunState) -> list[dict[str, float]]:
         """Evaluate `runner.eval_model` on every sample of the split once.
 
         Returns:
@@ -212,18 +210,18 @@ class ValLoop:
         runner.call(f"after_{split}")
         return results
 
-    def judge(self, runner: Runner) -> None:
+    def judge(self, runner: RunState) -> None:
         """Hold the results to the objective."""
         if runner.training:
             for member in runner.members:
                 member.judge(step=runner.iter, epoch=runner.epoch)
 
-    def done(self, runner: Runner) -> None:
+    def done(self, runner: RunState) -> None:
         """The results are in: what is saved from here on need not be validated again."""
         if runner.training:
             runner.train_loop.val_due = False
 
-    def rehearse(self, runner: Runner) -> list[str]:
+    def rehearse(self, runner: RunState) -> list[str]:
         """Put one batch through model and metrics and forget it; returns the names that the results will have."""
         predict = self._begin(runner)
         with torch.no_grad():
@@ -234,13 +232,13 @@ class ValLoop:
             numbers, _ = self._compute(runner)
         return list(numbers)
 
-    def _begin(self, runner: Runner) -> Callable[[Any], Any]:
+    def _begin(self, runner: RunState) -> Callable[[Any], Any]:
         runner.eval_model.eval()
         for metric in runner.metrics.values():
             metric.reset()
         return runner.predict_step(self.split)
 
-    def _compute(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _compute(self, runner: RunState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Results that are one number a member, and those that are not, by name."""
         members = len(runner.members)
         numbers: dict[str, Tensor] = {}
@@ -258,8 +256,8 @@ class TestLoop(ValLoop):
     split = "test"
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    def judge(self, runner: Runner) -> None:
+    def judge(self, runner: RunState) -> None:
         """Test results choose nothing."""
 
-    def done(self, runner: Runner) -> None:
+    def done(self, runner: RunState) -> None:
         """A test changes nothing of the training's state."""

@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 import trainyard
 from trainyard.errors import ConfigError
 from trainyard.optim import plain
 from trainyard.runner import checkpoint, random
+from trainyard.runner.contract import RunState
 from trainyard.track import journal
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from trainyard.runner.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +33,7 @@ class Start:
         return self.key == "resume"
 
 
-def starting_point(runner: Runner) -> Start | None:
+def starting_point(runner: RunState) -> Start | None:
     """The checkpoint that `resume` or `load_from` asks for.
 
     Raises:
@@ -63,12 +60,12 @@ def starting_point(runner: Runner) -> Start | None:
     return None
 
 
-def _holds_another_run(runner: Runner) -> bool:
+def _holds_another_run(runner: RunState) -> bool:
     (member, *_) = runner.members
     return member.work_dir is not None and member.journal is None and (member.work_dir / journal.FILE).exists()
 
 
-def capture(runner: Runner) -> list[dict[str, Any]]:
+def capture(runner: RunState) -> list[dict[str, Any]]:
     """The state of each member, as a solo run's checkpoint holds it; its tensors are the live ones."""
     (member,) = runner.members
     return [
@@ -102,7 +99,7 @@ def copy_tensors(value: Any) -> Any:
     return value
 
 
-def restore(runner: Runner, start: Start | None, *, weights_only: bool = False) -> None:
+def restore(runner: RunState, start: Start | None, *, weights_only: bool = False) -> None:
     """Take up a checkpoint: the whole state to resume, the weights that were evaluated to load.
 
     Raises:
@@ -154,7 +151,7 @@ def _check_equal(what: str, saved: object, own: object) -> None:
         raise ValueError(f"its {what} is {saved}, here {own}")
 
 
-def restore_best(runner: Runner, path: Path) -> None:
+def restore_best(runner: RunState, path: Path) -> None:
     """Give the evaluated model (the EMA's, where there is one) the weights that a checkpoint was evaluated with."""
     state = checkpoint.load(path)
     load_weights(runner.eval_model, state.get("eval_model", state["model"]), Start("load_from", path, state))

@@ -152,7 +152,7 @@ class Sweep:
         if wrong:
             keys = varying(jobs)
             told = [
-                f"{message}\n    in {len(those)} of {len(jobs)} jobs, the first of them #{those[0].num}: {name(those[0], keys)}"
+                f"{message}\n    in {len(those)} of {len(jobs)} jobs, first in #{those[0].num}: {name(those[0], keys)}"
                 for message, those in wrong.items()
             ]
             raise TrainyardError("\n".join(["Nothing was started.", *told]))
@@ -169,9 +169,7 @@ class Sweep:
                 manifest.note(job.num, "running", attempt=event.attempt)
             elif outcome is not None:
                 value = outcome.value.return_value if outcome.state == "done" else None
-                manifest.note(
-                    job.num, outcome.state, seconds=outcome.seconds, objective=value, error=outcome.error
-                )
+                manifest.note(job.num, outcome.state, seconds=outcome.seconds, objective=value, error=outcome.error)
                 tracking.ended(job)
             watch.event(event)
 

@@ -5,7 +5,7 @@ One JSON object a line, appended and never changed; a last line that was cut off
 | kind | fields |
 |---|---|
 | `job` | `num`, `overrides`: the job's definition, once |
-| `state` | `num`, `state` (`running`, or that of an `Outcome`), `attempt`, `time`, and at its end `seconds`, `objective`, `error` |
+| `state` | `num`, `state` (`running`, or that of an `Outcome`), `time`, `attempt`, `seconds`, `objective`, `error` |
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Manifest:
             self._append({"kind": "job", "num": num, "overrides": list(overrides)})
         elif known.overrides != list(overrides):
             raise TrainyardError(
-                f"{self.path.parent} holds another sweep: its job {num} is {' '.join(known.overrides)!r}, this command's "
-                f"is {' '.join(overrides)!r}. Give this one a hydra.sweep.dir of its own, or repeat the command of that one."
+                f"{self.path.parent} holds another sweep: its job {num} is {' '.join(known.overrides)!r}, here it "
+                f"is {' '.join(overrides)!r}. Give this sweep a hydra.sweep.dir of its own."
             )
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:

@@ -14,13 +14,16 @@ from trainyard.sweep.tracking import SweepTracking
 
 
 def conclude(plan: Plan, directory: Path, tracking: SweepTracking) -> None:
-    """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's run in MLflow."""
+    """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run."""
     name = OmegaConf.select(plan.jobs[0].config, "objective")
     direction = OmegaConf.select(plan.jobs[0].config, "direction") or "minimize"
     rows = [_row(job, plan, varying(plan.jobs)) for job in plan.jobs]
     Console().print(ranking.table(rows, name, direction))
     title = f"{directory.parent.name} {directory.name}"
-    files = [*tables.write(rows, directory), html.write(rows, directory, title=title, objective=name, direction=direction)]
+    files = [
+        *tables.write(rows, directory),
+        html.write(rows, directory, title=title, objective=name, direction=direction),
+    ]
     print(f"Report: {files[-1]}")
     shipment = tracking.finish(files, complete=not plan.left)
     if shipment.runs and shipment.runs[0].where:

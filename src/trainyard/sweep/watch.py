@@ -64,7 +64,9 @@ class Watch:
         if outcome.state == "done":
             value = getattr(outcome.value, "return_value", None)
             number = f"  {value:.4f}" if isinstance(value, float) else ""
-            print(f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True)
+            print(
+                f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True
+            )
         elif outcome.attempts:
             print(f"{_WORDS[outcome.state]}  {title}: {outcome.error}", flush=True)
             if outcome.state == "failed" and outcome.traceback:

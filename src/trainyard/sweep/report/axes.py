@@ -1,0 +1,114 @@
+"""From values to places on an axis: linear, logarithmic, or one place for each value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trainyard.sweep.report.rows import number, parse
+
+LOG_SPAN = 100 * (1 - 1e-9)  # 1e-4 … 1e-2 is a hundredfold, whatever rounding makes of it
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its place in [0, 1] and what stands there."""
+
+    place: float
+    label: str
+
+
+def drawable(value: float | None) -> bool:
+    """Whether a number has a place on an axis. Beyond 1e300, differences overflow."""
+    return value is not None and math.isfinite(value) and abs(value) < 1e300
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers from `low` to `high` as places in [0, 1]. On a logarithmic scale both are exponents of ten."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Iterable[float | None]) -> Scale:
+        """The scale that all drawable values fit on; logarithmic where they are positive and span a hundredfold."""
+        numbers = [value for value in values if value is not None and drawable(value)]
+        low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+        if low > 0 and high / LOG_SPAN >= low:
+            return cls(math.log10(low), math.log10(high), log=True)
+        if high - low <= max(abs(low), abs(high)) * 1e-12 + 1e-300:  # all the same: it stands in the middle
+            room = abs(low) / 2 or 0.5
+            return cls(low - room, high + room)
+        return cls(low, high)
+
+    def place(self, value: float | None) -> float | None:
+        if value is None or not drawable(value) or (self.log and value <= 0):
+            return None
+        return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
+
+    def ticks(self, count: int = 6) -> list[Tick]:
+        """At most about `count` round numbers on the scale."""
+        step = _round_step((self.high - self.low) / count)
+        if self.log:
+            step = max(1, round(step))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        steps = [index * step for index in range(first, last + 1)]
+        values = [10.0**exponent for exponent in steps] if self.log else steps
+        return self.ticks_at(values)
+
+    def ticks_at(self, values: Iterable[float]) -> list[Tick]:
+        return [Tick(place, number(value, 6)) for value in values if (place := self.place(value)) is not None]
+
+
+def _round_step(least: float) -> float:
+    """The next of …, 0.1, 0.2, 0.5, 1, 2, 5, 10, …"""
+    unit = 10.0 ** math.floor(math.log10(least))
+    return next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least * (1 - 1e-9))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A quantity of all jobs on an axis.
+
+    Attributes:
+        label: its name.
+        places: each job's place in [0, 1]; None for a job that has none.
+        ticks: marks along it.
+    """
+
+    label: str
+    places: list[float | None]
+    ticks: list[Tick]
+
+
+def numeric(label: str, values: Sequence[float | None]) -> Axis:
+    """An axis of numbers; those that are not finite have no place."""
+    scale = Scale.over(values)
+    distinct = sorted({value for value in values if value is not None and drawable(value)})
+    ticks = scale.ticks_at(distinct) if len(distinct) <= 6 else scale.ticks()
+    return Axis(label, [scale.place(value) for value in values], ticks)
+
+
+def of_parameter(label: str, texts: Sequence[str | None]) -> Axis:
+    """The axis of a parameter: numeric where its values are numbers, else one place for each value, evenly spaced.
+
+    Few numbers that neither a linear nor a logarithmic axis would hold apart (0, 1e-5, 1e-3) get evenly spaced places
+    too, in their order.
+    """
+    values = parse(texts)
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not numbers or not all(drawable(value) for value in numbers):
+        return _categories(label, texts, sorted({text for text in texts if text is not None}))
+    magnitudes = [abs(value) for value in numbers if value]
+    if len(set(numbers)) <= 8 and min(numbers) <= 0 and max(magnitudes) / LOG_SPAN >= min(magnitudes):
+        pairs = {text: value for text, value in zip(texts, values, strict=True) if text is not None}
+        return _categories(label, texts, sorted(pairs, key=lambda text: float(pairs[text] or 0)))
+    return numeric(label, [float(value) if value is not None else None for value in values])
+
+
+def _categories(label: str, texts: Sequence[str | None], names: Sequence[str]) -> Axis:
+    places = {name: (index + 0.5) / len(names) for index, name in enumerate(names)}
+    return Axis(label, [None if text is None else places[text] for text in texts], [*map(Tick, places.values(), names)])

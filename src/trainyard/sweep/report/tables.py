@@ -1,0 +1,65 @@
+"""The ranking as files for other programs: results.csv and results.parquet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainyard.sweep.report.ranking import places, rank
+from trainyard.sweep.report.rows import Direction, Row, Value, keys, parse
+
+_OWN = ("rank", "job", "objective", "seconds", "state", "error", "directory")
+
+
+def write(rows: Sequence[Row], directory: str | Path, direction: Direction) -> tuple[Path, Path]:
+    """Write `results.csv` and `results.parquet`, best job first.
+
+    Columns: rank (empty without an objective), job, every override, objective, seconds, state, error, directory
+    (relative to `directory`). A column of overrides holds numbers or bools where all its values are such. An override
+    that is named like one of the other columns is called `override.<name>`.
+
+    Args:
+        rows: the jobs, in any order.
+        directory: where to write; it must exist.
+        direction: whether a high objective is good or a low one.
+
+    Returns:
+        The two files.
+    """
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+
+    ranking = rank(rows, direction)
+    columns = {
+        "rank": pd.array(list(places(ranking)), dtype="Int64"),
+        "job": pd.array([row.num for row in ranking], dtype="int64"),
+    }
+    for key in keys(rows):
+        values = parse([row.overrides.get(key) for row in ranking])
+        name = f"override.{key}" if key in _OWN else key
+        columns[_plain(name)] = pd.array([_plain(value) for value in values], dtype=_dtype(values))
+    columns |= {
+        "objective": pd.array([row.objective for row in ranking], dtype="float64"),
+        "seconds": pd.array([row.seconds for row in ranking], dtype="float64"),
+        "state": pd.array([row.state for row in ranking], dtype="str"),
+        "error": pd.array([_plain(row.error) for row in ranking], dtype="str"),
+        "directory": pd.array([_plain(os.path.relpath(row.directory, directory)) for row in ranking], dtype="str"),
+    }
+    frame = pd.DataFrame(columns)
+    csv, parquet = Path(directory, "results.csv"), Path(directory, "results.parquet")
+    frame.to_csv(csv, index=False)
+    frame.to_parquet(parquet, index=False)
+    return csv, parquet
+
+
+def _dtype(values: Sequence[Value | None]) -> str:
+    kind = next((type(value) for value in values if value is not None), str)
+    if kind is float or kind is str:
+        return {float: "float64", str: "str"}[kind]
+    nullable = None in values  # plain integers and bools have no room for a missing value
+    return {int: "Int64" if nullable else "int64", bool: "boolean" if nullable else "bool"}[kind]
+
+
+def _plain(value: Value | None) -> Value | None:
+    """A file name or an argument may hold bytes that are no UTF-8; neither format takes them."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
