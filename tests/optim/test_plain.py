@@ -1,7 +1,6 @@
 """Optimisers without their wrappers compute the same, and torch._dynamo is never imported."""
 
 import copy
-import os
 import subprocess
 import sys
 

@@ -13,7 +13,7 @@ from trainyard.data import Rings
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks import EMA, Checkpoint, EarlyStopping, Hook, ParamSchedule
 from trainyard.metrics import Accuracy, CrossEntropy
-from trainyard.models import MLP, Supervised
+from trainyard.models import MLP
 from trainyard.rng import derive
 from trainyard.runner import Env, EpochBasedTrainLoop, Runner, checkpoint, random
 from trainyard.schedules import Plateau, Schedule
@@ -133,10 +133,6 @@ def test_auto_is_what_the_data_says(make):
         _ = make(model={"_target_": "trainyard.models.Transformer", "vocab_size": "auto"}).model
     with pytest.raises(ConfigError, match="no data to take it from"):
         _ = make(data=None).model
-
-
-def test_device_by_object(make):
-    assert make(device=torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_compile_gives_the_same_bits(make):
@@ -340,6 +336,14 @@ def test_resuming_goes_on_with_the_optimisers_numbers(finished, make):
     assert rates == [0.01, 0.5]
 
 
+def test_a_schedule_follows_the_arguments_of_the_resumed_run(make, tmp_path):
+    schedule = {"_target_": "trainyard.schedules.Schedule", "scheduler": COSINE}
+    make(work_dir=tmp_path, schedule=schedule, loop=EpochBasedTrainLoop(1)).train()
+    runner = make(work_dir=tmp_path, schedule=schedule, optim=partial(torch.optim.Adam, lr=0.5), resume=True)
+    runner.train()
+    assert runner.optimizer.param_groups[0]["lr"] == pytest.approx(0.125)  # the last third of half a cosine
+
+
 def test_a_directory_that_holds_a_run(finished, make):
     with pytest.raises(ConfigError, match=r"work_dir: .* resume=true continues the one there"):
         make(work_dir=finished.work_dir).train()
@@ -351,10 +355,6 @@ def test_resume_needs_a_directory_or_a_path(make):
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
-
-
-class Strange(Hook):
-    pass
 
 
 @pytest.mark.parametrize(
@@ -396,8 +396,3 @@ def test_an_early_stop_may_watch_the_training(make):
     stop = EarlyStopping(monitor="train/loss", patience=1)
     runner = make(hooks={"logger": {"_target_": "trainyard.hooks.Logger", "interval": 2}, "stop": stop})
     assert "train/loss" in runner.train()[0]
-
-
-def test_supervised_makes_a_model_of_any_module(make):
-    runner = make(model=Supervised(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))))
-    assert runner.train()[0]["val/accuracy"] > 0.4

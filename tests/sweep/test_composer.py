@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from trainyard.sweep.composer import Composer
 
@@ -39,12 +39,12 @@ EXTRA = {
           - _self_
         alias: ${db}
         job: ${hydra.job}
-        chosen: ${hydra.runtime.choices.model}/${hydra:runtime.cwd}
-        home: ${oc.env:HOME}
+        chosen: ${hydra.runtime.choices.model}
+        choices: ${hydra.runtime.choices}
         environment: HOME
         missing: ???
         missing_node: {inner: "???"}
-        merged: {kept: 1, followed: "${db.host}"}
+        merged: {kept: 1, followed: "${db.host}", choices: "${hydra.runtime.choices}"}
         rows: [{a: 1}, {a: 2}]
         """,
     "db/sqlite.yaml": "{host: here, port: 1, table: {name: '${seed}', rows: [1, 2]}}",
@@ -191,13 +191,13 @@ def assert_equal(shared: Launched, point: list[str]) -> None:
 # Overrides that Hydra mostly accepts, and such as it mostly refuses. Values of a key come from VALUES.
 KEYS = """
     seed name objective optim.lr optim.betas model.hidden model.hidden.0 hook.ema.decay hook.timer loop.max_epochs db
-    db.host db.table db.table.name db.table.rows backup.port backup alias alias.host job job.name merged merged.kept
-    merged.followed missing missing_node missing_node.inner rows rows.0.a rows.1 nested nested.inner.kind chosen home
-    environment optim model hydra.job.name hydra.job.id hydra.job.override_dirname hydra.verbose hydra.sweep.subdir
-    hydra.run.dir hydra.runtime.cwd hydra.runtime.choices.model hydra.job.env_set.PLACE hydra.sweeper hydra.launcher
+    db.host db.table db.table.name db.table.rows backup.port backup alias alias.host job job.name choices.model merged
+    merged.kept merged.followed missing missing_node missing_node.inner rows rows.0.a rows.1 nested nested.inner.kind
+    chosen environment optim model hydra.job.name hydra.job.id hydra.job.override_dirname hydra.sweep.subdir
+    hydra.run.dir hydra.runtime.cwd hydra.runtime.choices.model hydra.job.env_set.PLACE hydra.sweeper hydra.verbose
 """
 OTHER_KEYS = """
-    model.hidden.9 missing.deep nested.inside elsewhere.three unknown unknown.deep.er seed.below home.below a/b $dollar
+    model.hidden.9 missing.deep nested.inside elsewhere.three unknown unknown.deep.er seed.below a/b $dollar
     optim.no-such db.table.name.x hydra hydra.job hydra.job.num hydra.job.chdir hydra.runtime.choices hydra.mode
     composer_schema.number composer_schema.ratio composer_schema.color composer_schema.numbers composer_schema.either
     composer_schema.items_by_name composer_schema.items_by_name.first.size composer_schema.items_by_name.new
@@ -206,7 +206,7 @@ OTHER_KEYS = """
 """
 VALUES = r"""
     1 0 -3 2.5e-3 1_000 inf true False null word a/b:c "${seed}" [] [1,2,3] [a,[b,{c:d}],null] {} {job:{name:x}}
-    {width:3,deep:{er:1}} {host:x,port:7} {kept:2,followed:3} {name:x} {size:4} {first:{size:5}} {lr:0.5}
+    {width:3,deep:{er:1}} {host:x,port:7} {kept:2,choices:{x:1}} {name:x} {size:4} {first:{size:5}} {lr:0.5}
     ${seed} ${db.host} ${db} ${hydra.job.name} ${hydra.job} ${hydra:runtime.cwd} ${hydra.runtime.choices.db}
     ${oc.env:HOME} ${oc.select:nothing,7} ${oc.env:NO_SUCH_VARIABLE} ${undefined.key} ${..seed} x_${seed}_${name} RED
     HOME [HOME] [seed] [${environment}] ??? a\,b int('3') str([1,2])
@@ -256,7 +256,10 @@ points = st.lists(likely, max_size=5) | st.lists(likely | unlikely, min_size=1, 
 @given(points)
 @example([])
 @example(["optim=sgd", "optim.lr=0.1", "seed=3", "name='a, b'"])
-@example(["job.name=through_an_alias", "job={chdir: true}"])
+@example(["~choices.model"])  # this and the next three: what is followed is not there yet when Hydra applies values
+@example(["~chosen"])
+@example(["+chosen=x"])
+@example(["merged={choices: {x: 1}}"])
 @example(["seed=1", "hydra.job.env_copy=[${environment}]", "environment=PATH"])
 @example(["job=null", "++job={name:x}", "hydra.job.name=y", "job=3"])
 @example(["hydra.overrides.task=[x]", "seed=2", "hydra.runtime.choices.model=x", "hydra.job.config_name=z"])
@@ -265,10 +268,10 @@ def test_a_point_is_what_hydra_makes_of_it(shared: Launched, point: list[str]) -
 
 
 ORDINARY = """
-    seed=3 optim.lr=1e-4 name=null alias=3 home='quoted' name=${hydra.job.num} name=${oc.env:HOME} merged.followed=x
+    seed=3 optim.lr=1e-4 name=null alias=3 name='quoted' name=${hydra.job.num} name=${oc.env:HOME} merged.followed=x
     model.hidden=[8] model.hidden.0=9 rows.1.a=5 nested={level:9} +new.key=1 +list=[1,{a:2}] +optim={extra:1} ++seed=4
     ~seed ~objective=val/accuracy ~hook.timer composer_schema.color=BLUE composer_schema.items_by_name.first.size=2
-    model=cnn experiment=digits_cnn db=mysql db@backup=sqlite hook=[default,ema] nested/inner=b wide=[one,three]
+    optim=sgd schedule=cosine db=mysql db@backup=sqlite hook=[default,ema] nested/inner=b wide=[one,three]
 """
 ordinary = st.lists(
     st.sampled_from(ORDINARY.split()), max_size=4, unique_by=lambda line: line.strip("+~").split("=")[0]
@@ -306,17 +309,14 @@ def test_changing_one_config_changes_no_other(shared: Launched) -> None:
 
     def wreck(node: Any) -> None:
         node._metadata.resolver_cache["now"]["x"] = 1
-        OmegaConf.set_readonly(node, False)
-        for key in range(len(node)) if isinstance(node, ListConfig) else list(node.keys()):
-            child = node._get_node(key)
-            if OmegaConf.is_config(child) and not child._is_none() and not child._is_missing():
-                wreck(child)
+        for child in [
+            node._get_node(key) for key in (range(len(node)) if isinstance(node, ListConfig) else node.keys())
+        ]:
             child._metadata.flags["wrecked"] = True
-        if isinstance(node, ListConfig):
-            node.clear()
-        elif not OmegaConf.is_interpolation(node):
-            with open_dict(node):
-                node._content.clear()
+            if OmegaConf.is_config(child):
+                wreck(child)
+        if isinstance(node._content, dict | list):
+            node._content.clear()
 
     wreck(changed)
     assert state(other) == before

@@ -22,7 +22,7 @@ CPU = [Slot(0), Slot(1)]
 
 @pytest.fixture(scope="module")
 def with_torch():
-    with LocalExecutor([Slot(0)]) as executor:
+    with LocalExecutor([Slot(0, threads=2)]) as executor:
         yield executor
 
 
@@ -154,6 +154,21 @@ def test_torch_is_there_untouched_with_the_threads_of_the_slot():
     assert {outcome.slot for outcome in outcomes} == {0, 1}
     for outcome in outcomes:
         assert outcome.value == (outcome.slot + 1, False, "MainProcess")
+
+
+def test_a_task_can_train_with_threads_and_data_workers(with_torch):
+    def task(_):
+        import torch
+        from torch.utils.data import DataLoader
+
+        weight = torch.zeros(300, requires_grad=True)
+        for batch in DataLoader(torch.ones(600, 300), batch_size=300, num_workers=2):
+            (batch @ weight - 1).square().mean().backward()
+        return weight.grad
+
+    (outcome,) = with_torch.run([Task(0, task)])
+    assert outcome.state == "done", outcome.traceback
+    assert outcome.value.tolist() == pytest.approx([-4.0] * 300)
 
 
 def test_each_task_draws_its_own_random_numbers():

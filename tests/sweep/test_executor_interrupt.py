@@ -42,7 +42,8 @@ def plain(num):
     time.sleep(60)
 
 tasks = [Task(num, globals()[name], num) for num, name in enumerate(sys.argv[2].split(","))]
-executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split(), on_tick=(folder / "begun").touch, **eval(sys.argv[4]))
+options = json.loads(sys.argv[4])
+executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split(), on_tick=(folder / "begun").touch, **options)
 try:
     outcomes = executor.run(tasks)
 except KeyboardInterrupt:
@@ -149,7 +150,7 @@ def test_a_signal_before_the_first_task_begins(command, preload):
 
 
 def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command):
-    script = command("stubborn,plain", "", "dict(timeout=2, grace=0.1)")
+    script = command("stubborn,plain", "", '{"timeout": 2, "grace": 0.1}')
     script.wait_for("running0", "running1")
     script.process.send_signal(signal.SIGINT)
     _, outcomes = script.result()

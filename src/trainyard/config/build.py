@@ -138,7 +138,7 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
     if callable(path):  # the class itself, which a config made in Python may hold
         return path  # type: ignore[no-any-return]
     parts = str(path).split(".")
-    if not all(part.isidentifier() for part in parts):
+    if not all(parts):  # an empty one is nothing that importlib takes
         raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
     if module is None:

@@ -59,7 +59,9 @@ class EarlyStopping(Hook):
                 continue
             self._waited[index] += 1
             if self._waited[index] >= self.patience:
-                member.stop(f"{name} has not got better than {self._best[index]} for {self.patience} validations")
+                best = self._best[index]
+                than = "" if best is None else f" than {best:.6g}"
+                member.stop(f"{name} has not got better{than} for {self.patience} validations")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": list(self._best), "waited": list(self._waited)}

@@ -110,6 +110,9 @@ class Sweep:
                 print(Plan(jobs, entries, slots))
                 return []
             self.directory.mkdir(parents=True, exist_ok=True)
+            if not self._is_ours and manifest.is_done(job.num for job in jobs):
+                # Hydra runs a finished sweep again when it is asked to; our own trainings are never repeated.
+                manifest.clear()
             for job in jobs:
                 manifest.define(job.num, job.overrides)
             plan = Plan(jobs, manifest.entries, slots)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,15 @@ class Manifest:
                 f"{self.path.parent} holds another sweep: its job {num} is {' '.join(known.overrides)!r}, here it "
                 f"is {' '.join(overrides)!r}. Give this sweep a hydra.sweep.dir of its own."
             )
+
+    def is_done(self, nums: Iterable[int]) -> bool:
+        """Whether all these jobs have come to their end."""
+        return all(num in self.entries and self.entries[num].state == "done" for num in nums)
+
+    def clear(self) -> None:
+        """Forget all jobs."""
+        self.path.unlink(missing_ok=True)
+        self.entries.clear()
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
         """What is known of a job, without noting anything."""

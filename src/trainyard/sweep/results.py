@@ -8,20 +8,21 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from trainyard.sweep.plan import Job, Plan, varying
-from trainyard.sweep.report import html, ranking, tables
-from trainyard.sweep.report.rows import Row
+from trainyard.sweep.report import Row, ranking
 from trainyard.sweep.tracking import SweepTracking
 
 
 def conclude(plan: Plan, directory: Path, tracking: SweepTracking) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run."""
+    from trainyard.sweep.report import html, tables
+
     name = OmegaConf.select(plan.jobs[0].config, "objective")
     direction = OmegaConf.select(plan.jobs[0].config, "direction") or "minimize"
     rows = [_row(job, plan, varying(plan.jobs)) for job in plan.jobs]
     Console().print(ranking.table(rows, name, direction))
     title = f"{directory.parent.name} {directory.name}"
     files = [
-        *tables.write(rows, directory),
+        *tables.write(rows, directory, direction),
         html.write(rows, directory, title=title, objective=name, direction=direction),
     ]
     print(f"Report: {files[-1]}")

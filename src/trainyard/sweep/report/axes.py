@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import quantiles
 
 from trainyard.sweep.report.rows import number, parse
 
+FAR = 10  # interquartile ranges
 LOG_SPAN = 100 * (1 - 1e-9)  # 1e-4 … 1e-2 is a hundredfold, whatever rounding makes of it
 
 
@@ -22,6 +24,19 @@ class Tick:
 def drawable(value: float | None) -> bool:
     """Whether a number has a place on an axis. Beyond 1e300, differences overflow."""
     return value is not None and math.isfinite(value) and abs(value) < 1e300
+
+
+def fences(values: Iterable[float | None]) -> tuple[float, float]:
+    """Bounds beyond which a number is so far from the others (a diverged job) that an axis leaves it out.
+
+    Ten interquartile ranges outside the quartiles; infinite for fewer than eight numbers.
+    """
+    numbers = [value for value in values if value is not None and drawable(value)]
+    if len(numbers) < 8:
+        return -math.inf, math.inf
+    low, _, high = quantiles(numbers, n=4)
+    reach = FAR * (high - low) or math.inf
+    return low - reach, high + reach
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,13 @@ class Scale:
             return cls(low - room, high + room)
         return cls(low, high)
 
+    def held(self, value: float | None) -> float | None:
+        """The place of a value; one off the scale is held at its end."""
+        if self.log and value is not None and value <= 0:
+            return 0.0
+        place = self.place(value)
+        return None if place is None else min(max(place, 0.0), 1.0)
+
     def place(self, value: float | None) -> float | None:
         if value is None or not drawable(value) or (self.log and value <= 0):
             return None
@@ -54,10 +76,16 @@ class Scale:
         step = _round_step((self.high - self.low) / count)
         if self.log:
             step = max(1, round(step))
+            if self.high - self.low < 3:
+                decades = range(math.floor(self.low), math.ceil(self.high))
+                return self._within(10.0**exponent * factor for exponent in decades for factor in (1, 2, 5, 10))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         steps = [index * step for index in range(first, last + 1)]
         values = [10.0**exponent for exponent in steps] if self.log else steps
         return self.ticks_at(values)
+
+    def _within(self, values: Iterable[float]) -> list[Tick]:
+        return [tick for tick in self.ticks_at(sorted(set(values))) if -1e-9 <= tick.place <= 1 + 1e-9]
 
     def ticks_at(self, values: Iterable[float]) -> list[Tick]:
         return [Tick(place, number(value, 6)) for value in values if (place := self.place(value)) is not None]

@@ -9,8 +9,8 @@ from collections.abc import Hashable, Sequence
 from trainyard.sweep.report.rows import Row, parse
 
 METHOD = (
-    "The share of the variance in the jobs’ order that each parameter explains by itself: ε² of the ranks "
-    "(the effect size of the Kruskal–Wallis test), corrected for the number of values. "
+    "The share of the variance in the jobs' order that each parameter explains by itself: ε² of the ranks "
+    "(the effect size of the Kruskal-Wallis test), corrected for the number of values. "
     "0: it makes no difference, 1: it decides alone. Numbers that hardly repeat are put into bins of equal count. "
     "What the bars leave is interplay of parameters, and chance."
 )

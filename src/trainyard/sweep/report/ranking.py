@@ -70,9 +70,9 @@ def table(rows: Sequence[Row], objective: str | None, direction: Direction, limi
     result.add_column("time", justify="right")
     result.add_column("state")
     for place, row in zip(places(ranking), shown, strict=False):
-        varied = (Text(row.overrides.get(name, "–")) for name in columns)
+        varied = (Text(row.overrides.get(name, "-")) for name in columns)
         result.add_row(
-            "–" if place is None else str(place),
+            "-" if place is None else str(place),
             str(row.num),
             *varied,
             number(row.objective),

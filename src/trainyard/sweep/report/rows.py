@@ -16,7 +16,7 @@ Value = bool | int | float | str
 
 # Numbers as Hydra's grammar writes them. An integer of more digits than these would not fit into 64 bits.
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
-_FLOAT = re.compile(r"[+-]?(([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
+_FLOAT = re.compile(r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ def parse(texts: Sequence[str | None]) -> list[Value | None]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`0.9733`, `1e-4`, `120000`; `–` for None."""
+    """`0.9733`, `1e-4`, `120000`; `-` for None."""
     if value is None:
-        return "–"
+        return "-"
     if value == round(value, 0) and abs(value) < 1e6:
         return str(int(value))
     return re.sub(r"e([+-])0*", lambda found: f"e{found[1].strip('+')}", f"{value:.{digits}g}")
 
 
 def duration(seconds: float | None) -> str:
-    """`4.2 s`, `3 min 05 s`, `2 h 07 min`; `–` for None."""
+    """`4.2 s`, `3 min 05 s`, `2 h 07 min`; `-` for None."""
     if seconds is None:
-        return "–"
+        return "-"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

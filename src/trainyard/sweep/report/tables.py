@@ -37,7 +37,7 @@ def write(rows: Sequence[Row], directory: str | Path, direction: Direction) -> t
     for key in keys(rows):
         values = parse([row.overrides.get(key) for row in ranking])
         name = f"override.{key}" if key in _OWN else key
-        columns[_plain(name)] = pd.array([_plain(value) for value in values], dtype=_dtype(values))
+        columns[_text(name)] = pd.array([_plain(value) for value in values], dtype=_dtype(values))
     columns |= {
         "objective": pd.array([row.objective for row in ranking], dtype="float64"),
         "seconds": pd.array([row.seconds for row in ranking], dtype="float64"),
@@ -61,5 +61,9 @@ def _dtype(values: Sequence[Value | None]) -> str:
 
 
 def _plain(value: Value | None) -> Value | None:
-    """A file name or an argument may hold bytes that are no UTF-8; neither format takes them."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(value: str) -> str:
+    """What both formats can hold: bytes that are no UTF-8 have no place in either, and CSV loses a carriage return."""
+    return value.encode(errors="replace").decode().replace("\r", "\n")

@@ -1,0 +1,112 @@
+"""Pictures of parameters: parallel coordinates, one parameter against the objective, importance."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+
+from trainyard.sweep.report.axes import Axis, of_parameter
+from trainyard.sweep.report.rows import Row, number
+from trainyard.sweep.report.svg import Frame, dot, drawing, line, objective_axis, path, spaced, text
+
+
+def parallel(ranking: Sequence[Row], names: Sequence[str], objective: str, shade: Mapping[int, str]) -> str:
+    """One upright axis for each parameter and one for the objective; each finished job is a line through its values.
+
+    Where jobs share a value their lines stand side by side, the best on top.
+
+    Args:
+        ranking: the jobs, best first; the best are drawn on top.
+        names: the parameters.
+        objective: the objective's name.
+        shade: the class that colours each job, by its number.
+    """
+    rows = [row for row in ranking if row.ranked]
+    axes = [of_parameter(name, [row.overrides.get(name) for row in rows]) for name in names]
+    axes.append(objective_axis(rows, objective))
+    width, height, margin = max(1080.0, 130.0 * len(axes) + 60), 380.0, 90.0
+    top, floor = 52.0, height - 26
+    across = [margin + index * (width - 2 * margin) / (len(axes) - 1) for index in range(len(axes))]
+    spreads = [*(_spread(axis, floor - top) for axis in axes[:-1]), 0.0]
+    parts = []
+    for index in reversed(range(len(rows))):
+        aside = 0.5 - index / max(1, len(rows) - 1)  # the best on top
+        points = [
+            (x, floor - place * (floor - top) - aside * spread)
+            for x, axis, spread in zip(across, axes, spreads, strict=True)
+            if (place := axis.places[index]) is not None
+        ]
+        parts.append(path(points, rows[index], shade[rows[index].num], _tip(rows[index])))
+    room = (width - 2 * margin) / (len(axes) - 1)
+    for index, (x, axis) in enumerate(zip(across, axes, strict=True)):
+        last = index == len(axes) - 1
+        parts.append(line((x, top - 16), (x, floor + 16), "axis"))
+        parts.append(text(x, 18, axis.label, "name middle", longest=int(min(room, 2 * margin) / 6.8)))
+        for tick in spaced(axis.ticks, floor - top, gap=14):
+            y = floor - tick.place * (floor - top)
+            parts.append(line((x - 3, y), (x + 3, y), "axis"))
+            parts.append(text(x + (7 if last else -7), y + 4, tick.label, "halo" if last else "halo end", longest=13))
+    return drawing(width, height, parts, f"Parallel coordinates of {', '.join(names)} and {objective}")
+
+
+def _repeats(axis: Axis) -> bool:
+    """Whether on average at least two jobs share a value."""
+    return 2 * len(set(axis.places)) <= len(axis.places)
+
+
+def _spread(axis: Axis, length: float) -> float:
+    """Pixels over which the lines of jobs that share a value are spread, so that they do not hide each other."""
+    if not _repeats(axis):
+        return 0.0
+    places = sorted({place for place in axis.places if place is not None})
+    least = min((after - before for before, after in pairwise(places)), default=1.0)
+    return min(26.0, 0.6 * least * length)
+
+
+def scatter(ranking: Sequence[Row], name: str, objective: str, shade: Mapping[int, str]) -> str:
+    """One parameter against the objective; a bar marks the median of each value, where jobs share values."""
+    rows = [row for row in ranking if row.ranked]
+    across = of_parameter(name, [row.overrides.get(name) for row in rows])
+    up = objective_axis(rows, objective)
+    frame = Frame(350, 260, inset=16)
+    parts = frame.axes(across.ticks, up.ticks, name, objective)
+    parts += _medians(frame, across, up)
+    for row, x, y in reversed(list(zip(rows, across.places, up.places, strict=True))):
+        if x is not None and y is not None:
+            parts.append(dot((frame.x(x), frame.y(y)), row, shade[row.num], _tip(row)))
+    return drawing(frame.width, frame.height, parts, f"{name} against {objective}")
+
+
+def _medians(frame: Frame, across: Axis, up: Axis) -> list[str]:
+    if not _repeats(across):
+        return []
+    columns: dict[float, list[float]] = defaultdict(list)
+    for x, y in zip(across.places, up.places, strict=True):
+        if x is not None and y is not None:
+            columns[x].append(y)
+    shared = ((frame.x(x), frame.y(median(values))) for x, values in columns.items() if len(values) > 1)
+    return [line((x - 11, y), (x + 11, y), "median") for x, y in shared]
+
+
+def bars(shares: Mapping[str, float | None]) -> str:
+    """A bar in [0, 1] for each parameter, the longest first; those that nothing can be said of come last."""
+    order = sorted(shares, key=lambda name: -1.0 if shares[name] is None else shares[name] or 0.0, reverse=True)
+    left, length, step = 230.0, 420.0, 26.0
+    parts = []
+    for index, name in enumerate(order):
+        share, y = shares[name], index * step + 4
+        parts.append(text(left - 8, y + 13, name, "end", longest=32))
+        if share is None:
+            parts.append(text(left + 4, y + 13, "too few jobs of each value to tell"))
+            continue
+        parts.append(f'<rect class="bar" x="{left}" y="{y}" width="{max(1.0, share * length):.1f}" height="17"/>')
+        parts.append(text(left + share * length + 7, y + 13, f"{share:.2f}"))
+    height = len(order) * step + 6
+    parts.append(line((left, 0), (left, height), "axis"))
+    return drawing(left + length + 60, height, parts, "Importance of the parameters")
+
+
+def _tip(row: Row) -> str:
+    return f"{row.label}: {number(row.objective, 6)}"

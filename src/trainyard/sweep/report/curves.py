@@ -1,0 +1,71 @@
+"""Learning curves, read from the journals of the jobs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from trainyard.sweep.report.axes import Scale, drawable, fences
+from trainyard.sweep.report.rows import Row
+from trainyard.sweep.report.svg import Frame, drawing, path
+from trainyard.track import read
+
+POINTS = 300  # a curve is drawn about 450 pixels wide
+
+Curve = list[tuple[int, float]]
+
+
+def read_curves(directory: Path, names: Iterable[str]) -> dict[str, Curve]:
+    """The values of some metrics over the steps, as a job's journal has them.
+
+    Args:
+        directory: the job's directory. One that is missing, or whose journal cannot be read, gives empty curves.
+        names: the metrics.
+
+    Returns:
+        For each name its points (step, value), at most 300 evenly spread ones, the last one among them.
+    """
+    curves: dict[str, Curve] = {name: [] for name in names}
+    with contextlib.suppress(OSError):
+        for record, _ in read(directory / "metrics.jsonl"):
+            if record["kind"] == "metrics":
+                for name in curves.keys() & record["values"].keys():
+                    curves[name].append((record["step"], record["values"][name]))
+    return {name: _thinned([point for point in curve if drawable(point[1])]) for name, curve in curves.items()}
+
+
+def _thinned(curve: Curve) -> Curve:
+    if len(curve) <= POINTS:
+        return curve
+    return [curve[round(index * (len(curve) - 1) / (POINTS - 1))] for index in range(POINTS)]
+
+
+def draw(ranking: Sequence[Row], curves: Mapping[int, Curve], metric: str, shade: Mapping[int, str]) -> str:
+    """The curves of one metric over the steps; where a job is far off the others, its curve is held at the edge.
+
+    Args:
+        ranking: the jobs, best first; the best are drawn on top.
+        curves: the points of each job, by its number.
+        metric: the metric's name.
+        shade: the class that colours each job, by its number.
+
+    Returns:
+        The picture, or nothing where no job has a point.
+    """
+    middles = {num: median(value for _, value in curve) for num, curve in curves.items() if curve}
+    if not middles:
+        return ""
+    low, high = fences(middles.values())
+    near = [curves[num] for num, middle in middles.items() if low <= middle <= high]
+    last = max(step for curve in curves.values() for step, _ in curve)
+    across, up = Scale(0, max(last, 1)), Scale.over(value for curve in near for _, value in curve)
+    frame = Frame(540, 320)
+    parts = frame.axes(across.ticks(), up.ticks(), "step", metric)
+    for row in reversed(ranking):
+        placed = [(across.place(step), up.held(value)) for step, value in curves.get(row.num, [])]
+        drawn = [(frame.x(x), frame.y(y)) for x, y in placed if x is not None and y is not None]
+        if drawn:
+            parts.append(path(drawn, row, shade[row.num], row.label))
+    return drawing(frame.width, frame.height, parts, f"Learning curves of {metric}")

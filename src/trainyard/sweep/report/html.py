@@ -1,0 +1,139 @@
+"""The report of a sweep: one page that needs no network and opens from a file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from trainyard.sweep.report import charts, curves
+from trainyard.sweep.report.axes import FAR
+from trainyard.sweep.report.importance import METHOD, importance
+from trainyard.sweep.report.page import document
+from trainyard.sweep.report.ranking import places, rank
+from trainyard.sweep.report.rows import Direction, Row, duration, keys, number, varying
+from trainyard.sweep.report.svg import COLOURED, CROWD, SHADES, far_off, shades
+
+_TRAIN_LOSS = "train/loss"
+
+
+def write(
+    rows: Sequence[Row], directory: str | Path, *, title: str, objective: str | None, direction: Direction
+) -> Path:
+    """Write `report.html`.
+
+    It shows the ranking, learning curves, parallel coordinates, each parameter against the objective, and importance.
+
+    Args:
+        rows: the jobs, in any order. Their curves are read from `metrics.jsonl` in their directories.
+        directory: where to write; it must exist. Links to the jobs' directories are relative to it.
+        title: the page's heading.
+        objective: the name of the metric that ranks; None where what ranks is no metric.
+        direction: whether a high objective is good or a low one.
+
+    Returns:
+        The file.
+    """
+    ranking = rank(rows, direction)
+    names = varying(ranking)
+    shown = objective or "objective"
+    shade = shades(ranking, direction)
+    sections = [
+        _summary(ranking, title, shown, direction),
+        _ranking(ranking, shown, Path(directory)),
+        _curves(ranking, objective, shade),
+        *_parameters(ranking, names, shown, shade),
+    ]
+    file = Path(directory, "report.html")
+    file.write_text(document(title, "\n".join(sections)), encoding="utf-8", errors="replace")
+    return file
+
+
+def _summary(ranking: Sequence[Row], title: str, objective: str, direction: Direction) -> str:
+    states = Counter(row.state for row in ranking)
+    jobs = f"{len(ranking)} ({', '.join(f'{count} {state}' for state, count in states.most_common())})"
+    seconds = [row.seconds for row in ranking if row.seconds is not None]
+    done = [row.seconds for row in ranking if row.seconds is not None and row.state == "done"]
+    best = next((row for row in ranking if row.ranked), None)
+    facts = {
+        "Jobs": jobs if ranking else "0",
+        "Objective": f"{objective} ({'higher' if direction == 'maximize' else 'lower'} is better)",
+        "Best job": "none finished with an objective" if best is None else f"{best.label}: {number(best.objective)}",
+        "Time of all jobs": duration(sum(seconds) if seconds else None),
+        "Mean time of a finished job": duration(sum(done) / len(done) if done else None),
+    }
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    far = far_off(ranking)
+    note = (
+        f'\n<p class="note">Of the finished jobs, {far} have an objective so far from the others (more than {FAR} '
+        "interquartile ranges) that the pictures show them at the edge.</p>"
+    )
+    return f"<h1>{escape(title)}</h1>\n<dl>{items}</dl>{note if far else ''}"
+
+
+def _ranking(ranking: Sequence[Row], objective: str, directory: Path) -> str:
+    names = varying(ranking) or keys(ranking)
+    numbers = {"rank", "job", objective, "time"}
+    columns = ["rank", "job", *names, objective, "time", "state"]
+    heads = (f"<th{' class=number' if name in numbers else ''}>{escape(name)}</th>" for name in columns)
+    body = "\n".join(_line(row, place, names, directory) for row, place in zip(ranking, places(ranking), strict=True))
+    return (
+        "<h2>Ranking</h2>\n"
+        '<p class="note">A click on a heading sorts; the number of a job leads to its directory.</p>\n'
+        f'<div class="scroll ranking"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _line(row: Row, place: int | None, names: Sequence[str], directory: Path) -> str:
+    folder = Path(os.path.relpath(row.directory, directory)).as_posix()
+    # "./": a name such as `a:b` would be read as a scheme.
+    target = quote(f"./{folder}/", safe="/=,", errors="replace")
+    link = f'<a href="{escape(target)}" title="{escape(folder)}">{row.num}</a>'
+    objective = None if row.objective is None or row.objective != row.objective else row.objective
+    error = f'<div class="error">{escape(row.error)}</div>' if row.error else ""
+    cells = [
+        _cell("" if place is None else str(place), "-" if place is None else str(place), numeric=True),
+        _cell(str(row.num), link, numeric=True),
+        *(_cell(row.overrides.get(name, ""), escape(row.overrides.get(name, "-"))) for name in names),
+        _cell("" if objective is None else repr(objective), number(row.objective), numeric=True),
+        _cell("" if row.seconds is None else repr(row.seconds), duration(row.seconds), numeric=True),
+        _cell(row.state, row.state + error),
+    ]
+    kind = "" if row.state == "done" else ' class="unfinished"'
+    return f'<tr{kind} data-job="{row.num}">{"".join(cells)}</tr>'
+
+
+def _cell(value: str, content: str, *, numeric: bool = False) -> str:
+    """A cell that sorts by `value` and shows `content`, which is HTML."""
+    return f'<td{" class=number" if numeric else ""} data-value="{escape(value)}">{content}</td>'
+
+
+def _curves(ranking: Sequence[Row], objective: str | None, shade: dict[int, str]) -> str:
+    metrics = list(dict.fromkeys(name for name in (objective, _TRAIN_LOSS) if name is not None))
+    found = {row.num: curves.read_curves(row.directory, metrics) for row in ranking}
+    drawn = [
+        curves.draw(ranking, {num: curve[metric] for num, curve in found.items()}, metric, shade) for metric in metrics
+    ]
+    legend = "".join(f'<i class="c{index}"></i>' for index in range(SHADES))
+    crowd = f"The best {COLOURED} of {len(ranking)} jobs are coloured" if len(ranking) > CROWD else "Coloured"
+    note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Grey: all others.'
+    if not any(drawn):
+        return '<h2>Learning curves</h2>\n<p class="note">No job has recorded any.</p>'
+    return f'<h2>Learning curves</h2>\n<p class="note">{note}</p>\n<div class="charts">{"".join(drawn)}</div>'
+
+
+def _parameters(ranking: Sequence[Row], names: Sequence[str], objective: str, shade: dict[int, str]) -> Iterator[str]:
+    if not names or sum(row.ranked for row in ranking) < 2:
+        yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
+        yield "no parameter varies.</p>" if not names else "fewer than two jobs finished with an objective.</p>"
+        return
+    yield '<h2>Parallel coordinates</h2>\n<p class="note">One line for each finished job.</p>'
+    yield f'<div class="scroll wide">{charts.parallel(ranking, names, objective, shade)}</div>'
+    yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">A bar marks the median of a value.</p>'
+    yield f'<div class="charts">{"".join(charts.scatter(ranking, name, objective, shade) for name in names)}</div>'
+    shares = {name: importance(ranking, name) for name in names}
+    yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD)}</p>\n{charts.bars(shares)}'

@@ -1,0 +1,25 @@
+"""The test suites that Hydra ships for launchers."""
+
+import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+
+from hydra_plugins.trainyard_launcher import LocalLauncher
+
+
+def test_discovery():
+    assert LocalLauncher.__name__ in [plugin.__name__ for plugin in Plugins.instance().discover(Launcher)]
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("local", [])])
+class TestLocalLauncher(LauncherTestSuite):
+    """Sweeps in this process's Hydra."""
+
+
+@pytest.mark.parametrize(
+    ("task_launcher_cfg", "extra_flags"),
+    [({}, ["-m", "hydra/job_logging=disabled", "hydra/launcher=local"])],
+)
+class TestLocalLauncherIntegration(IntegrationTestSuite):
+    """Whole applications."""

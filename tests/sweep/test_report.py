@@ -1,0 +1,320 @@
+import itertools
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.sweep.report import Row, html, rank, table, tables, text
+from trainyard.sweep.report.axes import Scale, of_parameter
+from trainyard.sweep.report.curves import POINTS, read_curves
+from trainyard.sweep.report.importance import importance
+from trainyard.sweep.report.rows import Direction, duration, number, parse, varying
+from trainyard.track import Journal
+
+SOME = settings(max_examples=100, deadline=None)
+STATES = st.sampled_from(["done", "done", "failed", "interrupted", "timeout", "lost"])
+OBJECTIVES = st.none() | st.floats() | st.sampled_from([0.5, 0.75])
+DIRECTIONS = st.sampled_from(["maximize", "minimize"])
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+@st.composite
+def sweeps(draw: st.DrawFn) -> list[Row]:
+    texts = st.text(max_size=12) | st.sampled_from(["1", "1e-3", "true", "[1,2]", "<b>", "null", "nan", "9" * 30])
+    overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b"]), texts)
+    outcomes = draw(st.lists(st.tuples(overrides, STATES, OBJECTIVES, st.none() | st.floats(0, 1e6)), max_size=12))
+    rows = [
+        Row(num, varied, state, objective, seconds, Path("/nowhere", str(num)), None if state == "done" else "why")
+        for num, (varied, state, objective, seconds) in enumerate(outcomes)
+    ]
+    return draw(st.permutations(rows))
+
+
+def row(num: int, overrides: dict[str, str], objective: float | None = None, directory: Path = Path("none")) -> Row:
+    state, error = ("done", None) if objective is not None else ("failed", "RuntimeError: <no> & [never]")
+    return Row(num, overrides, state, objective, 1.5 + num, directory / str(num), error)
+
+
+def grid(root: Path, axes: dict[str, Sequence[str]], epochs: int = 5) -> list[Row]:
+    """A finished sweep over every combination, with the journals that its jobs leave."""
+    rows = []
+    for num, values in enumerate(itertools.product(*axes.values())):
+        (root / str(num)).mkdir()
+        best = 0.5 + 0.4 / (1 + num)
+        with Journal(root / str(num)) as journal:
+            journal.status("RUNNING")
+            for epoch in range(1, epochs + 1):
+                journal.metrics(10 * epoch, {"val/accuracy": best - 1 / (epoch + 3)}, epoch=epoch)
+                journal.metrics(10 * epoch, {"train/loss": 2 / epoch}, epoch=epoch)
+            journal.status("FINISHED")
+        rows.append(row(num, dict(zip(axes, values, strict=True)), best, root))
+    return rows
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed, and collects what the tests ask for."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def jobs(self, tag: str) -> list[str | None]:
+        return [attributes["data-job"] for name, attributes in self.tags if name == tag and "data-job" in attributes]
+
+
+def page_of(rows: Sequence[Row], directory: Path, direction: Direction = "maximize", title: str = "Sweep") -> Page:
+    source = html.write(rows, directory, title=title, objective="val/accuracy", direction=direction).read_text()
+    assert not re.search(r"https?:|//\w|url\(|@import|<link|<img|<iframe|src=", source)
+    page = Page(source)
+    assert sorted(page.jobs("tr"), key=str) == sorted((str(each.num) for each in rows), key=str)
+    assert "nan" not in " ".join(str(attributes.get("points", "")) for _, attributes in page.tags)
+    return page
+
+
+@SOME
+@given(rows=sweeps(), direction=DIRECTIONS)
+def test_rank_is_a_sorted_permutation(rows: list[Row], direction: Direction) -> None:
+    ranking = rank(rows, direction)
+    assert sorted(each.num for each in ranking) == sorted(each.num for each in rows)
+    for before, after in itertools.pairwise(ranking):
+        if (before.state == "done") != (after.state == "done"):
+            assert before.state == "done"
+            continue
+        missing = [each.objective is None or math.isnan(each.objective) for each in (before, after)]
+        if any(missing):
+            assert missing != [True, False]
+            assert missing != [True, True] or before.num < after.num
+        elif before.objective == after.objective:
+            assert before.num < after.num
+        else:
+            assert before.objective is not None
+            assert after.objective is not None
+            assert (before.objective > after.objective) == (direction == "maximize")
+
+
+def test_table_shows_what_varies() -> None:
+    lrs = {0: ("0.1", 0.8), 1: ("0.01", 0.9), 2: ("0.001", None), 3: ("1e-4", 0.8)}
+    rows = [row(num, {"optim.lr": lr, "data": "digits"}, value) for num, (lr, value) in lrs.items()]
+    shown = text(table(rows, "val/accuracy", "maximize"))
+    assert "\x1b" not in shown
+    head, _, *lines = [line.split() for line in shown.splitlines() if line.strip()]
+    assert head == ["rank", "job", "optim.lr", "val/accuracy", "time", "state"]
+    assert [line[:4] for line in lines] == [
+        ["1", "1", "0.01", "0.9"],
+        ["2", "0", "0.1", "0.8"],
+        ["2", "3", "1e-4", "0.8"],
+        ["-", "2", "0.001", "-"],
+    ]
+
+
+def test_table_keeps_brackets_and_fits() -> None:
+    rows = [row(num, {"model.hidden": f"[bold,{num}]"}, float(num)) for num in range(30)]
+    shown = text(table(rows, "[red]loss", "minimize"))
+    assert "[bold,0]" in shown
+    assert "[red]loss" in shown
+    assert "[bold,20]" not in shown
+    assert "Best 20 of 30 jobs" in shown
+    assert "[bold,29]" in text(table(rows, None, "minimize", limit=None))
+    assert max(map(len, text(table(rows, "loss", "minimize"), width=40).splitlines())) <= 40
+
+
+@SOME
+@given(rows=sweeps(), direction=DIRECTIONS)
+def test_tables_round_trip(rows: list[Row], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("tables")
+    csv, parquet = tables.write(rows, folder, direction)
+    ranking = rank(rows, direction)
+    for frame in (pd.read_parquet(parquet), pd.read_csv(csv)):
+        assert list(frame.columns[:2]) == ["rank", "job"]
+        assert list(frame["job"]) == [each.num for each in ranking]
+        assert list(frame["state"]) == [each.state for each in ranking]
+        for written, each in zip(frame["objective"], ranking, strict=True):
+            wanted = math.nan if each.objective is None else each.objective
+            assert written == pytest.approx(wanted, nan_ok=True, rel=1e-12)
+        assert list(frame["rank"].notna()) == [each.ranked for each in ranking]
+
+
+def test_tables_hold_numbers(tmp_path: Path) -> None:
+    values = [("1", "1e-3", "true", "a"), ("2", "1", "False", "2")]
+    names = ("size", "lr", "flag", "state")
+    rows = [row(num, dict(zip(names, each, strict=True)), 0.5, tmp_path) for num, each in enumerate(values)]
+    for file, read in zip(tables.write(rows, tmp_path, "maximize"), (pd.read_csv, pd.read_parquet), strict=True):
+        frame = read(file)
+        assert list(frame["size"]) == [1, 2]
+        assert list(frame["lr"]) == [0.001, 1.0]
+        assert list(frame["flag"]) == [True, False]
+        assert list(frame["override.state"]) == ["a", "2"]
+        assert list(frame["directory"].astype(str)) == ["0", "1"]
+        assert [frame[name].dtype.kind for name in ("size", "lr", "flag")] == ["i", "f", "b"]
+
+
+def test_columns_are_parsed_whole() -> None:
+    assert parse(["1", None, "-2"]) == [1, None, -2]
+    assert parse(["1", "1e-3", ".5", "inf"]) == [1.0, 0.001, 0.5, math.inf]
+    assert parse(["true", "False"]) == [True, False]
+    for texts in (["1", "a"], ["true", "1"], ["007"], ["9" * 30, "x"], [""], ["1 "], ["٣"]):
+        assert parse(texts) == texts
+    assert parse(["9" * 30]) == [1e30]
+    rows = [row(0, {"a": "1", "b": "2"}), row(1, {"a": "1", "b": "3", "c": "4"})]
+    assert varying(rows) == ["b", "c"]
+    assert varying(rows[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.97333, "0.9733"), (1e-4, "0.0001"), (1.5e-7, "1.5e-7"), (1e12, "1e12"), (120000.0, "120000"), (None, "-")],
+)
+def test_numbers_are_short(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_durations() -> None:
+    assert [duration(value) for value in (None, 0.04, 59.96, 185, 7200 + 7 * 60)] == [
+        "-", "0.0 s", "1 min 00 s", "3 min 05 s", "2 h 07 min",
+    ]  # fmt: skip
+
+
+@SOME
+@given(values=st.lists(st.none() | st.floats()))
+def test_every_number_has_its_place(values: list[float | None]) -> None:
+    scale = Scale.over(values)
+    places = [scale.place(value) for value in values]
+    assert all(place is None or -1e-6 <= place <= 1 + 1e-6 for place in places)
+    ticks = scale.ticks()
+    assert len(ticks) <= 14
+    assert all(-1e-6 <= tick.place <= 1 + 1e-6 for tick in ticks)
+    known = sorted((value, place) for value, place in zip(values, places, strict=True) if None not in (value, place))
+    assert [place for _, place in known] == sorted(place for _, place in known)
+
+
+def test_axis_follows_the_values() -> None:
+    assert of_parameter("lr", ["1e-4", "1e-3", "1e-2"]).places == pytest.approx([0, 0.5, 1])
+    assert of_parameter("size", ["16", "32", "48"]).places == [0, 0.5, 1]
+    decay = of_parameter("decay", ["1e-2", "0", None, "1e-5"])  # neither linear nor logarithmic
+    assert decay.places == pytest.approx([5 / 6, 1 / 6, None, 0.5])
+    assert [tick.label for tick in decay.ticks] == ["0", "1e-5", "1e-2"]
+    assert of_parameter("model", ["mlp", "cnn"]).places == [0.75, 0.25]
+
+
+def test_importance_finds_the_parameter_that_decides() -> None:
+    points = list(itertools.product(range(4), range(3)))
+    rows = [row(num, {"a": str(a), "b": "xyz"[b], "id": f"job{num}"}, float(a)) for num, (a, b) in enumerate(points)]
+    rows.append(row(99, {"a": "0", "b": "x", "id": "bad"}))
+    assert importance(rows, "a") == pytest.approx(1)
+    assert importance(rows, "b") == 0
+    assert importance(rows, "id") is None
+    assert importance(rows[:3], "a") is None
+    assert importance([row(num, {"a": "12"[num % 2]}, 0.5) for num in range(8)], "a") == 0
+    drawn = [row(num, {"lr": str(num / 64), "other": str(num * 37 % 64 / 64)}, (num - 32) ** 2) for num in range(64)]
+    assert (importance(drawn, "lr") or 0) > 0.9
+    assert (importance(drawn, "other") or 0) < 0.3
+
+
+def test_curves_are_thinned_and_end_at_the_end(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for step in range(1, 1001):
+            journal.metrics(step, {"loss": math.nan if step == 500 else 1 / step, "other": 1.0})
+    curve = read_curves(tmp_path, ["loss", "absent"])
+    assert len(curve["loss"]) == POINTS
+    assert (curve["loss"][0], curve["loss"][-1]) == ((1, 1.0), (1000, 0.001))
+    assert curve["absent"] == []
+    assert read_curves(tmp_path / "gone", ["loss"]) == {"loss": []}
+
+
+def test_page_of_a_sweep(tmp_path: Path) -> None:
+    rows = grid(tmp_path, {"model": ["mlp", "cnn"], "optim.lr": ["1e-4", "1e-3", "1e-2"], "seed": ["0", "1"]})
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "metrics.jsonl").touch()
+    rows += [row(12, {"model": "mlp", "optim.lr": "1"}, None, tmp_path), row(13, {"model": "vit"}, None, tmp_path)]
+    page = page_of(rows, tmp_path)
+    words = " ".join(page.words)
+    assert "14 (12 done, 2 failed)" in words
+    assert "#0 model=mlp optim.lr=1e-4 seed=0: 0.9" in words
+    assert "RuntimeError: <no> & [never]" in words
+    assert len(page.jobs("polyline")) == 3 * 12  # two learning curves and the parallel coordinates
+    assert len(page.jobs("circle")) == 3 * 12
+    assert {name for name, _ in page.tags} >= {"svg", "rect", "table", "script", "style"}
+    links = {attributes["href"] for name, attributes in page.tags if name == "a"}
+    assert links == {f"./{num}/" for num in range(14)}
+    before = (tmp_path / "report.html").read_bytes()
+    page_of(rows[::-1], tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_page_escapes_text(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>\"'&"
+    rows = [row(num, {evil: f"{evil}{num}"}, num / 10, tmp_path / evil.replace("/", ":")) for num in range(3)]
+    rows.append(Row(3, {evil: "x"}, "failed", None, None, tmp_path / os.fsdecode(b"\xff?#%"), evil))
+    page = page_of(rows, tmp_path, title=evil)
+    assert sum(name == "script" for name, _ in page.tags) == 1
+    assert evil in page.words
+    tables.write(rows, tmp_path, "maximize")
+
+
+@pytest.mark.parametrize("objective", [0.5, None, math.nan, math.inf])
+def test_page_of_one_job(tmp_path: Path, objective: float | None) -> None:
+    page = page_of([row(7, {"model": "mlp"}, objective, tmp_path)], tmp_path)
+    assert any("no parameter varies" in words for words in page.words)
+    assert page_of([], tmp_path).jobs("tr") == []
+
+
+def test_page_where_all_failed(tmp_path: Path) -> None:
+    page = page_of([row(num, {"optim.lr": f"1e-{num}"}, None, tmp_path) for num in range(5)], tmp_path)
+    words = " ".join(page.words)
+    assert "none finished with an objective" in words
+    assert "No job has recorded any." in words
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=sweeps(), direction=DIRECTIONS)
+def test_page_of_anything(rows: list[Row], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
+    page_of(rows, tmp_path_factory.mktemp("page"), direction)
+
+
+def test_diverged_jobs_do_not_flatten_the_rest(tmp_path: Path) -> None:
+    rows = [row(num, {"lr": str(num + 1)}, 0.1 * num + 0.1, tmp_path) for num in range(12)] + [
+        row(12, {"lr": "13"}, 1e9)
+    ]
+    page = page_of(rows, tmp_path, "minimize")
+    assert any("Of the finished jobs, 1 have" in words for words in page.words)
+    heights = {str(attributes["cy"]) for name, attributes in page.tags if name == "circle"}
+    assert len(heights) == 12
+
+
+def test_page_of_256_jobs(tmp_path: Path) -> None:
+    axes = {"optim.lr": [f"1e-{n}" for n in range(1, 9)], "model.width": [str(2**n) for n in range(8)], "model": "abcd"}
+    rows = grid(tmp_path, axes, epochs=30)
+    began = time.process_time()
+    page = page_of(rows, tmp_path)
+    assert time.process_time() - began < 3
+    assert (tmp_path / "report.html").stat().st_size < 5e6
+    assert len(page.jobs("polyline")) == 3 * 256
+    coloured = [attributes for _, attributes in page.tags if re.search(r"\bc\d", str(attributes.get("class")))]
+    assert len({attributes["data-job"] for attributes in coloured if "data-job" in attributes}) == 32

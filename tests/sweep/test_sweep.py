@@ -1,0 +1,197 @@
+"""Sweeps with `python train.py -m …` as a user runs them."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trainyard.sweep.manifest import Manifest
+from trainyard.track import read
+
+ROOT = Path(__file__).parents[2]
+SWEEP = ["-m", "data=rings", "data.num_samples=300", "loop.max_epochs=3", "model.hidden=[8]", "hydra.sweep.dir=sweep"]
+GRID = ["optim.lr=0.01,0.03", "seed=0,1"]
+
+
+def _environment(*folders):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+    path = os.pathsep.join(map(str, (ROOT / "src", *folders)))
+    return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+
+
+def _command(*arguments, tracker="none"):
+    return [sys.executable, str(ROOT / "train.py"), *SWEEP, f"tracker={tracker}", *arguments]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    def run(*arguments, tracker="none"):
+        return subprocess.run(
+            _command(*arguments, tracker=tracker), cwd=tmp_path, env=_environment(tmp_path), capture_output=True,
+            text=True, timeout=200, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def _points(folder):
+    return {
+        (key, record["step"]): value
+        for record, _ in read(folder / "metrics.jsonl")
+        for key, value in record.get("values", {}).items()
+        if "time" not in key
+    }
+
+
+def test_plan_jobs_ranking_and_report(sweep, tmp_path):
+    result = sweep(*GRID)
+    assert result.returncode == 0, result.stderr
+    assert "4 jobs; 4 to run" in result.stdout
+    assert result.stdout.count("started  ") == result.stdout.count("done     ") == 4
+    folder = tmp_path / "sweep"
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    objectives = [float(row["val/accuracy"]) if "val/accuracy" in row else float(row["objective"]) for row in rows]
+    assert objectives == sorted(objectives, reverse=True)
+    assert (folder / "report.html").stat().st_size > 1000
+    for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
+        assert {value for (key, _), value in _points(folder / str(num)).items() if key == "train/lr"} == {rate}
+
+    again = sweep(*GRID)
+    assert again.returncode == 0
+    assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
+    assert "started" not in again.stdout
+
+    other = sweep("optim.lr=0.01,0.05", "seed=0,1")
+    assert other.returncode == 2
+    assert "holds another sweep: its job 2" in other.stderr
+
+
+def test_a_dry_run_leaves_nothing(sweep, tmp_path):
+    result = sweep(*GRID, "hydra.launcher.dry_run=true")
+    assert result.returncode == 0, result.stderr
+    assert "#3    optim.lr=0.03 seed=1" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["multirun.yaml"], "what Hydra writes"
+
+
+def test_every_point_is_checked_before_the_first_starts(sweep, tmp_path):
+    result = sweep("seed=0,1", "optim._target_=torch.optim.Adam,torch.optim.Adm")
+    assert result.returncode == 2
+    assert "Nothing was started." in result.stderr
+    assert "Did you mean 'torch.optim.Adam'?" in result.stderr
+    assert "in 2 of 4 jobs, first in #1" in result.stderr
+    assert not (tmp_path / "sweep" / "manifest.jsonl").exists()
+
+
+FAILING = """
+from trainyard.hooks import Hook
+class Fail(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if runner.seed == 1:
+            raise ArithmeticError("seed 1 is not for me")
+"""
+
+
+def test_a_failing_job_is_told_and_the_others_go_on(sweep, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    result = sweep("seed=0,1,2", "+hook.fail._target_=failing.Fail")
+    assert result.returncode == 1
+    assert "FAILED  #1 seed=1: ArithmeticError: seed 1 is not for me" in result.stdout
+    assert "failing.py" in result.stdout, "the traceback"
+    assert "1 of 3 jobs did not come to their end: #1" in result.stderr
+    states = {num: entry.state for num, entry in Manifest.open(tmp_path / "sweep").entries.items()}
+    assert states == {0: "done", 1: "failed", 2: "done"}
+
+
+def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    result = sweep(*GRID, tracker="mlflow")
+    assert result.returncode == 0, result.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("trainyard").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(runs) == 5
+    assert {run.info.run_name for run in children} == {
+        f"optim.lr={rate} seed={seed}" for rate in ("0.01", "0.03") for seed in (0, 1)
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {"optim.lr", "seed", "model", "optim"} <= set(children[0].data.params)
+    assert "loop.max_epochs" not in children[0].data.params, "what does not vary is in the config artifact"
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"plan.txt", "results.csv", "report.html"} <= files
+    for run in children:
+        assert client.get_metric_history(run.info.run_id, "val/accuracy")
+
+
+SLOW = """
+import time
+from trainyard.hooks import Hook
+class Slow(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        time.sleep(0.1)
+"""
+
+
+def _start(tmp_path, *arguments):
+    return subprocess.Popen(
+        _command(*GRID, "+hook.slow._target_=slow.Slow", *arguments), cwd=tmp_path, env=_environment(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_interrupted_and_finished_later(sweep, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = _start(tmp_path)
+    for line in process.stdout:
+        if line.startswith("started"):
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "the same command with hydra.sweep.dir" in stderr.replace("\n", " ")
+    states = Counter(entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values())
+    assert states["interrupted"] >= 1
+    finished = sweep(*GRID, "+hook.slow._target_=slow.Slow")
+    assert finished.returncode == 0, finished.stderr
+    assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
+
+
+def test_killed_at_random_until_it_is_done(tmp_path):
+    """The whole process group dies at a random moment, again and again; each job ends with its undisturbed result."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    moments = random.Random(7)
+    kills = 0
+    for _ in range(20):
+        process = _start(tmp_path)
+        try:
+            process.communicate(timeout=moments.uniform(3.0, 7.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        break
+    assert process.returncode == 0
+    assert kills >= 1
+    undisturbed = subprocess.run(
+        [entry.replace("=sweep", "=undisturbed") for entry in _command(*GRID)], cwd=tmp_path, env=_environment(),
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert undisturbed.returncode == 0
+    records = [json.loads(line) for line in (tmp_path / "sweep/manifest.jsonl").read_text().splitlines()]
+    done = Counter(record["num"] for record in records if record.get("state") == "done")
+    assert done == {0: 1, 1: 1, 2: 1, 3: 1}, "each job was done exactly once"
+    for num in range(4):
+        assert _points(tmp_path / f"sweep/{num}") == _points(tmp_path / f"undisturbed/{num}")
