@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from trainyard.sweep.plan import Job, Plan, varying
 from trainyard.sweep.report import Row, ranking
+from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
 
 
@@ -17,9 +19,13 @@ def conclude(plan: Plan, directory: Path, tracking: SweepTracking) -> None:
     from trainyard.sweep.report import html, tables
 
     name = OmegaConf.select(plan.jobs[0].config, "objective")
-    direction = OmegaConf.select(plan.jobs[0].config, "direction") or "minimize"
+    direction: Direction = OmegaConf.select(plan.jobs[0].config, "direction") or "minimize"
     rows = [_row(job, plan, varying(plan.jobs)) for job in plan.jobs]
-    Console().print(ranking.table(rows, name, direction))
+    table = ranking.table(rows, name, direction)
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        print(ranking.text(table))
     title = f"{directory.parent.name} {directory.name}"
     files = [
         *tables.write(rows, directory, direction),

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainyard.sweep.jobs import State
-
 Direction = Literal["maximize", "minimize"]
 Value = bool | int | float | str
 
@@ -26,7 +24,7 @@ class Row:
     Attributes:
         num: its number.
         overrides: what varied, as it was written: `{"optim.lr": "0.001", "model": "mlp"}`.
-        state: how it ended.
+        state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (`trainyard.sweep.jobs.Outcome`).
         objective: the number that ranks it; None where it has none.
         seconds: how long it took; None where nobody knows.
         directory: its directory, which may be missing.
@@ -35,7 +33,7 @@ class Row:
 
     num: int
     overrides: dict[str, str]
-    state: State
+    state: str
     objective: float | None
     seconds: float | None
     directory: Path
