@@ -195,3 +195,23 @@ def test_killed_at_random_until_it_is_done(tmp_path):
     assert done == {0: 1, 1: 1, 2: 1, 3: 1}, "each job was done exactly once"
     for num in range(4):
         assert _points(tmp_path / f"sweep/{num}") == _points(tmp_path / f"undisturbed/{num}")
+
+
+def test_resume_sweep_repeats_the_command(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = _start(tmp_path)
+    for line in process.stdout:
+        if line.startswith("done"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    script = [sys.executable, str(ROOT / "scripts/resume_sweep.py")]
+    resumed = subprocess.run(
+        [*script, str(tmp_path / "sweep")], env=_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of them done already" in resumed.stdout
+    assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
+    none = subprocess.run([*script, str(tmp_path)], env=_environment(), capture_output=True, text=True, check=False)
+    assert none.returncode == 2
+    assert "no multirun.yaml" in none.stderr

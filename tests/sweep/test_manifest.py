@@ -1,0 +1,54 @@
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainyard.errors import TrainyardError
+from trainyard.sweep.manifest import FILE, Manifest
+
+states = st.sampled_from(["running", "done", "failed", "interrupted", "lost", "timeout"])
+
+
+def _write(directory, history):
+    manifest = Manifest(directory / FILE)
+    for num in range(3):
+        manifest.define(num, [f"optim.lr={num}"])
+    for num, state in history:
+        manifest.note(num, state, seconds=1.5, objective=0.5, error=None)
+    return manifest
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 2), states), max_size=12), st.floats(0, 1))
+def test_a_file_cut_off_at_any_byte_tells_what_was_whole(tmp_path_factory, history, share):
+    directory = tmp_path_factory.mktemp("sweep")
+    whole = _write(directory, history)
+    content = (directory / FILE).read_bytes()
+    cut = int(len(content) * share)
+    (directory / FILE).write_bytes(content[:cut])
+    lines = content[:cut].count(b"\n")
+    manifest = Manifest.open(directory)
+    assert len(manifest.entries) == min(lines, 3)
+    last = {}
+    for num, state in history[: max(lines - 3, 0)]:
+        last[num] = state
+    assert {num: entry.state for num, entry in manifest.entries.items() if entry.state != "waiting"} == last
+    for num in range(3):  # and it can be written on
+        manifest.define(num, [f"optim.lr={num}"])
+    for num, state in history[max(lines - 3, 0) :]:
+        manifest.note(num, state, seconds=1.5, objective=0.5, error=None)
+    assert Manifest.open(directory).entries == whole.entries
+
+
+def test_another_definition_is_refused(tmp_path):
+    manifest = _write(tmp_path, [])
+    manifest.define(1, ["optim.lr=1"])
+    with pytest.raises(TrainyardError, match="holds another sweep: its job 1"):
+        manifest.define(1, ["optim.lr=7"])
+
+
+def test_forgetting(tmp_path):
+    manifest = _write(tmp_path, [(0, "done"), (1, "done"), (2, "done")])
+    assert manifest.is_done(range(3))
+    assert not manifest.is_done(range(4))
+    manifest.clear()
+    assert Manifest.open(tmp_path).entries == {}
