@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from trainyard.config.build import build
 from trainyard.config.explain import explain
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from trainyard.runner import Runner
 
 log = logging.getLogger(__name__)
+
+
+WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks also where a message explains all
 
 
 class RunFailedError(TrainyardError):
@@ -57,6 +60,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
         config_name: the primary config in it.
     """
     whole = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ[WHOLE] = "1" if whole else ""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
     directory = str(Path(config_path).resolve())
 
@@ -77,7 +81,7 @@ def job(cfg: DictConfig) -> float | None:
     try:
         return train(cfg)
     except TrainyardError as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
+        if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
             raise
         sys.exit(_tell(error))
 
@@ -86,7 +90,7 @@ def check_job(config: DictConfig, directory: Path) -> None:
     """Check a job of a sweep before any is started.
 
     Args:
-        config: as Hydra composed it, with its `hydra` node.
+        config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
         directory: where the job will run.
 
     Raises:
@@ -94,10 +98,7 @@ def check_job(config: DictConfig, directory: Path) -> None:
     """
     from trainyard.config.schema import check
 
-    cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    with open_dict(cfg):
-        cfg.work_dir = str(directory)  # by default it is Hydra's, which has none yet
-    check(cfg)
+    check(config)
 
 
 job.check = check_job  # type: ignore[attr-defined]

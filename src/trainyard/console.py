@@ -16,6 +16,11 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         super().__init__(sys.stdout)
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing more where nobody listens any more (`train.py … | head`)."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         if not (live and getattr(record, "of_progress", False)):
             self.stream = sys.stdout

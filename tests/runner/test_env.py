@@ -65,9 +65,13 @@ def test_the_runner_applies_it_before_anything_is_built():
 
 @pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])
 def test_the_cpu(given):
-    device = find_device(given)
-    assert device == torch.device("cpu")
-    assert describe(device) == f"cpu ({torch.get_num_threads()} threads)"
+    assert find_device(given) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("threads", "words"), [(1, "cpu (1 thread)"), (2, "cpu (2 threads)")])
+def test_the_cpu_in_words(threads, words):
+    Env(threads=threads).apply()
+    assert describe(torch.device("cpu")) == words
 
 
 def test_auto():

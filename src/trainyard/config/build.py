@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -112,7 +113,7 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     """
     target = locate(node["_target_"], f"{key}._target_")
     try:
-        parameters = inspect.signature(target).parameters
+        parameters = _parameters(target)
     except (TypeError, ValueError):  # some builtins have no signature
         return
     taken = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -127,6 +128,11 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     for name in required:
         if name not in node:
             raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it")
+
+
+@lru_cache(maxsize=1024)
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(target).parameters
 
 
 def locate(path: Any, key: str) -> Callable[..., Any]:

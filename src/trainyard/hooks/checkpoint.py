@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from trainyard.errors import ConfigError
@@ -24,6 +26,9 @@ class Checkpoint(Hook):
         max_keep: how many of them to keep, the newest; None keeps all.
         save_best: keep the state with the best objective as `best.pt`.
         save_last: save the state at the end of the run whatever the interval.
+        min_seconds: a checkpoint that falls due sooner than this after the one before it is left out, so that short
+            epochs are not spent on writing; until the next one, the best state is held in memory. What comes at the end
+            of a run is written whatever the time.
     """
 
     priority = "VERY_LOW"
@@ -35,6 +40,7 @@ class Checkpoint(Hook):
         max_keep: int | None = 3,
         save_best: bool = True,
         save_last: bool = True,
+        min_seconds: float = 0.0,
     ) -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ConfigError("interval", interval, "a whole number of at least 1")
@@ -42,11 +48,16 @@ class Checkpoint(Hook):
             raise ConfigError("by", by, "epoch, iter or null for the loop's own unit", options=("epoch", "iter"))
         if max_keep is not None and (not isinstance(max_keep, int) or max_keep < 1):
             raise ConfigError("max_keep", max_keep, "a whole number of at least 1, or null to keep all")
+        if not min_seconds >= 0:
+            raise ConfigError("min_seconds", min_seconds, "a number of seconds, at least 0")
         self.interval = interval
         self.by = by
         self.max_keep = max_keep
         self.save_best = save_best
         self.save_last = save_last
+        self.min_seconds = min_seconds
+        self._written_at = -math.inf
+        self._held: dict[int, Callable[[], None]] = {}
         self._writer = checkpoint.Writer()
         self._saved_at: tuple[int, bool] | None = None
 
@@ -73,7 +84,8 @@ class Checkpoint(Hook):
     def after_train(self, runner: Runner) -> None:
         here = (runner.iter, runner.train_loop.val_due)
         if (self.save_last or runner.interrupted) and here not in (self._saved_at, self._begin):
-            self._save(runner)
+            self._save(runner, at_end=True)
+        self._submit([])
         self._writer.wait()
 
     def after_run(self, runner: Runner) -> None:
@@ -89,21 +101,39 @@ class Checkpoint(Hook):
     def _between_epochs(runner: Runner) -> bool:
         return runner.iter == runner.epoch * len(runner.loader("train"))
 
-    def _save(self, runner: Runner, *, regular: bool = True) -> None:
+    def _save(self, runner: Runner, *, regular: bool = True, at_end: bool = False) -> None:
         """Save every member that has not failed; `regular` ones count for `max_keep` and for resuming."""
         if runner.work_dir is None:
+            return
+        later = not at_end and monotonic() - self._written_at < self.min_seconds
+        if later and not (self.save_best and any(member.is_best(runner.iter) for member in runner.members)):
             return
         whole = self._unit == "epoch" and self._between_epochs(runner)
         name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
         jobs: list[Callable[[], None]] = []
-        for member, state in zip(runner.members, runner.checkpoint(), strict=True):
+        for index, (member, state) in enumerate(zip(runner.members, runner.checkpoint(), strict=True)):
             runner.call("before_save_checkpoint", checkpoint=state)
-            if not member.failed:
-                best = self.save_best and member.is_best(runner.iter) and not runner.train_loop.val_due
+            if member.failed:
+                continue
+            best = self.save_best and member.is_best(runner.iter) and not runner.train_loop.val_due
+            if best:
+                self._held.pop(index, None)
+            if not later:
                 jobs.append(partial(self._write, member, name, copy_tensors(state), regular, best))
-        self._writer.submit(jobs)
+            elif best:
+                self._held[index] = partial(self._write, member, name, copy_tensors(state), False, True)
+        if later:
+            return
+        self._submit(jobs)
         if regular:
             self._saved_at = (runner.iter, runner.train_loop.val_due)
+
+    def _submit(self, jobs: list[Callable[[], None]]) -> None:
+        """Hand to the writer what was held back, and then this: no checkpoint is newer than the best that it knows."""
+        held, self._held = list(self._held.values()), {}
+        if held or jobs:
+            self._writer.submit([*held, *jobs])
+            self._written_at = monotonic()
 
     def _write(self, member: Member, name: str, state: dict[str, Any], regular: bool, best: bool) -> None:
         directory = member.checkpoints

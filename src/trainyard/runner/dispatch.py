@@ -45,15 +45,12 @@ PRIORITIES = {
 }
 
 # The hooks of a Runner that is given none: those of conf/hook/default.yaml.
-DEFAULT_HOOKS = {
-    name: {"_target_": f"trainyard.hooks.{kind}"}
-    for name, kind in {
-        "runtime_info": "RuntimeInfo",
-        "timer": "IterTimer",
-        "logger": "Logger",
-        "param_schedule": "ParamSchedule",
-        "checkpoint": "Checkpoint",
-    }.items()
+DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
+    "runtime_info": {"_target_": "trainyard.hooks.RuntimeInfo"},
+    "timer": {"_target_": "trainyard.hooks.IterTimer"},
+    "logger": {"_target_": "trainyard.hooks.Logger"},
+    "param_schedule": {"_target_": "trainyard.hooks.ParamSchedule"},
+    "checkpoint": {"_target_": "trainyard.hooks.Checkpoint", "min_seconds": 1.0},
 }
 
 

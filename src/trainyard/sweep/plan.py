@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
@@ -32,31 +33,52 @@ class Job:
         return {key.lstrip("+"): value if sign else "removed" for key, sign, value in pairs}
 
 
-def varying(jobs: Sequence[Job]) -> list[str]:
-    """The overrides that are not the same for all jobs, in the order of the command line."""
-    keys = dict.fromkeys(key for job in jobs for key in job.choices)
-    return [key for key in keys if len({job.choices.get(key) for job in jobs}) > 1]
+def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
+    """The overrides that tell jobs apart, in their order: all that the sweeper chose.
 
+    That they differ between these jobs is not asked: a sweeper may hand out one job at a time.
 
-def name(job: Job, keys: Sequence[str]) -> str:
-    """A job's name: what varies, or its number where nothing does."""
-    return " ".join(f"{key}={job.choices[key]}" for key in keys if key in job.choices) or f"#{job.num}"
+    Args:
+        jobs: some of the sweep.
+        command: the overrides of the command line, in which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(command))
+    fixed = {override.get_key_element().lstrip("+") for override in parsed if not override.is_sweep_override()}
+    return [key for key in dict.fromkeys(key for job in jobs for key in job.choices) if key not in fixed]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a sweep, those among them that are to run, and the slots that they run on."""
+    """The jobs of a sweep, those among them that are to run, and the slots that they run on.
+
+    Args:
+        jobs: in the order of their numbers.
+        entries: what is known of each, by number.
+        slots: of this machine.
+        keys: of the overrides that tell the jobs apart.
+        directory: the sweep's.
+    """
 
     jobs: Sequence[Job]
     entries: dict[int, Entry]
     slots: Sequence[Slot]
+    keys: Sequence[str]
+    directory: Path
 
     @property
     def left(self) -> list[Job]:
         """The jobs that are not done."""
         return [job for job in self.jobs if self.entries[job.num].state != "done"]
 
+    def name(self, job: Job) -> str:
+        """A job's name: what was chosen for it, or its number where nothing was."""
+        return " ".join(f"{key}={job.choices[key]}" for key in self.keys if key in job.choices) or f"#{job.num}"
+
     def __str__(self) -> str:
+        return self.text(SHOWN)
+
+    def text(self, limit: int | None = None) -> str:
+        """The plan for people, with so many of its jobs at most."""
         kinds = Counter((slot.device, slot.threads) for slot in self.slots)
         slots = ", ".join(
             f"{count} on {device} ({threads} thread{'s' * (threads > 1)} each)"
@@ -66,12 +88,12 @@ class Plan:
         before = f", {done} of them done already" if done else ""
         lines = [
             f"{len(self.jobs)} jobs{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
-            f"Sweep: {self.jobs[0].directory.parent if self.jobs else ''}",
+            f"Sweep: {self.directory}",
         ]
-        keys = varying(self.jobs)
-        for job in self.jobs[:SHOWN]:
+        shown = self.jobs[:limit]
+        for job in shown:
             state = self.entries[job.num].state
-            lines.append(f"  #{job.num:<4} {name(job, keys)}{'' if state == 'waiting' else f'  ({state})'}")
-        if len(self.jobs) > SHOWN:
-            lines.append(f"  … and {len(self.jobs) - SHOWN} more")
+            lines.append(f"  #{job.num:<4} {self.name(job)}{'' if state == 'waiting' else f'  ({state})'}")
+        if len(self.jobs) > len(shown):
+            lines.append(f"  … and {len(self.jobs) - len(shown)} more")
         return "\n".join(lines)

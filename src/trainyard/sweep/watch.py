@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from trainyard.sweep.jobs import Event
-from trainyard.sweep.plan import Job, Plan, name, varying
+from trainyard.sweep.plan import Job, Plan
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class Watch:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._keys = varying(plan.jobs)
         self._jobs = {job.num: job for job in plan.jobs}
         self._running: dict[int, tuple[Event, _Tail]] = {}
         self._ended = len(plan.jobs) - len(plan.left)
@@ -49,7 +48,7 @@ class Watch:
     def event(self, event: Event) -> None:
         """Tell of an event: failures whole, at once."""
         job = self._jobs[event.num]
-        title = f"#{job.num} {name(job, self._keys)}"
+        title = f"#{job.num} {self.plan.name(job)}"
         if event.kind == "started":
             self._running[event.num] = (event, _Tail(job))
             if self._live is None:
@@ -90,7 +89,7 @@ class Watch:
             table.add_column(column)
         for num, (event, tail) in sorted(self._running.items()):
             epoch, latest = tail.look()
-            table.add_row(f"#{num}", name(self._jobs[num], self._keys), str(event.slot), epoch, latest)
+            table.add_row(f"#{num}", self.plan.name(self._jobs[num]), str(event.slot), epoch, latest)
         return table
 
 
