@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from trainyard.sweep.launch import Sweep
 
 
 class LocalLauncher(Launcher):
@@ -23,17 +26,20 @@ class LocalLauncher(Launcher):
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
+        self.sweep: Sweep | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
+        self.sweep = None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from trainyard.sweep.launch import Settings, Sweep
 
-        sweep = Sweep(self.hydra_context, self.task_function, self.config, Settings(**self.settings))
-        return sweep.launch(job_overrides, initial_job_idx)
+        if self.sweep is None:  # a sweeper may launch batch after batch
+            self.sweep = Sweep(self.hydra_context, self.task_function, self.config, Settings(**self.settings))
+        return self.sweep.launch(job_overrides, initial_job_idx)
 
 
 class GridSweeper(BasicSweeper):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep import work
@@ -20,7 +22,7 @@ from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.slots import find_slots
 from trainyard.sweep.jobs import Event, Outcome, Task
 from trainyard.sweep.manifest import Manifest
-from trainyard.sweep.plan import Job, Plan, name, varying
+from trainyard.sweep.plan import Job, Plan, varying
 from trainyard.sweep.results import conclude
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.watch import Watch
@@ -81,6 +83,7 @@ class Sweep:
         self.config = config
         self.settings = settings
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
+        self._before: list[Job] = []  # of the batches before
 
     def launch(self, points: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run the jobs that are not done yet.
@@ -103,23 +106,27 @@ class Sweep:
             slots, retries=settings.retries, timeout=settings.timeout, fail_fast=settings.fail_fast, preload=preload
         ) as executor:
             jobs = self._compose(points, first)
-            self._check(jobs)
+            keys = varying(jobs, self.config.hydra.overrides.task)
+            self._check(jobs, keys)
             manifest = Manifest.open(self.directory)
             if settings.dry_run:
                 entries = {job.num: manifest.entry(job.num, job.overrides) for job in jobs}
-                print(Plan(jobs, entries, slots))
+                print(Plan(jobs, entries, slots, keys, self.directory))
                 return []
             self.directory.mkdir(parents=True, exist_ok=True)
-            if not self._is_ours and manifest.is_done(job.num for job in jobs):
-                # Hydra runs a finished sweep again when it is asked to; our own trainings are never repeated.
-                manifest.clear()
-            for job in jobs:
-                manifest.define(job.num, job.overrides)
-            plan = Plan(jobs, manifest.entries, slots)
-            print(plan, flush=True)
-            tracking = SweepTracking(self.directory, jobs[0].config, plan)
-            outcomes = self._run(executor, plan, manifest, tracking)
-        conclude(plan, self.directory, tracking)
+            with manifest.held():
+                if not self._is_ours and not self._before and manifest.is_done(job.num for job in jobs):
+                    # Hydra runs a finished sweep again when it is asked to; our own trainings are never repeated.
+                    manifest.clear()
+                for job in jobs:
+                    manifest.define(job.num, job.overrides)
+                plan = Plan(jobs, manifest.entries, slots, keys, self.directory)
+                print(plan, flush=True)
+                self._before += jobs
+                whole = replace(plan, jobs=tuple(self._before))
+                tracking = SweepTracking(self.directory, jobs[0].config if self._is_ours else None, whole)
+                outcomes = self._run(executor, plan, manifest, tracking)
+        conclude(whole, tracking, self._is_ours)
         if executor.signum is not None:
             raise InterruptedSweepError(
                 f"Interrupted. To finish what is left: the same command with hydra.sweep.dir={self.directory}",
@@ -135,27 +142,31 @@ class Sweep:
         composer = Composer(self.context.config_loader, self.config)
         jobs = []
         for num, (overrides, config) in enumerate(zip(points, composer.compose_all(points), strict=True), first):
-            with open_dict(config):
-                config.hydra.job.id = str(num)
-                config.hydra.job.num = num
-            directory = self.directory / str(OmegaConf.select(config, "hydra.sweep.subdir"))
+            config.hydra.job.id = str(num)
+            config.hydra.job.num = num
+            with _known_to_hydra(config):
+                directory = Path(
+                    str(OmegaConf.select(config, "hydra.sweep.dir")), str(OmegaConf.select(config, "hydra.sweep.subdir"))
+                ).absolute()
+            config.hydra.runtime.output_dir = str(directory)
             jobs.append(Job(num, tuple(overrides), config, directory))
         return jobs
 
-    def _check(self, jobs: Sequence[Job]) -> None:
+    def _check(self, jobs: Sequence[Job], keys: Sequence[str]) -> None:
         check = getattr(self.function, "check", None)
         if check is None:
             return
         wrong: dict[str, list[Job]] = {}
         for job in jobs:
             try:
-                check(job.config, job.directory)
+                with _known_to_hydra(job.config):
+                    check(job.config, job.directory)
             except TrainyardError as error:
                 wrong.setdefault(str(error), []).append(job)
         if wrong:
-            keys = varying(jobs)
+            plan = Plan(jobs, {}, (), keys, self.directory)
             told = [
-                f"{message}\n    in {len(those)} of {len(jobs)} jobs, first in #{those[0].num}: {name(those[0], keys)}"
+                f"{message}\n    in {len(those)} of {len(jobs)} jobs, first in #{those[0].num}: {plan.name(those[0])}"
                 for message, those in wrong.items()
             ]
             raise TrainyardError("\n".join(["Nothing was started.", *told]))
@@ -174,6 +185,8 @@ class Sweep:
                 value = outcome.value.return_value if outcome.state == "done" else None
                 manifest.note(job.num, outcome.state, seconds=outcome.seconds, objective=value, error=outcome.error)
                 tracking.ended(job)
+            elif self._is_ours:  # another attempt, which goes on where this one has ended
+                job.config.resume = True
             watch.event(event)
 
         def on_tick() -> None:
@@ -181,20 +194,19 @@ class Sweep:
             watch.tick()
 
         executor.on_event, executor.on_tick = on_event, on_tick
-        keys = varying(plan.jobs)
         known = [entry.seconds for entry in plan.entries.values() if entry.seconds]
         typical = statistics.median(known) if known else None
-        tasks = [self._task(job, plan, name(job, keys), tracking.parent, typical) for job in plan.left]
+        tasks = [self._task(job, plan, tracking.parent, typical) for job in plan.left]
         tracking.expect(plan.left)
         with watch:
             outcomes = executor.run(tasks)
         return {outcome.num: outcome for outcome in outcomes}
 
-    def _task(self, job: Job, plan: Plan, title: str, parent: str | None, typical: float | None) -> Task:
+    def _task(self, job: Job, plan: Plan, parent: str | None, typical: float | None) -> Task:
         if self._is_ours and plan.entries[job.num].state != "waiting":
             job.config.resume = True
         job.directory.mkdir(parents=True, exist_ok=True)
-        membership = Membership(parent, tuple(varying(plan.jobs)), title) if self._is_ours else None
+        membership = Membership(parent, tuple(plan.keys), plan.name(job)) if self._is_ours else None
         return Task(
             job.num,
             work.run,
@@ -220,6 +232,18 @@ class Sweep:
                 f"tries them again."
             )
         return result
+
+
+@contextmanager
+def _known_to_hydra(config: DictConfig) -> Iterator[None]:
+    """`${hydra:…}` reads from this config; `HydraConfig.set_config` does that too, on a copy that takes its time."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.cfg = config
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
 
 __all__: list[Any] = ["InterruptedSweepError", "Settings", "Sweep", "SweepFailedError"]

@@ -10,10 +10,12 @@ One JSON object a line, appended and never changed; a last line that was cut off
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,13 +76,33 @@ class Manifest:
                 f"is {' '.join(overrides)!r}. Give this sweep a hydra.sweep.dir of its own."
             )
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from running the same sweep.
+
+        Raises:
+            TrainyardError: one does already.
+        """
+        fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise TrainyardError(f"{self.path.parent}: another process is running this sweep.") from error
+        except OSError:
+            pass  # a file system without locks: nobody can be kept out
+        try:
+            yield
+        finally:
+            os.close(fd)
+
     def is_done(self, nums: Iterable[int]) -> bool:
-        """Whether all these jobs have come to their end."""
-        return all(num in self.entries and self.entries[num].state == "done" for num in nums)
+        """Whether these jobs, and all others that are known, have come to their end."""
+        return all(num in self.entries for num in nums) and all(e.state == "done" for e in self.entries.values())
 
     def clear(self) -> None:
         """Forget all jobs."""
-        self.path.unlink(missing_ok=True)
+        os.truncate(self.path, 0)
         self.entries.clear()
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
@@ -92,7 +114,7 @@ class Manifest:
         self._append({"kind": "state", "num": num, "state": state, "time": time.time(), **fields})
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, default=str) + "\n"
+        line = json.dumps(record, default=_plain) + "\n"
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
         self._take(json.loads(line))
@@ -106,3 +128,11 @@ class Manifest:
             entry.seconds = record.get("seconds", entry.seconds)
             entry.objective = record.get("objective", entry.objective)
             entry.error = record.get("error")
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's or torch's as Python's; of anything else, what it prints."""
+    try:
+        return float(value)
+    except Exception:
+        return str(value)

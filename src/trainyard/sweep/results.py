@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from trainyard.sweep.plan import Job, Plan, varying
+from trainyard.sweep.plan import Job, Plan
 from trainyard.sweep.report import Row, ranking
 from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
 
 
-def conclude(plan: Plan, directory: Path, tracking: SweepTracking) -> None:
-    """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run."""
+def conclude(plan: Plan, tracking: SweepTracking, named: bool) -> None:
+    """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
+
+    Args:
+        plan: of all jobs so far.
+        tracking: of the sweep.
+        named: whether the config says what the `objective` is and its `direction`. Else less is better.
+    """
     from trainyard.sweep.report import html, tables
 
-    name = OmegaConf.select(plan.jobs[0].config, "objective")
-    direction: Direction = OmegaConf.select(plan.jobs[0].config, "direction") or "minimize"
-    rows = [_row(job, plan, varying(plan.jobs)) for job in plan.jobs]
+    config, directory = plan.jobs[0].config, plan.directory
+    name = OmegaConf.select(config, "objective") if named else None
+    direction: Direction = (OmegaConf.select(config, "direction") if named else None) or "minimize"
+    rows = [_row(job, plan) for job in plan.jobs]
     table = ranking.table(rows, name, direction)
     if sys.stdout.isatty():
         Console().print(table)
@@ -39,12 +44,12 @@ def conclude(plan: Plan, directory: Path, tracking: SweepTracking) -> None:
         print(shipment)
 
 
-def _row(job: Job, plan: Plan, keys: list[str]) -> Row:
+def _row(job: Job, plan: Plan) -> Row:
     entry = plan.entries[job.num]
     value = entry.objective
     return Row(
         num=job.num,
-        overrides={key: job.choices[key] for key in keys if key in job.choices},
+        overrides={key: job.choices[key] for key in plan.keys if key in job.choices},
         state=entry.state,
         objective=float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None,
         seconds=entry.seconds,

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
-from trainyard.sweep.plan import Job, Plan, varying
+from trainyard.sweep.plan import Job, Plan
 from trainyard.track import Journal, RunInfo, Shipment, Tracker
 from trainyard.track.run_info import FILE
 
@@ -21,31 +21,31 @@ class SweepTracking:
 
     Args:
         directory: the sweep's.
-        config: that of one of the jobs: they share a tracker.
-        plan: what the sweep does.
+        config: that of one of the jobs: they share a tracker. None: they are another application's.
+        plan: of all jobs so far.
 
     Attributes:
         parent: the id of the sweep's own run; None where nothing is tracked.
     """
 
-    def __init__(self, directory: Path, config: DictConfig, plan: Plan) -> None:
+    def __init__(self, directory: Path, config: DictConfig | None, plan: Plan) -> None:
         self.directory = directory
         self.parent: str | None = None
         self.shipment = Shipment()
         self._expected: dict[int, Path] = {}
         self._tracker: Tracker | None = None
-        node = OmegaConf.select(config, "tracker")
+        node = None if config is None else OmegaConf.select(config, "tracker")
         if not is_node(node):
             return
         self._tracker = build(node, "tracker")
         assert self._tracker is not None
         self._tracker.start()
-        (directory / PLAN).write_text(f"{plan}\n")
+        (directory / PLAN).write_text(f"{plan.text()}\n")
         self._journal = Journal(directory)
         info = RunInfo(
             name=f"sweep {directory.parent.name} {directory.name}",
-            params={"jobs": str(len(plan.jobs)), "varying": ", ".join(varying(plan.jobs))},
-            tags={"kind": "sweep"},
+            params={"varying": ", ".join(plan.keys)},
+            tags={"kind": "sweep", "jobs": str(len(plan.jobs))},  # a param could not grow with the batches
         )
         self.parent = self._tracker.open(directory, info, resume=True).id
         self._journal.status("RUNNING")

@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from trainyard.sweep.executor.worker import stand_in_for_main
 from trainyard.track import membership
 from trainyard.track.membership import Membership
 
@@ -27,6 +28,7 @@ class Work:
 
 def run(work: Work) -> JobReturn:
     """Run a job in its directory; what the job raises is raised here."""
+    stand_in_for_main(work.function)
     setup_globals()
     Singleton.set_state(work.singletons)
     membership.current = work.membership

@@ -68,7 +68,7 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
         with task:
             _take_over(pickle.load(task))
             function, argument = pickle.load(task)
-        _stand_in_for_main(function)
+        stand_in_for_main(function)
         outcome = Report("done", _pickled(function(argument)))
     except BaseException as error:  # whatever it is, it is the task's, and belongs into its report
         outcome = _report_of(error)
@@ -128,7 +128,7 @@ def _take_over(setting: Setting) -> None:
         numpy_random.seed()  # else all workers would draw the same numbers; `random` sees to that by itself
 
 
-def _stand_in_for_main(function: Callable[[Any], Any]) -> None:
+def stand_in_for_main(function: Callable[[Any], Any]) -> None:
     """Shows what a script defines in the worker's `__main__` too, so that its classes can be pickled there.
 
     Only what came with the function is there: the script itself is not run again.
