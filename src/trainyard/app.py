@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from trainyard.config.build import build
 from trainyard.config.explain import explain
 from trainyard.errors import TrainyardError
-from trainyard.track import Shipment, facts, membership
+from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
 
 if TYPE_CHECKING:
     from trainyard.runner import Runner
@@ -74,6 +74,11 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else _tell(known))
+    except KeyboardInterrupt:  # before there was a run, or the second in a run: nobody needs to see where that was
+        if whole:
+            raise
+        print("\nEnded.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -125,7 +130,7 @@ def train(cfg: DictConfig) -> float | None:
         TrainyardError: with the exit status that the command should have.
     """
     with _nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
-        tracker = build(cfg.tracker, "tracker")
+        tracker = build(cfg.get("tracker"), "tracker") or NoTracker()
         if membership.current is not None:
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
@@ -134,7 +139,8 @@ def train(cfg: DictConfig) -> float | None:
         from trainyard.config.schema import check
         from trainyard.runner import Runner
 
-        check(cfg)
+        if membership.current is None:  # the jobs of a sweep were checked before the first of them began
+            check(cfg)
         runner = Runner.from_cfg(cfg, tracker=tracker, info=record.describe(cfg, collected()))
         runner.prepare(cfg.mode)
     try:
@@ -144,7 +150,7 @@ def train(cfg: DictConfig) -> float | None:
             record.name_artifacts(runner)
         _raise_if_ended_early(runner, caught)
     finally:
-        _report(tracker.finish())
+        _report(_ship(tracker))
     return _objective(runner)
 
 
@@ -166,13 +172,25 @@ def _summarize(runner: Runner) -> None:
     name, best = member.objective.name, member.best
     if member.stop_reason is not None:
         log.info("Stopped early: %s.", member.stop_reason)
+    file = member.checkpoints / "best.pt"
     if best is not None:
         tested = member.metrics.get(name.replace("val/", "test/"))
-        test = "" if tested is None else f"; on the test set {tested:.4f}"
+        which = "on the test set" if file.exists() else "the last weights, on the test set,"
+        test = "" if tested is None else f"; {which} {tested:.4f}"
         log.info("Best %s %.4f, at epoch %d (iteration %d)%s.", name, best.value, best.epoch, best.iter, test)
-    file = member.checkpoints / "best.pt"
     if file.exists():
         log.info("Checkpoint: %s", _shown(file))
+
+
+def _ship(tracker: Tracker) -> Shipment:
+    """Wait for the rest to be shipped; say so where that takes long."""
+    notice = threading.Timer(3.0, log.info, ["Shipping to MLflow. Ctrl-C leaves it to the background."])
+    notice.daemon = True
+    notice.start()
+    try:
+        return tracker.finish()
+    finally:
+        notice.cancel()
 
 
 def _report(shipment: Shipment) -> None:
@@ -196,11 +214,10 @@ def _objective(runner: Runner) -> float | None:
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
     (member,) = runner.members
     if caught:
-        raise InterruptedRunError(
-            f"Interrupted at iteration {runner.iter}; go on with the same command and "
-            f"hydra.run.dir={_shown(member.directory)} resume=true",
-            caught[0],
-        )
+        further = f"go on with the same command and hydra.run.dir={_shown(member.directory)} resume=true"
+        if not any(member.checkpoints.glob("*.pt")):
+            further = "there is no checkpoint to go on from."
+        raise InterruptedRunError(f"Interrupted at iteration {runner.iter}; {further}", caught[0])
     if member.failed:
         raise RunFailedError(f"The training failed: {member.stop_reason}.")
 
@@ -214,12 +231,15 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
         return
 
     def first(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a data loader's process, forked while this was set: the signal is for the trainer
+            return
         caught.append(signum)
         runner.interrupt()
         for each, handler in before.items():
             signal.signal(each, handler)
         os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
 
+    owner = os.getpid()
     before: dict[int, Any] = {each: signal.signal(each, first) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
@@ -230,10 +250,20 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
 
 @contextmanager
 def _nothing_left_behind(directory: Path) -> Iterator[None]:
-    """Where nothing comes of the run, remove what Hydra has made for the run: its copy of the config, its log."""
+    """Where nothing comes of the run, remove what Hydra has made for the run: its copy of the config, its log.
+
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM ended the block.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signum)
+
+    on_main = threading.current_thread() is threading.main_thread()
+    before: Any = signal.signal(signal.SIGTERM, end) if on_main else None
     try:
         yield
-    except Exception:
+    except BaseException as error:
         if not (directory / "metrics.jsonl").exists():
             job = HydraConfig.get()
             if job.output_subdir is not None:
@@ -243,7 +273,13 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
                 if folder == Path.cwd() or any(folder.iterdir()):
                     break
                 folder.rmdir()
+        if isinstance(error, KeyboardInterrupt):
+            signum = error.args[0] if error.args else signal.SIGINT
+            raise InterruptedRunError("Interrupted before the run began.", signum) from None
         raise
+    finally:
+        if on_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _frames_of_train(error: BaseException) -> TracebackType | None:

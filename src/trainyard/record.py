@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from trainyard.batch import split_target
-from trainyard.runner import Runner, checkpoint
+from trainyard.runner import Runner, checkpoint, random
 from trainyard.track import RunInfo, membership
 
 CONFIG = "config.yaml"
@@ -42,8 +42,10 @@ def describe(cfg: DictConfig, facts: Mapping[str, str]) -> RunInfo:
     choices = {
         str(group): str(choice) for group, choice in job.runtime.choices.items() if not str(group).startswith("hydra/")
     }
+    # A part that the config describes in place has no group to choose from.
+    own = [*(choices[group] for group in ("model", "data") if group in choices), Path(cfg.work_dir).name]
     return RunInfo(
-        name=cfg.name or (member.name if member else f"{choices['model']} {choices['data']} {Path(cfg.work_dir).name}"),
+        name=cfg.name or (member.name if member else " ".join(own)),
         parent=member.parent if member else None,
         params=choices | params,
         tags={"overrides": " ".join(job.overrides.task)},
@@ -85,7 +87,8 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
     split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
     if split is None:
         return None
-    batch = next(iter(runner.loader(split).batches()))
+    with random.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
+        batch = next(iter(runner.loader(split).batches()))
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
     if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):

@@ -276,7 +276,8 @@ def test_resume_by_path_into_another_directory(finished, make, tmp_path):
 def test_the_best_of_another_directory_is_left_there(make, tmp_path):
     """What is named as the best always has its file."""
     still = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.0}  # the first is the best
-    make(work_dir=tmp_path / "one", optim=still).train()
+    hooks = {"checkpoint": {"_target_": "trainyard.hooks.Checkpoint"}}  # which saves at every epoch
+    make(work_dir=tmp_path / "one", optim=still, hooks=hooks).train()
     runner = make(work_dir=tmp_path / "two", optim=still, resume=tmp_path / "one/checkpoints/epoch_0002.pt")
     runner.train()
     assert runner.members[0].best.epoch == 3

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -64,7 +65,7 @@ EXTRA = {
         # @package _global_
         defaults: [override /db: mysql, override /model: cnn, override /hydra/job_logging: none]
         seed: 77
-        hydra: {job: {config: {override_dirname: {exclude_keys: [seed]}}}}
+        hydra: {verbose: true}
         """,
     "hydra/callbacks/mine.yaml": "{first: {_target_: hydra.experimental.callback.Callback}}",
 }
@@ -98,9 +99,9 @@ ConfigStore.instance().store(group="composer_schema", name="base", node=Schema)
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(dedent(text).lstrip())
+    for file, text in ((folder / name, text) for name, text in files.items()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(dedent(text).lstrip())
 
 
 def start(folder: Path, name: str, overrides: list[str]) -> tuple[ConfigLoader, DictConfig]:
@@ -122,8 +123,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def shared(conf: Path) -> Launched:
-    """One composer for all examples: what it keeps from one must not show in the next."""
+def shared(conf: Path) -> Launched:  # what the composer keeps from one example must not show in the next
     loader, master = start(conf, "composed", PREFIX)
     return loader, master, Composer(loader, master)
 
@@ -132,15 +132,12 @@ def count_calls(loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch) -> dict[s
     """How often Hydra is asked from now on, by the name of what is called."""
     calls = {"load_configuration": 0, "load_sweep_config": 0}
 
-    def counted(name: str, method: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-        def call(*args: Any, **kwargs: Any) -> DictConfig:
-            calls[name] += 1
-            return method(*args, **kwargs)
-
-        return call
+    def call(name: str, method: Callable[..., DictConfig], *args: Any, **kwargs: Any) -> DictConfig:
+        calls[name] += 1
+        return method(*args, **kwargs)
 
     for name in calls:
-        monkeypatch.setattr(loader, name, counted(name, getattr(loader, name)))
+        monkeypatch.setattr(loader, name, partial(call, name, getattr(loader, name)))
     return calls
 
 
@@ -257,7 +254,7 @@ points = st.lists(likely, max_size=5) | st.lists(likely | unlikely, min_size=1, 
 @example([])
 @example(["optim=sgd", "optim.lr=0.1", "seed=3", "name='a, b'"])
 @example(["db.port=5", "db={port: 3}"])
-@example(["seed=range(1,3)"])
+@example(["name=glob(*)"])
 @example(["~choices.model"])  # this and the next three: what is followed is not there yet when Hydra applies values
 @example(["~chosen"])
 @example(["+chosen=x"])
@@ -334,11 +331,11 @@ def test_values_resolved_for_the_sweep_are_the_same_in_every_point(conf: Path) -
 def test_an_error_stays_an_error_and_leaves_nothing_behind(shared: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = count_calls(shared[0], monkeypatch)
     before = gc.get_threshold()
-    gc.set_threshold(before[0] + 1, *before[1:])
+    gc.set_threshold(600, 9, 8)
     for _ in range(2):
         with pytest.raises(Exception, match="Could not find 'model/nope'"):
             shared[2].compose_all([["seed=1"], ["model=nope"]])
-    assert gc.get_threshold() == (before[0] + 1, *before[1:])
+    assert gc.get_threshold() == (600, 9, 8)
     gc.set_threshold(*before)
     assert calls["load_sweep_config"] == 2
     assert_equal(shared, ["model=cnn"])
@@ -380,7 +377,7 @@ def test_groups_in_folders_of_the_search_path(conf: Path, tmp_path: Path, monkey
     both[2].compose(["far=b", "far.x=5"])
     assert calls == {"load_configuration": 0, "load_sweep_config": 0}
     loader, master = start(conf, "composed", [])
-    assert_equal((loader, master, Composer(loader, master)), ["+far=b", f"hydra.searchpath=['file://{tmp_path}']"])
+    assert_equal((loader, master, Composer(loader, master)), [f"hydra.searchpath=['file://{tmp_path}']", "+far=b"])
 
 
 def test_another_loader_does_its_own(conf: Path) -> None:

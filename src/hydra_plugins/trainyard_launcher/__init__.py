@@ -38,7 +38,8 @@ class LocalLauncher(Launcher):
         from trainyard.sweep.launch import Settings, Sweep
 
         if self.sweep is None:  # a sweeper may launch batch after batch
-            self.sweep = Sweep(self.hydra_context, self.task_function, self.config, Settings(**self.settings))
+            settings = Settings.from_config(self.settings)
+            self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
         return self.sweep.launch(job_overrides, initial_job_idx)
 
 

@@ -143,7 +143,7 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
     """
     if callable(path):  # the class itself, which a config made in Python may hold
         return path  # type: ignore[no-any-return]
-    parts = str(path).split(".")
+    parts = tuple(str(path).split("."))
     if not all(parts):  # an empty one is nothing that importlib takes
         raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
@@ -163,7 +163,8 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _import_longest(parts: list[str], key: str) -> tuple[ModuleType | None, int]:
+@lru_cache(maxsize=1024)
+def _import_longest(parts: tuple[str, ...], key: str) -> tuple[ModuleType | None, int]:
     module, depth = None, 0
     for count in range(1, len(parts) + 1):
         name = ".".join(parts[:count])

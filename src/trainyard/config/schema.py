@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -84,24 +85,37 @@ def _missing(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _check_settings(values: dict[str, Any]) -> None:
-    schema = OmegaConf.structured(Settings)
+    settings: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
     for field in fields(Settings):
         if field.name in values:
             given, kind = values[field.name], str(field.type)
             if type(given) is type(field.default) and given == field.default:
                 continue
             try:
-                schema[field.name] = given
-                fits = kind.startswith("str") or schema[field.name] == given  # the text "3" is no number
+                settings[field.name] = _converted(field.name, given)
+                fits = kind.startswith("str") or settings[field.name] == given  # the text "3" is no number
             except OmegaConfBaseException:
                 fits = False
             if not fits:
                 raise ConfigError(field.name, given, _KINDS[kind])
-    if schema.mode not in MODES:
-        raise ConfigError("mode", schema.mode, f"one of {', '.join(MODES)}", options=MODES)
-    if schema.seed < 0:
-        raise ConfigError("seed", schema.seed, "a whole number of at least 0")
-    if not isinstance(schema.resume, bool | str):
-        raise ConfigError("resume", schema.resume, "true, false or the path of a checkpoint")
-    if schema.mode != "train" and not schema.load_from:
-        raise ConfigError("load_from", None, f"the path of a checkpoint, since mode={schema.mode}")
+    mode, seed, resume = settings["mode"], settings["seed"], settings["resume"]
+    if mode not in MODES:
+        raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
+    if seed < 0:
+        raise ConfigError("seed", seed, "a whole number of at least 0")
+    if not isinstance(resume, bool | str):
+        raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
+    if mode != "train" and not settings["load_from"]:
+        raise ConfigError("load_from", None, f"the path of a checkpoint, since mode={mode}")
+
+
+@cache
+def _schema() -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(Settings)
+    return schema
+
+
+def _converted(name: str, given: Any) -> Any:
+    schema = _schema()
+    schema[name] = given
+    return schema[name]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import count, islice
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -176,7 +178,11 @@ class SeededStream(IterableDataset[Any]):
 
 
 class WorkerInit:
-    """The `worker_init_fn` of a loader whose data set is wrapped: the user's function sees the user's data set."""
+    """The `worker_init_fn` of a loader whose data set is wrapped: the user's function sees the user's data set.
+
+    The worker outlives the first SIGINT and the first SIGTERM: Ctrl-C and schedulers signal the whole process group,
+    and the trainer, which ends its run in good order, needs its workers until then.
+    """
 
     def __init__(self, inner: Callable[[int], None] | None) -> None:
         self.inner = inner
@@ -187,8 +193,14 @@ class WorkerInit:
         wrapped = info.dataset
         assert isinstance(wrapped, SeededDataset | SeededStream)
         object.__setattr__(info, "dataset", wrapped.dataset)  # the class is frozen
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, _outlive)
         if self.inner is not None:
             self.inner(worker)
+
+
+def _outlive(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_DFL)
 
 
 def set_epoch(part: object, epoch: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 _OURS = ("torch.optim.", "trainyard.optim.")
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _REGISTERS = ("register_step_pre_hook", "register_step_post_hook")
 
 
@@ -49,7 +50,8 @@ class PlainStep:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._step = method(optimizer, "step")
+        hooked = any(getattr(optimizer, hooks, None) for hooks in _HOOKS)
+        self._step = optimizer.step if hooked else method(optimizer, "step")
         for name in _REGISTERS:
             setattr(optimizer, name, partial(self._register, getattr(optimizer, name)))
 

@@ -142,6 +142,8 @@ class IterBasedTrainLoop(TrainLoop):
         self.validate(runner)
         while runner.iter < self.length and not runner.stopping:
             self.run_epoch(runner)
+        if not runner.stopping:
+            self.end_epoch(runner)  # of a run that was ended between its last iteration and the validation after it
 
     def run_epoch(self, runner: RunState) -> None:
         loader = runner.loader("train")
@@ -165,7 +167,11 @@ class IterBasedTrainLoop(TrainLoop):
                 runner.model.train()
             if runner.iter == total or runner.stopping:
                 break
-        if runner.iter == (runner.epoch + 1) * len(loader):
+        self.end_epoch(runner)
+
+    def end_epoch(self, runner: RunState) -> None:
+        """Count the epoch of the loader underneath, where it is over."""
+        if runner.iter == (runner.epoch + 1) * len(runner.loader("train")):
             runner.epoch += 1
             runner.call("after_train_epoch")
 

@@ -313,16 +313,21 @@ class Runner:
         Raises:
             ConfigError: nobody computes the objective, or what a schedule or a hook monitors.
         """
-        if not self.has_split("val"):
-            return
-        with random.seeded(self.seed):
-            names = self.val_loop.rehearse(self)
-        watching = {"schedule": self.schedule} | {f"hook.{name}": hook for name, hook in self.dispatch.hooks.items()}
-        watched = {f"{key}.monitor": getattr(part, "monitor", None) for key, part in watching.items()}
-        for key, name in ({"objective": self.members[0].objective.name} | watched).items():
-            if name is not None and name not in names and (key == "objective" or not name.startswith("train/")):
-                accepted = f"a metric of this run: {', '.join(names) or 'it has none; metrics={...} gives it some'}"
-                raise ConfigError(key, name, accepted, options=names)
+        objective = self.members[0].objective.name
+        parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in self.dispatch.hooks.items()}
+        parts["schedule"] = self.schedule
+        watched = {f"{key}.monitor": it.monitor or objective for key, it in parts.items() if hasattr(it, "monitor")}
+        names, none = list[str](), "none, since the data has no validation"
+        if self.has_split("val"):
+            watched = {"objective": objective} | watched
+            none = "it has none; metrics={...} gives it some"
+            with random.seeded(self.seed):
+                names = self.val_loop.rehearse(self)
+        for key, name in watched.items():
+            if name not in names and (key == "objective" or not name.startswith("train/")):
+                raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
+        if not getattr(self.schedule, "constant", True) and "param_schedule" not in self.dispatch.hooks:
+            log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=[default,…] has it).")
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.

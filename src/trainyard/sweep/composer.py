@@ -76,7 +76,7 @@ class Composer:
             A config of its own: changing it changes no other.
 
         Raises:
-            HydraException: what Hydra raises for these overrides.
+            Exception: what Hydra raises for these overrides, mostly a `HydraException`; Hydra itself raises it.
         """
         cfg = self._compose_from_shared(list(overrides))
         return self._loader.load_sweep_config(self._master, list(overrides)) if cfg is None else cfg
@@ -85,7 +85,7 @@ class Composer:
         """The config of every point, in their order; about 150 kB of memory each.
 
         Raises:
-            HydraException: what Hydra raises for the first point that cannot be composed.
+            Exception: what Hydra raises for the first point that cannot be composed.
         """
         with _rare_collections():
             return [self.compose(point) for point in points]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
@@ -15,20 +15,22 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globa
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import work
 from trainyard.sweep.composer import Composer
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.slots import find_slots
 from trainyard.sweep.jobs import Event, Outcome, Task
 from trainyard.sweep.manifest import Manifest
-from trainyard.sweep.plan import Job, Plan, varying
+from trainyard.sweep.plan import SHOWN, Job, Plan, varying
 from trainyard.sweep.results import conclude
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.watch import Watch
 from trainyard.track.membership import Membership
 
-ENDED = {"done": "done", "failed": "failed", "timeout": "ran out of time", "lost": "was killed"}
+# What jobs import, once in the process that they are forked from: our own trainings, and all others.
+OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.record", "trainyard.app")
+ANY = ("trainyard.sweep.work",)
 
 
 class SweepFailedError(TrainyardError):
@@ -67,6 +69,37 @@ class Settings:
     fail_fast: bool = False
     dry_run: bool = False
 
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings that stand in `hydra.launcher`.
+
+        Raises:
+            ConfigError: one that there is not, or of another type.
+        """
+        kinds = get_type_hints(cls)
+        for name, value in values.items():
+            if name not in kinds:
+                raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
+            if not _fits(value, kinds[name]):
+                raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
+        return cls(**values)
+
+
+_ACCEPTED = {
+    bool: "true or false",
+    int: "a whole number",
+    int | None: "null or a whole number",
+    float | None: "null or a number of seconds",
+    int | Literal["auto"]: "auto or a whole number",
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    options = get_args(kind) or (kind,)
+    if value is None or isinstance(value, bool):
+        return type(value) in options
+    return value == "auto" and Literal["auto"] in options or isinstance(value, int | float if float in options else int)
+
 
 class Sweep:
     """Launches the jobs that a sweeper asks for, batch by batch.
@@ -100,13 +133,17 @@ class Sweep:
         """
         setup_globals()
         settings = self.settings
-        slots = find_slots(settings.jobs_per_gpu, settings.threads_per_job, settings.max_jobs)
-        preload = ("torch", "trainyard.runner", "trainyard.hooks") if self._is_ours else ()
-        with LocalExecutor(
-            slots, retries=settings.retries, timeout=settings.timeout, fail_fast=settings.fail_fast, preload=preload
-        ) as executor:
+        preload = (*OURS, *ANY) if self._is_ours else ANY
+        try:
+            slots = find_slots(settings.jobs_per_gpu, settings.threads_per_job, settings.max_jobs)
+            executor = LocalExecutor(
+                slots, retries=settings.retries, timeout=settings.timeout, fail_fast=settings.fail_fast, preload=preload
+            )
+        except ConfigError as error:
+            raise error.under("hydra.launcher") from None
+        with executor:
             jobs = self._compose(points, first)
-            keys = varying(jobs, self.config.hydra.overrides.task)
+            keys = varying(jobs, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
             self._check(jobs, keys)
             manifest = Manifest.open(self.directory)
             if settings.dry_run:
@@ -145,9 +182,7 @@ class Sweep:
             config.hydra.job.id = str(num)
             config.hydra.job.num = num
             with _known_to_hydra(config):
-                directory = Path(
-                    str(OmegaConf.select(config, "hydra.sweep.dir")), str(OmegaConf.select(config, "hydra.sweep.subdir"))
-                ).absolute()
+                directory = Path(_sweep_dir(config) or self.directory, str(config.hydra.sweep.subdir)).absolute()
             config.hydra.runtime.output_dir = str(directory)
             jobs.append(Job(num, tuple(overrides), config, directory))
         return jobs
@@ -181,11 +216,11 @@ class Sweep:
             job, outcome = jobs[event.num], event.outcome
             if event.kind == "started":
                 manifest.note(job.num, "running", attempt=event.attempt)
-            elif outcome is not None:
+            elif outcome is not None and (outcome.attempts or outcome.state != "interrupted"):
                 value = outcome.value.return_value if outcome.state == "done" else None
                 manifest.note(job.num, outcome.state, seconds=outcome.seconds, objective=value, error=outcome.error)
                 tracking.ended(job)
-            elif self._is_ours:  # another attempt, which goes on where this one has ended
+            elif outcome is None and self._is_ours:  # another attempt, which goes on where this one has ended
                 job.config.resume = True
             watch.event(event)
 
@@ -225,13 +260,19 @@ class Sweep:
             result.status, result.return_value = JobStatus.COMPLETED, entry.objective
         else:
             result.status = JobStatus.FAILED
-            failed = [num for num, other in manifest.entries.items() if other.state not in ("done", "waiting")]
+            failed = [f"#{num}" for num, other in manifest.entries.items() if other.state != "done"]
+            shown = ", ".join(failed[:SHOWN]) + (", …" if len(failed) > SHOWN else "")
             result.return_value = SweepFailedError(
-                f"{len(failed)} of {len(manifest.entries)} jobs did not come to their end: "
-                f"{', '.join(f'#{num}' for num in failed)}. The same command with hydra.sweep.dir={self.directory} "
+                f"{len(failed)} of {len(manifest.entries)} jobs did not come to their end: {shown}. The same command with hydra.sweep.dir={self.directory} "
                 f"tries them again."
             )
         return result
+
+
+def _sweep_dir(config: DictConfig) -> str | None:
+    """A job's own `hydra.sweep.dir`; None where it cannot be another than the sweep's."""
+    text = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index, call-overload]
+    return str(config.hydra.sweep.dir) if "${" in text.replace("${now:", "") else None
 
 
 @contextmanager
@@ -239,7 +280,7 @@ def _known_to_hydra(config: DictConfig) -> Iterator[None]:
     """`${hydra:…}` reads from this config; `HydraConfig.set_config` does that too, on a copy that takes its time."""
     hydra = HydraConfig.instance()
     before = hydra.cfg
-    hydra.cfg = config
+    hydra.cfg = config  # type: ignore[assignment]
     try:
         yield
     finally:

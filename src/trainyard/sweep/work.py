@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -13,6 +14,9 @@ from omegaconf import DictConfig
 from trainyard.sweep.executor.worker import stand_in_for_main
 from trainyard.track import membership
 from trainyard.track.membership import Membership
+
+# Found once, in the process that workers are forked from: without it `set_state` would look for them in every job.
+_PLUGINS = Plugins.instance()
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def run(work: Work) -> JobReturn:
     """Run a job in its directory; what the job raises is raised here."""
     stand_in_for_main(work.function)
     setup_globals()
-    Singleton.set_state(work.singletons)
+    Singleton.set_state({**work.singletons, Plugins: _PLUGINS})
     membership.current = work.membership
     result = run_job(
         hydra_context=work.context,

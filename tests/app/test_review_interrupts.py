@@ -1,0 +1,101 @@
+"""Signals before there is a run, and to the whole process group while loaders have processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENDLESS = "loop.max_epochs=100000"
+
+
+@pytest.fixture
+def start(train, tmp_path):
+    """`python train.py …` in an empty folder and a process group of its own."""
+    started = []
+
+    def run(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(ROOT / "train.py"), *train.quick, "hydra.run.dir=run", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _until(process, text):
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(seen)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_before_the_run_began(start, tmp_path, signum):
+    (tmp_path / "slow.py").write_text(
+        "import threading\nfrom trainyard.models import MLP\n"
+        "def build(**given):\n    print('building', flush=True)\n    threading.Event().wait()\n"
+    )
+    process = start("model._target_=slow.build")
+    _until(process, "building")
+    os.killpg(process.pid, signum)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, said
+    assert said.strip() == "Interrupted before the run began."
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_group_with_loaders(start, tmp_path, signum):
+    """Ctrl-C and schedulers signal every process: the loaders' must not die before the trainer has ended its run."""
+    process = start("data.workers=2", ENDLESS)
+    _until(process, "epoch 2 ")
+    os.killpg(process.pid, signum)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, said
+    assert said.count("saving a checkpoint") == 1, "the loaders' processes say nothing"
+    assert "Traceback" not in said
+    assert "resume=true" in said
+    assert (tmp_path / "run/checkpoints/last.json").exists()
+
+
+def test_without_checkpoints(start):
+    process = start("~hook.checkpoint", ENDLESS)
+    _until(process, "epoch 2 ")
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "there is no checkpoint to go on from" in said
+    assert "resume=true" not in said
+
+
+def test_a_second_signal_ends_the_run_without_a_traceback(start, tmp_path):
+    (tmp_path / "stuck.py").write_text(
+        "import threading\nfrom trainyard.hooks import Hook\n"
+        "class Stuck(Hook):\n    def after_train_iter(self, runner, batch_idx, data_batch, outputs):\n"
+        "        print('stuck', flush=True)\n        threading.Event().wait()\n"
+    )
+    process = start("+hook.stuck._target_=stuck.Stuck")
+    _until(process, "stuck")
+    os.killpg(process.pid, signal.SIGINT)
+    _until(process, "saving a checkpoint")
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said

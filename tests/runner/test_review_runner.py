@@ -1,0 +1,76 @@
+"""What watches a metric needs a validation; an interrupted last epoch counts; reading an example draws nothing."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from trainyard import record
+from trainyard.errors import ConfigError
+from trainyard.hooks import Checkpoint, EarlyStopping, Hook
+from trainyard.runner import IterBasedTrainLoop, Runner
+from trainyard.schedules import Plateau
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"hooks": {"early_stop": EarlyStopping()}}, "hook.early_stop.monitor"),
+        ({"schedule": Plateau()}, "schedule.monitor"),
+    ],
+)
+def test_watching_without_a_validation(parts, more, key):
+    parts["data"]["val_fraction"] = 0
+    with pytest.raises(ConfigError, match="the data has no validation") as error:
+        Runner(**parts | more).prepare()
+    assert error.value.key == key
+
+
+class Interrupt(Hook):
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if runner.iter == self.at:
+            runner.interrupt()
+
+
+def test_the_last_epoch_of_an_interrupted_run_counts(parts, tmp_path):
+    """Ended after its last iteration, before the validation: resumed, it stands where the undisturbed run stands."""
+    batches = 6
+
+    def run(name, **more):
+        hooks = {"checkpoint": Checkpoint()} | more.pop("hooks", {})
+        loop = IterBasedTrainLoop(2 * batches, val_interval=batches)
+        runner = Runner(**parts | {"loop": loop, "work_dir": tmp_path / name, "hooks": hooks} | more)
+        runner.train()
+        return runner
+
+    undisturbed = run("undisturbed")
+    assert len(undisturbed.loader("train")) == batches
+    run("ended", hooks={"interrupt": Interrupt(2 * batches)})
+    resumed = run("ended", resume=True)
+    assert resumed.iter == undisturbed.iter == 2 * batches
+    assert resumed.epoch == undisturbed.epoch == 2
+    assert resumed.members[0].metrics == undisturbed.members[0].metrics
+
+
+class Noisy(Dataset):
+    """Draws from the global generator for every sample, as augmentations do."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return torch.randn(2), index % 2
+
+
+def test_reading_an_example_draws_nothing(parts):
+    """It is read anew when a run is resumed, after the generators were put back."""
+    runner = Runner(
+        **parts
+        | {"data": {"train": DataLoader(Noisy(), 16)}, "model": parts["model"] | {"in_features": 2, "num_classes": 2}}
+    )
+    runner.prepare()
+    before = torch.get_rng_state()
+    assert record._example(runner) is not None
+    assert torch.equal(torch.get_rng_state(), before)
