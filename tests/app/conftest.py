@@ -37,7 +37,7 @@ def train(tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
+def command(tmp_path, monkeypatch, capfd, hydra_restore_singletons):
     """`train.py` with these arguments in an empty folder: its status, and what it said on standard error."""
     folder = tmp_path / "folder"
     folder.mkdir()

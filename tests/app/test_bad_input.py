@@ -121,11 +121,11 @@ def test_a_failed_training_has_status_1(command):
 
 
 def test_an_error_in_the_users_own_code_keeps_its_traceback(command, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("def make(**keywords):\n    raise LookupError('in my code')\n")
+    (tmp_path / "code_of_a_user.py").write_text("def make(**keywords):\n    raise LookupError('in my code')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    status, message = command("model._target_=mine.make", "hydra.run.dir=run")
+    status, message = command("model._target_=code_of_a_user.make", "hydra.run.dir=run")
     assert status == 1
-    assert "mine.py" in message
+    assert "code_of_a_user.py" in message
     assert "LookupError: in my code" in message
     assert "hydra/core" not in message, "frames of Hydra help nobody"
 

@@ -66,7 +66,7 @@ def test_batches_are_the_text_and_the_next_character(topics):
     loader = topics.loader("train", seed=0, device=CPU)
     text = joined(topics, "train")
     tokens, following = next(loader.batches(0))
-    assert tokens.shape == following.shape == (64, 128)
+    assert tokens.shape == following.shape == (32, 128)
     assert tokens.dtype == following.dtype == torch.int64
     assert tokens.is_contiguous()
     assert following.is_contiguous()

@@ -74,3 +74,18 @@ def test_reading_an_example_draws_nothing(parts):
     before = torch.get_rng_state()
     assert record._example(runner) is not None
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_learning_rate_that_a_resume_does_not_read_is_named(parts, tmp_path, caplog, scheduled):
+    parts["work_dir"] = tmp_path
+    if scheduled:  # whose table follows the config
+        parts["schedule"] = {
+            "_target_": "trainyard.schedules.Schedule",
+            "scheduler": {"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True},
+        }
+    Runner(**parts).train()
+    Runner(**parts, resume=True).prepare()
+    assert "learning rate" not in caplog.text
+    Runner(**parts | {"optim": parts["optim"] | {"lr": 0.5}}, resume=True).prepare()
+    assert ("goes on as the checkpoint has it, 0.01" in caplog.text) == (not scheduled)

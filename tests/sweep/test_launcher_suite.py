@@ -1,11 +1,20 @@
 """The test suites that Hydra ships for launchers."""
 
+import os
+from pathlib import Path
+
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
 
 from hydra_plugins.trainyard_launcher import LocalLauncher
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """The suites start applications of their own, which look for the plugin."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
 
 
 def test_discovery():

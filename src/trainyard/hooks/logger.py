@@ -33,6 +33,8 @@ class Logger(Hook):
     def __init__(self, interval: int = 10, line_every: float = 5.0) -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ConfigError("interval", interval, "a whole number of at least 1")
+        if not isinstance(line_every, int | float) or line_every < 0:
+            raise ConfigError("line_every", line_every, "a number of seconds, at least 0")
         self.interval = interval
         self.line_every = line_every
         self._window: list[dict[str, Tensor]] = []

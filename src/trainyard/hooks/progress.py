@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainyard import console
+from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner, read
 
@@ -27,6 +28,8 @@ class Progress(Hook):
     priority = "LOW"
 
     def __init__(self, refresh: float = 0.1) -> None:
+        if not isinstance(refresh, int | float) or refresh < 0:
+            raise ConfigError("refresh", refresh, "a number of seconds, at least 0")
         self.refresh = refresh
         self._bar: Bar | None = None
         self._next = float("inf")

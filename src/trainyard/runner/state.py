@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 import trainyard
 from trainyard.errors import ConfigError
@@ -117,7 +118,11 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
         _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
         _check_equal("optimiser", state["optimizer"]["type"], _name(runner.optimizer))
         _check_equal("schedule", state["schedule"]["type"], _name(runner.schedule))
+        rates = _rates(runner.optimizer)
         plain.method(runner.optimizer, "load_state_dict")(_untyped(state["optimizer"]))
+        if getattr(runner.schedule, "constant", True) and _rates(runner.optimizer) != rates:
+            kept = ", ".join(f"{rate:g}" for rate in _rates(runner.optimizer))
+            log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
         if runner.schedule is not None:
             runner.schedule.load_state_dict(_untyped(state["schedule"]))
         runner.step.load_state_dict(state["step"])
@@ -136,6 +141,10 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
     runner.call("after_load_checkpoint", checkpoint=state)
     random.restore(state["random"])
     log.info("Resumed %s: epoch %d, iteration %d.", start.path, runner.epoch, runner.iter)
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 def _name(part: object) -> str | None:

@@ -96,9 +96,9 @@ _ACCEPTED = {
 
 def _fits(value: Any, kind: Any) -> bool:
     options = get_args(kind) or (kind,)
-    if value is None or isinstance(value, bool):
-        return type(value) in options
-    return value == "auto" and Literal["auto"] in options or isinstance(value, int | float if float in options else int)
+    if value == "auto":
+        return Literal["auto"] in options
+    return type(value) in options or (type(value) is int and float in options)
 
 
 class Sweep:
@@ -263,7 +263,8 @@ class Sweep:
             failed = [f"#{num}" for num, other in manifest.entries.items() if other.state != "done"]
             shown = ", ".join(failed[:SHOWN]) + (", …" if len(failed) > SHOWN else "")
             result.return_value = SweepFailedError(
-                f"{len(failed)} of {len(manifest.entries)} jobs did not come to their end: {shown}. The same command with hydra.sweep.dir={self.directory} "
+                f"{len(failed)} of {len(manifest.entries)} jobs did not come to their end: {shown}. "
+                f"The same command with hydra.sweep.dir={self.directory} "
                 f"tries them again."
             )
         return result

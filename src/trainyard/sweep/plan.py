@@ -34,9 +34,9 @@ class Job:
 
 
 def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
-    """The overrides that tell jobs apart, in their order: all that the sweeper chose.
+    """The overrides that tell jobs apart, in their order: all that the sweeper chose, and all that differ.
 
-    That they differ between these jobs is not asked: a sweeper may hand out one job at a time.
+    What it chose need not differ between these jobs: a sweeper may hand out one job at a time.
 
     Args:
         jobs: some of the sweep.
@@ -44,7 +44,11 @@ def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(list(command))
     fixed = {override.get_key_element().lstrip("+") for override in parsed if not override.is_sweep_override()}
-    return [key for key in dict.fromkeys(key for job in jobs for key in job.choices) if key not in fixed]
+    values: dict[str, set[str | None]] = {key: set() for job in jobs for key in job.choices}
+    for choices in (job.choices for job in jobs):
+        for key, seen in values.items():
+            seen.add(choices.get(key))
+    return [key for key, seen in values.items() if key not in fixed or len(seen) > 1]
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,11 @@ class Plan:
             f"{count} on {device} ({threads} thread{'s' * (threads > 1)} each)"
             for (device, threads), count in kinds.items()
         )
+        total = f"{len(self.jobs)} job{'s' * (len(self.jobs) != 1)}"
         done = len(self.jobs) - len(self.left)
         before = f", {done} of them done already" if done else ""
         lines = [
-            f"{len(self.jobs)} jobs{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
+            f"{total}{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
         ]
         shown = self.jobs[:limit]
