@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import count, islice
-from types import FrameType
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -180,8 +179,8 @@ class SeededStream(IterableDataset[Any]):
 class WorkerInit:
     """The `worker_init_fn` of a loader whose data set is wrapped: the user's function sees the user's data set.
 
-    The worker outlives the first SIGINT and the first SIGTERM: Ctrl-C and schedulers signal the whole process group,
-    and the trainer, which ends its run in good order, needs its workers until then.
+    The worker does not hear SIGINT: Ctrl-C signals the whole process group, and the trainer, which ends its run in
+    good order, needs its workers until then. It must hear SIGTERM, with which the trainer ends it.
     """
 
     def __init__(self, inner: Callable[[int], None] | None) -> None:
@@ -193,14 +192,9 @@ class WorkerInit:
         wrapped = info.dataset
         assert isinstance(wrapped, SeededDataset | SeededStream)
         object.__setattr__(info, "dataset", wrapped.dataset)  # the class is frozen
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, _outlive)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.inner is not None:
             self.inner(worker)
-
-
-def _outlive(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_DFL)
 
 
 def set_epoch(part: object, epoch: int) -> None:
