@@ -45,7 +45,8 @@ def command(tmp_path, monkeypatch, capfd, hydra_restore_singletons):
     monkeypatch.setenv("COLUMNS", "500")
 
     def run(*arguments, quick=QUICK):
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # each main() sets it
+        for name in ("HYDRA_FULL_ERROR", "TRAINYARD_FULL_ERROR"):  # each main() sets them, for its own process
+            monkeypatch.setenv(name, "")
         monkeypatch.setattr(sys, "argv", ["train.py", *quick, *arguments])
         capfd.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level

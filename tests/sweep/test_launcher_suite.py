@@ -7,6 +7,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
 
 from hydra_plugins.trainyard_launcher import LocalLauncher
 
@@ -15,6 +16,12 @@ from hydra_plugins.trainyard_launcher import LocalLauncher
 def _importable(monkeypatch):
     """The suites start applications of their own, which look for the plugin."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_version_base(hydra_restore_singletons):
+    """The suites expect a process in which no application has said which Hydra it was written for."""
+    VersionBase.set_instance(VersionBase())
 
 
 def test_discovery():
