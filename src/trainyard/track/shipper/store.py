@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import importlib
 import json
+import os
 import posixpath
 import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -119,7 +121,7 @@ class Store:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise  # here it says what is wrong; MLflow would try for minutes
-        with contextlib.chdir(database.parent) if database else contextlib.nullcontext():
+        with _alone_in(database.parent) if database else contextlib.nullcontext():
             self._client = MlflowClient(uri)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
@@ -350,6 +352,19 @@ def describe(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:500]
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """In the folder, and no other shipper in it: MLflow makes the tables of a new database, and two at once collide."""
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        os.close(lock)
 
 
 def _execute(database: Path, pragma: str) -> None:
