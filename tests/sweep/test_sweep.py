@@ -150,19 +150,32 @@ def _start(tmp_path, *arguments):
     )  # fmt: skip
 
 
+WAITING = """
+import time
+from pathlib import Path
+from trainyard.hooks import Hook
+class Slow(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        Path(__file__).with_name("training").touch()
+        while not (runner.interrupted or Path(__file__).with_name("go").exists()):
+            time.sleep(0.01)
+"""
+
+
 def test_interrupted_and_finished_later(sweep, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slow.py").write_text(WAITING)
     process = _start(tmp_path)
-    for line in process.stdout:
-        if line.startswith("started"):
-            break
-    time.sleep(1)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "training").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "the same command with hydra.sweep.dir" in stderr.replace("\n", " ")
     states = Counter(entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values())
     assert states["interrupted"] >= 1
+    assert states["done"] == 0
+    (tmp_path / "go").touch()
     finished = sweep(*GRID, "+hook.slow._target_=slow.Slow")
     assert finished.returncode == 0, finished.stderr
     assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
