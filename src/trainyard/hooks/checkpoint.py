@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -32,6 +32,7 @@ class Checkpoint(Hook):
     """
 
     priority = "VERY_LOW"
+    stackable = True
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Checkpoint(Hook):
         self.save_last = save_last
         self.min_seconds = min_seconds
         self._written_at = -math.inf
-        self._held: dict[int, Callable[[], None]] = {}
+        self._held: dict[Path, Callable[[], None]] = {}
         self._writer = checkpoint.Writer()
         self._saved_at: tuple[int, bool] | None = None
 
@@ -88,6 +89,11 @@ class Checkpoint(Hook):
         self._submit([])
         self._writer.wait()
 
+    def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
+        saved = (runner.iter, runner.train_loop.val_due) == self._saved_at
+        if self.save_last and not saved:
+            self._save(runner, at_end=True, only=leaving)
+
     def after_run(self, runner: Runner) -> None:
         self._writer.wait()  # where an error ended the training, what was being written is finished all the same
 
@@ -101,8 +107,10 @@ class Checkpoint(Hook):
     def _between_epochs(runner: Runner) -> bool:
         return runner.iter == runner.epoch * len(runner.loader("train"))
 
-    def _save(self, runner: Runner, *, regular: bool = True, at_end: bool = False) -> None:
-        """Save every member that has not failed; `regular` ones count for `max_keep` and for resuming."""
+    def _save(
+        self, runner: Runner, *, regular: bool = True, at_end: bool = False, only: Sequence[int] | None = None
+    ) -> None:
+        """Save every member (or `only` these) that has not failed; `regular` ones count for `max_keep` and resuming."""
         if runner.work_dir is None:
             return
         later = not at_end and monotonic() - self._written_at < self.min_seconds
@@ -110,22 +118,27 @@ class Checkpoint(Hook):
             return
         whole = self._unit == "epoch" and self._between_epochs(runner)
         name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
+        judged = self.save_best and not runner.train_loop.val_due
+        best = {index for index, member in enumerate(runner.members) if judged and member.is_best(runner.iter)}
+        chosen = range(len(runner.members)) if only is None else only
+        if later or not regular:
+            chosen = [index for index in chosen if index in best]
         jobs: list[Callable[[], None]] = []
-        for index, (member, state) in enumerate(zip(runner.members, runner.checkpoint(), strict=True)):
-            runner.call("before_save_checkpoint", checkpoint=state)
+        for index, state in zip(chosen, runner.checkpoint(chosen), strict=True):
+            solo, member = runner.solos[index], runner.members[index]
+            solo.call("before_save_checkpoint", checkpoint=state)
             if member.failed:
                 continue
-            best = self.save_best and member.is_best(runner.iter) and not runner.train_loop.val_due
-            if best:
-                self._held.pop(index, None)
+            if index in best:
+                self._held.pop(member.checkpoints, None)
             if not later:
-                jobs.append(partial(self._write, member, name, copy_tensors(state), regular, best))
-            elif best:
-                self._held[index] = partial(self._write, member, name, copy_tensors(state), False, True)
+                jobs.append(partial(self._write, member, name, copy_tensors(state), regular, index in best))
+            else:
+                self._held[member.checkpoints] = partial(self._write, member, name, copy_tensors(state), False, True)
         if later:
             return
         self._submit(jobs)
-        if regular:
+        if regular and only is None:
             self._saved_at = (runner.iter, runner.train_loop.val_due)
 
     def _submit(self, jobs: list[Callable[[], None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from trainyard.errors import ConfigError
@@ -20,6 +21,7 @@ class EarlyStopping(Hook):
     """
 
     priority = "NORMAL"
+    stackable = True
 
     def __init__(
         self,
@@ -37,13 +39,10 @@ class EarlyStopping(Hook):
         self.direction = direction
         self.patience = patience
         self.min_delta = min_delta
-        self._best: list[float | None] = []
-        self._waited: list[int] = []
+        self._best: dict[int, float | None] = {}
+        self._waited: dict[int, int] = {}
 
     def before_train(self, runner: Runner) -> None:
-        if not self._best:
-            self._best = [None] * len(runner.members)
-            self._waited = [0] * len(runner.members)
         own = runner.members[0].objective
         self._objective = Objective(self.monitor or own.name, self.direction or own.direction)
 
@@ -53,18 +52,22 @@ class EarlyStopping(Hook):
         for index, member in enumerate(runner.members):
             name = self._objective.name
             value = member.latest(name, "hook.early_stop.monitor")
-            if self._objective.better(value, self._best[index], by=self.min_delta):
+            best = self._best.get(index)
+            if self._objective.better(value, best, by=self.min_delta):
                 self._best[index] = value
                 self._waited[index] = 0
                 continue
-            self._waited[index] += 1
+            self._waited[index] = self._waited.get(index, 0) + 1
             if self._waited[index] >= self.patience:
-                best = self._best[index]
                 than = "" if best is None else f" than {best:.6g}"
                 member.stop(f"{name} has not got better{than} for {self.patience} validations")
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": list(self._best), "waited": list(self._waited)}
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"best": self._best.get(member), "waited": self._waited.get(member, 0)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best, self._waited = list(state["best"]), list(state["waited"])
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._best[member], self._waited[member] = state["best"], state["waited"]
+
+    def keep(self, members: Sequence[int]) -> None:
+        self._best = {new: self._best.get(old) for new, old in enumerate(members)}
+        self._waited = {new: self._waited.get(old, 0) for new, old in enumerate(members)}

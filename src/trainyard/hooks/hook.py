@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -21,20 +22,34 @@ class Hook:
     | `after_val_iter`; the same for `test` | `runner, batch_idx, data_batch, outputs`: the predictions |
     | `after_val_epoch`; the same for `test` | `runner, metrics`: the results by name |
     | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint`: the dict that is written, or was read |
+    | `before_leave` | `runner, leaving`: numbers of members that end before the others of their fused group |
 
     `runner.iter` and `runner.epoch` count what is finished: in `after_train_iter` they include the iteration that has
     just ended. `after_run` is called however the run ended. A hook that writes does so for each of `runner.members`.
 
+    A hook that knows of members says so with `stackable = True`; a sweep fuses no job that has another. To such a hook
+    the losses of K members are `[K]` and the predictions `[K, ...]`, in the order of `runner.members`; checkpoints are
+    handed to it one by one, with a runner of one member, whose `whole` is the runner that trains. Its `state_dict` and
+    `load_state_dict` take the number of a member.
+
     Attributes:
+        stackable: the hook works for several members at once.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
             LOWEST.
     """
 
     priority: int | str = "NORMAL"
+    stackable: bool = False
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on: plain values and tensors."""
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        """What a resumed run needs to go on, for one member: plain values and tensors."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         """Take back what `state_dict` gave."""
+
+    def stack(self, hooks: Sequence[Hook]) -> None:
+        """Take over what differs between the members' own hooks, each of which was made from its member's config."""
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members, in this order; the others have left."""

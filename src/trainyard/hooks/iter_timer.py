@@ -16,6 +16,7 @@ class IterTimer(Hook):
     """
 
     priority = "NORMAL"
+    stackable = True
 
     def __init__(self) -> None:
         self._last = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from time import perf_counter
 from typing import Any
@@ -29,6 +29,7 @@ class Logger(Hook):
     """
 
     priority = "BELOW_NORMAL"
+    stackable = True
 
     def __init__(self, interval: int = 10, line_every: float = 5.0) -> None:
         if not isinstance(interval, int) or interval < 1:
@@ -38,8 +39,10 @@ class Logger(Hook):
         self.interval = interval
         self.line_every = line_every
         self._window: list[dict[str, Tensor]] = []
+        self._loaded: dict[int, list[dict[str, Tensor]]] = {}
 
     def before_train(self, runner: Runner) -> None:
+        self._take_up(runner)
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
         self._begin = self._last_line = perf_counter()
@@ -54,19 +57,27 @@ class Logger(Hook):
         if self._window and not runner.interrupted:
             self._write(runner)
 
+    def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
+        if self._window:
+            self._record(runner, leaving)
+
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "val")
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "test")
 
-    def _write(self, runner: Runner) -> None:
+    def _record(self, runner: Runner, members: Iterable[int]) -> None:
         means = {f"train/{key}": value for key, value in _means(self._window).items()}
-        self._window.clear()
         common = {f"train/{name}": gauge() for name, gauge in runner.gauges.items()}
-        rates = {"train/lr": float(runner.optimizer.param_groups[0]["lr"])}
-        for member, values in zip(runner.members, read(means, len(runner.members)), strict=True):
-            member.record(values | rates | common, step=runner.iter, epoch=runner.epoch)
+        numbers, rates = read(means, len(runner.members)), runner.learning_rates()
+        for index in members:
+            values = numbers[index] | {"train/lr": rates[index]} | common
+            runner.members[index].record(values, step=runner.iter, epoch=runner.epoch)
+
+    def _write(self, runner: Runner) -> None:
+        self._record(runner, range(len(runner.members)))
+        self._window.clear()
         now = perf_counter()
         if now - self._last_line >= self.line_every:
             self._last_line = now
@@ -97,14 +108,34 @@ class Logger(Hook):
             best = "  (best)" if runner.training and split == "val" and member.is_best(runner.iter) else ""
             log.info("%s  epoch %d  iter %d  %s%s", split, runner.epoch, runner.iter, numbers, best)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"window": [dict(outputs) for outputs in self._window]}
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"window": [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._window = [dict(outputs) for outputs in state["window"]]
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._loaded[member] = state["window"]
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._window = [{key: value.to(runner.device) for key, value in outputs.items()} for outputs in self._window]
+    def keep(self, members: Sequence[int]) -> None:
+        index = list(members)
+        self._window = [
+            {key: value[index] if value.ndim else value for key, value in outputs.items()} for outputs in self._window
+        ]
+
+    def _take_up(self, runner: Runner) -> None:
+        """The window of a resumed run: that of each member, side by side."""
+        windows = [self._loaded[member] for member in sorted(self._loaded)]
+        self._loaded = {}
+        if len(windows) == 1:
+            self._window = [{key: value.to(runner.device) for key, value in outputs.items()} for outputs in windows[0]]
+        elif windows:
+            self._window = [
+                {key: torch.stack([outputs[key] for outputs in column]).to(runner.device) for key in column[0]}
+                for column in zip(*windows, strict=True)
+            ]
+
+
+def _of(value: Tensor, member: int) -> Tensor:
+    """One member's number of `[K]`; a solo run's is a scalar."""
+    return value[member] if value.ndim else value
 
 
 def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class NaNGuard(Hook):
     """
 
     priority = "HIGH"
+    stackable = True
 
     def __init__(self, interval: int = 10) -> None:
         if not isinstance(interval, int) or interval < 1:
@@ -43,7 +45,7 @@ class NaNGuard(Hook):
         self._look(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._look(runner)
+        self._look(runner.whole)
         (member,) = runner.members
         finite = [parameter.isfinite().all() for parameter in runner.model.parameters()]
         if not member.failed and finite and not torch.stack(finite).all():
@@ -55,3 +57,7 @@ class NaNGuard(Hook):
         for member, values in zip(runner.members, read({"loss": self._loss}, len(runner.members)), strict=True):
             if not math.isfinite(values["loss"]) and not member.failed:
                 member.stop(f"the loss is {values['loss']} at iteration {runner.iter}", failed=True)
+
+    def keep(self, members: Sequence[int]) -> None:
+        if self._loss is not None:
+            self._loss = self._loss[list(members)]

@@ -6,7 +6,6 @@ from typing import Any
 
 from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
-from trainyard.schedules import Plateau
 
 
 class ParamSchedule(Hook):
@@ -16,6 +15,7 @@ class ParamSchedule(Hook):
     """
 
     priority = "HIGH"
+    stackable = True
 
     def before_train(self, runner: Runner) -> None:
         schedule = runner.schedule
@@ -31,11 +31,10 @@ class ParamSchedule(Hook):
             self._apply(runner, runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        if not (runner.training and isinstance(runner.schedule, Plateau)):
+        if not (runner.training and hasattr(runner.schedule, "observe")):
             return
-        member = runner.members[0]
-        name = runner.schedule.monitor or member.objective.name
-        runner.schedule.observe(member.latest(name, "schedule.monitor"))
+        name = runner.schedule.monitor or runner.members[0].objective.name
+        runner.schedule.observe(*(member.latest(name, "schedule.monitor") for member in runner.members))
 
     @staticmethod
     def _apply(runner: Runner, index: int) -> None:

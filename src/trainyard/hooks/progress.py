@@ -26,6 +26,7 @@ class Progress(Hook):
     """
 
     priority = "LOW"
+    stackable = True
 
     def __init__(self, refresh: float = 0.1) -> None:
         if not isinstance(refresh, int | float) or refresh < 0:
@@ -65,7 +66,7 @@ class Progress(Hook):
         assert self._bar is not None
         losses = [values["loss"] for values in read({"loss": outputs["loss"]}, len(runner.members))]
         pace = (runner.iter - self._begin_iter) * runner.loader("train").batch_size / (now - self._begin)
-        rate = float(runner.optimizer.param_groups[0]["lr"])
+        rate = runner.learning_rates()[0]
         self._bar.update(
             self._task,
             completed=runner.iter,

@@ -16,10 +16,12 @@ class RuntimeInfo(Hook):
     """Logs the size of the model and the data and the baselines that the data knows, and tags the run with them."""
 
     priority = "VERY_HIGH"
+    stackable = True
 
     def before_run(self, runner: Runner) -> None:
-        parameters = sum(parameter.numel() for parameter in runner.model.parameters())
-        kind = type(runner.model).__name__
+        model = runner.solos[0].model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        kind = type(model).__name__
         tags = {"model": kind, "parameters": str(parameters), "device": str(runner.device)}
         if runner.device.type == "cuda":
             tags["gpu"] = torch.cuda.get_device_name(runner.device)

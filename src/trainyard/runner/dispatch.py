@@ -30,6 +30,7 @@ STAGES = (
     "after_test_iter",
     "after_load_checkpoint",
     "before_save_checkpoint",
+    "before_leave",
 )
 
 PRIORITIES = {
@@ -59,9 +60,9 @@ class HookLike(Protocol):
 
     priority: int | str
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self, *member: int) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any], *member: int) -> None: ...
 
 
 def priority(value: int | str) -> int:
@@ -105,14 +106,15 @@ class Dispatch:
         for method in self._calls[stage]:
             method(*args, **kwargs)
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        return {name: state for name, hook in self.hooks.items() if (state := hook.state_dict())}
+    def state_dict(self, *member: int) -> dict[str, dict[str, Any]]:
+        """The hooks' states; of a fused group, those of member number `member`."""
+        return {name: state for name, hook in self.hooks.items() if (state := hook.state_dict(*member))}
 
-    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]], *member: int) -> None:
         """Give every hook its state back; a hook that the checkpoint does not know starts afresh."""
         for name, hook in self.hooks.items():
             if name in states:
-                hook.load_state_dict(states[name])
+                hook.load_state_dict(states[name], *member)
 
     def _priority(self, name: str) -> int:
         try:

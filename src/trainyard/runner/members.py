@@ -56,6 +56,7 @@ class Member:
     seed: int
     work_dir: Path | None
     objective: Objective
+    info: RunInfo = field(default_factory=lambda: RunInfo("run"), compare=False)
     journal: Journal | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
@@ -72,7 +73,7 @@ class Member:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
-    def open(self, tracker: Tracker, info: RunInfo, *, resume: bool) -> None:
+    def open(self, tracker: Tracker, *, resume: bool) -> None:
         """Begin, or go on with, the member's journal and its run in MLflow.
 
         Raises:
@@ -84,11 +85,13 @@ class Member:
         if self.journal is None:
             self.work_dir.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(self.work_dir)
-            tracker.open(self.work_dir, info, resume=resume)
+            tracker.open(self.work_dir, self.info, resume=resume)
         self.journal.status("RUNNING")
 
-    def close(self, status: Status, message: str) -> None:
-        """Note how the run ended; it can be opened again."""
+    def close(self, status: Status, message: str = "") -> None:
+        """Note how the run ended, where it did not fail by itself; it can be opened again."""
+        if self.failed and status == "FINISHED":
+            status, message = "FAILED", str(self.stop_reason)
         if self.journal is not None:
             self.journal.status(status, message)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch
 from trainyard.runner.env import Env, describe, find_device
 from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
 from trainyard.runner.members import Direction, Member, Objective
-from trainyard.runner.state import capture, restore, restore_best, starting_point
-from trainyard.runner.step import Step, make_precision, make_step
+from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
+from trainyard.runner.step import ClipGradNorm, NoClip, Step, make_precision, make_step
 from trainyard.schedules import Plateau, Schedule
 from trainyard.track import NoTracker, RunInfo, Status, Tracker
 
@@ -103,10 +103,10 @@ class Runner:
         self.load_from = load_from
         self.resume = resume
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
-        self.info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
         (build(env, "env") or Env()).apply()
         self.device = find_device(device)
-        self.members = [Member(seed, self._work_dir, Objective(objective, direction))]
+        info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
+        self.members = [Member(seed, self._work_dir, Objective(objective, direction), info)]
         self.iter = 0
         self.epoch = 0
         self.training = False
@@ -124,10 +124,7 @@ class Runner:
             cfg: keys that are no argument of the Runner are the application's own and are passed over.
             **overrides: arguments to use in place of the config's.
         """
-        renamed = {"hook": "hooks", "metric": "metrics"}
-        taken = set(cls.__init__.__annotations__) - {"return"}
-        found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
-        return cls(**({"model": None} | {key: value for key, value in found.items() if key in taken} | overrides))
+        return cls(**(arguments(cfg) | overrides))
 
     # -- the parts, each built when it is first needed -----------------------------------------------------------------
 
@@ -165,6 +162,10 @@ class Runner:
 
     @cached_property
     def optimizer(self) -> Optimizer:
+        return self.make_optimizer()
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimiser of the model's parameters, as the config or the caller has it."""
         part = build(self._parts["optim"], "optim")
         if not isinstance(part, Optimizer) and not callable(part):
             raise ConfigError("optim", part, "an optimiser, or a config with `_partial_: true` that makes one")
@@ -222,7 +223,7 @@ class Runner:
             getattr(self.model, "train_step", partial(call, self.model, mode="loss")),
             self.optimizer,
             precision=make_precision(self._precision, self.device),
-            clip_grad_norm=self._clip_grad_norm,
+            clip=NoClip() if self._clip_grad_norm is None else ClipGradNorm(self._clip_grad_norm),
             accumulate=self._accumulate,
         )
 
@@ -242,7 +243,35 @@ class Runner:
     def has_split(self, split: str) -> bool:
         return self.data is not None and split in self.data.splits
 
+    @cached_property
+    def start(self) -> Start | None:
+        """The checkpoint that the run begins with; None where it begins at the beginning.
+
+        Raises:
+            ConfigError: the checkpoint is absent or damaged; the directory holds a run and `resume` is off.
+        """
+        return starting_point(self)
+
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
+
+    @property
+    def solos(self) -> Sequence[Runner]:
+        """For each member a Runner that has it alone, as it would be on its own."""
+        return [self]
+
+    @property
+    def arranged(self) -> Sequence[Runner]:
+        """The `solos` that the run began with, in their order; some may have ended before the others."""
+        return [self]
+
+    @property
+    def whole(self) -> Runner:
+        """The Runner that trains: of one of the `solos` the one whose member it has."""
+        return self
+
+    def learning_rates(self) -> list[float]:
+        """Each member's learning rate, in the first parameter group."""
+        return [float(self.optimizer.param_groups[0]["lr"])]
 
     @property
     def work_dir(self) -> Path | None:
@@ -296,7 +325,7 @@ class Runner:
         """
         if self._prepared & {mode, "train"}:
             return
-        start = starting_point(self)
+        _ = self.start
         if mode == "train":
             _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics
@@ -304,7 +333,8 @@ class Runner:
             _ = self.optimizer, self.schedule, self.step
             self._rehearse()
             random.seed_all(derive(self.seed, "train"))
-        restore(self, start, weights_only=mode != "train")
+        for solo in self.solos:
+            restore(solo, solo.start, weights_only=mode != "train")
         self._prepared.add(mode)
 
     def _rehearse(self) -> None:
@@ -376,16 +406,14 @@ class Runner:
             return
         log.info("On %s, seed %d.", describe(self.device), self.seed)
         for member in self.members:
-            member.open(self.tracker, self.info, resume=bool(self.resume))
+            member.open(self.tracker, resume=bool(self.resume))
         self._in_session = True
         status: Status = "FAILED"
         message = ""
         try:
             self.call("before_run")
             yield
-            failed = [str(member.stop_reason) for member in self.members if member.failed]
-            status = "KILLED" if self.interrupted else "FAILED" if failed else "FINISHED"
-            message = "interrupted" if self.interrupted else "; ".join(failed)
+            status, message = ("KILLED", "interrupted") if self.interrupted else ("FINISHED", "")
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             message = f"{type(error).__name__}: {error}"
@@ -395,9 +423,18 @@ class Runner:
             try:
                 self.call("after_run")
             finally:
-                for member in self.members:
-                    member.close(status, message)
+                for solo in self.arranged:
+                    solo.members[0].close(status, message)
 
-    def checkpoint(self) -> list[dict[str, Any]]:
-        """The whole state of each member: what its checkpoint file holds. The tensors are the live ones."""
-        return capture(self)
+    def checkpoint(self, members: Iterable[int] = (0,)) -> list[dict[str, Any]]:
+        """The whole state of these members: what their checkpoint files hold. The tensors are the live ones."""
+        generators = random.state()
+        return [capture(self.solos[index], generators) for index in members]
+
+
+def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """Those entries of a composed config that are arguments of the Runner, under their names."""
+    renamed = {"hook": "hooks", "metric": "metrics"}
+    taken = set(Runner.__init__.__annotations__) - {"return"}
+    found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
+    return {"model": None} | {key: value for key, value in found.items() if key in taken}

@@ -66,27 +66,30 @@ def _holds_another_run(runner: RunState) -> bool:
     return member.work_dir is not None and member.journal is None and (member.work_dir / journal.FILE).exists()
 
 
-def capture(runner: RunState) -> list[dict[str, Any]]:
-    """The state of each member, as a solo run's checkpoint holds it; its tensors are the live ones."""
+def capture(runner: RunState, generators: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run of one member, as its checkpoint holds it; its tensors are the live ones.
+
+    Args:
+        runner: of one member.
+        generators: the state of the process's random generators.
+    """
     (member,) = runner.members
-    return [
-        {
-            "version": 1,
-            "trainyard": trainyard.__version__,
-            "seed": member.seed,
-            "epoch": runner.epoch,
-            "iter": runner.iter,
-            "batches": len(runner.loader("train")),
-            "model": runner.model.state_dict(),
-            "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": _name(runner.optimizer)},
-            "schedule": {"type": _name(runner.schedule)} | (runner.schedule.state_dict() if runner.schedule else {}),
-            "step": runner.step.state_dict(),
-            "loop": runner.train_loop.state_dict(),
-            "member": member.state_dict(),
-            "hooks": runner.dispatch.state_dict(),
-            "random": random.state(),
-        }
-    ]
+    return {
+        "version": 1,
+        "trainyard": trainyard.__version__,
+        "seed": member.seed,
+        "epoch": runner.epoch,
+        "iter": runner.iter,
+        "batches": len(runner.loader("train")),
+        "model": runner.model.state_dict(),
+        "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": _name(runner.optimizer)},
+        "schedule": {"type": _name(runner.schedule)} | (runner.schedule.state_dict() if runner.schedule else {}),
+        "step": runner.step.state_dict(),
+        "loop": runner.train_loop.state_dict(),
+        "member": member.state_dict(),
+        "hooks": runner.dispatch.state_dict(),
+        "random": generators,
+    }
 
 
 def copy_tensors(value: Any) -> Any:
@@ -148,7 +151,7 @@ def _rates(optimizer: Optimizer) -> list[float]:
 
 
 def _name(part: object) -> str | None:
-    return None if part is None else type(part).__name__
+    return None if part is None else getattr(part, "kind", type(part).__name__)
 
 
 def _untyped(state: dict[str, Any]) -> dict[str, Any]:

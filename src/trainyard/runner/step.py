@@ -26,7 +26,8 @@ class Precision:
         return train_step(batch)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        """Gradients of `loss`, or of the sum of the members' losses, `[K]`."""
+        loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients to their own scale, before anybody looks at them."""
@@ -208,17 +209,16 @@ def make_step(
     optimizer: Optimizer,
     *,
     precision: Precision,
-    clip_grad_norm: float | None,
+    clip: NoClip,
     accumulate: int,
 ) -> Step:
     """The step for these settings.
 
     Raises:
-        ConfigError: `accumulate` below 1, `clip_grad_norm` not above 0.
+        ConfigError: `accumulate` below 1.
     """
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ConfigError("accumulate", accumulate, "a whole number of at least 1")
-    clip = NoClip() if clip_grad_norm is None else ClipGradNorm(clip_grad_norm)
     if accumulate == 1:
         return Step(train_step, optimizer, precision, clip)
     return AccumulatedStep(train_step, optimizer, precision, clip, accumulate=accumulate)

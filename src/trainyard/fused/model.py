@@ -1,0 +1,154 @@
+"""The stacked model: K models of one architecture as one, under `torch.vmap`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from trainyard.fused.errors import Unfusable
+from trainyard.models import call
+
+
+class StackedModel(nn.Module):
+    """K models whose parameters and buffers lie in stacks `[K, ...]`; every step is one program for all of them.
+
+    From here on the tensors of each of the K models are views of the stacks: what is loaded into one, or read from it,
+    is the stack's. All members run the code of the first; only tensors are their own.
+
+    Args:
+        models: of one architecture, on one device. Tied parameters stay tied, frozen ones frozen.
+        own_batches: whether the batches of `train_step` have a leading axis of K members, or are one for all.
+
+    Attributes:
+        solos: the K models.
+
+    Raises:
+        Unfusable: the models differ in a parameter or a buffer.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], *, own_batches: bool = False) -> None:
+        super().__init__()
+        self.own_batches = own_batches
+        self.solos = list(models)
+        self.training = models[0].training
+        template = _Template(copy.deepcopy(models[0]).to("meta"))
+        self.__dict__["_template"] = template  # not a submodule: it has no values of its own
+        self._stacks: dict[str, Tensor] = {}
+        for name, tensors in _columns(models, "named_parameters").items():
+            frozen = not tensors[0].requires_grad
+            stack = nn.Parameter(torch.stack([tensor.detach() for tensor in tensors]), requires_grad=not frozen)
+            self.register_parameter(name.replace(".", "/"), stack)
+            self._stacks[f"model.{name}"] = stack
+        for name, tensors in _columns(models, "named_buffers").items():
+            buffer = torch.stack(tensors)
+            self.register_buffer(name.replace(".", "/"), buffer)
+            self._stacks[f"model.{name}"] = buffer
+        self._point()
+
+    @property
+    def size(self) -> int:
+        """How many members there are."""
+        return len(self.solos)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StackedModel:
+        # Copied one by one, the members' tensors would be views of nothing.
+        twin = StackedModel(copy.deepcopy(self.solos, memo), own_batches=self.own_batches)
+        return twin.train(self.training)
+
+    def train(self, mode: bool = True) -> StackedModel:
+        self.training = mode
+        self._template.train(mode)
+        return self
+
+    def train_step(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of every member, each `[K]`, with a graph for their gradients."""
+        return self._vmap("train", batch, 0 if self.own_batches else None)  # type: ignore[no-any-return]
+
+    def val_step(self, batch: Any) -> Any:
+        """Predictions `[K, ...]` for a batch that all members share."""
+        return self._vmap("val", batch, None)
+
+    def test_step(self, batch: Any) -> Any:
+        """Predictions `[K, ...]` for a batch that all members share."""
+        return self._vmap("test", batch, None)
+
+    def forward(self, *args: Any, mode: str) -> Any:
+        """The members' outputs, `[K, ...]`, for inputs that all members share."""
+        return self._vmap(mode, args, None)
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Go on with these members alone; the models of the others keep their values, as tensors of their own."""
+        for k in set(range(self.size)) - set(index):
+            for tensor in (*self.solos[k].parameters(), *self.solos[k].buffers()):
+                tensor.data = tensor.data.clone()
+        self.solos = [self.solos[k] for k in index]
+        for stack in self._stacks.values():
+            rows = torch.tensor(index, device=stack.device)
+            if stack.grad is not None:
+                stack.grad, gradient = None, stack.grad.index_select(0, rows)
+                stack.data = stack.data.index_select(0, rows)
+                stack.grad = gradient
+            else:
+                stack.data = stack.data.index_select(0, rows)
+        self._point()
+
+    def _vmap(self, step: str, batch: Any, in_dim: int | None) -> Any:
+        run: Callable[..., Any] = vmap(self._one, in_dims=(None, 0, in_dim), randomness="different")
+        return run(step, self._stacks, batch)
+
+    def _one(self, step: str, tensors: dict[str, Tensor], batch: Any) -> Any:
+        return functional_call(self._template, tensors, (step, batch))
+
+    def _point(self) -> None:
+        """Make the tensors of the K models views of the stacks."""
+        for name, stack in self._stacks.items():
+            path, _, leaf = name.removeprefix("model.").rpartition(".")
+            for model, row in zip(self.solos, stack.data.unbind(0), strict=True):
+                module = model.get_submodule(path)
+                tensor = getattr(module, leaf)
+                tensor.data = row
+
+
+class _Template(nn.Module):
+    """One member's steps by name, so that `functional_call` reaches steps that a model has overridden."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, step: str, batch: Any) -> Any:
+        own = getattr(self.model, f"{step}_step", None)
+        if own is not None:
+            return own(batch)
+        return call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
+
+
+def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
+    """Each tensor's K values by name.
+
+    Raises:
+        Unfusable: they are not the same tensors in every model.
+    """
+    first: dict[str, Tensor] = dict(getattr(models[0], kind)())
+    columns: dict[str, list[Tensor]] = {name: [] for name in first}
+    for model in models:
+        own: dict[str, Tensor] = dict(getattr(model, kind)())
+        if own.keys() != first.keys():
+            raise Unfusable(f"the models differ: {', '.join(sorted(own.keys() ^ first.keys()))}")
+        for name, tensor in own.items():
+            of_first = first[name]
+            if (tensor.shape, tensor.dtype, tensor.requires_grad) != (
+                of_first.shape, of_first.dtype, of_first.requires_grad
+            ):  # fmt: skip
+                raise Unfusable(f"the models differ in {name}: {_shown(tensor)} and {_shown(of_first)}")
+            columns[name].append(tensor)
+    return columns
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

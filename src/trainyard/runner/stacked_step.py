@@ -1,0 +1,142 @@
+"""The parts of a step that treat each of several members by itself: clipping, and the gradient scaler of fp16.
+
+Gradients are stacked, `[K, ...]`, and so are losses, `[K]`; `Step` is the one of a solo run. Nothing here synchronises
+with the device, except to write and to read a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.runner.step import Autocast, ClipGradNorm, NoClip
+
+
+class StackedClipGradNorm(NoClip):
+    """`ClipGradNorm` for each member by itself.
+
+    Args:
+        max_norms: one for each member.
+
+    Raises:
+        ConfigError: one of them is not above 0.
+    """
+
+    def __init__(self, max_norms: Sequence[float]) -> None:
+        self.max_norms = torch.tensor([ClipGradNorm(max_norm).max_norm for max_norm in max_norms], dtype=torch.float64)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Scales the gradients in place; the norms before that, `[K]`, are the result."""
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not grads:
+            return {"grad_norm": torch.zeros(len(self.max_norms))}
+        norms = torch.stack([torch.linalg.vector_norm(_flat(grad), dim=1) for grad in grads])
+        norm = torch.linalg.vector_norm(norms, dim=0)
+        # Moved once: later it is where it is needed. The coefficients are those of torch.nn.utils.clip_grad_norm_.
+        self.max_norms = self.max_norms.to(norm.device)
+        coefficient = (self.max_norms.to(norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
+        _scale(grads, coefficient)
+        return {"grad_norm": norm}
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, go on."""
+        self.max_norms = self.max_norms.index_select(0, index.to(self.max_norms.device))
+
+
+class StackedScaledAutocast(Autocast):
+    """Mixed precision in float16 (`fp16`), with a `torch.amp.GradScaler` for each member.
+
+    Each member has a scale of its own, and only its own gradients lower it and skip its step. A member's state is that
+    of its solo `GradScaler`: either loads the other's.
+
+    Args:
+        device: of the parameters.
+        members: K.
+    """
+
+    dtype = torch.float16
+
+    def __init__(self, device: torch.device, members: int) -> None:
+        super().__init__(device)
+        # The entries of GradScaler.state_dict, for all members, with the values of a new one.
+        self._state = {
+            "scale": torch.full((members,), 2.0**16, dtype=torch.float32, device=device),
+            "growth_factor": torch.full((members,), 2.0, dtype=torch.float64, device=device),
+            "backoff_factor": torch.full((members,), 0.5, dtype=torch.float64, device=device),
+            "growth_interval": torch.full((members,), 2000, dtype=torch.int32, device=device),
+            "_growth_tracker": torch.zeros(members, dtype=torch.int32, device=device),
+        }
+        self._overflowed: Tensor | None = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagates the losses `[K]`, each under its member's scale."""
+        scaled = loss * self._state["scale"]
+        scaled.backward(torch.ones_like(scaled))  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Brings the gradients to their own scale, and notes whose are not finite; once for each step.
+
+        Raises:
+            ValueError: gradients in float16, which could not hold them.
+        """
+        if self._overflowed is not None:
+            return
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(grad.dtype == torch.float16 for grad in grads):
+            raise ValueError("Attempting to unscale FP16 gradients.")
+        scale = self._state["scale"]
+        # The greatest of its numbers is not finite where one of them is not: a look without a copy.
+        norms = [torch.linalg.vector_norm(_flat(grad), torch.inf, dim=1) for grad in grads if grad.numel()]
+        finite = torch.stack([norm.to(scale.dtype) for norm in norms]).isfinite().all(0) if norms else scale > 0
+        self._overflowed = ~finite
+        _scale(grads, scale.double().reciprocal().float())
+
+    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+        """Steps the members whose gradients are finite, and adjusts every member's scale."""
+        self.unscale(optimizer)
+        with torch.no_grad():
+            optimizer.step(skip=self._overflowed)  # type: ignore[call-arg]
+            self._update()
+
+    def member_state_dict(self, k: int) -> dict[str, Any]:
+        """The state of member k's `GradScaler`."""
+        return {key: values[k].item() for key, values in self._state.items()}
+
+    def load_member_state_dict(self, k: int, state: dict[str, Any]) -> None:
+        """Takes back what `member_state_dict`, or a solo run's scaler, gave."""
+        if state:  # empty where the run was in another precision so far
+            for key, values in self._state.items():
+                values[k] = state[key]
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, go on."""
+        self._state = {key: values.index_select(0, index.to(values.device)) for key, values in self._state.items()}
+
+    def _update(self) -> None:
+        """`torch.amp.GradScaler.update`, for all members; in place, so that a captured step sees it."""
+        overflowed, self._overflowed = self._overflowed, None
+        assert overflowed is not None
+        scale, tracker = self._state["scale"], self._state["_growth_tracker"]
+        due = tracker + 1 == self._state["growth_interval"]
+        grown = (scale * self._state["growth_factor"]).float()
+        lowered = (scale * self._state["backoff_factor"]).float()
+        held = torch.where(due & grown.isfinite(), grown, scale)
+        scale.copy_(torch.where(overflowed, lowered, held))
+        tracker.copy_(torch.where(overflowed | due, 0, tracker + 1))
+
+
+def _flat(grad: Tensor) -> Tensor:
+    """`[K, ...]` as `[K, numbers]`."""
+    return grad.reshape(len(grad), grad.shape[1:].numel())
+
+
+def _scale(grads: Sequence[Tensor], factors: Tensor) -> None:
+    """Multiplies each member's part of every gradient by its factor, in place."""
+    if grads:
+        torch._foreach_mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])
