@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +25,27 @@ LOADER = f"{__name__}:load_model"
 _ELSEWHERE = ("work_dir", "tracker", "name")
 
 
-def describe(cfg: DictConfig, facts: Mapping[str, str]) -> RunInfo:
+def describe(values: Mapping[str, Any], facts: Mapping[str, str]) -> RunInfo:
     """The record of a run: every value of its config as a param, and the option chosen of each group.
 
     Args:
-        cfg: the composed config of a job that Hydra runs.
+        values: the resolved config of the job that Hydra's config describes.
         facts: of the machine and the code (`trainyard.track.facts`).
     """
     job = HydraConfig.get()
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
     member = membership.current
     params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
     if member is not None:  # of a sweep's jobs, what tells them apart
         params = {key: value for key, value in params.items() if _is_below(key, member.varying)}
     choices = {
-        str(group): str(choice) for group, choice in job.runtime.choices.items() if not str(group).startswith("hydra/")
+        str(group): str(choice)
+        for group, choice in job.runtime.choices.items()
+        if choice is not None and not str(group).startswith("hydra/")
     }
     # A part that the config describes in place has no group to choose from.
-    own = [*(choices[group] for group in ("model", "data") if group in choices), Path(cfg.work_dir).name]
+    own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
     return RunInfo(
-        name=cfg.name or (member.name if member else " ".join(own)),
+        name=values["name"] or (member.name if member else " ".join(own)),
         parent=member.parent if member else None,
         params=choices | params,
         tags={"overrides": " ".join(job.overrides.task)},
@@ -67,19 +67,32 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, str(value)
 
 
-def write_files(runner: Runner, cfg: DictConfig) -> None:
-    """Write into each member's directory what `load_model` and a later reader need: config and model input."""
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    values["model"] = runner.model_config
+def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
+    """Write into each member's directory what `load_model` and a later reader need: config and model input.
+
+    Args:
+        runner: prepared.
+        configs: the members', resolved.
+    """
     example = _example(runner)
-    for member in runner.members:
-        (member.directory / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    model = runner.solos[0].model_config
+    sections: dict[tuple[str, str], str] = {}
+    for member, values in zip(runner.members, configs, strict=True):
+        text = [_section(key, model if key == "model" else value, sections) for key, value in values.items()]
+        (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
             np.save(member.directory / EXAMPLE, example)
-        if cfg.mode == "train" and runner.tracker.log_model and member.journal is not None:
+        if values["mode"] == "train" and runner.tracker.log_model and member.journal is not None:
             # Named early, so that the shipper has torch at hand when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER)
+
+
+def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
+    """A top-level entry as YAML; what many members share is written out once."""
+    found = known.get((key, repr(value)))
+    if found is None:
+        found = known[key, repr(value)] = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+    return found
 
 
 def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
@@ -87,18 +100,21 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
     split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
     if split is None:
         return None
+    loader = runner.loader(split)
     with random.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
-        batch = next(iter(runner.loader(split).batches()))
+        batch = next(iter(loader.batches()))
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
     if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
         return None
-    return inputs[0][:1].cpu().numpy()
+    own = inputs[0][0] if getattr(loader, "stacked", False) else inputs[0]
+    return own[:1].cpu().numpy()
 
 
 def name_artifacts(runner: Runner) -> None:
     """Tell the journal which files belong to the run, and which checkpoint is its model."""
-    for member in runner.members:
+    for solo in runner.arranged:
+        (member,) = solo.members
         assert member.journal is not None
         folder = member.directory
         hydra_folder = HydraConfig.get().output_subdir

@@ -44,25 +44,38 @@ _KINDS = {
 }
 
 
-def check(cfg: DictConfig) -> None:
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config in plain Python, without Hydra's own node.
+
+    Raises:
+        ConfigError: an interpolation does not resolve.
+    """
+    try:
+        return {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "config")
+        raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
     """Check a composed config before anything is made from it.
 
     Every value is there and resolves, settings have their types, each `_target_` imports and takes its arguments.
     Hydra's own node, if it is there, is not looked at.
 
+    Returns:
+        The config in plain Python.
+
     Raises:
         ConfigError: names the key, what was given, what is accepted and the nearest name.
     """
-    try:
-        values = {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "config")
-        raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
+    values = resolve(cfg)
     missing = sorted(_missing(values))
     if missing:
         raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
     _check_settings(values)
     check_tree(values)
+    return values
 
 
 def _resolved(cfg: DictConfig, key: Any) -> Any:

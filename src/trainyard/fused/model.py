@@ -36,8 +36,7 @@ class StackedModel(nn.Module):
         self.own_batches = own_batches
         self.solos = list(models)
         self.training = models[0].training
-        template = _Template(copy.deepcopy(models[0]).to("meta"))
-        self.__dict__["_template"] = template  # not a submodule: it has no values of its own
+        self._templates = (_Template(copy.deepcopy(models[0]).to("meta")),)  # no submodule: it has no values of its own
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
             frozen = not tensors[0].requires_grad
@@ -62,7 +61,7 @@ class StackedModel(nn.Module):
 
     def train(self, mode: bool = True) -> StackedModel:
         self.training = mode
-        self._template.train(mode)
+        self._templates[0].train(mode)
         return self
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
@@ -89,12 +88,10 @@ class StackedModel(nn.Module):
         self.solos = [self.solos[k] for k in index]
         for stack in self._stacks.values():
             rows = torch.tensor(index, device=stack.device)
-            if stack.grad is not None:
-                stack.grad, gradient = None, stack.grad.index_select(0, rows)
-                stack.data = stack.data.index_select(0, rows)
-                stack.grad = gradient
-            else:
-                stack.data = stack.data.index_select(0, rows)
+            gradient = None if stack.grad is None else stack.grad.index_select(0, rows)
+            stack.grad = None  # of the old shape
+            stack.data = stack.data.index_select(0, rows)
+            stack.grad = gradient
         self._point()
 
     def _vmap(self, step: str, batch: Any, in_dim: int | None) -> Any:
@@ -102,7 +99,7 @@ class StackedModel(nn.Module):
         return run(step, self._stacks, batch)
 
     def _one(self, step: str, tensors: dict[str, Tensor], batch: Any) -> Any:
-        return functional_call(self._template, tensors, (step, batch))
+        return functional_call(self._templates[0], tensors, (step, batch))
 
     def _point(self) -> None:
         """Make the tensors of the K models views of the stacks."""

@@ -68,7 +68,8 @@ class EMA(Hook):
 
     def _averaged(self, runner: Runner) -> AveragedModel:
         if self._average is None:
-            update = get_ema_multi_avg_fn(self.decay) if self._decays is None else self._lerp  # type: ignore[no-untyped-call]
+            one: Any = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+            update: Any = one if self._decays is None else self._lerp
             self._average = AveragedModel(runner.model, multi_avg_fn=update)
             runner.eval_model = self._average.module
         return self._average

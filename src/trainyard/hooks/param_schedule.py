@@ -31,10 +31,11 @@ class ParamSchedule(Hook):
             self._apply(runner, runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        if not (runner.training and hasattr(runner.schedule, "observe")):
+        schedule: Any = runner.schedule
+        if not (runner.training and hasattr(schedule, "observe")):
             return
-        name = runner.schedule.monitor or runner.members[0].objective.name
-        runner.schedule.observe(*(member.latest(name, "schedule.monitor") for member in runner.members))
+        name = schedule.monitor or runner.members[0].objective.name
+        schedule.observe(*(member.latest(name, "schedule.monitor") for member in runner.members))
 
     @staticmethod
     def _apply(runner: Runner, index: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-_OURS = ("torch.optim.", "trainyard.optim.")
+_OURS = ("torch.optim.", "trainyard.optim.", "trainyard.fused.optim.")
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _REGISTERS = ("register_step_pre_hook", "register_step_post_hook")
 

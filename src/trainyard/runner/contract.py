@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,10 @@ class RunState(Protocol):
     members: list[Member]
     resume: bool | str | Path
     load_from: str | Path | None
+
+    @property
+    def solos(self) -> Sequence[RunState]:
+        """For each member the run as it would be alone."""
 
     @property
     def model(self) -> nn.Module: ...

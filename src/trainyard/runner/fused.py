@@ -1,13 +1,16 @@
 """The Runner of a fused group: K members trained by one program."""
 
+# ruff: noqa: A003 - `iter` is the Runner's word
+
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -60,7 +63,9 @@ class FusedRunner(Runner):
         if self._compile:
             raise Unfusable("compile=true is for one model at a time")
         # Attention on the CPU has no batching rule: it is run member by member, rightly. The width is measured anyway.
-        warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batching")
+        warnings.filterwarnings(
+            "ignore", "There is a performance drop because we have not yet implemented the batching"
+        )
 
     # -- the parts, stacked --------------------------------------------------------------------------------------------
 
@@ -90,9 +95,12 @@ class FusedRunner(Runner):
         return self.model
 
     @cached_property
-    def optimizer(self) -> StackedOptimizer:  # type: ignore[override]
-        stacked = dict(zip(self._solos[0].model.parameters(), self.stack.parameters(), strict=True))
-        return stack_optimizers([solo.make_optimizer() for solo in self._solos], stacked)
+    def optimizer(self) -> StackedOptimizer:
+        stacks: Iterator[Any] = self.stack.parameters()
+        stacked: dict[Tensor, nn.Parameter] = dict(zip(self._solos[0].model.parameters(), stacks, strict=True))
+        optimizers = [solo.make_optimizer() for solo in self._solos]
+        self.optimizer_kind = type(optimizers[0]).__name__
+        return stack_optimizers(optimizers, stacked)
 
     @cached_property
     def schedule(self) -> Any:
@@ -120,7 +128,10 @@ class FusedRunner(Runner):
         count = len(self._solos)
         precision = StackedScaledAutocast(self.device, count) if fp16 else make_precision(self._precision, self.device)
         norms = [solo._clip_grad_norm for solo in self._solos]
-        clip = StackedClipGradNorm([norm for norm in norms if norm is not None]) if None not in norms else NoClip()
+        given = [norm for norm in norms if norm is not None]
+        if given and len(given) < count:
+            raise Unfusable("some members clip their gradients and some do not")
+        clip = StackedClipGradNorm(given) if given else NoClip()
         return make_step(
             self.stack.train_step, self.optimizer, precision=precision, clip=clip, accumulate=self._accumulate
         )
@@ -141,9 +152,8 @@ class FusedRunner(Runner):
         return super().checkpoint(range(len(self.members)) if members is None else members)
 
     def record_array(self, name: str, value: Tensor) -> None:
-        for member, array in zip(self.members, value.unbind(0), strict=True):
-            if member.journal is not None:
-                member.journal.array(name, self.iter, array.tolist())
+        for solo, array in zip(self._solos, value.unbind(0), strict=True):
+            solo.record_array(name, array)
 
     # -- members that end before the others ----------------------------------------------------------------------------
 
@@ -169,9 +179,10 @@ class FusedRunner(Runner):
         self._solos = [self._solos[index] for index in staying]
         for index, solo in enumerate(self._solos):
             solo.index = index
+        kept = torch.tensor(staying)
         for part in (self.optimizer, self.schedule, self.step.precision, self.step.clip, self._loaders["train"]):
             if hasattr(part, "keep"):
-                part.keep(staying)
+                part.keep(kept)
         for hook in self.dispatch.hooks.values():
             if hasattr(hook, "keep"):
                 hook.keep(staying)
@@ -207,7 +218,8 @@ class MemberRunner(Runner):
 
     def __init__(self, group: FusedRunner, index: int, config: Config, info: RunInfo | None) -> None:
         self._group = group
-        self._departed: tuple[nn.Module, int, int] | None = None
+        self._evaluated: nn.Module | None = None
+        self._stands: tuple[int, int] | None = None
         self.index = index
         super().__init__(**arguments(config) | {"tracker": None, "info": info})
 
@@ -224,51 +236,52 @@ class MemberRunner(Runner):
         return self._group.train_loop
 
     @property
-    def optimizer(self) -> Any:  # type: ignore[override]
-        return MemberOptimizer(self._group.optimizer, self.index)
+    def optimizer(self) -> Any:
+        return MemberOptimizer(self._group.optimizer, self.index, self._group.optimizer_kind)
 
     @property
-    def step(self) -> Any:  # type: ignore[override]
+    def step(self) -> Any:
         return MemberStep(self._group.step, self.index)
 
     @property
-    def dispatch(self) -> Any:  # type: ignore[override]
+    def dispatch(self) -> Any:
         return MemberDispatch(self._group.dispatch, self.index)
 
     def loader(self, split: str) -> Loader:
         return self._group.loader(split)
 
     @property
-    def iter(self) -> int:  # type: ignore[override]
-        return self._departed[1] if self._departed else self._group.iter
+    def iter(self) -> int:
+        return self._stands[0] if self._stands else self._group.iter
 
     @iter.setter
     def iter(self, value: int) -> None:
         self._group.iter = value
 
     @property
-    def epoch(self) -> int:  # type: ignore[override]
-        return self._departed[2] if self._departed else self._group.epoch
+    def epoch(self) -> int:
+        return self._stands[1] if self._stands else self._group.epoch
 
     @epoch.setter
     def epoch(self, value: int) -> None:
         self._group.epoch = value
 
-    @property
+    @property  # type: ignore[misc] # what evaluates is the group's to choose
     def eval_model(self) -> nn.Module:
-        if self._departed is not None:
-            return self._departed[0]
+        if self._evaluated is not None:
+            return self._evaluated
         evaluated = self._group.eval_model
         assert isinstance(evaluated, StackedModel)
         return evaluated.solos[self.index]
 
     def leave(self, evaluated: nn.Module) -> None:
         """Keep what the group goes on to change: the member is evaluated with this model, and stands where it is."""
-        self._departed = evaluated, self._group.iter, self._group.epoch
+        self._evaluated = evaluated
+        self._stands = self._group.iter, self._group.epoch
 
     def gather(self, index: int) -> None:
-        """Be a member of the group again, under this number."""
-        self._departed, self.index = None, index
+        """Be evaluated with the group again, under this number."""
+        self._evaluated, self.index = None, index
 
 
 class _Cut:

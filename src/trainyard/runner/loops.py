@@ -208,8 +208,8 @@ class ValLoop:
         for name, value in arrays.items():
             runner.record_array(name, value)
         results = read(numbers, len(runner.members))
-        for member, values in zip(runner.members, results, strict=True):
-            member.record(values, step=runner.iter, epoch=runner.epoch)
+        for solo, values in zip(runner.solos, results, strict=True):
+            solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
         self.judge(runner)
         runner.call(f"after_{split}_epoch", metrics=results[0] if len(results) == 1 else results)
         self.done(runner)

@@ -19,10 +19,10 @@ class MemberOptimizer:
         kind: the name of the class that it would be alone.
     """
 
-    def __init__(self, stacked: StackedOptimizer, index: int) -> None:
+    def __init__(self, stacked: StackedOptimizer, index: int, kind: str) -> None:
         self._stacked = stacked
         self._index = index
-        self.kind = stacked.kind
+        self.kind = kind
         self.defaults = stacked.defaults
 
     @property

@@ -310,10 +310,9 @@ class Runner:
 
     def record_array(self, name: str, value: Tensor) -> None:
         """Record a result that is not one number a member, such as a confusion matrix."""
-        arrays = [value] if len(self.members) == 1 else value.unbind(0)
-        for member, array in zip(self.members, arrays, strict=True):
-            if member.journal is not None:
-                member.journal.array(name, self.iter, array.tolist())
+        (member,) = self.members
+        if member.journal is not None:
+            member.journal.array(name, self.iter, value.tolist())
 
     # -- running -------------------------------------------------------------------------------------------------------
 

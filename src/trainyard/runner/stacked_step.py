@@ -100,8 +100,9 @@ class StackedScaledAutocast(Autocast):
     def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
         """Steps the members whose gradients are finite, and adjusts every member's scale."""
         self.unscale(optimizer)
+        stacked: Any = optimizer
         with torch.no_grad():
-            optimizer.step(skip=self._overflowed)  # type: ignore[call-arg]
+            stacked.step(skip=self._overflowed)
             self._update()
 
     def member_state_dict(self, k: int) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _flat(grad: Tensor) -> Tensor:
     return grad.reshape(len(grad), grad.shape[1:].numel())
 
 
-def _scale(grads: Sequence[Tensor], factors: Tensor) -> None:
+def _scale(grads: list[Tensor], factors: Tensor) -> None:
     """Multiplies each member's part of every gradient by its factor, in place."""
     if grads:
         torch._foreach_mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])

@@ -1,0 +1,173 @@
+"""Several configs in, one program: what an application tells the launcher of sweeps about fusing.
+
+The launcher puts jobs together whose configs differ in no more than `ALLOWED`, has `probe` find out how wide a group
+pays, and gives each group to `train_group`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from trainyard.config.build import build
+from trainyard.config.schema import resolve
+from trainyard.probe import Fit
+from trainyard.track import NoTracker, Tracker, facts, membership
+from trainyard.track.membership import Membership
+
+if TYPE_CHECKING:
+    from trainyard.runner import Runner
+
+log = logging.getLogger(__name__)
+
+ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "hook.ema.decay")
+"""Where the configs of a group may differ: in numbers at these places or below."""
+
+ELSEWHERE = ("work_dir", "name", "resume")
+"""What says where a job runs, not what it is: not compared."""
+
+Values = dict[str, Any]
+
+
+def probe(configs: Sequence[DictConfig]) -> Fit:
+    """Find out how wide a group of these jobs is to be: see `trainyard.probe.probe`.
+
+    Args:
+        configs: as Hydra composed them, each with its `hydra` node.
+    """
+    from trainyard.probe import probe
+
+    members = []
+    for config in configs:
+        with _as_job(config, None):
+            members.append(resolve(config))
+    return probe(members)
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """What became of one member.
+
+    Attributes:
+        state: how it ended.
+        value: its best objective; None where it has none.
+        error: why it failed, on one line.
+    """
+
+    state: Literal["done", "failed", "interrupted"]
+    value: float | None = None
+    error: str | None = None
+
+
+def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]) -> list[MemberResult]:
+    """Train jobs of a sweep as one program.
+
+    Members that are to be resumed and stand at different places are trained one place after the other. Where a CUDA
+    device runs out of memory, the group goes on in two halves from its last checkpoints.
+
+    Args:
+        configs: as Hydra composed them, each with its `hydra` node.
+        memberships: the members' places in the sweep.
+
+    Raises:
+        Unfusable: they cannot train as one program. Nothing has been written.
+        TrainyardError: a config cannot work.
+    """
+    from trainyard import record
+    from trainyard.runner.fused import FusedRunner  # noqa: F401 - imports torch while git is at work
+
+    collected = facts.begin(Path.cwd())
+    tracker: Tracker = build(configs[0].get("tracker"), "tracker") or NoTracker()
+    tracker.leave_shipping()
+    tracker.start()
+    members = []
+    found = collected()
+    for config, place in zip(configs, memberships, strict=True):
+        with _as_job(config, place):
+            values = resolve(config)
+            members.append((values, record.describe(values, found)))
+    try:
+        results: dict[int, MemberResult] = {}
+        for group in _at_one_place([values for values, _ in members]):
+            if any(result.state == "interrupted" for result in results.values()):
+                results |= dict.fromkeys(group, MemberResult("interrupted"))
+            else:
+                results |= dict(zip(group, _train([members[index] for index in group], tracker), strict=True))
+    finally:
+        tracker.finish()
+    return [results[index] for index in range(len(configs))]
+
+
+def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
+    import torch
+
+    from trainyard.run import conduct
+    from trainyard.runner import Runner
+    from trainyard.runner.fused import FusedRunner
+
+    configs, infos = [values for values, _ in members], [info for _, info in members]
+    try:
+        runner: Runner
+        if len(members) == 1:
+            runner = Runner.from_cfg(configs[0], tracker=tracker, info=infos[0])
+        else:
+            runner = FusedRunner(configs, infos=infos, tracker=tracker)
+        runner.prepare(configs[0]["mode"])
+        conduct(runner, configs)
+        return [_result(solo, runner.interrupted) for solo in runner.arranged]
+    except torch.OutOfMemoryError:
+        if len(members) == 1:
+            raise
+        half = len(members) // 2
+        log.warning("%d members do not fit into memory: going on with %d.", len(members), half)
+    runner = None  # type: ignore[assignment] # what it holds on the device is to go first
+    torch.cuda.empty_cache()
+    again = [(values | {"resume": True}, info) for values, info in members]
+    first = _train(again[:half], tracker)
+    if any(result.state == "interrupted" for result in first):
+        return first + [MemberResult("interrupted")] * (len(members) - half)
+    return first + _train(again[half:], tracker)
+
+
+def _result(solo: Runner, interrupted: bool) -> MemberResult:
+    from trainyard.run import objective
+
+    (member,) = solo.members
+    if member.failed:
+        return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
+    return MemberResult("interrupted" if interrupted else "done", objective(solo))
+
+
+def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
+    """The members by the place in the training from which they go on."""
+    from trainyard.runner import checkpoint
+
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for index, values in enumerate(configs):
+        found = checkpoint.newest(Path(values["work_dir"]) / "checkpoints") if values["resume"] is True else None
+        place: tuple[Any, ...] = ()
+        if found is not None:
+            state = found[1]
+            stopped = state["member"]["stop_reason"] is not None
+            place = (state["epoch"], state["iter"], state["loop"]["val_due"], stopped)
+        places.setdefault(place, []).append(index)
+    return list(places.values())
+
+
+@contextmanager
+def _as_job(config: DictConfig, place: Membership | None) -> Iterator[None]:
+    """`${hydra:…}` and the run's record read of this job."""
+    hydra = HydraConfig.instance()
+    before, hydra.cfg = hydra.cfg, config  # type: ignore[assignment]
+    membership.current = place
+    try:
+        yield
+    finally:
+        hydra.cfg = before

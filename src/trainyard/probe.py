@@ -1,0 +1,159 @@
+"""Whether a group can train as one program, and how wide it pays: found out by trying."""
+
+from __future__ import annotations
+
+import gc
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from trainyard.errors import TrainyardError
+
+if TYPE_CHECKING:
+    from trainyard.runner import Runner
+
+Values = dict[str, Any]
+
+GROWTH = 4
+"""Each width tried is so many times the one before it."""
+BUDGET = 0.02
+"""Share of the group's run that timing may take."""
+PAYS = 1.05
+"""How many times faster than one by one a group is to be."""
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a probe has found.
+
+    Attributes:
+        width: members to a group; 1: they train one by one.
+        reason: why they do; None where they are fused.
+        note: what was measured, for the plan.
+    """
+
+    width: int
+    reason: str | None = None
+    note: str = ""
+
+
+def probe(configs: Sequence[Values]) -> Fit:
+    """Try a group: one step of training and one of validation, stacked; then time growing widths.
+
+    The timing ends where wider is no faster, where the next width would not fit into memory, or where it has taken 2 %
+    of the time that the group will train; what was fastest a member is the width. Nothing is left on the disk.
+
+    Args:
+        configs: the members', resolved.
+    """
+    bare = [values | {"work_dir": None, "tracker": None, "resume": False} for values in configs]
+    try:
+        _fused(bare[:2])
+    except (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        return Fit(1, reason=why(error))
+    return _measured(bare)
+
+
+def _measured(configs: Sequence[Values]) -> Fit:
+    from trainyard.runner import Runner
+
+    began = perf_counter()
+    runner = Runner.from_cfg(configs[0])
+    runner.prepare()
+    alone = _seconds(runner)
+    steps = runner.train_loop.max_iters(runner)
+    times: dict[int, float] = {}
+    width, before = min(len(configs), 2 * GROWTH), _memory()
+    while True:
+        fused = _fused(configs[:width])
+        times[width] = _seconds(fused) / width
+        del fused
+        gc.collect()
+        slower = len(times) > 1 and times[width] > min(times.values())
+        spent = perf_counter() - began > BUDGET * steps * times[width] * len(configs)
+        full = GROWTH * (before - _memory()) > _memory()
+        if width == len(configs) or slower or full:
+            break
+        if spent:
+            width = len(configs) if times[width] == min(times.values()) else width
+            break
+        width = min(len(configs), GROWTH * width)
+    best = min(times, key=times.__getitem__)
+    gain = alone / times[best]
+    figures = f"{gain:.1f} times the steps of one by one"
+    if gain < PAYS:
+        return Fit(1, reason=f"fusing does not pay: {best} wide it makes {figures}", note=figures)
+    return Fit(max(best, width) if width not in times else best, note=f"{figures}, measured {best} wide")
+
+
+def _fused(configs: Sequence[Values]) -> Runner:
+    """A group that is ready to train, and has taken one step."""
+    from trainyard.runner.fused import FusedRunner
+
+    runner = FusedRunner(configs)
+    runner.prepare()
+    _step(runner)
+    return runner
+
+
+def _step(runner: Runner) -> Callable[[], None]:
+    loader = runner.loader("train")
+    batch = next(iter(loader.batches()))
+    runner.model.train()
+
+    def step() -> None:
+        runner.step(batch, runner.train_loop.max_iters(runner) - 1, runner.train_loop.max_iters(runner))
+
+    step()
+    return step
+
+
+def _seconds(runner: Runner) -> float:
+    """One step; the fastest of a few."""
+    step = _step(runner)
+    times = []
+    for _ in range(STEPS):
+        began = perf_counter()
+        step()
+        if runner.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        times.append(perf_counter() - began)
+    return min(times)
+
+
+def _memory() -> int:
+    """Bytes that are free: on the CUDA device, where one is used, else in main memory."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def why(error: BaseException) -> str:
+    """Why something cannot be stacked, on one line: what was said, and the line of the model at which it happened."""
+    said = str(error).strip().splitlines()
+    text = said[0] if said else type(error).__name__
+    if isinstance(error, TrainyardError):
+        return text
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    if not own:
+        return text
+    place = own[-1]
+    return f"{text} ({Path(place.filename).name}:{place.lineno}: {place.line})"
+
+
+def _is_library(file: str) -> bool:
+    """Whether a source file belongs to torch, or to what stacks: the line in somebody's model is wanted."""
+    import torch
+
+    ours = Path(__file__).parent
+    inside = (ours / "fused", ours / "runner", ours / "probe.py", Path(torch.__file__).parent)
+    return any(Path(file).is_relative_to(place) for place in inside)
