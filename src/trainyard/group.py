@@ -98,7 +98,8 @@ def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]
         for group in _at_one_place([values for values, _ in members]):
             if any(result.state == "interrupted" for result in results.values()):
                 results |= dict.fromkeys(group, MemberResult("interrupted"))
-            else:
+                continue
+            with _as_job(configs[group[0]], memberships[group[0]]):
                 results |= dict(zip(group, _train([members[index] for index in group], tracker), strict=True))
     finally:
         tracker.finish()
@@ -165,9 +166,9 @@ def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
 def _as_job(config: DictConfig, place: Membership | None) -> Iterator[None]:
     """`${hydra:…}` and the run's record read of this job."""
     hydra = HydraConfig.instance()
-    before, hydra.cfg = hydra.cfg, config  # type: ignore[assignment]
-    membership.current = place
+    before = hydra.cfg, membership.current
+    hydra.cfg, membership.current = config, place  # type: ignore[assignment]
     try:
         yield
     finally:
-        hydra.cfg = before
+        hydra.cfg, membership.current = before

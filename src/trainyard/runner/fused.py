@@ -54,7 +54,8 @@ class FusedRunner(Runner):
     def __init__(
         self, configs: Sequence[Config], *, infos: Sequence[RunInfo] | None = None, tracker: Tracker | None = None
     ) -> None:
-        super().__init__(**arguments(configs[0]) | {"tracker": tracker})
+        self.env = build(configs[0].get("env"), "env")
+        super().__init__(**arguments(configs[0]) | {"tracker": tracker, "env": self.env})
         self._solos = [
             MemberRunner(self, index, config, infos[index] if infos else None) for index, config in enumerate(configs)
         ]
@@ -221,7 +222,7 @@ class MemberRunner(Runner):
         self._evaluated: nn.Module | None = None
         self._stands: tuple[int, int] | None = None
         self.index = index
-        super().__init__(**arguments(config) | {"tracker": None, "info": info})
+        super().__init__(**arguments(config) | {"tracker": None, "env": group.env, "info": info})
 
     @property
     def whole(self) -> Runner:

@@ -1,0 +1,200 @@
+"""Several configs as one program, as the launcher of sweeps asks for it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+
+from trainyard import group
+from trainyard.config.schema import resolve
+from trainyard.fused import Unfusable
+from trainyard.hooks import Hook
+from trainyard.probe import probe
+from trainyard.runner import Runner, checkpoint
+from trainyard.track.membership import Membership
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+class Branching(nn.Module):
+    """A classifier whose way depends on a value: `vmap` refuses it."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor, y: Tensor, mode: str) -> Any:
+        logits = self.layer(x.flatten(1))
+        if logits.mean().item() > 1e6:
+            logits = logits / 2
+        return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
+
+
+class Alone(Hook):
+    """A hook that says nothing of members."""
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        assert runner.members
+
+
+class Hungry(nn.Module):
+    """A classifier that finds no memory for more than two members, once it has trained for a while."""
+
+    steps = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor, y: Tensor, mode: str) -> Any:
+        logits = self.layer(x.flatten(1))
+        return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
+
+    def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        Hungry.steps += 1
+        weight = self.layer.weight
+        wide = torch._C._functorch.is_batchedtensor(weight) and torch._C._functorch.get_unwrapped(weight).shape[0] > 2
+        if wide and Hungry.steps > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        losses: dict[str, Tensor] = self(*batch, mode="loss")
+        return losses
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    yield
+    hydra.cfg = before
+
+
+def jobs(count: int, folder: Path, *overrides: str) -> list[DictConfig]:
+    """Jobs of a sweep over the learning rate and the seed, as Hydra composes them."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        base = compose("train", ["tracker=none", "model.hidden=[16]", *overrides], return_hydra_config=True)
+    made = []
+    for num in range(count):
+        config = copy.deepcopy(base)
+        with open_dict(config):
+            config.seed, config.optim.lr = num, 1e-3 * (num + 1)
+            config.hydra.runtime.output_dir = str(folder / str(num))
+            config.hydra.job.num, config.hydra.job.id, config.hydra.job.name = num, str(num), "train"
+            config.hydra.overrides.task = [f"seed={num}"]
+        made.append(config)
+    return made
+
+
+def places(count: int) -> list[Membership]:
+    return [Membership(None, ("seed", "optim.lr"), f"seed={num}") for num in range(count)]
+
+
+def last(folder: Path) -> dict[str, float]:
+    """The last value under each name in a journal."""
+    values: dict[str, float] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        values |= json.loads(line).get("values", {})
+    return values
+
+
+def test_a_group_leaves_a_directory_for_each_member(tmp_path: Path) -> None:
+    results = group.train_group(jobs(3, tmp_path / "group", "loop.max_epochs=3"), places(3))
+    alone = [
+        group.train_group(jobs(3, tmp_path / "alone", "loop.max_epochs=3")[num:][:1], places(1)) for num in range(3)
+    ]
+    for num, (result, (solo,)) in enumerate(zip(results, alone, strict=True)):
+        assert result.state == solo.state == "done"
+        assert result.value == pytest.approx(solo.value, abs=0.006)  # one picture of 180
+        ours, theirs = tmp_path / "group" / str(num), tmp_path / "alone" / str(num)
+        names = {str(path.relative_to(theirs)) for path in theirs.rglob("*") if path.is_file()}
+        assert {str(path.relative_to(ours)) for path in ours.rglob("*") if path.is_file()} == names
+        assert last(ours)["test/accuracy"] == pytest.approx(last(theirs)["test/accuracy"], abs=0.012)
+        mine, its = ((folder / "config.yaml").read_text().replace("/group/", "/alone/") for folder in (ours, theirs))
+        assert mine == its
+
+
+def test_a_group_that_was_killed_goes_on_from_where_each_member_stood(tmp_path: Path) -> None:
+    """One member's newest checkpoint is an epoch behind the others': killed while they were being written."""
+    options = ("loop.max_epochs=4", "hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=null")
+    whole = group.train_group(jobs(3, tmp_path / "whole", *options), places(3))
+    group.train_group(jobs(3, tmp_path / "cut", *options), places(3))
+    for num, kept in enumerate((2, 1, 2)):
+        folder = tmp_path / "cut" / str(num) / "checkpoints"
+        for path in folder.glob("*.pt"):
+            if path.name == "best.pt" or int(path.stem.rpartition("_")[2]) > kept:
+                path.unlink()
+        checkpoint.write_last(folder, sorted(path.name for path in folder.glob("epoch_*.pt")))
+    again = jobs(3, tmp_path / "cut", *options)
+    for config in again:
+        config.resume = True
+    results = group.train_group(again, places(3))
+    for num, (result, expected) in enumerate(zip(results, whole, strict=True)):
+        assert result.value == expected.value
+        cut, undisturbed = (
+            checkpoint.load(tmp_path / name / str(num) / "checkpoints" / "epoch_0004.pt") for name in ("cut", "whole")
+        )
+        for name, tensor in undisturbed["model"].items():
+            torch.testing.assert_close(cut["model"][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_out_of_memory_halves_the_group(tmp_path: Path) -> None:
+    configs = jobs(4, tmp_path / "group", "loop.max_epochs=3", "hook.checkpoint.min_seconds=0")
+    for config in configs:
+        with open_dict(config):
+            config.model = {"_target_": f"{__name__}.Hungry"}
+    Hungry.steps = 0
+    results = group.train_group(configs, places(4))
+    assert [result.state for result in results] == ["done"] * 4
+    assert Hungry.steps > 60
+    for num in range(4):
+        steps = [
+            json.loads(line) for line in (tmp_path / "group" / str(num) / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert max(line.get("step", 0) for line in steps) == 60
+
+
+def test_a_probe_tells_the_width_and_leaves_nothing(tmp_path: Path) -> None:
+    fit = group.probe(jobs(6, tmp_path / "group"))
+    assert fit.note
+    assert fit.width >= 1
+    assert fit.width == 1 or fit.reason is None
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_a_probe_names_the_operation_and_the_line_that_vmap_refuses() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        base = compose("train", ["tracker=none", "work_dir=null", "hook=[]"])
+    values = resolve(base) | {"model": {"_target_": Branching}}
+    fit = probe([values, values | {"seed": 1}])
+    assert fit.width == 1
+    assert fit.reason is not None
+    assert ".item()" in fit.reason
+    assert "test_group.py" in fit.reason
+    assert "if logits.mean().item() > 1e6" in fit.reason
+
+
+def test_a_hook_for_one_member_is_named(tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        base = compose("train", ["tracker=none", "work_dir=null", "hook=[default]"])
+    values = resolve(base)
+    values["hook"]["mine"] = {"_target_": Alone}
+    fit = probe([values, values | {"seed": 1}])
+    assert fit.width == 1
+    assert fit.reason == "hook.mine (Alone) is made for one member at a time"
+
+
+def test_what_cannot_be_stacked_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(Unfusable, match="compile"):
+        group.train_group(jobs(2, tmp_path / "group", "compile=true"), places(2))
+    assert not (tmp_path / "group").exists()
