@@ -1,0 +1,116 @@
+"""The batches of members that differ in seed, gathered together from one copy of the data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trainyard.data.base import Loader
+from trainyard.data.tensor_loader import TensorLoader
+from trainyard.fused.errors import Unfusable
+
+
+def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:
+    """What feeds members of these seeds.
+
+    Args:
+        loader: the solo loader of the first member.
+        seeds: one for each member.
+
+    Returns:
+        `loader` itself where each member would be given the same batches: equal seeds, or an order that is not
+        shuffled. Else a `StackedLoader`, whose batches have a leading axis of members.
+
+    Raises:
+        Unfusable: the seeds differ and the data does not lie in memory, or has an order of its own.
+    """
+    if len(set(seeds)) == 1:
+        return loader
+    if not isinstance(loader, TensorLoader):
+        raise Unfusable(
+            f"the seeds differ, and a {type(loader).__name__} reads one order of the data: members of different seeds "
+            f"need data that lies in memory, without workers"
+        )
+    if type(loader).batches is not TensorLoader.batches:
+        raise Unfusable(f"the seeds differ, and {type(loader).__name__} makes its batches in a way of its own")
+    if not loader.shuffle:
+        return loader
+    if loader.seed != seeds[0]:
+        raise Unfusable(f"the seeds differ, and the seed of the {type(loader).__name__} is not the run's")
+    return StackedLoader(loader, seeds)
+
+
+class StackedLoader:
+    """The batches of K loaders that differ in seed: a tuple of contiguous tensors `[K, B, ...]` each.
+
+    Member k's part is the batch that its own solo loader gives: the order is that of a shallow copy of the loader with
+    the member's seed, the samples are those of `loader.gather`. The data is held once, and one gather serves all
+    members, and several batches where they are small.
+
+    Args:
+        loader: the solo loader of any of the members.
+        seeds: one for each member.
+
+    Attributes:
+        seeds: those of the members that are left.
+        stacked: True: batches have a leading axis of members.
+    """
+
+    stacked = True
+
+    def __init__(self, loader: TensorLoader, seeds: Sequence[int]) -> None:
+        self.loader = loader
+        self.seeds = tuple(seeds)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a full batch of one member."""
+        return self.loader.batch_size
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that one epoch serves to each member."""
+        return self.loader.num_samples
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return len(self.loader)
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, go on, also in epochs that are being served."""
+        self.seeds = tuple(self.seeds[k] for k in index.tolist())
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of `epoch` from batch number `start` on."""
+        while start < len(self):
+            seeds = self.seeds
+            for batch in self._batches(self._orders(epoch), start):
+                yield batch
+                start += 1
+                if self.seeds is not seeds:  # members were cut: the rest is gathered anew
+                    break
+
+    def _orders(self, epoch: int) -> Tensor:
+        """Each member's order of `epoch`, int64 `[K, rows]`; equal seeds share the work."""
+        rows = {seed: row for row, seed in enumerate(dict.fromkeys(self.seeds))}
+        orders = torch.stack([self._of(seed).order(epoch) for seed in rows])
+        return orders if len(rows) == len(self.seeds) else orders[[rows[seed] for seed in self.seeds]]
+
+    def _of(self, seed: int) -> TensorLoader:
+        solo = copy.copy(self.loader)
+        solo.seed = seed
+        return solo
+
+    def _batches(self, orders: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
+        members, size, end = len(orders), self.batch_size, self.num_samples
+        step = size * max(1, self.loader._batches_per_block() // members)
+        for first in range(start * size, end, step):
+            block = orders[:, first : min(first + step, end)]
+            # One batch after the other, and within a batch one member after the other: each batch is a piece.
+            indices = torch.cat([batch.reshape(-1) for batch in torch.split(block, size, 1)])
+            gathered = (tensor.contiguous() for tensor in self.loader.gather(indices))
+            for batch in zip(*(torch.unsafe_split(tensor, members * size) for tensor in gathered), strict=True):
+                yield tuple(part.view(members, len(part) // members, *part.shape[1:]) for part in batch)

@@ -1,0 +1,103 @@
+"""Metrics of several members: those that take a stack as it is, and the others member by member."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.data.transfer import apply
+from trainyard.errors import TrainyardError
+from trainyard.metrics import Metric
+from trainyard.metrics.metric import Result
+
+
+def stack_metrics(metrics: Mapping[str, Metric], members: int, *, stacked: bool = False) -> dict[str, Metric]:
+    """Copies of `metrics` for the outputs of so many members at once, tensors `[K, ...]`; results are `[K, ...]` too.
+
+    Args:
+        metrics: name -> the metric of one run. They stay as they are.
+        members: K.
+        stacked: whether each member has a batch of its own (`StackedLoader`); see `MemberMetrics`.
+    """
+    copies = {}
+    for name, metric in metrics.items():
+        if metric.stackable:
+            copies[name] = copy.deepcopy(metric)
+            copies[name].members = members
+        else:
+            copies[name] = MemberMetrics([copy.deepcopy(metric) for _ in range(members)], stacked=stacked)
+    return copies
+
+
+def keep_metrics(metrics: Mapping[str, Metric], index: Tensor) -> None:
+    """Cuts what `stack_metrics` gave to the members at `index`, int64; what they have gathered stays."""
+    for metric in metrics.values():
+        if isinstance(metric, MemberMetrics):
+            metric.keep(index)
+        else:
+            metric.members = len(index)
+            metric.state = {key: held.index_select(0, index.to(held.device)) for key, held in metric.state.items()}
+
+
+class MemberMetrics(Metric):
+    """A metric that does not take stacked outputs, once for each member.
+
+    Its own `state` stays empty: what was gathered is in the metrics of the members.
+
+    Args:
+        metrics: one for each member.
+        stacked: whether the tensors of a batch have a leading axis of members; else all members share the batch. It
+            may be set anew for each loader.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], *, stacked: bool = False) -> None:
+        super().__init__()
+        self.metrics = list(metrics)
+        self.stacked = stacked
+        self.members = len(self.metrics)
+
+    def process(self, batch: Any, outputs: Any) -> None:
+        """Gives each member's metric its part of the outputs: tensors `[K, ...]`, alone or nested in any way."""
+        for k, metric in enumerate(self.metrics):
+            metric.process(_member(batch, k) if self.stacked else batch, _member(outputs, k))
+
+    def compute(self) -> Result:
+        """The members' results, stacked: a tensor `[K, ...]`, or several by name."""
+        results = [metric.compute() for metric in self.metrics]
+        named = [result for result in results if isinstance(result, dict)]
+        if named:
+            return {name: _stack([result[name] for result in named]) for name in named[0]}
+        return _stack(results)
+
+    def reset(self) -> None:
+        """Resets every member's metric."""
+        for metric in self.metrics:
+            metric.reset()
+
+    def merge(self, other: Metric) -> None:
+        """Merges each member's metric with the other's of the same member."""
+        if not isinstance(other, MemberMetrics) or len(other.metrics) != len(self.metrics):
+            raise TypeError(f"a {type(other).__name__} cannot be merged into one of {len(self.metrics)} members")
+        for metric, more in zip(self.metrics, other.metrics, strict=True):
+            metric.merge(more)
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, stay."""
+        self.metrics = [self.metrics[k] for k in index.tolist()]
+        self.members = len(self.metrics)
+
+
+def _member(value: Any, k: int) -> Any:
+    return apply(lambda leaf: leaf[k] if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _stack(results: Sequence[Any]) -> Tensor:
+    tensors = [torch.as_tensor(result) for result in results]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise TrainyardError(f"A metric must give every member a result of one shape, not {sorted(shapes)}.")
+    return torch.stack(tensors)

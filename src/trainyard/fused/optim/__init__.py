@@ -1,0 +1,6 @@
+"""Stacked optimisers: K members whose numbers differ, stepped at once."""
+
+from trainyard.fused.optim.optimizer import StackedOptimizer
+from trainyard.fused.optim.stack import stack_optimizers
+
+__all__ = ["StackedOptimizer", "stack_optimizers"]

@@ -1,0 +1,41 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainyard.fused.optim.bucket import Block, Tensors
+from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+
+
+class StackedAdamax(StackedOptimizer):
+    """`torch.optim.Adamax`."""
+
+    keys: ClassVar = ("lr", "betas", "eps", "weight_decay")
+    shaping: ClassVar = ("maximize",)
+
+    def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        states = {name: torch.zeros_like(param.detach()) for name in ("exp_avg", "exp_inf")}
+        return super().new_state(group, param) | states
+
+    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+        values = numbers.device
+        columns = {"weight1": 1 - values["beta1"], "beta2": values["beta2"], "eps": values["eps"]}
+        return super()._fixed(group, numbers) | columns
+
+    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+        values = numbers.device
+        return {"over": (values["beta1"] ** clock["step"].double() - 1) / values["lr"]}
+
+    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+        averages, norms = block.state("exp_avg"), block.state("exp_inf")
+        torch._foreach_lerp_(averages, grads, block.column("weight1"))
+        torch._foreach_mul_(norms, block.column("beta2"))
+        sizes = torch._foreach_abs(grads)
+        torch._foreach_add_(sizes, block.column("eps"))
+        torch._foreach_maximum_(norms, sizes)
+        torch._foreach_addcdiv_(block.params, averages, torch._foreach_mul(norms, block.column("over")))

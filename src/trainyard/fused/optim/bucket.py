@@ -1,0 +1,149 @@
+"""Parameters that step together, cut into blocks of members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.fused.optim.numbers import Numbers
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+"""What torch's `_foreach` functions take."""
+
+LIMIT = 2**18
+"""Numbers in a block on the CPU. The temporaries of a block stay in the cache and in the allocator's hands: with blocks
+of any size Adam's update of 256 MLPs of 9k parameters took 10 ms, with these 3.7 ms."""
+
+
+class Block:
+    """The rows of some members: what one update works on. All lists are parallel to the bucket's parameters.
+
+    Attributes:
+        rows: which members.
+        params: views `[members, *shape]` of the parameters, outside autograd.
+    """
+
+    def __init__(self, bucket: Bucket, start: int, stop: int) -> None:
+        self.rows = slice(start, stop)
+        self.params = [param.detach()[self.rows] for param in bucket.params]
+        self._bucket = bucket
+        self._states: dict[str, list[Tensor]] = {}
+        self._columns: dict[str, list[Tensor]] = {}
+
+    def state(self, name: str) -> list[Tensor]:
+        """Views `[members, *shape]` of the state `name`."""
+        if name not in self._states:
+            self._states[name] = [state[name][self.rows] for state in self._bucket.states]
+        return self._states[name]
+
+    def column(self, name: str) -> list[Tensor]:
+        """The column `name` of the bucket as `[members, 1, ...]`, to be broadcast over each parameter."""
+        if name not in self._columns:
+            column = self._bucket.columns[name][self.rows]
+            self._columns[name] = [column.view(-1, *[1] * (param.dim() - 1)) for param in self.params]
+        return self._columns[name]
+
+
+class Run(Block):
+    """Neighbouring members with the same `shared` numbers, which one call of a kernel updates.
+
+    Attributes:
+        numbers: the shared numbers.
+        steps: for each parameter, the count of its steps, a tensor of no dimension.
+        updates: for each parameter, zeros of its shape.
+    """
+
+    def __init__(self, bucket: Bucket, numbers: Numbers, shared: Sequence[str], start: int, stop: int) -> None:
+        super().__init__(bucket, start, stop)
+        self.numbers = {name: numbers.of(name, start) for name in shared}
+        self.steps = [bucket.clock["step"][start]] * len(self.params)
+        self.updates: list[Tensor] = []
+        self._flat: Tensor | None = None
+        self._seen: list[Tensor] = []
+        self._alike = False
+
+    def alike(self, numbers: Numbers, names: Sequence[str]) -> bool:
+        """Whether the members are equal in `names` too."""
+        if self.rows.stop - self.rows.start == 1:
+            return True
+        values = [numbers.host[name] for name in names]
+        if len(values) != len(self._seen) or any(a is not b for a, b in zip(values, self._seen, strict=True)):
+            self._seen = values
+            self._alike = all(bool((value[self.rows] == value[self.rows.start]).all()) for value in values)
+        return self._alike
+
+    def zeros(self) -> list[Tensor]:
+        """`updates`, all 0."""
+        if self._flat is None:
+            sizes = [param.numel() for param in self.params]
+            self._flat = self.params[0].new_zeros(sum(sizes))
+            edges = [0, *accumulate(sizes)]
+            self.updates = [
+                self._flat[start : start + size].view(param.shape)
+                for param, start, size in zip(self.params, edges, sizes, strict=False)
+            ]
+        else:
+            self._flat.zero_()
+        return self.updates
+
+
+class Bucket:
+    """Parameters of one group, of one dtype, whose members have stepped equally often.
+
+    Args:
+        params: stacked parameters `[K, *shape]`.
+        states: their states; each holds the tensors of `clock`.
+        clock: what the parameters share: `step` `[K]`, and whatever else of the state is a function of it.
+
+    Attributes:
+        numel: the numbers in the parameters of one member.
+        columns: factors `[K]` of the arithmetic, in the parameters' dtype.
+        blocks: the members, cut to a size.
+        runs: the shared numbers for which the runs were made, and the runs; None where they are to be made.
+    """
+
+    def __init__(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], clock: dict[str, Tensor]) -> None:
+        self.params = params
+        self.states = states
+        self.clock = clock
+        self.columns: dict[str, Tensor] = {}
+        self.members = clock["step"].numel()
+        self.on_cpu = params[0].device.type == "cpu"
+        self.numel = sum(param[0].numel() for param in params)
+        size = min(self.members, max(1, LIMIT // max(1, self.numel))) if self.on_cpu else self.members
+        edges = [*range(0, self.members, size), self.members]
+        self.runs: tuple[list[Tensor], list[Run]] | None = None
+        self.blocks = [Block(self, start, stop) for start, stop in pairwise(edges)]
+
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Write columns `[K]`, cast to the parameters' dtype; the tensors behind them stay the same."""
+        for name, value in values.items():
+            if name in self.columns:
+                self.columns[name].copy_(value)
+            else:
+                self.columns[name] = value.to(self.params[0].dtype, copy=True)
+
+    def grads(self, blocks: Sequence[Block] | Sequence[Run]) -> list[list[Tensor]]:
+        """The gradients, cut as `blocks` are."""
+        grads = [param.grad for param in self.params]
+        whole = [grad if grad.is_contiguous() else grad.contiguous() for grad in grads if grad is not None]
+        if len(blocks) == 1:
+            return [whole]
+        sizes = [block.rows.stop - block.rows.start for block in blocks]
+        return [list(cut) for cut in zip(*[grad.split_with_sizes(sizes) for grad in whole], strict=True)]
+
+    def snapshot(self) -> list[tuple[Tensor, Tensor]]:
+        """Every tensor that a step changes, and a copy of it."""
+        states = [value for state in self.states for name, value in state.items() if name not in self.clock]
+        changed = [*self.clock.values(), *(param.detach() for param in self.params), *states]
+        return [(tensor, tensor.clone()) for tensor in changed]
+
+
+def restore(snapshot: Sequence[tuple[Tensor, Tensor]], members: Tensor) -> None:
+    """Give the `members` (bool `[K]`) back what they had when the snapshot was taken."""
+    for tensor, before in snapshot:
+        torch.where(members.view(-1, *[1] * (tensor.dim() - 1)), before, tensor, out=tensor)

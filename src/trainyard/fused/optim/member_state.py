@@ -1,0 +1,120 @@
+"""A member's optimiser state, in the form of the `state_dict()` that its own optimiser gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trainyard.fused.errors import Unfusable
+
+if TYPE_CHECKING:
+    from trainyard.fused.optim.optimizer import StackedOptimizer
+
+
+def scalar_dtype() -> torch.dtype:
+    """The dtype in which torch's optimisers count steps."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def numbers_of(optimizer: StackedOptimizer, group: Mapping[str, Any], member: int) -> dict[str, Any]:
+    """The numbers of a member as floats, and the flags; not `params`."""
+    numbers = {key: _number(value, member) for key, value in group.items() if key != "params"}
+    if "betas" in numbers:
+        numbers["betas"] = type(optimizer.defaults["betas"])(numbers["betas"])  # a config gives a list
+    return numbers
+
+
+def read(optimizer: StackedOptimizer, member: int) -> dict[str, Any]:
+    """The `state_dict()` of a member; its tensors are copies."""
+    groups = []
+    first = 0
+    for group in optimizer.param_groups:
+        indices = list(range(first, first + len(group["params"])))
+        groups.append({**numbers_of(optimizer, group, member), "params": indices})
+        first += len(indices)
+    states = {}
+    for index, (group, param) in enumerate(_params(optimizer)):
+        state = optimizer.state.get(param)
+        names = optimizer.has(group, state, member) if state else []
+        if state and names:
+            on_device = group.get("fused") or group.get("capturable")
+            states[index] = {
+                name: state[name][member]
+                .clone()
+                .to(param.device if on_device or name not in optimizer.clock else "cpu")
+                for name in names
+            }
+    return {"state": states, "param_groups": groups}
+
+
+def write(optimizer: StackedOptimizer, member: int, state_dict: Mapping[str, Any]) -> None:
+    """Put a `state_dict()` in a member's place."""
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(optimizer.param_groups):
+        raise ValueError("loaded state dict has a different number of parameter groups")
+    indices: dict[Any, int] = {}
+    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+        if len(group["params"]) != len(saved["params"]):
+            raise ValueError("loaded state dict contains a parameter group that doesn't match the size of its group")
+        for flag in optimizer.shaping:
+            if flag in saved and bool(saved[flag]) != bool(group[flag]):
+                raise Unfusable(f"{flag} is {group[flag]}, and was {saved[flag]} when the state was saved")
+        for position in saved["params"]:
+            indices[position] = len(indices)
+    states = {indices[key]: saved for key, saved in state_dict["state"].items() if key in indices}
+    for index, (_, param) in enumerate(_params(optimizer)):
+        if index in states:  # torch casts all but the step to the parameter's dtype when it loads
+            states[index] = {
+                name: value.to(param.dtype) if isinstance(value, Tensor) and name != "step" else value
+                for name, value in states[index].items()
+            }
+    write_states(optimizer, member, states)
+    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+        for key, value in group.items():
+            if isinstance(value, Tensor) and key in saved:
+                group[key] = _with(value, member, saved[key])
+            elif isinstance(value, tuple) and key == "betas" and key in saved:
+                group[key] = tuple(_with(row, member, beta) for row, beta in zip(value, saved[key], strict=True))
+
+
+def write_states(optimizer: StackedOptimizer, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
+    """Put the states of a member's parameters in place; one that is not among them is as before its first step."""
+    for index, (group, param) in enumerate(_params(optimizer)):
+        saved = {name: value for name, value in states.get(index, {}).items() if value is not None}
+        if not saved and not optimizer.state.get(param):
+            continue
+        fresh = optimizer.new_state(group, param)
+        state = optimizer.state[param] = optimizer.state.get(param) or optimizer.new_state(group, param)
+        if saved:
+            saved["step"] = optimizer.steps_of(saved)
+        for name, new in fresh.items():
+            value = torch.as_tensor(saved.get(name, new[member]))
+            if value.shape != new.shape[1:]:
+                raise ValueError(f"{name} is of the shape {list(value.shape)}, its parameter {list(new.shape[1:])}")
+            if name in optimizer.clock:  # shared with other parameters so far
+                dtype = torch.promote_types(state[name].dtype, value.dtype) if name != "step" else state[name].dtype
+                state[name] = state[name].to(dtype, copy=True)
+            state[name][member].copy_(value)
+
+
+def _params(optimizer: StackedOptimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            yield group, param
+
+
+def _number(value: Any, member: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[member].item()
+    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+        return tuple(row[member].item() for row in value)
+    return value
+
+
+def _with(row: Tensor, member: int, value: float) -> Tensor:
+    row = row.clone()
+    row[member] = float(value)
+    return row

@@ -1,0 +1,54 @@
+"""NAdam."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainyard.fused.optim.bucket import Block, Tensors
+from trainyard.fused.optim.member_state import scalar_dtype
+from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+
+
+class StackedNAdam(StackedOptimizer):
+    """`torch.optim.NAdam`. `mu_product` is kept in the precision in which torch keeps it."""
+
+    keys: ClassVar = ("lr", "betas", "eps", "weight_decay", "momentum_decay")
+    clock: ClassVar = ("step", "mu_product")
+    shaping: ClassVar = ("maximize", "decoupled_weight_decay")
+
+    def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        product = torch.ones(self.members, dtype=scalar_dtype(), device=param.device)
+        averages = {name: torch.zeros_like(param.detach()) for name in ("exp_avg", "exp_avg_sq")}
+        return super().new_state(group, param) | {"mu_product": product} | averages
+
+    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+        values = numbers.device
+        return super()._fixed(group, numbers) | {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
+
+    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+        values, step, product = numbers.device, clock["step"].double(), clock["mu_product"]
+        mu = values["beta1"] * (1 - 0.5 * 0.96 ** (step * values["momentum_decay"]))
+        mu_next = values["beta1"] * (1 - 0.5 * 0.96 ** ((step + 1) * values["momentum_decay"]))
+        product.mul_(mu.to(product.dtype))
+        passed = product.double()
+        scale = (1 - values["beta2"] ** step).sqrt_()  # as in StackedAdam
+        rate = -values["lr"] * scale
+        return {
+            "by_grad": rate * (1 - mu) / (1 - passed),
+            "by_average": rate * mu_next / (1 - passed * mu_next),
+            "eps": values["eps"] * scale,
+        }
+
+    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+        averages, squares = block.state("exp_avg"), block.state("exp_avg_sq")
+        torch._foreach_lerp_(averages, grads, block.column("weight1"))
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_add_(denominators, block.column("eps"))
+        updates = torch._foreach_mul(grads, block.column("by_grad"))
+        torch._foreach_addcmul_(updates, averages, block.column("by_average"))
+        torch._foreach_addcdiv_(block.params, updates, denominators)

@@ -1,0 +1,79 @@
+"""The numbers of a parameter group, one row a member, where the arithmetic reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rows(group: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """The `[K]` tensors of `group` under `keys`; those of `betas` are called `beta1` and `beta2`."""
+    for key in keys:
+        if key == "betas":
+            yield "beta1", group[key][0]
+            yield "beta2", group[key][1]
+        else:
+            yield key, group[key]
+
+
+class Numbers:
+    """Copies of a group's numbers on the device of its parameters, refreshed where a schedule put a new tensor.
+
+    The copies stay the same tensors, so that a captured CUDA graph reads what was written last.
+
+    Args:
+        group: the parameter group; each number is a float64 tensor `[K]` on the CPU.
+        keys: the numbers that the optimiser reads.
+        device: the device of the parameters.
+    """
+
+    def __init__(self, group: Mapping[str, Any], keys: Sequence[str], device: torch.device) -> None:
+        self.keys = keys
+        self.host: dict[str, Tensor] = dict(rows(group, keys))
+        self.device: dict[str, Tensor] = {
+            name: value.to(device, torch.float64, copy=True) for name, value in self.host.items()
+        }
+        self._lists: dict[str, list[float]] = {}
+        self._some: dict[str, bool] = {}
+        self._every: dict[str, bool] = {}
+
+    def refresh(self, group: Mapping[str, Any]) -> set[str]:
+        """The names whose tensors `group` has replaced; their copies are up to date when this returns."""
+        changed = set()
+        for name, value in rows(group, self.keys):
+            if value is not self.host[name]:
+                self.host[name] = value
+                self.device[name].copy_(value, non_blocking=True)
+                for derived in (self._lists, self._some, self._every):
+                    derived.pop(name, None)
+                changed.add(name)
+        return changed
+
+    def of(self, name: str, member: int) -> float:
+        """The number of one member."""
+        if name not in self._lists:
+            self._lists[name] = self.host[name].tolist()
+        return self._lists[name][member]
+
+    def some(self, name: str) -> bool:
+        """Whether the number is not 0 in a member at least. Read on the CPU: nothing is synchronised."""
+        if name not in self._some:
+            self._some[name] = bool(self.host[name].any())
+        return self._some[name]
+
+    def every(self, name: str) -> bool:
+        """Whether the number is not 0 in any member. Read on the CPU, as `some` is."""
+        if name not in self._every:
+            self._every[name] = bool(self.host[name].all())
+        return self._every[name]
+
+    def runs(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """The runs `[start, stop)` of neighbouring members that are equal in all of `names`."""
+        table = torch.stack([self.host[name] for name in names])
+        breaks = (table[:, 1:] != table[:, :-1]).any(0).nonzero().flatten().tolist()
+        edges = [0, *(edge + 1 for edge in breaks), table.shape[1]]
+        return list(pairwise(edges))

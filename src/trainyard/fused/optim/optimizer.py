@@ -1,0 +1,243 @@
+"""The optimiser of K members, whose numbers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.fused.errors import Unfusable
+from trainyard.fused.optim import member_state
+from trainyard.fused.optim.bucket import Block, Bucket, Tensors, restore
+from trainyard.fused.optim.numbers import Numbers
+
+Group = dict[str, Any]
+Columns = dict[str, Tensor]
+
+
+class StackedOptimizer(Optimizer):
+    """K optimisers of one class as one, on stacked parameters `[K, *shape]`; made by `stack_optimizers`.
+
+    Every number of a parameter group (`lr`, `weight_decay`, ...) is a float64 tensor `[K]` on the CPU, `betas` a tuple
+    of two. To change a number, put a new tensor in its place: what is derived from it is kept until then. Flags
+    (`nesterov`, `fused`, ...) are plain values, equal in all members.
+
+    A member does what its own optimiser would do alone, up to rounding, and its state is read and written in the form
+    of that optimiser's `state_dict()`.
+
+    The state of a parameter is the members' states stacked: `exp_avg` `[K, *shape]`, `step` `[K]`. Parameters that
+    step together share their `step`.
+
+    A subclass is one family. It gives the state of a new parameter (`_new_state`), the factors that its arithmetic
+    needs (`_fixed`, which follow from the numbers alone, and `_clocked`, which change with every step), each a column
+    `[K]`, and the arithmetic itself (`_update`).
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
+    """The numbers that the family reads."""
+    clock: ClassVar[tuple[str, ...]] = ("step",)
+    """What of a parameter's state is one number a member."""
+    shaping: ClassVar[tuple[str, ...]] = ()
+    """The flags that change what is computed."""
+
+    def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+        self.members = members
+        self._forget()
+
+    def step(self, skip: Tensor | None = None) -> None:  # type: ignore[override]
+        """One step of all members; parameters without a gradient are left alone, as torch leaves them.
+
+        Nothing here synchronises with the device.
+
+        Args:
+            skip: bool `[K]` on the parameters' device: members whose parameters and state stay as they are.
+
+        Raises:
+            Unfusable: a gradient is sparse.
+        """
+        with torch.no_grad():
+            self.refresh()
+            if skip is not None and skip.device.type == "cpu" and not skip.any():
+                skip = None
+            for index, group in enumerate(self.param_groups):
+                for bucket in self._plan(index):
+                    if skip is None:
+                        self._advance(group, self._numbers[index], bucket)
+                    else:
+                        before = bucket.snapshot()
+                        self._advance(group, self._numbers[index], bucket)
+                        restore(before, skip)
+                        bucket.runs = None  # the members may have stepped unequally often from here on
+
+    def refresh(self) -> bool:
+        """Bring the numbers that were replaced to the device; `step` begins with it.
+
+        Who replays a captured step calls this before.
+
+        Returns:
+            Whether a number came to be 0, or ceased to be, where the arithmetic is another then (a weight decay, a
+            momentum): a captured step is to be captured anew.
+        """
+        other = False
+        for index, (group, numbers) in enumerate(zip(self.param_groups, self._numbers, strict=True)):
+            branches = [(numbers.some(name), numbers.every(name)) for name in self._branching]
+            if numbers.refresh(group):
+                other |= branches != [(numbers.some(name), numbers.every(name)) for name in self._branching]
+                for bucket in self._plans[index][1]:
+                    bucket.fill(self._fixed(group, numbers))
+        return other
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the members `index` (`[k]`, whole numbers); the parameters have been cut to them already."""
+        on_cpu = index.cpu()
+        for group in self.param_groups:
+            for key, value in group.items():
+                if isinstance(value, Tensor):
+                    group[key] = value.index_select(0, on_cpu)
+                elif _is_row_tuple(value):
+                    group[key] = tuple(row.index_select(0, on_cpu) for row in value)
+        for state in self.state.values():
+            for key, value in state.items():
+                state[key] = value.index_select(0, index.to(value.device))
+        self.members = index.numel()
+        self._forget()
+
+    def member_param_groups(self, member: int) -> list[Group]:
+        """The parameter groups of a member: its numbers, the flags, and its slices of the parameters."""
+        groups = []
+        for group in self.param_groups:
+            slices = [param.detach()[member] for param in group["params"]]
+            groups.append({**member_state.numbers_of(self, group, member), "params": slices})
+        return groups
+
+    def member_state_dict(self, member: int) -> dict[str, Any]:
+        """What the member's own optimiser would give as its `state_dict()`; the tensors are copies."""
+        return member_state.read(self, member)
+
+    def load_member_state_dict(self, member: int, state_dict: Mapping[str, Any]) -> None:
+        """Take over the `state_dict()` of the member's own optimiser, its numbers included.
+
+        Raises:
+            ValueError: it is of other parameter groups or shapes.
+            Unfusable: it is of an optimiser with another flag, such as `amsgrad`.
+        """
+        member_state.write(self, member, state_dict)
+        self._forget()
+
+    def adopt(self, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take over the states of a member's parameters, counted through all groups."""
+        member_state.write_states(self, member, states)
+        self._forget()
+
+    # What a family gives.
+
+    def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        dtype = torch.float32 if group.get("fused") else member_state.scalar_dtype()
+        return {"step": torch.zeros(self.members, dtype=dtype, device=param.device)}
+
+    def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
+        """The parts of a parameter's `state` that the member's own optimiser would have by now."""
+        return list(state) if state["step"][member] > 0 else []
+
+    def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float:
+        """How often the parameter has stepped whose state was `saved` by the member's own optimiser."""
+        steps: Tensor | float = saved["step"]
+        return steps
+
+    def _tick(self, numbers: Numbers) -> Tensor | float:
+        """What a step adds to `step`."""
+        return 1.0
+
+    def _decoupled(self, group: Group) -> bool:
+        """Whether weight decay shrinks the parameter, and is no part of the gradient."""
+        return bool(group.get("decoupled_weight_decay", False))
+
+    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+        values = numbers.device
+        if self._decoupled(group):
+            return {"decay": 1 - values["lr"] * values["weight_decay"]}
+        return {"weight_decay": values["weight_decay"]}
+
+    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+        return {}
+
+    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+        raise NotImplementedError
+
+    # What all families share.
+
+    def _advance(self, group: Group, numbers: Numbers, bucket: Bucket) -> None:
+        bucket.clock["step"].add_(self._tick(numbers))
+        bucket.fill(self._clocked(group, numbers, bucket.clock))
+        for block, grads in zip(bucket.blocks, bucket.grads(bucket.blocks), strict=True):
+            self._update(group, numbers, block, self._decayed(group, numbers, block, grads))
+
+    def _decayed(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> Tensors:
+        """The gradients to go down along, after the weight decay. `p.grad` itself is not written to."""
+        if group["maximize"]:
+            grads = torch._foreach_neg(grads)
+        if not numbers.some("weight_decay"):
+            return grads
+        if self._decoupled(group):
+            torch._foreach_mul_(block.params, block.column("decay"))
+            return grads
+        return torch._foreach_addcmul(grads, block.params, block.column("weight_decay"))
+
+    def _plan(self, index: int) -> list[Bucket]:
+        """The buckets of a group, made anew when other parameters have gradients than at the step before."""
+        group = self.param_groups[index]
+        key = [None if param.grad is None else param.data_ptr() for param in group["params"]]
+        if self._plans[index][0] != key:
+            buckets = self._gather(group)
+            for bucket in buckets:
+                bucket.fill(self._fixed(group, self._numbers[index]))
+            self._plans[index] = (key, buckets)
+        return self._plans[index][1]
+
+    def _gather(self, group: Group) -> list[Bucket]:
+        together: list[tuple[list[Tensor], list[dict[str, Any]]]] = []
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.layout is not torch.strided:
+                raise Unfusable("a gradient is sparse")
+            if not self.state.get(param):
+                self.state[param] = self.new_state(group, param)
+            state = self.state[param]
+            for params, states in together:
+                if params[0].dtype == param.dtype and all(_same(states[0][name], state[name]) for name in self.clock):
+                    params.append(param)
+                    states.append(state)
+                    break
+            else:
+                together.append(([param], [state]))
+        buckets = []
+        for params, states in together:
+            clock = {name: states[0][name].clone() for name in self.clock}  # shared with no parameter outside
+            for state in states:
+                state.update(clock)
+            buckets.append(Bucket(params, states, clock))
+        return buckets
+
+    def _forget(self) -> None:
+        """Drop what was derived from numbers and states."""
+        devices = [group["params"][0].device if group["params"] else None for group in self.param_groups]
+        self._numbers = [
+            Numbers(group, self.keys, device or torch.device("cpu"))
+            for group, device in zip(self.param_groups, devices, strict=True)
+        ]
+        self._plans: list[tuple[list[int | None], list[Bucket]]] = [([], []) for _ in self.param_groups]
+        self._branching = [name for name in ("weight_decay", "momentum", "dampening") if name in self.keys]
+
+
+def _is_row_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(row, Tensor) for row in value)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first is second or (first.dtype == second.dtype and torch.equal(first, second))

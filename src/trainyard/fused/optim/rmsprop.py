@@ -1,0 +1,55 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from trainyard.fused.optim.bucket import Block, Tensors
+from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+
+
+class StackedRMSprop(StackedOptimizer):
+    """`torch.optim.RMSprop`. A member without a momentum goes with the others: its buffer is one step's update."""
+
+    keys: ClassVar = ("lr", "alpha", "eps", "weight_decay", "momentum")
+    shaping: ClassVar = ("centered", "maximize")
+
+    def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        names = ["square_avg"]
+        names += ["momentum_buffer"] if group["momentum"].any() else []
+        names += ["grad_avg"] if group["centered"] else []
+        return super().new_state(group, param) | {name: torch.zeros_like(param.detach()) for name in names}
+
+    def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
+        names = super().has(group, state, member)
+        return [name for name in names if name != "momentum_buffer" or group["momentum"][member] > 0]
+
+    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+        values = numbers.device
+        columns = {"weight": 1 - values["alpha"], "eps": values["eps"], "momentum": values["momentum"]}
+        return super()._fixed(group, numbers) | columns | {"rate": -values["lr"], "over": -1 / values["lr"]}
+
+    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+        squares, weight = block.state("square_avg"), block.column("weight")
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), weight)
+        if group["centered"]:
+            averages = block.state("grad_avg")
+            torch._foreach_lerp_(averages, grads, weight)
+            denominators = torch._foreach_addcmul(squares, averages, averages, value=-1)
+            torch._foreach_sqrt_(denominators)
+        else:
+            denominators = torch._foreach_sqrt(squares)
+        torch._foreach_add_(denominators, block.column("eps"))
+        if numbers.some("momentum"):
+            buffers = block.state("momentum_buffer")
+            torch._foreach_mul_(buffers, block.column("momentum"))
+            torch._foreach_addcdiv_(buffers, grads, denominators)
+            torch._foreach_addcmul_(block.params, buffers, block.column("rate"))
+        else:
+            torch._foreach_mul_(denominators, block.column("over"))
+            torch._foreach_addcdiv_(block.params, grads, denominators)

@@ -1,0 +1,72 @@
+"""SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trainyard.fused.optim.bucket import Block, Tensors
+from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+
+
+class StackedSGD(StackedOptimizer):
+    """`torch.optim.SGD`. Members with and without a momentum go together.
+
+    A parameter moves by `by_grad * grad + by_buffer * buffer`; a member without a momentum has a `by_buffer` of 0, one
+    with a plain momentum a `by_grad` of 0, one with Nesterov's has both. `step` counts the steps with a momentum, for
+    the first of them is not dampened.
+    """
+
+    keys: ClassVar = ("lr", "momentum", "dampening", "weight_decay")
+    shaping: ClassVar = ("nesterov", "maximize")
+
+    def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
+        return super().new_state(group, param) | {"momentum_buffer": torch.zeros_like(param.detach())}
+
+    def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
+        return ["momentum_buffer"] if state["step"][member] > 0 else []
+
+    def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float:
+        return 1.0 if "momentum_buffer" in saved else 0.0
+
+    def _tick(self, numbers: Numbers) -> Tensor | float:
+        return 1.0 if numbers.every("momentum") else (numbers.device["momentum"] != 0).float()
+
+    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+        lr, momentum = -numbers.device["lr"], numbers.device["momentum"]
+        if not numbers.some("momentum"):
+            return super()._fixed(group, numbers) | {"by_grad": lr}
+        moving = momentum != 0
+        columns = {
+            "by_grad": lr if group["nesterov"] else lr * ~moving,
+            "by_buffer": lr * momentum if group["nesterov"] else lr * moving,
+            "kept": torch.where(moving, momentum, 1.0),  # the buffer of a member whose momentum went is left alone
+        }
+        return super()._fixed(group, numbers) | columns
+
+    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+        if not self._weighs(numbers):
+            return {}
+        moving, later = numbers.device["momentum"] != 0, clock["step"] > 1
+        return {"added": moving * (1 - numbers.device["dampening"] * later)}
+
+    def _weighs(self, numbers: Numbers) -> bool:
+        """Whether some gradients go into the buffers with a weight other than 1."""
+        return numbers.some("momentum") and (numbers.some("dampening") or not numbers.every("momentum"))
+
+    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+        if numbers.some("momentum"):
+            buffers = block.state("momentum_buffer")
+            torch._foreach_mul_(buffers, block.column("kept"))
+            if self._weighs(numbers):
+                torch._foreach_addcmul_(buffers, grads, block.column("added"))
+            else:
+                torch._foreach_add_(buffers, grads)
+            torch._foreach_addcmul_(block.params, buffers, block.column("by_buffer"))
+            if numbers.every("momentum") and not group["nesterov"]:
+                return
+        torch._foreach_addcmul_(block.params, grads, block.column("by_grad"))

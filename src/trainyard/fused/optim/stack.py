@@ -1,0 +1,103 @@
+"""K optimisers, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from trainyard.fused.errors import Unfusable
+from trainyard.fused.optim.adagrad import StackedAdagrad
+from trainyard.fused.optim.adam import StackedAdam
+from trainyard.fused.optim.adamax import StackedAdamax
+from trainyard.fused.optim.lion import StackedLion
+from trainyard.fused.optim.nadam import StackedNAdam
+from trainyard.fused.optim.optimizer import StackedOptimizer
+from trainyard.fused.optim.radam import StackedRAdam
+from trainyard.fused.optim.rmsprop import StackedRMSprop
+from trainyard.fused.optim.sgd import StackedSGD
+from trainyard.optim import Lion, plain
+
+FAMILIES: Mapping[type[Optimizer], type[StackedOptimizer]] = {
+    SGD: StackedSGD,
+    Adam: StackedAdam,
+    AdamW: StackedAdam,
+    RMSprop: StackedRMSprop,
+    Adagrad: StackedAdagrad,
+    NAdam: StackedNAdam,
+    RAdam: StackedRAdam,
+    Adamax: StackedAdamax,
+    Lion: StackedLion,
+}
+"""The classes that have a stacked form. A subclass has none: what it adds is not known here."""
+
+
+def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, nn.Parameter]) -> StackedOptimizer:
+    """One optimiser that does what `optimizers` do, each on its own slice of the stacked parameters.
+
+    Args:
+        optimizers: K optimisers of one class, with equal flags and parameter groups; they may have stepped already,
+            each as often as it likes.
+        stacked: for each parameter of `optimizers[0]`, the stacked parameter `[K, *shape]`, contiguous.
+
+    Raises:
+        Unfusable: the class has no stacked form, the members differ in more than numbers, or what they ask for (a
+            learning rate that is a tensor, `differentiable`, a dtype other than float32 and float64) is not supported.
+    """
+    first = optimizers[0]
+    kinds = sorted({type(optimizer).__name__ for optimizer in optimizers})
+    if any(type(optimizer) is not type(first) for optimizer in optimizers):
+        raise Unfusable(f"the optimisers are of several classes: {', '.join(kinds)}")
+    family = FAMILIES.get(type(first))
+    if family is None:
+        raise Unfusable(f"{kinds[0]} has no stacked form")
+    if any(len(optimizer.param_groups) != len(first.param_groups) for optimizer in optimizers):
+        raise Unfusable("the optimisers differ in their parameter groups")
+    columns = zip(*[optimizer.param_groups for optimizer in optimizers], strict=True)
+    groups = [_stacked_group(members, stacked) for members in columns]
+    with plain.constructing():
+        result = family(groups, len(optimizers), dict(first.defaults))
+    for member, optimizer in enumerate(optimizers):
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        states = {index: optimizer.state[param] for index, param in enumerate(params) if optimizer.state.get(param)}
+        if states:
+            result.adopt(member, states)
+    return result
+
+
+def _stacked_group(members: Sequence[dict[str, Any]], stacked: Mapping[Tensor, nn.Parameter]) -> dict[str, Any]:
+    first = members[0]
+    if any(group.keys() != first.keys() for group in members):
+        raise Unfusable("the optimisers differ in what their parameter groups hold")
+    if any([p.shape for p in group["params"]] != [p.shape for p in first["params"]] for group in members):
+        raise Unfusable("the optimisers differ in their parameters")
+    if first.get("differentiable"):
+        raise Unfusable("differentiable=True has no stacked form")
+    group = {key: _stacked_value(key, [group[key] for group in members]) for key in first if key != "params"}
+    group["params"] = [stacked[param] for param in first["params"]]
+    for param in group["params"]:
+        if param.dtype not in (torch.float32, torch.float64):
+            raise Unfusable(f"parameters in {str(param.dtype).removeprefix('torch.')} have no stacked form")
+    return group
+
+
+def _stacked_value(key: str, values: Sequence[Any]) -> Any:
+    if any(isinstance(value, Tensor) for value in values):
+        raise Unfusable(f"{key} is a tensor")
+    if all(_is_number(value) for value in values):
+        return torch.tensor(values, dtype=torch.float64)
+    if key == "betas":
+        if any(isinstance(beta, Tensor) for pair in values for beta in pair):
+            raise Unfusable("betas are tensors")
+        return tuple(torch.tensor(betas, dtype=torch.float64) for betas in zip(*values, strict=True))
+    if any(value != values[0] for value in values):
+        given = " and ".join(sorted({str(value) for value in values}))
+        raise Unfusable(f"{key} differs between the members: {given}")
+    return values[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,359 @@
+"""Schedules of several members as one table: a row holds each member's numbers, as tensors `[K]`."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, StepLR
+
+from trainyard.fused.errors import Unfusable
+from trainyard.schedules import Plateau, Schedule
+from trainyard.schedules.part import is_number
+from trainyard.schedules.standin import plain
+
+ROWS = 64
+"""Rows that are stacked at a time."""
+
+StackedRow: TypeAlias = list[dict[str, Tensor | tuple[Tensor, ...]]]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+# Arguments that torch's schedulers add to, subtract from, multiply and divide by the numbers of a group, and do nothing
+# else with: arrays of them, and of the numbers, give what numbers give, bit for bit. (Powers would not.)
+_ELEMENTWISE: dict[Any, tuple[str, ...]] = {
+    CosineAnnealingLR: ("eta_min",),
+    ExponentialLR: ("gamma",),
+    OneCycleLR: ("max_lr", "div_factor", "final_div_factor"),
+    StepLR: ("gamma",),
+}
+_Place: TypeAlias = tuple[str, int, str]
+
+
+def stack_schedules(schedules: Sequence[Schedule | Plateau | None]) -> StackedSchedule | StackedPlateau | None:
+    """One schedule for K members.
+
+    Args:
+        schedules: the members' own, each bound to its own optimiser; None for a member without.
+
+    Returns:
+        None where no member has one.
+
+    Raises:
+        Unfusable: the schedules differ in kind, in unit or in the number of parameter groups.
+    """
+    present = [schedule for schedule in schedules if schedule is not None]
+    if not present:
+        return None
+    plateaus = [schedule for schedule in present if isinstance(schedule, Plateau)]
+    tables = [schedule for schedule in present if isinstance(schedule, Schedule)]
+    if len(plateaus) == len(schedules):
+        return StackedPlateau(plateaus)
+    if len(tables) == len(schedules):
+        return StackedSchedule(tables)
+    kinds = sorted({"none" if schedule is None else type(schedule).__name__ for schedule in schedules})
+    raise Unfusable(f"the members' schedules are of different kinds: {', '.join(kinds)}")
+
+
+class StackedSchedule:
+    """`Schedule` for K members.
+
+    The values are those of the members' own schedules, bit for bit. Members whose schedules differ in nothing but
+    numbers that torch's schedulers treat element by element (learning rates above all) are run together, on arrays, so
+    that a row costs about the same for one member and for a thousand; the others are run one by one.
+
+    Args:
+        schedules: the members' own, bound.
+
+    Attributes:
+        by: their unit.
+        constant: nothing ever changes, for any member: the rows are empty.
+
+    Raises:
+        Unfusable: they differ in unit or in the number of parameter groups.
+    """
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        _check_one("units", [schedule.by for schedule in schedules])
+        _check_one("numbers of parameter groups", [len(schedule._groups) for schedule in schedules])
+        self.by = schedules[0].by
+        self.constant = all(schedule.constant for schedule in schedules)
+        self._members = list(schedules)
+        alike: dict[Hashable, dict[tuple[float, ...], Schedule]] = {}
+        signatures = [_signature(schedule) for schedule in schedules]
+        for schedule, (kind, numbers) in zip(schedules, signatures, strict=True):
+            alike.setdefault(kind, {}).setdefault(numbers, schedule)
+        self._tables = [_together(list(columns.values())) for columns in alike.values()]
+        table_of = {kind: number for number, kind in enumerate(alike)}
+        column_of = {kind: {numbers: number for number, numbers in enumerate(alike[kind])} for kind in alike}
+        # Each member's table, and its column there.
+        self._where = np.array([(table_of[kind], column_of[kind][numbers]) for kind, numbers in signatures])
+        self._first = 0
+        self._rows: list[StackedRow] = []
+        self._series: list[dict[str, list[Floats]]] = []
+        self._last: dict[tuple[int, str], tuple[Tensor, ...]] = {}
+
+    def row(self, index: int) -> StackedRow:
+        """What each parameter group must hold during epoch or iteration `index`, for every member.
+
+        A dict per group: float64 CPU tensors `[K]`, or tuples of them. It has the keys that any member's schedule
+        changes; a member whose own does not change one has there what its optimiser began with. A tensor is the object
+        of the row before where its values are. Read the row, and leave it as it is.
+        """
+        offset = index - self._first
+        if not 0 <= offset < len(self._rows):
+            offset = index % ROWS
+            self._grow(index - offset)
+        return self._rows[offset]
+
+    def member(self, k: int) -> Schedule:
+        """Member k's own schedule, for its state: ask for it each time. Its state is that of a solo run."""
+        number, column = self._where[k]
+        table, solo = self._tables[number], self._members[k]
+        if isinstance(table, _Table):
+            table.bring(solo, int(column))
+        return solo
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, go on."""
+        kept = index.cpu().numpy()
+        self._members = [self._members[k] for k in kept]
+        self._where = self._where[kept]
+        self._series = [{key: [part[:, kept] for part in parts] for key, parts in one.items()} for one in self._series]
+        self._last = {}
+        self._rows = self._stacked() if self._rows else []
+
+    def _grow(self, first: int) -> None:
+        """Reads the block of rows that begins at `first`."""
+        series: list[dict[str, list[Floats]]] = [{} for _ in self._members[0]._groups]
+        for number, table in enumerate(self._tables):
+            places = np.flatnonzero(self._where[:, 0] == number)
+            if not len(places):
+                continue  # its members are gone
+            columns = self._where[places, 1]
+            rows = [table.row(index) for index in range(first, first + ROWS)]
+            for group, into in enumerate(series):
+                for key in rows[-1][group]:
+                    base = table._groups[group][key]
+                    values = [row[group].get(key, base) for row in rows]
+                    parts = zip(*values, strict=True) if isinstance(base, tuple) else [values]
+                    if key not in into:
+                        into[key] = self._untouched(group, key)
+                    for filled, part in zip(into[key], parts, strict=True):
+                        for out, value in zip(filled, part, strict=True):
+                            out[places] = value[columns] if isinstance(value, np.ndarray) else value
+        self._series = series
+        self._rows = self._stacked()
+        self._first = first
+
+    def _untouched(self, group: int, key: str) -> list[Floats]:
+        """`[ROWS, K]` for each number under `key`, as the optimisers began with them."""
+        held = np.array([schedule._groups[group][key] for schedule in self._members], dtype=np.float64)
+        return [np.tile(column, (ROWS, 1)) for column in held.reshape(len(held), -1).T]
+
+    def _stacked(self) -> list[StackedRow]:
+        """The rows of `_series` as tensors, with the tensors of the row before where nothing changes."""
+        rows: list[StackedRow] = [[{} for _ in self._series] for _ in range(ROWS)]
+        for group, numbers in enumerate(self._series):
+            for key, parts in numbers.items():
+                nested = isinstance(self._members[0]._groups[group][key], tuple)
+                before = self._last.get((group, key))
+                columns = [_objects(part, before[i] if before else None) for i, part in enumerate(parts)]
+                for row, value in zip(rows, zip(*columns, strict=True), strict=True):
+                    if before is None or any(one is not other for one, other in zip(value, before, strict=True)):
+                        before = value
+                    row[group][key] = before if nested else before[0]
+                assert before is not None
+                self._last[group, key] = before
+        return rows
+
+
+class StackedPlateau:
+    """`Plateau` for K members, each with its own history.
+
+    Args:
+        plateaus: the members' own, bound.
+
+    Attributes:
+        monitor: the metric's name; None for the run's objective.
+
+    Raises:
+        Unfusable: they differ in what they monitor or in the number of parameter groups.
+    """
+
+    by: None = None
+    constant = False
+
+    def __init__(self, plateaus: Sequence[Plateau]) -> None:
+        _check_one("metrics to monitor", [plateau.monitor for plateau in plateaus])
+        _check_one("numbers of parameter groups", [len(plateau.row(0)) for plateau in plateaus])
+        self.monitor = plateaus[0].monitor
+        self._members = list(plateaus)
+        self._row: StackedRow = []
+        self._current = False
+
+    def row(self, index: int) -> StackedRow:
+        """What each parameter group must hold now, whatever `index`: `[{"lr": float64 CPU [K]}, ...]`.
+
+        A tensor is the object of the time before where its values are.
+        """
+        if not self._current:
+            rows = [[group["lr"] for group in plateau.row(index)] for plateau in self._members]
+            lrs = list(torch.tensor(rows, dtype=torch.float64).T.contiguous().unbind(0))
+            if self._row:
+                before = [cast(Tensor, group["lr"]) for group in self._row]
+                lrs = [old if torch.equal(old, new) else new for old, new in zip(before, lrs, strict=True)]
+            self._row = [{"lr": lr} for lr in lrs]
+            self._current = True
+        return self._row
+
+    def observe(self, values: Sequence[float]) -> None:
+        """Takes the metric's next value of each member."""
+        for plateau, value in zip(self._members, values, strict=True):
+            plateau.observe(value)
+        self._current = False
+
+    def member(self, k: int) -> Plateau:
+        """Member k's own plateau, for its state: ask for it each time, since the next row is read from it anew."""
+        self._current = False
+        return self._members[k]
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, go on."""
+        self._members = [self._members[k] for k in index.tolist()]
+        self._row = []
+        self._current = False
+
+
+class _Table(Schedule):
+    """Schedules that differ in `_places` alone, run as one: what differs is an array `[M]`, and so are the rows.
+
+    Args:
+        schedules: M of them, bound.
+    """
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        vars(self).update(vars(schedules[0]))
+        self._groups = [dict(group) for group in self._groups]
+        keywords = [dict(part.keywords) for part in self._parts]
+        numbers = [_places(schedule) for schedule in schedules]
+        for place in numbers[0]:
+            values = [given[place] for given in numbers]
+            if len(set(values)) > 1:
+                kind, index, name = place
+                holder = self._groups if kind == "group" else keywords
+                holder[index][name] = np.array(values, dtype=np.float64)
+        self._parts = [replace(part, keywords=given) for part, given in zip(self._parts, keywords, strict=True)]
+        self._restart()
+
+    def bring(self, schedule: Schedule, column: int) -> None:
+        """Brings one of the schedules to the block of rows at which this one is."""
+        if self._at_first is None or self._first <= schedule.state_dict()["first"]:
+            return
+        try:
+            at_first = plain(_column(self._at_first, column))
+        except TypeError:  # as in Schedule: it is stepped from the beginning
+            return
+        schedule.load_state_dict({**schedule.state_dict(), "first": self._first, "at_first": at_first})
+
+    def _snapshot(self) -> dict[str, Any] | None:
+        groups = [{key: value for key, value in g.items() if key != "params"} for g in self._standin.param_groups]
+        state = None if self._scheduler is None else self._scheduler.state_dict()
+        try:
+            return copy.deepcopy({"length": self._length, "scheduler": state, "groups": groups})
+        except TypeError:
+            return None
+
+
+def _together(schedules: Sequence[Schedule]) -> Schedule:
+    # A subclass may do anything: it is never together with others, and runs as it is.
+    return _Table(schedules) if type(schedules[0]) is Schedule else schedules[0]
+
+
+def _signature(schedule: Schedule) -> tuple[Hashable, tuple[float, ...]]:
+    """What schedules must have in common to be run together, and the numbers in which they may then differ."""
+    if type(schedule) is not Schedule:
+        return id(schedule), ()
+    places = _places(schedule)
+    parts = [
+        (part.key, _frozen(part.make), {n: v for n, v in part.keywords.items() if ("part", i, n) not in places})
+        for i, part in enumerate(schedule._parts)
+    ]
+    groups = [
+        {name: None if ("group", i, name) in places else value for name, value in group.items()}
+        for i, group in enumerate(schedule._groups)
+    ]
+    plan = (schedule._together, schedule._milestones, schedule._warmup, schedule._warmup_factor, schedule._length)
+    # A scheduler of torch's asks the defaults which keys there are; another one may read them.
+    defaults = list(schedule._defaults) if _is_torchs(schedule) else schedule._defaults
+    return _frozen([tuple(places), parts, groups, plan, defaults]), tuple(places.values())
+
+
+def _places(schedule: Schedule) -> dict[_Place, float]:
+    """The numbers of a schedule that may be arrays, by where they stand: an argument of a part, a number of a group.
+
+    Momentum is asked whether it is there at all, so it stays a number.
+    """
+    if not _is_torchs(schedule):
+        return {}
+    found: dict[_Place, float] = {}
+    for index, part in enumerate(schedule._parts):
+        for name in _ELEMENTWISE.get(part.make, ()):
+            if is_number(part.keywords.get(name)):
+                found["part", index, name] = float(part.keywords[name])
+    for index, group in enumerate(schedule._groups):
+        for name, value in group.items():
+            if is_number(value) and name != "momentum":
+                found["group", index, name] = float(value)
+    return found
+
+
+def _is_torchs(schedule: Schedule) -> bool:
+    return all(part._torchs for part in schedule._parts)
+
+
+def _frozen(value: Any) -> Hashable:
+    """`value` as something that is equal only where it is; what cannot be compared is equal to itself alone."""
+    if isinstance(value, Mapping):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return cast(Hashable, value)
+
+
+def _objects(table: Floats, before: Tensor | None) -> list[Tensor]:
+    """The rows of `[ROWS, K]` as tensors; a row that is equal to the one before it is the same object."""
+    rows = list(torch.from_numpy(table).unbind(0))
+    if before is not None and torch.equal(before, rows[0]):
+        rows[0] = before
+    for index, changes in enumerate(np.any(table[1:] != table[:-1], axis=1).tolist(), 1):
+        if not changes:
+            rows[index] = rows[index - 1]
+    return rows
+
+
+def _column(value: Any, column: int) -> Any:
+    """A nest of arrays with one column of each, as a number."""
+    if isinstance(value, np.ndarray):
+        return float(value[column])
+    if isinstance(value, Mapping) and not isinstance(value, Counter):
+        return {key: _column(item, column) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_column(item, column) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    return value
+
+
+def _check_one(what: str, values: Sequence[Any]) -> None:
+    if len(set(values)) > 1:
+        raise Unfusable(f"the members' schedules have different {what}: {', '.join(map(str, dict.fromkeys(values)))}")
