@@ -191,3 +191,20 @@ def test_what_is_left_computes_the_same(tmp_path: Path) -> None:
     losses: Tensor = stack.train_step(batch)["loss"]
     for loss, index in zip(losses, [3, 1], strict=True):
         torch.testing.assert_close(loss, alone[index].train_step(batch)["loss"])
+
+
+def test_a_plateau_of_each_member(tmp_path: Path) -> None:
+    """A schedule that looks at the metric lowers each member's rate at its own time, also after others have left."""
+    plateau = {"_target_": "trainyard.schedules.Plateau", "patience": 0, "factor": 0.5}
+    stop = {"_target_": StopAt, "seed": 0, "epoch": 5}
+    schedule = {"_target_": "trainyard.hooks.ParamSchedule"}
+    made = [config(member, tmp_path / "fused", stop=stop, rates=schedule) | {"schedule": plateau} for member in range(3)]
+    fused = FusedRunner(made)
+    fused.train()
+    rates = set()
+    for member in range(3):
+        solo = Runner.from_cfg(config(member, tmp_path / "solo", stop=stop, rates=schedule) | {"schedule": plateau})
+        solo.train()
+        alike(tmp_path / "fused" / str(member), tmp_path / "solo" / str(member))
+        rates.add(solo.members[0].metrics["train/lr"])
+    assert len(rates) == 3

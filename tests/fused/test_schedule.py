@@ -357,7 +357,7 @@ def test_plateau_equals_its_solo_runs() -> None:
         assert row is stacked.row(turn + 1)
         assert_row(row, solos, optimizers, turn)
         values = torch.rand(len(solos), generator=noise).tolist()
-        stacked.observe(values)
+        stacked.observe(*values)
         for solo, value in zip(solos, values, strict=True):
             solo.observe(value)
     assert 3 < len(objects) < 25
@@ -366,10 +366,10 @@ def test_plateau_equals_its_solo_runs() -> None:
 def test_a_plateau_that_changes_nothing_keeps_its_tensors() -> None:
     stacked = stack_schedules(plateaus((0.1, 0.2, 0.4)))
     before: Tensor = stacked.row(0)[1]["lr"]
-    stacked.observe([3.0, 2.0, 1.0])
+    stacked.observe(3.0, 2.0, 1.0)
     assert stacked.row(1)[1]["lr"] is before
     with pytest.raises(ValueError, match="zip"):
-        stacked.observe([1.0])
+        stacked.observe(1.0)
 
 
 def test_states_of_a_plateau_are_those_of_solo_runs() -> None:
@@ -377,7 +377,7 @@ def test_states_of_a_plateau_are_those_of_solo_runs() -> None:
     stacked, solos = stack_schedules(plateaus(lrs)), plateaus(lrs)
     for turn in range(8):
         values = [1.0 + turn, 2.0, 3.0 - turn]
-        stacked.observe(values)
+        stacked.observe(*values)
         for solo, value in zip(solos, values, strict=True):
             solo.observe(value)
     states = [stacked.member(k).state_dict() for k in range(3)]
@@ -388,7 +388,7 @@ def test_states_of_a_plateau_are_those_of_solo_runs() -> None:
         again.member(k).load_state_dict(state)
     optimizers = [optimizer_of(lr=lr) for lr in lrs]
     assert_row(again.row(8), solos, optimizers, 8)
-    again.observe([9.0, 9.0, 9.0])
+    again.observe(9.0, 9.0, 9.0)
     for solo in solos:
         solo.observe(9.0)
     assert_row(again.row(9), solos, optimizers, 9)

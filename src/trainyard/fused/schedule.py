@@ -213,7 +213,7 @@ class StackedPlateau:
             self._current = True
         return self._row
 
-    def observe(self, values: Sequence[float]) -> None:
+    def observe(self, *values: float) -> None:
         """Takes the metric's next value of each member."""
         for plateau, value in zip(self._members, values, strict=True):
             plateau.observe(value)
