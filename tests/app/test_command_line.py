@@ -100,6 +100,7 @@ def test_tracked_in_mlflow(train, tmp_path):
     assert run.data.params["optim"] == "adam"
     assert run.data.params["optim.lr"] == "0.001"
     assert run.data.params["seed"] == "0"
+    assert "experiment" not in run.data.params  # nothing of that group was chosen
 
     journal = _points(tmp_path / "run")
     assert {step for key, step in journal if key == "train/loss"} == {2, 4, 6, 8, 9}

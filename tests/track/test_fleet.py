@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from trainyard.track import Journal
 from trainyard.track.shipped import Shipped, summary
 from trainyard.track.shipper.backoff import Backoff
-from trainyard.track.shipper.fleet import Fleet
+from trainyard.track.shipper.fleet import EVERY, POLL, Fleet
+from trainyard.track.shipper.run import RunShipper
+from trainyard.track.shipper.store import Stores
 
 
 def status(uri: str, work_dir: Path) -> str:
@@ -40,6 +43,58 @@ def test_jobs_come_and_go(uri: str, new_run: Callable[..., Path], fill: Callable
     assert not fleet.gave_up
     assert status(uri, second) == "KILLED"
     assert all(summary(work_dir).complete for work_dir in (first, second))
+
+
+def test_a_moment_of_work(uri: str, new_run: Callable[..., Path], fill: Callable[..., None]) -> None:
+    """Runs that go on have their turn at intervals; one that has ended need not wait for that."""
+    first, second = new_run(uri, "first"), new_run(uri, "second")
+    fleet = Fleet()
+    for work_dir in (first, second):
+        fleet.open(work_dir)
+        fill(work_dir, status=None)
+    begin = time.monotonic()
+    while not (Shipped.load(first, uri).offset and Shipped.load(second, uri).offset):
+        assert fleet.work() <= POLL
+        assert time.monotonic() - begin < 40
+    before = Shipped.load(first, uri)
+    fill(first, steps=30, status=None)
+    fill(second, steps=30)
+    assert fleet.work() > 0
+    assert Shipped.load(first, uri) == before
+    fleet.close(second)
+    fleet.work()
+    assert status(uri, second) == "FINISHED"
+    assert Shipped.load(first, uri) == before
+    while Shipped.load(first, uri) == before:
+        time.sleep(fleet.work())
+    assert time.monotonic() - begin >= EVERY
+    fleet.end()
+    while not fleet.finished:
+        time.sleep(fleet.work())
+    assert all(summary(work_dir).complete for work_dir in (first, second))
+
+
+def test_a_run_without_news(uri: str, new_run: Callable[..., Path]) -> None:
+    """A look at the journal's size tells that there is nothing to do."""
+    work_dir = new_run(uri)
+    run = RunShipper(work_dir, Stores())
+    assert not run.idle  # it is not in MLflow yet
+    run.step()
+    assert run.idle
+    with Journal(work_dir) as journal:
+        journal.metrics(1, {"loss": 1.0})
+        assert not run.idle
+        run.step()
+        assert run.idle
+        journal.artifact("gone.txt")
+        journal.model("best.pt", "mine:load")
+        run.step()
+        assert run.idle  # the model waits for the end
+    run.writer_left()
+    assert not run.idle
+    run.step()
+    assert run.done
+    run.release()
 
 
 def test_one_run_does_not_stop_another(

@@ -224,14 +224,18 @@ import os, sys
 from pathlib import Path
 from trainyard.track.shipper.__main__ import configure
 configure()
-from trainyard.track.shipper.fleet import ship_now
-from trainyard.track.shipper.store import Stores, warm
+from trainyard.track.shipped import summary
+from trainyard.track.shipper.fleet import Fleet
+from trainyard.track.shipper.store import warm
 warm(sys.argv[2])
 print(0, flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        os._exit(0 if ship_now(Path(sys.argv[1]), Stores()).complete else 1)
+        fleet = Fleet()
+        fleet.open(Path(sys.argv[1]))
+        fleet.round()
+        os._exit(0 if summary(Path(sys.argv[1])).complete else 1)
     print(child, flush=True)
     sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

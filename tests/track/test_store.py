@@ -17,10 +17,11 @@ from mlflow.utils.validation import _validate_metric_name, _validate_param, _val
 
 from trainyard.errors import TrainyardError
 from trainyard.track import Journal, RunInfo, RunShipment, read
-from trainyard.track.shipped import LOG, Shipped, ShipperLock
-from trainyard.track.shipper.fleet import ship_now
+from trainyard.track.shipped import LOG, Shipped, ShipperLock, summary
+from trainyard.track.shipper.fleet import Fleet, ship_now
 from trainyard.track.shipper.run import InUseError
-from trainyard.track.shipper.store import MAX_PARAM, MAX_TAG, Stores, clean_name, clean_text
+from trainyard.track.shipper.store import Stores
+from trainyard.track.shipper.text import MAX_PARAM, MAX_TAG, clean_name, clean_text
 
 NewRun = Callable[..., Path]
 Fill = Callable[..., None]
@@ -295,6 +296,58 @@ def test_uploads_that_fail_hold_nothing_up(
     assert later.error is None
     assert later.notes == ("artifact gone.txt: the file is gone",)
     assert artifact(run_of(later), "a.txt").read_text() == "a"
+
+
+def test_artifacts_are_theirs(uri: str, new_run: NewRun, tmp_path: Path) -> None:
+    """What happens to a file of the run later does not change what was uploaded, until it is uploaded again."""
+    work_dir = new_run(uri)
+    for name in ("best.pt", "notes.txt"):
+        (work_dir / name).write_text("one")
+
+    def upload() -> Run:
+        with Journal(work_dir) as journal:
+            for name in ("best.pt", "notes.txt"):
+                journal.artifact(name, to="files")
+        return run_of(ship(work_dir))
+
+    run = upload()
+    root = artifact(run, "files")
+    assert (root / "best.pt").samefile(work_dir / "best.pt")  # a checkpoint takes no more room
+    assert not (root / "notes.txt").samefile(work_dir / "notes.txt")
+    (work_dir / "new.pt").write_text("two")
+    (work_dir / "new.pt").replace(work_dir / "best.pt")  # as checkpoints are written
+    (work_dir / "notes.txt").write_text("two")
+    assert {file.name: file.read_text() for file in root.iterdir()} == {"best.pt": "one", "notes.txt": "one"}
+    (root / ".best.pt.part").hardlink_to(root / "best.pt")  # left by a shipper that was killed
+    for _ in range(2):  # once more, which finds the same link there
+        upload()
+        assert {file.name: file.read_text() for file in root.iterdir()} == {"best.pt": "two", "notes.txt": "two"}
+    with Journal(work_dir) as journal:
+        journal.artifact("notes.txt", to="../elsewhere")
+    refused = ship(work_dir)
+    assert refused.complete
+    assert "artifact ../elsewhere/notes.txt" in refused.notes[0]
+    assert not (root.parents[1] / "elsewhere").exists()
+
+
+def test_a_run_that_nobody_has_shipped_is_not_searched_for(uri: str, new_run: NewRun, fill: Fill) -> None:
+    """But one is whose directory is a copy, or whose shipper was killed before it had noted down what it made."""
+    work_dir = new_run(uri)
+    fill(work_dir)
+    fleet = Fleet()
+    fleet.open(work_dir)
+    fleet.round()
+    fleet.leave()
+    first = summary(work_dir)
+    assert first.run_id is not None
+    (work_dir / "shipped.json").unlink()
+    fleet.open(work_dir)
+    fleet.round()
+    fleet.leave()
+    assert summary(work_dir).run_id == first.run_id
+    for name in ("shipped.json", ".shipper.lock"):
+        (work_dir / name).unlink()
+    assert ship(work_dir).run_id == first.run_id
 
 
 def test_a_child_knows_its_parent(uri: str, new_run: NewRun, fill: Fill) -> None:

@@ -250,5 +250,5 @@ def _numbers(record: Record) -> Record:
 
 def _decode(value: Any) -> Any:
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [_decode(item) if isinstance(item, list | str) else item for item in value]
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -69,11 +69,16 @@ def _read(work_dir: Path) -> dict[str, Any]:
 
 
 class ShipperLock:
-    """Held by the one process that ships a run; it ends with that process."""
+    """Held by the one process that ships a run; it ends with that process.
+
+    Attributes:
+        first: whether nobody has held it before: its file was not there.
+    """
 
     def __init__(self, work_dir: Path) -> None:
         self._path = work_dir / LOCK
         self._fd = -1
+        self.first = False
 
     @property
     def held(self) -> bool:
@@ -82,7 +87,13 @@ class ShipperLock:
     def acquire(self) -> bool:
         if self.held:
             return True
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self._path, flags | os.O_EXCL, 0o666)
+            self.first = True
+        except FileExistsError:
+            fd = os.open(self._path, flags, 0o666)
+            self.first = False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

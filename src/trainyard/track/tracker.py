@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from trainyard.track.shipped import EXIT_STATUS, LOG, RunShipment, summary
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 _CHECKPOINTS = ("best", "last")
+_PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,13 @@ class Tracker(ABC):
     @abstractmethod
     def finish(self) -> Shipment:
         """Waits, within limits, until everything is shipped, and tells how far that went. Never raises."""
+
+    def abort(self) -> Shipment:
+        """Ends shipping within two seconds, whatever is left, and tells how far it went. Never raises.
+
+        For whoever must be gone now; `scripts/sync.py` ships the rest.
+        """
+        return Shipment()
 
     def _complete(self, info: RunInfo) -> RunInfo:
         return replace(
@@ -236,6 +245,19 @@ class MLflowTracker(Tracker):
             self._finished = self._finish()
         return self._finished
 
+    def abort(self) -> Shipment:
+        if self._process is not None and os.getpid() == self._owner:
+            self._say("stop")
+            self._hang_up()
+            try:
+                self._process.wait(_PARTING)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)  # at any moment: what it was at is sent again
+                self._process.wait()
+            self._finished = self._shipment(running=False, stopped=True)
+        return self._finished or Shipment()
+
     def _finish(self) -> Shipment:
         if not self._runs or os.getpid() != self._owner:
             self._hang_up()
@@ -306,7 +328,7 @@ class MLflowTracker(Tracker):
             return True
         return False
 
-    def _shipment(self, running: bool) -> Shipment:
+    def _shipment(self, running: bool, stopped: bool = False) -> Shipment:
         runs = []
         error = self._error
         for work_dir in self._runs:
@@ -314,8 +336,11 @@ class MLflowTracker(Tracker):
                 runs.append(summary(work_dir))
             except (OSError, TrainyardError) as missing:
                 error = str(missing)
+        complete = all(run.complete for run in runs)
         crashed = self._process is not None and self._process.returncode not in (None, *EXIT_STATUS)
-        if error is None and crashed and not all(run.complete for run in runs):
+        if error is None and stopped and not complete:
+            error = "The shipper was stopped."
+        elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()
             error = f"The shipper ended early: {said[-1]}" if said else f"The shipper ended early; see {LOG}."

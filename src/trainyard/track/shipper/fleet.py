@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
@@ -9,6 +10,12 @@ from trainyard.track import journal
 from trainyard.track.shipped import RunShipment, summary
 from trainyard.track.shipper.run import InUseError, RunShipper
 from trainyard.track.shipper.store import RunLostError, Stores
+
+POLL = 0.4  # seconds between two looks at the journals, at most
+EVERY = 1.0  # seconds between two shipments of a run that goes on, at least
+SLICE = 0.1  # seconds after which new orders are looked for
+_SHARE = 9  # runs that go on are left alone this many times longer than they were worked on
+_MAX_REST = 5.0
 
 
 class Fleet:
@@ -22,6 +29,7 @@ class Fleet:
     def __init__(self) -> None:
         self._stores = Stores()
         self._runs: dict[Path, RunShipper] = {}
+        self._next_turn = 0.0  # of the runs that go on; by `time.monotonic`
         self.ending = False
 
     def open(self, work_dir: Path) -> None:
@@ -45,34 +53,61 @@ class Fleet:
             for backoff in (run.trying, run.uploading, self._stores.backoff(run.uri)):
                 backoff.hurry()
 
+    def work(self) -> float:
+        """Ships for a moment, and returns the seconds to rest until the next call.
+
+        Runs that have ended come first. Of those that go on, each has its turn once a second, or more rarely where they
+        are so many that this would take more than a tenth of the time.
+        """
+        begin = time.monotonic()
+        for run in [run for run in self._runs.values() if run.gone]:
+            self._step(run)
+            if time.monotonic() - begin > SLICE:
+                return 0.0
+        rest = POLL / 4 if self.ending else POLL
+        begin = time.monotonic()
+        if begin < self._next_turn:
+            return min(rest, self._next_turn - begin)
+        for run in sorted(self._runs.values(), key=lambda run: run.looked):
+            if not (run.gone or run.idle) and begin - run.looked >= EVERY:
+                self._step(run)
+                if time.monotonic() - begin > SLICE:
+                    break
+        now = time.monotonic()
+        self._next_turn = now + min(_SHARE * (now - begin), _MAX_REST)
+        return rest
+
     def round(self) -> None:
         """Lets each run ship what it has."""
-        for work_dir, run in list(self._runs.items()):
-            if not work_dir.is_dir():  # deleted by somebody
-                self._drop(work_dir)
-                continue
-            store = self._stores.backoff(run.uri)
-            if not (store.due and run.trying.due):
-                continue
-            try:
-                if run.step():
-                    store.succeeded()
-                run.trying.succeeded()
-            except (InUseError, RunLostError, TrainyardError) as error:
-                run.failed(error)
-                run.trying.failed()
-            except Exception as error:
-                run.failed(error)
-                store.failed()
-                self._runs[work_dir] = self._runs.pop(work_dir)  # let another one try first next time
-            if run.done:
-                self._drop(work_dir)
+        for run in list(self._runs.values()):
+            self._step(run)
 
     def leave(self) -> None:
         """Lets go of everything."""
         for work_dir in list(self._runs):
             self._drop(work_dir)
         self._stores.close()
+
+    def _step(self, run: RunShipper) -> None:
+        if not run.work_dir.is_dir():  # deleted by somebody
+            self._drop(run.work_dir)
+            return
+        store = self._stores.backoff(run.uri)
+        if not (store.due and run.trying.due):
+            return
+        try:
+            if run.step():
+                store.succeeded()
+            run.trying.succeeded()
+        except (InUseError, RunLostError, TrainyardError) as error:
+            run.failed(error)
+            run.trying.failed()
+        except Exception as error:
+            run.failed(error)
+            store.failed()
+            self._runs[run.work_dir] = self._runs.pop(run.work_dir)  # let another one try first next time
+        if run.done:
+            self._drop(run.work_dir)
 
     @property
     def finished(self) -> bool:
@@ -101,7 +136,7 @@ def ship_now(work_dir: Path, stores: Stores, uri: str | None = None) -> RunShipm
         InUseError: another process is shipping it.
         TrainyardError: there is no run, or none that says where it is tracked.
     """
-    run = RunShipper(work_dir, stores, uri)
+    run = RunShipper(work_dir, stores, uri, search=True)
     if not journal.being_written(work_dir / journal.FILE):
         run.writer_left()
     try:

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +16,10 @@ from trainyard.track.journal import Record
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
-from trainyard.track.shipper.store import MAX_METRICS, LeftOutError, RunLostError, Store, Stores, describe, warm_model
+from trainyard.track.shipper.model import warm_model
+from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
+from trainyard.track.shipper.text import describe
+from trainyard.track.shipper.uploads import LeftOutError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,34 +27,59 @@ if TYPE_CHECKING:
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
-_MAX_RECORDS = 5000  # read into one chunk
+_MAX_RECORDS = 5000  # read into one batch
 _MAX_NOTES = 20
+_SAVE_EVERY = 1.0  # seconds, in a long step
 
 
 class InUseError(Exception):
     """Another process is shipping this run."""
 
 
+@dataclass
+class _Batch:
+    """The next records of a journal: about as many as one request takes.
+
+    Args:
+        uploads: what is to be uploaded, each with its newest record and the offset at which that starts.
+        status: the last one; None: unchanged.
+        end: the offset at which they end.
+        time: of the last one.
+    """
+
+    metrics: list[tuple[str, float, float, int]] = field(default_factory=list)
+    params: list[tuple[str, str]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    uploads: dict[str, tuple[int, Record]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    status: str | None = None
+    end: int = 0
+    time: float = 0.0
+
+
 class RunShipper:
     """Ships one run, from where `shipped.json` says on.
 
     Metrics, params and tags go first, in the journal's order; uploads, which may be slow or fail for reasons of their
-    own, are remembered and follow; the final status comes last.
+    own, are remembered and follow; the final status comes last. `shipped.json` is written at the end of a step: after a
+    kill, some of it is sent again, which changes nothing.
 
     Args:
         work_dir: the run's directory, with its `run.json`.
         stores: shared by the runs of a process.
         uri: the store to ship to; by default the one in `run.json`.
+        search: look for the run in MLflow also if nobody has shipped it from this directory, which may be a copy.
 
     Attributes:
         done: the trainer is gone, and everything is shipped.
+        looked: when the last step began, by `time.monotonic`.
         trying, uploading: when to go on after a failure that is this run's own.
 
     Raises:
         TrainyardError: there is no run here, or none that says where it is tracked.
     """
 
-    def __init__(self, work_dir: Path, stores: Stores, uri: str | None = None) -> None:
+    def __init__(self, work_dir: Path, stores: Stores, uri: str | None = None, *, search: bool = False) -> None:
         self.work_dir = work_dir
         self.info = RunInfo.read(work_dir)
         where = uri or self.info.uri
@@ -59,11 +87,16 @@ class RunShipper:
             raise TrainyardError(f"{work_dir}: this run is not tracked; name the MLflow URI to ship it to with --uri.")
         self.uri = where
         self.done = False
+        self.looked = 0.0
         self.trying = Backoff()
         self.uploading = Backoff()
         self._state = Shipped.load(work_dir, where)
         self._stores = stores
-        self._store: Store | None = None
+        self._search = search
+        self._connection: tuple[Store, StoredRun] | None = None
+        self._records: dict[str, Record] = {}  # of uploads, as far as they have been read
+        self._saved = time.monotonic()
+        self._changed = False
         self._lock = ShipperLock(work_dir)
         self._path = work_dir / journal.FILE
         self._left: float | None = None
@@ -77,6 +110,17 @@ class RunShipper:
         if self._left is None:
             self._left = time.monotonic()
 
+    @property
+    def idle(self) -> bool:
+        """Whether a step would find nothing to do; costs a look at the journal's size."""
+        waiting = self._state.uploads.keys() - {_MODEL}
+        if self.gone or self._connection is None or self._state.error or waiting:
+            return False
+        try:
+            return self._path.stat().st_size <= self._state.offset
+        except OSError:
+            return True
+
     def step(self) -> bool:
         """Ships what there is; returns whether there was anything.
 
@@ -85,28 +129,36 @@ class RunShipper:
             RunLostError: MLflow has it no more, or has it deleted.
             Exception: the store, or the disk, would not have it now. What went before is kept.
         """
+        self.looked = self._saved = time.monotonic()
         if not self._lock.acquire():
             raise InUseError("another process is shipping this run")
-        store, run_id = self._connect()
-        moved = False
-        while chunk := self._next_chunk():
-            self._ship(store, run_id, chunk)
-            moved = True
-        moved |= self._upload(store, run_id)
-        moved |= self._settle(store, run_id)
+        if self._connection is None:
+            self._state = Shipped.load(self.work_dir, self.uri)  # whoever held the lock before may have gone further
+        batch = self._next_batch()
+        moved = batch is not None
+        if self._connection is None:
+            batch = self._connect(batch)
+        assert self._connection is not None
+        store, run = self._connection
+        while batch is not None:
+            self._ship(store, run, batch)
+            batch = self._next_batch()
+        moved |= self._upload(store, run)
+        moved |= self._settle(store, run)
         if self._state.error is not None and not self.uploading.failing:
             self._state.error = None
-            self._save()
+            self._changed = True
+        self._save()
         return moved
 
     def failed(self, error: BaseException) -> None:
         """Remembers why nothing moves, for whoever asks and for the log. The next step finds the run in MLflow anew."""
-        self._store = None
+        self._connection = None
         text = describe(error)
         with contextlib.suppress(OSError):  # the disk may be what is wrong
             if text != self._state.error:
                 self.log(text)
-            self._state.error = text
+            self._state.error, self._changed = text, True
             if self._lock.held:
                 self._save()
 
@@ -119,77 +171,78 @@ class RunShipper:
         if text not in self._state.notes:
             self.log(f"left out: {text}")
             self._state.notes = [*self._state.notes, text][-_MAX_NOTES:]
+            self._changed = True
 
     def log(self, text: str) -> None:
         with (self.work_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def _connect(self) -> tuple[Store, str]:
-        if self._store is not None and self._state.run_id is not None:
-            return self._store, self._state.run_id
-        self._state = Shipped.load(self.work_dir, self.uri)  # whoever held the lock before may have gone further
-        store = self._stores.get(self.uri)
+    def _connect(self, batch: _Batch | None) -> _Batch | None:
+        """Finds or makes the run; returns what is to be shipped first, without the tags that the run has by then."""
+        store, state = self._stores.get(self.uri), self._state
+        batch = batch or _Batch(end=state.offset, time=state.time or self.info.start_time)
+        new = self._lock.first and not self._search and state.run_id is None
         try:
-            experiment_id, run_id = store.run(self.info, self._state.run_id)
+            run = store.run(self.info, state.run_id, batch.tags, new=new)
         except RunLostError as error:
             if not error.gone:
                 raise
             self.log(f"{error} It is made anew from the journal.")
             self._state = Shipped()
-            experiment_id, run_id = store.run(self.info, None)
-        self._state.experiment_id, self._state.run_id = experiment_id, run_id
-        self._save()
-        store.log(run_id, params=self.info.params, note=self.note)
-        self._store = store
-        return store, run_id
+            return self._connect(self._next_batch())
+        self._connection = store, run
+        state.experiment_id, state.run_id, state.sent_status = run.experiment_id, run.run_id, run.status
+        batch.params[:0] = self.info.params.items()
+        batch.tags = {}
+        return batch
 
-    def _next_chunk(self) -> list[tuple[Record, int, int]]:
-        """The next records, each with the offsets at which it starts and ends: about as many as one request takes."""
-        chunk: list[tuple[Record, int, int]] = []
-        points = 0
+    def _next_batch(self) -> _Batch | None:
         start = self._state.offset
+        batch = _Batch(end=start)
+        records = 0
         for record, end in journal.read(self._path, start):
-            chunk.append((record, start, end))
-            start = end
-            points += len(record["values"]) if record["kind"] == "metrics" else 0
-            if points >= MAX_METRICS or len(chunk) >= _MAX_RECORDS:
+            self._add(batch, record)
+            batch.end, batch.time = end, record["time"]
+            records += 1
+            if len(batch.metrics) >= MAX_ITEMS or records >= _MAX_RECORDS:
                 break
-        return chunk
+        return batch if records else None
 
-    def _ship(self, store: Store, run_id: str, chunk: Sequence[tuple[Record, int, int]]) -> None:
-        metrics: list[tuple[str, float, float, int]] = []
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        uploads = dict(self._state.uploads)
-        status = self._state.status
-        for record, start, _ in chunk:
-            match record:
-                case {"kind": "metrics", "time": at, "step": step, "values": values}:
-                    metrics += [(name, value, at, step) for name, value in values.items()]
-                case {"kind": "params", "params": more}:
-                    params = more | params  # the first value of each, which is also what MLflow keeps
-                case {"kind": "tags", "tags": more}:
-                    tags |= more
-                case {"kind": "array", "name": name}:
-                    uploads[f"array {name}"] = start
-                case {"kind": "artifact", "path": path, "to": to}:
-                    uploads[f"artifact {Path(to) / Path(path).name}"] = start
-                case {"kind": "model"}:
-                    uploads[_MODEL] = start
-                case {"kind": "status", "status": status, "message": message}:
-                    if message:
-                        tags["trainyard.message"] = message
-                case _:
-                    self.note(f"a record of an unknown kind: {record['kind']}")
+    def _add(self, batch: _Batch, record: Record) -> None:
+        match record:
+            case {"kind": "metrics", "time": at, "step": step, "values": values}:
+                batch.metrics += [(name, value, at, step) for name, value in values.items()]
+            case {"kind": "params", "params": params}:
+                batch.params += params.items()
+            case {"kind": "tags", "tags": tags}:
+                batch.tags |= tags
+            case {"kind": "array", "name": name}:
+                batch.uploads[f"array {name}"] = batch.end, record
+            case {"kind": "artifact", "path": path, "to": to}:
+                batch.uploads[f"artifact {Path(to) / Path(path).name}"] = batch.end, record
+            case {"kind": "model"}:
+                batch.uploads[_MODEL] = batch.end, record
+            case {"kind": "status", "status": status, "message": message}:
+                batch.status = status
+                if message:
+                    batch.tags["trainyard.message"] = message
+            case _:
+                batch.unknown.append(record["kind"])
+
+    def _ship(self, store: Store, run: StoredRun, batch: _Batch) -> None:
+        for kind in batch.unknown:
+            self.note(f"a record of an unknown kind: {kind}")
+        status = batch.status or self._state.status
         if self._state.sent_status in _FINAL and status not in _FINAL:
-            store.status(run_id, "RUNNING", 0.0)
+            store.status(run.run_id, "RUNNING", 0.0)
             self._state.sent_status = "RUNNING"
-        store.log(run_id, metrics=metrics, params=params, tags=tags, note=self.note)
-        last, _, self._state.offset = chunk[-1]
-        self._state.uploads, self._state.status, self._state.time = uploads, status, last["time"]
-        self._save()
+        store.log(run.run_id, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
+        self._state.offset, self._state.status, self._state.time = batch.end, status, batch.time
+        for what, (start, record) in batch.uploads.items():
+            self._state.uploads[what], self._records[what] = start, record
+        self._save_if_due()
 
-    def _upload(self, store: Store, run_id: str) -> bool:
+    def _upload(self, store: Store, run: StoredRun) -> bool:
         moved = False
         for what, start in sorted(self._state.uploads.items(), key=lambda item: item[0] == _MODEL):
             if what == _MODEL and self._state.status != "FINISHED":
@@ -197,10 +250,10 @@ class RunShipper:
                 continue
             if not self.uploading.due:
                 break
-            record, _ = next(journal.read(self._path, start), (None, 0))
+            record = self._records.get(what) or next(journal.read(self._path, start), (None, 0))[0]
             try:
                 if record is not None:
-                    self._upload_one(store, run_id, record)
+                    self._upload_one(store, run, record)
             except LeftOutError as error:
                 self.note(f"{what}: {error}")
             except Exception as error:
@@ -208,17 +261,18 @@ class RunShipper:
                 self.failed(error)
                 break
             del self._state.uploads[what]
-            self._save()
+            self._records.pop(what, None)
+            self._save_if_due()
             self.uploading.succeeded()
             moved = True
         return moved
 
-    def _upload_one(self, store: Store, run_id: str, record: Record) -> None:
+    def _upload_one(self, store: Store, run: StoredRun, record: Record) -> None:
         match record:
             case {"kind": "artifact", "path": path, "to": to}:
-                store.artifact(run_id, self.work_dir / path, to)
+                run.artifacts.add(self.work_dir / path, to)
             case {"kind": "array", "name": name, "step": step, "value": value}:
-                store.array(run_id, name, {"name": name, "step": step, "value": journal.encode(value)})
+                run.artifacts.array(name, {"name": name, "step": step, "value": journal.encode(value)})
             case {"kind": "model", "checkpoint": checkpoint, "loader": loader, "time": at}:
 
                 def build() -> tuple[nn.Module, np.ndarray | None]:
@@ -227,29 +281,37 @@ class RunShipper:
                     load = getattr(importlib.import_module(module), function)
                     return cast("tuple[nn.Module, np.ndarray | None]", load(self.work_dir, self.work_dir / checkpoint))
 
-                store.model(cast(str, self._state.experiment_id), run_id, build, f"{checkpoint}@{at}")
+                self._save()  # a model takes its time
+                store.model(run, build, f"{checkpoint}@{at}")
 
     def _await_model(self) -> None:
         if self.gone:
             del self._state.uploads[_MODEL]  # the run did not finish: it has no model
+            self._changed = True
         else:
             with contextlib.suppress(Exception):  # what is wrong will show, and be told, when the model is logged
                 warm_model()
 
-    def _settle(self, store: Store, run_id: str) -> bool:
+    def _settle(self, store: Store, run: StoredRun) -> bool:
         """Sends the final status, once there is one."""
         status, moved = self._state.status, False
         if status not in _FINAL and self.gone and not journal.being_written(self._path):
             status = "KILLED"  # the trainer vanished
         if status in _FINAL and status != self._state.sent_status:
-            store.status(run_id, status, self._state.time or self.info.start_time)
+            store.status(run.run_id, status, self._state.time or self.info.start_time)
             self._state.sent_status = status
-            self._save()
-            moved = True
+            self._changed = moved = True
         if self._left is not None and not self._state.uploads:
             # A dying process lets go of its files one by one: the journal may be held after the pipe has closed.
             self.done = status in _FINAL or time.monotonic() - self._left > PATIENCE
         return moved
 
     def _save(self) -> None:
-        self._state.save(self.work_dir, self.uri)
+        if self._changed:
+            self._state.save(self.work_dir, self.uri)
+            self._changed, self._saved = False, time.monotonic()
+
+    def _save_if_due(self) -> None:
+        self._changed = True
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self._save()

@@ -1,4 +1,4 @@
-"""What the shipper says to MLflow. The only module that imports mlflow."""
+"""What the shipper says to MLflow's tracking store."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ import contextlib
 import fcntl
 import functools
 import importlib
-import json
 import os
-import posixpath
-import re
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag, ViewType
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper.backoff import Backoff
-from trainyard.track.uri import sqlite_file, with_password, without_password
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
+from trainyard.track.shipper.model import Build, log_model
+from trainyard.track.shipper.text import MAX_PARAM, MAX_TAG, clean_name, clean_text, first_line
+from trainyard.track.shipper.uploads import Artifacts
+from trainyard.track.uri import sqlite_file, with_password
 
 # The server's limits: https://mlflow.org/docs/latest/rest-api.html#request-limits
-MAX_METRICS = 1000
+MAX_ITEMS = 1000  # metrics, params and tags of one request
 MAX_PARAMS_OR_TAGS = 100
-MAX_NAME = 250
-MAX_PARAM = 6000
-MAX_TAG = 8000
 
 RUN_TAG = "trainyard.run_id"
-_MODEL_TAG = "trainyard.model"
 _GIT_TAGS = {"git.commit": "mlflow.source.git.commit", "git.branch": "mlflow.source.git.branch"}
 
-Item = TypeVar("Item", Metric, Param, RunTag)
+Item = Metric | Param | RunTag
 Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as MLflow has it."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    artifacts: Artifacts
 
 
 class RunLostError(Exception):
@@ -51,31 +53,11 @@ class RunLostError(Exception):
         self.gone = gone
 
 
-class LeftOutError(Exception):
-    """Something that will never be shipped, however often it is tried; it is left out, and this says why."""
-
-
 def warm(uri: str) -> None:
     """Loads what opening `uri` will need, and opens nothing."""
     if sqlite_file(uri) is not None:
         with contextlib.suppress(ImportError):
             importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-
-
-@functools.cache
-def warm_model() -> None:
-    """Loads what logging a model will need: the first model takes two seconds, the next ones some 70 ms."""
-    import mlflow.pytorch
-    import torch
-
-    with tempfile.TemporaryDirectory() as folder:
-        mlflow.pytorch.save_model(
-            torch.nn.Identity(),
-            f"{folder}/model",
-            signature=False,
-            pip_requirements=["torch"],
-            serialization_format="pickle",
-        )
 
 
 class Stores:
@@ -121,36 +103,37 @@ class Store:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise  # here it says what is wrong; MLflow would try for minutes
+            _commit_quickly()
         with _alone_in(database.parent) if database else contextlib.nullcontext():
             self._client = MlflowClient(uri)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
 
-    def run(self, info: RunInfo, run_id: str | None) -> tuple[str, str]:
-        """The MLflow run of `info`, found or made, as (experiment id, run id).
+    def run(self, info: RunInfo, run_id: str | None, tags: dict[str, str], *, new: bool = False) -> StoredRun:
+        """The MLflow run of `info`, found or made, with its tags and these.
 
         Args:
             run_id: MLflow's own, where it is known.
+            new: nobody has shipped the run before: do not search for it.
 
         Raises:
-            RunLostError: it is known, and gone or deleted.
+            RunLostError: its id is known, and it is gone or deleted.
         """
-        tags = self._tags(info)
+        tags = self._tags(info) | _clean_tags(tags)
         if run_id is not None:
-            experiment_id = self.check(run_id)
+            run = self.check(run_id)
         else:
             experiment_id = self._experiment(info.experiment or "Default")
-            run_id = self._find(experiment_id, info.id)
-        if run_id is None:
-            start = int(info.start_time * 1000)
-            run_id = self._client.create_run(experiment_id, start, tags, run_name=info.name).info.run_id
-        else:
-            self.log(run_id, tags=tags)
-        self._runs[info.id] = run_id
-        return experiment_id, run_id
+            found = None if new else self._find(experiment_id, info.id)
+            if found is None:
+                start = int(info.start_time * 1000)
+                return self._known(info, self._client.create_run(experiment_id, start, tags, run_name=info.name))
+            run = found
+        self.log(run.info.run_id, tags=tags)
+        return self._known(info, run)
 
-    def check(self, run_id: str) -> str:
-        """The run's experiment id. Raises RunLostError where it is gone or deleted."""
+    def check(self, run_id: str) -> Run:
+        """The run. Raises RunLostError where it is gone or deleted."""
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
@@ -159,54 +142,33 @@ class Store:
             raise
         if run.info.lifecycle_stage != "active":
             raise RunLostError(f"The run {run_id} was deleted in MLflow; restore it there to go on.", gone=False)
-        return str(run.info.experiment_id)
+        return run
 
     def log(
         self,
         run_id: str,
         *,
         metrics: Sequence[tuple[str, float, float, int]] = (),
-        params: dict[str, str] | None = None,
+        params: Sequence[tuple[str, str]] = (),
         tags: dict[str, str] | None = None,
         note: Note = print,
     ) -> None:
-        """Logs all of them; what is there already stays as it is. What MLflow refuses is left out, with a note.
+        """Logs all of them, in as few requests as MLflow allows; what is there already stays as it is.
+
+        What MLflow refuses is left out, with a note.
 
         Args:
             metrics: name, value, unix seconds, step.
         """
-        points = [Metric(clean_name(name), value, int(at * 1000), step) for name, value, at, step in metrics]
-        settings = [Param(clean_name(key), clean_text(value, MAX_PARAM)) for key, value in (params or {}).items()]
-        marks = [RunTag(clean_name(key), clean_text(value, MAX_TAG)) for key, value in (tags or {}).items()]
-        self._log(run_id, "metrics", points, MAX_METRICS, note)
-        self._log(run_id, "params", settings, MAX_PARAMS_OR_TAGS, note)
-        self._log(run_id, "tags", marks, MAX_PARAMS_OR_TAGS, note)
-
-    def artifact(self, run_id: str, path: Path, to: str) -> None:
-        """Uploads a file or folder. Raises LeftOutError where it is gone or refused."""
-        try:
-            if path.is_dir():
-                self._client.log_artifacts(run_id, str(path), posixpath.join(to, path.name))
-            elif path.exists():
-                self._client.log_artifact(run_id, str(path), to or None)
-            else:
-                raise LeftOutError("the file is gone")
-        except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise LeftOutError(_first_line(error)) from error
-            raise
-        except OSError as error:
-            # Of a web server's answers, these say that it will never take the file (413: it is too large).
-            answer = getattr(getattr(error, "response", None), "status_code", 0)
-            if 400 <= answer < 500 and answer not in (401, 403, 408, 429):
-                raise LeftOutError(str(error)) from error
-            if isinstance(error, PermissionError) and error.filename == str(path):
-                raise LeftOutError(str(error)) from error
-            raise
-
-    def array(self, run_id: str, name: str, content: dict[str, Any]) -> None:
-        """Writes `arrays/<name>.json`; numbers in `content` must be finite."""
-        self._client.log_text(run_id, json.dumps(content, allow_nan=False), f"arrays/{clean_name(name)}.json")
+        # The newest first: MLflow goes through them for the latest of each, and changes its mind less often.
+        points = [Metric(clean_name(name), value, int(at * 1000), step) for name, value, at, step in reversed(metrics)]
+        settings = [Param(clean_name(key), clean_text(value, MAX_PARAM)) for key, value in dict.fromkeys(params)]
+        marks = [RunTag(key, value) for key, value in _clean_tags(tags or {}).items()]
+        while points or settings or marks:
+            items: list[Item] = [*settings[:MAX_PARAMS_OR_TAGS], *marks[:MAX_PARAMS_OR_TAGS]]
+            room = MAX_ITEMS - len(items)
+            self._log(run_id, [*items, *points[:room]], note)
+            del settings[:MAX_PARAMS_OR_TAGS], marks[:MAX_PARAMS_OR_TAGS], points[:room]
 
     def status(self, run_id: str, status: str, at: float) -> None:
         if status == "RUNNING":
@@ -214,62 +176,14 @@ class Store:
         else:
             self._client.set_terminated(run_id, status, int(at * 1000))
 
-    def model(
-        self, experiment_id: str, run_id: str, build: Callable[[], tuple[nn.Module, np.ndarray | None]], stamp: str
-    ) -> None:
-        """Logs the run's model, which `mlflow.pytorch.load_model("runs:/<run_id>/model")` opens.
+    def model(self, run: StoredRun, build: Build, stamp: str) -> None:
+        """See `log_model`."""
+        log_model(self._client, run.experiment_id, run.run_id, build, stamp)
 
-        It says what `mlflow.pytorch.log_model` says, in the client's words: that function reads back the whole history
-        of every metric, and would log the model again if a kill came between its end and our note of it.
-
-        Args:
-            build: gives the module and an input example.
-            stamp: what tells this model from another of the same run.
-
-        Raises:
-            LeftOutError: it cannot be built, or this MLflow server knows no models.
-        """
-        import mlflow.pytorch
-        import torch
-        from mlflow.models import Model
-
-        try:
-            logged = self._client.search_logged_models(
-                [experiment_id], f"source_run_id = '{run_id}' AND tags.`{_MODEL_TAG}` = '{stamp}'"
-            )
-            if logged and logged[0].status == "READY":
-                return
-            tags = {_MODEL_TAG: stamp}
-            model = logged[0] if logged else self._client.create_logged_model(experiment_id, "model", run_id, tags)
-        except MlflowException as error:
-            if error.error_code == "ENDPOINT_NOT_FOUND":
-                raise LeftOutError("this MLflow server keeps no models; it needs MLflow 3") from error
-            raise
-        try:
-            net, example = build()
-            net = net.cpu().eval()
-        except Exception as error:
-            raise LeftOutError(f"{type(error).__name__}: {error}") from error
-        with tempfile.TemporaryDirectory() as folder:
-            # Pickled, as torch users expect: a real module of its own class. "pt2", which needs no code to load, takes
-            # 2 s to trace a small model, knows one input only, and cannot take every model.
-            mlflow.pytorch.save_model(
-                net,
-                f"{folder}/model",
-                mlflow_model=Model(
-                    artifact_path=model.artifact_location,
-                    run_id=run_id,
-                    model_uuid=model.model_id,
-                    model_id=model.model_id,
-                ),
-                signature=_signature(net, example),
-                input_example=example,
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy", "cloudpickle"],
-                serialization_format="pickle",
-            )
-            self._client.log_model_artifacts(model.model_id, f"{folder}/model")
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    def _known(self, info: RunInfo, run: Run) -> StoredRun:
+        self._runs[info.id] = run.info.run_id
+        artifacts = Artifacts(self._client, run.info.run_id, run.info.artifact_uri)
+        return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts)
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -289,11 +203,11 @@ class Store:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
 
-    def _find(self, experiment_id: str, own_id: str) -> str | None:
+    def _find(self, experiment_id: str, own_id: str) -> Run | None:
         found = self._client.search_runs(
             [experiment_id], f"tags.`{RUN_TAG}` = '{own_id}'", ViewType.ACTIVE_ONLY, max_results=1
         )
-        return found[0].info.run_id if found else None
+        return found[0] if found else None
 
     def _tags(self, info: RunInfo) -> dict[str, str]:
         tags = {_GIT_TAGS.get(key, key): value for key, value in info.facts.items()}
@@ -304,54 +218,41 @@ class Store:
             tags["mlflow.user"] = info.user
         if info.parent:
             tags["trainyard.parent_id"] = info.parent
-            parent = self._runs.get(info.parent) or self._find(
-                self._experiment(info.experiment or "Default"), info.parent
-            )
+            parent = self._runs.get(info.parent)
+            if parent is None:
+                found = self._find(self._experiment(info.experiment or "Default"), info.parent)
+                parent = found.info.run_id if found else None
             if parent:
                 tags["mlflow.parentRunId"] = parent
         tags |= info.tags
-        return {clean_name(key): clean_text(value, MAX_TAG) for key, value in tags.items()}
+        return _clean_tags(tags)
 
-    def _log(self, run_id: str, kind: str, items: Sequence[Item], limit: int, note: Note) -> None:
-        for start in range(0, len(items), limit):
-            self._log_batch(run_id, kind, items[start : start + limit], note)
-
-    def _log_batch(self, run_id: str, kind: str, items: Sequence[Item], note: Note) -> None:
+    def _log(self, run_id: str, items: Sequence[Item], note: Note) -> None:
         try:
-            self._client.log_batch(run_id, **{kind: items})  # type: ignore[arg-type]
+            self._client.log_batch(
+                run_id,
+                [item for item in items if isinstance(item, Metric)],
+                [item for item in items if isinstance(item, Param)],
+                [item for item in items if isinstance(item, RunTag)],
+            )
         except MlflowException as error:
             # BAD_REQUEST, its neighbour, also stands for a database that had no connection free: not for good.
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             self.check(run_id)
             if len(items) == 1:
-                note(f"{kind} {items[0].key}: {_first_line(error)}")
+                note(f"{_KINDS[type(items[0])]} {items[0].key}: {first_line(error)}")
                 return
             middle = len(items) // 2
-            self._log_batch(run_id, kind, items[:middle], note)
-            self._log_batch(run_id, kind, items[middle:], note)
+            self._log(run_id, items[:middle], note)
+            self._log(run_id, items[middle:], note)
 
 
-def clean_name(name: str) -> str:
-    """The nearest name that MLflow takes for a metric, param or tag: a path of letters, digits and `_-. :`."""
-    name = re.sub(r"[^/\w.\- :]", "_", name.encode(errors="replace").decode())
-    parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:MAX_NAME].rstrip("/") or "_"
+_KINDS = {Metric: "metrics", Param: "params", RunTag: "tags"}
 
 
-def clean_text(text: str, limit: int) -> str:
-    """`text` without what databases refuse, cut to `limit` characters."""
-    text = text.replace("\0", "").encode(errors="replace").decode()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line."""
-    return without_password(f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:500]
+def _clean_tags(tags: dict[str, str]) -> dict[str, str]:
+    return {clean_name(key): clean_text(value, MAX_TAG) for key, value in tags.items()}
 
 
 @contextlib.contextmanager
@@ -367,21 +268,22 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+@functools.cache
+def _commit_quickly() -> None:
+    """Has every connection that SQLAlchemy makes to SQLite leave it to the checkpoints to wait for the disk.
+
+    A commit then survives the end of the process, but perhaps not a power failure.
+    """
+    from sqlalchemy import Engine, event
+
+    def settings(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages of 4 KB
+
+    event.listen(Engine, "connect", settings)
+
+
 def _execute(database: Path, pragma: str) -> None:
     with contextlib.closing(sqlite3.connect(database, timeout=1.0)) as connection:
         connection.execute(pragma)
-
-
-def _signature(net: nn.Module, example: np.ndarray | None) -> Any:
-    """What goes in and comes out, where both are one array; False: MLflow is not to try for itself."""
-    import torch
-    from mlflow.models import infer_signature
-
-    if example is None:
-        return False
-    try:
-        with torch.inference_mode():
-            output = net(torch.from_numpy(example))
-        return infer_signature(example, output.numpy())
-    except Exception:  # the user's own code; the model is as good without
-        return False

@@ -1,0 +1,36 @@
+"""Text as MLflow takes it."""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import re
+
+from trainyard.track.uri import without_password
+
+MAX_NAME = 250
+MAX_PARAM = 6000
+MAX_TAG = 8000
+
+
+@functools.lru_cache(10_000)
+def clean_name(name: str) -> str:
+    """The nearest name that MLflow takes for a metric, param or tag: a path of letters, digits and `_-. :`."""
+    name = re.sub(r"[^/\w.\- :]", "_", name.encode(errors="replace").decode())
+    parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:MAX_NAME].rstrip("/") or "_"
+
+
+def clean_text(text: str, limit: int) -> str:
+    """`text` without what databases refuse, cut to `limit` characters."""
+    text = text.replace("\0", "").encode(errors="replace").decode()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    return without_password(f"{type(error).__name__}: {first_line(error)}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:500]

@@ -1,0 +1,141 @@
+"""A command that is told to end for the second time takes its shipper with it, whatever that is doing."""
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trainyard.track import RunInfo
+from trainyard.track.shipped import FILE, summary
+from trainyard.track.shipper.fleet import ship_now
+from trainyard.track.shipper.store import Stores
+
+Points = dict[tuple[str, int], list[str]]
+
+COMMAND = """
+import signal, sys
+from pathlib import Path
+from trainyard.track import Journal, MLflowTracker, RunInfo
+caught = []
+signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+tracker = MLflowTracker(uri=sys.argv[1])
+tracker.start()
+for number in range(int(sys.argv[2])):
+    work_dir = Path("outputs", str(number))
+    work_dir.mkdir(parents=True)
+    tracker.open(work_dir, RunInfo(name=str(number)))
+    with Journal(work_dir) as journal:
+        for step in range(1000):
+            journal.metrics(step, {"loss": 1.0})
+        journal.status("FINISHED")
+    tracker.close(work_dir)
+print(tracker._process.pid, flush=True)
+while len(caught) < 2:
+    signal.pause()
+print(tracker.abort(), flush=True)
+"""
+
+
+@contextmanager
+def command(uri: str, runs: int, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that has ended its runs, and its shipper's process id."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, uri, str(runs)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+
+
+def end(process: subprocess.Popen[str], shipper: int) -> str:
+    """Sends the second Ctrl-C; what the command says, if both are gone within two seconds."""
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 2.0
+    assert not Path(f"/proc/{shipper}").exists()
+    assert process.returncode == 0
+    return said
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_amid_its_start(uri: str, environment: dict[str, str]) -> None:
+    with command(uri, 1, environment) as (process, shipper):
+        said = end(process, shipper)
+    assert "1001 records of run 0 are not in MLflow" in said
+    assert "The shipper was stopped." in said
+    assert "python scripts/sync.py" in said
+
+
+def test_amid_its_work(
+    uri: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    journaled: Callable[[Path], Points],
+    stored: Callable[[str, str], Points],
+) -> None:
+    outputs = tmp_path / "outputs"
+    with command(uri, 60, environment) as (process, shipper):
+        until(lambda: list(outputs.glob(f"*/{FILE}")))
+        said = end(process, shipper)
+    work_dirs = sorted(outputs.iterdir())
+    missing = [work_dir for work_dir in work_dirs if not summary(work_dir).complete]
+    assert 0 < len(missing) < 60
+    assert f"records of {len(missing)} runs are not in MLflow" in said
+    stores = Stores()
+    for work_dir in work_dirs:
+        assert ship_now(work_dir, stores).complete
+    for work_dir in (work_dirs[0], missing[0], work_dirs[-1]):
+        assert stored(uri, str(summary(work_dir).run_id)) == journaled(work_dir)
+        assert json.loads((work_dir / FILE).read_bytes())[uri]["sent_status"] == "FINISHED"
+    assert len({summary(work_dir).run_id for work_dir in work_dirs}) == 60
+
+
+def test_while_it_waits_for_a_server(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        silent.settimeout(40)
+        with command(uri, 1, environment) as (process, shipper), silent.accept()[0]:
+            said = end(process, shipper)
+    assert "1001 records of run 0 are not in MLflow" in said
+
+
+def test_while_it_waits_for_the_database(uri: str, environment: dict[str, str], tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("BEGIN IMMEDIATE")
+        with command(uri, 1, environment) as (process, shipper):
+            until(lambda: (tmp_path / "outputs/0/.shipper.lock").exists())
+            said = end(process, shipper)
+    assert "1001 records of run 0 are not in MLflow" in said
+    assert RunInfo.read(tmp_path / "outputs/0").name == "0"
+    assert ship_now(tmp_path / "outputs/0", Stores()).complete
+
+
+def test_nothing_is_said_of_what_is_shipped(uri: str, environment: dict[str, str], tmp_path: Path) -> None:
+    with command(uri, 1, environment) as (process, shipper):
+        until(lambda: (tmp_path / "outputs/0" / FILE).exists())
+        until(lambda: summary(tmp_path / "outputs/0").complete)
+        assert end(process, shipper) == "\n"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db"])
+def test_a_command_without_runs(uri: str, environment: dict[str, str], tmp_path: Path) -> None:
+    with command(uri, 0, environment) as (process, shipper):
+        assert end(process, shipper) == "\n"
+    assert not list(tmp_path.iterdir())
