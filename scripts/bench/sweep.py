@@ -1,14 +1,15 @@
 """A whole sweep, end to end: this project's launcher against Hydra's joblib launcher over a script written by hand.
 
 Both run the same points (learning rates x seeds) of the same training on all cores, one thread a job: the digits, an
-MLP, 20 epochs, Adam; each run in MLflow with its params, its metrics of every epoch, and a checkpoint of its end. The
+MLP (64-64-64-10 unless --hidden says otherwise), 20 epochs, Adam; each run in MLflow with its params, its metrics of every epoch, and a checkpoint of its end. The
 other side is `sweep_by_hand.py`, in an environment of its own, `.venv-bench`, which is made where it is missing: it
 sees the packages of this interpreter, and has hydra-joblib-launcher from PyPI.
 
 Each sweep has a folder of its own with an empty MLflow database, made before the clock starts. With several rounds the
 two sides take turns at being first. Afterwards the runs are counted in MLflow.
 
-    python scripts/bench/sweep.py [--points 32] [--rounds 1] [--only ours|joblib] [--defaults] [--json FILE]
+    python scripts/bench/sweep.py [--points 32] [--rounds 1] [--hidden 64 64] [--fuse auto] [--only ours|joblib]
+                                  [--defaults] [--json FILE]
 """
 
 from __future__ import annotations
@@ -69,20 +70,22 @@ def points(count: int) -> tuple[str, str]:
     return ",".join(map(str, RATES)), ",".join(map(str, range(count // len(RATES))))
 
 
-def ours(count: int, uri: str, defaults: bool) -> list[str]:
-    rates, seeds = points(count)
+def ours(options: argparse.Namespace, uri: str) -> list[str]:
+    rates, seeds = points(options.points)
     tracking = [f"tracker.uri={uri}", f"tracker.experiment={EXPERIMENT}"]
-    work = ["model=mlp", "optim=adam", f"loop.max_epochs={EPOCHS}", "data.batch_size=64"]
-    sweep = [f"optim.lr={rates}", f"seed={seeds}", "hydra.sweep.dir=sweep"]
-    return [sys.executable, str(ROOT / "train.py"), "-m", *work, *tracking, *(() if defaults else SAME_WORK), *sweep]
+    work = ["model=mlp", f"model.hidden={options.hidden}", "optim=adam", f"loop.max_epochs={EPOCHS}", "data.batch_size=64"]
+    sweep = [f"optim.lr={rates}", f"seed={seeds}", "hydra.sweep.dir=sweep", f"hydra.launcher.fuse={options.fuse}"]
+    same = () if options.defaults else SAME_WORK
+    return [sys.executable, str(ROOT / "train.py"), "-m", *work, *tracking, *same, *sweep]
 
 
-def joblib(count: int, uri: str) -> list[str]:
-    rates, seeds = points(count)
+def joblib(options: argparse.Namespace, uri: str) -> list[str]:
+    rates, seeds = points(options.points)
     tracking = [f"tracking_uri={uri}", f"experiment={EXPERIMENT}"]
     sweep = [f"lr={rates}", f"seed={seeds}", "hydra.sweep.dir=sweep"]
     script = Path(__file__).with_name("sweep_by_hand.py")
-    return [str(bench_python()), str(script), "-m", f"epochs={EPOCHS}", "batch_size=64", *tracking, *sweep]
+    work = [f"epochs={EPOCHS}", "batch_size=64", f"hidden={options.hidden}"]
+    return [str(bench_python()), str(script), "-m", *work, *tracking, *sweep]
 
 
 def bench_python() -> Path:
@@ -100,13 +103,13 @@ def bench_python() -> Path:
     return python
 
 
-def measure(name: str, count: int, defaults: bool) -> Measured:
+def measure(name: str, options: argparse.Namespace) -> Measured:
     """Runs one sweep in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix=f"trainyard-{name}-") as folder:
         uri = f"sqlite:///{folder}/mlflow.db"
         client = MlflowClient(uri)
         experiment = client.create_experiment(EXPERIMENT, artifact_location=f"{folder}/artifacts")
-        command = ours(count, uri, defaults) if name == "ours" else joblib(count, uri)
+        command = ours(options, uri) if name == "ours" else joblib(options, uri)
         # The libraries' files are in the system's cache, whoever begins.
         subprocess.run([command[0], "-c", "import torch, mlflow.pytorch, sklearn.datasets, hydra, pandas"], check=True)
         path = {"PYTHONPATH": str(ROOT / "src")} if name == "ours" else {}
@@ -151,6 +154,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=32, help=f"a multiple of {len(RATES)}, e.g. 32 or 256")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--hidden", type=int, nargs="*", default=[64, 64], help="the widths of the hidden layers")
+    parser.add_argument("--fuse", default="auto", help="hydra.launcher.fuse: auto, off or a width")
     parser.add_argument("--only", choices=("ours", "joblib"), help="run one side only")
     parser.add_argument("--defaults", action="store_true", help="all that train.py does, not only the same work")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -165,7 +170,7 @@ def main() -> None:
     print(f"{'':8}{'wall s':>9}{'s/job':>8}{'CPU s':>8}{'run s':>8}{'finished':>12}{'accuracy':>10}", flush=True)
     for number in range(options.rounds):
         for name in sides if number % 2 == 0 else reversed(sides):
-            one = measure(name, options.points, options.defaults)
+            one = measure(name, options)
             measured[name].append(one)
             finished = f"{one.finished}/{options.points}"
             each = one.wall / options.points

@@ -120,6 +120,7 @@ def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[Memb
             runner = Runner.from_cfg(configs[0], tracker=tracker, info=infos[0])
         else:
             runner = FusedRunner(configs, infos=infos, tracker=tracker)
+            log.info("%d jobs as one program.", len(members))
         runner.prepare(configs[0]["mode"])
         conduct(runner, configs)
         return [_result(solo, runner.interrupted) for solo in runner.arranged]

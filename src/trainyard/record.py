@@ -36,8 +36,9 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str]) -> RunInfo:
     job = HydraConfig.get()
     member = membership.current
     params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
-    if member is not None:  # of a sweep's jobs, what tells them apart
-        params = {key: value for key, value in params.items() if _is_below(key, member.varying)}
+    if member is not None:  # of a sweep's jobs, what tells them apart; of an option chosen, its name says all
+        varying = [key for key in member.varying if key not in job.runtime.choices]
+        params = {key: value for key, value in params.items() if _is_below(key, varying)}
     choices = {
         str(group): str(choice)
         for group, choice in job.runtime.choices.items()

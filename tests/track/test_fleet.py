@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from trainyard.track import Journal
+from trainyard.track import Journal, RunInfo
 from trainyard.track.shipped import Shipped, summary
 from trainyard.track.shipper.backoff import Backoff
 from trainyard.track.shipper.fleet import EVERY, POLL, Fleet
@@ -171,3 +171,21 @@ def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not backoff.hopeless
     backoff.failed()
     assert not backoff.hopeless  # a failure of today has nothing to do with yesterday's
+
+
+def test_a_child_is_made_below_its_parent(uri: str, new_run: Callable[..., Path], fill: Callable[..., None]) -> None:
+    """A job of a sweep may end before the sweep's own run had its turn."""
+    parent, child = new_run(uri, "sweep"), new_run(uri, "job")
+    sweep = RunInfo.read(parent)
+    job = RunInfo.read(child)
+    job.parent = sweep.id
+    job.write(child)
+    fill(child)
+    fleet = Fleet()
+    fleet.open(parent)
+    fleet.open(child)
+    fleet.close(child)
+    fleet.work()
+    made = MlflowClient(uri).get_run(str(Shipped.load(child, uri).run_id))
+    assert made.data.tags["mlflow.parentRunId"] == Shipped.load(parent, uri).run_id
+    fleet.leave()

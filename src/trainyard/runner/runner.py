@@ -403,8 +403,8 @@ class Runner:
         if self._in_session:
             yield
             return
-        log.info("On %s, seed %d.", describe(self.device), self.seed)
         for member in self.members:
+            log.info("On %s, seed %d.", describe(self.device), member.seed, extra={"member": member})
             member.open(self.tracker, resume=bool(self.resume))
         self._in_session = True
         status: Status = "FAILED"

@@ -95,6 +95,9 @@ class Fleet:
         store = self._stores.backoff(run.uri)
         if not (store.due and run.trying.due):
             return
+        for other in list(self._runs.values()) if run.info.parent and not run.connected else []:
+            if other.info.id == run.info.parent and not other.connected:
+                self._step(other)  # a run is made below its parent, so that goes first
         try:
             if run.step():
                 store.succeeded()

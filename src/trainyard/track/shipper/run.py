@@ -106,6 +106,11 @@ class RunShipper:
         """Whether nobody writes the journal any more."""
         return self._left is not None
 
+    @property
+    def connected(self) -> bool:
+        """Whether the run is known in MLflow."""
+        return self._connection is not None
+
     def writer_left(self) -> None:
         if self._left is None:
             self._left = time.monotonic()
