@@ -105,7 +105,7 @@ class FusedRunner(Runner):
 
     @cached_property
     def schedule(self) -> Any:
-        return stack_schedules([solo.schedule for solo in self._solos])
+        return stack_schedules([solo.make_schedule() for solo in self._solos])
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -239,6 +239,11 @@ class MemberRunner(Runner):
     @property
     def optimizer(self) -> Any:
         return MemberOptimizer(self._group.optimizer, self.index, self._group.optimizer_kind)
+
+    @property
+    def schedule(self) -> Any:
+        schedule = self._group.schedule
+        return None if schedule is None else schedule.member(self.index)
 
     @property
     def step(self) -> Any:

@@ -182,6 +182,10 @@ class Runner:
 
     @cached_property
     def schedule(self) -> Schedule | Plateau | None:
+        return self.make_schedule()
+
+    def make_schedule(self) -> Schedule | Plateau | None:
+        """The schedule that the config or the caller has, made for this optimiser and this run's length."""
         schedule = build(self._parts["schedule"], "schedule")
         if schedule is not None:
             loop = self.train_loop

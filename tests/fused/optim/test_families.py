@@ -83,12 +83,23 @@ def test_sixty_steps_in_float32(case, pair):
 @pytest.mark.parametrize("case", CASES)
 def test_a_schedule_writes_numbers_between_steps(case, pair):
     pair = pair(*CASES[case])
+    pair.steps(1)
     for step in range(12):
         rates = torch.tensor([0.01, 0.02, 0.001, 0.1], dtype=torch.float64) / (1 + step // 3)
         pair.write(lr=rates, weight_decay=torch.full((MEMBERS,), 0.01 * (step > 6), dtype=torch.float64))
         if "betas" in pair.optimizer.param_groups[0] and step == 4:
             pair.write(betas=(rates * 5, 1 - rates))
         pair.steps(2)
+    assert pair.distance() < 1e-12
+    pair.check_states()
+
+
+def test_a_momentum_that_goes_and_comes_back(pair):
+    pair = pair(*CASES["sgd_momentum"])
+    pair.steps(3)
+    for momentum in ([0.0, 0.9, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0], [0.9, 0.0, 0.0, 0.5], [0.9, 0.5, 0.9, 0.9]):
+        pair.write(momentum=torch.tensor(momentum, dtype=torch.float64))
+        pair.steps(3)
     assert pair.distance() < 1e-12
     pair.check_states()
 
@@ -128,6 +139,8 @@ def test_parameters_without_a_gradient(case, pair):
     pair = pair(*CASES[case])
     pair.steps(3, without=(1,))
     pair.check_states()
+    pair.steps(3)
+    pair.steps(3, without=(3,))
     pair.steps(3)
     pair.steps(3, without=(0, 2, 3))
     pair.steps(3, without=(0, 1, 2, 3))

@@ -225,7 +225,7 @@ NUMBERS = {
     "weight_decay": st.sampled_from([0.0, 0.0, 0.01, 0.5]),
     "eps": st.floats(1e-8, 1e-2),
     "betas": st.tuples(BETA, BETA),
-    "alpha": BETA,
+    "alpha": st.sampled_from([0.3, 0.9, 0.99]),  # at 0 a centered RMSprop takes the root of rounding errors, solo too
     "momentum": st.sampled_from([0.0, 0.5, 0.9]),
     "dampening": st.sampled_from([0.0, 0.0, 0.5]),
     "lr_decay": st.floats(0, 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,14 +54,13 @@ class Run(Block):
     Attributes:
         numbers: the shared numbers.
         steps: for each parameter, the count of its steps, a tensor of no dimension.
-        updates: for each parameter, zeros of its shape.
     """
 
     def __init__(self, bucket: Bucket, numbers: Numbers, shared: Sequence[str], start: int, stop: int) -> None:
         super().__init__(bucket, start, stop)
         self.numbers = {name: numbers.of(name, start) for name in shared}
         self.steps = [bucket.clock["step"][start]] * len(self.params)
-        self.updates: list[Tensor] = []
+        self._zeros: list[Tensor] = []
         self._flat: Tensor | None = None
         self._seen: list[Tensor] = []
         self._alike = False
@@ -77,18 +76,14 @@ class Run(Block):
         return self._alike
 
     def zeros(self) -> list[Tensor]:
-        """`updates`, all 0."""
+        """For each parameter, zeros of its shape; until another run of the bucket asks for its own."""
         if self._flat is None:
             sizes = [param.numel() for param in self.params]
-            self._flat = self.params[0].new_zeros(sum(sizes))
-            edges = [0, *accumulate(sizes)]
-            self.updates = [
-                self._flat[start : start + size].view(param.shape)
-                for param, start, size in zip(self.params, edges, sizes, strict=False)
-            ]
-        else:
-            self._flat.zero_()
-        return self.updates
+            self._flat = self._bucket.scratch()[: sum(sizes)]
+            cut = self._flat.split_with_sizes(sizes)
+            self._zeros = [piece.view(param.shape) for piece, param in zip(cut, self.params, strict=True)]
+        self._flat.zero_()
+        return self._zeros
 
 
 class Bucket:
@@ -101,6 +96,7 @@ class Bucket:
 
     Attributes:
         numel: the numbers in the parameters of one member.
+        size: the members in a block, at most.
         columns: factors `[K]` of the arithmetic, in the parameters' dtype.
         blocks: the members, cut to a size.
         runs: the shared numbers for which the runs were made, and the runs; None where they are to be made.
@@ -114,10 +110,20 @@ class Bucket:
         self.members = clock["step"].numel()
         self.on_cpu = params[0].device.type == "cpu"
         self.numel = sum(param[0].numel() for param in params)
-        size = min(self.members, max(1, LIMIT // max(1, self.numel))) if self.on_cpu else self.members
-        edges = [*range(0, self.members, size), self.members]
+        self.size = min(self.members, max(1, LIMIT // max(1, self.numel))) if self.on_cpu else self.members
+        self._scratch: Tensor | None = None
         self.runs: tuple[list[Tensor], list[Run]] | None = None
-        self.blocks = [Block(self, start, stop) for start, stop in pairwise(edges)]
+        self.blocks = [Block(self, start, stop) for start, stop in self.cut(0, self.members)]
+
+    def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The members from `start` to `stop` in pieces of at most `size`."""
+        return list(pairwise([*range(start, stop, self.size), stop]))
+
+    def scratch(self) -> Tensor:
+        """A flat tensor with room for `size` members."""
+        if self._scratch is None:
+            self._scratch = self.params[0].new_empty(self.size * self.numel)
+        return self._scratch
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Write columns `[K]`, cast to the parameters' dtype; the tensors behind them stay the same."""
