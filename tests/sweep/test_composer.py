@@ -1,5 +1,6 @@
 """A composer gives, point for point, what Hydra gives: the same nodes, the same errors."""
 
+import copy
 import gc
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
-from trainyard.sweep.composer import Composer
+from trainyard.sweep.composer import Composer, SweepLoader
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -184,6 +185,10 @@ def assert_equal(shared: Launched, point: list[str]) -> None:
     hydras = outcome(lambda: loader.load_sweep_config(master, point))
     equal = outcome(lambda: composer.compose(point)) == hydras  # pytest's own diff of the two would take minutes
     assert equal, point
+    (attempted,) = composer.attempt_all([point])
+    fails = isinstance(hydras[0], type) and issubclass(hydras[0], Exception)
+    assert isinstance(attempted, Exception) == fails, point
+    assert fails or outcome(lambda: attempted) == hydras, point  # type: ignore[arg-type, return-value]
 
 
 # Overrides that Hydra mostly accepts, and such as it mostly refuses. Values of a key come from VALUES.
@@ -340,6 +345,41 @@ def test_an_error_stays_an_error_and_leaves_nothing_behind(shared: Launched, mon
     gc.set_threshold(*before)
     assert calls["load_sweep_config"] == 2
     assert_equal(shared, ["model=cnn"])
+
+
+def test_errors_of_many_points_are_found_without_hydra(shared: Launched, monkeypatch: pytest.MonkeyPatch) -> None:
+    composer = Composer(*shared[:2])
+    calls = count_calls(shared[0], monkeypatch)
+    points = [
+        [*choice, f"optim.lr={i}", *wrong]
+        for choice in (["model=mlp"], ["model=nope"])
+        for wrong in ([], ["no.key=1"], ["seed=[1"], ["~nothing"])
+        for i in range(10)
+    ]
+    found = [type(each).__name__ for each in composer.attempt_all(points)]
+    assert calls == {"load_configuration": 2, "load_sweep_config": 0}
+    missing, wrong, unread = "MissingConfigException", "ConfigCompositionException", "OverrideParseException"
+    assert found[:40] == ["DictConfig"] * 10 + [wrong] * 10 + [unread] * 10 + [wrong] * 10
+    assert found[40:] == [missing] * 20 + [unread] * 10 + [missing] * 10
+
+
+def test_sweepers_check_points_with_the_composer(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, master = start(conf, "composed", PREFIX)
+    assert isinstance(loader, ConfigLoaderImpl)
+    sweepers = SweepLoader(loader, master)
+    points = [["db=mysql", "seed=5"], ["model=cnn", "+new=[1,2]"], ["db=mysql", "~name"], ["model=nope"], ["no.key=1"]]
+    hydras = [outcome(lambda point=point: loader.load_sweep_config(master, point)) for point in points]
+    assert [outcome(lambda point=point: sweepers.load_sweep_config(master, point)) for point in points] == hydras
+    another = master.copy()
+    another.hydra.overrides.hydra.append("hydra.job.name=another")
+    assert sweepers.load_sweep_config(another, ["seed=5"]).hydra.job.name == "another"
+    assert sweepers.get_group_options("db") == loader.get_group_options("db")
+    sent = copy.copy(sweepers)  # in the way of pickle; pickle itself minds what other tests have imported again
+    assert type(sent) is ConfigLoaderImpl
+    assert state(sent.load_sweep_config(master, points[0])) == hydras[0][0]
+    calls = count_calls(loader, monkeypatch)
+    sweepers.load_sweep_config(master, ["db=mysql", "seed=6"])
+    assert calls == {"load_configuration": 0, "load_sweep_config": 0}
 
 
 def test_a_schema_that_does_not_pickle(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def test_batches_make_one_sweep(sweep, tmp_path):
     assert "optim.lr" not in _info(tmp_path / "s/1")["params"]
     with (tmp_path / "s/results.csv").open() as file:
         assert {(row["job"], row["seed"]) for row in csv.DictReader(file)} == {("0", "0"), ("1", "1")}
-    assert _info(tmp_path / "s")["tags"]["jobs"] == "2"
+    tags = [record["tags"] for record, _ in read(tmp_path / "s/metrics.jsonl") if record["kind"] == "tags"]
+    assert tags == [{"jobs": "1"}, {"jobs": "2"}]
 
 
 FAILS_ONCE = """
@@ -139,6 +141,33 @@ def test_another_application_may_use_our_names(command, tmp_path):
         ]  # fmt: skip
 
 
+DEAF = """
+import signal, time
+import hydra
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+main()
+"""
+
+
+def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_path):
+    (tmp_path / "app.py").write_text(DEAF)
+    begin = time.monotonic()
+    result = command(
+        tmp_path / "app.py", "+a=1", "hydra/launcher=local", "hydra.sweep.dir=s", "hydra.launcher.timeout=0.5",
+        "hydra.launcher.grace=0.5",
+    )  # fmt: skip
+    assert "OUT OF TIME  #0 #0: took longer than 0.5 s" in result.stdout, result.stderr
+    assert "Report: " in result.stdout, "also from a sweeper that ends with the error"
+    assert "Exception ignored" not in result.stderr
+    assert result.returncode == 1
+    assert time.monotonic() - begin < 25
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -149,6 +178,7 @@ def test_another_application_may_use_our_names(command, tmp_path):
         ({"retries": True}, "hydra.launcher.retries: True given; accepted: a whole number."),
         ({"jobs_per_gpu": "two"}, "hydra.launcher.jobs_per_gpu: 'two' given; accepted: auto or a whole number."),
         ({"threads_per_job": None}, "accepted: auto or a whole number."),
+        ({"grace": None}, "hydra.launcher.grace: None given; accepted: a number of seconds."),
     ],
 )
 def test_settings_of_another_kind(values, message):
@@ -158,8 +188,15 @@ def test_settings_of_another_kind(values, message):
 
 
 def test_settings():
-    given = {"jobs_per_gpu": "auto", "threads_per_job": 2, "max_jobs": None, "timeout": 3, "fail_fast": True}
-    assert Settings.from_config(given) == Settings(threads_per_job=2, timeout=3, fail_fast=True)
+    given = {
+        "jobs_per_gpu": "auto",
+        "threads_per_job": 2,
+        "max_jobs": None,
+        "timeout": 3,
+        "fail_fast": True,
+        "grace": 0,
+    }
+    assert Settings.from_config(given) == Settings(threads_per_job=2, timeout=3, fail_fast=True, grace=0)
 
 
 def test_what_varies_is_what_the_sweeper_chose():

@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from trainyard.sweep.launch import Sweep
@@ -19,6 +25,9 @@ if TYPE_CHECKING:
 
 class LocalLauncher(Launcher):
     """Runs the jobs of a sweep side by side on this machine.
+
+    A sweeper may launch batch after batch: all make one sweep, which is ranked and reported when it is closed. A
+    sweeper that knows nothing of `close` closes it by letting go of the launcher.
 
     Args:
         **settings: those of `trainyard.sweep.launch.Settings`, where each is explained.
@@ -33,21 +42,68 @@ class LocalLauncher(Launcher):
         self.task_function = task_function
         self.config = config
         self.sweep = None
+        if type(hydra_context.config_loader) is ConfigLoaderImpl:  # another loader may do other things
+            from trainyard.sweep.composer import SweepLoader
+
+            hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from trainyard.sweep.launch import Settings, Sweep
 
-        if self.sweep is None:  # a sweeper may launch batch after batch
+        if self.sweep is None:
             settings = Settings.from_config(self.settings)
             self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
-        return self.sweep.launch(job_overrides, initial_job_idx)
+            # Where the sweeper ends with an error this happens at the exit; what is imported then may need this, which
+            # cannot be imported then.
+            import concurrent.futures.thread  # noqa: F401
+
+            weakref.finalize(self, self.sweep.close)
+        returns = self.sweep.launch(job_overrides, initial_job_idx)
+        if self.sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
+            sys.exit()  # a sweeper that learns from results cannot go on without
+        return returns
+
+    def close(self) -> None:
+        """End the sweep: rank its jobs, report, wait for the shipper."""
+        if self.sweep is not None:
+            self.sweep.close()
 
 
 class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper: every combination of what the command line lists.
 
-    It leaves it to the launcher to check the points: Hydra composes each of them only for that, one after another.
+    It leaves it to the launcher to check the points: Hydra composes each of them only for that, one after another. And
+    a job that fails does not end the batches after its own.
     """
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Launch all batches.
+
+        Raises:
+            Exception: what the first job that failed has raised, or what the launcher says of it.
+        """
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
+        if ours is None:  # ours keeps the command itself, once it knows that it will run
+            directory = Path(self.config.hydra.sweep.dir)
+            directory.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, directory / "multirun.yaml")
+        returns: list[Sequence[JobReturn]] = []
+        first = 0
+        try:
+            for batch in self.split_arguments(overrides, self.max_batch_size):
+                returns.append(self.launcher.launch(batch, initial_job_idx=first))
+                first += len(batch)
+        finally:
+            if ours is not None:
+                ours.close()
+        for result in (each for results in returns for each in results):
+            _ = result.return_value  # raises
+        return returns
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """The launcher composes and checks all points before it starts the first."""

@@ -95,7 +95,7 @@ class Logger(Hook):
             )
             log.info(
                 "epoch %d/%d  iter %d/%d  %s  eta %s", epoch, self._epochs, runner.iter, self._total, numbers, left,
-                extra={"of_progress": True},
+                extra={"of_progress": True, "member": member},
             )  # fmt: skip
 
     def _results(self, runner: Runner, split: str) -> None:
@@ -106,7 +106,8 @@ class Logger(Hook):
                 if key.startswith(f"{split}/")
             )
             best = "  (best)" if runner.training and split == "val" and member.is_best(runner.iter) else ""
-            log.info("%s  epoch %d  iter %d  %s%s", split, runner.epoch, runner.iter, numbers, best)
+            line = (split, runner.epoch, runner.iter, numbers, best)
+            log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"window": [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]}

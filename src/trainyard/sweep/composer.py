@@ -22,6 +22,7 @@ from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -62,7 +63,7 @@ class Composer:
         self._config_name: str | None = master.hydra.job.config_name
         prefix: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
         self._prefix: list[str] = prefix
-        self._shared: dict[tuple[str, ...], _Shared | None] = {}
+        self._shared: dict[tuple[str, ...], _Shared | Exception] = {}
         self._parse = cache(self._parse_line)
         self._is_group = cache(self._find_group)
 
@@ -89,6 +90,26 @@ class Composer:
         """
         with _rare_collections():
             return [self.compose(point) for point in points]
+
+    def attempt_all(self, points: Sequence[Sequence[str]]) -> list[DictConfig | Exception]:
+        """As `compose_all`, but a point that cannot be composed has an error of Hydra's in the place of its config.
+
+        Of several errors in a point it may be another one than Hydra would meet first.
+        """
+        with _rare_collections():
+            return [self._attempt(list(point)) for point in points]
+
+    def _attempt(self, point: list[str]) -> DictConfig | Exception:
+        try:
+            return self._compose(point)
+        except HydraException as error:  # so Hydra would raise one too: to ask it for each of many points takes long
+            return error
+        except Exception as reason:
+            log.debug("Composed by Hydra: %s (%r)", point, reason)
+        try:
+            return self._loader.load_sweep_config(self._master, point)
+        except Exception as error:
+            return error
 
     def _compose_from_shared(self, point: list[str]) -> DictConfig | None:
         try:
@@ -126,15 +147,21 @@ class Composer:
     def _share(self, overrides: list[Override]) -> _Shared:
         lines = tuple(str(override.input_line) for override in overrides)
         if lines not in self._shared:
-            self._shared[lines] = None  # what fails is not tried again
-            cfg = self._loader.load_configuration(self._config_name, list(lines), RunMode.RUN)
-            if _finishes_alone(cfg):
-                num_own = sum(not override.is_hydra_override() for override in overrides)
-                self._shared[lines] = _Shared(_copier(cfg), len(cfg.hydra.overrides.task) - num_own)
+            self._shared[lines] = self._try_to_share(overrides, list(lines))  # what fails is not tried again
         shared = self._shared[lines]
-        if shared is None:
-            raise _UncertainError("these choices are not shared")
+        if isinstance(shared, Exception):
+            raise shared.with_traceback(None)
         return shared
+
+    def _try_to_share(self, overrides: list[Override], lines: list[str]) -> _Shared | Exception:
+        try:
+            cfg = self._loader.load_configuration(self._config_name, lines, RunMode.RUN)
+        except Exception as error:  # one without a message is OmegaConf's; a value of the point's own may prevent it
+            return error if str(error) else _UncertainError(repr(error.__cause__))
+        if not _finishes_alone(cfg):
+            return _UncertainError("these choices are not shared")
+        num_own = sum(not override.is_hydra_override() for override in overrides)
+        return _Shared(_copier(cfg), len(cfg.hydra.overrides.task) - num_own)
 
     @cached_property
     def _repository(self) -> IConfigRepository:
@@ -150,6 +177,32 @@ class Composer:
 
     def _parse_line(self, line: str) -> Override:
         return self._parser.parse_overrides([line])[0]
+
+
+class SweepLoader(ConfigLoaderImpl):
+    """Hydra's config loader for the sweepers of one sweep: `load_sweep_config`, with which they check each point before
+    they launch it, goes through a composer.
+
+    Another process that it is sent to gets the loader that it stands for.
+
+    Args:
+        loader: Hydra's own.
+        master: the config of the whole sweep.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
+        vars(self).update(vars(loader))
+        self.loader = loader
+        self.composer = Composer(loader, master)
+        self._master = master
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        if master_config is not self._master:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        return self.composer.compose(sweep_overrides)
+
+    def __reduce__(self) -> tuple[Callable[[ConfigLoaderImpl], ConfigLoaderImpl], tuple[ConfigLoaderImpl]]:
+        return copy.copy, (self.loader,)
 
 
 def _is_of_hydra(override: Override) -> bool:

@@ -38,6 +38,8 @@ class Task:
         argument: its argument.
         expected_seconds: how long it takes, where that is known: longer tasks are started first.
         log: the file to which all that the task prints is appended; None discards it.
+        name: what it is called in messages; its number where that is empty.
+        attempts: attempts that were made already, in another way.
     """
 
     num: int
@@ -45,6 +47,8 @@ class Task:
     argument: Any = None
     expected_seconds: float | None = None
     log: Path | None = None
+    name: str = ""
+    attempts: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Outcome:
         error: why, on one line; None when done.
         traceback: the exception's traceback; None where there was no exception.
         seconds: how long the last attempt took.
-        attempts: attempts begun; 0 for a task that never began. One that ran out of CUDA memory beside others is not
-            counted.
+        attempts: attempts begun, those before this run among them; 0 for a task that never began. One that ran out of
+            CUDA memory beside others is not counted.
         slot: the index of the last attempt's slot; -1 for a task that never began.
     """
 

@@ -5,7 +5,9 @@ One JSON object a line, appended and never changed; a last line that was cut off
 | kind | fields |
 |---|---|
 | `job` | `num`, `overrides`: the job's definition, once |
-| `state` | `num`, `state` (`running`, or that of an `Outcome`), `time`, `attempt`, `seconds`, `objective`, `error` |
+| `state` | `num`, `state` (`running`, or an `Outcome`'s), `time`, `attempt`, `seconds`, `objective`, `error`, `width` |
+
+`width` says how many jobs trained as one program, where they did; `seconds` are then those of them all.
 """
 
 from __future__ import annotations
@@ -34,6 +36,12 @@ class Entry:
     seconds: float | None = None
     objective: Any = None
     error: str | None = None
+    width: int = 1
+
+    @property
+    def cost(self) -> float | None:
+        """The seconds of a slot that it took."""
+        return None if self.seconds is None else self.seconds / self.width
 
 
 @dataclass
@@ -67,10 +75,18 @@ class Manifest:
         Raises:
             TrainyardError: the job of this number was another one.
         """
-        known = self.entries.get(num)
-        if known is None:
+        self.check(num, overrides)
+        if num not in self.entries:
             self._append({"kind": "job", "num": num, "overrides": list(overrides)})
-        elif known.overrides != list(overrides):
+
+    def check(self, num: int, overrides: Sequence[str]) -> None:
+        """Hold a job to what was noted, if anything was.
+
+        Raises:
+            TrainyardError: the job of this number was another one.
+        """
+        known = self.entries.get(num)
+        if known is not None and known.overrides != list(overrides):
             raise TrainyardError(
                 f"{self.path.parent} holds another sweep: its job {num} is {' '.join(known.overrides)!r}, here it "
                 f"is {' '.join(overrides)!r}. Give this sweep a hydra.sweep.dir of its own."
@@ -125,7 +141,8 @@ class Manifest:
         elif record["kind"] == "state":
             entry = self.entries[record["num"]]
             entry.state = record["state"]
-            entry.seconds = record.get("seconds", entry.seconds)
+            if "seconds" in record:
+                entry.seconds, entry.width = record["seconds"], record.get("width", 1)
             entry.objective = record.get("objective", entry.objective)
             entry.error = record.get("error")
 

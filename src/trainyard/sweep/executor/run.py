@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.backlog import Backlog, Job
+from trainyard.sweep.executor.backlog import Backlog, Job, new
 from trainyard.sweep.executor.forkserver import ForkServer, ServerEndedError, in_words
 from trainyard.sweep.executor.slots import environment
 from trainyard.sweep.executor.worker import INTERRUPTED, Report, Setting, one_line, read_report, write_task
@@ -82,6 +82,7 @@ class Run:
         self._workers: dict[int, _Worker] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._stopping = False
+        self._why = ""
         self._next_tick = 0.0
 
     def outcomes(self) -> dict[int, Outcome]:
@@ -96,6 +97,18 @@ class Run:
             except ServerEndedError:
                 self._restart_server()
         return self._outcomes
+
+    def add(self, task: Task) -> None:
+        """One more task, from a callback; it waits behind the others. Where the run is being ended it is not begun."""
+        if self._stopping:
+            self._conclude(new(task), "interrupted", error=self._why)
+        else:
+            self._backlog.put_back(new(task))
+
+    def stop(self, why: str) -> None:
+        """End the run, from a callback, as a failed task does with `fail_fast`."""
+        if not self._stopping:
+            self._stop(why, self._policy.grace)
 
     def _tick(self) -> None:
         if time.monotonic() >= self._next_tick:
@@ -176,7 +189,7 @@ class Run:
 
     def _stop(self, why: str, grace: float | None) -> None:
         """Starts no more, and asks those at work to end."""
-        self._stopping = True
+        self._stopping, self._why = True, why
         for job in self._backlog.clear():
             self._conclude(job, "interrupted", error=why)
         self._ask_to_end([n for n, worker in self._workers.items() if not worker.ending], "interrupted", grace)
@@ -241,7 +254,7 @@ class Run:
         kind: EventKind = "ended" if state == "done" else "interrupted" if state == "interrupted" else "failed"
         self._tell(kind, job, pid, error, trace, outcome)
         if kind == "failed" and self._policy.fail_fast and not self._stopping:
-            self._stop(f"stopped, for task {num} failed", self._policy.grace)
+            self._stop(f"stopped, for {job.task.name or f'task {num}'} failed", self._policy.grace)
 
     def _tell(
         self,

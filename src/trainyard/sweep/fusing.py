@@ -1,0 +1,186 @@
+"""Which jobs of a plan train as one program, and how many at a time: by kind first, then by trying."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from hydra.core.singleton import Singleton
+from hydra.types import HydraContext, TaskFunction
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep import grouping, work
+from trainyard.sweep.errors import InterruptedSweepError
+from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.run import Policy
+from trainyard.sweep.jobs import Outcome, Task
+from trainyard.sweep.plain import plain
+from trainyard.sweep.plan import Group, Job
+
+PROBE = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The groups, in the order of their first jobs, and why other jobs are in none, by their number."""
+
+    groups: list[Group]
+    alone: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What is known of jobs of a kind: how wide they may be, why no wider than one, what was measured, of how many."""
+
+    width: int
+    reason: str
+    note: str
+    tried: int
+
+
+class Fusing:
+    """Arranges the jobs of a sweep in groups, where their application can train several as one program.
+
+    Its task function then has an attribute `fuse` with `ALLOWED`, `ELSEWHERE`, `probe` and `train_group`: see
+    `trainyard.group`.
+
+    Args:
+        context: of Hydra.
+        function: the task function.
+        setting: `auto`: as wide as pays; `off`; or the width.
+        executor: on whose slots widths are tried.
+
+    Raises:
+        ConfigError: a width that cannot be.
+    """
+
+    def __init__(
+        self,
+        context: HydraContext,
+        function: TaskFunction,
+        setting: int | Literal["auto", "off"],
+        executor: LocalExecutor,
+    ) -> None:
+        self._context = context
+        self._function = function
+        self._executor = executor
+        self._fuse: Any = getattr(function, "fuse", None)
+        self._width = setting if isinstance(setting, int) else None
+        if self._width is not None and self._width < 1:
+            raise ConfigError("fuse", setting, "auto, off or a whole number of at least 1")
+        if self._width is not None and self._fuse is None:
+            raise ConfigError("fuse", setting, "auto or off", hint="This application trains one job at a time.")
+        self.active = self._fuse is not None and setting != "off" and self._width != 1
+        self._fits: dict[str, _Fit] = {}
+
+    def arrange(self, jobs: Sequence[Job]) -> Arrangement:
+        """Arrange these jobs; what is not known of them yet is tried, on the slots.
+
+        Args:
+            jobs: those that are to run, in the order of their numbers, with their values.
+
+        Raises:
+            TrainyardError: jobs cannot be fused though a width was asked for, or the trial was interrupted.
+        """
+        if not self.active:
+            return Arrangement([], {})
+        alone = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
+        fit = [job for job in jobs if job.num not in alone]
+        values = [_compared(job) for job in fit]
+        kinds = grouping.kinds(values, self._fuse.ALLOWED, self._fuse.ELSEWHERE)
+        found = grouping.reasons(kinds, [job.num for job in fit], [job.choices for job in fit])
+        alone |= {fit[index].num: reason for index, reason in found.items()}
+        several = [(kind.key, [fit[index] for index in kind.members]) for kind in kinds if len(kind.members) > 1]
+        self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
+        groups = []
+        for key, members in several:
+            known = self._fits[key]
+            if known.width < 2:
+                alone |= {job.num: known.reason for job in members}
+                continue
+            slots = math.ceil(len(self._executor.slots) * len(members) / len(jobs))
+            for chunk in chunks(members, known.width, slots, exactly=self._width is not None):
+                if len(chunk) > 1:
+                    groups.append(Group(tuple(chunk), known.note))
+                else:
+                    alone[chunk[0].num] = f"left over by groups of {known.width}"
+        return Arrangement(sorted(groups, key=lambda group: group.jobs[0].num), alone)
+
+    def _knows(self, key: str, count: int) -> bool:
+        known = self._fits.get(key)
+        return known is not None and (known.tried >= count or known.width < known.tried)
+
+    def _try(self, several: Sequence[tuple[str, Sequence[Job]]]) -> None:
+        if not several:
+            return
+        if sys.stdout.isatty():
+            print("Measuring how many jobs are best trained as one program …", flush=True)
+        tasks = []
+        for num, (_, jobs) in enumerate(several):
+            limit = len(jobs) if self._width is None else min(len(jobs), self._width)
+            tasks.append(Task(num, work.probe, self.work(jobs[:limit]), name=f"the trial of {Group(tuple(jobs))}"))
+        self._executor.on_event = self._executor.on_tick = None
+        outcomes = self._executor.run(tasks, PROBE)
+        if self._executor.signum is not None:
+            raise InterruptedSweepError("Interrupted before the sweep began.", self._executor.signum)
+        for (key, jobs), outcome in zip(several, outcomes, strict=True):
+            self._fits[key] = self._judged(jobs, outcome)
+
+    def _judged(self, jobs: Sequence[Job], outcome: Outcome) -> _Fit:
+        """What comes of a trial.
+
+        Raises:
+            TrainyardError: these jobs cannot be fused though a width was asked for.
+        """
+        if outcome.state == "done":
+            fit = _Fit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
+        else:
+            what = "took too long" if outcome.state == "timeout" else f"ended with: {outcome.error}"
+            fit = _Fit(1, f"the trial of fusing {what}", "", len(jobs))
+        if self._width is None:
+            return fit
+        if fit.width < 2 and not fit.note:  # with figures, it can be done but does not pay
+            raise TrainyardError(
+                f"Nothing was started. hydra.launcher.fuse={self._width}: {Group(tuple(jobs))} cannot be fused: "
+                f"{fit.reason}."
+            )
+        return replace(fit, width=self._width)
+
+    def work(self, jobs: Sequence[Job], memberships: Sequence[Any] = ()) -> work.GroupWork:
+        """What a worker needs for these jobs."""
+        members = [
+            work.Member(plain(job.config), job.directory, memberships[index] if memberships else None)
+            for index, job in enumerate(jobs)
+        ]
+        return work.GroupWork(self._context, self._function, jobs[0].config, Singleton.get_state(), members)
+
+
+def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False) -> Iterator[Sequence[Job]]:
+    """Jobs of a kind in groups, for so many slots.
+
+    Args:
+        jobs: in the order of their numbers.
+        width: no group is wider.
+        slots: that are all to be busy, where there are jobs enough to make groups of at least two.
+        exactly: make groups as wide as can be, for however many slots.
+    """
+    total = len(jobs)
+    if exactly:
+        yield from (jobs[first : first + width] for first in range(0, total, width))
+        return
+    count = max(math.ceil(total / width), min(slots, total // 2))
+    bounds = [total * number // count for number in range(count + 1)]
+    yield from (jobs[first:last] for first, last in pairwise(bounds))
+
+
+def _compared(job: Job) -> dict[str, Any]:
+    """A job's config as far as it decides with which others it may share a process."""
+    assert job.values is not None
+    hydra = job.config.hydra
+    own = {key: plain(hydra._get_node(key)) for key in ("job_logging", "verbose", "output_subdir")}
+    own["job"] = {key: plain(hydra.job._get_node(key)) for key in ("env_set", "name")}
+    return {**job.values, "hydra": own}

@@ -1,0 +1,190 @@
+"""Which jobs of a sweep may train as one program, and what sets the others apart.
+
+Jobs belong together when their resolved configs are equal, key for key, but for numbers at the places that their
+application allows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN = 3  # keys in a reason
+_LONG = 40  # letters of a value in a reason
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Configs that may train as one program.
+
+    Attributes:
+        key: two kinds are the same where their keys are.
+        fixed: what is equal in all of them, with a mark in the place of each number that need not be.
+        members: their indices, in order.
+    """
+
+    key: str
+    fixed: Values
+    members: list[int]
+
+
+class _Number:
+    def __repr__(self) -> str:
+        return "<number>"
+
+
+_NUMBER = _Number()
+
+
+def kinds(configs: Sequence[Values], allowed: Sequence[str], elsewhere: Sequence[str]) -> list[Kind]:
+    """The configs by kind, in the order in which they come.
+
+    Args:
+        configs: plain Python, resolved.
+        allowed: the places (`optim`, `hook.ema.decay`) at or below which numbers may differ: also an int from a
+            float, and lists of one length item by item; not bool, None or text.
+        elsewhere: the places that are not compared at all.
+    """
+    rules = _rules(allowed, free=True) | _rules(elsewhere, free=False)
+    found: dict[str, Kind] = {}
+    for index, config in enumerate(configs):
+        fixed = _masked(config, rules)
+        # Of plain values it tells 1, 1.0, "1" and True apart, and takes NaN for NaN. Keys count in their order: hooks,
+        # and whatever else is built of a mapping, come in it.
+        key = repr(fixed)
+        found.setdefault(key, Kind(key, fixed, [])).members.append(index)
+    return list(found.values())
+
+
+def reasons(kinds: Sequence[Kind], nums: Sequence[int], choices: Sequence[Mapping[str, str]]) -> dict[int, str]:
+    """For each config that is the only one of its kind, what sets it apart from the nearest of another kind.
+
+    Args:
+        kinds: all there are.
+        nums: the number of each config's job.
+        choices: the overrides of each config's job: where they explain a difference, they are named.
+
+    Returns:
+        By the config's index: `alone in loop.max_epochs=30`, or `differs from #3 in model` where none of its values is
+        its own but all together are.
+    """
+    if len(kinds) < 2:
+        return {}
+    from numpy import array  # only here: it takes its time to load
+
+    leaves = [dict(_leaves(kind.fixed)) for kind in kinds]
+    columns = {
+        path: [each.get(path) for each in leaves] for path in dict.fromkeys(path for each in leaves for path in each)
+    }
+    columns = {path: column for path, column in columns.items() if len(set(column)) > 1}
+    counts = {path: Counter(column) for path, column in columns.items()}
+    codes = array([_codes(column) for column in columns.values()]).reshape(len(columns), len(kinds))
+    found = {}
+    for number, kind in enumerate(kinds):
+        if len(kind.members) > 1:
+            continue
+        distance = (codes != codes[:, number, None]).sum(axis=0)
+        distance[number] = len(columns) + 1
+        other = int(distance.argmin())
+        differing = {
+            path: column[number] for path, column in columns.items() if column[number] != column[other]
+        }  # fmt: skip
+        own = [path for path in differing if counts[path][differing[path]] == 1]
+        (index,), near = kind.members, kinds[other].members[0]
+        found[index] = _told(differing, own, choices[index], choices[near], nums[near])
+    return found
+
+
+def _told(
+    differing: Mapping[str, str | None],
+    own: Sequence[str],
+    mine: Mapping[str, str],
+    theirs: Mapping[str, str],
+    near: int,
+) -> str:
+    """A reason in words.
+
+    Args:
+        differing: the value at each place that differs from the nearest.
+        own: those places whose value no other kind has.
+        mine, theirs: the overrides of the two.
+        near: the number of the nearest.
+    """
+    chosen = {key: value for key, value in mine.items() if theirs.get(key) != value}
+    covered = {key: [path for path in differing if _meet(key, path)] for key in chosen}
+    named = {key: chosen[key] for key, paths in covered.items() if paths}
+    unique = {key: value for key, value in named.items() if any(path in own for path in covered[key])}
+    if not named:
+        named = {path: "absent" if value is None else value for path, value in differing.items()}
+        unique = {path: named[path] for path in own}
+    if unique:
+        return f"alone in {_listed([f'{key}={_short(value)}' for key, value in unique.items()])}"
+    return f"differs from #{near} in {_listed(list(named)) or 'the order of its keys'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= _LONG else f"{value[: _LONG - 1]}…"
+
+
+def _meet(key: str, path: str) -> bool:
+    """Whether an override of `key` may change what is at `path`."""
+    return f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") or path.startswith(f"{key}[")
+
+
+def _codes(column: Sequence[str | None]) -> list[int]:
+    codes: dict[str | None, int] = {}
+    return [codes.setdefault(value, len(codes)) for value in column]
+
+
+def _rules(places: Sequence[str], *, free: bool) -> dict[str, Any]:
+    """`("a", "b.c")` as `{"a": free, "b": {"c": free}}`."""
+    rules: dict[str, Any] = {}
+    for place in places:
+        *parents, last = place.split(".")
+        node = rules
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = free
+    return rules
+
+
+def _masked(config: Values, rules: Values) -> dict[str, Any]:
+    masked = {}
+    for key, value in config.items():
+        rule = rules.get(key)
+        if rule is None:
+            masked[key] = value
+        elif rule is True:
+            masked[key] = _without_numbers(value)
+        elif rule is not False:
+            masked[key] = _masked(value, rule) if isinstance(value, Mapping) else value
+    return masked
+
+
+def _without_numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_numbers(entry) for entry in value]
+    return _NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """What is at each place; a list of plain values stays whole."""
+    if isinstance(value, Mapping) and value:
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(entry, Mapping | list) for entry in value):
+        for index, entry in enumerate(value):
+            yield from _leaves(entry, f"{path}[{index}]")
+    else:
+        yield path, str(value) if isinstance(value, str) and value else repr(value)

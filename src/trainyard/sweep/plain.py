@@ -1,0 +1,56 @@
+"""A config in plain Python, interpolations unresolved: as `OmegaConf.to_container` gives it, but faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, Node, flag_override
+
+
+def plain(node: Node) -> Any:
+    """The value of a node of a config, and of all below it."""
+    inside = vars(node)
+    if "_val" in inside:
+        return inside["_val"]
+    content = inside["_content"]
+    if isinstance(content, dict):
+        return {key: plain(child) for key, child in content.items()}
+    if isinstance(content, list):
+        return [plain(child) for child in content]
+    return content  # null, or an interpolation to a whole container
+
+
+def assign(node: DictConfig | ListConfig, values: Any) -> None:
+    """Make a config have these values, in the form of `plain`; what is equal already is left alone.
+
+    Args:
+        node: changed in place, also where it is read-only.
+        values: a mapping or a list, as the config is.
+    """
+    content = vars(node)["_content"]
+    if isinstance(content, dict):
+        for key in [key for key in content if key not in values]:
+            with flag_override(node, ["readonly", "struct"], False):
+                del node[key]
+    elif len(content) != len(values):
+        with flag_override(node, ["readonly", "struct"], False):
+            del node[:]  # type: ignore[arg-type]
+            node.extend(values)
+        return
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        child = content[key] if isinstance(content, list) else content.get(key)
+        inside = {} if child is None else vars(child)
+        if "_val" in inside and not isinstance(value, Mapping | list):
+            inside["_val"] = value
+        elif _is_like(inside.get("_content"), value):
+            assign(child, value)
+        elif inside.get("_content", child) != value or child is None:
+            with flag_override(node, ["readonly", "struct"], False):
+                node[key] = value
+
+
+def _is_like(content: Any, value: Any) -> bool:
+    if isinstance(content, dict):
+        return isinstance(value, Mapping)
+    return isinstance(content, list) and isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,0 +1,183 @@
+"""Sweepers that launch batch after batch: all batches make one sweep."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trainyard.sweep.manifest import Manifest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["data=rings", "data.num_samples=200", "loop.max_epochs=2", "model.hidden=[8]", "hydra.sweep.dir=s"]
+
+# Python runs it at every start: it counts the processes.
+SITE = """
+import os, sys
+with open(os.environ["STARTS"], "a") as file:
+    print(*sys.orig_argv[1:], file=file)
+"""
+
+FAILING = """
+from trainyard.hooks import Hook
+class Fail(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if runner.seed in (1, 4):
+            raise ArithmeticError("not this seed")
+"""
+
+# What sweepers like Optuna's do: check a batch, launch it, and choose the next by what it gave.
+LEARNER = """
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+class Learner(Sweeper):
+    def __init__(self, **kwargs):
+        pass
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        best, first = 0.03, 0
+        for _ in range(3):
+            rates = [best / 3, best * 2]
+            batch = [[*arguments, f"optim.lr={rate}"] for rate in rates]
+            self.validate_batch_is_legal(batch)
+            returns = self.launcher.launch(batch, initial_job_idx=first)
+            first += len(returns)
+            _, best = max((float(result.return_value), rate) for result, rate in zip(returns, rates, strict=True))
+"""
+LEARN = "hydra.sweeper={_target_: hydra_plugins.learner.Learner}"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "hydra_plugins/learner").mkdir(parents=True)
+    (tmp_path / "hydra_plugins/learner/__init__.py").write_text(LEARNER)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+    path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
+
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150", "STARTS": str(tmp_path / "starts")}
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments], cwd=tmp_path, capture_output=True,
+            text=True, timeout=200, check=False,
+            env=clean | own,
+        )  # fmt: skip
+
+    return run
+
+
+def _started(folder, what):
+    return sum(what in line for line in (folder / "starts").read_text().splitlines())
+
+
+def _states(folder):
+    return {num: entry.state for num, entry in Manifest.open(folder / "s").entries.items()}
+
+
+def _ranked(folder):
+    with (folder / "s/results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_failing_job_does_not_end_the_later_batches(sweep, tmp_path):
+    result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", "+hook.f._target_=failing.Fail")
+    assert result.returncode == 1, result.stderr
+    assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done", 3: "done", 4: "failed"}
+    assert "2 of 5 jobs did not come to their end: #1, #4." in result.stderr
+    assert [row["job"] for row in _ranked(tmp_path)[3:]] == ["1", "4"]
+    assert len(_ranked(tmp_path)) == 5
+    assert result.stdout.count("Report: ") == 1
+    assert _started(tmp_path, "executor.server import serve") == 1
+    assert _started(tmp_path, "-m trainyard.track.shipper") == 1
+
+
+def test_fail_fast_ends_the_later_batches(sweep, tmp_path):
+    result = sweep(
+        "seed=0,1,2,3", "hydra.sweeper.max_batch_size=2", "hydra.launcher.fail_fast=true", "tracker=none",
+        "+hook.f._target_=failing.Fail",
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert set(_states(tmp_path)) == {0, 1}
+    assert _states(tmp_path)[1] == "failed"
+    assert {row["job"] for row in _ranked(tmp_path)} == {"0", "1"}
+
+
+def test_a_wrong_later_batch_ends_the_sweep_with_what_there_is(sweep, tmp_path):
+    result = sweep("seed=0,x", "hydra.sweeper.max_batch_size=1", "tracker=none")
+    assert result.returncode == 2
+    assert "None of these jobs was started." in result.stderr
+    assert [row["job"] for row in _ranked(tmp_path)] == ["0"]
+
+
+def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep, tmp_path):
+    result = sweep(
+        "seed=0,1,2,3", "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2", "tracker=none",
+        "+hook.f._target_=failing.Fail",
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert {row["job"] for row in _ranked(tmp_path)} == {"0", "1"}
+
+
+def test_a_sweeper_that_learns(sweep, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    result = sweep(LEARN)
+    assert result.returncode == 0, result.stderr
+    assert _states(tmp_path) == dict.fromkeys(range(6), "done")
+    assert {row["job"] for row in _ranked(tmp_path)} == set("012345")
+    assert result.stdout.count("Report: ") == 1
+    assert "6 runs below 'sweep" in result.stdout
+    assert _started(tmp_path, "executor.server import serve") == 1
+    assert _started(tmp_path, "-m trainyard.track.shipper") == 1
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("trainyard").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    assert parent.data.tags["jobs"] == "6"
+    assert Counter(run.data.tags.get("mlflow.parentRunId") for run in runs) == {None: 1, parent.info.run_id: 6}
+    assert len({run.data.params["optim.lr"] for run in runs if run is not parent}) == 6
+
+    again = sweep(LEARN)  # it chooses the same again, since it is told the same
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("2 of them done already; 0 to run") == 3
+    (tmp_path / "s/results.csv").unlink()
+    resume = [sys.executable, str(ROOT / "scripts/resume_sweep.py"), str(tmp_path / "s")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path))), "STARTS": os.devnull}
+    resumed = subprocess.run(resume, env=env, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(_ranked(tmp_path)) == 6
+
+
+def test_a_sweeper_that_learns_is_shown_its_first_batch_only(sweep, tmp_path):
+    result = sweep(LEARN, "hydra.launcher.dry_run=true")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 jobs; 2 to run") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_optuna(sweep, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    result = sweep(
+        "hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweeper.direction=${direction}",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert _states(tmp_path) == dict.fromkeys(range(6), "done")
+    assert len({row["optim.lr"] for row in _ranked(tmp_path)}) == 6
+    assert _started(tmp_path, "executor.server import serve") == 1
+    assert (
+        "best_value: " + json.dumps(float(_ranked(tmp_path)[0]["objective"]))
+        in (tmp_path / "s/optimization_results.yaml").read_text()
+    )

@@ -1,0 +1,161 @@
+"""Groups before they run: their width, how they are shared out, what the plan says of them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.fusing import Fusing, chunks
+from trainyard.sweep.jobs import Event, Outcome
+from trainyard.sweep.manifest import Entry, Manifest
+from trainyard.sweep.plan import Group, Job, Plan, spans
+from trainyard.sweep.watch import Watch
+from trainyard.track import Journal
+
+
+@pytest.mark.parametrize(
+    ("total", "width", "slots", "sizes"),
+    [
+        (256, 256, 2, [128, 128]),
+        (256, 64, 2, [64] * 4),
+        (3, 8, 2, [3]),
+        (3, 2, 2, [1, 2]),
+        (4, 8, 2, [2, 2]),
+        (5, 8, 4, [2, 3]),
+        (2, 8, 16, [2]),
+        (10, 4, 2, [3, 3, 4]),
+        (7, 8, 1, [7]),
+    ],
+)
+def test_chunks(total, width, slots, sizes):
+    assert [len(chunk) for chunk in chunks(range(total), width, slots)] == sizes
+
+
+def test_chunks_of_a_width_asked_for():
+    assert [len(chunk) for chunk in chunks(range(10), 4, 16, exactly=True)] == [4, 4, 2]
+
+
+@given(st.integers(2, 300), st.integers(2, 64), st.integers(1, 16), st.booleans())
+def test_every_job_is_in_one_chunk(total, width, slots, exactly):
+    found = list(chunks(range(total), width, slots, exactly=exactly))
+    assert [job for chunk in found for job in chunk] == list(range(total)), "in the order of their numbers"
+    assert max(map(len, found)) <= width
+    if not exactly and width > 2:
+        assert min(map(len, found)) >= 2
+    if not exactly and total >= 2 * slots:
+        assert len(found) >= slots, "all slots are busy"
+
+
+def test_spans():
+    assert spans([3]) == "#3"
+    assert spans([3, 4, 5]) == "#3-#5"
+    assert spans([1, 3, 5]) == "#1, #3, #5"
+    assert spans(range(0, 64, 2)) == "#0, #2, … #62"
+
+
+def _function(fuse=None):
+    def function(config):
+        return None
+
+    if fuse is not None:
+        function.fuse = fuse
+    return function
+
+
+@pytest.mark.parametrize(
+    ("setting", "fuse", "message"),
+    [
+        (0, object(), "fuse: 0 given; accepted: auto, off or a whole number of at least 1."),
+        (-3, object(), "fuse: -3 given"),
+        (8, None, "fuse: 8 given; accepted: auto or off. This application trains one job at a time."),
+    ],
+)
+def test_widths_that_cannot_be(setting, fuse, message):
+    with pytest.raises(ConfigError) as caught:
+        Fusing(None, _function(fuse), setting, None)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("setting", "fuse"), [("off", object()), ("auto", None), (1, object())])
+def test_nothing_is_arranged_where_nothing_can_be(setting, fuse):
+    fusing = Fusing(None, _function(fuse), setting, SimpleNamespace(slots=[0]))
+    assert not fusing.active
+    arranged = fusing.arrange([_job(0), _job(1)])
+    assert (arranged.groups, arranged.alone) == ([], {})
+
+
+def _job(num, directory=Path()):
+    config = OmegaConf.create({"objective": "val/loss", "loop": {"max_epochs": 10}, "hydra": {"job": {"name": "t"}}})
+    return Job(num, (f"lr={num}",), config, directory / str(num), {"lr": num})
+
+
+def _plan(count, groups=(), alone=None, directory=Path()):
+    jobs = [_job(num, directory) for num in range(count)]
+    entries = {job.num: Entry(list(job.overrides)) for job in jobs}
+    grouped = [Group(tuple(jobs[num] for num in nums), "8 times one by one") for nums in groups]
+    return Plan(jobs, entries, [], ["lr"], directory, grouped, alone or {})
+
+
+def test_the_plan_shows_groups_and_reasons():
+    plan = _plan(6, [range(4)], {4: "alone in model=cnn"})
+    plan.entries[5].state = "failed"
+    lines = str(plan).splitlines()[2:]
+    assert lines == [
+        "  #0-#3  fused, 4 wide on one slot (8 times one by one)",
+        *(f"    #{num}    lr={num}" for num in range(4)),
+        "  #4    lr=4  (alone in model=cnn)",
+        "  #5    lr=5  (failed)",
+    ]
+
+
+def test_a_reason_that_many_share_is_given_once():
+    plan = _plan(60, [], dict.fromkeys(range(59), "one by one is faster") | {59: "alone in lr=59"})
+    lines = str(plan).splitlines()[2:]
+    assert lines[0] == "  #0-#58  one by one: one by one is faster"
+    assert lines[1] == "    #0    lr=0"
+    assert lines[-2:] == ["    … and 49 more", "  #59   lr=59  (alone in lr=59)"]
+
+
+def test_a_plan_of_many_jobs_is_short():
+    plan = _plan(256, [range(128), range(128, 256)])
+    assert len(str(plan).splitlines()) == 2 + 2 * (1 + 10 + 1)
+    assert "    … and 118 more" in str(plan)
+    assert len(plan.text().splitlines()) == 2 + 2 + 256, "all of them in the artifact"
+    assert len(str(_plan(300, [range(n, n + 2) for n in range(0, 200, 2)])).splitlines()) < 90
+
+
+def test_a_row_for_each_group(tmp_path):
+    plan = _plan(257, [range(128), range(128, 256)], directory=tmp_path)
+    watch = Watch(plan)
+    for num in range(257):
+        (tmp_path / str(num)).mkdir()
+        with Journal(tmp_path / str(num)) as journal:
+            journal.metrics(3, {"val/loss": 1 + num / 1000}, epoch=2)
+    for number, group in enumerate(plan.groups, 1):
+        watch.group_started(Event("started", -number, number - 1, 1, 0.0), group)
+    watch.event(Event("started", 256, 2, 1, 0.0))
+    for _ in range(10):
+        table = watch.table()
+    columns = {column.header: [str(cell) for cell in column.cells] for column in table.columns}
+    assert columns["job"] == ["#0-#127", "#128-#255", "#256"]
+    assert columns[""] == ["128 fused", "128 fused", "lr=256"]
+    assert columns["epoch"] == ["2", "2", "2"]
+    assert columns["latest"] == ["val/loss 1.0000 to 1.1270", "val/loss 1.1280 to 1.2550", "val/loss 1.2560"]
+    watch.group_ended(-1)
+    watch.ended(plan.jobs[0], Outcome(0, "done", seconds=1.0, attempts=1))
+    assert watch.table().row_count == 2
+    assert str(watch.table().title).startswith("1/257 jobs, ")
+
+
+def test_the_manifest_knows_what_a_job_of_a_group_cost(tmp_path):
+    manifest = Manifest.open(tmp_path)
+    manifest.define(0, [])
+    assert manifest.entries[0].cost is None
+    manifest.note(0, "done", seconds=12.0, width=4)
+    assert Manifest.open(tmp_path).entries[0].cost == 3.0
+    manifest.note(0, "done", seconds=12.0)
+    assert Manifest.open(tmp_path).entries[0].cost == 12.0

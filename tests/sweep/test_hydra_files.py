@@ -1,0 +1,147 @@
+"""What Hydra writes for a job, written fast: the same when it is loaded."""
+
+import logging
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import run_job, setup_globals
+from hydra.types import HydraContext, RunMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from trainyard.sweep import member_log, work
+from trainyard.sweep.composer import Composer
+from trainyard.sweep.hydra_files import HydraFiles, _dump
+from trainyard.sweep.plain import assign, plain
+
+CONF = Path(__file__).parents[2] / "conf"
+POINTS = [
+    ["optim.lr=0.1", "seed=1"],
+    ["optim.lr=1", "seed=2"],
+    ["optim.lr=1e-3", "seed=3", "model.hidden=[3,4]", "+extra={a: [x, {b: null}], c: 'on', d: '1e3'}"],
+    ["+name_of_it='two\nlines'", "+yes=true", "+empty={}", "+none=[]", "+long='" + "word " * 60 + "'"],
+]
+
+
+@pytest.fixture
+def hydra():
+    state = Singleton.get_state()
+    setup_globals()
+    loader = Hydra.create_main_hydra2("test", create_config_search_path(str(CONF))).config_loader
+    yield HydraContext(loader, Callbacks())
+    Singleton.set_state(state)
+
+
+@pytest.fixture
+def configs(hydra, tmp_path):
+    master = hydra.config_loader.load_configuration("train", [], RunMode.MULTIRUN)
+    configs = Composer(hydra.config_loader, master).compose_all(POINTS)
+    for num, config in enumerate(configs):
+        config.hydra.job.num, config.hydra.job.id = num, str(num)
+        config.hydra.sweep.dir, config.hydra.sweep.subdir = str(tmp_path / "sweep"), str(num)
+        config.hydra.runtime.output_dir = str(tmp_path / "sweep" / str(num))
+    return configs
+
+
+def test_the_files_load_as_hydras_own(hydra, configs, tmp_path):
+    files = HydraFiles()
+    for config in configs:
+        folder = Path(config.hydra.runtime.output_dir) / ".hydra"
+        values = plain(config)
+        assert values == OmegaConf.to_container(config)
+        files.write(values, folder)
+        ours = {file.name: file.read_text() for file in folder.iterdir()}
+        run_job(lambda cfg: None, config, "hydra.sweep.dir", "hydra.sweep.subdir", hydra, configure_logging=False)
+        theirs = {file.name: file.read_text() for file in folder.iterdir()}
+        assert ours.keys() == theirs.keys() == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+        for name, text in theirs.items():
+            assert OmegaConf.to_container(OmegaConf.load(folder / name)) == yaml.safe_load(ours[name]), name
+            assert repr(yaml.safe_load(text)) == repr(yaml.safe_load(ours[name])), "in the order and type of each"
+
+
+def test_the_second_job_takes_a_fraction(configs, tmp_path):
+    files = HydraFiles()
+    values = [plain(config) for config in configs[:2]]
+    files.write(values[0], tmp_path / "a")
+    begin = time.process_time()
+    for num in range(50):
+        files.write(values[num % 2] | {"seed": num}, tmp_path / str(num))
+    assert (time.process_time() - begin) / 50 < 5e-3, "Hydra takes ten to twenty"
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20)),
+    lambda below: st.one_of(
+        st.lists(below, max_size=3), st.dictionaries(st.text("ab: #\n-'0", min_size=1, max_size=8), below, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), values, max_size=3), min_size=1, max_size=4))
+def test_any_values_load_as_they_were(points):
+    files = HydraFiles()
+    for values in points:
+        text = files._text(values)
+        assert repr(yaml.safe_load(text)) == repr(yaml.safe_load(_dump(values)))
+
+
+def test_a_config_becomes_another(configs):
+    pickled = pickle.dumps(configs[0])
+    for config in configs:
+        copy = pickle.loads(pickled)
+        assign(copy, plain(config))
+        assert plain(copy) == plain(config)
+        assert list(copy) == list(config)
+        HydraConfig.instance().cfg = copy
+        assert copy.work_dir == config.hydra.runtime.output_dir, "interpolations are followed in it"
+    assert plain(pickle.loads(pickled)) == plain(configs[0])
+
+
+class _Member:
+    def __init__(self, work_dir):
+        self.work_dir = work_dir
+
+
+@pytest.fixture
+def logging_kept():
+    root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def test_each_member_has_its_log(configs, tmp_path, capsys, logging_kept):
+    for config in configs:
+        Path(config.hydra.runtime.output_dir).mkdir(parents=True)
+    work_dirs = [tmp_path / "sweep" / str(num) for num in range(4)]
+    configs[2].hydra.job.name = "other"
+    member_log.configure(configs, work_dirs)
+    log = logging.getLogger("some.place")
+    log.info("for all")
+    log.info("for %d", 1, extra={"member": _Member(work_dirs[1])})
+    log.debug("for nobody")
+    texts = [(tmp_path / "sweep" / name).read_text() for name in ("0/train.log", "1/train.log", "2/other.log")]
+    assert ["for all" in text for text in texts] == [True, True, True]
+    assert ["for 1" in text for text in texts] == [False, True, False]
+    assert "[some.place][INFO] for 1\n" in texts[1], "in the format of the app"
+    assert capsys.readouterr().out == "for all\n"
+
+
+def test_a_jobs_return_has_its_configs(configs):
+    result = work.MemberReturn(configs[1], 0.5)
+    assert result.return_value == 0.5
+    assert result.overrides == POINTS[1]
+    assert "hydra" not in result.cfg
+    assert result.cfg.seed == 2
+    assert list(result.hydra_cfg) == ["hydra"]
+    assert pickle.loads(pickle.dumps(result)).cfg.seed == 2
