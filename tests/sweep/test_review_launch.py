@@ -179,6 +179,9 @@ def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_
         ({"jobs_per_gpu": "two"}, "hydra.launcher.jobs_per_gpu: 'two' given; accepted: auto or a whole number."),
         ({"threads_per_job": None}, "accepted: auto or a whole number."),
         ({"grace": None}, "hydra.launcher.grace: None given; accepted: a number of seconds."),
+        ({"fuse": "of"}, "hydra.launcher.fuse: 'of' given; accepted: auto, off or a whole number."),
+        ({"fuse": True}, "hydra.launcher.fuse: True given"),
+        ({"jobs_per_gpu": "off"}, "hydra.launcher.jobs_per_gpu: 'off' given"),
     ],
 )
 def test_settings_of_another_kind(values, message):
@@ -197,6 +200,8 @@ def test_settings():
         "grace": 0,
     }
     assert Settings.from_config(given) == Settings(threads_per_job=2, timeout=3, fail_fast=True, grace=0)
+    assert Settings.from_config({"fuse": False}).fuse == "off", "as YAML reads it"
+    assert Settings.from_config({"fuse": 8}).fuse == 8
 
 
 def test_what_varies_is_what_the_sweeper_chose():

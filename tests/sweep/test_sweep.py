@@ -56,7 +56,8 @@ def test_plan_jobs_ranking_and_report(sweep, tmp_path):
     result = sweep(*GRID)
     assert result.returncode == 0, result.stderr
     assert "4 jobs; 4 to run" in result.stdout
-    assert result.stdout.count("started  ") == result.stdout.count("done     ") == 4
+    assert result.stdout.count("started  ") >= 1
+    assert result.stdout.count("done     ") == 4
     folder = tmp_path / "sweep"
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -270,8 +271,8 @@ def test_killed_at_random_until_it_is_done(tmp_path):
     assert process.returncode == 0
     assert kills >= 1
     undisturbed = subprocess.run(
-        [entry.replace("=sweep", "=undisturbed") for entry in _command(*GRID)], cwd=tmp_path, env=_environment(),
-        capture_output=True, check=True,
+        [entry.replace("=sweep", "=undisturbed") for entry in _command(*GRID, "hydra.launcher.fuse=off")],
+        cwd=tmp_path, env=_environment(), capture_output=True, check=True,
     )  # fmt: skip
     assert undisturbed.returncode == 0
     records = [json.loads(line) for line in (tmp_path / "sweep/manifest.jsonl").read_text().splitlines()]

@@ -121,7 +121,7 @@ class Fusing:
             print("Measuring how many jobs are best trained as one program …", flush=True)
         tasks = []
         for num, (_, jobs) in enumerate(several):
-            limit = len(jobs) if self._width is None else min(len(jobs), self._width)
+            limit = min(len(jobs), self._width or self._fuse.widest(self._executor.slots[0].device))
             tasks.append(Task(num, work.probe, self.work(jobs[:limit]), name=f"the trial of {Group(tuple(jobs))}"))
         self._executor.on_event = self._executor.on_tick = None
         outcomes = self._executor.run(tasks, PROBE)

@@ -31,7 +31,8 @@ from trainyard.sweep.results import conclude
 from trainyard.sweep.tracking import SweepTracking
 
 # What jobs import, once in the process that they are forked from: our own trainings, and all others.
-OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.record", "trainyard.app")
+OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.record", "trainyard.app", "trainyard.runner.fused")
+FUSED = ("torch.fx.experimental.symbolic_shapes",)  # half a second, at the first loss under vmap
 ANY = ("trainyard.sweep.work",)
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
@@ -133,7 +134,7 @@ class Sweep:
                 timeout=settings.timeout,
                 fail_fast=settings.fail_fast,
                 grace=settings.grace,
-                preload=(*OURS, *ANY) if self._is_ours else ANY,
+                preload=(*OURS, *FUSED * (settings.fuse != "off"), *ANY) if self._is_ours else ANY,
             )
             self._fusing = Fusing(context, function, settings.fuse, self._executor)
         except ConfigError as error:

@@ -156,7 +156,7 @@ class Plan:
         return "\n".join(lines)
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
-        """The groups, those alone for one reason, and the rest: each with its title, and whether that tells the reason."""
+        """The groups, those alone for one reason, and the rest: with a title, and whether it tells the reason."""
         sections: list[tuple[str, Sequence[Job], bool]] = []
         for group in self.groups:
             note = f" ({group.note})" if group.note else ""

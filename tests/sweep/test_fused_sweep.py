@@ -1,0 +1,166 @@
+"""Fused sweeps with `python train.py -m …` as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trainyard.sweep.manifest import Manifest
+from trainyard.track import read
+
+ROOT = Path(__file__).parents[2]
+SWEEP = [
+    "-m", "data=rings", "data.num_samples=300", "loop.max_epochs=3", "model.hidden=[8]", "tracker=none",
+    "hydra.launcher.max_jobs=1",
+]  # fmt: skip
+POINTS = ["optim.lr=0.01,0.03", "seed=0,1"]
+
+WAITS = """
+import os, time
+from pathlib import Path
+from trainyard.hooks import Hook
+
+class Waits(Hook):
+    stackable = True
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        here = Path(__file__).parent
+        if runner.iter == 5 and runner.members[0].work_dir is not None and not (here / "go").exists():
+            (here / "pid").write_text(str(os.getpid()))
+            while not (runner.interrupted or (here / "go").exists()):
+                time.sleep(0.01)
+"""
+HOOK = "+hook.waits._target_=waits.Waits"
+
+
+@pytest.fixture
+def start(tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+    path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
+    env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+
+    def start(directory, *arguments):
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *SWEEP, f"hydra.sweep.dir={directory}", *arguments],
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture
+def sweep(start):
+    def run(directory, *arguments):
+        process = start(directory, *arguments)
+        out, err = process.communicate(timeout=150)
+        return subprocess.CompletedProcess((), process.returncode, out, err)
+
+    return run
+
+
+def _points(folder):
+    return {
+        (key, record["step"]): value
+        for record, _ in read(folder / "metrics.jsonl")
+        for key, value in record.get("values", {}).items()
+        if "time" not in key
+    }
+
+
+def _wait_for(file):
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+def _states(folder):
+    return {num: entry.state for num, entry in Manifest.open(folder).entries.items()}
+
+
+def test_jobs_are_what_they_would_be_alone(sweep, tmp_path):
+    alone = sweep("alone", *POINTS, "hydra.launcher.fuse=off")
+    fused = sweep("fused", *POINTS, "hydra.launcher.fuse=4")
+    assert alone.returncode == fused.returncode == 0, fused.stderr
+    assert "#0-#3  fused, 4 wide on one slot" in fused.stdout
+    for num in range(4):
+        ours, theirs = tmp_path / f"fused/{num}", tmp_path / f"alone/{num}"
+        files = {str(file.relative_to(ours)) for file in ours.rglob("*")}
+        assert files == {str(file.relative_to(theirs)) for file in theirs.rglob("*")} - {"output.log"}
+        mine, its = _points(ours), _points(theirs)
+        assert mine.keys() == its.keys()
+        assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
+        log, other = ((folder / "train.log").read_text().splitlines() for folder in (ours, theirs))
+        assert sum("  epoch " in line for line in log) == sum("  epoch " in line for line in other) == 4
+
+
+def test_a_member_that_diverges_fails_alone(sweep, tmp_path):
+    result = sweep("s", "optim=sgd", "optim.lr=0.01,1e30", "hook=[default,nan_guard]", "hook.nan_guard.interval=1",
+                   "hydra.launcher.fuse=2")  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert "FAILED  #1 optim.lr=1e+30: The training failed: " in result.stdout
+    assert _states(tmp_path / "s") == {0: "done", 1: "failed"}
+
+
+def test_a_killed_group_ends_as_if_it_had_not_been(start, sweep, tmp_path):
+    process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4", "hydra.launcher.retries=1")
+    pid = _wait_for(tmp_path / "pid")
+    (tmp_path / "go").touch()
+    os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert "again    #0-#3: its process was killed by SIGKILL" in out
+    undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    for num in range(4):
+        # To rounding: the kill may have found some members' checkpoints written and others' not; then these go on in groups
+        # of their own.
+        mine, its = _points(tmp_path / f"s/{num}"), _points(tmp_path / f"undisturbed/{num}")
+        assert mine.keys() == its.keys()
+        assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
+
+
+def test_an_interrupted_group_is_finished_later(start, sweep, tmp_path):
+    process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4")
+    _wait_for(tmp_path / "pid")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert _states(tmp_path / "s") == dict.fromkeys(range(4), "interrupted")
+    (tmp_path / "go").touch()
+    finished = sweep("s", *POINTS, HOOK, "hydra.launcher.fuse=2")
+    assert finished.returncode == 0, finished.stderr
+    assert "#2-#3  fused, 2 wide" in finished.stdout, "grouped afresh"
+    records = [json.loads(line) for line in (tmp_path / "s/manifest.jsonl").read_text().splitlines()]
+    assert Counter(record["num"] for record in records if record.get("state") == "done") == dict.fromkeys(range(4), 1)
+    undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")
+    assert undisturbed.returncode == 0
+    for num in range(4):
+        assert _points(tmp_path / f"s/{num}") == pytest.approx(_points(tmp_path / f"undisturbed/{num}"), rel=1e-3)
+
+
+ONE_AT_A_TIME = """
+from trainyard.hooks import Hook
+
+class Alone(Hook):
+    def after_train_epoch(self, runner):
+        (member,) = runner.members
+"""
+
+
+def test_what_cannot_be_fused_says_why(sweep, tmp_path):
+    (tmp_path / "alone.py").write_text(ONE_AT_A_TIME)
+    result = sweep("s", *POINTS, "+hook.a._target_=alone.Alone")
+    assert result.returncode == 0, result.stderr
+    assert "#0-#3  one by one: hook.a (Alone) is made for one member at a time" in result.stdout
+    forced = sweep("t", *POINTS, "+hook.a._target_=alone.Alone", "hydra.launcher.fuse=4")
+    assert forced.returncode == 2
+    assert "hydra.launcher.fuse=4: #0-#3 cannot be fused: hook.a (Alone)" in " ".join(forced.stderr.split())
+    assert not (tmp_path / "t").exists()
