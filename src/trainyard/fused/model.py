@@ -36,7 +36,7 @@ class StackedModel(nn.Module):
         self.own_batches = own_batches
         self.solos = list(models)
         self.training = models[0].training
-        self._templates = (_Template(copy.deepcopy(models[0]).to("meta")),)  # no submodule: it has no values of its own
+        self._templates = (_Template(_without_values(models[0])),)  # no submodule: it has no values of its own
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
             frozen = not tensors[0].requires_grad
@@ -123,6 +123,14 @@ class _Template(nn.Module):
         if own is not None:
             return own(batch)
         return call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are on the meta device; tied ones stay tied, as `.to("meta")` leaves them not."""
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:

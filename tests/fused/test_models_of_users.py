@@ -1,0 +1,144 @@
+"""Models as people write them, in a group: frozen layers, buffers of whole numbers, mixup, dropout, workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainyard.metrics import Metric
+from trainyard.models import MLP, BaseModel, DataPreprocessor
+from trainyard.runner import Runner
+from trainyard.runner.fused import FusedRunner
+
+Config = dict[str, Any]
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Elaborate(BaseModel):
+    """A frozen embedding tied to the output, a counter, normalised input, and mixup in a `train_step` of its own."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(data_preprocessor=DataPreprocessor(mean=[0.5], std=[2.0]))
+        self.first = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.codes = nn.Embedding(3, 8)
+        self.frozen = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 3, bias=False)
+        self.out.weight = self.codes.weight
+        self.frozen.requires_grad_(False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, y: Tensor | None = None, *, mode: str) -> Any:
+        logits = self.out(torch.tanh(self.frozen(self.norm(self.first(x)))) + self.codes.weight.mean(0))
+        return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
+
+    def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        x, y = self.preprocess(batch)
+        self.seen += len(y)
+        mixed = 0.8 * x + 0.2 * x.flip(0)
+        logits = self(mixed, mode="tensor")
+        own, other = (nn.functional.cross_entropy(logits, target) for target in (y, y.flip(0)))
+        return {
+            "loss_own": 0.8 * own,
+            "loss_mixed": 0.2 * other,
+            "agreement": (logits.argmax(1) == y).to(x.dtype).mean(),
+        }
+
+
+class Worst(Metric):
+    """The largest loss of any sample: its state is no sum over members, and it says nothing of them."""
+
+    def process(self, batch: Any, outputs: Tensor) -> None:
+        losses = nn.functional.cross_entropy(outputs, batch[1], reduction="none")
+        self.state["worst"] = torch.maximum(self.state.get("worst", losses.max()), losses.max())
+
+    def compute(self) -> Tensor:
+        return self.state["worst"]
+
+
+def points() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator)
+    return TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long())
+
+
+def config(member: int, model: Any, **more: Any) -> Config:
+    return {
+        "model": model,
+        "data": {"train": DataLoader(points(), 8, shuffle=True), "val": DataLoader(points(), 20)},
+        "optim": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.05 * (member + 1), "momentum": 0.9},
+        "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 4},
+        "hook": {"logger": {"_target_": "trainyard.hooks.Logger", "interval": 3}},
+        "metric": {"worst": {"_target_": Worst}, "loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        "device": "cpu",
+        "seed": 4,
+        "work_dir": None,
+    } | more
+
+
+def alike(configs: list[Config], bound: float) -> FusedRunner:
+    fused = FusedRunner(configs)
+    fused.train()
+    for own, values in zip(fused.arranged, configs, strict=True):
+        solo = Runner.from_cfg(values)
+        solo.train()
+        for (name, tensor), expected in zip(
+            own.model.state_dict().items(), solo.model.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(tensor, expected, rtol=bound, atol=bound, msg=name)
+        ours = {key: value for key, value in own.members[0].metrics.items() if "time" not in key}
+        theirs = {key: value for key, value in solo.members[0].metrics.items() if "time" not in key}
+        assert ours == pytest.approx(theirs, rel=10 * bound)
+    return fused
+
+
+def test_an_elaborate_model(double: None) -> None:
+    fused = alike([config(member, {"_target_": Elaborate}) for member in range(3)], 1e-10)
+    stack = dict(fused.stack.named_parameters())
+    assert not stack["frozen/weight"].requires_grad
+    assert "out/weight" not in stack, "tied to the codes, and stepped once"
+    solo = fused.solos[1].model
+    assert isinstance(solo, Elaborate)
+    assert solo.seen == 200
+    assert solo.out.weight is solo.codes.weight
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision(precision: str) -> None:
+    """To the rounding of 8 bits, at learning rates that do not blow it up."""
+    model = {"_target_": MLP, "in_features": 6, "num_classes": 3, "hidden": [8]}
+    rates = [{"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.005 * (member + 1)} for member in range(3)]
+    alike([config(member, model, precision=precision, optim=rates[member]) for member in range(3)], 1e-3)
+
+
+def test_members_of_one_seed_share_a_loader_with_workers() -> None:
+    data = {"train": DataLoader(points(), 8, shuffle=True, num_workers=1), "val": DataLoader(points(), 20)}
+    model = {"_target_": MLP, "in_features": 6, "num_classes": 3, "hidden": [8]}
+    alike([config(member, model, data=data) for member in range(2)], 1e-5)
+
+
+def test_members_drop_units_of_their_own() -> None:
+    """Two members that are equal in all but what they drop end with different weights; without dropout they do not."""
+
+    def weights(share: float) -> list[Tensor]:
+        model = {"_target_": MLP, "in_features": 6, "num_classes": 3, "hidden": [16], "dropout": share}
+        fused = FusedRunner([config(0, model), config(0, model)])
+        fused.train()
+        return [next(iter(solo.model.parameters())) for solo in fused.solos]
+
+    dropped, kept = weights(0.5), weights(0.0)
+    assert not torch.allclose(dropped[0], dropped[1])
+    torch.testing.assert_close(kept[0], kept[1])
