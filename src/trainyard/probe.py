@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Values = dict[str, Any]
 
+FIRST = 16
 GROWTH = 4
-"""Each width tried is so many times the one before it."""
+"""The first width that is timed, and how many times wider each is than the one before it."""
 BUDGET = 0.02
 """Share of the group's run that timing may take."""
 PAYS = 1.05
@@ -60,35 +61,35 @@ def probe(configs: Sequence[Values]) -> Fit:
 
 
 def _measured(configs: Sequence[Values]) -> Fit:
+    """The width at which a member is built and trained in the least time, if that is less than alone."""
     from trainyard.runner import Runner
 
     began = perf_counter()
     runner = Runner.from_cfg(configs[0])
     runner.prepare()
-    alone = _seconds(runner)
     steps = runner.train_loop.max_iters(runner)
+    alone = (perf_counter() - began) + steps * _seconds(runner)
     times: dict[int, float] = {}
-    width, before = min(len(configs), 2 * GROWTH), _memory()
+    width, free = min(len(configs), FIRST), _memory()
     while True:
+        building = perf_counter()
         fused = _fused(configs[:width])
-        times[width] = _seconds(fused) / width
+        building = perf_counter() - building
+        times[width] = (building + steps * _seconds(fused)) / width
         del fused
         gc.collect()
-        slower = len(times) > 1 and times[width] > min(times.values())
-        spent = perf_counter() - began > BUDGET * steps * times[width] * len(configs)
-        full = GROWTH * (before - _memory()) > _memory()
-        if width == len(configs) or slower or full:
-            break
-        if spent:
-            width = len(configs) if times[width] == min(times.values()) else width
+        slower = times[width] > min(times.values())
+        spent = perf_counter() - began > BUDGET * times[width] * len(configs)
+        full = GROWTH * (free - _memory()) > _memory()
+        if width == len(configs) or slower or spent or full:
             break
         width = min(len(configs), GROWTH * width)
     best = min(times, key=times.__getitem__)
     gain = alone / times[best]
-    figures = f"{gain:.1f} times the steps of one by one"
+    figures = f"{gain:.1f} times as fast as one by one"
     if gain < PAYS:
-        return Fit(1, reason=f"fusing does not pay: {best} wide it makes {figures}", note=figures)
-    return Fit(max(best, width) if width not in times else best, note=f"{figures}, measured {best} wide")
+        return Fit(1, reason=f"fusing does not pay: {best} wide it is {figures}", note=figures)
+    return Fit(best, note=f"{figures}, measured {best} wide")
 
 
 def _fused(configs: Sequence[Values]) -> Runner:
