@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "hook.ema.decay")
+ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "clip_grad_value", "hook.ema.decay")
 """Where the configs of a group may differ: in numbers at these places or below."""
 
 ELSEWHERE = ("work_dir", "name", "resume")
@@ -41,11 +41,12 @@ def widest(device: str) -> int:
     return 64 if device == "cpu" else 1024
 
 
-def probe(configs: Sequence[DictConfig]) -> Fit:
+def probe(configs: Sequence[DictConfig], of: int) -> Fit:
     """Find out how wide a group of these jobs is to be: see `trainyard.probe.probe`.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
+        of: how many jobs there are of this kind.
     """
     from trainyard.probe import probe
 
@@ -53,7 +54,7 @@ def probe(configs: Sequence[DictConfig]) -> Fit:
     for config in configs:
         with _as_job(config, None):
             members.append(resolve(config))
-    return probe(members)
+    return probe(members, of)
 
 
 @dataclass(frozen=True)

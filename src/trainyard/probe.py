@@ -43,24 +43,25 @@ class Fit:
     note: str = ""
 
 
-def probe(configs: Sequence[Values]) -> Fit:
+def probe(configs: Sequence[Values], of: int) -> Fit:
     """Try a group: one step of training and one of validation, stacked; then time growing widths.
 
     The timing ends where wider is no faster, where the next width would not fit into memory, or where it has taken 2 %
     of the time that the group will train; what was fastest a member is the width. Nothing is left on the disk.
 
     Args:
-        configs: the members', resolved.
+        configs: of some of the members, resolved: no group will be wider.
+        of: how many members there are.
     """
     bare = [values | {"work_dir": None, "tracker": None, "resume": False} for values in configs]
     try:
         _fused(bare[:2])
     except (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         return Fit(1, reason=why(error))
-    return _measured(bare)
+    return _measured(bare, of)
 
 
-def _measured(configs: Sequence[Values]) -> Fit:
+def _measured(configs: Sequence[Values], of: int) -> Fit:
     """The width at which a member is built and trained in the least time, if that is less than alone."""
     from trainyard.runner import Runner
 
@@ -79,7 +80,7 @@ def _measured(configs: Sequence[Values]) -> Fit:
         del fused
         gc.collect()
         slower = times[width] > min(times.values())
-        spent = perf_counter() - began > BUDGET * times[width] * len(configs)
+        spent = perf_counter() - began > BUDGET * times[width] * of
         full = GROWTH * (free - _memory()) > _memory()
         if width == len(configs) or slower or spent or full:
             break

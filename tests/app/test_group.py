@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_group(tmp_path: Path) -> None:
 
 
 def test_a_probe_tells_the_width_and_leaves_nothing(tmp_path: Path) -> None:
-    fit = group.probe(jobs(6, tmp_path / "group"))
+    fit = group.probe(jobs(6, tmp_path / "group"), 6)
     assert fit.note
     assert fit.width >= 1
     assert fit.width == 1 or fit.reason is None
@@ -176,7 +176,7 @@ def test_a_probe_names_the_operation_and_the_line_that_vmap_refuses() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         base = compose("train", ["tracker=none", "work_dir=null", "hook=[]"])
     values = resolve(base) | {"model": {"_target_": Branching}}
-    fit = probe([values, values | {"seed": 1}])
+    fit = probe([values, values | {"seed": 1}], 2)
     assert fit.width == 1
     assert fit.reason is not None
     assert ".item()" in fit.reason
@@ -189,7 +189,7 @@ def test_a_hook_for_one_member_is_named(tmp_path: Path) -> None:
         base = compose("train", ["tracker=none", "work_dir=null", "hook=[default]"])
     values = resolve(base)
     values["hook"]["mine"] = {"_target_": Alone}
-    fit = probe([values, values | {"seed": 1}])
+    fit = probe([values, values | {"seed": 1}], 2)
     assert fit.width == 1
     assert fit.reason == "hook.mine (Alone) is made for one member at a time"
 

@@ -21,6 +21,8 @@ GOOD = {
     "precision": "bf16",
     "accumulate": 2,
     "clip_grad_norm": 0.5,
+    "clip_grad_value": None,
+    "activation_checkpointing": ["net.*"],
     "compile": True,
     "objective": "val/accuracy",
     "direction": "maximize",
@@ -80,8 +82,17 @@ def test_any_whole_number_is_a_seed(seed):
         ({"seed": "7"}, "seed: '7' given; accepted: a whole number."),
         ({"clip_grad_norm": "1.0"}, "clip_grad_norm: '1.0' given; accepted: a number or null."),
         ({"clip_grad_norm": [1]}, "clip_grad_norm: [1] given; accepted: a number or null."),
-        ({"compile": "maybe"}, "compile: 'maybe' given; accepted: true or false."),
-        ({"compile": "true"}, "compile: 'true' given; accepted: true or false."),
+        (
+            {"compile": "max-autotun"},
+            "compile: 'max-autotun' given; accepted: true, false, or a mode: default, reduce-overhead, max-autotune, "
+            "max-autotune-no-cudagraphs. Did you mean 'max-autotune'?",
+        ),
+        ({"compile": 3}, "compile: 3 given; accepted: true, false, a mode, or a mapping of torch.compile's arguments."),
+        (
+            {"compile": {"mod": "default"}},
+            "compile: 'mod' given; accepted: an argument of torch.compile: fullgraph, "
+            "dynamic, backend, mode, options. Did you mean 'mode'?",
+        ),
         ({"device": None}, "device: None given; accepted: a text."),
         ({"load_from": {"a": 1}}, "load_from: {'a': 1} given; accepted: a text or null."),
         ({"mode": "tset"}, "mode: 'tset' given; accepted: one of train, val, test. Did you mean 'test'?"),

@@ -65,6 +65,7 @@ def test_every_option_has_its_classes_defaults(option: str) -> None:
     assert isinstance(node, dict)
     taken = inspect.signature(get_class(node.pop("_target_"))).parameters
     assert node.pop("_partial_") is True
+    assert node.pop("paramwise") is None
     left_to_the_code = {"params", "capturable", "differentiable", "decoupled_weight_decay"}
     left_to_the_code |= {"foreach"} if "fused" in taken else set()
     if option == "nadam":

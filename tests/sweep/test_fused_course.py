@@ -53,7 +53,10 @@ class Member:
             print(self.step, file=file)
         self.file.write_text(json.dumps([self.step, self.x]))
 
-def probe(configs):
+def widest(device):
+    return 64
+
+def probe(configs, of):
     how = configs[0].how
     if how == "crash":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -120,8 +120,8 @@ def test_a_killed_group_ends_as_if_it_had_not_been(start, sweep, tmp_path):
     undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")
     assert undisturbed.returncode == 0, undisturbed.stderr
     for num in range(4):
-        # To rounding: the kill may have found some members' checkpoints written and others' not; then these go on in groups
-        # of their own.
+        # To rounding: the kill may have found the checkpoints of some members written and not those of others, which
+        # then go on in a group of their own.
         mine, its = _points(tmp_path / f"s/{num}"), _points(tmp_path / f"undisturbed/{num}")
         assert mine.keys() == its.keys()
         assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)

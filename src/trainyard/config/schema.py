@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.build import check_tree
+from trainyard.config.compiling import compile_arguments
 from trainyard.errors import ConfigError
 
 MODES = ("train", "val", "test")
@@ -26,7 +27,9 @@ class Settings:
     precision: str = "fp32"
     accumulate: int = 1
     clip_grad_norm: float | None = None
-    compile: bool = False
+    clip_grad_value: float | None = None
+    activation_checkpointing: Any = None
+    compile: Any = False
     objective: str = "val/loss"
     direction: str = "minimize"
     load_from: str | None = None
@@ -38,10 +41,13 @@ class Settings:
 _KINDS = {
     "int": "a whole number",
     "str": "a text",
-    "bool": "true or false",
     "float | None": "a number or null",
     "str | None": "a text or null",
 }
+
+
+# Parts of configs that were checked: the points of a sweep share most of theirs.
+_FOUND_RIGHT: set[tuple[str, str]] = set()
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -74,8 +80,29 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if missing:
         raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
     _check_settings(values)
-    check_tree(values)
+    for key, value in _nodes(values).items():
+        mark = key, repr(value)
+        if mark not in _FOUND_RIGHT:
+            check_tree(value, key)
+            _FOUND_RIGHT.add(mark)
     return values
+
+
+def _nodes(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with `paramwise`, which is no argument of an optimiser, as a node beside each optimiser."""
+    optim = values.get("optim")
+    if not isinstance(optim, Mapping):
+        return values
+    nodes = {"optim": optim} if "_target_" in optim else {f"optim.{name}": node for name, node in optim.items()}
+    found = {key: value for key, value in values.items() if key != "optim"}
+    for key, node in nodes.items():
+        rules = node.get("paramwise") if isinstance(node, Mapping) else None
+        if not isinstance(rules, Mapping | None):
+            raise ConfigError(f"{key}.paramwise", rules, "a mapping of rules, or null")
+        found[key] = {name: value for name, value in node.items() if name != "paramwise"} if node else node
+        if rules:
+            found[f"{key}.paramwise"] = {"_target_": "trainyard.optim.Paramwise", **rules}
+    return found
 
 
 def _resolved(cfg: DictConfig, key: Any) -> Any:
@@ -116,6 +143,7 @@ def _check_settings(values: dict[str, Any]) -> None:
         raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
     if seed < 0:
         raise ConfigError("seed", seed, "a whole number of at least 0")
+    compile_arguments(settings["compile"])
     if not isinstance(resume, bool | str):
         raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
     if mode != "train" and not settings["load_from"]:

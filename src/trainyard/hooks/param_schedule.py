@@ -31,9 +31,9 @@ class ParamSchedule(Hook):
             self._apply(runner, runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        schedule: Any = runner.schedule
-        if not (runner.training and hasattr(schedule, "observe")):
+        if not runner.training or not hasattr(runner.schedule, "observe"):
             return
+        schedule: Any = runner.schedule
         name = schedule.monitor or runner.members[0].objective.name
         schedule.observe(*(member.latest(name, "schedule.monitor") for member in runner.members))
 

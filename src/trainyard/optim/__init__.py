@@ -1,6 +1,19 @@
-"""Optimisers: torch's own, and Lion. See `docs/optim.md`."""
+"""Optimisers: torch's own, and Lion; and rules for single parameters. See `docs/optim.md`."""
 
-from trainyard.optim.build import build
+from trainyard.optim.build import build, from_config
+from trainyard.optim.for_model import for_model
 from trainyard.optim.lion import Lion
+from trainyard.optim.paramwise import Paramwise
+from trainyard.optim.several import OptimizerDict, ScheduleDict, build_several, schedules_of
 
-__all__ = ["Lion", "build"]
+__all__ = [
+    "Lion",
+    "OptimizerDict",
+    "Paramwise",
+    "ScheduleDict",
+    "build",
+    "build_several",
+    "for_model",
+    "from_config",
+    "schedules_of",
+]

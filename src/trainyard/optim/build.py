@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.optim import Optimizer
 
+from trainyard.config.build import build as config_build
+from trainyard.config.build import is_node
 from trainyard.errors import ConfigError
 from trainyard.optim import plain
+from trainyard.optim.paramwise import Paramwise
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,24 @@ _SPELT = {"lr": "learning rate", "eps": "epsilon", "betas": "beta parameter", "w
 """What torch's messages call an argument where they do not use its name."""
 
 
-def build(partial: Callable[..., Optimizer], params: Iterable[Any]) -> Optimizer:
+def from_config(node: Any, key: str = "optim") -> Any:
+    """The partial that a config describes, or those of a mapping of names; anything else is given back as it is.
+
+    `paramwise`, which is no argument of the optimiser's class, becomes one of the partial's, as `build` reads it.
+
+    Raises:
+        ConfigError: under `key`.
+    """
+    if isinstance(node, Mapping) and not is_node(node):
+        return {str(name): from_config(entry, f"{key}.{name}") for name, entry in node.items() if entry is not None}
+    if not is_node(node) or "paramwise" not in node:
+        return config_build(node, key)
+    node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    part = config_build({name: value for name, value in node.items() if name != "paramwise"}, key)
+    return functools.partial(part, paramwise=node["paramwise"]) if callable(part) else part
+
+
+def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Module | None = None) -> Optimizer:
     """The optimiser on `params`.
 
     Two switches follow the parameters. Where torch refuses `fused=True` for them (their device, or their dtype), the
@@ -42,14 +64,26 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any]) -> Optimizer
     (None), it is set for small models on the CPU, which torch leaves to a slower loop.
 
     Args:
-        partial: the optimiser's class with its numbers, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`.
-        params: parameters, `(name, parameter)` pairs, or parameter groups, as torch's optimisers take them.
+        partial: the optimiser's class with its numbers, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. An
+            argument `paramwise` among them, the arguments of a `Paramwise`, makes the parameter groups.
+        params: parameters, `(name, parameter)` pairs, or parameter groups, as torch's optimisers take them; with
+            `paramwise`, parameters alone.
+        model: whose parameters they are; `paramwise` needs it.
 
     Raises:
         ConfigError: the optimiser refuses one of its numbers; `key` is the argument's name, and empty where the
             refusal does not tell which it is.
     """
+    partial, rules = _split(partial)
     params = [_listed(item) for item in params]
+    if rules is not None:
+        if model is None:
+            raise TypeError("paramwise rules need the model")
+        numbers = _defaults(partial) | getattr(partial, "keywords", {})
+        try:
+            params = rules.groups(model, params, numbers)
+        except ConfigError as error:
+            raise error.under("paramwise") from None
     optimizer = _construct(partial, params)
     refusal = _refusal_of_fused(optimizer)
     if refusal is not None:
@@ -59,6 +93,20 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any]) -> Optimizer
         for numbers in (optimizer.defaults, *optimizer.param_groups):
             numbers["foreach"] = True
     return optimizer
+
+
+def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer], Paramwise | None]:
+    """The partial without its `paramwise`, and the rules that this describes."""
+    if not isinstance(partial, functools.partial) or "paramwise" not in partial.keywords:
+        return partial, None
+    keywords = {key: value for key, value in partial.keywords.items() if key != "paramwise"}
+    given = partial.keywords["paramwise"]
+    partial = functools.partial(partial.func, *partial.args, **keywords)
+    if not given or isinstance(given, Paramwise):
+        return partial, given or None
+    if not isinstance(given, Mapping):
+        raise ConfigError("paramwise", given, "a mapping of rules, or null")
+    return partial, config_build({"_target_": Paramwise, **given}, "paramwise")
 
 
 def _listed(item: Any) -> Any:

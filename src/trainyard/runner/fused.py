@@ -26,8 +26,8 @@ from trainyard.metrics import Metric
 from trainyard.runner.dispatch import Dispatch
 from trainyard.runner.member_parts import MemberDispatch, MemberOptimizer, MemberStep
 from trainyard.runner.runner import Runner, arguments
-from trainyard.runner.stacked_step import StackedClipGradNorm, StackedScaledAutocast
-from trainyard.runner.step import NoClip, Step, make_precision, make_step
+from trainyard.runner.stacked_step import StackedScaledAutocast, stack_clips
+from trainyard.runner.step import Step, make_precision, make_step
 from trainyard.track import RunInfo, Tracker
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,10 @@ class FusedRunner(Runner):
         ]
         self._arranged = list(self._solos)
         self.members = [solo.members[0] for solo in self._solos]
-        if self._compile:
-            raise Unfusable("compile=true is for one model at a time")
+        if self._compile is not None:
+            raise Unfusable("compile is for one model at a time")
+        if self._activation_checkpointing:
+            raise Unfusable("activation_checkpointing is for one model at a time: vmap cannot repeat a forward pass")
         # Attention on the CPU has no batching rule: it is run member by member, rightly. The width is measured anyway.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
@@ -128,11 +130,9 @@ class FusedRunner(Runner):
         fp16 = self._precision == "fp16"
         count = len(self._solos)
         precision = StackedScaledAutocast(self.device, count) if fp16 else make_precision(self._precision, self.device)
-        norms = [solo._clip_grad_norm for solo in self._solos]
-        given = [norm for norm in norms if norm is not None]
-        if given and len(given) < count:
-            raise Unfusable("some members clip their gradients and some do not")
-        clip = StackedClipGradNorm(given) if given else NoClip()
+        clip = stack_clips(
+            [solo._clip_grad_norm for solo in self._solos], [solo._clip_grad_value for solo in self._solos]
+        )
         return make_step(
             self.stack.train_step, self.optimizer, precision=precision, clip=clip, accumulate=self._accumulate
         )

@@ -15,18 +15,21 @@ from torch.optim import Optimizer
 
 from trainyard import optim as optimizers
 from trainyard.config.build import build, build_all, fill_auto
+from trainyard.config.compiling import compile_arguments
 from trainyard.data import Data, Loader, as_data
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, as_metric
 from trainyard.models import call, has_mode_contract
+from trainyard.models.checkpointing import checkpoint_activations
 from trainyard.rng import derive
 from trainyard.runner import random
 from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch
 from trainyard.runner.env import Env, describe, find_device
 from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
 from trainyard.runner.members import Direction, Member, Objective
+from trainyard.runner.several_step import step_of
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
-from trainyard.runner.step import ClipGradNorm, NoClip, Step, make_precision, make_step
+from trainyard.runner.step import Step, make_clip, make_precision
 from trainyard.schedules import Plateau, Schedule
 from trainyard.track import NoTracker, RunInfo, Status, Tracker
 
@@ -51,7 +54,9 @@ class Runner:
         precision: `fp32`, `tf32`, `bf16` or `fp16`.
         accumulate: batches to a step of the optimiser.
         clip_grad_norm: the largest 2-norm of all gradients together, or None.
-        compile: compile the model with `torch.compile`.
+        clip_grad_value: the largest size of any number of the gradients, or None.
+        activation_checkpointing: patterns for modules whose activations are computed anew in the backward pass.
+        compile: compile the model with `torch.compile`: True, the name of a mode, or a mapping of its arguments.
         seed: every random choice is derived from it.
         work_dir: the run's directory. Without one the run leaves nothing behind: no checkpoint, no journal.
         load_from: a checkpoint whose weights to begin with.
@@ -79,7 +84,9 @@ class Runner:
         precision: str = "fp32",
         accumulate: int = 1,
         clip_grad_norm: float | None = None,
-        compile: bool = False,  # noqa: A002 - the word that torch uses
+        clip_grad_value: float | None = None,
+        activation_checkpointing: Sequence[str] | None = None,
+        compile: bool | str | Mapping[str, Any] = False,  # noqa: A002 - the word that torch uses
         seed: int = 0,
         work_dir: str | Path | None = None,
         load_from: str | Path | None = None,
@@ -97,7 +104,9 @@ class Runner:
         self._precision = precision
         self._accumulate = accumulate
         self._clip_grad_norm = clip_grad_norm
-        self._compile = compile
+        self._clip_grad_value = clip_grad_value
+        self._activation_checkpointing = activation_checkpointing or ()
+        self._compile = compile_arguments(compile)
         self._work_dir = None if work_dir is None else Path(work_dir).resolve()
         self.seed = seed
         self.load_from = load_from
@@ -156,8 +165,9 @@ class Runner:
                 hint="trainyard.models.Supervised(net, loss) makes one of any module.",
             )
         model = model.to(self.device)
-        if self._compile:
-            model.compile()
+        checkpoint_activations(model, self._activation_checkpointing)
+        if self._compile is not None:
+            model.compile(**self._compile)
         return model
 
     @cached_property
@@ -166,19 +176,7 @@ class Runner:
 
     def make_optimizer(self) -> Optimizer:
         """The optimiser of the model's parameters, as the config or the caller has it."""
-        part = build(self._parts["optim"], "optim")
-        if not isinstance(part, Optimizer) and not callable(part):
-            raise ConfigError("optim", part, "an optimiser, or a config with `_partial_: true` that makes one")
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if isinstance(part, Optimizer):
-            held = {id(parameter) for group in part.param_groups for parameter in group["params"]}
-            if not any(id(parameter) in held for parameter in parameters):
-                raise ConfigError("optim", type(part).__name__, "an optimiser of this model's parameters")
-            return part
-        try:
-            return optimizers.build(part, parameters)
-        except ConfigError as error:
-            raise error.under("optim") from None
+        return optimizers.for_model(self._parts["optim"], self.model)
 
     @cached_property
     def schedule(self) -> Schedule | Plateau | None:
@@ -187,6 +185,8 @@ class Runner:
     def make_schedule(self) -> Schedule | Plateau | None:
         """The schedule that the config or the caller has, made for this optimiser and this run's length."""
         schedule = build(self._parts["schedule"], "schedule")
+        if isinstance(schedule, Mapping):
+            schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
         if schedule is not None:
             loop = self.train_loop
             unit = schedule.by or loop.unit
@@ -223,11 +223,11 @@ class Runner:
 
     @cached_property
     def step(self) -> Step:
-        return make_step(
-            getattr(self.model, "train_step", partial(call, self.model, mode="loss")),
+        return step_of(
+            self.model,
             self.optimizer,
-            precision=make_precision(self._precision, self.device),
-            clip=NoClip() if self._clip_grad_norm is None else ClipGradNorm(self._clip_grad_norm),
+            precision=partial(make_precision, self._precision, self.device),
+            clip=make_clip(self._clip_grad_norm, self._clip_grad_value),
             accumulate=self._accumulate,
         )
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.runner.step import Autocast, ClipGradNorm, NoClip
+from trainyard.fused.errors import Unfusable
+from trainyard.runner.step import Autocast, ClipGradNorm, ClipGradValue, NoClip, make_clip
 
 
 class StackedClipGradNorm(NoClip):
@@ -35,8 +36,7 @@ class StackedClipGradNorm(NoClip):
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not grads:
             return {"grad_norm": torch.zeros(len(self.max_norms))}
-        norms = torch.stack([torch.linalg.vector_norm(_flat(grad), dim=1) for grad in grads])
-        norm = torch.linalg.vector_norm(norms, dim=0)
+        norm = _norm(grads)
         # Moved once: later it is where it is needed. The coefficients are those of torch.nn.utils.clip_grad_norm_.
         self.max_norms = self.max_norms.to(norm.device)
         coefficient = (self.max_norms.to(norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
@@ -46,6 +46,58 @@ class StackedClipGradNorm(NoClip):
     def keep(self, index: Tensor) -> None:
         """Only the members at `index`, int64, go on."""
         self.max_norms = self.max_norms.index_select(0, index.to(self.max_norms.device))
+
+
+class StackedClipGradValue(NoClip):
+    """`ClipGradValue` for each member by itself.
+
+    Args:
+        limits: one for each member.
+
+    Raises:
+        ConfigError: one of them is not above 0.
+    """
+
+    def __init__(self, limits: Sequence[float]) -> None:
+        self.limits = torch.tensor([ClipGradValue(limit).limit for limit in limits], dtype=torch.float64)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Limits the gradients in place; their norms before that, `[K]`, are the result."""
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not grads:
+            return {"grad_norm": torch.zeros(len(self.limits))}
+        norm = _norm(grads)
+        self.limits = self.limits.to(norm.device)
+        for grad in grads:
+            limit = self.limits.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1))
+            grad.clamp_(-limit, limit)
+        return {"grad_norm": norm}
+
+    def keep(self, index: Tensor) -> None:
+        """Only the members at `index`, int64, go on."""
+        self.limits = self.limits.index_select(0, index.to(self.limits.device))
+
+
+def stack_clips(norms: Sequence[float | None], values: Sequence[float | None]) -> NoClip:
+    """The clipping of K members.
+
+    Args:
+        norms, values: each member's `clip_grad_norm` and `clip_grad_value`.
+
+    Raises:
+        Unfusable: they do not clip in the same way.
+        ConfigError: a limit that cannot be.
+    """
+    kinds = {type(make_clip(norm, value)) for norm, value in zip(norms, values, strict=True)}
+    if kinds == {NoClip}:
+        return NoClip()
+    if NoClip in kinds:
+        raise Unfusable("some members clip their gradients and some do not")
+    if len(kinds) > 1:
+        raise Unfusable("some members clip their gradients by norm and some by value")
+    given = [norm for norm in norms if norm is not None]
+    return StackedClipGradNorm(given) if given else StackedClipGradValue([v for v in values if v is not None])
 
 
 class StackedScaledAutocast(Autocast):
@@ -73,10 +125,10 @@ class StackedScaledAutocast(Autocast):
         }
         self._overflowed: Tensor | None = None
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
         """Back-propagates the losses `[K]`, each under its member's scale."""
         scaled = loss * self._state["scale"]
-        scaled.backward(torch.ones_like(scaled))  # type: ignore[no-untyped-call]
+        scaled.backward(torch.ones_like(scaled), inputs=inputs)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def unscale(self, optimizer: Optimizer) -> None:
@@ -132,6 +184,13 @@ class StackedScaledAutocast(Autocast):
         held = torch.where(due & grown.isfinite(), grown, scale)
         scale.copy_(torch.where(overflowed, lowered, held))
         tracker.copy_(torch.where(overflowed | due, 0, tracker + 1))
+
+
+def _norm(grads: Sequence[Tensor]) -> Tensor:
+    """The total 2-norm of each member's gradients, `[K]`."""
+    norms = torch.stack([torch.linalg.vector_norm(_flat(grad), dim=1) for grad in grads])
+    norm: Tensor = torch.linalg.vector_norm(norms, dim=0)
+    return norm
 
 
 def _flat(grad: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ class Precision:
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
         return train_step(batch)
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`, or of the sum of the members' losses, `[K]`."""
-        loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Gradients of `loss`, or of the sum of the members' losses, `[K]`; for `inputs` alone where there are any."""
+        loss.backward(torch.ones_like(loss), inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients to their own scale, before anybody looks at them."""
@@ -65,8 +65,8 @@ class ScaledAutocast(Autocast):
         super().__init__(device)
         self.scaler = torch.amp.GradScaler(device.type)
 
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        self.scaler.scale(loss).backward(inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
         self.scaler.unscale_(optimizer)
@@ -117,6 +117,35 @@ class ClipGradNorm(NoClip):
         return {"grad_norm": nn.utils.clip_grad_norm_(parameters, self.max_norm)}
 
 
+class ClipGradValue(NoClip):
+    """Limit every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
+
+    def __init__(self, limit: float) -> None:
+        if not limit > 0:
+            raise ConfigError("clip_grad_value", limit, "a number above 0, or null for no clipping")
+        self.limit = limit
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        if grads:  # torch does not take none
+            nn.utils.clip_grad_value_(parameters, self.limit)
+        return {"grad_norm": norm}
+
+
+def make_clip(norm: float | None, value: float | None) -> NoClip:
+    """Clipping by the total norm, by value, or none.
+
+    Raises:
+        ConfigError: a limit that is not above 0, or both of them.
+    """
+    if norm is not None and value is not None:
+        raise ConfigError("clip_grad_value", value, "null where clip_grad_norm is given")
+    if norm is not None:
+        return ClipGradNorm(norm)
+    return NoClip() if value is None else ClipGradValue(value)
+
+
 class Step:
     """Forward, backward, clip, optimiser, for one batch.
 
@@ -148,9 +177,14 @@ class Step:
         Returns:
             `loss` (the sum) and the model's other losses, detached, on the device; nothing here synchronises.
         """
-        losses = self.precision.forward(self.train_step, batch)
+        return self.learn(self.precision.forward(self.train_step, batch), position, total)
+
+    def learn(
+        self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """What follows the forward pass; `inputs`, if given, are all that gradients are computed for."""
         loss = total_loss(losses)
-        self.precision.backward(loss)
+        self.precision.backward(loss, inputs)
         return self._outputs(losses, loss) | self._update()
 
     def _update(self) -> dict[str, Tensor]:
@@ -184,12 +218,13 @@ class AccumulatedStep(Step):
         super().__init__(*args)
         self.accumulate = accumulate
 
-    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+    def learn(
+        self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
         within = position % self.accumulate
         size = min(self.accumulate, total - (position - within))
-        losses = self.precision.forward(self.train_step, batch)
         loss = total_loss(losses)
-        self.precision.backward(loss / size)
+        self.precision.backward(loss / size, inputs)
         outputs = self._outputs(losses, loss)
         return outputs if within + 1 < size else outputs | self._update()
 

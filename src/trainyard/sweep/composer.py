@@ -88,7 +88,7 @@ class Composer:
         Raises:
             Exception: what Hydra raises for the first point that cannot be composed.
         """
-        with _rare_collections():
+        with rare_collections():
             return [self.compose(point) for point in points]
 
     def attempt_all(self, points: Sequence[Sequence[str]]) -> list[DictConfig | Exception]:
@@ -96,7 +96,7 @@ class Composer:
 
         Of several errors in a point it may be another one than Hydra would meet first.
         """
-        with _rare_collections():
+        with rare_collections():
             return [self._attempt(list(point)) for point in points]
 
     def _attempt(self, point: list[str]) -> DictConfig | Exception:
@@ -270,7 +270,7 @@ def _copier(cfg: DictConfig) -> Callable[[], DictConfig]:
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
     """Let the garbage collector look at old objects later: a thousand configs kept make it visit all, again and again.
 
     Young garbage, which Hydra leaves plenty of, is still collected.

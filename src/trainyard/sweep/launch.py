@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainyard.config.explain import explain
 from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.composer import Composer, SweepLoader
+from trainyard.sweep.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.course import Course
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.executor.local import LocalExecutor
@@ -27,7 +28,7 @@ from trainyard.sweep.fusing import Fusing
 from trainyard.sweep.jobs import Outcome
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Plan, varying
-from trainyard.sweep.results import conclude
+from trainyard.sweep.results import conclude, warm_up
 from trainyard.sweep.tracking import SweepTracking
 
 # What jobs import, once in the process that they are forked from: our own trainings, and all others.
@@ -165,7 +166,8 @@ class Sweep:
             raise SweepFailedError(manifest)
         setup_globals()
         self._executor.start()  # gets ready while this process composes
-        jobs = self._checked(points, first)
+        with rare_collections():
+            jobs = self._checked(points, first)
         entries = self._entries(jobs)
         arranged = self._fusing.arrange([job for job in jobs if entries[job.num].state != "done"])
         keys = self._varying([*before, *jobs])
@@ -186,6 +188,7 @@ class Sweep:
             self._tracking = SweepTracking(self.directory, jobs[0].config if self._is_ours else None, self._plan)
         else:
             self._tracking.extend(self._plan)
+        threading.Thread(target=warm_up, daemon=True).start()
         try:
             course = Course(plan, manifest, self._tracking, self._executor, self.context, self.function, self._fusing)
             outcomes = course.run()

@@ -13,6 +13,13 @@ from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
 
 
+def warm_up() -> None:
+    """Import what the end of a sweep needs, which takes most of a second: meanwhile the jobs run."""
+    import pandas  # type: ignore[import-untyped,unused-ignore] # noqa: F401
+
+    from trainyard.sweep.report import html, tables  # noqa: F401
+
+
 def conclude(plan: Plan, tracking: SweepTracking, named: bool) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 

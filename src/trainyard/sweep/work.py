@@ -66,6 +66,7 @@ class GroupWork:
     Attributes:
         config: of one of the members, of which those of all are made: a config takes forty times as long to send as
             its values.
+        of: how many jobs there are of this kind, where these are a sample.
     """
 
     context: HydraContext
@@ -73,6 +74,7 @@ class GroupWork:
     config: DictConfig
     singletons: Any
     members: Sequence[Member]
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,10 @@ def run(work: Work) -> JobReturn:
 def probe(work: GroupWork) -> Any:
     """How wide these jobs can be fused, in the words of their application."""
     _take_over(work.function, work.singletons)
-    configs = _configs(work)
+    with _collected_never():
+        configs = _configs(work)
     with _known_to_hydra(configs[0]), env_override(configs[0].hydra.job.env_set):
-        return work.function.fuse.probe(configs)  # type: ignore[attr-defined]
+        return work.function.fuse.probe(configs, work.of)  # type: ignore[attr-defined]
 
 
 def run_group(work: GroupWork) -> GroupReturn:
@@ -158,15 +161,17 @@ def run_group(work: GroupWork) -> GroupReturn:
     An error that belongs to none of them does not end the sweep: they can still run one by one.
     """
     _take_over(work.function, work.singletons)
-    configs = _configs(work)
     fuse: Any = work.function.fuse  # type: ignore[attr-defined]
+    with _collected_never():
+        configs = _configs(work)
     with _known_to_hydra(configs[0]):
-        files = HydraFiles()
-        for config, member in zip(configs, work.members, strict=True):
-            member.directory.mkdir(parents=True, exist_ok=True)
-            if config.hydra.output_subdir is not None:
-                files.write(member.values, member.directory / str(config.hydra.output_subdir))
-        member_log.configure(configs, _work_dirs(configs, work.members))
+        with _collected_never():
+            files = HydraFiles()
+            for config, member in zip(configs, work.members, strict=True):
+                member.directory.mkdir(parents=True, exist_ok=True)
+                if config.hydra.output_subdir is not None:
+                    files.write(member.values, member.directory / str(config.hydra.output_subdir))
+            member_log.configure(configs, _work_dirs(configs, work.members))
         with env_override(configs[0].hydra.job.env_set):
             _call_back(work, configs, "on_job_start")
             try:
@@ -196,13 +201,11 @@ def _take_over(function: Callable[[Any], Any], singletons: Any) -> None:
 def _configs(work: GroupWork) -> list[DictConfig]:
     """The members' configs, each a whole one of its own."""
     pickled = cloudpickle.dumps(work.config)
-    gc.disable()  # it would visit all that is there, again and again, as more comes
     configs = []
     for member in work.members:
         config: DictConfig = cloudpickle.loads(pickled)
         assign(config, member.values)
         configs.append(config)
-    gc.enable()
     return configs
 
 
@@ -232,6 +235,17 @@ def _call_back(
                 result.status = JobStatus.FAILED
                 result.return_value = RuntimeError(results[index].error or results[index].state)
             work.context.callbacks.on_job_end(config=config, job_return=result)
+
+
+@contextmanager
+def _collected_never() -> Iterator[None]:
+    """What is made here lives as long as the process: the garbage collector need not visit it, again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -24,12 +24,13 @@ _CODE = (
 )
 
 
-# glibc is to keep what a step frees for the next step, in huge pages: given back to the system, megabytes are handed out
-# again page by page. A fused step of 64 to 256 members took 17 % less time so. Other C libraries do not read this.
+# glibc is to keep what a step frees for the next step, in huge pages: given back to the system, megabytes are handed
+# out again page by page. A fused step of 64 to 256 members took 17 % less time so. Other C libraries do not read this.
 _KEEP_MEMORY = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**31 - 1}.items()
 )
+
 
 class ExecutorError(TrainyardError):
     """The executor cannot start its workers."""

@@ -1,0 +1,49 @@
+"""What the setting `compile` stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import ConfigError
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+ARGUMENTS = ("fullgraph", "dynamic", "backend", "mode", "options")
+
+
+def compile_arguments(given: Any) -> dict[str, Any] | None:
+    """The arguments of `torch.compile`, or None where nothing is to be compiled.
+
+    Args:
+        given: True, False, the name of a mode, or a mapping of the arguments.
+
+    Raises:
+        ConfigError: anything else; an unknown mode or argument.
+    """
+    if given is None or isinstance(given, bool):
+        return {} if given else None
+    if isinstance(given, str):
+        _check_mode("compile", given)
+        return {"mode": given}
+    if not isinstance(given, Mapping):
+        raise ConfigError("compile", given, "true, false, a mode, or a mapping of torch.compile's arguments")
+    for name in given:
+        if name not in ARGUMENTS:
+            raise ConfigError(
+                "compile", name, f"an argument of torch.compile: {', '.join(ARGUMENTS)}", options=ARGUMENTS
+            )
+    given = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig) else given
+    arguments = {str(name): value for name, value in given.items() if value is not None}
+    if "mode" in arguments:
+        if "options" in arguments:
+            raise ConfigError("compile.options", given["options"], "null where there is a mode")
+        _check_mode("compile.mode", given["mode"])
+    return arguments
+
+
+def _check_mode(key: str, mode: Any) -> None:
+    if mode not in MODES:
+        others = "" if "." in key else "true, false, or "
+        raise ConfigError(key, mode, f"{others}a mode: {', '.join(MODES)}", options=MODES)

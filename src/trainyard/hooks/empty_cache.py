@@ -1,0 +1,47 @@
+"""Hand CUDA memory back that torch holds for later."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner
+
+log = logging.getLogger("trainyard")
+
+
+class EmptyCache(Hook):
+    """Calls `torch.cuda.empty_cache` at the ends of epochs, for whoever shares the GPU. It makes nothing faster.
+
+    Validations and tests count as epochs. On a device other than CUDA there is no such cache: that is said once.
+
+    Args:
+        before_epoch: at the beginning of every epoch.
+        after_epoch: at the end of every epoch.
+        after_iter: after every iteration. Slow: what was handed back is asked for again.
+    """
+
+    priority = "NORMAL"
+    stackable = True
+
+    def __init__(self, before_epoch: bool = False, after_epoch: bool = True, after_iter: bool = False) -> None:
+        stages = {"before_{}_epoch": before_epoch, "after_{}_epoch": after_epoch, "after_{}_iter": after_iter}
+        for key, wanted in (("before_epoch", before_epoch), ("after_epoch", after_epoch), ("after_iter", after_iter)):
+            if not isinstance(wanted, bool):
+                raise ConfigError(key, wanted, "true or false")
+        for stage, wanted in stages.items():
+            for split in ("train", "val", "test") if wanted else ():
+                setattr(self, stage.format(split), self._empty)  # a stage that was not asked for costs nothing
+
+    def before_run(self, runner: Runner) -> None:
+        if runner.device.type != "cuda":
+            log.info("EmptyCache has nothing to empty: the run is on %s.", runner.device)
+
+    @staticmethod
+    def _empty(runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if runner.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,190 @@
+"""Find a learning rate: train a little with ever larger ones, and look at the loss."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.optim import plain
+from trainyard.rng import derive
+from trainyard.runner import Runner, copy_tensors, random, read
+
+log = logging.getLogger("trainyard")
+
+
+class Curve:
+    """The losses of one member as its learning rate grows.
+
+    The smoothed loss is the exponential mean with bias correction; the curve ends where that is `diverge` times its
+    least, or no number.
+    """
+
+    def __init__(self, smoothing: float, diverge: float) -> None:
+        self.smoothing = smoothing
+        self.diverge = diverge
+        self.lr: list[float] = []
+        self.loss: list[float] = []
+        self.smoothed: list[float] = []
+        self.ended = False
+        self._mean = 0.0
+
+    def add(self, lr: float, loss: float) -> None:
+        """One more point, unless the curve has ended."""
+        if self.ended or not math.isfinite(loss):
+            self.ended = True
+            return
+        self._mean = self.smoothing * self._mean + (1 - self.smoothing) * loss
+        smoothed = self._mean / (1 - self.smoothing ** (len(self.lr) + 1))
+        self.lr.append(lr)
+        self.loss.append(loss)
+        self.smoothed.append(smoothed)
+        least = min(self.smoothed)
+        self.ended = smoothed - least > (self.diverge - 1) * abs(least)
+
+    @property
+    def suggestion(self) -> float | None:
+        """The learning rate at which the smoothed loss falls fastest, over the logarithm of the rate.
+
+        A slope is that of the straight line through a sixth of the curve, so that the noise of single batches chooses
+        nothing. The first tenth of the curve, where the mean is of few losses, and what comes after the least loss do
+        not count. None where the loss does not fall.
+        """
+        begin, half = len(self.lr) // 10, max(1, len(self.lr) // 12)
+        end = int(np.argmin(self.smoothed)) + 1 if self.lr else 0
+        if end - begin < 2 * half + 1:
+            return None
+        pieces = sliding_window_view(self.smoothed[begin:end], 2 * half + 1)
+        slopes = np.polynomial.polynomial.polyfit(np.arange(2 * half + 1), pieces.T, 1)[1]
+        steepest = int(np.argmin(slopes))
+        return self.lr[begin + half + steepest] if slopes[steepest] < 0 else None
+
+
+class LRFinder(Hook):
+    """Suggests a learning rate and ends the run before it has begun.
+
+    Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3: the rate grows from step to step,
+    here by an equal factor, while the model trains on its training data. Where the smoothed loss falls fastest is a
+    good rate. Afterwards weights, optimiser and random numbers are as they were, and the run ends. It leaves the curve
+    as `lr_finder.json` and `lr_finder.png`, artifacts in MLflow, and the suggestion as the metric
+    `lr_finder/suggestion`.
+
+    Args:
+        start: the first rate, of the first parameter group; others keep their ratio to it.
+        end: the last rate.
+        iterations: steps of the optimiser, at most.
+        smoothing: the share of the mean loss that stays at every step.
+        diverge: the search ends where the smoothed loss is so many times its least.
+
+    Attributes:
+        curves: of each member, once the search is through.
+    """
+
+    priority = "ABOVE_NORMAL"
+    stackable = True
+
+    def __init__(
+        self,
+        start: float = 1e-6,
+        end: float = 10.0,
+        iterations: int = 100,
+        smoothing: float = 0.9,
+        diverge: float = 4.0,
+    ) -> None:
+        for key, number in (("start", start), ("end", end), ("smoothing", smoothing), ("diverge", diverge)):
+            if not isinstance(number, int | float):
+                raise ConfigError(key, number, "a number")
+        if not start > 0:
+            raise ConfigError("start", start, "a learning rate above 0")
+        if not end > start:
+            raise ConfigError("end", end, f"a learning rate above the first, {start:g}")
+        if not isinstance(iterations, int) or iterations < 10:
+            raise ConfigError("iterations", iterations, "a whole number of at least 10")
+        if not 0 <= smoothing < 1:
+            raise ConfigError("smoothing", smoothing, "a number from 0 up to, but not including, 1")
+        if not diverge > 1:
+            raise ConfigError("diverge", diverge, "a number above 1")
+        self.rates: list[float] = np.geomspace(start, end, iterations).tolist()
+        self.smoothing = smoothing
+        self.diverge = diverge
+        self.curves: list[Curve] = []
+
+    def before_train(self, runner: Runner) -> None:
+        states = [copy_tensors(state) for state in runner.checkpoint(range(len(runner.members)))]
+        with random.seeded(derive(runner.seed, "lr_finder")):
+            self._search(runner)
+        for weight in runner.step.parameters:
+            weight.grad = None
+        for solo, state in zip(runner.solos, states, strict=True):
+            solo.model.load_state_dict(state["model"])
+            optimizer = {key: value for key, value in state["optimizer"].items() if key != "type"}
+            plain.method(solo.optimizer, "load_state_dict")(optimizer)
+            solo.step.load_state_dict(state["step"])
+        for member, curve in zip(runner.members, self.curves, strict=True):
+            found = curve.suggestion
+            told = "no learning rate makes the loss fall" if found is None else f"learning rate {found:.2e} suggested"
+            if found is not None:
+                member.record({"lr_finder/suggestion": found}, step=runner.iter, epoch=runner.epoch)
+            if member.journal is not None:
+                for file in _write(curve, member.directory):
+                    member.journal.artifact(file)
+            log.info("%s.", told.capitalize())
+            member.stop(told)
+
+    def _search(self, runner: Runner) -> None:
+        step, groups = runner.step, runner.optimizer.param_groups
+        own = [torch.as_tensor(group["lr"], dtype=torch.float64) for group in groups]
+        ratios = [torch.nan_to_num(rate / own[0], nan=1.0, posinf=1.0) for rate in own]
+        self.curves = [Curve(self.smoothing, self.diverge) for _ in runner.members]
+        batches, accumulate = _endless(runner), getattr(step, "accumulate", 1)
+        runner.model.train()
+        for index, rate in enumerate(self.rates):
+            for group, ratio in zip(groups, ratios, strict=True):
+                lr = ratio * rate
+                group["lr"] = lr if isinstance(group["lr"], torch.Tensor) else lr.item()
+            position = index * accumulate
+            total = len(self.rates) * accumulate
+            losses = [step(next(batches), position + part, total)["loss"] for part in range(accumulate)]
+            for curve, values in zip(
+                self.curves, read({"loss": torch.stack(losses).mean(0)}, len(self.curves)), strict=True
+            ):
+                curve.add(rate, values["loss"])
+            if all(curve.ended for curve in self.curves):
+                return
+
+
+def _endless(runner: Runner) -> Iterator[Any]:
+    for epoch in count():
+        yield from runner.loader("train").batches(epoch)
+
+
+def _write(curve: Curve, folder: Path) -> list[Path]:
+    """The curve as numbers and as a picture."""
+    from matplotlib.figure import Figure  # here, since it takes a while
+
+    numbers, picture = folder / "lr_finder.json", folder / "lr_finder.png"
+    values = {"suggestion": curve.suggestion, "lr": curve.lr, "loss": curve.loss, "smoothed": curve.smoothed}
+    numbers.write_text(json.dumps(values), encoding="utf-8")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(curve.lr, curve.loss, color="0.75", label="loss")
+    axes.plot(curve.lr, curve.smoothed, label="smoothed")
+    if curve.suggestion is not None:
+        axes.axvline(curve.suggestion, color="C1", linestyle="--", label=f"suggestion {curve.suggestion:.2e}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    if curve.smoothed:  # where the loss explodes, it leaves the picture
+        low, high = min(curve.smoothed), max(curve.smoothed[: int(np.argmin(curve.smoothed)) + 1])
+        axes.set_ylim(low - 0.2 * (high - low) - 1e-6, high + 0.2 * (high - low) + 1e-6)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    return [numbers, picture]

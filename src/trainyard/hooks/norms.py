@@ -1,0 +1,125 @@
+"""How large gradients and weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner, read
+from trainyard.runner.step import NoClip
+
+
+class Norms(Hook):
+    """Journals the 2-norms of all gradients (`norm/grad`) and of all trained weights (`norm/param`) now and then.
+
+    Gradients are taken where they are whole: those of all accumulated batches, unscaled, and not yet clipped. The
+    weights are those to which the gradients belong, before the update. Where the batch that is due brings no step of
+    the optimiser, the next step is taken.
+
+    Args:
+        interval: iterations between two points; each waits for the device.
+        by_module: the norms of each module as well, `norm/grad/<module>`: of the first modules, from the top, of which
+            there are several.
+    """
+
+    priority = "NORMAL"
+    stackable = True
+
+    def __init__(self, interval: int = 50, by_module: bool = False) -> None:
+        if not isinstance(interval, int) or interval < 1:
+            raise ConfigError("interval", interval, "a whole number of at least 1")
+        if not isinstance(by_module, bool):
+            raise ConfigError("by_module", by_module, "true or false")
+        self.interval = interval
+        self.by_module = by_module
+        self._due = False
+        self._measure: _Measure | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        # A stacked model has its members' names, with slashes for dots.
+        named = {name.replace("/", "."): weight for name, weight in runner.model.named_parameters()}
+        self._modules = _grouped({name: weight for name, weight in named.items() if weight.requires_grad})
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+        self._due = self._due or (runner.iter + 1) % self.interval == 0
+        if self._due:
+            self._measure = _Measure(runner.step.clip, self._modules, len(runner.members))
+            runner.step.clip = self._measure
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if self._measure is None:
+            return
+        measure, self._measure = self._measure, None
+        runner.step.clip = measure.clip
+        norms = measure.norms(self.by_module)
+        if not norms:
+            return
+        self._due = False
+        for member, values in zip(runner.members, read(norms, len(runner.members)), strict=True):
+            member.record(values, step=runner.iter, epoch=runner.epoch)
+
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"due": self._due}
+
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._due = state["due"]
+
+
+class _Measure(NoClip):
+    """Stands before the clipping for one iteration, since only there gradients are whole, and takes the norms.
+
+    Where several optimisers take turns it is called for each, with its parameters.
+    """
+
+    def __init__(self, clip: NoClip, modules: Mapping[str, Sequence[Tensor]], members: int) -> None:
+        self.clip = clip
+        self.modules = modules
+        self.members = members
+        self._grads: dict[int, Tensor] = {}
+        self._params: dict[int, Tensor] = {}
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        for weight in parameters:
+            if weight.grad is not None:
+                self._grads[id(weight)] = self._norm(weight.grad)
+            self._params[id(weight)] = self._norm(weight.detach())
+        return self.clip(parameters)
+
+    def norms(self, by_module: bool) -> dict[str, Tensor]:
+        """The norms by name, `[members]`; none where the optimiser has not stepped."""
+        found: dict[str, Tensor] = {}
+        for kind, taken in (("grad", self._grads), ("param", self._params)):
+            parts = {
+                module: torch.linalg.vector_norm(torch.stack(norms), dim=0)
+                for module, weights in self.modules.items()
+                if (norms := [taken[id(weight)] for weight in weights if id(weight) in taken])
+            }
+            if parts:
+                found[f"norm/{kind}"] = torch.linalg.vector_norm(torch.stack(list(parts.values())), dim=0)
+                found |= {f"norm/{kind}/{module}": norm for module, norm in parts.items() if by_module}
+        return found
+
+    def _norm(self, tensor: Tensor) -> Tensor:
+        """`[K]`, for a stack `[K, ...]` or, where there is one member, its tensor."""
+        if tensor.is_sparse:
+            tensor = tensor.coalesce().values()
+        rows = tensor.reshape(self.members, tensor.numel() // self.members)
+        norm: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(tensor.dtype, torch.float32))
+        return norm
+
+
+def _grouped(named: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Tensors under the name of the module to which they belong, below the last one that holds them all."""
+    paths = [name.split(".")[:-1] for name in named]
+    depth = 1
+    while paths and len(paths[0]) >= depth and all(path[:depth] == paths[0][:depth] for path in paths):
+        depth += 1
+    modules: dict[str, list[Tensor]] = {}
+    for path, (name, tensor) in zip(paths, named.items(), strict=True):
+        modules.setdefault(".".join(path[:depth]) or name, []).append(tensor)
+    return modules

@@ -1,0 +1,139 @@
+"""BatchNorm's statistics, made anew before each validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.batches import of_first_member, samples
+from trainyard.hooks.hook import Hook
+from trainyard.models import call
+from trainyard.rng import derive
+from trainyard.runner import Runner, random
+
+
+class PreciseBN(Hook):
+    """Replaces the running statistics of BatchNorm by those of the weights as they are, before each validation.
+
+    Running averages mix in the statistics of weights that are gone. Wu and Johnson, "Rethinking 'Batch' in BatchNorm"
+    (2021), section 3, take the population's instead, aggregated from batches of the training data: mean = E[mean_b] and
+    variance = E[var_b + mean_b^2] - mean^2. As in their code, the model is in training mode for it. The model that is
+    evaluated gets them (with an EMA, the average), and so does a checkpoint; training goes on from there, which
+    normalises by the batch and does not notice.
+
+    Args:
+        batches: how many batches of the training data; where an epoch has fewer, those.
+    """
+
+    priority = "NORMAL"
+    stackable = True
+
+    def __init__(self, batches: int = 100) -> None:
+        if not isinstance(batches, int) or batches < 1:
+            raise ConfigError("batches", batches, "a whole number of at least 1")
+        self.batches = batches
+
+    @torch.no_grad()
+    def before_val(self, runner: Runner) -> None:
+        if not runner.training:
+            return
+        model, alone = runner.eval_model, runner.solos[0].eval_model
+        mode = model.training
+        model.train()
+        alone.train()
+        layers = {name: layer for name, layer in alone.named_modules() if _updates(layer)}
+        if layers:
+            with random.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # dropout draws for training as ever
+                self._measure(runner, model, alone, layers)
+        model.train(mode)
+
+    def _measure(self, runner: Runner, model: nn.Module, alone: nn.Module, layers: dict[str, Any]) -> None:
+        loader = runner.loader("train")
+        buffers = {name.replace("/", "."): buffer for name, buffer in model.named_buffers()}  # a stack has slashes
+        statistics: list[_Statistics] = []
+        first = 0
+        for batch in islice(loader.batches(runner.epoch), self.batches):
+            one = of_first_member(batch, loader)
+            if not statistics:
+                first = samples(one)
+                statistics = [_Statistics(layer, name, buffers) for name, layer in layers.items()]
+                sizes = _sizes(runner, alone, layers, one)
+            for each in statistics:
+                each.clear()
+            runner.step.precision.forward(_forward(model), batch)
+            for each in statistics:
+                each.add(sizes.get(each.name, 0) * samples(one) / first)
+        for each in statistics:
+            each.write()
+
+
+class _Statistics:
+    """The sums over batches of one layer's statistics; of K members' layers, `[K, C]`.
+
+    A batch's own are read from the running ones: where these were 0, they are `momentum` times the batch's.
+    """
+
+    def __init__(self, layer: _BatchNorm, name: str, buffers: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self.momentum = 1.0 if layer.momentum is None else layer.momentum
+        keys = ("running_mean", "running_var", "num_batches_tracked")
+        self.buffers = [buffers[f"{name}.{key}".lstrip(".")] for key in keys]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        mean = self.buffers[0].double()
+        self.numbers, self.sum, self.squares = 0.0, torch.zeros_like(mean), torch.zeros_like(mean)
+
+    def clear(self) -> None:
+        for buffer in self.buffers:
+            buffer.zero_()
+
+    def add(self, numbers: float) -> None:
+        """Count a batch in which each channel had so many numbers; none, where the layer was passed over."""
+        if numbers == 0:
+            return
+        mean, variance = (buffer.double() / self.momentum for buffer in self.buffers[:2])
+        self.numbers += numbers
+        self.sum += numbers * mean
+        self.squares += (numbers - 1) * variance + numbers * mean.square()  # the running variance is the unbiased one
+
+    def write(self) -> None:
+        mean, variance, count = self.before
+        if self.numbers:
+            mean = self.sum / self.numbers
+            variance = (self.squares / self.numbers - mean.square()).clamp_(min=0)
+        for buffer, value in zip(self.buffers, (mean, variance, count), strict=True):
+            buffer.copy_(value)
+
+
+def _updates(layer: nn.Module) -> bool:
+    """Whether a training step updates the layer's running statistics."""
+    return isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.training
+
+
+def _forward(model: nn.Module) -> Any:
+    """What a batch is put through: a training step without its backward pass."""
+    if hasattr(model, "train_steps"):  # of several optimisers, whose losses may need gradients
+        return getattr(model, "val_step", partial(call, model, mode="predict"))
+    return getattr(model, "train_step", partial(call, model, mode="loss"))
+
+
+def _sizes(runner: Runner, alone: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> dict[str, int]:
+    """How many numbers each channel has in a batch, by layer: seen in one pass of one member's model."""
+    sizes: dict[str, int] = {}
+
+    def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes[name] = inputs[0].numel() // inputs[0].shape[1]
+
+    handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
+    try:
+        runner.step.precision.forward(_forward(alone), batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes

@@ -1,0 +1,141 @@
+"""What ran when in some iterations, as a Chrome trace."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.runner import Runner
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
+
+log = logging.getLogger("trainyard")
+
+
+class Profiler(Hook):
+    """Profiles some iterations with `torch.profiler`, on the CPU and, where the run is there, on CUDA.
+
+    It passes over `skip_first` iterations, and then goes through cycles of `wait` iterations without it, `warmup` whose
+    record is thrown away, and `active` that are recorded. Iterations are counted from where this process begins to
+    train. Each cycle leaves two files in `profile/`, which are artifacts of the run in MLflow too: a Chrome trace
+    (`.json.gz`; ui.perfetto.dev shows it) and a table of the operators that took longest (`.txt`). A cycle that the end
+    of the run cuts short is kept.
+
+    Of a fused group there is one trace, of the program that trains all members; it is the first member's.
+
+    Args:
+        skip_first: iterations to let pass at the beginning.
+        wait: iterations at the beginning of each cycle.
+        warmup: iterations under the profiler that are not recorded; the first ones under it are slower.
+        active: iterations to record.
+        repeat: how many cycles; 0 goes on until the end.
+        record_shapes: note the shapes of the operators' inputs.
+        profile_memory: note what is allocated and freed.
+        with_stack: note the lines of Python from which operators are called; slow.
+    """
+
+    priority = "LOWEST"  # what other hooks do after an iteration is a part of it
+    stackable = True
+
+    def __init__(
+        self,
+        skip_first: int = 10,
+        wait: int = 1,
+        warmup: int = 1,
+        active: int = 3,
+        repeat: int = 1,
+        record_shapes: bool = False,
+        profile_memory: bool = False,
+        with_stack: bool = False,
+    ) -> None:
+        counts = {"skip_first": skip_first, "wait": wait, "warmup": warmup, "repeat": repeat}
+        for key, value in counts.items():
+            if not isinstance(value, int) or value < 0:
+                raise ConfigError(key, value, "a whole number of at least 0")
+        if not isinstance(active, int) or active < 1:
+            raise ConfigError("active", active, "a whole number of at least 1")
+        self.skip_first = skip_first
+        self.cycle = {"wait": wait, "warmup": warmup, "active": active, "repeat": repeat}
+        self.notes: dict[str, Any] = {
+            "record_shapes": record_shapes,
+            "profile_memory": profile_memory,
+            "with_stack": with_stack,
+        }
+        self._profile: profile | None = None
+        self._left = skip_first + repeat * (wait + warmup + active)
+
+    def before_train(self, runner: Runner) -> None:
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle")  # each is saved
+        activities = [ProfilerActivity.CPU]
+        if runner.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(
+            activities=activities,
+            schedule=schedule(skip_first=self.skip_first, **self.cycle),
+            on_trace_ready=partial(self._save, runner),
+            **self.notes,
+        )
+        with _without_inductor():
+            self._profile.start()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if self._profile is None:
+            return
+        with _without_inductor():
+            self._profile.step()
+        self._left -= 1
+        if self._left == 0:
+            self._stop()
+
+    def after_train(self, runner: Runner) -> None:
+        self._stop()
+
+    def after_run(self, runner: Runner) -> None:
+        self._stop()  # of a training that ended in an error
+
+    def _stop(self) -> None:
+        if self._profile is not None:
+            with _without_inductor():
+                self._profile.stop()
+            self._profile = None
+
+    def _save(self, runner: Runner, profile: profile) -> None:
+        (member, *_) = runner.members
+        key = "self_cuda_time_total" if runner.device.type == "cuda" else "self_cpu_time_total"
+        table = profile.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=60)
+        if member.journal is None:
+            log.info("Profiled until iteration %d:\n%s", runner.iter, table)
+            return
+        folder, name = member.directory / "profile", f"iter_{runner.iter:08d}"
+        folder.mkdir(exist_ok=True)
+        profile.export_chrome_trace(str(folder / f"{name}.json.gz"))
+        (folder / f"{name}.txt").write_text(table, encoding="utf-8")
+        for ending in ("json.gz", "txt"):
+            member.journal.artifact(folder / f"{name}.{ending}", to="profile")
+        log.info("Profiled until iteration %d: profile/%s.json.gz, and .txt.", runner.iter, name)
+
+
+@contextmanager
+def _without_inductor() -> Iterator[None]:
+    """Where nothing has been compiled, the profiler's question `hasattr(torch, "_inductor")` is answered with no.
+
+    Otherwise the question imports it, and `torch._dynamo` with it, which takes seconds.
+    """
+    lazy: set[str] = getattr(torch, "_lazy_modules", set())
+    hidden = lazy & {"_inductor"}
+    lazy.difference_update(hidden)
+    try:
+        yield
+    finally:
+        lazy.update(hidden)

@@ -1,0 +1,129 @@
+"""What the run asks of the machine: CPU, memory, GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from threading import Event, Thread
+
+import torch
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.hook import Hook
+from trainyard.hooks.nvml import Gpu
+from trainyard.runner import Runner
+
+log = logging.getLogger("trainyard")
+
+_PROC = Path("/proc")
+
+
+class SystemMetrics(Hook):
+    """Journals, from a thread of its own, how busy the machine is, under the names that MLflow shows as system metrics.
+
+    Of the machine: `system/cpu_utilization_percentage`, `system/system_memory_usage_megabytes` and `…_percentage`; of
+    this process: `system/process_cpu_utilization_percentage` (100 is one core) and `system/process_memory_megabytes`;
+    of the run's GPU, by its number n: `system/gpu_n_utilization_percentage`, `…_memory_usage_megabytes`,
+    `…_memory_usage_percentage` and `…_power_usage_watts`. Utilisations of the CPU are means since the point before, the
+    GPU's is the driver's, of about the last second. The last point is the end of the run. A step is the iteration at
+    which the run stood.
+
+    What the machine does not tell is left out: without `/proc` (outside Linux), all but the process's CPU and the GPU.
+
+    Args:
+        every: seconds between two points.
+    """
+
+    priority = "NORMAL"
+    stackable = True
+
+    def __init__(self, every: float = 10.0) -> None:
+        if not isinstance(every, int | float) or not every > 0:
+            raise ConfigError("every", every, "a number of seconds, above 0")
+        self.every = every
+        self._thread: Thread | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        if all(member.journal is None for member in runner.members):
+            return
+        self._gpu = _gpu(runner.device)
+        self._index = runner.device.index or 0
+        self._before = _Clock()
+        self._end = Event()
+        self._thread = Thread(target=self._watch, args=(runner,), name="system metrics", daemon=True)
+        self._thread.start()
+
+    def after_run(self, runner: Runner) -> None:
+        if self._thread is None:
+            return
+        self._end.set()
+        self._thread.join()
+        self._thread = None
+        self._sample(runner)
+
+    def _watch(self, runner: Runner) -> None:
+        while not self._end.wait(self.every):
+            self._sample(runner)
+
+    def _sample(self, runner: Runner) -> None:
+        before, self._before = self._before, _Clock()
+        values = self._before.since(before) | _memory()
+        if self._gpu is not None:
+            values |= {f"gpu_{self._index}_{name}": value for name, value in self._gpu.read().items()}
+        named = {f"system/{name}": value for name, value in values.items()}
+        for member in runner.members:
+            if member.journal is not None:
+                member.journal.metrics(runner.iter, named, epoch=runner.epoch)
+
+
+class _Clock:
+    """A moment, and how long the CPUs and this process have been busy until then."""
+
+    def __init__(self) -> None:
+        self.wall = time.monotonic()
+        self.process = time.process_time()
+        self.busy, self.total = _cpu_ticks()
+
+    def since(self, other: _Clock) -> dict[str, float]:
+        values = {}
+        if self.total > other.total:
+            values["cpu_utilization_percentage"] = 100 * (self.busy - other.busy) / (self.total - other.total)
+        if self.wall > other.wall:
+            spent = (self.process - other.process) / (self.wall - other.wall)
+            values["process_cpu_utilization_percentage"] = 100 * spent
+        return values
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """Ticks of all CPUs together since the machine started: busy, and in all."""
+    if not (_PROC / "stat").exists():
+        return 0, 0
+    with (_PROC / "stat").open(encoding="ascii") as file:
+        ticks = [int(field) for field in file.readline().split()[1:9]]  # user time holds that of guests already
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # without idle, and idle while waiting for a disk
+
+
+def _memory() -> dict[str, float]:
+    values = {}
+    if (_PROC / "meminfo").exists():
+        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        used = kilobytes["MemTotal"] - kilobytes["MemAvailable"]
+        values["system_memory_usage_megabytes"] = used * 1024 / 1e6
+        values["system_memory_usage_percentage"] = 100 * used / kilobytes["MemTotal"]
+    if (_PROC / "self/statm").exists():
+        pages = int((_PROC / "self/statm").read_text(encoding="ascii").split()[1])
+        values["process_memory_megabytes"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return values
+
+
+def _gpu(device: torch.device) -> Gpu | None:
+    if device.type != "cuda":
+        return None
+    try:
+        return Gpu(str(torch.cuda.get_device_properties(device).uuid))
+    except (OSError, AttributeError) as error:
+        log.info("No system metrics of %s: %s.", device, error)
+        return None

@@ -1,0 +1,210 @@
+"""Learning rates and weight decays that differ between the parameters of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from trainyard.errors import ConfigError
+
+MULTS = ("lr_mult", "decay_mult")
+REST = "default"
+"""The name of the group of all parameters that no rule is about; it comes first."""
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORM_NAME = re.compile(r"Norm([123]d)?$")
+
+
+class Paramwise:
+    """Factors on the optimiser's `lr` and `weight_decay`, by what a parameter is or how it is called.
+
+    The rules are those of MMEngine's `DefaultOptimWrapperConstructor`. A parameter whose name fits a pattern of
+    `custom_keys` follows that entry and nothing else. For all others: `bias_lr_mult` is for the biases of layers that
+    do not normalise; and of the factors on the weight decay, the first of `norm_decay_mult`, `dwconv_decay_mult`,
+    `bias_decay_mult` and `flat_decay_mult` that is given and about the parameter holds. A factor that is None is no
+    rule.
+
+    Parameters under the same rules share one group, so that an optimiser still steps them together; the groups follow
+    from which rules there are, not from their numbers.
+
+    Args:
+        custom_keys: by pattern a mapping with `lr_mult` and `decay_mult` (1 where left out). A pattern is a part of a
+            parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the whole of it
+            (`net.*.weight`). Where several fit, the longest holds; of two of one length, the alphabetically first.
+        bias_lr_mult: for the learning rate of biases (a name that ends in `bias`).
+        bias_decay_mult: for their weight decay.
+        norm_decay_mult: for the weights and biases of layers that normalise: torch's own, and classes whose name ends
+            in `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
+        dwconv_decay_mult: for the weights and biases of depthwise convolutions.
+        flat_decay_mult: for parameters of one dimension.
+        bypass_duplicate: a parameter that stands in the model under several names (tied weights) follows the rules of
+            the first. False: names whose rules differ are an error.
+
+    Raises:
+        ConfigError: a factor that is no number of at least 0.
+    """
+
+    def __init__(
+        self,
+        custom_keys: Mapping[str, Mapping[str, float]] | None = None,
+        *,
+        bias_lr_mult: float | None = None,
+        bias_decay_mult: float | None = None,
+        norm_decay_mult: float | None = None,
+        dwconv_decay_mult: float | None = None,
+        flat_decay_mult: float | None = None,
+        bypass_duplicate: bool = False,
+    ) -> None:
+        self._keys = _checked_keys(custom_keys)
+        self._lr = {"bias": _factor("bias_lr_mult", bias_lr_mult)}
+        self._decay = {
+            "norm": _factor("norm_decay_mult", norm_decay_mult),
+            "dwconv": _factor("dwconv_decay_mult", dwconv_decay_mult),
+            "bias": _factor("bias_decay_mult", bias_decay_mult),
+            "flat": _factor("flat_decay_mult", flat_decay_mult),
+        }
+        self._bypass_duplicate = bypass_duplicate
+
+    def groups(self, model: nn.Module, params: Iterable[Tensor], numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The parameter groups of an optimiser, each with a `name`.
+
+        Args:
+            model: gives the parameters their names and layers.
+            params: those to optimise, each in `model`.
+            numbers: what the optimiser is built with: `lr` and, where it has one, `weight_decay`.
+
+        Returns:
+            `{"name", "params", "lr", "weight_decay"}`, the numbers where a rule changes them.
+
+        Raises:
+            ConfigError: a pattern that fits no name, a factor for a number that the optimiser does not have, or a
+                parameter of two names whose rules differ.
+        """
+        names = _names(model)
+        params = list({id(param): param for param in params}.values())
+        if any(id(param) not in names for param in params):
+            raise ValueError("paramwise rules are for parameters of the model alone")
+        known = [name for places in names.values() for name, _ in places]
+        self._check(known, numbers)
+        found: dict[tuple[str | None, ...], list[Tensor]] = {(None, None, None): []}
+        for param in params:
+            found.setdefault(self._rules_of(param, names[id(param)]), []).append(param)
+        return [self._group(rules, members, numbers) for rules, members in found.items() if members]
+
+    def _check(self, known: Sequence[str], numbers: Mapping[str, Any]) -> None:
+        for pattern, factors in self._keys.items():
+            if not any(fits(pattern, name) for name in known):
+                accepted = "a part of a parameter's name, or a glob that fits one"
+                raise ConfigError("custom_keys", pattern, accepted, options=_parts(known), hint=_some(known))
+            for mult, number in zip(MULTS, ("lr", "weight_decay"), strict=True):
+                if mult in factors and number not in numbers:
+                    raise _without(f"custom_keys.{pattern}.{mult}", factors[mult], number)
+        for kind, factor in self._lr.items():
+            if factor is not None and "lr" not in numbers:
+                raise _without(f"{kind}_lr_mult", factor, "lr")
+        for kind, factor in self._decay.items():
+            if factor is not None and "weight_decay" not in numbers:
+                raise _without(f"{kind}_decay_mult", factor, "weight_decay")
+
+    def _rules_of(self, param: Tensor, places: Sequence[tuple[str, nn.Module]]) -> tuple[str | None, ...]:
+        """The pattern that a parameter follows, or what its learning rate and its weight decay follow."""
+        found = {name: self._rules_at(param, name, module) for name, module in places}
+        if len(set(found.values())) > 1 and not self._bypass_duplicate:
+            raise ConfigError(
+                "bypass_duplicate",
+                False,
+                f"true, or one rule for the parameter that is called {' and '.join(found)}",
+            )
+        return next(iter(found.values()))
+
+    def _rules_at(self, param: Tensor, name: str, module: nn.Module) -> tuple[str | None, ...]:
+        pattern = next((pattern for pattern in self._keys if fits(pattern, name)), None)
+        if pattern is not None:
+            return pattern, None, None
+        norm = isinstance(module, _NORMS) or _NORM_NAME.search(type(module).__name__) is not None
+        bias = name.rpartition(".")[2].endswith("bias") and not norm
+        kinds = {
+            "norm": norm,
+            "dwconv": isinstance(module, _ConvNd) and module.in_channels == module.groups > 1,
+            "bias": bias,
+            "flat": param.ndim == 1,
+        }
+        decay = next((kind for kind, factor in self._decay.items() if factor is not None and kinds[kind]), None)
+        return None, "bias" if bias and self._lr["bias"] is not None else None, decay
+
+    def _group(self, rules: tuple[str | None, ...], params: list[Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
+        pattern, lr, decay = rules
+        factors: Mapping[str, float | None]
+        if pattern is not None:
+            factors = {mult: self._keys[pattern].get(mult) for mult in MULTS}
+        else:
+            factors = {"lr_mult": self._lr[lr] if lr else None, "decay_mult": self._decay[decay] if decay else None}
+        group: dict[str, Any] = {"params": params, "name": "+".join(dict.fromkeys(filter(None, rules))) or REST}
+        for mult, number in zip(MULTS, ("lr", "weight_decay"), strict=True):
+            factor, base = factors[mult], numbers.get(number)
+            if factor is not None and isinstance(base, int | float | Tensor):  # else its constructor will complain
+                group[number] = base * factor
+        return group
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a name contains a pattern, or, where that has one of `*?[`, is what the pattern describes."""
+    return fnmatchcase(name, pattern) if any(sign in pattern for sign in "*?[") else pattern in name
+
+
+def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """For each parameter, by its id, its names and the modules that hold it there."""
+    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, param in module._parameters.items():
+            if param is not None:
+                found.setdefault(id(param), []).append((f"{path}.{leaf}" if path else leaf, module))
+    return found
+
+
+def _checked_keys(custom_keys: Any) -> dict[str, dict[str, float]]:
+    """The patterns in the order in which they are tried."""
+    if not isinstance(custom_keys, Mapping | None):
+        raise ConfigError("custom_keys", custom_keys, "a mapping of patterns, each to lr_mult and decay_mult")
+    checked = {}
+    for pattern, factors in sorted((custom_keys or {}).items(), key=lambda item: (-len(str(item[0])), str(item[0]))):
+        if not isinstance(factors, Mapping):
+            raise ConfigError(f"custom_keys.{pattern}", factors, "a mapping with lr_mult, decay_mult or both")
+        for mult, factor in factors.items():
+            if mult not in MULTS:
+                raise ConfigError(f"custom_keys.{pattern}", mult, "lr_mult or decay_mult", options=MULTS)
+            _factor(f"custom_keys.{pattern}.{mult}", factor)
+        checked[str(pattern)] = {mult: factor for mult, factor in factors.items() if factor is not None}
+    return checked
+
+
+def _factor(key: str, value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        raise ConfigError(key, value, "a number of at least 0, or null")
+    return value
+
+
+def _without(key: str, factor: float | None, number: str) -> ConfigError:
+    return ConfigError(key, factor, f"null: this optimiser has no {number}")
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """The names, those of the modules above them, and every word in them."""
+    found: dict[str, None] = {}
+    for name in names:
+        words = name.split(".")
+        found |= dict.fromkeys(".".join(words[:count]) for count in range(1, len(words) + 1))
+        found |= dict.fromkeys(words)
+    return list(found)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"There are {', '.join(names[:4])}{more}."

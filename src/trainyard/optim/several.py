@@ -1,0 +1,186 @@
+"""Several optimisers, each for a part of a model, as one; and a schedule for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from trainyard.errors import ConfigError
+from trainyard.optim import plain
+from trainyard.optim.build import build
+from trainyard.schedules import Schedule
+
+
+class OptimizerDict(Optimizer):
+    """Optimisers under names, as far as schedules, checkpoints and hooks see them: one with all their groups.
+
+    Args:
+        optimizers: each of parameters of its own.
+
+    Attributes:
+        optimizers: by name.
+    """
+
+    def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
+        # It has no groups and no state of its own, so that the base class has nothing to set up.
+        self.optimizers = dict(optimizers)
+        self.defaults = next(iter(self.optimizers.values())).defaults
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The groups of all, in the order of the names."""
+        return list(chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers.values()))
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+        """The state of every parameter."""
+        return {key: value for optimizer in self.optimizers.values() for key, value in optimizer.state.items()}
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """A step of each."""
+        loss = None if closure is None else closure()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each, by name."""
+        return {"optimizers": {name: plain.method(it, "state_dict")() for name, it in self.optimizers.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of optimisers of other names, or of other parameter groups.
+        """
+        states = state_dict["optimizers"]
+        if set(states) != set(self.optimizers):
+            raise ValueError(f"its optimisers are {', '.join(states)}, here {', '.join(self.optimizers)}")
+        for name, optimizer in self.optimizers.items():
+            plain.method(optimizer, "load_state_dict")(states[name])
+
+
+def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDict:
+    """An optimiser for each entry of the model's `optimizer_groups`.
+
+    Args:
+        partials: by name, as `build` takes them.
+        model: its `optimizer_groups` maps each name to a submodule's name (`generator`), a glob for the names of
+            parameters (`*.embedding.*`), or a list of those.
+
+    Raises:
+        ConfigError: the names are not those of the model, or an optimiser refuses a number; `key` begins with the name.
+        ValueError: a parameter that is to be trained belongs to no entry, or to several.
+    """
+    groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
+    kind = type(model).__name__
+    if groups is None:
+        raise ConfigError("", list(partials), f"one optimiser: {kind} has no optimizer_groups")
+    for name in partials:
+        if name not in groups:
+            raise ConfigError(
+                "", name, f"one of the names in {kind}.optimizer_groups: {_listed(groups)}", options=groups
+            )
+    parts: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    for path, parameter in model.named_parameters():
+        owners = [name for name, patterns in groups.items() if _belongs(path, patterns)]
+        if parameter.requires_grad and len(owners) != 1:
+            found = _listed(owners) or "no entry"
+            raise ValueError(f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must be to one")
+        if parameter.requires_grad:
+            parts[owners[0]].append(parameter)
+    made = {}
+    for name, parameters in parts.items():
+        if not callable(partials.get(name)):
+            raise ConfigError(name, partials.get(name), "a config with `_partial_: true` that makes an optimiser")
+        try:
+            made[name] = build(partials[name], parameters, model)
+        except ConfigError as error:
+            raise error.under(name) from None
+    return OptimizerDict(made)
+
+
+def _belongs(path: str, patterns: str | Iterable[str]) -> bool:
+    given = [patterns] if isinstance(patterns, str) else patterns
+    return any(path == one or path.startswith(f"{one}.") or fnmatchcase(path, one) for one in given)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
+    """The schedules of several optimisers as one.
+
+    Raises:
+        ConfigError: under `schedule`.
+    """
+    try:
+        return ScheduleDict(schedules)
+    except ConfigError as error:
+        raise error.under("schedule") from None
+
+
+class ScheduleDict(Schedule):
+    """A schedule for each of several optimisers, as one: a row has the groups of all.
+
+    Args:
+        schedules: by the optimiser's name; one that is left out keeps its numbers.
+
+    Raises:
+        ConfigError: no table (`plateau` looks at a metric, and is for all optimisers together), or different units.
+    """
+
+    def __init__(self, schedules: Mapping[str, Any]) -> None:
+        for name, schedule in schedules.items():
+            if not isinstance(schedule, Schedule):
+                raise ConfigError(name, type(schedule).__name__, "a trainyard.schedules.Schedule")
+        units = {schedule.by for schedule in schedules.values()}
+        if len(units) > 1:
+            raise ConfigError("by", sorted(map(str, units)), "one unit for the schedules of all optimisers")
+        self._schedules: dict[str, Schedule] = dict(schedules)
+        self.by = next(iter(units), None)
+        self.constant = all(schedule.constant for schedule in schedules.values())
+
+    def bind(
+        self, optimizer: Optimizer, *, length: int, direction: Literal["maximize", "minimize"] = "maximize"
+    ) -> None:
+        """See `Schedule.bind`."""
+        if not isinstance(optimizer, OptimizerDict):
+            raise ConfigError("", list(self._schedules), "one schedule, since there is one optimiser")
+        for name, schedule in self._schedules.items():
+            if name not in optimizer.optimizers:
+                known = optimizer.optimizers
+                raise ConfigError("", name, f"the name of an optimiser: {_listed(known)}", options=known)
+            try:
+                schedule.bind(optimizer.optimizers[name], length=length, direction=direction)
+            except ConfigError as error:
+                raise error.under(name) from None
+        self._counts = {name: len(it.param_groups) for name, it in optimizer.optimizers.items()}
+
+    def row(self, index: int) -> list[dict[str, Any]]:
+        """What each parameter group must hold, in the order of the optimisers; see `Schedule.row`."""
+        rows: list[dict[str, Any]] = []
+        for name, count in self._counts.items():
+            schedule = self._schedules.get(name)
+            rows += [{}] * count if schedule is None else schedule.row(index)
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each, by name."""
+        return {"schedules": {name: schedule.state_dict() for name, schedule in self._schedules.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; a schedule that was not there begins at the beginning."""
+        for name, schedule in self._schedules.items():
+            if name in state["schedules"]:
+                schedule.load_state_dict(state["schedules"][name])

@@ -1,0 +1,124 @@
+"""The step of a model with several optimisers, which take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.errors import TrainyardError
+from trainyard.models import call
+from trainyard.optim import OptimizerDict
+from trainyard.runner.step import Losses, NoClip, Precision, Step, make_step
+
+Turn = tuple[str, Losses]
+
+
+class SeveralStep(Step):
+    """One batch, on which several optimisers step in turn.
+
+    The model's `train_steps(batch)` is a generator that yields `(name, losses)`: these losses are back-propagated to
+    the parameters of that optimiser alone, which are clipped and stepped before the generator goes on. Every optimiser
+    has its own gradient scaler under `fp16`.
+
+    Args:
+        train_steps: the model's.
+        steps: of each optimiser, by name.
+        optimizer: them all.
+    """
+
+    def __init__(
+        self, train_steps: Callable[[Any], Iterator[Turn]], steps: Mapping[str, Step], optimizer: OptimizerDict
+    ) -> None:
+        self.train_steps = train_steps
+        self.steps = dict(steps)
+        self.optimizer = optimizer
+        self.accumulate = getattr(next(iter(self.steps.values())), "accumulate", 1)
+        self.parameters = [parameter for step in self.steps.values() for parameter in step.parameters]
+
+    @property
+    def precision(self) -> Precision:  # type: ignore[override]
+        """How forward passes are run."""
+        return next(iter(self.steps.values())).precision
+
+    @property
+    def clip(self) -> NoClip:
+        """What every optimiser's gradients are given to, by themselves."""
+        return next(iter(self.steps.values())).clip
+
+    @clip.setter
+    def clip(self, clip: NoClip) -> None:
+        for step in self.steps.values():
+            step.clip = clip
+
+    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        """One step of each optimiser whose turn comes; see `Step`.
+
+        Returns:
+            Each turn's `loss` and other numbers as `<optimizer>/<key>`, the last where there are several turns; and
+            `loss`, the sum of all.
+
+        Raises:
+            TrainyardError: the model yields something else, or a second turn of an optimiser that accumulates.
+        """
+        outputs: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        turns = iter(self.train_steps(batch))
+        while (turn := self._next(turns)) is not None:
+            name, terms = turn
+            if self.accumulate > 1 and f"{name}/loss" in outputs:
+                raise TrainyardError(f"accumulate={self.accumulate}, but {name} has two turns on one batch.")
+            of_turn = self.steps[name].learn(terms, position, total, self.steps[name].parameters)
+            losses.append(of_turn["loss"])
+            outputs |= {f"{name}/{key}": value for key, value in of_turn.items()}
+        if not losses:
+            raise TrainyardError("train_steps(batch) yielded nothing: there is no loss to minimise.")
+        outputs["loss"] = sum(losses[1:], losses[0])
+        return outputs
+
+    def _next(self, turns: Iterator[Turn]) -> Turn | None:
+        # The generator's code up to its next yield is a forward pass.
+        turn: Any = self.precision.forward(lambda _: next(turns, None), None)  # type: ignore[arg-type]
+        if turn is not None and not (isinstance(turn, tuple) and len(turn) == 2 and turn[0] in self.steps):
+            raise TrainyardError(
+                f"train_steps(batch) must yield pairs of an optimiser's name ({', '.join(self.steps)}) and a dict of "
+                f"losses; it yielded {turn!r}."
+            )
+        return turn
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": {name: step.state_dict() for name, step in self.steps.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, step in self.steps.items():
+            step.load_state_dict(state["steps"][name])
+
+
+def step_of(
+    model: Any,
+    optimizer: Optimizer,
+    *,
+    precision: Callable[[], Precision],
+    clip: NoClip,
+    accumulate: int,
+) -> Step:
+    """The step of a model, whether it has one optimiser or several.
+
+    Args:
+        model: with `train_steps` for several optimisers; else its `train_step`, or its forward pass, gives the losses.
+        precision: makes one for each optimiser.
+
+    Raises:
+        ConfigError: `accumulate` below 1.
+    """
+    if not isinstance(optimizer, OptimizerDict):
+        train_step = getattr(model, "train_step", partial(call, model, mode="loss"))
+        return make_step(train_step, optimizer, precision=precision(), clip=clip, accumulate=accumulate)
+    steps = {
+        name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate)
+        for name, each in optimizer.optimizers.items()
+    }
+    return SeveralStep(model.train_steps, steps, optimizer)

@@ -1,0 +1,72 @@
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from trainyard.hooks import nvml
+from trainyard.hooks.system_metrics import _gpu
+
+# The functions of NVML that are called, with the signatures of nvml.h, for a GPU that says what is known here.
+DRIVER = r"""
+#include <string.h>
+typedef struct { unsigned int gpu, memory; } utilization;
+typedef struct { unsigned long long total, free, used; } memory;
+static int it;
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    *device = &it;
+    return strcmp(uuid, "GPU-1234") ? 6 : 0;
+}
+int nvmlDeviceGetUtilizationRates(void *device, utilization *u) { u->gpu = 87; u->memory = 12; return device != &it; }
+int nvmlDeviceGetMemoryInfo(void *device, memory *m) {
+    m->total = 80000000000ull; m->used = 20000000000ull; m->free = m->total - m->used;
+    return device != &it;
+}
+int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { *milliwatts = 350500; return POWER; }
+"""
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A library that is called as NVML is."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+
+    def driver(power):
+        source, library = tmp_path / "nvml.c", tmp_path / f"nvml{power}.so"
+        source.write_text(DRIVER)
+        subprocess.run([compiler, "-shared", "-fPIC", f"-DPOWER={power}", "-o", library, source], check=True)
+        monkeypatch.setattr(nvml, "LIBRARY", str(library))
+
+    return driver
+
+
+@pytest.mark.parametrize("uuid", ["1234", "GPU-1234"])
+def test_what_the_driver_says(driver, uuid):
+    driver(power=0)
+    assert nvml.Gpu(uuid).read() == {
+        "utilization_percentage": 87.0,
+        "memory_usage_megabytes": 20000.0,
+        "memory_usage_percentage": 25.0,
+        "power_usage_watts": 350.5,
+    }
+
+
+def test_what_it_does_not_say_is_absent(driver):
+    driver(power=3)
+    assert "power_usage_watts" not in nvml.Gpu("1234").read()
+
+
+def test_a_gpu_that_it_does_not_know(driver):
+    driver(power=0)
+    with pytest.raises(OSError, match=r"NVML does not know GPU-5678 \(status 6\)"):
+        nvml.Gpu("5678")
+
+
+def test_a_machine_without_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(nvml, "LIBRARY", str(tmp_path / "none.so"))
+    with pytest.raises(OSError, match="cannot open shared object"):
+        nvml.Gpu("1234")
+    assert _gpu(torch.device("cpu")) is None

@@ -1,0 +1,126 @@
+import threading
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+import torch
+
+from trainyard.errors import ConfigError
+from trainyard.hooks import Hook, SystemMetrics
+from trainyard.hooks.system_metrics import _Clock, _memory
+from trainyard.track import read
+
+linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+
+
+def samples(folder):
+    return [
+        record
+        for record, _ in read(folder / "metrics.jsonl")
+        if record["kind"] == "metrics" and any(name.startswith("system/") for name in record["values"])
+    ]
+
+
+class Slow(Hook):
+    """An iteration takes a while."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        sleep(0.02)
+
+
+@linux
+def test_the_journal_has_mlflows_names(make, tmp_path):
+    make({"system": SystemMetrics(every=0.05), "slow": Slow()}, work_dir=tmp_path).train()
+    found = samples(tmp_path)
+    assert len(found) >= 4
+    assert set(found[-1]["values"]) == {
+        "system/cpu_utilization_percentage",
+        "system/system_memory_usage_megabytes",
+        "system/system_memory_usage_percentage",
+        "system/process_cpu_utilization_percentage",
+        "system/process_memory_megabytes",
+    }
+    for record in found:
+        assert 0 < record["values"]["system/system_memory_usage_percentage"] < 100
+        assert 0 <= record["values"].get("system/cpu_utilization_percentage", 0) <= 100
+        assert record["values"]["system/process_memory_megabytes"] > 50, "torch alone is larger"
+    steps = [record["step"] for record in found]
+    assert steps == sorted(steps)
+    assert steps[-1] == 18, "the last point is the end of the run"
+    assert all(later["time"] - earlier["time"] > 0.01 for earlier, later in pairwise(found[:-1]))
+
+
+def test_a_short_run_has_a_point_too(make, tmp_path):
+    make({"system": SystemMetrics()}, work_dir=tmp_path).train()
+    assert [record["step"] for record in samples(tmp_path)] == [18]
+
+
+def test_the_thread_ends_with_the_run_however_that_ends(make, tmp_path):
+    class Fail(Hook):
+        def before_train(self, runner):
+            raise RuntimeError("out of luck")
+
+    before = threading.active_count()
+    runner = make({"system": SystemMetrics(), "fail": Fail()}, work_dir=tmp_path)
+    begin = monotonic()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        runner.train()
+    assert threading.active_count() == before
+    assert monotonic() - begin < 5, "nobody waits for the next point"
+    assert len(samples(tmp_path)) == 1
+
+
+def test_a_run_without_a_journal_is_not_watched(make):
+    before = threading.active_count()
+    counts = []
+
+    class Count(Hook):
+        def before_train(self, runner):
+            counts.append(threading.active_count())
+
+    make({"system": SystemMetrics(), "count": Count()}).train()
+    assert counts == [before]
+
+
+@linux
+def test_a_busy_process_is_seen():
+    before, begin = _Clock(), monotonic()
+    while monotonic() - begin < 0.3:
+        sum(range(1000))
+    values = _Clock().since(before)
+    assert values["process_cpu_utilization_percentage"] > 20
+    assert values["cpu_utilization_percentage"] > 0
+
+
+@linux
+def test_memory_that_is_taken_is_seen():
+    before = _memory()["process_memory_megabytes"]
+    taken = torch.ones(50_000_000, dtype=torch.uint8)
+    assert _memory()["process_memory_megabytes"] - before == pytest.approx(taken.numel() / 1e6, abs=10)
+
+
+@linux
+def test_a_point_is_cheap():
+    clock, begin = _Clock(), monotonic()
+    for _ in range(20):
+        _Clock().since(clock)
+        _memory()
+    assert (monotonic() - begin) / 20 < 0.005
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_is_watched(make, tmp_path):
+    make({"system": SystemMetrics()}, work_dir=tmp_path, device="cuda").train()
+    (record,) = samples(tmp_path)
+    values = {name.removeprefix("system/gpu_0_"): value for name, value in record["values"].items() if "gpu_" in name}
+    assert 0 < values["memory_usage_percentage"] < 100
+    assert 0 <= values["utilization_percentage"] <= 100
+    assert values["memory_usage_megabytes"] > 100, "a CUDA context alone is larger"
+
+
+@pytest.mark.parametrize("given", [0, -1, "often", float("nan")])
+def test_seconds_that_cannot_be(given):
+    with pytest.raises(ConfigError, match=r"every: .* given; accepted: a number of seconds, above 0"):
+        SystemMetrics(given)
