@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,6 +16,7 @@ from trainyard.runner.dispatch import Dispatch
 from trainyard.runner.members import Member
 from trainyard.runner.step import Step
 from trainyard.schedules import Plateau, Schedule
+from trainyard.track import Tracker
 
 
 class RunState(Protocol):
@@ -33,11 +35,17 @@ class RunState(Protocol):
     seed: int
     members: list[Member]
     resume: bool | str | Path
+    device: torch.device
+    tracker: Tracker
     load_from: str | Path | None
 
     @property
     def solos(self) -> Sequence[RunState]:
         """For each member the run as it would be alone."""
+
+    @property
+    def arranged(self) -> Sequence[RunState]:
+        """The same of all members that the run began with."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -102,3 +110,5 @@ class EvalLoop(Protocol):
     """A validation, as the training loops see it."""
 
     def run(self, runner: Any) -> list[dict[str, float]]: ...
+
+    def rehearse(self, runner: Any) -> list[str]: ...

@@ -24,14 +24,16 @@ from trainyard.models.checkpointing import checkpoint_activations
 from trainyard.rng import derive
 from trainyard.runner import random
 from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch
-from trainyard.runner.env import Env, describe, find_device
+from trainyard.runner.env import Env, find_device
 from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
 from trainyard.runner.members import Direction, Member, Objective
+from trainyard.runner.rehearsal import rehearse
+from trainyard.runner.session import session
 from trainyard.runner.several_step import step_of
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
 from trainyard.runner.step import Step, make_clip, make_precision
 from trainyard.schedules import Plateau, Schedule
-from trainyard.track import NoTracker, RunInfo, Status, Tracker
+from trainyard.track import NoTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -334,33 +336,11 @@ class Runner:
         _ = self.dispatch, self.model, self.loader(mode), self.metrics
         if mode == "train":
             _ = self.optimizer, self.schedule, self.step
-            self._rehearse()
+            rehearse(self)
             random.seed_all(derive(self.seed, "train"))
         for solo in self.solos:
             restore(solo, solo.start, weights_only=mode != "train")
         self._prepared.add(mode)
-
-    def _rehearse(self) -> None:
-        """One batch through validation, so that what it cannot do is known before hours of training.
-
-        Raises:
-            ConfigError: nobody computes the objective, or what a schedule or a hook monitors.
-        """
-        objective = self.members[0].objective.name
-        parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in self.dispatch.hooks.items()}
-        parts["schedule"] = self.schedule
-        watched = {f"{key}.monitor": it.monitor or objective for key, it in parts.items() if hasattr(it, "monitor")}
-        names, none = list[str](), "none, since the data has no validation"
-        if self.has_split("val"):
-            watched = {"objective": objective} | watched
-            none = "it has none; metrics={...} gives it some"
-            with random.seeded(self.seed):
-                names = self.val_loop.rehearse(self)
-        for key, name in watched.items():
-            if name not in names and (key == "objective" or not name.startswith("train/")):
-                raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
-        if not getattr(self.schedule, "constant", True) and "param_schedule" not in self.dispatch.hooks:
-            log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=[default,…] has it).")
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.
@@ -407,27 +387,12 @@ class Runner:
         if self._in_session:
             yield
             return
-        for member in self.members:
-            log.info("On %s, seed %d.", describe(self.device), member.seed, extra={"member": member})
-            member.open(self.tracker, resume=bool(self.resume))
         self._in_session = True
-        status: Status = "FAILED"
-        message = ""
         try:
-            self.call("before_run")
-            yield
-            status, message = ("KILLED", "interrupted") if self.interrupted else ("FINISHED", "")
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            message = f"{type(error).__name__}: {error}"
-            raise
+            with session(self):
+                yield
         finally:
             self._in_session = False
-            try:
-                self.call("after_run")
-            finally:
-                for solo in self.arranged:
-                    solo.members[0].close(status, message)
 
     def checkpoint(self, members: Iterable[int] = (0,)) -> list[dict[str, Any]]:
         """The whole state of these members: what their checkpoint files hold. The tensors are the live ones."""

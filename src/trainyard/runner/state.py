@@ -46,7 +46,8 @@ def starting_point(runner: RunState) -> Start | None:
         found = checkpoint.newest(runner.members[0].checkpoints)
         if found is not None:
             return Start("resume", *found)
-        log.info("Nothing to resume in %s: starting at the beginning.", runner.work_dir)
+        own = {"member": runner.members[0]}
+        log.info("Nothing to resume in %s: starting at the beginning.", runner.work_dir, extra=own)
     elif runner.resume:
         return Start("resume", *checkpoint.given("resume", runner.resume))
     elif _holds_another_run(runner):
@@ -114,7 +115,7 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
     state = start.state
     if not start.resumes or weights_only:
         load_weights(runner.model, state.get("eval_model", state["model"]), start)
-        log.info("Loaded the weights of %s.", start.path)
+        log.info("Loaded the weights of %s.", start.path, extra={"member": runner.members[0]})
         return
     load_weights(runner.model, state["model"], start)
     try:
@@ -143,7 +144,8 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
         log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state)
     random.restore(state["random"])
-    log.info("Resumed %s: epoch %d, iteration %d.", start.path, runner.epoch, runner.iter)
+    place = (start.path, runner.epoch, runner.iter)
+    log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": runner.members[0]})
 
 
 def _rates(optimizer: Optimizer) -> list[float]:

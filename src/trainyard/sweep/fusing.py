@@ -122,7 +122,14 @@ class Fusing:
         tasks = []
         for num, (_, jobs) in enumerate(several):
             limit = min(len(jobs), self._width or self._fuse.widest(self._executor.slots[0].device))
-            tasks.append(Task(num, work.probe, replace(self.work(jobs[:limit]), of=len(jobs)), name=f"the trial of {Group(tuple(jobs))}"))
+            tasks.append(
+                Task(
+                    num,
+                    work.probe,
+                    replace(self.work(jobs[:limit]), of=len(jobs)),
+                    name=f"the trial of {Group(tuple(jobs))}",
+                )
+            )
         self._executor.on_event = self._executor.on_tick = None
         outcomes = self._executor.run(tasks, PROBE)
         if self._executor.signum is not None:
