@@ -126,7 +126,7 @@ class _Template(nn.Module):
 
 
 def _without_values(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are on the meta device; tied ones stay tied, as `.to("meta")` leaves them not."""
+    """A copy with parameters and buffers on the meta device. Tied ones stay tied, which `.to("meta")` undoes."""
     memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)

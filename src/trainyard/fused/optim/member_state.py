@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from trainyard.fused.errors import Unfusable
 
-if TYPE_CHECKING:
-    from trainyard.fused.optim.optimizer import StackedOptimizer
+
+class Stacked(Protocol):
+    """What is asked of a stacked optimiser here."""
+
+    defaults: dict[str, Any]
+    param_groups: list[dict[str, Any]]
+    clock: ClassVar[tuple[str, ...]]
+    shaping: ClassVar[tuple[str, ...]]
+
+    @property
+    def state(self) -> Any: ...
+
+    def new_state(self, group: dict[str, Any], param: Tensor) -> dict[str, Tensor]: ...
+
+    def has(self, group: dict[str, Any], state: Mapping[str, Tensor], member: int) -> list[str]: ...
+
+    def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float: ...
 
 
 def scalar_dtype() -> torch.dtype:
@@ -19,7 +34,7 @@ def scalar_dtype() -> torch.dtype:
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
-def numbers_of(optimizer: StackedOptimizer, group: Mapping[str, Any], member: int) -> dict[str, Any]:
+def numbers_of(optimizer: Stacked, group: Mapping[str, Any], member: int) -> dict[str, Any]:
     """The numbers of a member as floats, and the flags; not `params`."""
     numbers = {key: _number(value, member) for key, value in group.items() if key != "params"}
     if "betas" in numbers:
@@ -27,7 +42,7 @@ def numbers_of(optimizer: StackedOptimizer, group: Mapping[str, Any], member: in
     return numbers
 
 
-def read(optimizer: StackedOptimizer, member: int) -> dict[str, Any]:
+def read(optimizer: Stacked, member: int) -> dict[str, Any]:
     """The `state_dict()` of a member; its tensors are copies."""
     groups = []
     first = 0
@@ -50,7 +65,7 @@ def read(optimizer: StackedOptimizer, member: int) -> dict[str, Any]:
     return {"state": states, "param_groups": groups}
 
 
-def write(optimizer: StackedOptimizer, member: int, state_dict: Mapping[str, Any]) -> None:
+def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> None:
     """Put a `state_dict()` in a member's place."""
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
@@ -80,7 +95,7 @@ def write(optimizer: StackedOptimizer, member: int, state_dict: Mapping[str, Any
                 group[key] = tuple(_with(row, member, beta) for row, beta in zip(value, saved[key], strict=True))
 
 
-def write_states(optimizer: StackedOptimizer, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
+def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
     """Put the states of a member's parameters in place; one that is not among them is as before its first step."""
     for index, (group, param) in enumerate(_params(optimizer)):
         saved = {name: value for name, value in states.get(index, {}).items() if value is not None}
@@ -100,7 +115,7 @@ def write_states(optimizer: StackedOptimizer, member: int, states: Mapping[int, 
             state[name][member].copy_(value)
 
 
-def _params(optimizer: StackedOptimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
+def _params(optimizer: Stacked) -> Iterator[tuple[dict[str, Any], Tensor]]:
     for group in optimizer.param_groups:
         for param in group["params"]:
             yield group, param
