@@ -73,7 +73,8 @@ def points(count: int) -> tuple[str, str]:
 def ours(options: argparse.Namespace, uri: str) -> list[str]:
     rates, seeds = points(options.points)
     tracking = [f"tracker.uri={uri}", f"tracker.experiment={EXPERIMENT}"]
-    work = ["model=mlp", f"model.hidden={options.hidden}", "optim=adam", f"loop.max_epochs={EPOCHS}", "data.batch_size=64"]
+    model = ["model=mlp", f"model.hidden={options.hidden}", "optim=adam"]
+    work = [*model, f"loop.max_epochs={EPOCHS}", "data.batch_size=64"]
     sweep = [f"optim.lr={rates}", f"seed={seeds}", "hydra.sweep.dir=sweep", f"hydra.launcher.fuse={options.fuse}"]
     same = () if options.defaults else SAME_WORK
     return [sys.executable, str(ROOT / "train.py"), "-m", *work, *tracking, *same, *sweep]

@@ -198,8 +198,8 @@ def test_a_plateau_of_each_member(tmp_path: Path) -> None:
     plateau = {"_target_": "trainyard.schedules.Plateau", "patience": 0, "factor": 0.5}
     stop = {"_target_": StopAt, "seed": 0, "epoch": 5}
     schedule = {"_target_": "trainyard.hooks.ParamSchedule"}
-    made = [config(member, tmp_path / "fused", stop=stop, rates=schedule) | {"schedule": plateau} for member in range(3)]
-    fused = FusedRunner(made)
+    hooks = {"stop": stop, "rates": schedule}
+    fused = FusedRunner([config(k, tmp_path / "fused", **hooks) | {"schedule": plateau} for k in range(3)])
     fused.train()
     rates = set()
     for member in range(3):

@@ -3,23 +3,37 @@
 from trainyard.hooks.checkpoint import Checkpoint
 from trainyard.hooks.early_stop import EarlyStopping
 from trainyard.hooks.ema import EMA
+from trainyard.hooks.empty_cache import EmptyCache
 from trainyard.hooks.hook import Hook
 from trainyard.hooks.iter_timer import IterTimer
 from trainyard.hooks.logger import Logger
+from trainyard.hooks.lr_finder import LRFinder
+from trainyard.hooks.model_summary import ModelSummary
 from trainyard.hooks.nan_guard import NaNGuard
+from trainyard.hooks.norms import Norms
 from trainyard.hooks.param_schedule import ParamSchedule
+from trainyard.hooks.precise_bn import PreciseBN
+from trainyard.hooks.profiler import Profiler
 from trainyard.hooks.progress import Progress
 from trainyard.hooks.runtime_info import RuntimeInfo
+from trainyard.hooks.system_metrics import SystemMetrics
 
 __all__ = [
     "EMA",
     "Checkpoint",
     "EarlyStopping",
+    "EmptyCache",
     "Hook",
     "IterTimer",
+    "LRFinder",
     "Logger",
+    "ModelSummary",
     "NaNGuard",
+    "Norms",
     "ParamSchedule",
+    "PreciseBN",
+    "Profiler",
     "Progress",
     "RuntimeInfo",
+    "SystemMetrics",
 ]

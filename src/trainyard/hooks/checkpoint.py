@@ -1,31 +1,51 @@
-"""Checkpoints at intervals, the best one, and the last."""
+"""Checkpoints at intervals, the best ones, and the last."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from trainyard.errors import ConfigError
+from trainyard.hooks.best import BestOf
 from trainyard.hooks.hook import Hook
-from trainyard.runner import Member, Runner, checkpoint, copy_tensors
+from trainyard.hooks.host_copy import HostBuffers, HostCopy
+from trainyard.hooks.publish import publish
+from trainyard.runner import Member, Runner, checkpoint
+
+BEST = "best.pt"
+_WORTH_RESERVING = 1 << 20
+
+
+@dataclass
+class _Held:
+    """A best state that waits in memory for the next writing, and the files that it is for."""
+
+    copy: HostCopy
+    files: set[str]
 
 
 class Checkpoint(Hook):
     """Saves the whole state of the run into `checkpoints/`, from a thread of its own, so that training goes on.
 
-    A checkpoint that falls together with a validation is saved after it, so that it holds the result.
+    A checkpoint that falls together with a validation is saved after it, so that it holds the result. Training waits
+    for a copy in memory, which is used again: on a GPU it waits for none of it.
 
     Args:
         interval: epochs (or iterations) between two checkpoints.
         by: "epoch" or "iter"; None is the unit of the loop.
+        begin: no regular checkpoint before this epoch (or iteration), counted from 1. The best is kept all the same.
         max_keep: how many of them to keep, the newest; None keeps all.
-        save_best: keep the state with the best objective as `best.pt`.
+        save_best: keep the state with the best objective as `best.pt`. A rule for each of several metrics, such as
+            `{"val/accuracy": "maximize"}`, keeps the best of those too, as `best_accuracy.pt`.
         save_last: save the state at the end of the run whatever the interval.
+        published: at the end of the training, write the weights alone of what is best (of the last where no best is
+            kept) into `published/`, with the first 8 hex digits of the file's SHA-256 in its name.
         min_seconds: a checkpoint that falls due sooner than this after the one before it is left out, so that short
             epochs are not spent on writing; until the next one, the best state is held in memory. What comes at the end
             of a run is written whatever the time.
@@ -38,33 +58,48 @@ class Checkpoint(Hook):
         self,
         interval: int = 1,
         by: str | None = None,
+        begin: int = 1,
         max_keep: int | None = 3,
-        save_best: bool = True,
+        save_best: bool | Mapping[str, str] = True,
         save_last: bool = True,
+        published: bool = False,
         min_seconds: float = 0.0,
     ) -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ConfigError("interval", interval, "a whole number of at least 1")
         if by not in (None, "epoch", "iter"):
             raise ConfigError("by", by, "epoch, iter or null for the loop's own unit", options=("epoch", "iter"))
+        if not isinstance(begin, int) or begin < 1:
+            raise ConfigError("begin", begin, "a whole number of at least 1")
         if max_keep is not None and (not isinstance(max_keep, int) or max_keep < 1):
             raise ConfigError("max_keep", max_keep, "a whole number of at least 1, or null to keep all")
+        if not isinstance(save_best, bool | Mapping):
+            accepted = "true, false, or a rule for each metric, such as {val/accuracy: maximize}"
+            raise ConfigError("save_best", save_best, accepted)
         if not min_seconds >= 0:
             raise ConfigError("min_seconds", min_seconds, "a number of seconds, at least 0")
         self.interval = interval
         self.by = by
+        self.begin = begin
         self.max_keep = max_keep
-        self.save_best = save_best
+        self.save_best = save_best is not False
         self.save_last = save_last
+        self.published = published
         self.min_seconds = min_seconds
+        self._others = BestOf(save_best if isinstance(save_best, Mapping) else {})
         self._written_at = -math.inf
-        self._held: dict[Path, Callable[[], None]] = {}
+        self._held: dict[Path, list[_Held]] = {}
+        self._buffers = HostBuffers()
+        self._reserved = False
         self._writer = checkpoint.Writer()
         self._saved_at: tuple[int, bool] | None = None
 
     def before_train(self, runner: Runner) -> None:
         self._unit = self.by or runner.train_loop.unit
         self._begin = (runner.iter, runner.train_loop.val_due)
+        for index, member in enumerate(runner.members):
+            if member.work_dir is not None:
+                self._others.forget_missing(index, member)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self._unit == "iter" and self._due(runner) and not runner.train_loop.val_due:
@@ -74,12 +109,18 @@ class Checkpoint(Hook):
         if self._unit == "epoch" and self._due(runner) and not runner.train_loop.val_due:
             self._save(runner)
 
+    def before_val(self, runner: Runner) -> None:
+        if runner.training and not self._reserved:
+            self._reserved = True
+            self._reserve(runner)
+
     def after_val(self, runner: Runner) -> None:
         if not runner.training:
             return
-        best = self.save_best and any(member.is_best(runner.iter) for member in runner.members)
+        for index, member in enumerate(runner.members):
+            self._others.judge(index, member, step=runner.iter, epoch=runner.epoch)
         regular = self._due(runner)
-        if best or regular:
+        if regular or any(self._best_files(runner)):
             self._save(runner, regular=regular)
 
     def after_train(self, runner: Runner) -> None:
@@ -87,25 +128,55 @@ class Checkpoint(Hook):
         if (self.save_last or runner.interrupted) and here not in (self._saved_at, self._begin):
             self._save(runner, at_end=True)
         self._submit([])
+        if not runner.interrupted:
+            self._publish(runner.members)
         self._writer.wait()
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
         saved = (runner.iter, runner.train_loop.val_due) == self._saved_at
         if self.save_last and not saved:
             self._save(runner, at_end=True, only=leaving)
+        self._publish([runner.members[index] for index in leaving])
 
     def after_run(self, runner: Runner) -> None:
         self._writer.wait()  # where an error ended the training, what was being written is finished all the same
 
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"best": self._others.state_dict(member)} if self._others.files else {}
+
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._others.load_state_dict(state["best"], member)
+
+    def keep(self, members: Sequence[int]) -> None:
+        self._others.keep(members)
+
     def _due(self, runner: Runner) -> bool:
-        """Whether this is the end of every `interval`-th epoch, or iteration."""
+        """Whether this is the end of every `interval`-th epoch, or iteration, from `begin` on."""
         if self._unit == "iter":
-            return runner.iter % self.interval == 0
-        return runner.epoch % self.interval == 0 and self._between_epochs(runner)
+            return runner.iter % self.interval == 0 and runner.iter >= self.begin
+        return runner.epoch % self.interval == 0 and runner.epoch >= self.begin and self._between_epochs(runner)
 
     @staticmethod
     def _between_epochs(runner: Runner) -> bool:
         return runner.iter == runner.epoch * len(runner.loader("train"))
+
+    def _reserve(self, runner: Runner) -> None:
+        """Behind the first validation, make ready the memory for the first checkpoint."""
+        size = sum(parameter.nbytes for parameter in runner.model.parameters())
+        if runner.work_dir is not None and size >= _WORTH_RESERVING:
+            averages = [solo.eval_model.state_dict() for solo in runner.solos if solo.eval_model is not solo.model]
+            states = [averages, *runner.checkpoint(range(len(runner.members)))]
+            self._writer.submit([partial(self._buffers.reserve, states)])
+
+    def _best_files(self, runner: Runner) -> list[set[str]]:
+        """For each member the files that its state of this moment is the best for."""
+        if runner.train_loop.val_due:
+            return [set() for _ in runner.members]
+        return [
+            self._others.files_of(index, runner.iter)
+            | ({BEST} if self.save_best and member.is_best(runner.iter) else set())
+            for index, member in enumerate(runner.members)
+        ]
 
     def _save(
         self, runner: Runner, *, regular: bool = True, at_end: bool = False, only: Sequence[int] | None = None
@@ -114,58 +185,96 @@ class Checkpoint(Hook):
         if runner.work_dir is None:
             return
         later = not at_end and monotonic() - self._written_at < self.min_seconds
-        if later and not (self.save_best and any(member.is_best(runner.iter) for member in runner.members)):
-            return
         whole = self._unit == "epoch" and self._between_epochs(runner)
         name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
-        judged = self.save_best and not runner.train_loop.val_due
-        best = {index for index, member in enumerate(runner.members) if judged and member.is_best(runner.iter)}
+        best = self._best_files(runner)
         chosen = range(len(runner.members)) if only is None else only
         if later or not regular:
-            chosen = [index for index in chosen if index in best]
+            chosen = [index for index in chosen if best[index]]
         jobs: list[Callable[[], None]] = []
         for index, state in zip(chosen, runner.checkpoint(chosen), strict=True):
             solo, member = runner.solos[index], runner.members[index]
             solo.call("before_save_checkpoint", checkpoint=state)
             if member.failed:
                 continue
-            if index in best:
-                self._held.pop(member.checkpoints, None)
-            if not later:
-                jobs.append(partial(self._write, member, name, copy_tensors(state), regular, index in best))
+            self._drop(member, best[index])
+            copy = self._buffers.copy(state)
+            if later:
+                self._held.setdefault(member.checkpoints, []).append(_Held(copy, best[index]))
             else:
-                self._held[member.checkpoints] = partial(self._write, member, name, copy_tensors(state), False, True)
+                jobs.append(partial(self._write, member, name if regular else None, copy, best[index]))
         if later:
             return
         self._submit(jobs)
         if regular and only is None:
             self._saved_at = (runner.iter, runner.train_loop.val_due)
 
+    def _drop(self, member: Member, files: set[str]) -> None:
+        """A better state has come for these files: what is held back is not for them any more."""
+        for held in self._held.get(member.checkpoints, []):
+            held.files -= files
+            if not held.files:
+                held.copy.release()
+        self._held[member.checkpoints] = [held for held in self._held.get(member.checkpoints, []) if held.files]
+
     def _submit(self, jobs: list[Callable[[], None]]) -> None:
         """Hand to the writer what was held back, and then this: no checkpoint is newer than the best that it knows."""
-        held, self._held = list(self._held.values()), {}
-        if held or jobs:
-            self._writer.submit([*held, *jobs])
+        older: list[Callable[[], None]] = [
+            partial(_save_best, directory, held) for directory, states in self._held.items() for held in states
+        ]
+        self._held = {}
+        if older or jobs:
+            self._writer.submit([*older, *jobs])
             self._written_at = monotonic()
 
-    def _write(self, member: Member, name: str, state: dict[str, Any], regular: bool, best: bool) -> None:
+    def _write(self, member: Member, name: str | None, copy: HostCopy, best: set[str]) -> None:
+        """Write a state once, under all its names; it is noted as the last when its bests are in their places."""
         directory = member.checkpoints
-        if regular:
-            checkpoint.save(directory / name, state)
-            history = [entry for entry in checkpoint.read_last(directory) if entry not in (name, "best.pt")] + [name]
+        _save_as(directory, copy, [*sorted(best), *([name] if name else [])])
+        if name:
+            history = [entry for entry in checkpoint.read_last(directory) if not self._is_best(entry)]
+            history = [entry for entry in history if entry != name] + [name]
             keep = history if self.max_keep is None else history[-self.max_keep :]
             checkpoint.write_last(directory, keep)
             for entry in set(history) - set(keep):
                 (directory / entry).unlink(missing_ok=True)
-        if best and regular:
-            _link(directory / name, directory / "best.pt")
-        elif best:
-            checkpoint.save(directory / "best.pt", state)
+
+    def _is_best(self, name: str) -> bool:
+        return name == BEST or name in self._others.files.values()
+
+    def _publish(self, members: Sequence[Member]) -> None:
+        """Once all else is written, write the weights alone of these members' best states."""
+        if self.published:
+            wanted = [member for member in members if member.work_dir is not None and not member.failed]
+            self._submit([partial(self._publish_best, member) for member in wanted])
+
+    def _publish_best(self, member: Member) -> None:
+        directory = member.checkpoints
+        best = [directory / name for name in (BEST, *self._others.files.values()) if (directory / name).exists()]
+        for file in best:
+            publish(file, member.directory / "published", file.stem)
+        last = checkpoint.read_last(directory)
+        if not best and last:
+            publish(directory / last[-1], member.directory / "published", "last")
+
+
+def _save_best(directory: Path, held: _Held) -> None:
+    _save_as(directory, held.copy, sorted(held.files))
+
+
+def _save_as(directory: Path, copy: HostCopy, names: list[str]) -> None:
+    """Write a state under the first of these names; the others are second names of the same file."""
+    copy.wait()
+    checkpoint.save(directory / names[0], copy.state)
+    copy.release()
+    for name in names[1:]:
+        _link(directory / names[0], directory / name)
 
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, replacing what has that name; it is not written twice."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    # Not the name under which a checkpoint is written: where a run was killed here, that would write into the source.
+    temporary = target.with_name(f".{target.name}.link")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)

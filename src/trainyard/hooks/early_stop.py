@@ -1,13 +1,17 @@
-"""Stop when the objective no longer gets better."""
+"""Stop when a metric no longer gets better, or is good enough."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
-from trainyard.runner import Objective, Runner
+from trainyard.runner import Member, Objective, Runner
+
+log = logging.getLogger("trainyard")
 
 
 class EarlyStopping(Hook):
@@ -18,6 +22,10 @@ class EarlyStopping(Hook):
         direction: `maximize` or `minimize`; None is the run's direction.
         patience: validations to wait.
         min_delta: how much better counts as better.
+        strict: a metric that nobody computes is an error, found before the training. Otherwise a validation without
+            it is passed over, which is said once.
+        check_finite: a value that is NaN or infinite ends the member, as failed; otherwise it is one that is no better.
+        stopping_threshold: a value at least as good as this ends the training at once.
     """
 
     priority = "NORMAL"
@@ -29,38 +37,64 @@ class EarlyStopping(Hook):
         direction: Any = None,
         patience: int = 5,
         min_delta: float = 0.0,
+        strict: bool = True,
+        check_finite: bool = False,
+        stopping_threshold: float | None = None,
     ) -> None:
         Objective("", direction or "minimize")  # refuses a direction that is neither
         if not isinstance(patience, int) or patience < 1:
             raise ConfigError("patience", patience, "a whole number of at least 1")
-        if min_delta < 0:
+        if not min_delta >= 0:
             raise ConfigError("min_delta", min_delta, "a number of at least 0")
-        self.monitor = monitor
+        if stopping_threshold is not None and (
+            not isinstance(stopping_threshold, int | float) or math.isnan(stopping_threshold)
+        ):
+            raise ConfigError("stopping_threshold", stopping_threshold, "a number, or null for none")
+        if strict:
+            self.monitor = monitor  # the Runner reads it before the training: somebody has to compute it
         self.direction = direction
         self.patience = patience
         self.min_delta = min_delta
+        self.strict = strict
+        self.check_finite = check_finite
+        self.stopping_threshold = stopping_threshold
+        self._name = monitor
+        self._told = False
         self._best: dict[int, float | None] = {}
         self._waited: dict[int, int] = {}
 
     def before_train(self, runner: Runner) -> None:
         own = runner.members[0].objective
-        self._objective = Objective(self.monitor or own.name, self.direction or own.direction)
+        self._objective = Objective(self._name or own.name, self.direction or own.direction)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         if not runner.training:
             return
+        name = self._objective.name
         for index, member in enumerate(runner.members):
-            name = self._objective.name
-            value = member.latest(name, "hook.early_stop.monitor")
-            best = self._best.get(index)
-            if self._objective.better(value, best, by=self.min_delta):
-                self._best[index] = value
-                self._waited[index] = 0
-                continue
-            self._waited[index] = self._waited.get(index, 0) + 1
-            if self._waited[index] >= self.patience:
-                than = "" if best is None else f" than {best:.6g}"
-                member.stop(f"{name} has not got better{than} for {self.patience} validations")
+            if self.strict or name in member.metrics:
+                self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
+            elif not self._told:
+                self._told = True
+                log.warning("Early stopping waits for %s, which this validation does not have.", name)
+
+    def _judge(self, index: int, member: Member, value: float) -> None:
+        name, threshold, best = self._objective.name, self.stopping_threshold, self._best.get(index)
+        finite = math.isfinite(value)
+        if self.check_finite and not finite:
+            member.stop(f"{name} is {value}", failed=True)
+            return
+        if threshold is not None and (value == threshold or self._objective.better(value, threshold)):
+            member.stop(f"{name} has reached {value:.6g} (stopping_threshold {threshold:.6g})")
+            return
+        if finite and self._objective.better(value, best, by=self.min_delta):
+            self._best[index] = value
+            self._waited[index] = 0
+            return
+        self._waited[index] = self._waited.get(index, 0) + 1
+        if self._waited[index] >= self.patience:
+            than = "" if best is None else f" than {best:.6g}"
+            member.stop(f"{name} has not got better{than} for {self.patience} validations")
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"best": self._best.get(member), "waited": self._waited.get(member, 0)}

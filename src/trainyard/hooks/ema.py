@@ -1,55 +1,132 @@
-"""An exponential moving average of the weights."""
+"""An average of the weights, evaluated in place of them or beside them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
+from trainyard.hooks.raw_results import RawResults
 from trainyard.runner import Runner
+
+log = logging.getLogger("trainyard")
+
+KINDS = ("exponential", "swa", "annealing")
 
 
 class EMA(Hook):
-    """Keeps `average = decay * average + (1 - decay) * weights` and evaluates it in place of the weights.
+    """Keeps an average of the weights and evaluates it.
 
-    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992), with exponential weights;
-    torch's `AveragedModel` does the arithmetic. Buffers (BatchNorm's statistics) are taken over as they are. A
-    checkpoint holds both: resuming goes on with the weights, `load_from` takes the average.
+    Each update moves the average towards the weights by a share of their distance, `average.lerp_(weights, share)`:
+
+    | kind | share |
+    |---|---|
+    | `exponential` | `1 - decay` |
+    | `swa` | `1 / (updates so far + 1)`, which gives the plain mean |
+    | `annealing` | `max(1 - decay, gamma / (gamma + steps so far))` |
+
+    Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Izmailov et al.,
+    "Averaging weights leads to wider optima and better generalization" (2018); MMEngine's `MomentumAnnealingEMA`.
+
+    The first update takes the weights as they are; before it the model itself is evaluated. torch's `AveragedModel`
+    keeps the average. A checkpoint holds both: resuming goes on with the weights, `load_from` takes the average.
 
     Args:
-        decay: the share of the average that stays, at every iteration.
+        decay: the share of the average that stays at an update, at least 0 and below 1.
+        momentum: `1 - decay`, in place of it.
+        kind: `exponential`, `swa` or `annealing`.
+        begin: no update before this epoch (or iteration, in an iteration loop), counted from 1.
+        interval: iterations (or epochs) from one update to the next.
+        by: what `interval` counts, `iter` or `epoch`; by epoch an update comes at the end of one.
+        update_buffers: average floating-point buffers (BatchNorm's statistics) too; else they are the model's own.
+        gamma: of `annealing`: the larger, the longer the average stays near to the mean of all weights.
+        evaluate: `average`: it stands in place of the weights; `both`: at the validations of a training the weights are
+            evaluated as well, with their results under `val_raw/`.
     """
 
     priority = "NORMAL"
     stackable = True
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(
+        self,
+        decay: float = 0.999,
+        momentum: float | None = None,
+        kind: str = "exponential",
+        begin: int = 1,
+        interval: int = 1,
+        by: str = "iter",
+        update_buffers: bool = False,
+        gamma: float = 100.0,
+        evaluate: str = "average",
+    ) -> None:
         if not 0 <= decay < 1:
             raise ConfigError("decay", decay, "a number from 0 up to, but not including, 1")
-        self.decay = decay
-        self._decays: list[float] | None = None
+        if momentum is not None and not 0 < momentum <= 1:
+            raise ConfigError("momentum", momentum, "a number above 0, up to 1, or null where `decay` is meant")
+        if not gamma > 0:
+            raise ConfigError("gamma", gamma, "a number above 0")
+        _one_of("kind", kind, KINDS)
+        _one_of("by", by, ("iter", "epoch"))
+        _one_of("evaluate", evaluate, ("average", "both"))
+        for key, count in (("begin", begin), ("interval", interval)):
+            if not isinstance(count, int) or count < 1:
+                raise ConfigError(key, count, "a whole number of at least 1")
+        self.decay = decay if momentum is None else 1 - momentum
+        self.kind = kind
+        self.begin = begin
+        self.interval = interval
+        self.by = by
+        self.update_buffers = update_buffers
+        self.gamma = gamma
+        self._raw = RawResults() if evaluate == "both" else None
+        self._others: list[EMA] | None = None
         self._average: AveragedModel | None = None
         self._updates = 0
 
     def before_train(self, runner: Runner) -> None:
         self._averaged(runner)
+        length = len(runner.loader("train"))
+        first = self.begin if runner.train_loop.unit == "iter" else (self.begin - 1) * length + 1
+        self._first = first if self.by == "iter" else -(-first // length)
+        if first > runner.train_loop.max_iters(runner):
+            log.warning("hook.ema.begin=%d lies after the end of the run: nothing is averaged.", self.begin)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        assert self._average is not None
-        self._average.update_parameters(runner.model)
+        if self.by == "iter" and self._due(runner.iter):
+            self._take_weights(runner)
+        elif self._began and not self.update_buffers:
+            self._take_buffers(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.by == "epoch" and self._due(runner.epoch):
+            self._take_weights(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        if self._raw is not None and runner.training and self._began:
+            self._raw.begin(runner)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if self._raw is not None:
+            self._raw.process(data_batch)
+
+    def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
+        if self._raw is not None:
+            self._raw.record(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._averaged(runner.whole)
-        checkpoint["eval_model"] = runner.eval_model.state_dict()
+        if self._began:
+            checkpoint["eval_model"] = runner.eval_model.state_dict()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if "eval_model" in checkpoint:
             average = self._averaged(runner.whole)
+            runner.whole.eval_model = average.module
             runner.eval_model.load_state_dict(checkpoint["eval_model"])
             average.n_averaged.fill_(self._updates)
 
@@ -60,26 +137,65 @@ class EMA(Hook):
         self._updates = int(state["updates"])
 
     def stack(self, hooks: Sequence[Hook]) -> None:
-        self._decays = [hook.decay for hook in hooks if isinstance(hook, EMA)]
+        self._others = [hook for hook in hooks if isinstance(hook, EMA)]
 
     def keep(self, members: Sequence[int]) -> None:
-        if self._decays is not None:
-            self._decays = [self._decays[index] for index in members]
+        if self._others is not None:
+            self._others = [self._others[index] for index in members]
+        stacked: Any = None if self._average is None or self._began else self._average.module
+        if stacked is not None:  # nobody evaluates it yet, so that nobody else cuts it
+            stacked.keep(members)
+
+    @property
+    def _began(self) -> bool:
+        return self._average is not None and int(self._average.n_averaged) > 0
+
+    def _due(self, count: int) -> bool:
+        """Whether there is an update after iteration (or epoch) number `count`."""
+        return count >= self._first and (count - self._first) % self.interval == 0
+
+    def _take_weights(self, runner: Runner) -> None:
+        assert self._average is not None
+        self._average.update_parameters(runner.model)
+        runner.eval_model = self._average.module
+
+    def _take_buffers(self, runner: Runner) -> None:
+        """Between two updates too the buffers are the model's own."""
+        assert self._average is not None
+        for averaged, own in zip(self._average.module.buffers(), runner.model.buffers(), strict=True):
+            averaged.detach().copy_(own)
 
     def _averaged(self, runner: Runner) -> AveragedModel:
         if self._average is None:
-            one: Any = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-            update: Any = one if self._decays is None else self._lerp
-            self._average = AveragedModel(runner.model, multi_avg_fn=update)
-            runner.eval_model = self._average.module
+            update: Any = self._update
+            self._average = AveragedModel(runner.model, multi_avg_fn=update, use_buffers=self.update_buffers)
         return self._average
 
-    def _lerp(self, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: int) -> None:
-        """What torch's average does with one decay, with a decay for each member."""
-        shares = torch.tensor(self._decays, dtype=torch.float64).neg_().add_(1)
+    @torch.no_grad()
+    def _update(self, averages: list[Tensor], weights: list[Tensor], _: Any) -> None:
+        """One update of tensors of one kind; whole numbers, such as BatchNorm's count, are taken over."""
+        assert self._average is not None
+        if not (averages[0].is_floating_point() or averages[0].is_complex()):
+            torch._foreach_copy_(averages, weights)
+            return
+        updates = int(self._average.n_averaged)  # on the CPU: what torch hands over here would have to be waited for
+        if self._others is None:
+            torch._foreach_lerp_(averages, weights, self._share(updates))
+            return
+        shares = torch.tensor([hook._share(updates) for hook in self._others], dtype=torch.float64)
+        shares = shares.to(averages[0].device, averages[0].dtype)
         for average, weight in zip(averages, weights, strict=True):
-            if average.is_floating_point():
-                share = shares.to(average.device, average.dtype).view(-1, *[1] * (average.ndim - 1))
-                average.lerp_(weight, share)
-            else:
-                average.copy_(weight)
+            average.lerp_(weight, shares.view(-1, *[1] * (average.ndim - 1)))
+
+    def _share(self, updates: int) -> float:
+        """How far the average goes towards the weights, after so many updates."""
+        if self.kind == "swa":
+            return 1 / (updates + 1)
+        if self.kind == "annealing":
+            return max(1 - self.decay, self.gamma / (self.gamma + updates * self.interval))
+        return 1 - self.decay
+
+
+def _one_of(key: str, given: Any, options: tuple[str, ...]) -> None:
+    if given not in options:
+        raise ConfigError(key, given, f"one of {', '.join(options)}", options=options)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
+from trainyard.hooks.windows import EVERY, Window, window_kinds
 from trainyard.runner import Runner, read
 
 log = logging.getLogger("trainyard")
@@ -26,25 +27,50 @@ class Logger(Hook):
     Args:
         interval: iterations between two points in the journal.
         line_every: seconds between two lines of text at least (the journal has every point).
+        window: what the mean of a point is taken over, in place of the iterations since the last: so many iterations,
+            `epoch` (the present one so far) or `global` (the run so far). For every value, or a mapping by their names:
+            `{"loss": 50, "grad_norm": "epoch"}`.
+        smoothing: an exponentially weighted mean in place of a plain one, with this share for what came before, above
+            0 and below 1. For every value, or a mapping by their names.
+        by: how a line counts: `epoch` is the epoch and the iteration within it, `iter` the iteration of the run, None
+            the epoch and the iteration of the run.
+        interval_exp_name: iterations between two lines that name the run; None is never.
     """
 
     priority = "BELOW_NORMAL"
     stackable = True
 
-    def __init__(self, interval: int = 10, line_every: float = 5.0) -> None:
+    def __init__(
+        self,
+        interval: int = 10,
+        line_every: float = 5.0,
+        window: int | str | Mapping[str, int | str] | None = None,
+        smoothing: float | Mapping[str, float] | None = None,
+        by: str | None = None,
+        interval_exp_name: int | None = None,
+    ) -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ConfigError("interval", interval, "a whole number of at least 1")
         if not isinstance(line_every, int | float) or line_every < 0:
             raise ConfigError("line_every", line_every, "a number of seconds, at least 0")
+        if by not in (None, "epoch", "iter"):
+            raise ConfigError("by", by, "epoch, iter or null for both", options=("epoch", "iter"))
+        if interval_exp_name is not None and (not isinstance(interval_exp_name, int) or interval_exp_name < 1):
+            raise ConfigError("interval_exp_name", interval_exp_name, "a whole number of at least 1, or null for never")
         self.interval = interval
         self.line_every = line_every
+        self.by = by
+        self.interval_exp_name = interval_exp_name
+        self._kinds = window_kinds(window, smoothing)
+        self._windows: dict[str, Window] = {}
         self._window: list[dict[str, Tensor]] = []
-        self._loaded: dict[int, list[dict[str, Tensor]]] = {}
+        self._loaded: dict[int, dict[str, Any]] = {}
 
     def before_train(self, runner: Runner) -> None:
         self._take_up(runner)
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
+        self._length = len(runner.loader("train"))
         self._begin = self._last_line = perf_counter()
         self._begin_iter = runner.iter
 
@@ -67,64 +93,98 @@ class Logger(Hook):
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "test")
 
-    def _record(self, runner: Runner, members: Iterable[int]) -> None:
-        means = {f"train/{key}": value for key, value in _means(self._window).items()}
-        common = {f"train/{name}": gauge() for name, gauge in runner.gauges.items()}
-        numbers, rates = read(means, len(runner.members)), runner.learning_rates()
+    def _record(self, runner: Runner, members: Iterable[int]) -> dict[str, Window]:
+        """Journal a point of these members; returns the windows as they are after it."""
+        means, windows = _means(self._window), dict[str, Window]()
+        if self._kinds:
+            means, windows = self._windowed(means, runner.iter)
+        gauges: dict[str, Any] = {f"train/{name}": gauge() for name, gauge in runner.gauges.items()}
+        numbers = read({f"train/{key}": value for key, value in means.items()}, len(runner.members))
+        rates = runner.learning_rates()
         for index in members:
-            values = numbers[index] | {"train/lr": rates[index]} | common
+            own = {name: value[index] if isinstance(value, list) else value for name, value in gauges.items()}
+            values = numbers[index] | {"train/lr": rates[index]} | own
             runner.members[index].record(values, step=runner.iter, epoch=runner.epoch)
+        return windows
+
+    def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, Window]]:
+        """The means over the windows that were asked for, in place of those since the last point."""
+        windows = dict(self._windows)
+        first = step - len(self._window) + 1
+        for key in means:
+            kind = self._kinds.get(key, self._kinds.get(EVERY))
+            if kind is not None:
+                column = [(at, outputs[key]) for at, outputs in enumerate(self._window, first) if key in outputs]
+                windows[key] = windows.get(key, kind).extended(column, self._length)
+        present = {key: mean for key, window in windows.items() if (mean := window.mean()) is not None}
+        return {key: present.get(key, mean) for key, mean in means.items()}, windows
 
     def _write(self, runner: Runner) -> None:
-        self._record(runner, range(len(runner.members)))
+        self._windows = self._record(runner, range(len(runner.members)))
+        every, since = self.interval_exp_name, runner.iter - len(self._window)
         self._window.clear()
+        if every is not None and runner.iter // every > since // every:
+            for member in runner.members:
+                log.info("Run %s.", member.info.name, extra={"member": member})
         now = perf_counter()
         if now - self._last_line >= self.line_every:
             self._last_line = now
             self._line(runner, now)
 
+    def _place(self, iteration: int) -> str:
+        """Where in the training an iteration is, counted from 1."""
+        epoch, index = divmod(iteration - 1, self._length)
+        if self.by == "epoch":
+            return f"epoch {epoch + 1}/{self._epochs}  iter {index + 1}/{self._length}"
+        of_run = f"iter {iteration}/{self._total}"
+        return of_run if self.by == "iter" else f"epoch {epoch + 1}/{self._epochs}  {of_run}"
+
     def _line(self, runner: Runner, now: float) -> None:
         pace = (now - self._begin) / (runner.iter - self._begin_iter)
         left = timedelta(seconds=round(pace * (self._total - runner.iter)))
-        epoch = min(runner.epoch + 1, self._epochs)
         for member in runner.members:
             numbers = "  ".join(
                 f"{key.removeprefix('train/')} {value:.4g}"
                 for key, value in member.metrics.items()
                 if key[:6] == "train/"
             )
-            log.info(
-                "epoch %d/%d  iter %d/%d  %s  eta %s", epoch, self._epochs, runner.iter, self._total, numbers, left,
-                extra={"of_progress": True, "member": member},
-            )  # fmt: skip
+            line = (self._place(runner.iter), numbers, left)
+            log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
 
     def _results(self, runner: Runner, split: str) -> None:
         for member in runner.members:
-            numbers = "  ".join(
-                f"{key.removeprefix(f'{split}/')} {value:.4f}"
-                for key, value in member.metrics.items()
-                if key.startswith(f"{split}/")
-            )
             best = "  (best)" if runner.training and split == "val" and member.is_best(runner.iter) else ""
-            line = (split, runner.epoch, runner.iter, numbers, best)
-            log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
+            for name, mark in ((split, best), (f"{split}_raw", "")):
+                numbers = "  ".join(
+                    f"{key.removeprefix(f'{name}/')} {value:.4f}"
+                    for key, value in member.metrics.items()
+                    if key.startswith(f"{name}/")
+                )
+                if numbers or name == split:
+                    line = (name, runner.epoch, runner.iter, numbers, mark)
+                    log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        return {"window": [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]}
+        window = [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]
+        if not self._kinds:
+            return {"window": window}
+        return {"window": window, "windows": {key: it.state_dict(member) for key, it in self._windows.items()}}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        self._loaded[member] = state["window"]
+        self._loaded[member] = state
 
     def keep(self, members: Sequence[int]) -> None:
         index = list(members)
         self._window = [
             {key: value[index] if value.ndim else value for key, value in outputs.items()} for outputs in self._window
         ]
+        self._windows = {key: window.keep(index) for key, window in self._windows.items()}
 
     def _take_up(self, runner: Runner) -> None:
-        """The window of a resumed run: that of each member, side by side."""
-        windows = [self._loaded[member] for member in sorted(self._loaded)]
+        """The windows of a resumed run: those of each member, side by side."""
+        states = [self._loaded[member] for member in sorted(self._loaded)]
         self._loaded = {}
+        windows = [state["window"] for state in states]
         if len(windows) == 1:
             self._window = [{key: value.to(runner.device) for key, value in outputs.items()} for outputs in windows[0]]
         elif windows:
@@ -132,6 +192,10 @@ class Logger(Hook):
                 {key: torch.stack([outputs[key] for outputs in column]).to(runner.device) for key in column[0]}
                 for column in zip(*windows, strict=True)
             ]
+        for key in states[0].get("windows", {}) if states else ():
+            kind = self._kinds.get(key, self._kinds.get(EVERY))
+            if kind is not None:
+                self._windows[key] = kind.loaded([state["windows"][key] for state in states], runner.device)
 
 
 def _of(value: Tensor, member: int) -> Tensor:

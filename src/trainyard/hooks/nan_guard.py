@@ -1,4 +1,4 @@
-"""Stop a training whose loss is no longer a number."""
+"""Stop a training whose loss is no longer a number, or leave out the steps that would spoil it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,47 @@ from torch import Tensor
 
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
+from trainyard.hooks.skip_step import SkipNonFinite
 from trainyard.runner import Runner, read
 
 
 class NaNGuard(Hook):
-    """Ends a member as failed once its loss is NaN or infinite.
+    """Ends a member as failed once its loss is NaN or infinite, or skips each step whose gradients are.
 
     Before each checkpoint it looks at the weights too, since a finite loss may have had gradients that were not: no
     checkpoint holds a weight that is not a number.
 
     Args:
         interval: iterations between two looks at the loss; each waits for the device.
+        action: `stop`, or `skip`: a step whose gradients are not all finite is not taken, and the training goes on;
+            `train/skipped` counts them.
     """
 
     priority = "HIGH"
     stackable = True
 
-    def __init__(self, interval: int = 10) -> None:
+    def __init__(self, interval: int = 10, action: str = "stop") -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ConfigError("interval", interval, "a whole number of at least 1")
+        if action not in ("stop", "skip"):
+            raise ConfigError("action", action, "stop or skip", options=("stop", "skip"))
         self.interval = interval
+        self.action = action
         self._loss: Tensor | None = None
+        self._guards: list[SkipNonFinite] = []
+        self._loaded: dict[int, int] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        if self.action != "skip" or self._guards:
+            return
+        counts = [self._loaded.get(index, 0) for index in range(len(runner.members))]
+        skipped = torch.tensor(counts, device=runner.device)
+        steps: dict[str, Any] = getattr(runner.step, "steps", {"": runner.step})  # one for each of several optimisers
+        for step in steps.values():
+            step.precision = SkipNonFinite(step.precision, stacked=runner.solos[0] is not runner, skipped=skipped)
+            self._guards.append(step.precision)
+        gauges: dict[str, Any] = runner.gauges
+        gauges["skipped"] = self._skipped
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         self._loss = outputs["loss"]
@@ -51,13 +71,27 @@ class NaNGuard(Hook):
         if not member.failed and finite and not torch.stack(finite).all():
             member.stop(f"a weight is no finite number after iteration {runner.iter}", failed=True)
 
-    def _look(self, runner: Runner) -> None:
-        if self._loss is None:
-            return
-        for member, values in zip(runner.members, read({"loss": self._loss}, len(runner.members)), strict=True):
-            if not math.isfinite(values["loss"]) and not member.failed:
-                member.stop(f"the loss is {values['loss']} at iteration {runner.iter}", failed=True)
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"skipped": int(self._guards[0].skipped[member])} if self._guards else {}
+
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._loaded[member] = state["skipped"]
 
     def keep(self, members: Sequence[int]) -> None:
         if self._loss is not None:
             self._loss = self._loss[list(members)]
+        if self._guards:
+            kept = self._guards[0].skipped[list(members)]
+            for guard in self._guards:
+                guard.skipped = kept
+
+    def _skipped(self) -> list[float]:
+        """For each member the steps that were skipped so far."""
+        return [float(count) for count in self._guards[0].skipped.tolist()]
+
+    def _look(self, runner: Runner) -> None:
+        if self._loss is None or self._guards:
+            return
+        for member, values in zip(runner.members, read({"loss": self._loss}, len(runner.members)), strict=True):
+            if not math.isfinite(values["loss"]) and not member.failed:
+                member.stop(f"the loss is {values['loss']} at iteration {runner.iter}", failed=True)

@@ -1,0 +1,57 @@
+"""Steps whose gradients are no finite numbers are not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.optim import plain
+from trainyard.runner.stacked_step import StackedScaledAutocast
+from trainyard.runner.step import ScaledAutocast
+
+
+class SkipNonFinite:
+    """Stands before the precision of a step, and takes the step only where every gradient is finite.
+
+    A skipped step leaves parameters and the optimiser's state as they are. Of several members each skips its own. The
+    scaler of `fp16` skips by itself; here its skipped steps are counted.
+
+    Args:
+        precision: the `Precision` of the run's step; whatever is not about skipping goes to it.
+        stacked: the parameters are stacks `[K, ...]`.
+        skipped: int64 `[K]` (`[1]` of a solo run), steps skipped so far; counted up in place.
+    """
+
+    def __init__(self, precision: Any, *, stacked: bool, skipped: Tensor) -> None:
+        self._precision = precision
+        self._stacked = stacked
+        self._scales = isinstance(precision, ScaledAutocast | StackedScaledAutocast)
+        self.skipped = skipped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._precision, name)
+
+    @torch.no_grad()
+    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+        """One step; alone, it waits for the device, which has to say whether there is one."""
+        bad = self._bad(optimizer)
+        self.skipped += bad
+        if self._scales:
+            self._precision.step(optimizer, plain_step)
+        elif self._stacked:
+            plain.method(optimizer, "step")(skip=bad)
+        elif not bad.any():
+            self._precision.step(optimizer, plain_step)
+
+    def _bad(self, optimizer: Optimizer) -> Tensor:
+        """Whether a gradient of a member is not finite, bool `[K]`: it shows in the greatest or the least number."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        rows = [grad.reshape(len(self.skipped), -1) for grad in grads if grad.numel()]
+        if not rows:
+            return torch.zeros_like(self.skipped, dtype=torch.bool)
+        ends = torch.stack([end.float() for row in rows for end in torch.aminmax(row, dim=1)])
+        return ~ends.isfinite().all(0)

@@ -1,0 +1,142 @@
+"""Means of what the iterations of a training give, over other stretches than the last point's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from trainyard.errors import ConfigError
+
+Column = Sequence[tuple[int, Tensor]]
+"""The values of one name: the number of the iteration, from 1, and a tensor `[]`, or `[K]` of K members."""
+
+EVERY = "*"
+"""The name that stands for every other."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a mean has seen so far; it is not changed but extended.
+
+    Attributes:
+        tensors: each `[]`, or `[K]`.
+        count: how many values the tensors sum up.
+        epoch: the epoch that they belong to, from 0.
+    """
+
+    tensors: tuple[Tensor, ...] = ()
+    count: int = 0
+    epoch: int = 0
+
+    def extended(self, column: Column, length: int) -> Self:
+        """The window with these values too; `length` is the number of iterations of an epoch."""
+        raise NotImplementedError
+
+    def mean(self) -> Tensor | None:
+        """`[]`, or `[K]`; None where nothing is in it."""
+        raise NotImplementedError
+
+    def keep(self, members: list[int]) -> Self:
+        """The window of these members alone."""
+        return replace(self, tensors=tuple(tensor[members] if tensor.ndim else tensor for tensor in self.tensors))
+
+    def state_dict(self, member: int) -> dict[str, Any]:
+        own = [tensor[member] if tensor.ndim else tensor for tensor in self.tensors]
+        return {"kind": type(self).__name__, "tensors": own, "count": self.count, "epoch": self.epoch}
+
+    def loaded(self, states: Sequence[dict[str, Any]], device: torch.device) -> Self:
+        """The window as its members' states have it; as it is, where they are of another kind."""
+        first = states[0]
+        if first["kind"] != type(self).__name__:
+            return self
+        columns = zip(*(state["tensors"] for state in states), strict=True)
+        tensors = [column[0] if len(states) == 1 else torch.stack(column) for column in columns]
+        moved = tuple(tensor.to(device) for tensor in tensors)
+        return replace(self, tensors=moved, count=first["count"], epoch=first["epoch"])
+
+
+@dataclass(frozen=True)
+class LastN(Window):
+    """The mean of the last `n` values."""
+
+    n: int = 1
+
+    def extended(self, column: Column, length: int) -> Self:
+        return replace(self, tensors=(*self.tensors, *(value for _, value in column))[-self.n :])
+
+    def mean(self) -> Tensor | None:
+        return torch.stack(self.tensors).mean(0) if self.tensors else None
+
+
+@dataclass(frozen=True)
+class Since(Window):
+    """The mean of all values of the present epoch, or of the whole run (`whole`)."""
+
+    whole: bool = False
+
+    def extended(self, column: Column, length: int) -> Self:
+        window = self
+        for iteration, value in column:
+            epoch = 0 if self.whole else (iteration - 1) // length
+            if window.tensors and window.epoch == epoch:
+                window = replace(window, tensors=(window.tensors[0] + value.double(),), count=window.count + 1)
+            else:
+                window = replace(window, tensors=(value.double(),), count=1, epoch=epoch)
+        return window
+
+    def mean(self) -> Tensor | None:
+        return self.tensors[0] / self.count if self.tensors else None
+
+
+@dataclass(frozen=True)
+class Smoothed(Window):
+    """The exponentially weighted mean, `decay` to each value before; unbiased, as Adam's moments and TensorBoard's."""
+
+    decay: float = 0.9
+
+    def extended(self, column: Column, length: int) -> Self:
+        window = self
+        for _, value in column:
+            before = window.tensors[0] if window.tensors else torch.zeros_like(value, dtype=torch.float64)
+            window = replace(window, tensors=(before.lerp(value.double(), 1 - self.decay),), count=window.count + 1)
+        return window
+
+    def mean(self) -> Tensor | None:
+        return self.tensors[0] / (1 - self.decay**self.count) if self.tensors else None
+
+
+def window_kinds(window: Any, smoothing: Any) -> dict[str, Window]:
+    """The empty window of each name, as the Logger's `window` and `smoothing` ask for it.
+
+    Raises:
+        ConfigError: one that is none, or both for one name.
+    """
+    windows = {} if window is None else window if isinstance(window, Mapping) else {EVERY: window}
+    smooth = {} if smoothing is None else smoothing if isinstance(smoothing, Mapping) else {EVERY: smoothing}
+    for name in windows.keys() & smooth.keys():
+        raise ConfigError(_key("smoothing", name), smooth[name], "null where `window` says what the mean is taken over")
+    return {name: _plain(_key("window", name), given) for name, given in windows.items()} | {
+        name: _smoothed(_key("smoothing", name), given) for name, given in smooth.items()
+    }
+
+
+def _key(argument: str, name: str) -> str:
+    return argument if name == EVERY else f"{argument}.{name}"
+
+
+def _plain(key: str, given: Any) -> Window:
+    if given in ("epoch", "global"):
+        return Since(whole=given == "global")
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+        return LastN(n=given)
+    raise ConfigError(key, given, "iterations, at least 1, epoch or global", options=("epoch", "global"))
+
+
+def _smoothed(key: str, given: Any) -> Window:
+    if isinstance(given, int | float) and 0 < given < 1:
+        return Smoothed(decay=given)
+    raise ConfigError(key, given, "a number above 0 and below 1")
