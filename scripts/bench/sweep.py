@@ -1,9 +1,10 @@
 """A whole sweep, end to end: this project's launcher against Hydra's joblib launcher over a script written by hand.
 
 Both run the same points (learning rates x seeds) of the same training on all cores, one thread a job: the digits, an
-MLP (64-64-64-10 unless --hidden says otherwise), 20 epochs, Adam; each run in MLflow with its params, its metrics of every epoch, and a checkpoint of its end. The
-other side is `sweep_by_hand.py`, in an environment of its own, `.venv-bench`, which is made where it is missing: it
-sees the packages of this interpreter, and has hydra-joblib-launcher from PyPI.
+MLP (64-64-64-10 unless --hidden says otherwise), 20 epochs, Adam; each run in MLflow with its params, its metrics of
+every epoch, and a checkpoint of its end. The other side is `sweep_by_hand.py`, in an environment of its own,
+`.venv-bench`, which is made where it is missing: it sees the packages of this interpreter, and has
+hydra-joblib-launcher from PyPI.
 
 Each sweep has a folder of its own with an empty MLflow database, made before the clock starts. With several rounds the
 two sides take turns at being first. Afterwards the runs are counted in MLflow.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "clip_grad_value", "hook.ema.decay")
+ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "clip_grad_value", "hook.ema.decay", "hook.ema.momentum")
 """Where the configs of a group may differ: in numbers at these places or below."""
 
 ELSEWHERE = ("work_dir", "name", "resume")

@@ -123,7 +123,7 @@ class Runner:
         self.training = False
         self.interrupted = False
         self._in_session = False
-        self.gauges: dict[str, Callable[[], float]] = {}
+        self.gauges: dict[str, Callable[[], float | list[float]]] = {}
         self._prepared: set[str] = set()
         self._eval_model: nn.Module | None = None
 
