@@ -157,6 +157,34 @@ def test_when_validation_runs(unit, length, begin, interval, batches):
     assert len(recorder.at("before_train_iter")) == made.iter
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    unit=st.sampled_from(sorted(LOOPS)),
+    length=st.integers(1, 12),
+    interval=st.integers(1, 5),
+    milestones=st.lists(st.integers(1, 12), max_size=3, unique=True),
+    later=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+)
+def test_the_interval_changes_at_milestones(unit, length, interval, milestones, later):
+    recorder = Recorder()
+    pairs = list(zip(sorted(milestones), later, strict=False))
+    loop = LOOPS[unit](length, val_interval=interval, dynamic_intervals=pairs)
+    runner(loop, {"recorder": recorder}, batches=2).train()
+    expected, present = [], interval
+    for count in range(1, length + 1):
+        present = dict(pairs).get(count, present)
+        if count % present == 0 or count == length:
+            expected.append(count)
+    place = 0 if unit == "epoch" else 1
+    assert [counts[place] for counts in recorder.at("before_val")] == expected
+
+
+@pytest.mark.parametrize("given", [[3], [[3]], [[3, 0]], [[5, 1], [3, 1]], [[3, 1], [3, 2]], 3, [[1.5, 1]]])
+def test_milestones_are_pairs_in_order(given):
+    with pytest.raises(ConfigError, match="dynamic_intervals"):
+        EpochBasedTrainLoop(3, dynamic_intervals=given)
+
+
 @settings(max_examples=20, deadline=None)
 @given(iterations=st.integers(1, 11), batches=st.integers(1, 5))
 def test_an_endless_loader_begins_anew_in_another_order(iterations, batches):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,26 @@ from trainyard.errors import ConfigError
 from trainyard.runner.contract import RunState
 from trainyard.runner.members import read
 
+Intervals = Sequence[Sequence[int]]
+
 
 def _at_least_one(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(key, value, "a whole number of at least 1")
     return value
+
+
+def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
+    accepted = "pairs [milestone, interval] of whole numbers of at least 1, each milestone above the one before"
+    try:
+        pairs = [(milestone, interval) for milestone, interval in given]
+    except (TypeError, ValueError):
+        raise ConfigError(key, given, accepted) from None
+    milestones = [milestone for milestone, _ in pairs]
+    whole = all(type(number) is int and number >= 1 for pair in pairs for number in pair)
+    if not whole or milestones != sorted(set(milestones)):
+        raise ConfigError(key, given, accepted)
+    return pairs
 
 
 class TrainLoop(ABC):
@@ -27,6 +42,7 @@ class TrainLoop(ABC):
         length: how long the run is, in the loop's own unit.
         val_begin: no validation before this epoch (or iteration), counted from 1.
         val_interval: validation runs after every epoch (or iteration) that this divides, and always at the end.
+        dynamic_intervals: pairs `(milestone, interval)`: from that epoch (or iteration) on the interval is another.
 
     Attributes:
         unit: "epoch" or "iter": what `length`, `val_begin` and `val_interval` count.
@@ -36,10 +52,11 @@ class TrainLoop(ABC):
 
     unit: str
 
-    def __init__(self, length: int, val_begin: int, val_interval: int) -> None:
+    def __init__(self, length: int, val_begin: int, val_interval: int, dynamic_intervals: Intervals | None) -> None:
         self.length = length
         self.val_begin = _at_least_one("val_begin", val_begin)
         self.val_interval = _at_least_one("val_interval", val_interval)
+        self.dynamic_intervals = _pairs("dynamic_intervals", dynamic_intervals or ())
         self.val_due = False
 
     @abstractmethod
@@ -56,7 +73,12 @@ class TrainLoop(ABC):
 
     def validates_after(self, count: int) -> bool:
         """Whether validation follows epoch (or iteration) number `count`, counted from 1."""
-        return count == self.length or (count >= self.val_begin and count % self.val_interval == 0)
+        return count == self.length or (count >= self.val_begin and count % self.interval_at(count) == 0)
+
+    def interval_at(self, count: int) -> int:
+        """The interval between validations that holds at the end of epoch (or iteration) number `count`."""
+        begun = [interval for milestone, interval in self.dynamic_intervals if milestone <= count]
+        return begun[-1] if begun else self.val_interval
 
     def validate(self, runner: RunState) -> None:
         """Run the validation that is due; once it is through, `val_due` is off."""
@@ -77,12 +99,15 @@ class EpochBasedTrainLoop(TrainLoop):
         max_epochs: how many.
         val_begin: no validation before this epoch, counted from 1.
         val_interval: epochs between validations; the last epoch is always followed by one.
+        dynamic_intervals: pairs `(milestone, interval)`: from that epoch on the interval is another.
     """
 
     unit = "epoch"
 
-    def __init__(self, max_epochs: int, val_begin: int = 1, val_interval: int = 1) -> None:
-        super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval)
+    def __init__(
+        self, max_epochs: int, val_begin: int = 1, val_interval: int = 1, dynamic_intervals: Intervals | None = None
+    ) -> None:
+        super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval, dynamic_intervals)
 
     def max_epochs(self, runner: RunState) -> int:
         return self.length
@@ -125,12 +150,15 @@ class IterBasedTrainLoop(TrainLoop):
         max_iters: how many.
         val_begin: no validation before this iteration, counted from 1.
         val_interval: iterations between validations; the last iteration is always followed by one.
+        dynamic_intervals: pairs `(milestone, interval)`: from that iteration on the interval is another.
     """
 
     unit = "iter"
 
-    def __init__(self, max_iters: int, val_begin: int = 1, val_interval: int = 1000) -> None:
-        super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval)
+    def __init__(
+        self, max_iters: int, val_begin: int = 1, val_interval: int = 1000, dynamic_intervals: Intervals | None = None
+    ) -> None:
+        super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval, dynamic_intervals)
 
     def max_epochs(self, runner: RunState) -> int:
         return -(-self.length // len(runner.loader("train")))
