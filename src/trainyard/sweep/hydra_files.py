@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from omegaconf._utils import get_omega_conf_dumper
 
 _DEEP = 3  # levels below which a section is not looked into
