@@ -34,6 +34,7 @@ ELSEWHERE = ("work_dir", "name", "resume")
 """What says where a job runs, not what it is: not compared."""
 
 Values = dict[str, Any]
+Start = tuple[Path, dict[str, Any]]
 
 
 def widest(device: str) -> int:
@@ -154,19 +155,48 @@ def _result(solo: Runner, interrupted: bool) -> MemberResult:
 
 
 def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
-    """The members by the place in the training from which they go on."""
+    """The members by the place in the training from which they go on.
+
+    Those that were killed while their checkpoints were being written go back to the newest that all of them have: the
+    group is then what it was, to the bit. Members without one in common go on from where each stands.
+    """
     from trainyard.runner import checkpoint
 
+    folders = [Path(values["work_dir"]) / "checkpoints" for values in configs]
+    found = [
+        checkpoint.newest(folder) if values["resume"] is True else None
+        for values, folder in zip(configs, folders, strict=True)
+    ]
+    going = [index for index, start in enumerate(found) if start and start[1]["member"]["stop_reason"] is None]
+    if len({_place(found[index]) for index in going}) > 1:
+        for index, start in _common([folders[index] for index in going], going).items():
+            found[index] = start
+            configs[index]["resume"] = str(start[0])
     places: dict[tuple[Any, ...], list[int]] = {}
-    for index, values in enumerate(configs):
-        found = checkpoint.newest(Path(values["work_dir"]) / "checkpoints") if values["resume"] is True else None
-        place: tuple[Any, ...] = ()
-        if found is not None:
-            state = found[1]
-            stopped = state["member"]["stop_reason"] is not None
-            place = (state["epoch"], state["iter"], state["loop"]["val_due"], stopped)
-        places.setdefault(place, []).append(index)
+    for index, start in enumerate(found):
+        places.setdefault(_place(start), []).append(index)
     return list(places.values())
+
+
+def _common(folders: Sequence[Path], members: Sequence[int]) -> dict[int, Start]:
+    """The newest checkpoint that all of these members have, whole; none where there is none."""
+    from trainyard.runner import checkpoint
+
+    names = [checkpoint.read_last(folder) for folder in folders]
+    for name in reversed(names[0]):
+        if all(name in others for others in names[1:]):
+            starts = [checkpoint.newest(folder, upto=name) for folder in folders]
+            whole = [start for start in starts if start is not None and start[0].name == name]
+            if len(whole) == len(folders):
+                return dict(zip(members, whole, strict=True))
+    return {}
+
+
+def _place(start: Start | None) -> tuple[Any, ...]:
+    if start is None:
+        return ()
+    state = start[1]
+    return state["epoch"], state["iter"], state["loop"]["val_due"], state["member"]["stop_reason"] is not None
 
 
 @contextmanager

@@ -80,9 +80,16 @@ def read_last(directory: Path) -> list[str]:
         return [file.name for file in files]
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a directory and its contents; damaged ones are passed over aloud."""
-    for path in _newest_first(directory):
+def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a directory and its contents; damaged ones are passed over aloud.
+
+    Args:
+        directory: the checkpoints'.
+        upto: the name of the newest that is considered; None: all.
+    """
+    paths = list(_newest_first(directory))
+    begin = 0 if upto is None else [path.name for path in paths].index(upto)
+    for path in paths[begin:]:
         try:
             return path, load(path)
         except (DamagedCheckpointError, FileNotFoundError) as error:
