@@ -169,9 +169,9 @@ def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
     ]
     going = [index for index, start in enumerate(found) if start and start[1]["member"]["stop_reason"] is None]
     if len({_place(found[index]) for index in going}) > 1:
-        for index, start in _common([folders[index] for index in going], going).items():
-            found[index] = start
-            configs[index]["resume"] = str(start[0])
+        for index, common in _common([folders[index] for index in going], going).items():
+            found[index] = common
+            configs[index]["resume"] = str(common[0])
     places: dict[tuple[Any, ...], list[int]] = {}
     for index, start in enumerate(found):
         places.setdefault(_place(start), []).append(index)
