@@ -6,6 +6,7 @@ pays, and gives each group to `train_group`.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,19 +102,24 @@ def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]
             values = resolve(config)
             members.append((values, record.describe(values, found)))
     try:
-        results: dict[int, MemberResult] = {}
-        for group in _at_one_place([values for values, _ in members]):
-            if any(result.state == "interrupted" for result in results.values()):
-                results |= dict.fromkeys(group, MemberResult("interrupted"))
-                continue
-            with _as_job(configs[group[0]], memberships[group[0]]):
-                results |= dict(zip(group, _train([members[index] for index in group], tracker), strict=True))
+        with _as_job(configs[0], memberships[0]):
+            return _train(members, tracker)
     finally:
         tracker.finish()
-    return [results[index] for index in range(len(configs))]
 
 
 def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
+    """Train members that may stand at different places: those at one place together, one place after the other."""
+    results: dict[int, MemberResult] = {}
+    for group in _at_one_place([values for values, _ in members]):
+        if any(result.state == "interrupted" for result in results.values()):
+            results |= dict.fromkeys(group, MemberResult("interrupted"))
+        else:
+            results |= dict(zip(group, _train_together([members[index] for index in group], tracker), strict=True))
+    return [results[index] for index in range(len(members))]
+
+
+def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
     import torch
 
     from trainyard.run import conduct
@@ -137,6 +143,7 @@ def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[Memb
         half = len(members) // 2
         log.warning("%d members do not fit into memory: going on with %d.", len(members), half)
     runner = None  # type: ignore[assignment] # what it holds on the device is to go first
+    gc.collect()  # members and group refer to each other
     torch.cuda.empty_cache()
     again = [(values | {"resume": True}, info) for values, info in members]
     first = _train(again[:half], tracker)

@@ -74,7 +74,12 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     width, free = min(len(configs), FIRST), _memory()
     while True:
         building = perf_counter()
-        fused = _fused(configs[:width])
+        try:
+            fused = _fused(configs[:width])
+        except Exception:
+            if not times:
+                raise
+            break  # what was measured before stands
         building = perf_counter() - building
         times[width] = (building + steps * _seconds(fused)) / width
         del fused

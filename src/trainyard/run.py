@@ -97,7 +97,8 @@ def _run(runner: Runner, mode: str) -> None:
         runner.test()
     else:
         runner.train()
-        if runner.has_split("test") and not runner.interrupted and not all(m.failed for m in runner.members):
+        failed = all(solo.members[0].failed for solo in runner.arranged)
+        if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
             runner.test()
         for solo in runner.arranged:

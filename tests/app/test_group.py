@@ -48,6 +48,17 @@ class Alone(Hook):
         assert runner.members
 
 
+class Ends(Hook):
+    """Stops the first member after its first epoch; the second fails after its second."""
+
+    stackable = True
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        for member in runner.members:
+            if runner.epoch == member.seed + 1:
+                member.stop("it was told to", failed=member.seed == 1)
+
+
 class Hungry(nn.Module):
     """A classifier that finds no memory for more than two members, once it has trained for a while."""
 
@@ -198,3 +209,12 @@ def test_what_cannot_be_stacked_is_refused_before_anything_is_written(tmp_path: 
     with pytest.raises(Unfusable, match="compile"):
         group.train_group(jobs(2, tmp_path / "group", "compile=true"), places(2))
     assert not (tmp_path / "group").exists()
+
+
+def test_one_that_stopped_is_tested_though_all_others_fail(tmp_path: Path) -> None:
+    configs = jobs(2, tmp_path / "group", "loop.max_epochs=4", f"+hook.ends._target_={__name__}.Ends")
+    stopped, failed = group.train_group(configs, places(2))
+    assert (stopped.state, failed.state) == ("done", "failed")
+    assert failed.error == "The training failed: it was told to."
+    assert "test/accuracy" in last(tmp_path / "group" / "0")
+    assert "test/accuracy" not in last(tmp_path / "group" / "1")

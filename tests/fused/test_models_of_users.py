@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from trainyard.fused import Unfusable
+from trainyard.fused.model import StackedModel
 from trainyard.metrics import Metric
 from trainyard.models import MLP, BaseModel, DataPreprocessor
 from trainyard.runner import Runner
@@ -142,3 +144,49 @@ def test_members_drop_units_of_their_own() -> None:
     dropped, kept = weights(0.5), weights(0.0)
     assert not torch.allclose(dropped[0], dropped[1])
     torch.testing.assert_close(kept[0], kept[1])
+
+
+class Replaces(nn.Module):
+    """Assigns a new tensor to its buffer: a stack would not see it."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor | None = None, *, mode: str) -> Any:
+        self.seen = 0.5 * self.seen + x.mean()
+        logits = self.layer(x)
+        return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
+
+
+class Drawn(nn.Module):
+    """Projects by a matrix that is drawn, and is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.projection = torch.randn(6, 4)
+
+    def forward(self, x: Tensor, y: Tensor | None = None, *, mode: str) -> Any:
+        logits = self.layer(x @ self.projection)
+        return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Replaces, "the model replaces its buffer seen; it has to change it in place"),
+        (Drawn, "the models differ in projection, which is neither a parameter nor a buffer"),
+    ],
+)
+def test_what_a_stack_would_lose_is_refused(model: type[nn.Module], reason: str) -> None:
+    one_loader = {"train": DataLoader(points(), 8), "val": DataLoader(points(), 20)}
+    configs = [config(member, {"_target_": model}, data=one_loader) for member in range(2)]
+    solos = [Runner.from_cfg(values | {"seed": seed}) for seed, values in enumerate(configs)]
+    assert solos[0].model is not solos[1].model
+    batch = (torch.randn(8, 6), torch.zeros(8, dtype=torch.long))
+    with pytest.raises(Unfusable, match=reason):
+        StackedModel([solo.model for solo in solos]).train_step(batch)

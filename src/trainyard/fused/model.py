@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -36,6 +37,7 @@ class StackedModel(nn.Module):
         self.own_batches = own_batches
         self.solos = list(models)
         self.training = models[0].training
+        _check_values(models)
         self._templates = (_Template(_without_values(models[0])),)  # no submodule: it has no values of its own
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
@@ -117,12 +119,28 @@ class _Template(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._holders = [
+            (module, name, f"{path}.{name}".lstrip("."))
+            for path, module in model.named_modules()
+            for name in module._buffers
+        ]
 
     def forward(self, step: str, batch: Any) -> Any:
+        """The step; a buffer may be changed in place by it, but not replaced: that would be lost.
+
+        Raises:
+            Unfusable: a buffer was replaced.
+        """
+        before = [module._buffers[name] for module, name, _ in self._holders]
         own = getattr(self.model, f"{step}_step", None)
         if own is not None:
-            return own(batch)
-        return call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
+            result = own(batch)
+        else:
+            result = call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
+        for (module, name, path), buffer in zip(self._holders, before, strict=True):
+            if module._buffers[name] is not buffer:
+                raise Unfusable(f"the model replaces its buffer {path}; it has to change it in place, as copy_() does")
+        return result
 
 
 def _without_values(model: nn.Module) -> nn.Module:
@@ -131,6 +149,39 @@ def _without_values(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, memo)
+
+
+_PLAIN = (bool, int, float, str, Tensor, np.ndarray, list, tuple)
+
+
+def _check_values(models: Sequence[nn.Module]) -> None:
+    """All members run the code of the first: what it reads besides parameters and buffers must be the same in all.
+
+    Raises:
+        Unfusable: names a value that differs.
+    """
+    modules = [dict(model.named_modules()) for model in models]
+    for path, first in modules[0].items():
+        for name, value in vars(first).items():
+            if isinstance(value, _PLAIN):
+                for others in modules[1:]:
+                    if path in others and not _is_same(value, vars(others[path]).get(name)):
+                        place = f"{path}.{name}".lstrip(".")
+                        raise Unfusable(f"the models differ in {place}, which is neither a parameter nor a buffer")
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(
+            _is_same(one, other) for one, other in zip(first, second, strict=True) if isinstance(one, _PLAIN)
+        )
+    return bool(first == second) or first != first
 
 
 def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:

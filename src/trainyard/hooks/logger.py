@@ -152,7 +152,8 @@ class Logger(Hook):
             log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
 
     def _results(self, runner: Runner, split: str) -> None:
-        for member in runner.members:
+        for solo in runner.solos:
+            (member,) = solo.members
             best = "  (best)" if runner.training and split == "val" and member.is_best(runner.iter) else ""
             for name, mark in ((split, best), (f"{split}_raw", "")):
                 numbers = "  ".join(
@@ -161,7 +162,7 @@ class Logger(Hook):
                     if key.startswith(f"{name}/")
                 )
                 if numbers or name == split:
-                    line = (name, runner.epoch, runner.iter, numbers, mark)
+                    line = (name, solo.epoch, solo.iter, numbers, mark)
                     log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:

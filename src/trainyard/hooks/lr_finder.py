@@ -138,7 +138,7 @@ class LRFinder(Hook):
             if member.journal is not None:
                 for file in _write(curve, member.directory):
                     member.journal.artifact(file)
-            log.info("%s.", told.capitalize())
+            log.info("%s.", told.capitalize(), extra={"member": member})
             member.stop(told)
 
     def _search(self, runner: Runner) -> None:

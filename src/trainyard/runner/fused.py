@@ -23,6 +23,7 @@ from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
 from trainyard.metrics import Metric
+from trainyard.optim.several import OptimizerDict
 from trainyard.runner.dispatch import Dispatch
 from trainyard.runner.member_parts import MemberDispatch, MemberOptimizer, MemberStep
 from trainyard.runner.runner import Runner, arguments
@@ -102,6 +103,8 @@ class FusedRunner(Runner):
         stacks: Iterator[Any] = self.stack.parameters()
         stacked: dict[Tensor, nn.Parameter] = dict(zip(self._solos[0].model.parameters(), stacks, strict=True))
         optimizers = [solo.make_optimizer() for solo in self._solos]
+        if isinstance(optimizers[0], OptimizerDict):
+            raise Unfusable("the model has several optimisers")
         self.optimizer_kind = type(optimizers[0]).__name__
         return stack_optimizers(optimizers, stacked)
 

@@ -20,12 +20,14 @@ def session(runner: RunState) -> Iterator[None]:
     Raises:
         TrainyardError: a directory holds a run already, or another process trains in it.
     """
-    for member in runner.members:
-        log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
-        member.open(runner.tracker, resume=bool(runner.resume))
     status: Status = "FAILED"
     message = ""
+    begun = False
     try:
+        for member in runner.members:
+            log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
+            member.open(runner.tracker, resume=bool(runner.resume))
+        begun = True
         runner.call("before_run")
         yield
         status, message = ("KILLED", "interrupted") if runner.interrupted else ("FINISHED", "")
@@ -35,7 +37,8 @@ def session(runner: RunState) -> Iterator[None]:
         raise
     finally:
         try:
-            runner.call("after_run")
+            if begun:
+                runner.call("after_run")
         finally:
             for solo in runner.arranged:
                 solo.members[0].close(status, message)
