@@ -181,3 +181,14 @@ def test_optuna(sweep, tmp_path):
         "best_value: " + json.dumps(float(_ranked(tmp_path)[0]["objective"]))
         in (tmp_path / "s/optimization_results.yaml").read_text()
     )
+
+
+@pytest.mark.parametrize("size", ["0", "abc", "1.5"])
+def test_a_batch_size_that_cannot_be(tmp_path, size):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1", f"hydra.sweeper.max_batch_size={size}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"hydra.sweeper.max_batch_size: {size!r}".replace("'0'", "0").replace("'1.5'", "1.5") in result.stderr
+    assert list(tmp_path.iterdir()) == []

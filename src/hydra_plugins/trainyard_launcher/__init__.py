@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import ConfigError
 
 if TYPE_CHECKING:
     from trainyard.sweep.launch import Sweep
@@ -85,6 +87,11 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
+        size = self.max_batch_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise ConfigError(
+                "hydra.sweeper.max_batch_size", size, "a whole number of at least 1, or null for one batch"
+            )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
@@ -102,7 +109,8 @@ class GridSweeper(BasicSweeper):
             if ours is not None:
                 ours.close()
         for result in (each for results in returns for each in results):
-            _ = result.return_value  # raises
+            if result.status is JobStatus.FAILED:
+                raise result._return_value  # its getter would name a job that may have failed for another
         return returns
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

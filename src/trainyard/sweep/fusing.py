@@ -153,7 +153,7 @@ class Fusing:
         if fit.width < 2 and not fit.note:  # with figures, it can be done but does not pay
             raise TrainyardError(
                 f"Nothing was started. hydra.launcher.fuse={self._width}: {Group(tuple(jobs))} cannot be fused: "
-                f"{fit.reason}."
+                f"{fit.reason.rstrip('.')}."
             )
         return replace(fit, width=self._width)
 

@@ -67,7 +67,7 @@ class Outcome:
             - `lost`: its process ended without a word: killed, crashed, `os._exit`.
         value: what the function returned; None unless the state is `done`.
         error: why, on one line; None when done.
-        traceback: the exception's traceback; None where there was no exception.
+        traceback: the exception's traceback; None where there was no exception, or its message explains all.
         seconds: how long the last attempt took.
         attempts: attempts begun, those before this run among them; 0 for a task that never began. One that ran out of
             CUDA memory beside others is not counted.

@@ -157,6 +157,8 @@ def _report_of(error: BaseException) -> Report:
         )
     except Exception:
         trace = None
+    if isinstance(error, TrainyardError):
+        trace = None  # its message explains it in full
     asked = isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit | TrainyardError) and code in INTERRUPTED
     )
