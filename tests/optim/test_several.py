@@ -325,7 +325,7 @@ def test_a_group_cannot() -> None:
         "device": "cpu",
         "hook": {},
     }
-    with pytest.raises(Unfusable, match="OptimizerDict has no stacked form"):
+    with pytest.raises(Unfusable, match="OptimizerDict has no several optimisers"):
         FusedRunner([config, config]).train()
 
 
