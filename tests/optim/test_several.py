@@ -325,7 +325,7 @@ def test_a_group_cannot() -> None:
         "device": "cpu",
         "hook": {},
     }
-    with pytest.raises(Unfusable, match="OptimizerDict has no several optimisers"):
+    with pytest.raises(Unfusable, match="the model has several optimisers"):
         FusedRunner([config, config]).train()
 
 

@@ -19,8 +19,6 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.errors import ConfigError
-
 if TYPE_CHECKING:
     from trainyard.sweep.launch import Sweep
 
@@ -89,6 +87,8 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         size = self.max_batch_size
         if size is not None and (type(size) is not int or size < 1):
+            from trainyard.errors import ConfigError  # not above: Hydra imports this module at every start
+
             raise ConfigError(
                 "hydra.sweeper.max_batch_size", size, "a whole number of at least 1, or null for one batch"
             )
