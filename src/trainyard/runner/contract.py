@@ -19,7 +19,13 @@ from trainyard.schedules import Plateau, Schedule
 from trainyard.track import Tracker
 
 
-class RunState(Protocol):
+class Loaders(Protocol):
+    """What knows the loaders of a run, and so how long an epoch is."""
+
+    def loader(self, split: str) -> Loader: ...
+
+
+class RunState(Loaders, Protocol):
     """A Runner, as its loops see it: a loop of your own needs no more.
 
     Attributes:
@@ -80,8 +86,6 @@ class RunState(Protocol):
     @property
     def stopping(self) -> bool:
         """Training ends after this iteration."""
-
-    def loader(self, split: str) -> Loader: ...
 
     def has_split(self, split: str) -> bool: ...
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainyard.errors import ConfigError
-from trainyard.runner.contract import RunState
+from trainyard.runner.contract import Loaders, RunState
 from trainyard.runner.members import read
 
 Intervals = Sequence[Sequence[int]]
@@ -60,11 +60,11 @@ class TrainLoop(ABC):
         self.val_due = False
 
     @abstractmethod
-    def max_epochs(self, runner: RunState) -> int:
+    def max_epochs(self, runner: Loaders) -> int:
         """Epochs in the whole run; the last one may be cut short."""
 
     @abstractmethod
-    def max_iters(self, runner: RunState) -> int:
+    def max_iters(self, runner: Loaders) -> int:
         """Iterations in the whole run."""
 
     @abstractmethod
@@ -109,10 +109,10 @@ class EpochBasedTrainLoop(TrainLoop):
     ) -> None:
         super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval, dynamic_intervals)
 
-    def max_epochs(self, runner: RunState) -> int:
+    def max_epochs(self, runner: Loaders) -> int:
         return self.length
 
-    def max_iters(self, runner: RunState) -> int:
+    def max_iters(self, runner: Loaders) -> int:
         return self.length * len(runner.loader("train"))
 
     def run(self, runner: RunState) -> None:
@@ -160,10 +160,10 @@ class IterBasedTrainLoop(TrainLoop):
     ) -> None:
         super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval, dynamic_intervals)
 
-    def max_epochs(self, runner: RunState) -> int:
+    def max_epochs(self, runner: Loaders) -> int:
         return -(-self.length // len(runner.loader("train")))
 
-    def max_iters(self, runner: RunState) -> int:
+    def max_iters(self, runner: Loaders) -> int:
         return self.length
 
     def run(self, runner: RunState) -> None:

@@ -11,34 +11,27 @@ from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from trainyard import optim as optimizers
-from trainyard.config.build import build, build_all, fill_auto
+from trainyard.config.build import build
 from trainyard.config.compiling import compile_arguments
-from trainyard.data import Data, Loader, as_data
-from trainyard.errors import ConfigError
-from trainyard.metrics import Metric, as_metric
-from trainyard.models import call, has_mode_contract
-from trainyard.models.checkpointing import checkpoint_activations
+from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import random
-from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch
+from trainyard.runner.dispatch import DEFAULT_HOOKS
 from trainyard.runner.env import Env, find_device
-from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
+from trainyard.runner.loops import ValLoop
 from trainyard.runner.members import Direction, Member, Objective
+from trainyard.runner.parts import Parts
 from trainyard.runner.rehearsal import rehearse
 from trainyard.runner.session import session
-from trainyard.runner.several_step import step_of
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
-from trainyard.runner.step import Step, make_clip, make_precision
-from trainyard.schedules import Plateau, Schedule
+from trainyard.runner.step import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
 
 
-class Runner:
+class Runner(Parts):
     """Trains, validates and tests a model; every argument is the built object or its config.
 
     A config is built when it is first needed: a Runner that only validates builds no optimiser. In the configs of the
@@ -136,118 +129,6 @@ class Runner:
             **overrides: arguments to use in place of the config's.
         """
         return cls(**(arguments(cfg) | overrides))
-
-    # -- the parts, each built when it is first needed -----------------------------------------------------------------
-
-    @cached_property
-    def data(self) -> Data | None:
-        built = build(self._parts["data"], "data")
-        if isinstance(built, Mapping):
-            built = build_all(built, "data")
-        try:
-            return None if built is None else as_data(built)
-        except ConfigError as error:
-            raise error.under("data") from None
-
-    @cached_property
-    def model_config(self) -> Any:
-        """The config of the model with every `auto` filled in; the model itself where it was given as an object."""
-        return fill_auto(self._parts["model"], "model", self.data.spec if self.data else None)
-
-    @cached_property
-    def model(self) -> nn.Module:
-        config = self.model_config
-        with random.seeded(derive(self.seed, "init")):
-            model = build(config, "model")
-        if not isinstance(model, nn.Module) or not has_mode_contract(model):
-            raise ConfigError(
-                "model",
-                type(model).__name__,
-                "a module whose forward takes `mode`",
-                hint="trainyard.models.Supervised(net, loss) makes one of any module.",
-            )
-        model = model.to(self.device)
-        checkpoint_activations(model, self._activation_checkpointing)
-        if self._compile is not None:
-            model.compile(**self._compile)
-        return model
-
-    @cached_property
-    def optimizer(self) -> Optimizer:
-        return self.make_optimizer()
-
-    def make_optimizer(self) -> Optimizer:
-        """The optimiser of the model's parameters, as the config or the caller has it."""
-        return optimizers.for_model(self._parts["optim"], self.model)
-
-    @cached_property
-    def schedule(self) -> Schedule | Plateau | None:
-        return self.make_schedule()
-
-    def make_schedule(self) -> Schedule | Plateau | None:
-        """The schedule that the config or the caller has, made for this optimiser and this run's length."""
-        schedule = build(self._parts["schedule"], "schedule")
-        if isinstance(schedule, Mapping):
-            schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
-        if schedule is not None:
-            loop = self.train_loop
-            unit = schedule.by or loop.unit
-            length = loop.max_epochs(self) if unit == "epoch" else loop.max_iters(self)
-            try:
-                schedule.bind(self.optimizer, length=length, direction=self.members[0].objective.direction)
-            except ConfigError as error:
-                raise error.under("schedule") from None
-        return schedule  # type: ignore[no-any-return]
-
-    @cached_property
-    def train_loop(self) -> TrainLoop:
-        loop = build(self._parts["loop"], "loop")
-        if loop is None:
-            raise ConfigError("loop", None, "a training loop, for example EpochBasedTrainLoop(max_epochs=10)")
-        return loop  # type: ignore[no-any-return]
-
-    @cached_property
-    def val_loop(self) -> ValLoop:
-        return ValLoop()
-
-    @cached_property
-    def test_loop(self) -> TestLoop:
-        return TestLoop()
-
-    @cached_property
-    def metrics(self) -> dict[str, Metric]:
-        config = fill_auto(self._metrics, "metric", self.data.spec if self.data else None)
-        return {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}
-
-    @cached_property
-    def dispatch(self) -> Dispatch:
-        return Dispatch(build_all(self._hooks, "hook"))
-
-    @cached_property
-    def step(self) -> Step:
-        return step_of(
-            self.model,
-            self.optimizer,
-            precision=partial(make_precision, self._precision, self.device),
-            clip=make_clip(self._clip_grad_norm, self._clip_grad_value),
-            accumulate=self._accumulate,
-        )
-
-    @cached_property
-    def _loaders(self) -> dict[str, Loader]:
-        return {}
-
-    def loader(self, split: str) -> Loader:
-        """The loader of a split."""
-        if split not in self._loaders:
-            if self.data is None or split not in self.data.splits:
-                known = ", ".join(self.data.splits) if self.data else "none"
-                raise ConfigError("data", split, f"a split that the data has: {known}")
-            self._loaders[split] = self.data.loader(split, seed=self.seed, device=self.device)
-        return self._loaders[split]
-
-    def has_split(self, split: str) -> bool:
-        return self.data is not None and split in self.data.splits
 
     @cached_property
     def start(self) -> Start | None:
