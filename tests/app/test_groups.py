@@ -26,7 +26,7 @@ def test_optimisers(command, option):
 @pytest.mark.parametrize("by", ["epoch", "iter"])
 @pytest.mark.parametrize("option", _options("schedule"))
 def test_schedules_by_epoch_and_by_iteration(command, option, by):
-    unit = [] if option == "plateau" else [f"schedule.by={by}"]
+    unit = [] if option in ("plateau", "several") else [f"schedule.by={by}"]
     status, message = command(f"schedule={option}", *unit, "loop.max_epochs=6", quick=[*RINGS, *SMALL["mlp"]])
     assert status == 0, message
 

@@ -97,7 +97,7 @@ def pair(makes: Sequence[Any], optimizers: Sequence[Optimizer], length: int) -> 
 
 
 def test_every_option_has_its_numbers_here() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} == {*NUMBERS, "plateau"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*NUMBERS, "plateau", "several"}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)

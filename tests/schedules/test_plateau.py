@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainyard.errors import ConfigError
@@ -108,6 +109,27 @@ def test_what_it_was_given_now_counts_after_a_resume() -> None:
     after.load_state_dict(before.state_dict())
     after.observe(0.0)
     assert after.row(0)[0]["lr"] == 0.1 * 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "param", "lowered"),
+    [
+        (partial(SGD, momentum=0.9), "momentum", {"momentum": 0.45}),
+        (partial(Adam, betas=(0.9, 0.99)), "momentum", {"betas": (0.45, 0.99)}),
+        (partial(Adam, weight_decay=0.1), "weight_decay", {"weight_decay": 0.05}),
+    ],
+)
+def test_another_number_than_the_learning_rate(make: Any, param: str, lowered: dict[str, Any]) -> None:
+    states: list[dict[str, Any]] = []
+    for values in ([1.0, 1.0], []):
+        plateau = Plateau(param=param, patience=0, factor=0.5, mode="min")
+        plateau.bind(make([torch.nn.Parameter(torch.ones(1))]), length=10)
+        for state in states:
+            plateau.load_state_dict(state)
+        for value in values:
+            plateau.observe(value)
+        assert plateau.row(0) == [lowered]
+        states.append(plateau.state_dict())
 
 
 @pytest.mark.parametrize(

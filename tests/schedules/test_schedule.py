@@ -154,7 +154,7 @@ def test_a_warm_up_that_rounds_to_nothing_leaves_a_constant() -> None:
 
 def test_the_documented_defaults_of_the_configs() -> None:
     units = {path.stem: OmegaConf.load(path).get("by", "none") for path in CONF.glob("*.yaml")}
-    assert set(units) == {*BY_HAND, "constant", "plateau"}
+    assert set(units) == {*BY_HAND, "constant", "plateau", "several"}
     assert units["onecycle"] == units["warmup_cosine"] == "iter"
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, StepLR
 
 from trainyard.fused.errors import Unfusable
-from trainyard.schedules import Plateau, Schedule
-from trainyard.schedules.part import is_number
+from trainyard.schedules import Plateau, Schedule, Several
+from trainyard.schedules.part import Part, is_number
 from trainyard.schedules.standin import plain
 
 ROWS = 64
@@ -33,7 +33,8 @@ _ELEMENTWISE: dict[Any, tuple[str, ...]] = {
     OneCycleLR: ("max_lr", "div_factor", "final_div_factor"),
     StepLR: ("gamma",),
 }
-_Place: TypeAlias = tuple[str, int, str]
+_OURS = (Schedule, Several)
+_Place: TypeAlias = tuple[str, int, str]  # "part" or "group", which of them, and the name there
 
 
 def stack_schedules(schedules: Sequence[Schedule | Plateau | None]) -> StackedSchedule | StackedPlateau | None:
@@ -193,6 +194,7 @@ class StackedPlateau:
     def __init__(self, plateaus: Sequence[Plateau]) -> None:
         _check_one("metrics to monitor", [plateau.monitor for plateau in plateaus])
         _check_one("numbers of parameter groups", [len(plateau.row(0)) for plateau in plateaus])
+        _check_one("numbers to lower", [", ".join(plateau.row(0)[0]) for plateau in plateaus])
         self.monitor = plateaus[0].monitor
         self._members = list(plateaus)
         self._row: StackedRow = []
@@ -204,12 +206,12 @@ class StackedPlateau:
         A tensor is the object of the time before where its values are.
         """
         if not self._current:
-            rows = [[group["lr"] for group in plateau.row(index)] for plateau in self._members]
-            lrs = list(torch.tensor(rows, dtype=torch.float64).T.contiguous().unbind(0))
-            if self._row:
-                before = [cast(Tensor, group["lr"]) for group in self._row]
-                lrs = [old if torch.equal(old, new) else new for old, new in zip(before, lrs, strict=True)]
-            self._row = [{"lr": lr} for lr in lrs]
+            rows = [plateau.row(index) for plateau in self._members]
+            before = self._row or [{} for _ in rows[0]]
+            self._row = [
+                {key: _stacked([row[group][key] for row in rows], before[group].get(key)) for key in held}
+                for group, held in enumerate(rows[0])
+            ]
             self._current = True
         return self._row
 
@@ -241,7 +243,7 @@ class _Table(Schedule):
     def __init__(self, schedules: Sequence[Schedule]) -> None:
         vars(self).update(vars(schedules[0]))
         self._groups = [dict(group) for group in self._groups]
-        keywords = [dict(part.keywords) for part in self._parts]
+        keywords = [dict(part.keywords) for part in _parts(self)]
         numbers = [_places(schedule) for schedule in schedules]
         for place in numbers[0]:
             values = [given[place] for given in numbers]
@@ -249,7 +251,12 @@ class _Table(Schedule):
                 kind, index, name = place
                 holder = self._groups if kind == "group" else keywords
                 holder[index][name] = np.array(values, dtype=np.float64)
-        self._parts = [replace(part, keywords=given) for part, given in zip(self._parts, keywords, strict=True)]
+        left = iter(keywords)
+        self._windows = [
+            replace(window, turns=tuple(replace(t, part=replace(t.part, keywords=next(left))) for t in window.turns))
+            for window in self._windows
+        ]
+        self._written = {window.param: {"lr"} for window in self._windows}
         self._restart()
 
     def bring(self, schedule: Schedule, column: int) -> None:
@@ -262,37 +269,36 @@ class _Table(Schedule):
             return
         schedule.load_state_dict({**schedule.state_dict(), "first": self._first, "at_first": at_first})
 
-    def _snapshot(self) -> dict[str, Any] | None:
-        groups = [{key: value for key, value in g.items() if key != "params"} for g in self._standin.param_groups]
-        state = None if self._scheduler is None else self._scheduler.state_dict()
-        try:
-            return copy.deepcopy({"length": self._length, "scheduler": state, "groups": groups})
-        except TypeError:
-            return None
+    @staticmethod
+    def _copied(value: Any) -> Any:
+        return copy.deepcopy(value)
 
 
 def _together(schedules: Sequence[Schedule]) -> Schedule:
     # A subclass may do anything: it is never together with others, and runs as it is.
-    return _Table(schedules) if type(schedules[0]) is Schedule else schedules[0]
+    return _Table(schedules) if type(schedules[0]) in _OURS else schedules[0]
 
 
 def _signature(schedule: Schedule) -> tuple[Hashable, tuple[float, ...]]:
     """What schedules must have in common to be run together, and the numbers in which they may then differ."""
-    if type(schedule) is not Schedule:
+    if type(schedule) not in _OURS:
         return id(schedule), ()
     places = _places(schedule)
     parts = [
         (part.key, _frozen(part.make), {n: v for n, v in part.keywords.items() if ("part", i, n) not in places})
-        for i, part in enumerate(schedule._parts)
+        for i, part in enumerate(_parts(schedule))
     ]
     groups = [
         {name: None if ("group", i, name) in places else value for name, value in group.items()}
         for i, group in enumerate(schedule._groups)
     ]
-    plan = (schedule._together, schedule._milestones, schedule._warmup, schedule._warmup_factor, schedule._length)
+    windows = [
+        (w.param, w.first, w.last, w.stride, w.together, [(turn.begin, turn.length) for turn in w.turns])
+        for w in schedule._windows
+    ]
     # A scheduler of torch's asks the defaults which keys there are; another one may read them.
     defaults = list(schedule._defaults) if _is_torchs(schedule) else schedule._defaults
-    return _frozen([tuple(places), parts, groups, plan, defaults]), tuple(places.values())
+    return _frozen([tuple(places), parts, groups, schedule._length, windows, defaults]), tuple(places.values())
 
 
 def _places(schedule: Schedule) -> dict[_Place, float]:
@@ -303,7 +309,7 @@ def _places(schedule: Schedule) -> dict[_Place, float]:
     if not _is_torchs(schedule):
         return {}
     found: dict[_Place, float] = {}
-    for index, part in enumerate(schedule._parts):
+    for index, part in enumerate(_parts(schedule)):
         for name in _ELEMENTWISE.get(part.make, ()):
             if is_number(part.keywords.get(name)):
                 found["part", index, name] = float(part.keywords[name])
@@ -314,8 +320,12 @@ def _places(schedule: Schedule) -> dict[_Place, float]:
     return found
 
 
+def _parts(schedule: Schedule) -> list[Part]:
+    return [turn.part for window in schedule._windows for turn in window.turns]
+
+
 def _is_torchs(schedule: Schedule) -> bool:
-    return all(part._torchs for part in schedule._parts)
+    return all(part._torchs for part in _parts(schedule))
 
 
 def _frozen(value: Any) -> Hashable:
@@ -340,6 +350,15 @@ def _objects(table: Floats, before: Tensor | None) -> list[Tensor]:
         if not changes:
             rows[index] = rows[index - 1]
     return rows
+
+
+def _stacked(values: Sequence[Any], before: Any) -> Any:
+    """The members' values as `[K]`, or a tuple of such; the tensor of the time before where it holds the same."""
+    if isinstance(values[0], tuple):
+        held = before or [None] * len(values[0])
+        return tuple(_stacked(part, old) for part, old in zip(zip(*values, strict=True), held, strict=True))
+    stacked = torch.tensor(values, dtype=torch.float64)
+    return before if before is not None and torch.equal(before, stacked) else stacked
 
 
 def _column(value: Any, column: int) -> Any:

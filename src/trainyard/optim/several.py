@@ -152,7 +152,13 @@ class ScheduleDict(Schedule):
         self.constant = all(schedule.constant for schedule in schedules.values())
 
     def bind(
-        self, optimizer: Optimizer, *, length: int, direction: Literal["maximize", "minimize"] = "maximize"
+        self,
+        optimizer: Optimizer,
+        *,
+        length: int,
+        direction: Literal["maximize", "minimize"] = "maximize",
+        unit: Literal["epoch", "iter"] = "epoch",
+        epoch_length: int | None = None,
     ) -> None:
         """See `Schedule.bind`."""
         if not isinstance(optimizer, OptimizerDict):
@@ -162,7 +168,13 @@ class ScheduleDict(Schedule):
                 known = optimizer.optimizers
                 raise ConfigError("", name, f"the name of an optimiser: {_listed(known)}", options=known)
             try:
-                schedule.bind(optimizer.optimizers[name], length=length, direction=direction)
+                schedule.bind(
+                    optimizer.optimizers[name],
+                    length=length,
+                    direction=direction,
+                    unit=unit,
+                    epoch_length=epoch_length,
+                )
             except ConfigError as error:
                 raise error.under(name) from None
         self._counts = {name: len(it.param_groups) for name, it in optimizer.optimizers.items()}

@@ -1,6 +1,7 @@
-"""Learning-rate schedules: torch's own schedulers, read as tables. See `docs/optim.md`."""
+"""Schedules of the optimiser's numbers: torch's own schedulers, read as tables. See `docs/optim.md`."""
 
 from trainyard.schedules.plateau import Plateau
 from trainyard.schedules.schedule import Schedule
+from trainyard.schedules.several import Several
 
-__all__ = ["Plateau", "Schedule"]
+__all__ = ["Plateau", "Schedule", "Several"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from trainyard.errors import ConfigError
 from trainyard.schedules.standin import StandIn
@@ -91,6 +91,26 @@ class Part:
         elif is_number(default) and isinstance(value, str):
             raise ConfigError(key, value, "a number")
 
+    def scaled(self, units: int) -> Part:
+        """The same where a step is a unit and is to be one of `units` to a unit: epochs as iterations.
+
+        Lengths are multiplied; a factor that torch applies at every step is taken apart, so that the product over a
+        whole unit is what it was. What a class or function of the user's counts is its own affair.
+        """
+        if units == 1 or not self._torchs:
+            return self
+        taken = inspect.signature(self.make).parameters
+        keywords = {name: taken[name].default for name in DURATIONS if name in taken and is_number(taken[name].default)}
+        for name, value in {**keywords, **self.keywords}.items():
+            if name in DURATIONS and is_whole(value, 1):
+                value = int(value) * units
+            elif name == "milestones":
+                value = [position if is_share(position) else int(position) * units for position in value]
+            elif name == "gamma" and self.make in (ExponentialLR, CyclicLR):
+                value = value ** (1 / units)
+            keywords[name] = value
+        return replace(self, keywords=keywords)
+
     def build(self, optimizer: StandIn, length: int) -> LRScheduler:
         """The scheduler on `optimizer`, where `length` is how long it will run.
 
@@ -145,7 +165,7 @@ def positions(given: Sequence[float], length: int) -> list[int]:
     return [min(round(value * length), length - 1) if is_share(value) else int(value) for value in given]
 
 
-def check_milestones(key: str, given: Any, *, least: int, length: int | None = None) -> None:
+def check_milestones(key: str, given: Any, *, least: int, length: float | None = None) -> None:
     """Raises a `ConfigError` unless `given` are milestones in increasing order.
 
     Whole numbers and shares of the run can be compared only once its `length` is known.

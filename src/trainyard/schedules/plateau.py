@@ -1,4 +1,4 @@
-"""The one schedule that has to look: it lowers the learning rate when a metric stops improving."""
+"""The one schedule that has to look: it lowers the learning rate, say, when a metric stops improving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from trainyard.errors import ConfigError
 from trainyard.schedules.part import is_number, is_whole
 from trainyard.schedules.schedule import Row
-from trainyard.schedules.standin import StandIn, groups_of
+from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, standin_of
+from trainyard.schedules.window import Unit
 
 _MODES: dict[str, Literal["min", "max"]] = {"minimize": "min", "maximize": "max"}
 _HISTORY = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
@@ -31,8 +32,10 @@ class Plateau:
         threshold: how much better a value must be to count.
         threshold_mode: "rel": `threshold` is a share of the best value; "abs": it is an amount.
         cooldown: values to let pass after the learning rate was lowered.
-        min_lr: the lowest learning rate, one for all groups or one for each.
+        min_lr: the lowest value, one for all groups or one for each.
         eps: a change smaller than this is not made.
+        param: the number that is lowered: "lr", "momentum" (of Adam and its like the first of the betas) or
+            "weight_decay".
 
     Raises:
         ConfigError: for a value that cannot work.
@@ -54,7 +57,10 @@ class Plateau:
         cooldown: int = 0,
         min_lr: float | Sequence[float] = 0,
         eps: float = 1e-8,
+        param: str = "lr",
     ) -> None:
+        if param not in PARAMS:
+            raise ConfigError("param", param, f"one of {', '.join(PARAMS)}", options=PARAMS)
         if mode not in ("min", "max", None):
             raise ConfigError("mode", mode, "min, max, or null for the run's direction", options=("min", "max"))
         if not (is_number(factor) and 0 < factor < 1):
@@ -65,15 +71,16 @@ class Plateau:
         if threshold_mode not in ("rel", "abs"):
             raise ConfigError("threshold_mode", threshold_mode, "rel or abs", options=("rel", "abs"))
         floors: list[Any] = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr]
-        for key, given, numbers in (
+        for key, given, amounts in (
             ("threshold", threshold, [threshold]),
             ("eps", eps, [eps]),
             ("min_lr", min_lr, floors),
         ):
-            if not all(is_number(number) and number >= 0 for number in numbers):
+            if not all(is_number(number) and number >= 0 for number in amounts):
                 raise ConfigError(key, given, "a number of at least 0")
         self.monitor = monitor
         self._mode = mode
+        self._param = param
         self._arguments: dict[str, Any] = {
             "factor": float(factor),
             "patience": int(patience),
@@ -85,25 +92,32 @@ class Plateau:
         }
 
     def bind(
-        self, optimizer: Optimizer, *, length: int, direction: Literal["maximize", "minimize"] = "maximize"
+        self,
+        optimizer: Optimizer,
+        *,
+        length: int,
+        direction: Literal["maximize", "minimize"] = "maximize",
+        unit: Unit = "epoch",
+        epoch_length: int | None = None,
     ) -> None:
         """Begins one run; call it before the optimiser's own state is loaded from a checkpoint.
 
         Args:
             optimizer: whose groups' learning rates are the first. It is read, not kept or changed.
-            length: not read here: `Schedule` has the same signature.
+            length, unit, epoch_length: not read here: `Schedule` has the same signature.
             direction: of the run's objective; it decides `mode` where that was left open.
 
         Raises:
-            ConfigError: `direction` is neither, or `min_lr` has not one value for each group.
+            ConfigError: `direction` is neither, `min_lr` has not one value for each group, or the optimiser has not the
+                number that is to be lowered.
         """
         if direction not in _MODES:
             raise ConfigError("direction", direction, "maximize or minimize", options=tuple(_MODES))
-        groups = groups_of(optimizer)
+        groups = self._groups = groups_of(optimizer)
         floors = self._arguments["min_lr"]
         if isinstance(floors, list) and len(floors) != len(groups):
             raise ConfigError("min_lr", floors, f"one number, or one for each of the {len(groups)} parameter groups")
-        self._standin = StandIn(groups, optimizer.defaults)
+        self._standin = standin_of(groups, numbers(optimizer.defaults), self._param)
         self._scheduler = ReduceLROnPlateau(self._standin, mode=self._mode or _MODES[direction], **self._arguments)
         self._row = self._read()
 
@@ -117,16 +131,17 @@ class Plateau:
         self._row = self._read()
 
     def state_dict(self) -> dict[str, Any]:
-        """The learning rates and what was observed; plain data."""
+        """The numbers and what was observed; plain data."""
         history = {key: getattr(self._scheduler, key) for key in _HISTORY}
-        return {"lr": [group["lr"] for group in self._standin.param_groups], "history": history}
+        return {"values": [group["lr"] for group in self._standin.param_groups], "history": history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`, under the arguments that this plateau was given; call it after `bind`."""
-        for group, lr in zip(self._standin.param_groups, state["lr"], strict=True):
-            group["lr"] = lr
+        for group, value in zip(self._standin.param_groups, state["values"], strict=True):
+            group["lr"] = value
         self._scheduler.load_state_dict(dict(state["history"]))
         self._row = self._read()
 
     def _read(self) -> Row:
-        return [{"lr": group["lr"]} for group in self._standin.param_groups]
+        held = zip(self._groups, self._standin.param_groups, strict=True)
+        return [entry(base, self._param, group["lr"]) for base, group in held]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from trainyard.errors import ConfigError
-from trainyard.schedules.part import Part, check_milestones, is_number, is_share, is_whole, positions
-from trainyard.schedules.standin import StandIn, groups_of, numbers, plain
+from trainyard.schedules.part import Part, check_milestones, is_number, is_share, is_whole
+from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, plain, standin_of
+from trainyard.schedules.window import Plan, Unit, Window
 
 BLOCK = 1024
 """Rows grown at a time, shared out among the groups: milliseconds of work, and what a resume steps through again."""
@@ -34,16 +34,25 @@ class Schedule:
             unit, or shares of the run in (0, 1).
         warmup: the length of a linear warm-up before the rest, as a whole number or a share of the run.
         warmup_factor: the share of the learning rate at which the warm-up begins, in (0, 1].
+        param: the number that is driven: "lr", "momentum" (of Adam and its like the first of the betas) or
+            "weight_decay". Of the last two, all that is said of the learning rate is true in its place.
+        begin: where the schedule begins, in its unit or as a share of the run. Until then the number stays; then the
+            scheduler is made as if training began there, with the number as it stands.
+        end: where it ends: the scheduler makes its last step into that epoch or iteration, and there the number stays.
+            None for the end of the run. Milestones and the warm-up count from `begin`, and shares are of the window.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
+        convert_to_iter_based: lengths are given in epochs (or as shares), and the scheduler is stepped every iteration.
+            Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
+            `CyclicLR` is taken apart, so that an epoch's steps together multiply by it.
 
     In a scheduler's arguments, "auto" stands for a fact of the run: for `max_lr` and `base_lr` the group's own
     learning rate, for `cycle_momentum` whether the optimiser has a momentum, and for all else the length of the run in
-    the schedule's unit (in a sequence, or after a warm-up: of that scheduler's part, which is counted from where it
-    begins). Those of torch's arguments that count in the unit (`T_max`, `step_size`, `milestones`, …) may be shares of
-    that length too.
+    the schedule's unit (with `begin` or `end`: of what they leave of it; in a sequence, or after a warm-up: of that
+    scheduler's part, which is counted from where it begins). Those of torch's arguments that count in the unit
+    (`T_max`, `step_size`, `milestones`, …) may be shares of that length too.
 
     What lies beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
-    reached; a part of a sequence that would never begin is an error.
+    reached; a schedule, or a part of a sequence, that would never begin is an error.
 
     Raises:
         ConfigError: for a value that cannot work; what depends on the run's length is checked by `bind`.
@@ -69,8 +78,24 @@ class Schedule:
         milestones: Sequence[float] | None = None,
         warmup: float = 0,
         warmup_factor: float = 1e-3,
-        by: Literal["epoch", "iter"] | None = None,
+        param: str = "lr",
+        begin: float = 0,
+        end: float | None = None,
+        by: Unit | None = None,
+        convert_to_iter_based: bool = False,
     ) -> None:
+        if param not in PARAMS:
+            raise ConfigError("param", param, f"one of {', '.join(PARAMS)}", options=PARAMS)
+        if not (is_whole(begin, 0) or is_share(begin)):
+            raise ConfigError("begin", begin, "a whole number of at least 0, or a share of the run in (0, 1)")
+        if not (end is None or is_whole(end, 1) or is_share(end)):
+            raise ConfigError("end", end, "a whole number of at least 1, a share of the run in (0, 1), or null")
+        if end is not None and is_share(begin) == is_share(end) and end <= begin:
+            raise ConfigError("end", end, f"an end behind the beginning ({begin})")
+        if not isinstance(convert_to_iter_based, bool):
+            raise ConfigError("convert_to_iter_based", convert_to_iter_based, "true or false")
+        if convert_to_iter_based and by == "iter":
+            raise ConfigError("convert_to_iter_based", True, "false where `by` is iter: there are no epochs to convert")
         if by not in ("epoch", "iter", None):
             raise ConfigError("by", by, "epoch, iter, or null for the loop's own unit", options=("epoch", "iter"))
         if not (is_whole(warmup, 0) or is_share(warmup)):
@@ -78,29 +103,45 @@ class Schedule:
         if not (is_number(warmup_factor) and 0 < warmup_factor <= 1):
             raise ConfigError("warmup_factor", warmup_factor, "a number above 0 and of at most 1")
         if isinstance(scheduler, (list, tuple)):
-            self._parts = [Part.of(f"scheduler.{number}", given) for number, given in enumerate(scheduler)]
+            parts = [Part.of(f"scheduler.{number}", given) for number, given in enumerate(scheduler)]
         else:
-            self._parts = [] if scheduler is None else [Part.of("scheduler", scheduler)]
+            parts = [] if scheduler is None else [Part.of("scheduler", scheduler)]
         if milestones is not None:
             check_milestones("milestones", milestones, least=0)
-            if len(milestones) != max(0, len(self._parts) - 1):
-                accepted = f"one for each scheduler after the first: {max(0, len(self._parts) - 1)}"
+            if len(milestones) != max(0, len(parts) - 1):
+                accepted = f"one for each scheduler after the first: {max(0, len(parts) - 1)}"
                 raise ConfigError("milestones", list(milestones), accepted)
-        self._together = milestones is None and len(self._parts) > 1
-        if warmup and self._together:
+        together = milestones is None and len(parts) > 1
+        if warmup and together:
             hint = "Put a LinearLR into the list, or give milestones."
             raise ConfigError("warmup", warmup, "0 where several schedulers run at once", hint=hint)
-        self._milestones = list(milestones or ())
-        self._warmup = warmup
-        self._warmup_factor = float(warmup_factor)
-        self.by = by
-        self.constant = not self._parts and not warmup
+        plan = Plan(
+            parts=tuple(parts),
+            milestones=tuple(milestones or ()),
+            together=together,
+            warmup=warmup,
+            warmup_factor=float(warmup_factor),
+            param=param,
+            begin=begin,
+            end=end,
+            by=by,
+            convert=convert_to_iter_based,
+        )
+        self._plans = [] if plan.empty else [plan]
+        self.by = plan.clock
+        self.constant = plan.empty
         self._length = 0  # until `bind`
         self._at = self._first = self._count = 0
         self._rows: list[Row] = []
 
     def bind(
-        self, optimizer: Optimizer, *, length: int, direction: Literal["maximize", "minimize"] = "maximize"
+        self,
+        optimizer: Optimizer,
+        *,
+        length: int,
+        direction: Literal["maximize", "minimize"] = "maximize",
+        unit: Unit = "epoch",
+        epoch_length: int | None = None,
     ) -> None:
         """Begins the table for one run; call it before the optimiser's own state is loaded from a checkpoint.
 
@@ -108,6 +149,8 @@ class Schedule:
             optimizer: whose groups and numbers the schedule begins from. It is read, not kept or changed.
             length: the length of the whole run, in this schedule's unit.
             direction: not read here: `Plateau` has the same signature.
+            unit: the training loop's own, for a schedule that has none.
+            epoch_length: iterations in an epoch; read where a row is an iteration, and a length is in epochs.
 
         Raises:
             ConfigError: the schedule does not fit a run of this length or this optimiser.
@@ -117,16 +160,30 @@ class Schedule:
         self._length = int(length)
         self._groups = groups_of(optimizer)
         self._defaults = numbers(optimizer.defaults)
-        self._written: set[str] = set()
+        self._windows: list[Window] = []
+        trials: list[LRScheduler] = []
+        clock = self.by or unit
+        for plan in self._plans:
+            try:
+                window = plan.window(self._length, clock=clock, unit=unit, epoch_length=epoch_length)
+                if window is not None:
+                    trials.append(self._tried(window))
+                    self._windows.append(window)
+            except ConfigError as error:
+                raise error.under(plan.key) from None
+        self._beginnings = {window.first for window in self._windows}
+        self._start = self._fingerprint(trials)
+        self.constant = not self._windows
+        self._written: dict[str, set[str]] = {window.param: {"lr"} for window in self._windows}
         self._restart()
-        self._start = self._snapshot()
 
     def row(self, index: int) -> Row:
         """What each parameter group must hold during epoch or iteration `index` (0-based).
 
-        A dict per group, holding only the keys that the schedule changes: `lr`, and `momentum` or `betas` where the
-        scheduler cycles it. It belongs to the table: read it, and leave it as it is. Past the end of the run the last
-        row holds. Going forward is cheap; going back to an earlier block of rows steps again from the beginning.
+        A dict per group, holding only the keys that the schedule changes: the one of its `param`, and `momentum` or
+        `betas` where a scheduler of the learning rate cycles it. It belongs to the table: read it, and leave it as it
+        is. Past the end of the run the last row holds. Going forward is cheap; going back to an earlier block of rows
+        steps again from the beginning.
         """
         offset = index - self._first
         if 0 <= offset < self._count:
@@ -146,13 +203,16 @@ class Schedule:
         The table is a function of the config and the run's length. Where either has changed, `state` says nothing
         about it and is passed over: the rows asked for are stepped to from the beginning.
         """
-        if state["at_first"] is None or state["start"] != self._start:
+        if state["at_first"] is None or self._start is None or state["start"] != self._start:
             return
         saved = plain(state["at_first"])  # a copy: torch's schedulers keep what they are given
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(saved["scheduler"])
-        for group, values in zip(self._standin.param_groups, saved["groups"], strict=True):
-            group.update({key: value for key, value in values.items() if group.get(key) != value})
+        self._restart()
+        for number, held in enumerate(saved["schedulers"]):
+            if held is not None:
+                (self._schedulers[number] or self._make(number)).load_state_dict(held)
+        for param, groups in saved["groups"].items():
+            for group, values in zip(self._standins[param].param_groups, groups, strict=True):
+                group.update({key: value for key, value in values.items() if group.get(key) != value})
         self._begin(state["first"])
 
     def _seek(self, index: int) -> Row:
@@ -174,71 +234,94 @@ class Schedule:
         self._begin(first)
         self._rows.append(self._read())
         while self._at < end - 1:
-            self._step()
-            self._rows.append(self._read())
+            changed = self._step()
+            self._rows.append(self._read() if changed else self._rows[-1])
         self._count = len(self._rows)
         return self._rows[index - first]
 
+    def _tried(self, window: Window) -> LRScheduler:
+        """The scheduler of a window, made on its own: what cannot work is known at once, however late it begins."""
+        standin = standin_of(self._groups, self._defaults, window.param)
+        scheduler = window.build(standin)
+        cycled = standin.written & {"momentum", "betas"} if window.param == "lr" else None
+        if cycled and any(plan.param == "momentum" for plan in self._plans):
+            accepted = "one that leaves the momentum alone (cycle_momentum: false), which has a schedule of its own"
+            raise ConfigError("scheduler", type(scheduler).__name__, accepted)
+        return scheduler
+
+    def _fingerprint(self, schedulers: Sequence[LRScheduler]) -> dict[str, Any] | None:
+        """What the table is a function of, as plain data; None where a scheduler's state is none."""
+        windows = [(window.param, window.first, window.last, window.stride) for window in self._windows]
+        try:
+            states = [plain(scheduler.state_dict()) for scheduler in schedulers]
+        except TypeError:
+            return None
+        return {"length": self._length, "windows": windows, "schedulers": states, "groups": plain(self._groups)}
+
     def _restart(self) -> None:
-        """A fresh stand-in, at row 0."""
-        self._standin = StandIn(self._groups, self._defaults)
-        self._scheduler = self._assemble()
-        self.constant = self._scheduler is None
-        self._standin.written |= self._written  # a row that has been handed out may have to be taken back
-        self._written = self._standin.written
-        self._standin.step()  # schedulers warn unless the optimiser is stepped before they are
+        """Fresh stand-ins, at row 0."""
+        self._standins = {param: standin_of(self._groups, self._defaults, param) for param in self._written}
+        self._schedulers: list[LRScheduler | None] = [None] * len(self._windows)
+        self._make_those_of(0)
+        for param, standin in self._standins.items():
+            standin.written |= self._written[param]  # a row that has been handed out may have to be taken back
+            self._written[param] = standin.written
         self._begin(0)
 
+    def _make(self, number: int) -> LRScheduler:
+        window = self._windows[number]
+        scheduler = self._schedulers[number] = window.build(self._standins[window.param])
+        self._standins[window.param].step()  # schedulers warn unless the optimiser is stepped before they are
+        return scheduler
+
+    def _make_those_of(self, row: int) -> None:
+        """Makes the schedulers whose windows begin at this row."""
+        for number, window in enumerate(self._windows):
+            if window.first == row:
+                self._make(number)
+
     def _begin(self, first: int) -> None:
-        """A new block of rows: the stand-in holds its first."""
+        """A new block of rows: the stand-ins hold its first."""
         self._at = self._first = first
         self._rows = []
         self._count = 0
         self._at_first = self._snapshot()
 
-    def _step(self) -> None:
-        if self._scheduler is not None:
-            self._scheduler.step()
+    def _step(self) -> bool:
+        """Goes to the next row; whether it may differ from the one before."""
         self._at += 1
+        changed = False
+        for window, scheduler in zip(self._windows, self._schedulers, strict=True):
+            if scheduler is not None and window.steps_into(self._at):
+                scheduler.step()
+                changed = True
+        if self._at in self._beginnings:
+            self._make_those_of(self._at)
+            changed = True
+        return changed
 
     def _read(self) -> Row:
-        written = self._standin.written
-        return [
-            {key: group[key] for key in base if key in written}
-            for base, group in zip(self._groups, self._standin.param_groups, strict=True)
-        ]
+        rows: Row = [{} for _ in self._groups]
+        for param, standin in self._standins.items():
+            for row, base, group in zip(rows, self._groups, standin.param_groups, strict=True):
+                if param == "lr":
+                    row.update({key: group[key] for key in base if key in standin.written})
+                else:
+                    row.update(entry(base, param, group["lr"]))
+        return rows
 
     def _snapshot(self) -> dict[str, Any] | None:
-        groups = [
-            {key: value for key, value in group.items() if key != "params"} for group in self._standin.param_groups
-        ]
+        states = [None if scheduler is None else scheduler.state_dict() for scheduler in self._schedulers]
+        groups = {
+            param: [{key: value for key, value in group.items() if key != "params"} for group in standin.param_groups]
+            for param, standin in self._standins.items()
+        }
         try:
-            scheduler = None if self._scheduler is None else plain(self._scheduler.state_dict())
-            return {"length": self._length, "scheduler": scheduler, "groups": plain(groups)}
+            copied: dict[str, Any] = self._copied({"schedulers": states, "groups": groups})
+            return copied
         except TypeError:
             return None
 
-    def _assemble(self) -> LRScheduler | None:
-        """The scheduler on the stand-in: one, several at once, or several in turn."""
-        if self._together:
-            return ChainedScheduler([part.build(self._standin, self._length) for part in self._parts])
-        check_milestones("milestones", self._milestones, least=0, length=self._length)
-        later = positions(self._milestones, self._length)
-        if later and later[-1] >= self._length:
-            hint = f"In this unit, the run has a length of {self._length}."
-            raise ConfigError("milestones", self._milestones, "milestones before the end of the run", hint=hint)
-        warmup = positions([self._warmup], self._length)[0]
-        for limit in (*filter(None, later), self._length):
-            if warmup >= limit:
-                raise ConfigError("warmup", self._warmup, f"less than {limit}, so that something follows it")
-        parts, begins = list(self._parts), [max(begin, warmup) for begin in (0, *later)][: len(self._parts)]
-        if warmup:
-            linear = partial(LinearLR, start_factor=self._warmup_factor, total_iters=warmup)
-            parts, begins = [Part.of("warmup", linear), *parts], [0, *begins]
-        # A share of a short run can round to nothing: such a part is left out.
-        ends = [*begins, self._length][1:]
-        turns = [(part, begin, end) for part, begin, end in zip(parts, begins, ends, strict=True) if begin < end]
-        schedulers = [part.build(self._standin, end - begin) for part, begin, end in turns]
-        if len(schedulers) < 2:
-            return schedulers[0] if schedulers else None
-        return SequentialLR(self._standin, schedulers, [begin for _, begin, _ in turns[1:]])
+    @staticmethod
+    def _copied(value: Any) -> Any:
+        return plain(value)

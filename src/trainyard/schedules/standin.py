@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from trainyard.errors import ConfigError
+
+PARAMS = ("lr", "momentum", "weight_decay")
+"""The numbers of a parameter group that a schedule may drive."""
 
 
 class _Group(dict[str, Any]):
@@ -49,6 +54,41 @@ class StandIn(Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Does nothing; schedulers ask that it be called once before theirs is."""
+
+
+def standin_of(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], param: str = "lr") -> StandIn:
+    """What a scheduler is run against to drive one number of an optimiser: its `lr` is that number.
+
+    Args:
+        groups: the optimiser's, as `groups_of` gives them.
+        defaults: the optimiser's, as `numbers` gives them.
+        param: one of `PARAMS`.
+
+    Raises:
+        ConfigError: the optimiser has no such number.
+    """
+    if param == "lr":
+        return StandIn(groups, defaults)
+    if any(_place(group, param) is None for group in groups):
+        found = [name for name in PARAMS if all(_place(group, name) is not None for group in groups)]
+        raise ConfigError("param", param, f"a number that this optimiser has: {', '.join(found)}")
+    driven = []
+    for group in groups:
+        value = group[str(_place(group, param))]
+        driven.append({"lr": value[0] if isinstance(value, tuple) else value})
+    return StandIn(driven, {})
+
+
+def entry(group: Mapping[str, Any], param: str, value: Any) -> dict[str, Any]:
+    """What a parameter group is to hold for its number `param` to be `value`."""
+    key = str(_place(group, param))
+    return {key: (value, *group[key][1:]) if isinstance(group[key], tuple) else value}
+
+
+def _place(group: Mapping[str, Any], param: str) -> str | None:
+    """The key that holds the number: the momentum of Adam and its like is the first of the betas."""
+    keys = ("momentum", "betas") if param == "momentum" else (param,)
+    return next((key for key in keys if key in group), None)
 
 
 def groups_of(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -1,0 +1,54 @@
+"""Several schedules of one optimiser, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from trainyard.errors import ConfigError
+from trainyard.schedules.schedule import Schedule
+
+
+class Several(Schedule):
+    """Schedules of different numbers, of different stretches of the run, or both, each in its own unit.
+
+    Each is made when it begins, from where its number stands then. Where several drive one number at the same time,
+    they are stepped one after the other, as by torch's `ChainedScheduler`: those that multiply (a warm-up, steps, a
+    cosine) multiply each other, and one that computes its value from the optimiser's own number (`LambdaLR`,
+    `OneCycleLR`, a sequence, …) replaces what those before it made.
+
+    Where the units differ, a row is an iteration, and what counts epochs is stepped at the start of each.
+
+    Args:
+        schedules: by any names, or a list; None for one that is not wanted.
+
+    Raises:
+        ConfigError: something else than a `Schedule`.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> from torch.optim.lr_scheduler import LinearLR, StepLR
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> warmup = Schedule(partial(LinearLR, start_factor=0.5, total_iters="auto"), end=4, by="iter")
+        >>> drops = Schedule(partial(StepLR, step_size=1), by="epoch")
+        >>> schedule = Several({"warmup": warmup, "drops": drops})
+        >>> schedule.bind(optimizer, length=20, epoch_length=10)
+        >>> [schedule.row(iteration)[0]["lr"] for iteration in (0, 2, 4, 10)]
+        [0.5, 0.75, 1.0, 0.1]
+    """
+
+    def __init__(self, schedules: Mapping[str, Schedule | None] | Sequence[Schedule | None]) -> None:
+        if not isinstance(schedules, (Mapping, list, tuple)):
+            raise ConfigError("schedules", type(schedules).__name__, "a mapping of names to schedules, or a list")
+        super().__init__()
+        for name, given in schedules.items() if isinstance(schedules, Mapping) else enumerate(schedules):
+            key = f"schedules.{name}"
+            if given is None:
+                continue
+            if type(given) not in (Schedule, Several):
+                raise ConfigError(key, type(given).__name__, "a trainyard.schedules.Schedule")
+            self._plans += [replace(plan, key=".".join(filter(None, (key, plan.key)))) for plan in given._plans]
+        clocks = {plan.clock for plan in self._plans}
+        self.by = "iter" if len(clocks) > 1 else next(iter(clocks), None)
+        self.constant = not self._plans

@@ -1,0 +1,175 @@
+"""What one schedule of a config says, and the stretch of a run that this comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Literal
+
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, OneCycleLR, SequentialLR
+
+from trainyard.errors import ConfigError
+from trainyard.schedules.part import Part, check_milestones, is_share, positions
+from trainyard.schedules.standin import StandIn
+
+Unit = Literal["epoch", "iter"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A scheduler's turn in a window: where it begins, counted from the window's beginning, and how long it is."""
+
+    part: Part
+    begin: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows of a table during which one number is driven.
+
+    Attributes:
+        param: the number.
+        first: the row at which the scheduler is made; it holds the scheduler's first value.
+        last: the last row that the scheduler may step into; None where it goes on to the end.
+        stride: rows from one step to the next.
+        turns: the schedulers, one after the other.
+        together: they all run at once instead.
+    """
+
+    param: str
+    first: int
+    last: int | None
+    stride: int
+    turns: tuple[Turn, ...]
+    together: bool
+
+    def steps_into(self, row: int) -> bool:
+        """Whether the scheduler is stepped between the row before and this one."""
+        since = row - self.first
+        return since > 0 and since % self.stride == 0 and (self.last is None or row <= self.last)
+
+    def build(self, standin: StandIn) -> LRScheduler:
+        """The scheduler on the stand-in: one, several at once, or several in turn.
+
+        Raises:
+            ConfigError: torch's scheduler refuses its arguments.
+        """
+        schedulers = [turn.part.build(standin, turn.length) for turn in self.turns]
+        if len(schedulers) == 1:
+            return schedulers[0]
+        if self.together:
+            return ChainedScheduler(schedulers)
+        return SequentialLR(standin, schedulers, [turn.begin for turn in self.turns[1:]])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One schedule, checked as far as it can be before the run is known. See `trainyard.schedules.Schedule`.
+
+    Attributes:
+        key: where it stands among several, for messages.
+    """
+
+    parts: tuple[Part, ...]
+    milestones: tuple[float, ...]
+    together: bool
+    warmup: float
+    warmup_factor: float
+    param: str
+    begin: float
+    end: float | None
+    by: Unit | None
+    convert: bool
+    key: str = ""
+
+    @property
+    def clock(self) -> Unit | None:
+        """How often its number may change; None: as often as the loop counts."""
+        return "iter" if self.convert else self.by
+
+    @property
+    def empty(self) -> bool:
+        return not self.parts and not self.warmup
+
+    def window(self, rows: int, *, clock: Unit, unit: Unit, epoch_length: int | None) -> Window | None:
+        """Its window in a table of so many rows; None where nothing ever changes.
+
+        Args:
+            rows: the length of the run.
+            clock: what a row stands for.
+            unit: the loop's own.
+            epoch_length: iterations in an epoch.
+
+        Raises:
+            ConfigError: it does not fit a run of this length.
+        """
+        stride = scale = 1
+        if clock == "iter" and (self.by or unit) == "epoch":
+            if epoch_length is None:
+                raise ConfigError("epoch_length", None, "the number of iterations in an epoch")
+            stride, scale = (1, epoch_length) if self.convert else (epoch_length, 1)
+        length = ceil(rows / stride)
+        begin = _places([self.begin], scale, length)[0]
+        if begin >= length:
+            hint = f"In this unit, the run has a length of {length / scale:.12g}."
+            raise ConfigError("begin", self.begin, "a beginning before the end of the run", hint=hint)
+        end = None
+        if self.end is not None:
+            end = round(self.end * length) if is_share(self.end) else int(self.end) * scale
+            exact = [value * length if is_share(value) else value * scale for value in (self.begin, self.end)]
+            if exact[0] >= exact[1]:
+                raise ConfigError("end", self.end, f"an end behind the beginning ({self.begin})")
+            if begin >= end:  # shares of a short run can round to nothing
+                return None
+        turns = self._turns((length if end is None else end) - begin, scale)
+        if not turns:
+            return None
+        last = end
+        if end is not None and any(turn.part.make is OneCycleLR for turn in (turns if self.together else turns[-1:])):
+            last = end - 1  # it counts its values, not its steps: one more would lead beyond its end
+        return Window(
+            self.param,
+            first=begin * stride,
+            last=None if last is None else last * stride,
+            stride=stride,
+            turns=tuple(turns),
+            together=self.together,
+        )
+
+    def _turns(self, length: int, scale: int) -> list[Turn]:
+        """The schedulers' turns in a window of `length`, where the config's unit is `scale` of the window's."""
+        parts = [part.scaled(scale) for part in self.parts]
+        if self.together:
+            return [Turn(part, 0, length) for part in parts]
+        check_milestones("milestones", self.milestones, least=0, length=length / scale)
+        later = _places(self.milestones, scale, length)
+        if later and later[-1] >= length:
+            hint = f"In this unit, {self._whole} has a length of {length / scale:.12g}."
+            accepted = f"milestones before the end of {self._whole}"
+            raise ConfigError("milestones", list(self.milestones), accepted, hint=hint)
+        warmup = _places([self.warmup], scale, length)[0]
+        for limit in (*filter(None, later), length):
+            if warmup >= limit:
+                raise ConfigError(
+                    "warmup", self.warmup, f"less than {limit / scale:.12g}, so that something follows it"
+                )
+        begins = [max(begin, warmup) for begin in (0, *later)][: len(parts)]
+        if warmup:
+            linear = partial(LinearLR, start_factor=self.warmup_factor, total_iters=warmup)
+            parts, begins = [Part.of("warmup", linear), *parts], [0, *begins]
+        ends = [*begins, length][1:]
+        # A share of a short run can round to nothing: such a part is left out.
+        return [
+            Turn(part, begin, end - begin) for part, begin, end in zip(parts, begins, ends, strict=True) if begin < end
+        ]
+
+    @property
+    def _whole(self) -> str:
+        return "the run" if self.end is None and not self.begin else "the window"
+
+
+def _places(given: Sequence[float], scale: int, length: int) -> list[int]:
+    return positions([value if is_share(value) else value * scale for value in given], length)
