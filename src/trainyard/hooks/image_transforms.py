@@ -1,0 +1,88 @@
+"""Small changes of images that leave what they show as it is, for test-time augmentation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainyard.errors import ConfigError
+
+
+class ImageTransform(nn.Module):
+    """A transform of images `[B, C, H, W]` of any number type; a subclass writes `transform`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images transformed; a ConfigError where they are none."""
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            given = f"{list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            accepted = f"transforms of this data's inputs, {given}: {type(self).__name__} takes images [B, C, H, W]"
+            raise ConfigError("hook.test_time_augmentation.transforms", type(self).__name__, accepted)
+        return self.transform(images)
+
+    def transform(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Flip(ImageTransform):
+    """Mirrors images, left and right or top and bottom or both.
+
+    Args:
+        horizontal: swap left and right.
+        vertical: swap top and bottom.
+    """
+
+    def __init__(self, horizontal: bool = True, vertical: bool = False) -> None:
+        super().__init__()
+        self.dims = [dim for dim, flipped in ((-1, horizontal), (-2, vertical)) if flipped]
+
+    def transform(self, images: Tensor) -> Tensor:
+        return images.flip(self.dims)
+
+
+class Shift(ImageTransform):
+    """Moves images by whole pixels; what comes in at an edge repeats it.
+
+    Args:
+        x: pixels to the right; below 0, to the left.
+        y: pixels down; below 0, up.
+    """
+
+    def __init__(self, x: int = 0, y: int = 0) -> None:
+        super().__init__()
+        for key, value in (("x", x), ("y", y)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(key, value, "a whole number of pixels")
+        self.x, self.y = x, y
+
+    def transform(self, images: Tensor) -> Tensor:
+        for dim, by in ((-1, self.x), (-2, self.y)):
+            if by:
+                size = images.shape[dim]
+                rows = torch.arange(size, device=images.device).sub_(by).clamp_(0, size - 1)
+                images = images.index_select(dim, rows)
+        return images
+
+
+class CenterCrop(ImageTransform):
+    """Cuts the middle out of images and enlarges it to their size, bilinearly.
+
+    Args:
+        share: of the height and the width that is kept, above 0 and below 1.
+    """
+
+    def __init__(self, share: float = 0.875) -> None:
+        super().__init__()
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise ConfigError("share", share, "a number above 0 and below 1")
+        self.share = share
+
+    def transform(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        h, w = (max(1, round(size * self.share)) for size in (height, width))
+        top, left = (height - h) // 2, (width - w) // 2
+        cut = images[..., top : top + h, left : left + w]
+        enlarged = F.interpolate(
+            cut if cut.is_floating_point() else cut.float(), (height, width), mode="bilinear", align_corners=False
+        )
+        return enlarged if cut.is_floating_point() else enlarged.round_().to(cut.dtype)

@@ -1,0 +1,33 @@
+"""The input of a batch, for hooks that look at it or put another in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.batch import TARGET_KEYS
+
+
+def input_of(batch: Any) -> Any:
+    """The first element of a tuple or list, the first entry of a mapping that is no target, or the lone tensor itself.
+
+    None where there is none.
+    """
+    if isinstance(batch, Mapping):
+        return batch.get(_name(batch))
+    if isinstance(batch, tuple | list):
+        return batch[0] if batch else None
+    return batch
+
+
+def with_input(batch: Any, value: Any) -> Any:
+    """The batch with another input; the rest of it is shared."""
+    if isinstance(batch, Mapping):
+        return {**batch, _name(batch): value}
+    if isinstance(batch, tuple | list):
+        return (value, *batch[1:])
+    return value
+
+
+def _name(batch: Mapping[Any, Any]) -> Any:
+    return next((key for key in batch if key not in TARGET_KEYS), None)

@@ -1,0 +1,229 @@
+"""Samples with what was predicted for them, and the confusion matrix, as figures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import ConfigError
+from trainyard.hooks import prediction_figures as figures
+from trainyard.hooks.hook import Hook
+from trainyard.hooks.prediction_samples import Gathering, Shown, merged
+from trainyard.hooks.prediction_text import page
+from trainyard.runner import Member, Runner, checkpoint
+
+log = logging.getLogger("trainyard")
+
+WHICH = ("worst", "first", "random")
+FOLDER = "figures"
+
+
+class PredictionLog(Hook):
+    """Draws, at validations and tests, some samples with prediction and truth, and the confusion matrix.
+
+    The figures are `figures/<set>_<iteration>_samples.png` and `…_confusion.png`, artifacts of the run. What samples
+    look like follows from the data: images `[C, H, W]` are a grid of pictures, points in the plane a scatter
+    plot of (up to 2000 of) the split, other inputs of a classifier a table; of numbers the predicted are drawn over the
+    true ones; of tokens `[T]`, the predicted stand beneath the true ones in a `.txt`. The confusion matrix is that of
+    the whole split, of up to 200 classes. Classes go by the names in `data.spec["classes"]` or `data.classes`, where
+    the data have them. For tokens, `data.decode(tokens)` gives the text.
+
+    While batches come by, nothing waits for the device. The figures are drawn by a thread of its own, for which only
+    the next ones wait. A run without a directory draws nothing.
+
+    Args:
+        count: samples to show, at most.
+        which: `worst`, those with the highest loss; `first` of the split; or `random`, the same ones each time and in
+            every run.
+        interval: validations of a training from one to the next that is drawn; its last one is too.
+        confusion: draw the confusion matrix.
+    """
+
+    priority = "LOW"
+    stackable = True
+
+    def __init__(self, count: int = 25, which: str = "worst", interval: int = 1, confusion: bool = True) -> None:
+        for key, number in (("count", count), ("interval", interval)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ConfigError(key, number, "a whole number of at least 1")
+        if which not in WHICH:
+            raise ConfigError("which", which, f"one of {', '.join(WHICH)}", options=WHICH)
+        if not isinstance(confusion, bool):
+            raise ConfigError("confusion", confusion, "true or false")
+        self.count = count
+        self.which = which
+        self.interval = interval
+        self.confusion = confusion
+        self._validations = 0
+        self._gatherings: dict[str, Gathering] = {}
+        self._complained = False
+        self._writer = checkpoint.Writer()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        last = runner.training and runner.iter >= runner.train_loop.max_iters(runner)
+        due = not runner.training or (self._validations + 1) % self.interval == 0 or last
+        self._begin(runner, "val", due)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._begin(runner, "test", True)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if self._gatherings:
+            self._gatherings[runner.val_loop.current].add(data_batch, outputs)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if self._gatherings:
+            self._gatherings[runner.test_loop.current].add(data_batch, outputs)
+
+    def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
+        if runner.training:
+            self._validations += 1
+        self._draw(runner)
+
+    def after_test_epoch(self, runner: Runner, metrics: Any) -> None:
+        self._draw(runner)
+
+    def after_run(self, runner: Runner) -> None:
+        self._gatherings = {}
+        self._writer.wait()
+
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._validations = state["validations"]
+
+    def _begin(self, runner: Runner, split: str, due: bool) -> None:
+        self._gatherings = {}
+        if due and runner.work_dir is not None:
+            members = None if runner.solos[0] is runner else len(runner.members)
+            self._gatherings = {
+                name: Gathering(self.which, self.count, runner.loader(name).num_samples, members)
+                for name in runner.sets(split)
+            }
+
+    def _draw(self, runner: Runner) -> None:
+        gatherings, self._gatherings = self._gatherings, {}
+        jobs = []
+        for name, gathering in gatherings.items():
+            if gathering.complaint and not self._complained:
+                self._complained = True
+                log.warning("hook.prediction_log knows no picture of %s.", gathering.complaint)
+            ranks = [part for part in runner.strategy.gather(gathering.finish()) if part]
+            for solo, *parts in zip(runner.solos, *ranks, strict=False):
+                (member,) = solo.members
+                if member.journal is not None and parts:
+                    shown = merged(parts, self.which, self.count)
+                    drawing = _Drawing(shown, _class_names(runner), getattr(runner.data, "decode", None), self.which)
+                    place = f"{name}, epoch {solo.epoch}, iteration {solo.iter}"
+                    jobs.append(
+                        partial(self._save, member, drawing, place, f"{name.replace('/', '_')}_{solo.iter:08d}")
+                    )
+        if jobs:
+            self._writer.submit(jobs)
+
+    def _save(self, member: Member, drawing: _Drawing, place: str, stem: str) -> None:
+        """Write a member's figures; where that fails the training goes on."""
+        assert member.journal is not None
+        try:
+            folder = member.directory / FOLDER
+            folder.mkdir(exist_ok=True)
+            files = [drawing.samples(folder, place, f"{stem}_samples")]
+            if self.confusion and drawing.shown.confusion is not None:
+                files.append(drawing.matrix(folder, place, f"{stem}_confusion"))
+            for file in files:
+                member.journal.artifact(file, to=FOLDER)
+        except Exception:  # of a font, say, or of a text that cannot be decoded
+            log.warning("hook.prediction_log could not draw %s.", place, exc_info=True)
+
+
+class _Drawing:
+    """What is drawn of one member at one evaluation.
+
+    Args:
+        shown: the samples.
+        names: of the classes; where there are none, or too few, their numbers.
+        decode: the text of tokens.
+        which: how the samples were chosen.
+    """
+
+    def __init__(
+        self, shown: Shown, names: Sequence[Any] | None, decode: Callable[[Any], str] | None, which: str
+    ) -> None:
+        self.shown = shown
+        self.names = names or ()
+        self.decode = decode
+        self.which = which
+
+    def samples(self, folder: Path, place: str, stem: str) -> Path:
+        """Draw the samples; returns the file."""
+        shown = self.shown
+        if shown.kind == "tokens":
+            file = folder / f"{stem}.txt"
+            title = f"{place}: {self._chosen()}"
+            text = page(title, shown.index, shown.target, shown.predicted, shown.loss.tolist(), self.decode)
+            file.write_text(text, encoding="utf-8")
+            return file
+        file = folder / f"{stem}.png"
+        self._figure(place).savefig(file, dpi=figures.DPI)
+        return file
+
+    def matrix(self, folder: Path, place: str, stem: str) -> Path:
+        """Draw the confusion matrix; returns the file."""
+        file, counts = folder / f"{stem}.png", self.shown.confusion
+        assert counts is not None
+        right, total = int(counts.trace()), int(counts.sum())
+        title = f"{place}\n{right} of {total} right ({100 * right / max(1, total):.1f} %)"
+        figures.confusion(counts, [self._name(c) for c in range(len(counts))], title).savefig(file, dpi=figures.DPI)
+        return file
+
+    def _figure(self, place: str) -> Any:
+        shown = self.shown
+        if shown.kind == "numbers":
+            title = f"{place}\n{self._some()}, mean squared error {shown.loss.mean():.4g}"
+            return figures.numbers(shown.predicted, shown.target, title)
+        right = shown.predicted == shown.target
+        if shown.points:
+            assert shown.inputs is not None
+            names = [self._name(c) for c in range(int(shown.predicted.max()) + 1)]
+            title = f"{place}\n{self._some()}, {int((~right).sum())} of them wrong"
+            return figures.points(shown.inputs, shown.predicted, shown.target, names, title)
+        words = [(self._name(p), self._name(t)) for p, t in zip(shown.predicted, shown.target, strict=True)]
+        assert shown.confidence is not None
+        sure = [f"{100 * value:.0f} %" for value in shown.confidence]
+        if shown.inputs is not None and shown.inputs.ndim == 4:
+            labels = [(*pair, bool(ok)) for pair, ok in zip(words, right, strict=True)]
+            notes = [f"{value}, #{number}" for value, number in zip(sure, shown.index, strict=True)]
+            return figures.images(
+                shown.inputs, labels, notes, f"{place}\n{self._chosen()}: predicted / true, ✗ where wrong"
+            )
+        features = None if shown.inputs is None else shown.inputs.reshape(len(right), -1)[:, :6]
+        header = ["sample", "predicted", "true", "probability", "loss"]
+        header += [] if features is None else [f"x{k}" for k in range(features.shape[1])]
+        lines = [
+            [str(shown.index[k]), *(figures.short(word, 20) for word in words[k]), sure[k], f"{shown.loss[k]:.3f}"]
+            + ([] if features is None else [f"{value:.4g}" for value in features[k]])
+            for k in range(len(right))
+        ]
+        return figures.table(header, lines, right.tolist(), f"{place}\n{self._chosen()}")
+
+    def _name(self, c: int) -> str:
+        return str(self.names[c]) if 0 <= c < len(self.names) else str(c)
+
+    def _chosen(self) -> str:
+        count, of = len(self.shown.index), self.shown.samples
+        how = {"worst": f"the {count} of highest loss", "first": f"the first {count}", "random": f"{count} at random"}
+        return f"{how[self.which]} of {of} samples"
+
+    def _some(self) -> str:
+        count, of = len(self.shown.index), self.shown.samples
+        return f"{of} samples" if count == of else f"{count} of {of} samples"
+
+
+def _class_names(runner: Runner) -> Sequence[Any] | None:
+    data = runner.data
+    found = None if data is None else data.spec.get("classes") or getattr(data, "classes", None)
+    return found if isinstance(found, list | tuple) else None

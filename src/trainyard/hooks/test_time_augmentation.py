@@ -1,0 +1,188 @@
+"""Predictions averaged over changed copies of each batch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainyard.batch import target_of
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.hooks.hook import Hook
+from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
+from trainyard.hooks.inputs import input_of, with_input
+from trainyard.rng import derive
+from trainyard.runner import Runner, random
+
+log = logging.getLogger("trainyard")
+
+Transform = Callable[[Any], Any]
+
+NAMED: dict[str, Transform] = {
+    "horizontal_flip": Flip(),
+    "vertical_flip": Flip(horizontal=False, vertical=True),
+    "both_flips": Flip(vertical=True),
+    "shift_left": Shift(x=-1),
+    "shift_right": Shift(x=1),
+    "shift_up": Shift(y=-1),
+    "shift_down": Shift(y=1),
+    "center_crop": CenterCrop(),
+}
+"""The transforms that go by a name: flips, shifts by one pixel, the middle 7/8 enlarged."""
+
+KEY = "hook.test_time_augmentation"
+MERGES = ("mean", "softmax_mean")
+
+
+class TestTimeAugmentation(Hook):
+    """Predicts each test batch as it is and in changed copies, and takes the mean.
+
+    Metrics, and whoever else reads predictions, see the mean. It is for predictions that do not move with the input: a
+    class, a number, but not a mask. Whatever is evaluated predicts (with an EMA the average, after a training the best
+    checkpoint): the hook touches no weights, and checkpoints are what they would be without it. Each copy is a forward
+    pass of its own, so memory stays as it is and time grows with their number.
+
+    `softmax_mean` is the mean of the probabilities (as in Krizhevsky et al., "ImageNet classification with deep
+    convolutional neural networks", 2012, section 4.1), given as its logarithm: what reads logits reads the right
+    probabilities out of it.
+
+    A transform is given the input of the batch as the loader serves it, `[B, ...]`, before the model's
+    `data_preprocessor`; it must not change it in place. One that draws random numbers draws the same for a batch at
+    every evaluation, in every run.
+
+    Args:
+        transforms: beside the batch as it is: names (see `NAMED`), or functions or modules of the input.
+        merge: `mean` of the predictions; `softmax_mean`; or None: `softmax_mean` where targets are classes and
+            predictions `[B, ..., C]` have one axis more, else `mean`.
+        val: predict so in validations too, also those of a training.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+    priority = "HIGH"  # in its place before the EMA, which may have the raw weights predict beside the average
+    stackable = True
+
+    def __init__(
+        self,
+        transforms: Sequence[str | Transform] = ("horizontal_flip",),
+        merge: str | None = None,
+        val: bool = False,
+    ) -> None:
+        if not isinstance(transforms, list | tuple) or not transforms:
+            raise ConfigError("transforms", transforms, "a list of at least one transform")
+        if merge is not None and merge not in MERGES:
+            raise ConfigError("merge", merge, f"{' or '.join(MERGES)}, or null", options=MERGES)
+        if not isinstance(val, bool):
+            raise ConfigError("val", val, "true or false")
+        self.transforms = [_transform(given) for given in transforms]
+        self.names = ["as it is", *(each if isinstance(each, str) else _shown(each) for each in transforms)]
+        self.merge = merge
+        self.val = val
+        self._plain: Any = None
+        self._told = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Try one batch, so that what cannot work is known before the training and not after it."""
+        sets = [*runner.sets("val"), *runner.sets("test")]
+        if not sets:
+            return
+        model = runner.eval_model
+        mode = model.training
+        model.eval()
+        with random.seeded(derive(0, "test_time_augmentation")), torch.no_grad():
+            predict = self._prediction(runner)(sets[0].split("/")[0])
+            predict(next(iter(runner.loader(sets[0]).batches())))
+        model.train(mode)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        if self.val:
+            self._begin(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._begin(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
+        self._end(runner)
+
+    def after_test_epoch(self, runner: Runner, metrics: Any) -> None:
+        self._end(runner)
+
+    def after_run(self, runner: Runner) -> None:
+        self._end(runner)  # where an evaluation was interrupted
+
+    def _begin(self, runner: Runner) -> None:
+        if not self._told:
+            self._told = True
+            log.info("Test-time augmentation: each batch is predicted %s.", ", ".join(self.names))
+        if self._plain is None:
+            # The model stays what it is: others save it, and load into it. Only how it is asked is another.
+            augmented: Any = self._prediction(runner)
+            self._plain = runner.predict_step
+            runner.predict_step = augmented  # type: ignore[method-assign]
+
+    def _end(self, runner: Runner) -> None:
+        if self._plain is not None:
+            runner.predict_step = self._plain  # type: ignore[method-assign]
+            self._plain = None
+
+    def _prediction(self, runner: Runner) -> Callable[[str], Callable[[Any], Tensor]]:
+        """What takes the place of `runner.predict_step`."""
+        for transform in self.transforms:
+            if isinstance(transform, nn.Module):
+                transform.to(runner.device)
+        plain, stacked = runner.predict_step, runner.solos[0] is not runner
+        return lambda split: partial(self._predict, plain(split), stacked)
+
+    def _predict(self, predict: Callable[[Any], Any], stacked: bool, batch: Any) -> Tensor:
+        """Predictions for a batch, in single precision at least: `[B, ...]`, or `[K, B, ...]` of K members."""
+        x, outputs = input_of(batch), [predict(batch)]
+        with random.seeded(derive(0, "test_time_augmentation")):
+            for transform in self.transforms:
+                outputs.append(predict(with_input(batch, transform(x))))
+        shapes = {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for output in outputs}
+        if len(shapes) > 1 or not isinstance(outputs[0], Tensor) or not outputs[0].is_floating_point():
+            found = ", ".join(f"{name}: {_kind(output)}" for name, output in zip(self.names, outputs, strict=True))
+            raise ConfigError(
+                f"{KEY}.transforms",
+                self.names[1:],
+                "transforms under which the model predicts tensors of one shape, of floating-point numbers",
+                hint=f"It predicts {found}.",
+            )
+        every = torch.stack(outputs)
+        every = every.to(torch.promote_types(every.dtype, torch.float32))
+        if (self.merge or _fitting(batch, outputs[0], stacked)) == "mean":
+            return every.mean(0)
+        return every.log_softmax(-1).logsumexp(0) - math.log(len(every))
+
+
+def _transform(given: Any) -> Transform:
+    if isinstance(given, str) and given in NAMED:
+        return NAMED[given]
+    if not callable(given):
+        accepted = f"names ({', '.join(NAMED)}), or functions or modules of the input by `_target_`"
+        raise ConfigError("transforms", given, accepted, options=NAMED)
+    return given  # type: ignore[no-any-return]
+
+
+def _shown(transform: Transform) -> str:
+    inner = transform.func if isinstance(transform, partial) else transform
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _kind(output: Any) -> str:
+    return f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+
+
+def _fitting(batch: Any, outputs: Tensor, stacked: bool) -> str:
+    """`softmax_mean` where the predictions have scores for classes, else `mean`."""
+    try:
+        target = target_of(batch)
+    except TrainyardError:
+        return "mean"
+    classes = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
+    scores = classes and outputs.ndim - stacked == target.ndim + 1 and outputs.shape[-1] > 1
+    return "softmax_mean" if scores else "mean"
