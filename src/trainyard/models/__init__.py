@@ -2,6 +2,7 @@
 
 from trainyard.models.base import BaseModel, call, total_loss
 from trainyard.models.cnn import CNN
+from trainyard.models.mixing import CutMix, Mixup, RandomChoice
 from trainyard.models.mlp import MLP
 from trainyard.models.preprocessor import DataPreprocessor
 from trainyard.models.resnet import ResNet
@@ -12,7 +13,10 @@ __all__ = [
     "CNN",
     "MLP",
     "BaseModel",
+    "CutMix",
     "DataPreprocessor",
+    "Mixup",
+    "RandomChoice",
     "ResNet",
     "Supervised",
     "Transformer",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainyard.batch import to_device
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 
 MODES = ("loss", "predict", "tensor")
+
+Preprocessor = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module | None] | None
 
 
 class BaseModel(nn.Module):
@@ -29,7 +31,8 @@ class BaseModel(nn.Module):
 
     Args:
         data_preprocessor: a module called on every batch before `forward`, once the batch's tensors lie on the model's
-            device. None: the move is all there is.
+            device; or several in a list, or in a mapping by name, called one after another. None: the move is all there
+            is.
 
     Example:
         >>> class Linear(BaseModel):
@@ -43,9 +46,9 @@ class BaseModel(nn.Module):
         ['loss']
     """
 
-    def __init__(self, data_preprocessor: nn.Module | None = None) -> None:
+    def __init__(self, data_preprocessor: Preprocessor = None) -> None:
         super().__init__()
-        self.data_preprocessor = data_preprocessor
+        self.data_preprocessor = as_module(data_preprocessor)
         self._anchor: tuple[dict[str, nn.Parameter | None], str] | None = None
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
@@ -101,6 +104,30 @@ def call(model: nn.Module, batch: Any, mode: str) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch, mode=mode)
     return model(batch, mode=mode)
+
+
+def as_module(preprocessor: Preprocessor) -> nn.Module | None:
+    """A preprocessor as one module: of several, one after another.
+
+    Raises:
+        ConfigError: neither a module nor several.
+    """
+    if preprocessor is None or isinstance(preprocessor, nn.Module):
+        return preprocessor
+    return nn.Sequential(*modules("data_preprocessor", preprocessor))
+
+
+def modules(key: str, given: Any) -> list[nn.Module]:
+    """Modules from a list, or from a mapping by name, in order; a name whose value is None is left out.
+
+    Raises:
+        ConfigError: something else.
+    """
+    found = [each for each in given.values() if each is not None] if isinstance(given, Mapping) else given
+    if not isinstance(found, Sequence) or not all(isinstance(each, nn.Module) for each in found):
+        accepted = "a list of torch.nn.Modules, a mapping of them by name, or the `_target_`s that build them"
+        raise ConfigError(key, given, accepted)
+    return list(found)
 
 
 def total_loss(losses: Mapping[str, Any]) -> Tensor:

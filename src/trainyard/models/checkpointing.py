@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainyard.errors import ConfigError
+from trainyard.models.patterns import fits, listed, unknown
 
 
 def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -30,24 +29,18 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
         ConfigError: no list of texts, or a pattern that no module fits.
     """
     key = "activation_checkpointing"
-    if not isinstance(patterns, Sequence) or isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
-        raise ConfigError(key, patterns, "a list of patterns for the names of modules")
+    patterns = listed(key, patterns)
     modules = {name: module for name, module in model.named_modules() if name}
     for pattern in patterns:
-        if not any(_fits(pattern, name, module) for name, module in modules.items()):
-            kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
-            raise ConfigError(key, pattern, "a glob that fits a module's name or class", options=[*modules, *kinds])
+        if not any(fits(pattern, name, module) for name, module in modules.items()):
+            raise unknown(key, pattern, modules)
     chosen: list[str] = []
     for name, module in modules.items():
         inside = any(name.startswith(f"{outer}.") for outer in chosen)
-        if not inside and any(_fits(pattern, name, module) for pattern in patterns):
+        if not inside and any(fits(pattern, name, module) for pattern in patterns):
             chosen.append(name)
             # Of an instance, as torch.compile and hooks expect; a partial is copied along with its module.
             module.forward = functools.partial(_forward, module)
-
-
-def _fits(pattern: str, name: str, module: nn.Module) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(type(module).__name__, pattern)
 
 
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard.models.base import Preprocessor
 from trainyard.models.checks import share, sizes, whole
 from trainyard.models.supervised import Supervised
 
@@ -32,7 +33,7 @@ class CNN(Supervised):
         channels: Sequence[int] = (32, 64, 128),
         dropout: float = 0.0,
         loss: Callable[[Any, Any], Tensor] | None = None,
-        data_preprocessor: nn.Module | None = None,
+        data_preprocessor: Preprocessor = None,
     ) -> None:
         width = whole("in_channels", in_channels)
         num_classes = whole("num_classes", num_classes)

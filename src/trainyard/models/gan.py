@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainyard.models.base import MODES, BaseModel
+from trainyard.models.base import MODES, BaseModel, Preprocessor
 from trainyard.models.checks import choice, sizes, whole
 from trainyard.models.mlp import ACTIVATIONS
 
@@ -46,7 +46,7 @@ class GAN(BaseModel):
         hidden: Sequence[int] = (64, 64),
         activation: str = "leaky_relu",
         r1: float = 0.1,
-        data_preprocessor: nn.Module | None = None,
+        data_preprocessor: Preprocessor = None,
     ) -> None:
         super().__init__(data_preprocessor)
         features, self.num_classes = whole("in_features", in_features), whole("num_classes", num_classes)

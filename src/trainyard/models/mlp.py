@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard.models.base import Preprocessor
 from trainyard.models.checks import choice, share, sizes, whole
 from trainyard.models.supervised import Supervised
 
@@ -47,7 +48,7 @@ class MLP(Supervised):
         dropout: float = 0.0,
         batch_norm: bool = False,
         loss: Callable[[Any, Any], Tensor] | None = None,
-        data_preprocessor: nn.Module | None = None,
+        data_preprocessor: Preprocessor = None,
     ) -> None:
         width = whole("in_features", in_features)
         num_classes = whole("num_classes", num_classes)

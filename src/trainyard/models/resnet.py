@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainyard.errors import ConfigError
+from trainyard.models.base import Preprocessor
 from trainyard.models.checks import whole
 from trainyard.models.supervised import Supervised
 
@@ -36,7 +37,7 @@ class ResNet(Supervised):
         depth: int = 20,
         width: int = 16,
         loss: Callable[[Any, Any], Tensor] | None = None,
-        data_preprocessor: nn.Module | None = None,
+        data_preprocessor: Preprocessor = None,
     ) -> None:
         in_channels = whole("in_channels", in_channels)
         num_classes = whole("num_classes", num_classes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainyard.batch import no_target, split_target
 from trainyard.errors import ConfigError
-from trainyard.models.base import MODES, BaseModel
+from trainyard.models.base import MODES, BaseModel, Preprocessor
 
 
 class Supervised(BaseModel):
@@ -37,7 +37,7 @@ class Supervised(BaseModel):
         self,
         net: nn.Module,
         loss: Callable[[Any, Any], Tensor] | None = None,
-        data_preprocessor: nn.Module | None = None,
+        data_preprocessor: Preprocessor = None,
     ) -> None:
         super().__init__(data_preprocessor)
         if not isinstance(net, nn.Module):

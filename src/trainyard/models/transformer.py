@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.models.base import Preprocessor
 from trainyard.models.checks import choice, share, whole
 from trainyard.models.supervised import Supervised
 
@@ -44,7 +45,7 @@ class Transformer(Supervised):
         dropout: float = 0.0,
         positions: str = "rotary",
         tie_embeddings: bool = True,
-        data_preprocessor: nn.Module | None = None,
+        data_preprocessor: Preprocessor = None,
     ) -> None:
         vocab_size = whole("vocab_size", vocab_size)
         context_length = whole("context_length", context_length)

@@ -1,0 +1,78 @@
+"""Parameters that are not trained, by the names of what they belong to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from trainyard.errors import ConfigError
+from trainyard.models.patterns import fits, listed, unknown
+
+
+def parse(patterns: Any) -> list[str]:
+    """The patterns for `freeze`; None stands for none.
+
+    Raises:
+        ConfigError: under `freeze`: no list of texts.
+    """
+    return listed("freeze", patterns)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
+    """Take the parameters that fit a pattern out of the training.
+
+    They have no gradients, and the optimiser does not see them. A module that fits a pattern itself, or all of whose
+    parameters are frozen by some, is kept in evaluation mode: the running statistics of its BatchNorm stay as they are
+    and are what it normalises by, and its dropout drops nothing. That is what `frozen_stages` and `norm_eval` of the
+    OpenMMLab's networks do.
+
+    Args:
+        model: changed in place.
+        patterns: globs for the full name of a module (`net.backbone`), of which all is frozen, for its class
+            (`BatchNorm2d`), or for the full name of a parameter (`*.bias`).
+
+    Returns:
+        What is frozen, for the log.
+
+    Raises:
+        ConfigError: no list of texts, a pattern that nothing fits, or nothing is left to train.
+    """
+    patterns = parse(patterns)
+    modules = {name: module for name, module in model.named_modules() if name}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen, frozen = set[int](), set[int]()
+    for pattern in patterns:
+        fitting = [module for name, module in modules.items() if fits(pattern, name, module)]
+        named = [parameter for name, parameter in parameters.items() if fits(pattern, name)]
+        if not fitting and not named:
+            raise unknown("freeze", pattern, modules, parameters)
+        chosen.update(map(id, fitting))
+        frozen.update(id(parameter) for module in fitting for parameter in module.parameters())
+        frozen.update(map(id, named))
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) not in frozen)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("freeze", patterns, "patterns that leave a parameter to be trained")
+    still = []
+    for name, module in modules.items():
+        own = {id(parameter) for parameter in module.parameters()}
+        if id(module) in chosen or (own and own <= frozen):
+            still.append(name)
+    # Of an instance, as hooks and copies expect: a partial is copied along with its module. Of the model, and by name,
+    # because modules may be replaced later (BatchNorm by SyncBatchNorm).
+    model.train = functools.partial(_train, model, still)  # type: ignore[method-assign]
+    model.train(model.training)
+    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    numbers = sum(sizes[each] for each in frozen)
+    return f"Frozen: {len(frozen)} of {len(sizes)} parameters, {numbers} of {sum(sizes.values())} numbers"
+
+
+def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Module:
+    """What `train` of a model does, some modules of which stay in evaluation mode."""
+    type(model).train(model, mode)
+    for name in still:
+        model.get_submodule(name).train(False)
+    return model

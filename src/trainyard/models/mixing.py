@@ -1,0 +1,235 @@
+"""Batch augmentation on the device: mixup and CutMix, as (part of) a `data_preprocessor`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainyard.batch import TARGET_KEYS
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.models.base import modules
+from trainyard.models.checks import share, whole
+
+
+class BatchMix(nn.Module, ABC):
+    """Mixes each sample of a training batch with the one before it; in evaluation mode a batch stays as it is.
+
+    A batch is a tuple or list `(x, y)`, or a mapping of an input and a target. Classes `[B]` become shares
+    `[B, num_classes]`, which `torch.nn.CrossEntropyLoss` takes; a target that is shares already is mixed as it is.
+    Everything is tensor arithmetic on the batch's device, with that device's generator: nothing waits for it, and each
+    member of a fused group draws numbers of its own.
+
+    Args:
+        num_classes: classes that the data has.
+        alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once a batch. Above 0; the smaller, the
+            nearer to 0 or 1.
+        probability: that a batch is mixed.
+        label_smoothing: this much of each target is spread evenly over the classes, mixed or not; in [0, 1).
+    """
+
+    def __init__(
+        self, num_classes: int, alpha: float = 1.0, probability: float = 1.0, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_classes = whole("num_classes", num_classes)
+        if not _is_number(alpha) or not alpha > 0:
+            raise ConfigError("alpha", alpha, "a number above 0")
+        if not _is_number(probability) or not 0 <= probability <= 1:
+            raise ConfigError("probability", probability, "a number from 0 to 1")
+        self.alpha, self.probability = float(alpha), float(probability)
+        self.label_smoothing = share("label_smoothing", label_smoothing)
+
+    @abstractmethod
+    def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs `[B, ...]`, each mixed with the one before it.
+
+        Args:
+            x: the inputs.
+            kept: the share that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
+
+        Returns:
+            The mixed inputs, and the share that they keep in fact.
+        """
+
+    def forward(self, batch: Any) -> Any:
+        """The batch, mixed in training."""
+        if not self.training:
+            return batch
+        place, to = _places(batch)
+        x, y = batch[place], self.shares(batch[to], batch[place])
+        # Of two numbers from Gamma(alpha) the first one's share is from Beta(alpha, alpha). torch.distributions has it
+        # through a function that vmap does not take.
+        drawn = torch._standard_gamma(torch.full((2,), self.alpha, device=x.device))
+        kept = drawn[0] / drawn.sum()
+        kept = torch.where(torch.rand((), device=x.device) < self.probability, kept, 1.0)
+        x, kept = self.mix(x, kept)
+        kept = kept.to(y.dtype)
+        y = kept * y + (1 - kept) * y.roll(1, 0)
+        if isinstance(batch, Mapping):
+            return {**batch, place: x, to: y}
+        return (x, y)
+
+    def shares(self, y: Tensor, x: Tensor) -> Tensor:
+        """Classes `[B]` as shares `[B, num_classes]`, smoothed, in the precision of `x`; shares are smoothed alone."""
+        if not y.is_floating_point():
+            if y.ndim != 1:
+                raise TrainyardError(f"{self._name} mixes a class for each sample, [B]; the target is {_shape(y)}.")
+            dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+            y = (y.unsqueeze(1) == torch.arange(self.num_classes, device=y.device)).to(dtype)
+        if y.ndim != 2 or y.shape[1] != self.num_classes:
+            raise TrainyardError(f"{self._name} mixes shares [B, {self.num_classes}]; the target is {_shape(y)}.")
+        return y * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def extra_repr(self) -> str:
+        return f"{self.num_classes}, alpha={self.alpha}, probability={self.probability}"
+
+
+class Mixup(BatchMix):
+    """Each sample and its target become a mean of themselves and of the sample before them, with random weights.
+
+    Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha
+    for ImageNet is 0.2, for CIFAR-10 1. A batch is in random order, so that its neighbours are random pairs.
+
+    Args: see `BatchMix`. The input `[B, ...]` is floating-point.
+
+    Example:
+        >>> x, y = Mixup(num_classes=3)((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))
+        >>> x.shape, y.shape
+        (torch.Size([4, 1, 8, 8]), torch.Size([4, 3]))
+    """
+
+    def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        if not x.is_floating_point():
+            raise TrainyardError(
+                f"Mixup takes means of floating-point numbers; the input is {_shape(x)}. DataPreprocessor before it "
+                f"makes floats of whole numbers."
+            )
+        own = kept.to(x.dtype)
+        return own * x + (1 - own) * x.roll(1, 0), kept
+
+
+class CutMix(BatchMix):
+    """A rectangle of each image is replaced by that of the image before it; targets are mixed by area.
+
+    Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019
+    (its alpha is 1). The rectangle is the same for all images of a batch; its centre is drawn evenly, and what of it
+    lies outside is cut off.
+
+    Args: see `BatchMix`. The input is `[B, ..., H, W]`, of any number type.
+
+    Example:
+        >>> x, y = CutMix(num_classes=3, alpha=1.0)((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))
+        >>> x.shape, y.shape
+        (torch.Size([4, 1, 8, 8]), torch.Size([4, 3]))
+    """
+
+    def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim < 3:
+            raise TrainyardError(f"CutMix takes images [B, ..., H, W]; the input is {_shape(x)}.")
+        half = (1 - kept).sqrt() / 2  # of the rectangle's sides, as a share of the image's
+        rows, columns = (_span(size, half) for size in x.shape[-2:])
+        inside = rows.unsqueeze(1) & columns
+        return torch.where(inside, x.roll(1, 0), x), 1 - inside.float().mean()
+
+
+class RandomChoice(nn.Module):
+    """One of several preprocessors for each training batch, drawn anew; in evaluation mode a batch stays as it is.
+
+    All of them are computed and one is kept, so that nothing waits for the device to say which; they have to give
+    tensors of the same shapes.
+
+    Args:
+        choices: modules that take a batch and give one, such as `Mixup` and `CutMix`, in a list or by name.
+        weights: how often each is taken, in their order and in relation to the others; None: all alike.
+
+    Example:
+        >>> either = RandomChoice([Mixup(num_classes=3, alpha=0.2), CutMix(num_classes=3)])
+        >>> either((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))[1].shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[nn.Module] | Mapping[str, nn.Module | None],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.choices = nn.ModuleList(modules("choices", choices))
+        count = len(self.choices)
+        if not count:
+            raise ConfigError("choices", choices, "one module or more")
+        given = [1.0] * count if weights is None else weights
+        numbers = isinstance(given, Sequence) and all(_is_number(each) and each > 0 for each in given)
+        if not numbers or len(given) != count:
+            raise ConfigError("weights", weights, f"a number above 0 for each of the {count} choices, or null")
+        self.bounds = [upto / sum(given) for upto in accumulate(given)][:-1]
+
+    def forward(self, batch: Any) -> Any:
+        """The batch, passed through one of the choices in training."""
+        if not self.training:
+            return batch
+        made, *others = [choice(batch) for choice in self.choices]
+        drawn = torch.rand((), device=_first(batch).device)
+        for bound, other in zip(self.bounds, others, strict=True):
+            made = _where(drawn < bound, made, other)
+        return made
+
+
+def _span(size: int, half: Tensor) -> Tensor:
+    """Which of `size` places lie within `half * size` of a place that is drawn: `[size]`, bool."""
+    places = torch.arange(size, device=half.device)
+    reach = (half * size).long()
+    middle = torch.randint(size, (), device=half.device)
+    return (places >= middle - reach) & (places < middle + reach)
+
+
+def _places(batch: Any) -> tuple[Any, Any]:
+    """Where the input and the target of a batch stand."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return 0, 1
+    if isinstance(batch, Mapping):
+        targets = [key for key in TARGET_KEYS if key in batch]
+        inputs = [key for key in batch if key not in TARGET_KEYS]
+        if targets and len(inputs) == 1:
+            return inputs[0], targets[0]
+    raise TrainyardError(
+        "Mixup and CutMix mix batches of one input and one target: a tuple (x, y), or a mapping with a target under "
+        f"one of {', '.join(TARGET_KEYS)} and one other entry."
+    )
+
+
+def _first(batch: Any) -> Tensor:
+    """A tensor of the batch."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
+    return batch
+
+
+def _where(chosen: Tensor, one: Any, other: Any) -> Any:
+    """`one` where `chosen`, else `other`; both are nests of the same form."""
+    if isinstance(one, Mapping):
+        return {key: _where(chosen, value, other[key]) for key, value in one.items()}
+    if isinstance(one, (tuple, list)):
+        return type(one)([_where(chosen, *pair) for pair in zip(one, other, strict=True)])
+    if not isinstance(one, Tensor):
+        return one
+    if one.shape != other.shape:
+        raise TrainyardError(f"The choices give tensors of different shapes: {_shape(one)} and {_shape(other)}.")
+    return torch.where(chosen, one, other)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

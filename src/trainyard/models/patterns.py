@@ -1,0 +1,51 @@
+"""The patterns by which a config names modules and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from trainyard.errors import ConfigError
+
+
+def listed(key: str, given: Any) -> list[str]:
+    """Patterns as a list; none where None is given.
+
+    Raises:
+        ConfigError: no list of texts.
+    """
+    if given is None:
+        return []
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(each, str) for each in given):
+        raise ConfigError(key, given, "a list of patterns for the names of modules")
+    return list(given)
+
+
+def fits(pattern: str, name: str, module: nn.Module | None = None) -> bool:
+    """Whether a pattern is a glob for this full name (`net.blocks.*`, `*.attn`), or for the class of this module."""
+    return fnmatchcase(name, pattern) or (module is not None and fnmatchcase(type(module).__name__, pattern))
+
+
+def fits_within(pattern: str, name: str) -> bool:
+    """Whether a pattern is a glob for this full name, or for that of a module above it."""
+    return any(fnmatchcase(above, pattern) for above in (name, *above_all([name])))
+
+
+def above_all(names: Iterable[str]) -> list[str]:
+    """The modules in which these names lie: for `net.0.weight` they are `net` and `net.0`."""
+    found: dict[str, None] = {}
+    for name in names:
+        words = name.split(".")
+        found |= dict.fromkeys(".".join(words[:count]) for count in range(1, len(words)))
+    return list(found)
+
+
+def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters: Iterable[str] = ()) -> ConfigError:
+    """The error for a pattern that fits none of these modules, nor, where patterns may name them, of the parameters."""
+    kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
+    names = [name for name in modules if name]
+    accepted = "a glob that fits a module's name or class" + (", or a parameter's name" if parameters else "")
+    return ConfigError(key, pattern, accepted, options=[*names, *kinds, *parameters])

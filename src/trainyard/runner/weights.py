@@ -1,0 +1,241 @@
+"""Weights from a file into a model: which of them, under which names, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from trainyard.dist.shares import like
+from trainyard.errors import ConfigError, nearest
+from trainyard.models.patterns import above_all, fits_within, listed
+from trainyard.runner import checkpoint
+
+KEY = "load_from"
+SHOWN = 3  # names in a message
+PARTS = ("eval_model", "model", "state_dict", "model_state_dict")
+"""Under which of a file's entries its weights stand, in order of preference: ours, MMEngine's and Lightning's, …"""
+
+Weights = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadFrom:
+    """What `load_from` asks for.
+
+    Args:
+        path: of a checkpoint of ours; or of a file that `torch.save` wrote, of tensors by name, or of a dict that holds
+            them under `model`, `state_dict` or `model_state_dict`.
+        strict: every tensor of the model has to be in the file, in its shape, and none besides. False: those that fit
+            are loaded, and the log says what became of the others.
+        revise_keys: new names for those in the file, before they are compared: a mapping of beginnings (the first
+            that fits is replaced), or a list of pairs `[pattern, replacement]` for `re.sub`, one after another.
+        include: patterns: only these of the model's tensors are loaded, and `strict` is about these alone.
+        exclude: patterns: these of the model's tensors are not loaded, and `strict` is not about them.
+
+    A pattern of `include` or `exclude` is a glob for the full name of a tensor or of a module that it lies in.
+    """
+
+    path: str | Path
+    strict: bool = True
+    revise_keys: Mapping[str, str] | Sequence[Sequence[str]] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str | os.PathLike):
+            raise ConfigError("path", self.path, "the path of a checkpoint")
+        if not isinstance(self.strict, bool):
+            raise ConfigError("strict", self.strict, "true or false")
+        listed("include", self.include)
+        listed("exclude", self.exclude)
+        _checked_keys(self.revise_keys)
+
+
+def load_from(given: Any) -> LoadFrom | None:
+    """What the setting `load_from` stands for: None, a path, or a mapping of the arguments of `LoadFrom`.
+
+    Raises:
+        ConfigError: anything else; an unknown argument, or one that cannot be.
+    """
+    given = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    if given is None or isinstance(given, LoadFrom):
+        return given
+    if not isinstance(given, Mapping):
+        if not isinstance(given, str | os.PathLike):
+            raise ConfigError(KEY, given, "the path of a checkpoint, or a mapping with `path`")
+        return LoadFrom(given) if str(given) else None  # type: ignore[arg-type]
+    arguments = {str(name): value for name, value in given.items() if value is not None}
+    names = list(LoadFrom.__dataclass_fields__)
+    for name in arguments:
+        if name not in names:
+            raise ConfigError(KEY, name, f"one of {', '.join(names)}", options=names)
+    if "path" not in arguments:
+        raise ConfigError(f"{KEY}.path", None, "the path of a checkpoint")
+    try:
+        return LoadFrom(**arguments)
+    except ConfigError as error:
+        raise error.under(KEY) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The weights in a file, by name; of a checkpoint of ours those that were evaluated.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        checkpoint.DamagedCheckpointError: cut short, altered, or it holds no weights.
+    """
+    state = checkpoint.read(path)
+    found = [state[part] for part in PARTS if part in state] if isinstance(state, dict) else []
+    for weights in (*found, state):
+        if isinstance(weights, Mapping) and any(isinstance(value, Tensor) for value in weights.values()):
+            return {str(name): value for name, value in weights.items()}
+    inside = f" but {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
+    raise checkpoint.DamagedCheckpointError(
+        f"{path}: it holds no tensors by name{inside}, and no {', '.join(PARTS[1:-1])} or {PARTS[-1]} of any"
+    )
+
+
+def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) -> str:
+    """Load weights into a model as asked.
+
+    Args:
+        model: changed in place.
+        weights: by their names in the file.
+        asked: which of them, and how they are called here.
+        key: the setting that asks, for messages.
+
+    Returns:
+        What was loaded and what was not, for the log.
+
+    Raises:
+        ConfigError: names are missing, not of this model or of another shape, where `asked.strict`; a pattern fits
+            nothing; or nothing at all fits the model.
+    """
+    own = model.state_dict()
+    weights = _renamed(weights, asked.revise_keys, f"{key}.revise_keys")
+    chosen = _filter(asked, {*own, *weights}, key)
+    wanted = [name for name in own if chosen(name)]
+    missing = [name for name in wanted if name not in weights]
+    foreign = [name for name in weights if name not in own and chosen(name)]
+    shapes = {
+        name: f"{name} {list(weights[name].shape)}, here {list(own[name].shape)}"
+        for name in wanted
+        if name in weights and getattr(weights[name], "shape", None) != getattr(own[name], "shape", None)
+    }
+    taken = {name: weights[name] for name in wanted if name in weights and name not in shapes}
+    if not taken or (asked.strict and (missing or foreign or shapes)):
+        differ = [f"{name} is missing" for name in missing]
+        differ += [f"{name} is not in this model" for name in foreign]
+        differ += [f"{name.replace(' ', ' has shape ', 1)}" for name in shapes.values()]
+        accepted = f"a checkpoint of this model ({type(model).__name__})"
+        what = f"In this one {_some(differ)}." if differ else "In this one is nothing that was asked for."
+        raise ConfigError(key, str(asked.path), accepted, hint=f"{what}{_advice(missing, foreign)}")
+    model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
+    told = [f"{len(taken)} of {len(own)} tensors loaded"]
+    told += [f"left out: {len(own) - len(wanted)}"] if len(wanted) < len(own) else []
+    told += [f"missing: {_some(missing)}"] if missing else []
+    told += [f"not in this model: {_some(foreign)}"] if foreign else []
+    told += [f"other shapes: {_some(list(shapes.values()))}"] if shapes else []
+    return "; ".join(told)
+
+
+def _checked_keys(given: Any) -> list[tuple[str, str]]:
+    """The pairs of `revise_keys`; of a mapping the beginnings."""
+    accepted = "a mapping of beginnings of names, each to what replaces it, or a list of pairs [pattern, replacement]"
+    pairs = list(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str):
+        raise ConfigError("revise_keys", given, accepted)
+    for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or [type(each) for each in pair] != [str, str]:
+            raise ConfigError("revise_keys", given, accepted)
+        try:
+            if not isinstance(given, Mapping):
+                re.compile(pair[0])
+        except re.error as error:
+            raise ConfigError("revise_keys", pair[0], "a regular expression", hint=f"Python says: {error}.") from None
+    return [(old, new) for old, new in pairs]
+
+
+def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
+    """The weights under the names that `revise_keys` gives them.
+
+    Raises:
+        ConfigError: two tensors get one name, or an entry changes no name.
+    """
+    beginnings = isinstance(keys, Mapping)
+    pairs = _checked_keys(keys)
+    names = list(weights)
+    if beginnings:
+        used = [next((old for old, _ in pairs if name.startswith(old)), None) for name in names]
+        unused = [old for old, _ in pairs if old not in used]
+        swaps = dict(pairs)
+        names = [
+            name if old is None else swaps[old] + name.removeprefix(old) for name, old in zip(names, used, strict=True)
+        ]
+    else:
+        unused = []
+        for pattern, replacement in pairs:
+            if not any(re.search(pattern, name) for name in names):
+                unused.append(pattern)
+            names = [re.sub(pattern, replacement, name) for name in names]
+    if unused:
+        accepted = "the beginning of a name in the file" if beginnings else "a pattern that a name in the file fits"
+        above = [f"{module}." for module in above_all(weights)] if beginnings else []
+        raise ConfigError(key, unused[0], accepted, options=above, hint=f"It has {_some(list(weights))}.")
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ConfigError(key, keys, f"names that stay apart; two tensors of the file would be called {twice}")
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], bool]:
+    """Whether a tensor of this name is to be loaded."""
+    names = sorted(names)
+    for kind in ("include", "exclude"):
+        for pattern in getattr(asked, kind):
+            if not any(fits_within(pattern, name) for name in names):
+                accepted = "a glob that fits a tensor's name, or that of a module that one lies in"
+                raise ConfigError(f"{key}.{kind}", pattern, accepted, options=[*above_all(names), *names])
+
+    def chosen(name: str) -> bool:
+        taken = not asked.include or any(fits_within(pattern, name) for pattern in asked.include)
+        return taken and not any(fits_within(pattern, name) for pattern in asked.exclude)
+
+    return chosen
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
+    """What may make more of the names fit: another beginning for all of them, or for the first the nearest."""
+    if not missing or not foreign:
+        return ""
+    for old, new in _beginnings(missing[0], foreign):
+        count = sum(new + name.removeprefix(old) in missing for name in foreign if name.startswith(old))
+        if count > len(missing) // 2:
+            return f' revise_keys: {{"{old}": "{new}"}} makes {count} of the {len(missing)} missing ones fit.'
+    close = nearest(missing[0], foreign)
+    return "" if close is None else f" Nearest to {missing[0]} is {close}."
+
+
+def _beginnings(name: str, others: Sequence[str]) -> list[tuple[str, str]]:
+    """Of each of `others` that ends as `name` does: the beginnings in which they differ."""
+    found = []
+    for other in others:
+        ours, theirs = name.split("."), other.split(".")
+        while ours and theirs and ours[-1] == theirs[-1]:
+            ours.pop()
+            theirs.pop()
+        if len(ours) < len(name.split(".")):
+            found.append(("".join(f"{word}." for word in theirs), "".join(f"{word}." for word in ours)))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,289 @@
+"""Weights from files: ours and others', whole and in part, under revised names."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from trainyard.errors import ConfigError
+from trainyard.hooks.publish import publish
+from trainyard.models import CNN, MLP
+from trainyard.runner import Runner, checkpoint
+from trainyard.runner.fused import FusedRunner
+from trainyard.runner.weights import LoadFrom, load, load_from, read
+
+State = dict[str, Tensor]
+
+
+def mlp(num_classes: int = 3, seed: int = 0) -> MLP:
+    """net.1 and net.3 are Linear: four tensors."""
+    torch.manual_seed(seed)
+    return MLP(2, num_classes, [4])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A plain state dict, as `torch.save(model.state_dict(), …)` writes it."""
+    path = tmp_path / "plain.pth"
+    torch.save(mlp(seed=1).state_dict(), path)
+    return path
+
+
+def begun(given: Any, model: nn.Module | None = None) -> Runner:
+    """A Runner that has loaded what it begins with."""
+    runner = Runner(
+        mlp() if model is None else model,
+        {"val": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(4, 2), torch.arange(4) % 3))},
+        load_from=given,
+        hooks={},
+        device="cpu",
+    )
+    runner.prepare("val")
+    return runner
+
+
+def same(state: Any, expected: Any) -> bool:
+    return all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def failure(given: Any, model: nn.Module | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        begun(given, model)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        dict,
+        lambda state: {"state_dict": state, "meta": {"epoch": 3}},
+        lambda state: {"model": state, "optimizer": {}, "lr": 0.1},
+        lambda state: {"model_state_dict": state, "model": "mlp"},
+        lambda state: {"model": mlp().state_dict(), "eval_model": state},
+        lambda state: {"state_dict": OrderedDict(state), "model": {"name": "mlp"}},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_every_origin(tmp_path: Path, wrap: Any, zipped: bool) -> None:
+    state = mlp(seed=1).state_dict()
+    torch.save(wrap(state), tmp_path / "file.pth", _use_new_zipfile_serialization=zipped)
+    assert same(begun(tmp_path / "file.pth").model.state_dict(), state)
+    assert same(begun({"path": str(tmp_path / "file.pth")}).model.state_dict(), state)
+
+
+def test_a_published_file_and_a_checkpoint(tmp_path: Path) -> None:
+    state = mlp(seed=1).state_dict()
+    checkpoint.save(tmp_path / "best.pt", {"model": mlp().state_dict(), "eval_model": state, "epoch": 1})
+    for path in (tmp_path / "best.pt", publish(tmp_path / "best.pt", tmp_path, "mine")):
+        assert same(read(path), state)
+
+
+def test_a_report_of_what_matched(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = mlp(num_classes=5)
+    own = copy.deepcopy(model.state_dict())
+    with caplog.at_level(logging.INFO):
+        state = begun({"path": file, "strict": False}, model).model.state_dict()
+    assert (
+        f"Loaded the weights of {file}: 2 of 4 tensors loaded; "
+        "other shapes: net.3.weight [3, 4], here [5, 4], net.3.bias [3], here [5]."
+    ) in caplog.messages
+    theirs = read(file)
+    assert same(state, {name: (theirs if name.startswith("net.1") else own)[name] for name in own})
+
+
+def test_everything_that_may_be_said(file: Path) -> None:
+    weights = read(file)
+    weights |= {f"head.{index}.weight": torch.ones(1) for index in range(5)}
+    del weights["net.1.bias"]
+    told = load(mlp(num_classes=5), weights, LoadFrom(file, strict=False, exclude=["net.3.bias"]))
+    assert told == (
+        "1 of 4 tensors loaded; left out: 1; missing: net.1.bias; not in this model: head.0.weight, head.1.weight, "
+        "head.2.weight and 2 more; other shapes: net.3.weight [3, 4], here [5, 4]"
+    )
+
+
+@pytest.mark.parametrize("revise", [{"backbone.": "", "x": "y"}, [[r"^backbone\.", ""], ["^x", "y"]]])
+def test_revised_names(tmp_path: Path, revise: Any) -> None:
+    state = mlp(seed=1).state_dict()
+    torch.save({f"backbone.{name}": tensor for name, tensor in state.items()} | {"x": torch.ones(1)}, tmp_path / "a.pt")
+    runner = begun(OmegaConf.create({"path": str(tmp_path / "a.pt"), "revise_keys": revise, "exclude": ["y"]}))
+    assert same(runner.model.state_dict(), state)
+
+
+def test_an_empty_beginning_is_put_before_all(tmp_path: Path) -> None:
+    state = mlp(seed=1).net.state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    runner = begun({"path": tmp_path / "a.pt", "revise_keys": {"": "net."}})
+    assert same(runner.model.net.state_dict(), state)
+
+
+def test_groups_of_a_pattern(tmp_path: Path) -> None:
+    torch.save({f"layer{name[4:]}": value for name, value in mlp(seed=1).state_dict().items()}, tmp_path / "a.pt")
+    runner = begun({"path": tmp_path / "a.pt", "revise_keys": [[r"^layer(\d+)\.", r"net.\1."]]})
+    assert same(runner.model.state_dict(), mlp(seed=1).state_dict())
+
+
+@pytest.mark.parametrize("rule", [{"exclude": ["net.3"]}, {"exclude": ["net.3.*"]}, {"include": ["net.1"]}])
+def test_strict_is_about_what_is_asked_for(file: Path, rule: Any) -> None:
+    model = mlp(num_classes=5)
+    own = copy.deepcopy(model.state_dict())
+    state = begun({"path": file, **rule}, model).model.state_dict()
+    assert same(state, {name: (read(file) if name.startswith("net.1") else own)[name] for name in own})
+    everything = ["net.1", "net.3"]
+    assert "net.3.weight has shape [3, 4], here [5, 4]" in failure({"path": file, "include": everything}, mlp(5))
+
+
+def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None:
+    torch.save({name.replace("net", "nets"): value for name, value in read(file).items()}, tmp_path / "a.pt")
+    told = failure(tmp_path / "a.pt")
+    assert "accepted: a checkpoint of this model (MLP). In this one net.1.weight is missing, net.1.bias is" in told
+    assert 'revise_keys: {"nets.": "net."} makes 4 of the 4 missing ones fit.' in told
+    torch.save({f"a.b.{name}": value for name, value in read(file).items()}, tmp_path / "a.pt")
+    assert 'revise_keys: {"a.b.": ""} makes 4 of the 4' in failure({"path": tmp_path / "a.pt", "strict": False})
+    torch.save(mlp(seed=1).net.state_dict(), tmp_path / "a.pt")
+    assert 'revise_keys: {"": "net."} makes 4 of the 4' in failure(tmp_path / "a.pt")
+    weights = read(file)
+    weights["net.1.wieght"] = weights.pop("net.1.weight")
+    torch.save(weights, tmp_path / "a.pt")
+    assert "Nearest to net.1.weight is net.1.wieght." in failure(tmp_path / "a.pt")
+
+
+def test_nothing_at_all_fits(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3)}, tmp_path / "a.pt")
+    told = failure({"path": tmp_path / "a.pt", "strict": False})
+    assert "net.1.weight is missing, net.1.bias is missing, net.3.weight is missing and 2 more" in told
+
+
+class _Evil:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_opening_a_file_runs_no_code(tmp_path: Path, zipped: bool) -> None:
+    content = {"state_dict": mlp().state_dict(), "meta": _Evil(tmp_path / "ran")}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    assert "holds objects other than tensors" in failure(tmp_path / "a.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), {"epoch": 3}, {"model": {"layers": 3}}, [1], {}])
+def test_a_file_without_weights(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    assert "it holds no tensors by name" in failure(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file(tmp_path: Path, zipped: bool) -> None:
+    torch.save(mlp().state_dict(), tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-150])
+    assert "accepted: a whole checkpoint" in failure(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (3, "load_from: 3 given; accepted: the path of a checkpoint, or a mapping with `path`."),
+        ({"strict": False}, "load_from.path: None given"),
+        ({"path": 3}, "load_from.path: 3 given"),
+        ({"path": "a", "strct": False}, "load_from: 'strct' given; accepted: one of path, strict, revise_keys, "),
+        ({"path": "a", "strct": False}, "Did you mean 'strict'?"),
+        ({"path": "a", "strict": "no"}, "load_from.strict: 'no' given; accepted: true or false."),
+        ({"path": "a", "revise_keys": "a"}, "load_from.revise_keys: 'a' given; accepted: a mapping of beginnings"),
+        ({"path": "a", "revise_keys": ["ab"]}, "load_from.revise_keys: ['ab'] given"),
+        ({"path": "a", "revise_keys": [["(", ""]]}, "load_from.revise_keys: '(' given; accepted: a regular expression"),
+        ({"path": "a", "include": "net"}, "load_from.include: 'net' given; accepted: a list of patterns"),
+    ],
+)
+def test_settings_that_cannot_work(given: Any, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_from(given)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ({"revise_keys": {"nett.": ""}}, "load_from.revise_keys: 'nett.' given; accepted: the beginning of a name"),
+        ({"revise_keys": {"nett.": ""}}, "Did you mean 'net.'? It has net.1.weight, net.1.bias, net.3.weight and 1"),
+        ({"revise_keys": [["^x", ""]]}, "load_from.revise_keys: '^x' given; accepted: a pattern that a name in the"),
+        ({"revise_keys": [[r"\d", "0"]]}, "two tensors of the file would be called net.0.weight"),
+        ({"exclude": ["net.9"]}, "load_from.exclude: 'net.9' given; accepted: a glob that fits a tensor's name"),
+        ({"include": ["net.1.wieght"]}, "Did you mean 'net.1.weight'?"),
+        ({"exclude": ["net"]}, "In this one is nothing that was asked for."),
+    ],
+)
+def test_rules_that_fit_nothing(file: Path, rules: Any, told: str) -> None:
+    assert told in failure({"path": file, **rules})
+
+
+def test_nothing_is_asked_for() -> None:
+    assert load_from(None) is None
+    assert load_from("") is None
+
+
+def test_members_of_a_group_load_in_part(file: Path) -> None:
+    torch.save({f"old.{name}": tensor for name, tensor in read(file).items()}, file)
+    config: dict[str, Any] = {
+        "model": {"_target_": MLP, "in_features": 2, "num_classes": 2, "hidden": [4]},
+        "data": {"_target_": "trainyard.data.Rings", "num_samples": 64, "batch_size": 16},
+        "optim": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
+        "loop": {"_target_": "trainyard.runner.IterBasedTrainLoop", "max_iters": 3},
+        "freeze": ["net.1"],
+        "load_from": {"path": str(file), "strict": False, "revise_keys": {"old.": ""}},
+        "hook": {},
+        "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        "device": "cpu",
+    }
+    configs = [config | {"seed": seed} for seed in range(2)]
+    group = FusedRunner(configs)
+    group.train()
+    for solo, values in zip(group.solos, configs, strict=True):
+        alone = Runner.from_cfg(values)
+        alone.train()
+        state = solo.model.state_dict()
+        for name, tensor in alone.model.state_dict().items():
+            torch.testing.assert_close(state[name], tensor)
+        assert torch.equal(state["net.1.weight"], read(file)["old.net.1.weight"]), "loaded, and frozen"
+
+
+def test_fine_tuning_with_another_head(tmp_path: Path) -> None:
+    """A network trained on ten digits begins another, for which only the head is learnt; its checkpoint resumes."""
+    shared: dict[str, Any] = {
+        "data": {"_target_": "trainyard.data.Digits", "batch_size": 128},
+        "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},
+        "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 1},
+        "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        "hook": {"checkpoint": {"_target_": "trainyard.hooks.Checkpoint"}},
+        "device": "cpu",
+    }
+    model = {"_target_": CNN, "in_channels": 1, "num_classes": 10, "channels": [4, 8]}
+    first = Runner.from_cfg(shared | {"model": model, "work_dir": tmp_path / "first"})
+    first.train()
+    trunk = {name: tensor.clone() for name, tensor in first.model.state_dict().items() if "net.9" not in name}
+    tuning = shared | {
+        "model": {**model, "num_classes": 12},
+        "work_dir": tmp_path / "second",
+        "load_from": {"path": tmp_path / "first/checkpoints/best.pt", "exclude": ["net.9"]},
+        "freeze": ["net.[0-8]"],
+    }
+    second = Runner.from_cfg(tuning)
+    second.train()
+    assert len(trunk) == 12
+    assert same(second.model.state_dict(), trunk)
+    assert second.members[0].metrics["val/loss"] < 2.5
+    third = Runner.from_cfg(tuning | {"resume": True})
+    third.prepare()
+    assert same(third.model.state_dict(), dict(second.model.state_dict()))
