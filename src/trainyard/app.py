@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trainyard import group
+from trainyard import group, ranks
 from trainyard.config.explain import explain
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.run import train
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks also where a message explains all
@@ -40,6 +40,9 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
     directory = str(Path(config_path).resolve())
 
+    status = ranks.follow(directory, config_name)
+    if status is not None:
+        sys.exit(status)
     try:
         hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(job)()
     except Exception as error:
@@ -81,10 +84,20 @@ def check_job(config: DictConfig) -> dict[str, Any]:
     """
     from trainyard.config.schema import check
 
-    return check(config)
+    values = check(config)
+    if ranks.spread(values).world is not None:
+        hint = "A sweep is started by itself, without torchrun or another launcher."
+        raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
+    return values
+
+
+def slots(values: dict[str, Any]) -> int:
+    """How many slots of a sweep a job takes: one for each device that it trains on."""
+    return ranks.spread(values).devices
 
 
 job.check = check_job  # type: ignore[attr-defined]
+job.slots = slots  # type: ignore[attr-defined]
 job.fuse = group  # type: ignore[attr-defined]
 job.resumes = True  # type: ignore[attr-defined]
 

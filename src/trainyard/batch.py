@@ -51,6 +51,12 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
     return args, named, target
 
 
+def samples(batch: Any) -> int:
+    """How many samples a batch has: the length of its first tensor; 1 where it has none."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), 1)
+
+
 def no_target(batch: Any) -> TrainyardError:
     """The error for a batch in which no target is found."""
     if isinstance(batch, Mapping):

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from trainyard.batch import split_target
 from trainyard.runner import Runner, checkpoint, random
-from trainyard.track import RunInfo, membership
+from trainyard.track import RunInfo, facts, membership
 
 CONFIG = "config.yaml"
 EXAMPLE = "example.npy"
-DIFF = "git.diff"  # written by the tracker
 BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 
@@ -120,7 +119,8 @@ def name_artifacts(runner: Runner) -> None:
         assert member.journal is not None
         folder = member.directory
         hydra_folder = HydraConfig.get().output_subdir
-        files = [CONFIG, DIFF, f"{HydraConfig.get().job.name}.log", *([hydra_folder] if hydra_folder else [])]
+        files = [CONFIG, *facts.FILES.values(), f"{HydraConfig.get().job.name}.log"]
+        files += [hydra_folder] if hydra_folder else []
         for name in files:
             if (folder / name).exists():
                 member.journal.artifact(name)

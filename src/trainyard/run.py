@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from trainyard import ranks
 from trainyard.config.build import build
 from trainyard.errors import TrainyardError
 from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
 
 if TYPE_CHECKING:
+    from trainyard.dist.world import World
     from trainyard.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -49,25 +51,63 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         TrainyardError: with the exit status that the command should have.
     """
-    with _nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    runner: Runner | None = None
+    with _nothing_left_behind(directory):
         tracker = build(cfg.get("tracker"), "tracker") or NoTracker()
         if membership.current is not None:
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
         collected = facts.begin(Path.cwd())
-        from trainyard import record
         from trainyard.config.schema import check, resolve
-        from trainyard.runner import Runner
 
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if membership.current is None else resolve(cfg)
-        runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, collected()))
-        runner.prepare(values["mode"])
+        over = ranks.spread(values)
+        if over.devices == 1:
+            ranks.lead(cfg, over)
+            runner = _prepared(values, tracker, collected, over.world)
     try:
-        caught = conduct(runner, [values])
-        _raise_if_ended_early(runner, caught)
+        if runner is None:
+            with _nothing_left_behind(directory):
+                return ranks.train(cfg, values, over, tracker)
+        return _trained(runner, values)
     finally:
         _report(_ship(tracker))
+
+
+def train_rank(cfg: DictConfig, own: World) -> float | None:
+    """As `train`, as one of several ranks; the first journals, and another process ships.
+
+    Args:
+        cfg: checked.
+        own: which rank.
+    """
+    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
+    tracker.leave_shipping()
+    collected = facts.begin(Path.cwd())
+    from trainyard.config.schema import resolve
+
+    values = resolve(cfg)
+    return _trained(_prepared(values, tracker, collected, own), values)
+
+
+def _prepared(
+    values: Mapping[str, Any], tracker: Tracker, collected: Callable[[], dict[str, str]], own: World | None
+) -> Runner:
+    from trainyard import record
+    from trainyard.runner import Runner
+
+    found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
+    runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found))
+    runner.prepare(values["mode"])
+    return runner
+
+
+def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
+    caught = conduct(runner, [values])
+    runner.strategy.end()
+    _raise_if_ended_early(runner, caught)
     return objective(runner)
 
 
@@ -83,10 +123,13 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     from trainyard import record
 
+    is_main = runner.strategy.is_main
     with _interruptible(runner) as caught, runner.session():
-        record.write_files(runner, configs)
+        if is_main:
+            record.write_files(runner, configs)
         _run(runner, configs[0]["mode"])
-        record.name_artifacts(runner)
+        if is_main:
+            record.name_artifacts(runner)
     return caught
 
 
@@ -101,7 +144,7 @@ def _run(runner: Runner, mode: str) -> None:
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
             runner.test()
-        for solo in runner.arranged:
+        for solo in runner.arranged if runner.strategy.is_main else ():
             _summarize(solo)
 
 
@@ -155,39 +198,52 @@ def objective(runner: Runner) -> float | None:
 
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
     (member,) = runner.members
+    if runner.strategy.world_size > 1:  # it does not matter which ranks were told, but what they have agreed on
+        caught = (caught or [signal.SIGTERM]) if runner.interrupted else []
     if caught:
-        further = f"go on with the same command and hydra.run.dir={_shown(member.directory)} resume=true"
-        if not any(member.checkpoints.glob("*.pt")):
-            further = "there is no checkpoint to go on from."
-        raise InterruptedRunError(f"Interrupted at iteration {runner.iter}; {further}", caught[0])
+        raise InterruptedRunError(f"Interrupted at iteration {runner.iter}; {go_on(member.directory)}", caught[0])
     if member.failed:
         raise RunFailedError(f"The training failed: {member.stop_reason}.")
 
 
+def go_on(work_dir: Path) -> str:
+    """What to do to go on with the run in this directory."""
+    if not any((work_dir / "checkpoints").glob("*.pt")):
+        return "there is no checkpoint to go on from."
+    return f"go on with the same command and hydra.run.dir={_shown(work_dir)} resume=true"
+
+
 @contextmanager
 def _interruptible(runner: Runner) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM ends the run with a checkpoint, the second ends it now. Gives the signals caught."""
+    """The first SIGINT or SIGTERM ends the run with a checkpoint, the second ends it now. Gives the signals caught.
+
+    Whoever has started the ranks of a run passes signals on, and kills those that do not end: one that Ctrl-C reaches
+    twice must not end now.
+    """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
+    is_rank = runner.strategy.world_size > 1
 
     def first(signum: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a data loader's process, forked while this was set: the signal is for the trainer
             return
         caught.append(signum)
         runner.interrupt()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
+        if not is_rank:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
 
     owner = os.getpid()
-    before: dict[int, Any] = {each: signal.signal(each, first) for each in (signal.SIGINT, signal.SIGTERM)}
+    handled = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    before: dict[int, Any] = {each: signal.signal(each, first) for each in handled}
     try:
         yield caught
     finally:
         for each, handler in before.items():
-            signal.signal(each, handler)
+            signal.signal(each, signal.SIG_IGN if is_rank else handler)
 
 
 @contextmanager
@@ -210,7 +266,8 @@ def _nothing_left_behind(directory: Path) -> Iterator[None]:
             job = HydraConfig.get()
             if job.output_subdir is not None:
                 shutil.rmtree(directory / job.output_subdir, ignore_errors=True)
-            (directory / f"{job.job.name}.log").unlink(missing_ok=True)
+            for file in (directory / f"{job.job.name}.log", *directory.glob(f"{job.job.name}.rank*.log")):
+                file.unlink(missing_ok=True)
             for folder in (directory, *directory.parents):
                 if folder == Path.cwd() or any(folder.iterdir()):
                     break

@@ -22,6 +22,8 @@ GOOD = {
     "accumulate": 2,
     "clip_grad_norm": 0.5,
     "clip_grad_value": None,
+    "init": {"Conv2d": "kaiming_normal", "Linear": {"weight": {"_target_": "normal", "std": 0.01}, "bias": 0}},
+    "freeze": ["net.0"],
     "activation_checkpointing": ["net.*"],
     "compile": True,
     "objective": "val/accuracy",
@@ -94,7 +96,18 @@ def test_any_whole_number_is_a_seed(seed):
             "dynamic, backend, mode, options. Did you mean 'mode'?",
         ),
         ({"device": None}, "device: None given; accepted: a text."),
-        ({"load_from": {"a": 1}}, "load_from: {'a': 1} given; accepted: a text or null."),
+        ({"load_from": 3}, "load_from: 3 given; accepted: the path of a checkpoint, or a mapping with `path`."),
+        (
+            {"load_from": {"pth": "a.pt"}},
+            "load_from: 'pth' given; accepted: one of path, strict, revise_keys, include, exclude. "
+            "Did you mean 'path'?",
+        ),
+        ({"freeze": "net"}, "freeze: 'net' given; accepted: a list of patterns for the names of modules."),
+        (
+            {"init": {"Linear": {"_target_": "torch.nn.init.normal_", "sdt": 1}}},
+            "init.Linear: 'sdt' given; accepted: an argument of torch.nn.init.normal_: tensor, mean, std, generator. "
+            "Did you mean 'std'?",
+        ),
         ({"mode": "tset"}, "mode: 'tset' given; accepted: one of train, val, test. Did you mean 'test'?"),
         ({"resume": 3}, "resume: 3 given; accepted: true, false or the path of a checkpoint."),
         ({"resume": ["a"]}, "resume: ['a'] given; accepted: true, false or the path of a checkpoint."),
@@ -108,6 +121,7 @@ def test_bad_settings(values, told):
 @pytest.mark.parametrize("mode", MODES)
 def test_modes(mode):
     assert problem(mode=mode, load_from="best.pt") is None
+    assert problem(mode=mode, load_from={"path": "best.pt", "strict": False}) is None
 
 
 def test_numbers_that_are_equal_will_do():

@@ -1,10 +1,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from trainyard.config.schema import check
 from trainyard.errors import ConfigError
 from trainyard.hooks import Hook
-from trainyard.runner.dispatch import PRIORITIES, STAGES, Dispatch, priority
+from trainyard.runner.dispatch import PRIORITIES, STAGES, Dispatch, build_hook, build_hooks, priority
 
 
 def _hook(name, at, calls):
@@ -67,3 +69,35 @@ def test_state_goes_to_the_hook_of_that_name():
     hooks = {"b": Counter(0), "c": Counter(1)}
     Dispatch(hooks).load_state_dict(states)
     assert (hooks["b"].count, hooks["c"].count) == (5, 1)
+
+
+def test_a_config_may_give_a_hook_another_priority():
+    nodes = {
+        "late": {"_target_": "trainyard.hooks.EmptyCache", "priority": "LOW"},
+        "as_it_is": {"_target_": "trainyard.hooks.EmptyCache"},
+        "number": {"_target_": "trainyard.hooks.EmptyCache", "after_iter": True, "priority": 7},
+    }
+    hooks = build_hooks(nodes)
+    assert {name: hook.priority for name, hook in hooks.items()} == {"late": "LOW", "as_it_is": "NORMAL", "number": 7}
+    order = [method.__self__ for method in Dispatch(hooks).stage("before_run")]
+    assert order == [hooks["number"], hooks["as_it_is"], hooks["late"]]
+    assert nodes["late"]["priority"] == "LOW", "the config stays as it is"
+
+
+def test_a_priority_that_the_hook_takes_itself_is_its_own():
+    hook = build_hook({"_target_": f"{__name__}.Ranked", "priority": "HIGH"}, "ranked")
+    assert (hook.given, hook.priority) == ("HIGH", "NORMAL")
+
+
+class Ranked(Hook):
+    def __init__(self, priority):
+        self.given = priority
+
+
+@pytest.mark.parametrize("value", ["HIHG", 101])
+def test_an_unknown_priority_in_a_config_is_told_before_anything_is_built(value):
+    config = OmegaConf.create({"hook": {"timer": {"_target_": "trainyard.hooks.IterTimer", "priority": value}}})
+    with pytest.raises(ConfigError, match=rf"hook\.timer\.priority: {value!r} given"):
+        check(config)
+    with pytest.raises(ConfigError, match=r"hook\.timer\.priority"):
+        Dispatch(build_hooks(OmegaConf.to_container(config)["hook"]))

@@ -33,7 +33,7 @@ class Recorder(Hook):
 
 
 def _stage(name):
-    def note(self, runner, batch_idx=None, data_batch=None, outputs=None, metrics=None, checkpoint=None):
+    def note(self, runner, batch_idx=None, data_batch=None, outputs=None, **results):
         self.calls.append((name, (runner.epoch, runner.iter, batch_idx)))
 
     return note
@@ -301,3 +301,61 @@ def test_lengths_are_whole_numbers(make, key, value):
     with pytest.raises(ConfigError) as error:
         make(value)
     assert str(error.value) == f"{key}: {value!r} given; accepted: a whole number of at least 1."
+
+
+TRAINING = [
+    "before_run",
+    "before_train",
+    "before_train_epoch",
+    "before_train_iter",
+    "after_train_iter",
+    "before_val",
+    "before_val_epoch",
+    "before_val_iter",
+    "after_val_iter",
+    "after_val_epoch",
+    "after_val",
+    "after_train_epoch",
+    "before_val_loss",
+    "before_val_loss_iter",
+    "after_val_loss_iter",
+    "after_val_loss",
+]
+
+
+@pytest.mark.parametrize("unit", LOOPS)
+@pytest.mark.parametrize("stage", TRAINING)
+def test_a_member_may_stop_at_any_stage(unit, stage, tmp_path):
+    """No iteration begins after it, what is under way is finished, and a resumed run trains no more."""
+
+    class Stop(Hook):
+        """The second time that the stage comes, where it comes again."""
+
+        priority = "HIGHEST"
+        count = 0
+
+    def stop(self, runner, *args, **kwargs):
+        self.count += 1
+        if self.count == (1 if stage in ("before_run", "before_train") else 2):
+            self.at = runner.iter
+            runner.members[0].stop("enough")
+
+    setattr(Stop, stage, stop)
+
+    def make(hooks, **more):
+        loop = LOOPS[unit](4 if unit == "epoch" else 8, val_interval=1, workflow=[["val", 1], ["train", 1]])
+        return runner(loop, {"checkpoint": Checkpoint(), **hooks}, batches=2, work_dir=tmp_path, **more)
+
+    recorder, hook = Recorder(), Stop()
+    made = make({"stop": hook, "recorder": recorder})
+    made.train()
+    assert made.iter == len(recorder.at("after_train_iter")) == hook.at + (stage == "before_train_iter")
+    assert len(recorder.at("after_val_iter")) == 2 * len(recorder.at("after_val")), "validated to the end"
+    assert len(recorder.at("before_val_loss")) == len(recorder.at("after_val_loss"))
+    assert recorder.stages()[-2:] == ["after_train", "after_run"]
+    if not any((tmp_path / "checkpoints").glob("*.pt")):
+        return  # it stopped before there was anything to save
+    again = make({})
+    again.resume = True
+    again.train()
+    assert (again.iter, again.members[0].stop_reason) == (made.iter, "enough")

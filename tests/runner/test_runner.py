@@ -15,7 +15,7 @@ from trainyard.hooks import EMA, Checkpoint, EarlyStopping, Hook, ParamSchedule
 from trainyard.metrics import Accuracy, CrossEntropy
 from trainyard.models import MLP
 from trainyard.rng import derive
-from trainyard.runner import Env, EpochBasedTrainLoop, Runner, checkpoint, random
+from trainyard.runner import Env, EpochBasedTrainLoop, Runner, TestLoop, ValLoop, checkpoint, random
 from trainyard.schedules import Plateau, Schedule
 from trainyard.track import NoTracker, read
 
@@ -60,6 +60,8 @@ OBJECTS = {
     "loop": lambda: EpochBasedTrainLoop(3),
     "tracker": NoTracker,
     "env": Env,
+    "val_loop": ValLoop,
+    "test_loop": TestLoop,
 }
 
 
@@ -73,6 +75,8 @@ def configs(parts):
         },
         "tracker": {"_target_": "trainyard.track.NoTracker"},
         "env": {"_target_": "trainyard.runner.Env"},
+        "val_loop": {"_target_": "trainyard.runner.ValLoop"},
+        "test_loop": {"_target_": "trainyard.runner.TestLoop"},
     }
 
 
@@ -117,6 +121,8 @@ def test_what_is_not_needed_is_not_built(make):
     runner = make(**broken, accumulate=0)
     assert "val/accuracy" in runner.val()[0]
     assert "test/accuracy" in runner.test()[0]
+    assert not {"optimizer", "schedule", "train_loop", "step"} & vars(runner).keys()
+    assert runner._loaders.keys() == {"val", "test"}
     with pytest.raises(ConfigError, match=r"loop\.max_epochs: 0 given"):
         runner.train()
 

@@ -263,24 +263,59 @@ def test_tasks_go_to_the_device_with_the_least_to_do():
     running = {}
     order = []
     while taken := backlog.take(running):
-        running[taken[1].index] = taken[0]
-        order.append(taken[1].index)
+        job, (slot,) = taken
+        running[slot.index] = job
+        order.append(slot.index)
     assert order == [0, 2, 1]
 
 
 def test_a_job_that_must_be_alone_waits_for_its_device_and_holds_it():
     backlog = Backlog([Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")], [Task(num, print) for num in range(4)])
-    (first, a), (second, b), (third, c) = (backlog.take({}) for _ in range(3))
+    (first, (a,)), (second, (b,)), (third, (c,)) = (backlog.take({}) for _ in range(3))
     assert [a.index, b.index, c.index] == [0, 0, 0]  # nothing was said to run
-    first.alone_on = "cuda:0"
+    first.alone_on = ("cuda:0",)
     backlog.put_back(first)
     assert backlog.take({1: second, 2: third}) is None  # slot 0 is free, but not its device
-    job, slot = backlog.take({2: third})
+    job, (slot,) = backlog.take({2: third})
     assert (job, slot.device) == (first, "cuda:0")
     assert backlog.take({slot.index: first, 2: third}) is None
-    job, slot = backlog.take({slot.index: first})
+    job, (slot,) = backlog.take({slot.index: first})
     assert (job.task.num, slot.device) == (3, "cuda:1")
     assert len(backlog) == 0
+
+
+def test_a_job_of_several_slots_waits_until_they_are_free_and_nobody_overtakes_it():
+    slots = [Slot(0, "cuda:0"), Slot(1, "cuda:1"), Slot(2, "cuda:0"), Slot(3, "cuda:1")]
+    backlog = Backlog(slots, [Task(0, print), Task(1, print, slots=2), Task(2, print, slots=2), Task(3, print)])
+    first, (a,) = backlog.take({})
+    assert a.index == 0
+    second, both = backlog.take({0: first})
+    assert [slot.index for slot in both] == [1, 2]  # the least busy device first, and each one once
+    running = {0: first, 1: second, 2: second}
+    assert backlog.take(running) is None  # slot 3 would do for task 3
+    third, both = backlog.take({0: first})
+    assert third.task.num == 2
+    third.alone_on = tuple(slot.device for slot in both)
+    backlog.put_back(third)
+    assert backlog.take({0: first}) is None  # it waits for all of both devices
+    assert backlog.take({})[0] is third
+    fourth, (slot,) = backlog.take({})
+    assert (fourth.task.num, slot.index) == (3, 0)
+    assert len(backlog) == 0
+
+
+def test_tasks_of_several_slots_never_share_one():
+    slots = [Slot(0, cpus=(0,)), Slot(1, cpus=(0,))]
+    events = []
+    executor = LocalExecutor(slots, preload=(), on_event=events.append)
+    tasks = [Task(num, lambda _: os.environ["OMP_NUM_THREADS"], slots=1 + num % 2) for num in range(4)]
+    assert [outcome.value for outcome in executor.run(tasks)] == ["1"] * 4
+    free = 2
+    for event in events:
+        free += tasks[event.num].slots * (1 if event.kind == "ended" else -1)
+        assert free >= 0
+    with pytest.raises(ConfigError, match="tasks of at most 2 slots"):
+        executor.run([Task(0, print, slots=3)])
 
 
 # What is told

@@ -94,7 +94,7 @@ def test_hidden_gpus_are_no_slots(machine):
 )
 def test_a_task_sees_its_own_device_only(device, visible, expected):
     base = {"PATH": "/bin"} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    assert slots.environment(Slot(0, device, threads=3), base) == {
+    assert slots.environment([Slot(0, device, threads=3)], base) == {
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": expected,
         "OMP_NUM_THREADS": "3",
@@ -105,7 +105,7 @@ def test_a_task_sees_its_own_device_only(device, visible, expected):
 @pytest.mark.parametrize(("device", "visible"), [("cuda:2", "0,1"), ("cuda:0", ""), ("cuda", "0"), ("tpu:0", "0")])
 def test_a_device_that_is_not_there_is_a_config_error(device, visible):
     with pytest.raises(ConfigError, match="slots"):
-        slots.environment(Slot(0, device), {"CUDA_VISIBLE_DEVICES": visible})
+        slots.environment([Slot(0, device)], {"CUDA_VISIBLE_DEVICES": visible})
 
 
 @pytest.mark.parametrize("key", ["jobs_per_gpu", "threads_per_job", "max_jobs"])

@@ -77,6 +77,24 @@ def _argument(value: Any, key: str) -> Any:
     return value
 
 
+def taken_out(value: Any, name: str) -> tuple[Any, Any]:
+    """A node without an entry that its target does not take, and that entry: None where there is none, or it takes it.
+
+    Anything that is no node is given back as it is.
+    """
+    if not is_node(value) or name not in value or _takes(value["_target_"], name):
+        return value, None
+    return {key: entry for key, entry in value.items() if key != name}, value[name]
+
+
+def _takes(target: Any, name: str) -> bool:
+    try:
+        parameters = _parameters(locate(target, "_target_"))
+    except (ConfigError, TypeError, ValueError):  # whoever checks the node says what is wrong
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def build_all(values: Any, key: str) -> dict[str, Any]:
     """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are left out.
 

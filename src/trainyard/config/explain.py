@@ -39,6 +39,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         )
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return _explain_choice(overrides, config_dir)
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:  # of PyYAML: two entries of one name, a bracket that is not closed
+        return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
     if isinstance(error, HydraException):
         return TrainyardError(_first_line(error))
     return None

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.config.build import check_tree
+from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import compile_arguments
+from trainyard.config.namesakes import check_hook_names
 from trainyard.errors import ConfigError
 
 MODES = ("train", "val", "test")
@@ -28,16 +29,25 @@ class Settings:
     accumulate: int = 1
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
+    init: Any = None
+    freeze: Any = None
     activation_checkpointing: Any = None
     compile: Any = False
     objective: str = "val/loss"
     direction: str = "minimize"
-    load_from: str | None = None
+    load_from: Any = None
     resume: Any = False
     name: str | None = None
     work_dir: str | None = None
 
 
+# By setting what reads it: parts, which import torch.
+_READERS = {
+    "init": "trainyard.models.initialize.parse",
+    "freeze": "trainyard.models.freeze.parse",
+    "load_from": "trainyard.runner.weights.load_from",
+}
+PRIORITY = "trainyard.runner.dispatch.priority"
 _KINDS = {
     "int": "a whole number",
     "str": "a text",
@@ -75,12 +85,15 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: names the key, what was given, what is accepted and the nearest name.
     """
+    check_hook_names()
     values = resolve(cfg)
     missing = sorted(_missing(values))
     if missing:
         raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
     _check_settings(values)
     for key, value in _nodes(values).items():
+        if key in _READERS:
+            continue  # read above
         mark = key, repr(value)
         if mark not in _FOUND_RIGHT:
             check_tree(value, key)
@@ -89,7 +102,15 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with `paramwise`, which is no argument of an optimiser, as a node beside each optimiser."""
+    """The values with `paramwise`, which is no argument of an optimiser, as a node beside each optimiser.
+
+    A hook's `priority`, which is no argument of it either, is checked here.
+
+    Raises:
+        ConfigError: one of these cannot be.
+    """
+    if isinstance(values.get("hook"), Mapping):
+        values = values | {"hook": {name: _without_priority(node, name) for name, node in values["hook"].items()}}
     optim = values.get("optim")
     if not isinstance(optim, Mapping):
         return values
@@ -103,6 +124,16 @@ def _nodes(values: dict[str, Any]) -> dict[str, Any]:
         if rules:
             found[f"{key}.paramwise"] = {"_target_": "trainyard.optim.Paramwise", **rules}
     return found
+
+
+def _without_priority(node: Any, name: str) -> Any:
+    rest, priority = taken_out(node, "priority")
+    if priority is not None:
+        try:
+            locate(PRIORITY, name)(priority)
+        except ConfigError as error:
+            raise error.under(f"hook.{name}") from None
+    return rest
 
 
 def _resolved(cfg: DictConfig, key: Any) -> Any:
@@ -144,6 +175,9 @@ def _check_settings(values: dict[str, Any]) -> None:
     if seed < 0:
         raise ConfigError("seed", seed, "a whole number of at least 0")
     compile_arguments(settings["compile"])
+    for name, reader in _READERS.items():
+        if settings[name] is not None:
+            locate(reader, name)(settings[name])
     if not isinstance(resume, bool | str):
         raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
     if mode != "train" and not settings["load_from"]:

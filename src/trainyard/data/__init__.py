@@ -2,7 +2,7 @@
 
 from trainyard.data.array_data import ArrayData, input_spec
 from trainyard.data.arrays import Arrays
-from trainyard.data.base import SPLITS, Batch, Data, Loader
+from trainyard.data.base import SPLITS, Batch, Data, Loader, arranged
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.data.digits import Digits
 from trainyard.data.loaders import Loaders, as_data
@@ -29,6 +29,7 @@ __all__ = [
     "Torchvision",
     "WindowLoader",
     "WorkerLoader",
+    "arranged",
     "as_data",
     "epoch_order",
     "input_spec",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainyard.data.base import SPLITS, Data, Loader
+from trainyard.data.base import Data, Loader, arranged
 from trainyard.data.checks import flag, whole
 from trainyard.data.dataloader import dataset_loader, gathered_by_workers
 from trainyard.data.order import EpochBatchSampler
@@ -26,7 +26,7 @@ class ArrayData(Data):
     Training batches are shuffled each epoch; validation and test batches come in order.
 
     Args:
-        sources: for each of "train", "val" and "test" that there is, its tensors, `[N, ...]` each, the inputs first;
+        sources: for each of "train", "val" and "test" (or "val/easy", "val/hard") that there is, its tensors, `[N, ...]` each, the inputs first;
             or a map-style torch data set, which is served through a `DataLoader`. Inputs of dtype uint8 are images
             in 0..255: they are served as float32 in [0, 1].
         spec: see `Data`.
@@ -52,7 +52,7 @@ class ArrayData(Data):
     ) -> None:
         self.sources = dict(sources)
         self.spec = dict(spec)
-        self.splits = tuple(split for split in SPLITS if split in sources)
+        self.splits = arranged(sources)
         self.batch_size = whole("batch_size", batch_size)
         self.eval_batch_size = (
             max(self.batch_size, 256) if eval_batch_size is None else whole("eval_batch_size", eval_batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Arrays(ArrayData):
             for an `.npy`, the path of the targets' file.
         features: the columns to predict from. Default: all but the target.
         task: "classification" or "regression", where "auto" would guess wrong: integers that are amounts, say.
-        val_path, test_path: files of their own for validation and test, laid out like `path` (not `.npy`).
+        val_path, test_path: files of their own for validation and test, laid out like `path` (not `.npy`); or several
+            by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
         val_fraction, test_fraction: shares of the training data for splits that have none of their own; 0 leaves
             such a split out.
         split_seed: which of the possible splits. It is not the run's seed: runs compare on the same test samples.
@@ -57,8 +58,8 @@ class Arrays(ArrayData):
         target: Target = None,
         features: Sequence[str] | None = None,
         task: str = "auto",
-        val_path: str | None = None,
-        test_path: str | None = None,
+        val_path: str | Mapping[str, str] | None = None,
+        test_path: str | Mapping[str, str] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_seed: int = 0,
@@ -74,13 +75,17 @@ class Arrays(ArrayData):
         tables = read_tables("path", path, target, features)
         if "train" not in tables:
             raise ConfigError("path", path, "a file with training data (x_train)")
-        for key, own in (("val", val_path), ("test", test_path)):
-            if own is not None:
+        for split, given in (("val", val_path), ("test", test_path)):
+            if given is None:
+                continue
+            tables.pop(split, None)
+            for name, own in given.items() if isinstance(given, Mapping) else [("", given)]:
+                named = f"{split}/{name}" if isinstance(given, Mapping) else split
                 if str(own).lower().endswith(".npy"):
                     hint = "Put the arrays into one .npz: x_train, y_train, x_val, ..."
-                    raise ConfigError(f"{key}_path", own, "an .npz, .csv or .parquet file", hint=hint)
-                more = read_tables(f"{key}_path", own, target, features)
-                tables[key] = more[key] if key in more else next(iter(more.values()))
+                    raise ConfigError(_key(named), own, "an .npz, .csv or .parquet file", hint=hint)
+                more = read_tables(_key(named), own, target, features)
+                tables[named] = more[split] if split in more else next(iter(more.values()))
         _check_alike(tables)
 
         self.classes: list[Any] = []
@@ -90,7 +95,8 @@ class Arrays(ArrayData):
         inputs = {split: table.x for split, table in tables.items()}
         targets = dict(zip(tables, numbered, strict=True))
 
-        drawn = {split: share for split, share in shares.items() if split not in tables}
+        own_data = {split.partition("/")[0] for split in tables}
+        drawn = {split: share for split, share in shares.items() if split not in own_data}
         x, y = inputs["train"], targets["train"]
         for split, rows in split_rows(len(x), drawn, split_seed, None if regression else y).items():
             inputs[split], targets[split] = x[rows], y[rows]
@@ -132,12 +138,16 @@ def _check_alike(tables: dict[str, Table]) -> None:
     for split, table in tables.items():
         if table.x.shape[1:] != train.x.shape[1:]:
             shapes = list(table.x.shape[1:]), list(train.x.shape[1:])
-            raise ConfigError(
-                f"{split}_path", shapes[0], f"inputs of the shape {shapes[1]} that the training split has"
-            )
+            raise ConfigError(_key(split), shapes[0], f"inputs of the shape {shapes[1]} that the training split has")
         kinds = [_kind(y) for y in (table.y, train.y)]
         if kinds[0] != kinds[1]:
-            raise ConfigError(f"{split}_path", kinds[0], f"targets that are {kinds[1]}, as in the training split")
+            raise ConfigError(_key(split), kinds[0], f"targets that are {kinds[1]}, as in the training split")
+
+
+def _key(split: str) -> str:
+    """The argument that names the file of a split: `val_path`, or `val_path.easy`."""
+    name, _, own = split.partition("/")
+    return f"{name}_path.{own}" if own else f"{name}_path"
 
 
 def _kind(y: npt.NDArray[Any]) -> str:

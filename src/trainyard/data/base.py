@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+
+from trainyard.errors import ConfigError
 
 Batch: TypeAlias = Any
 """A tuple of tensors, a mapping of tensors, or whatever the user's own DataLoader yields."""
 
 SPLITS = ("train", "val", "test")
+
+
+def arranged(names: Iterable[str]) -> tuple[str, ...]:
+    """The splits of these names: training first, then the validation sets, then the test sets, each as they come.
+
+    Raises:
+        ConfigError: a name that is none of "train", "val" and "test", nor "val/<name>" or "test/<name>".
+    """
+    names = list(names)
+    for name in names:
+        split, slash, own = name.partition("/")
+        if split not in SPLITS or (slash and (split == "train" or not own or "/" in own)):
+            raise ConfigError("split", name, "train, val, test, val/<name> or test/<name>", options=SPLITS)
+    return tuple(name for split in SPLITS for name in names if name.partition("/")[0] == split)
 
 
 @runtime_checkable
@@ -40,7 +56,8 @@ class Data(ABC):
         spec: what a model may ask for with the value `auto` in its config, as far as it applies: `in_features: int`,
             `input_shape: [C, H, W] | [F]`, `in_channels: int`, `image_size: int`, `num_classes: int`,
             `out_features: int` (regression), `vocab_size: int`, `context_length: int`.
-        splits: which of "train", "val" and "test" there are.
+        splits: which of "train", "val" and "test" there are; several validation or test sets are "val/easy",
+            "val/hard".
     """
 
     spec: Mapping[str, Any]

@@ -24,6 +24,7 @@ from trainyard.data.seeding import (
     NumberedSampler,
     PositionedSampler,
     ReplayedSampler,
+    Request,
     SeededDataset,
     SeededStream,
     WorkerInit,
@@ -36,6 +37,7 @@ from trainyard.errors import ConfigError
 from trainyard.rng import derive
 
 T = TypeVar("T")
+Wrap = Callable[[PositionedSampler], PositionedSampler]
 
 
 class WorkerLoader:
@@ -58,26 +60,49 @@ class WorkerLoader:
         loader: any DataLoader.
         seed: the run's seed.
         device: where the batches should lie.
+        wrap: see `wrapped`.
+
+    Attributes:
+        picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
+        picks_batches: and that sampler picks batches, which is not so where samples are batches themselves.
 
     Raises:
         ConfigError: no batch in an epoch.
         RuntimeError: with `persistent_workers`, an iteration that goes on after a newer one has begun.
     """
 
-    def __init__(self, loader: DataLoader[Any], *, seed: int, device: torch.device | str) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], *, seed: int, device: torch.device | str, wrap: Wrap | None = None
+    ) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._given = loader
+        self._wrap = wrap
         self._turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
         self._loader, self._seek = self._made_like(loader)
+        self.picks = self._loader is not loader and not isinstance(loader.dataset, IterableDataset)
+        self.picks_batches = self.picks and loader.batch_sampler is not None
+
+    def wrapped(self, wrap: Wrap) -> WorkerLoader:
+        """A loader like this one which reads what `wrap` makes of its sampler, where it has one, always in order."""
+        return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap)
+
+    @property
+    def samplers(self) -> tuple[object, object]:
+        """The sampler of the loader that was given, and the one within its batch sampler."""
+        return self._given.sampler, getattr(self._given.batch_sampler, "sampler", None)
+
+    @property
+    def stated_batch_size(self) -> int | None:
+        """Samples in a full batch; None where the loader cannot say (a batch sampler without `batch_size`)."""
+        return self._given.batch_size or getattr(self._given.batch_sampler, "batch_size", None)
 
     @property
     def batch_size(self) -> int:
-        """Samples in a full batch; 1 where the loader cannot say (a batch sampler without `batch_size`)."""
-        given = self._given
-        return int(given.batch_size or getattr(given.batch_sampler, "batch_size", None) or 1)
+        """Samples in a full batch; 1 where the loader cannot say."""
+        return int(self.stated_batch_size or 1)
 
     @property
     def num_samples(self) -> int:
@@ -111,6 +136,16 @@ class WorkerLoader:
         if self._given.persistent_workers:
             batches = self._alone(batches, self._turn)
         return self._on_device(batches)
+
+    def order(self, epoch: int = 0) -> list[Any] | None:
+        """The keys of the samples of `epoch` as they are served, numbers as a rule; None where nobody knows them."""
+        loader = self._loader
+        if loader is self._given or isinstance(loader.dataset, IterableDataset):
+            return None
+        self._seek(epoch, 0)
+        given = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+        keys = [entry.keys if isinstance(entry, Request) else entry for entry in given]
+        return [key for entry in keys for key in (entry if isinstance(entry, list) else [entry])]
 
     def _alone(self, batches: Iterator[Batch], turn: int) -> Iterator[Batch]:
         """Batches of workers that persist, which serve one iteration at a time: a newer one takes them over."""
@@ -151,7 +186,7 @@ class WorkerLoader:
             "generator": self._generator,
             "prefetch_factor": given.prefetch_factor,
             "persistent_workers": given.persistent_workers,
-            "in_order": given.in_order,
+            "in_order": given.in_order or self._wrap is not None,
         }
         if getattr(given, "pin_memory_device", ""):  # deprecated: naming it warns
             options["pin_memory_device"] = given.pin_memory_device
@@ -168,6 +203,8 @@ class WorkerLoader:
         sampler = _positioned(given, self.seed)
         if workers:
             sampler, dataset = NumberedSampler(sampler), SeededDataset(dataset, self.seed)
+        if self._wrap is not None:
+            sampler = self._wrap(sampler)
         order = {"batch_size": None, "sampler": sampler} if given.batch_sampler is None else {"batch_sampler": sampler}
 
         def seek(epoch: int, start: int) -> int:

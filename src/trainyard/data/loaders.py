@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from trainyard.data.base import SPLITS, Data, Loader
+from trainyard.data.base import SPLITS, Data, Loader, arranged
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.errors import ConfigError
 
@@ -24,7 +24,8 @@ class Loaders(Data):
         ('train',)
 
     Args:
-        train, val, test: the loaders; at least one.
+        train, val, test: the loaders; at least one. Several validation (or test) sets by name: `{"easy": ..., "hard":
+            ...}`, whose results are `val/easy/accuracy` and so on.
         spec: what a model may ask for with `auto`, e.g. `{"num_classes": 10}`; see `Data`.
 
     Raises:
@@ -34,24 +35,27 @@ class Loaders(Data):
     def __init__(
         self,
         train: DataLoader[Any] | Loader | None = None,
-        val: DataLoader[Any] | Loader | None = None,
-        test: DataLoader[Any] | Loader | None = None,
+        val: DataLoader[Any] | Loader | Mapping[str, DataLoader[Any] | Loader | None] | None = None,
+        test: DataLoader[Any] | Loader | Mapping[str, DataLoader[Any] | Loader | None] | None = None,
         spec: Mapping[str, Any] | None = None,
     ) -> None:
-        given = {"train": train, "val": val, "test": test}
+        given: dict[str, Any] = {"train": train}
+        for split, loaders in (("val", val), ("test", test)):
+            named = isinstance(loaders, Mapping)
+            given |= {f"{split}/{name}": each for name, each in loaders.items()} if named else {split: loaders}
         self.loaders = {split: loader for split, loader in given.items() if loader is not None}
         if not self.loaders:
             raise ConfigError("train", None, "a loader for at least one of train, val and test")
         for split, loader in self.loaders.items():
             if not isinstance(loader, DataLoader | Loader):
                 raise ConfigError(
-                    split,
+                    split.replace("/", "."),
                     loader,
                     "a torch.utils.data.DataLoader, or an object with batch_size, num_samples, len() and "
                     "batches(epoch, start)",
                 )
         self.spec = dict(spec or {})
-        self.splits = tuple(self.loaders)
+        self.splits = arranged(self.loaders)
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
         """The loader of `split`."""

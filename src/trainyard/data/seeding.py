@@ -104,11 +104,12 @@ class ReplayedSampler(Sampler[Any]):
 
 
 class Request(NamedTuple):
-    """What a worker is sent: which batch it is, and the keys of its samples (or of the one sample)."""
+    """What a worker is sent: which batch it is, the keys of its samples (or of the one sample), for which rank."""
 
     epoch: int
     number: int
     keys: Any
+    rank: int = 0
 
 
 class NumberedSampler(Sampler[Request]):
@@ -153,7 +154,8 @@ class SeededDataset(Dataset[Any]):
         return self.dataset[request.keys]
 
     def _seed_for(self, request: Request) -> None:
-        seed_global_rngs(derive(self.seed, "worker", request.epoch, request.number))
+        rank = (request.rank,) if request.rank else ()  # the first draws what a process alone draws
+        seed_global_rngs(derive(self.seed, "worker", request.epoch, request.number, *rank))
 
 
 class SeededStream(IterableDataset[Any]):

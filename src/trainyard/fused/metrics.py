@@ -55,7 +55,7 @@ class MemberMetrics(Metric):
     """
 
     def __init__(self, metrics: Sequence[Metric], *, stacked: bool = False) -> None:
-        super().__init__()
+        super().__init__(metrics[0].prefix)
         self.metrics = list(metrics)
         self.stacked = stacked
         self.members = len(self.metrics)

@@ -70,6 +70,10 @@ class StackedModel(nn.Module):
         """The losses of every member, each `[K]`, with a graph for their gradients."""
         return self._vmap("train", batch, 0 if self.own_batches else None)  # type: ignore[no-any-return]
 
+    def shared_train_step(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of every member, each `[K]`, for a batch that all members share."""
+        return self._vmap("train", batch, None)  # type: ignore[no-any-return]
+
     def val_step(self, batch: Any) -> Any:
         """Predictions `[K, ...]` for a batch that all members share."""
         return self._vmap("val", batch, None)

@@ -13,10 +13,13 @@ from trainyard.hooks.nan_guard import NaNGuard
 from trainyard.hooks.norms import Norms
 from trainyard.hooks.param_schedule import ParamSchedule
 from trainyard.hooks.precise_bn import PreciseBN
+from trainyard.hooks.prediction_log import PredictionLog
+from trainyard.hooks.predictions import PredictionDump
 from trainyard.hooks.profiler import Profiler
 from trainyard.hooks.progress import Progress
 from trainyard.hooks.runtime_info import RuntimeInfo
 from trainyard.hooks.system_metrics import SystemMetrics
+from trainyard.hooks.test_time_augmentation import TestTimeAugmentation
 
 __all__ = [
     "EMA",
@@ -32,8 +35,11 @@ __all__ = [
     "Norms",
     "ParamSchedule",
     "PreciseBN",
+    "PredictionDump",
+    "PredictionLog",
     "Profiler",
     "Progress",
     "RuntimeInfo",
     "SystemMetrics",
+    "TestTimeAugmentation",
 ]

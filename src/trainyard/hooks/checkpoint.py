@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from trainyard.dist import Strategy
+from trainyard.dist.shares import is_sharded
 from trainyard.errors import ConfigError
 from trainyard.hooks.best import BestOf
 from trainyard.hooks.hook import Hook
@@ -87,16 +88,19 @@ class Checkpoint(Hook):
         self.published = published
         self.min_seconds = min_seconds
         self._others = BestOf(save_best if isinstance(save_best, Mapping) else {})
+        self.monitors = dict.fromkeys(self._others.files, "save_best")  # somebody has to compute them
         self._written_at = -math.inf
         self._held: dict[Path, list[_Held]] = {}
         self._buffers = HostBuffers()
         self._reserved = False
         self._writer = checkpoint.Writer()
-        self._saved_at: tuple[int, bool] | None = None
+        self._saved_at: tuple[Any, ...] | None = None
+        self._strategy = Strategy()
 
     def before_train(self, runner: Runner) -> None:
+        self._strategy = runner.strategy
         self._unit = self.by or runner.train_loop.unit
-        self._begin = (runner.iter, runner.train_loop.val_due)
+        self._begin = _place(runner)
         for index, member in enumerate(runner.members):
             if member.work_dir is not None:
                 self._others.forget_missing(index, member)
@@ -124,17 +128,16 @@ class Checkpoint(Hook):
             self._save(runner, regular=regular)
 
     def after_train(self, runner: Runner) -> None:
-        here = (runner.iter, runner.train_loop.val_due)
-        if (self.save_last or runner.interrupted) and here not in (self._saved_at, self._begin):
+        if (self.save_last or runner.interrupted) and _place(runner) not in (self._saved_at, self._begin):
             self._save(runner, at_end=True)
         self._submit([])
         if not runner.interrupted:
             self._publish(runner.members)
         self._writer.wait()
+        self._strategy.agree(False)  # no rank goes on to read what rank 0 has not written yet
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
-        saved = (runner.iter, runner.train_loop.val_due) == self._saved_at
-        if self.save_last and not saved:
+        if self.save_last and _place(runner) != self._saved_at:
             self._save(runner, at_end=True, only=leaving)
         self._publish([runner.members[index] for index in leaving])
 
@@ -184,7 +187,7 @@ class Checkpoint(Hook):
         """Save every member (or `only` these) that has not failed; `regular` ones count for `max_keep` and resuming."""
         if runner.work_dir is None:
             return
-        later = not at_end and monotonic() - self._written_at < self.min_seconds
+        later = runner.strategy.decide(not at_end and monotonic() - self._written_at < self.min_seconds)
         whole = self._unit == "epoch" and self._between_epochs(runner)
         name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
         best = self._best_files(runner)
@@ -198,6 +201,8 @@ class Checkpoint(Hook):
             if member.failed:
                 continue
             self._drop(member, best[index])
+            if not (runner.strategy.is_main or is_sharded(state)):
+                continue
             copy = self._buffers.copy(state)
             if later:
                 self._held.setdefault(member.checkpoints, []).append(_Held(copy, best[index]))
@@ -207,7 +212,7 @@ class Checkpoint(Hook):
             return
         self._submit(jobs)
         if regular and only is None:
-            self._saved_at = (runner.iter, runner.train_loop.val_due)
+            self._saved_at = _place(runner)
 
     def _drop(self, member: Member, files: set[str]) -> None:
         """A better state has come for these files: what is held back is not for them any more."""
@@ -220,7 +225,7 @@ class Checkpoint(Hook):
     def _submit(self, jobs: list[Callable[[], None]]) -> None:
         """Hand to the writer what was held back, and then this: no checkpoint is newer than the best that it knows."""
         older: list[Callable[[], None]] = [
-            partial(_save_best, directory, held) for directory, states in self._held.items() for held in states
+            partial(self._save_best, directory, held) for directory, states in self._held.items() for held in states
         ]
         self._held = {}
         if older or jobs:
@@ -230,21 +235,21 @@ class Checkpoint(Hook):
     def _write(self, member: Member, name: str | None, copy: HostCopy, best: set[str]) -> None:
         """Write a state once, under all its names; it is noted as the last when its bests are in their places."""
         directory = member.checkpoints
-        _save_as(directory, copy, [*sorted(best), *([name] if name else [])])
-        if name:
+        self._save_as(directory, copy, [*sorted(best), *([name] if name else [])])
+        if name and self._strategy.is_main:
             history = [entry for entry in checkpoint.read_last(directory) if not self._is_best(entry)]
             history = [entry for entry in history if entry != name] + [name]
             keep = history if self.max_keep is None else history[-self.max_keep :]
             checkpoint.write_last(directory, keep)
             for entry in set(history) - set(keep):
-                (directory / entry).unlink(missing_ok=True)
+                checkpoint.remove(directory / entry)
 
     def _is_best(self, name: str) -> bool:
         return name == BEST or name in self._others.files.values()
 
     def _publish(self, members: Sequence[Member]) -> None:
         """Once all else is written, write the weights alone of these members' best states."""
-        if self.published:
+        if self.published and self._strategy.is_main:
             wanted = [member for member in members if member.work_dir is not None and not member.failed]
             self._submit([partial(self._publish_best, member) for member in wanted])
 
@@ -257,27 +262,21 @@ class Checkpoint(Hook):
         if not best and last:
             publish(directory / last[-1], member.directory / "published", "last")
 
+    def _save_best(self, directory: Path, held: _Held) -> None:
+        self._save_as(directory, held.copy, sorted(held.files))
 
-def _save_best(directory: Path, held: _Held) -> None:
-    _save_as(directory, held.copy, sorted(held.files))
+    def _save_as(self, directory: Path, copy: HostCopy, names: list[str]) -> None:
+        """Write a state under the first of these names; the others are second names of the same file."""
+        copy.wait()
+        if not self._strategy.save(directory / names[0], copy.state):
+            checkpoint.save(directory / names[0], copy.state)
+        copy.release()
+        if self._strategy.is_main:
+            for name in names[1:]:
+                checkpoint.link(directory / names[0], directory / name)
 
 
-def _save_as(directory: Path, copy: HostCopy, names: list[str]) -> None:
-    """Write a state under the first of these names; the others are second names of the same file."""
-    copy.wait()
-    checkpoint.save(directory / names[0], copy.state)
-    copy.release()
-    for name in names[1:]:
-        _link(directory / names[0], directory / name)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, replacing what has that name; it is not written twice."""
-    # Not the name under which a checkpoint is written: where a run was killed here, that would write into the source.
-    temporary = target.with_name(f".{target.name}.link")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
+def _place(runner: Runner) -> tuple[Any, ...]:
+    """Where the training stands, and who has stopped: what was saved there need not be saved again."""
+    stopped = [member.stop_reason for member in runner.members]
+    return runner.iter, runner.train_loop.val_due, *stopped

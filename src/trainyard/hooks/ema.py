@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from trainyard.dist.shares import load_state
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
-from trainyard.hooks.raw_results import RawResults
+from trainyard.hooks.raw_results import RawResults, raw
 from trainyard.runner import Runner
 
 log = logging.getLogger("trainyard")
@@ -113,7 +114,7 @@ class EMA(Hook):
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self._raw is not None:
-            self._raw.process(data_batch)
+            self._raw.process(data_batch, runner.val_loop.current)
 
     def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
         if self._raw is not None:
@@ -127,8 +128,11 @@ class EMA(Hook):
         if "eval_model" in checkpoint:
             average = self._averaged(runner.whole)
             runner.whole.eval_model = average.module
-            runner.eval_model.load_state_dict(checkpoint["eval_model"])
+            load_state(runner.eval_model, checkpoint["eval_model"])
             average.n_averaged.fill_(self._updates)
+
+    def metric_names(self, names: Sequence[str]) -> Sequence[str]:
+        return () if self._raw is None else [raw(name) for name in names]
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"updates": 0 if self._average is None else int(self._average.n_averaged)}

@@ -21,10 +21,13 @@ class Hook:
     | `before_val_iter`; the same for `test` | `runner, batch_idx, data_batch` |
     | `after_val_iter`; the same for `test` | `runner, batch_idx, data_batch, outputs`: the predictions |
     | `after_val_epoch`; the same for `test` | `runner, metrics`: the results by name |
+    | `before_val_loss` | `runner`: a turn of validation in the loop's `workflow` begins |
+    | `before_val_loss_iter`, `after_val_loss_iter` | as the stages of a training iteration |
+    | `after_val_loss` | `runner, losses`: the means by name |
     | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint`: the dict that is written, or was read |
     | `before_leave` | `runner, leaving`: numbers of members that end before the others of their fused group |
 
-    `runner.iter` and `runner.epoch` count what is finished: in `after_train_iter` they include the iteration that has
+    A loop of the user's own may have further stages. `runner.iter` and `runner.epoch` count what is finished: in `after_train_iter` they include the iteration that has
     just ended. `after_run` is called however the run ended. A hook that writes does so for each of `runner.members`.
 
     A hook that knows of members says so with `stackable = True`; a sweep fuses no job that has another. To such a hook
@@ -32,14 +35,20 @@ class Hook:
     handed to it one by one, with a runner of one member, whose `whole` is the runner that trains. Its `state_dict` and
     `load_state_dict` take the number of a member.
 
+    A hook with an attribute `monitor` (the name of a metric, None for the objective) or `monitors` (names, each to the
+    argument that gave it) is told before the training where nobody computes one of these.
+
     Attributes:
         stackable: the hook works for several members at once.
+        ranks: of a run on several devices, where the hook runs: on `all` ranks, on the `main` one alone, or `one`: it
+            works on one device only.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
             LOWEST.
     """
 
     priority: int | str = "NORMAL"
     stackable: bool = False
+    ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         """What a resumed run needs to go on, for one member: plain values and tensors."""
@@ -47,6 +56,10 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         """Take back what `state_dict` gave."""
+
+    def metric_names(self, names: Sequence[str]) -> Sequence[str]:
+        """The names of what this hook itself records at a validation, given those of the metrics' results."""
+        return ()
 
     def stack(self, hooks: Sequence[Hook]) -> None:
         """Take over what differs between the members' own hooks, each of which was made from its member's config."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard.dist.shares import has_share, local, on_host
+
 # CPU tensors below this size cost no more as fresh copies.
 _SMALL = 1 << 14
 _Kind = tuple[torch.dtype, torch.Size, tuple[int, ...], bool]
@@ -71,6 +73,8 @@ class HostBuffers:
                 self._free[kind].append(buffer)
 
     def _copied(self, value: Any, lent: list[_Lent]) -> Any:
+        if has_share(value):
+            return on_host(self._copied(local(value), lent), value)
         if isinstance(value, Tensor):
             if not _pooled(value):
                 return value.detach().to("cpu", copy=True)
@@ -107,6 +111,6 @@ def _new(tensor: Tensor) -> Tensor:
 
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return [value]
+        return [local(value)]
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [tensor for entry in entries for tensor in _tensors(entry)]

@@ -90,6 +90,9 @@ class Logger(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "val")
 
+    def after_val_loss(self, runner: Runner, losses: Mapping[str, float]) -> None:
+        self._results(runner, "val_loss")
+
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "test")
 
@@ -98,6 +101,7 @@ class Logger(Hook):
         means, windows = _means(self._window), dict[str, Window]()
         if self._kinds:
             means, windows = self._windowed(means, runner.iter)
+        means = runner.strategy.mean(means)
         gauges: dict[str, Any] = {f"train/{name}": gauge() for name, gauge in runner.gauges.items()}
         numbers = read({f"train/{key}": value for key, value in means.items()}, len(runner.members))
         rates = runner.learning_rates()

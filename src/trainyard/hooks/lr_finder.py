@@ -91,6 +91,7 @@ class LRFinder(Hook):
     """
 
     priority = "ABOVE_NORMAL"
+    ranks = "one"
     stackable = True
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard.dist.shares import local
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.hooks.skip_step import SkipNonFinite
@@ -46,9 +47,12 @@ class NaNGuard(Hook):
             return
         counts = [self._loaded.get(index, 0) for index in range(len(runner.members))]
         skipped = torch.tensor(counts, device=runner.device)
+        agree = runner.strategy.agree if runner.strategy.world_size > 1 else None
         steps: dict[str, Any] = getattr(runner.step, "steps", {"": runner.step})  # one for each of several optimisers
         for step in steps.values():
-            step.precision = SkipNonFinite(step.precision, stacked=runner.solos[0] is not runner, skipped=skipped)
+            step.precision = SkipNonFinite(
+                step.precision, stacked=runner.solos[0] is not runner, skipped=skipped, agree=agree
+            )
             self._guards.append(step.precision)
         gauges: dict[str, Any] = runner.gauges
         gauges["skipped"] = self._skipped
@@ -67,8 +71,9 @@ class NaNGuard(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._look(runner.whole)
         (member,) = runner.members
-        finite = [parameter.isfinite().all() for parameter in runner.model.parameters()]
-        if not member.failed and finite and not torch.stack(finite).all():
+        finite = [local(parameter).isfinite().all() for parameter in runner.model.parameters()]
+        amiss = bool(finite) and not torch.stack(finite).all()
+        if runner.strategy.agree(amiss) and not member.failed:
             member.stop(f"a weight is no finite number after iteration {runner.iter}", failed=True)
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
@@ -92,6 +97,7 @@ class NaNGuard(Hook):
     def _look(self, runner: Runner) -> None:
         if self._loss is None or self._guards:
             return
-        for member, values in zip(runner.members, read({"loss": self._loss}, len(runner.members)), strict=True):
+        losses = runner.strategy.mean({"loss": self._loss})
+        for member, values in zip(runner.members, read(losses, len(runner.members)), strict=True):
             if not math.isfinite(values["loss"]) and not member.failed:
                 member.stop(f"the loss is {values['loss']} at iteration {runner.iter}", failed=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard.dist.shares import whole
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner, read
@@ -110,7 +111,7 @@ class _Measure(NoClip):
             tensor = tensor.coalesce().values()
         rows = tensor.reshape(self.members, tensor.numel() // self.members)
         norm: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(tensor.dtype, torch.float32))
-        return norm
+        return whole(norm)
 
 
 def _grouped(named: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainyard.batch import samples
 from trainyard.errors import ConfigError
-from trainyard.hooks.batches import of_first_member, samples
+from trainyard.hooks.batches import of_first_member
 from trainyard.hooks.hook import Hook
 from trainyard.models import call
 from trainyard.rng import derive
@@ -71,7 +72,7 @@ class PreciseBN(Hook):
             for each in statistics:
                 each.add(sizes.get(each.name, 0) * samples(one) / first)
         for each in statistics:
-            each.write()
+            each.write(runner.strategy.mean(each.sums()))
 
 
 class _Statistics:
@@ -102,11 +103,17 @@ class _Statistics:
         self.sum += numbers * mean
         self.squares += (numbers - 1) * variance + numbers * mean.square()  # the running variance is the unbiased one
 
-    def write(self) -> None:
+    def sums(self) -> dict[str, Tensor]:
+        """What was counted so far."""
+        return {"numbers": torch.full_like(self.sum, self.numbers), "sum": self.sum, "squares": self.squares}
+
+    def write(self, sums: Mapping[str, Tensor]) -> None:
+        """Give the layer the statistics of these sums, or back its own where nothing was counted."""
         mean, variance, count = self.before
-        if self.numbers:
-            mean = self.sum / self.numbers
-            variance = (self.squares / self.numbers - mean.square()).clamp_(min=0)
+        numbers = sums["numbers"]
+        if numbers.any():
+            mean = sums["sum"] / numbers
+            variance = (sums["squares"] / numbers - mean.square()).clamp_(min=0)
         for buffer, value in zip(self.buffers, (mean, variance, count), strict=True):
             buffer.copy_(value)
 

@@ -44,6 +44,7 @@ class Profiler(Hook):
     """
 
     priority = "LOWEST"  # what other hooks do after an iteration is a part of it
+    ranks = "main"
     stackable = True
 
     def __init__(

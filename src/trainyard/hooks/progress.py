@@ -26,6 +26,7 @@ class Progress(Hook):
     """
 
     priority = "LOW"
+    ranks = "main"
     stackable = True
 
     def __init__(self, refresh: float = 0.1) -> None:

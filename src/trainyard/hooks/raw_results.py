@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from trainyard.metrics import Metric
+from trainyard.metrics import Metric, results_of
 from trainyard.runner import Runner, read
 
 
 class RawResults:
     """Puts the batches of a validation through `runner.model` too, beside what is evaluated.
 
-    It has metrics of its own; the results are recorded as `val_raw/<name>`.
+    It has metrics of its own; the results are recorded as `val_raw/<name>`, of a set `val/easy` as
+    `val_raw/easy/<name>`.
     """
 
     def __init__(self) -> None:
         self._predict: Callable[[Any], Any] | None = None
-        self._metrics: dict[str, Metric] = {}
+        self._metrics: dict[str, dict[str, Metric]] = {}
 
     def begin(self, runner: Runner) -> None:
         """Before the first batch."""
@@ -31,15 +32,16 @@ class RawResults:
         finally:
             runner.eval_model = evaluated
         runner.model.eval()
-        self._metrics = copy.deepcopy(runner.metrics)
-        for metric in self._metrics.values():
-            metric.reset()
+        self._metrics = {split: copy.deepcopy(runner.metrics) for split in runner.sets("val")}
+        for metrics in self._metrics.values():
+            for metric in metrics.values():
+                metric.reset()
 
-    def process(self, batch: Any) -> None:
-        """After each batch."""
+    def process(self, batch: Any, split: str) -> None:
+        """After each batch of this set."""
         if self._predict is not None:
             outputs = self._predict(batch)
-            for metric in self._metrics.values():
+            for metric in self._metrics[split].values():
                 metric.process(batch, outputs)
 
     def record(self, runner: Runner) -> None:
@@ -48,10 +50,14 @@ class RawResults:
             return
         self._predict = None
         results: dict[str, Tensor] = {}
-        for name, metric in self._metrics.items():
-            result = metric.compute()
-            for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
+        for split, metrics in self._metrics.items():
+            for name, value in results_of(metrics).items():
                 if value.numel() == len(runner.members):
-                    results[f"val_raw/{key}"] = value
+                    results[f"{raw(split)}/{name}"] = value
         for solo, values in zip(runner.solos, read(results, len(runner.members)), strict=True):
             solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
+
+
+def raw(name: str) -> str:
+    """The name of a set, or of a result, for the weights by themselves."""
+    return name.replace("val", "val_raw", 1)

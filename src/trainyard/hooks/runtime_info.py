@@ -40,8 +40,9 @@ class RuntimeInfo(Hook):
             loop.max_epochs(runner),
             loop.max_iters(runner),
         )
-        if runner.data is not None and runner.has_split("val"):
-            for name, value in runner.data.baselines("val").items():
-                log.info("Baseline to beat: val/%s %.4f.", name, value)
+        for split in runner.sets("val"):
+            assert runner.data is not None
+            for name, value in runner.data.baselines(split).items():
+                log.info("Baseline to beat: %s/%s %.4f.", split, name, value)
                 for member in runner.members:
-                    member.record({f"val/{name}": value}, step=0, epoch=0)
+                    member.record({f"{split}/{name}": value}, step=0, epoch=0)

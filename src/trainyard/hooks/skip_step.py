@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard.dist.shares import local
 from trainyard.optim import plain
 from trainyard.runner.stacked_step import StackedScaledAutocast
 from trainyard.runner.step import ScaledAutocast
@@ -24,13 +25,17 @@ class SkipNonFinite:
         precision: the `Precision` of the run's step; whatever is not about skipping goes to it.
         stacked: the parameters are stacks `[K, ...]`.
         skipped: int64 `[K]` (`[1]` of a solo run), steps skipped so far; counted up in place.
+        agree: of several ranks, says whether any has found a gradient that is not finite.
     """
 
-    def __init__(self, precision: Any, *, stacked: bool, skipped: Tensor) -> None:
+    def __init__(
+        self, precision: Any, *, stacked: bool, skipped: Tensor, agree: Callable[[bool], bool] | None = None
+    ) -> None:
         self._precision = precision
         self._stacked = stacked
         self._scales = isinstance(precision, ScaledAutocast | StackedScaledAutocast)
         self.skipped = skipped
+        self._agree = agree
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._precision, name)
@@ -39,6 +44,8 @@ class SkipNonFinite:
     def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
         """One step; alone, it waits for the device, which has to say whether there is one."""
         bad = self._bad(optimizer)
+        if self._agree is not None:
+            bad.fill_(self._agree(bool(bad.any())))
         self.skipped += bad
         if self._scales:
             self._precision.step(optimizer, plain_step)
@@ -49,7 +56,7 @@ class SkipNonFinite:
 
     def _bad(self, optimizer: Optimizer) -> Tensor:
         """Whether a gradient of a member is not finite, bool `[K]`: it shows in the greatest or the least number."""
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         rows = [grad.reshape(len(self.skipped), -1) for grad in grads if grad.numel()]
         if not rows:
             return torch.zeros_like(self.skipped, dtype=torch.bool)

@@ -37,6 +37,7 @@ class SystemMetrics(Hook):
     """
 
     priority = "NORMAL"
+    ranks = "main"
     stackable = True
 
     def __init__(self, every: float = 10.0) -> None:

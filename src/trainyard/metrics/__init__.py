@@ -2,17 +2,21 @@
 
 from trainyard.metrics.accuracy import Accuracy
 from trainyard.metrics.confusion import ConfusionMatrix
+from trainyard.metrics.given import as_metric
 from trainyard.metrics.language import BitsPerCharacter, Perplexity
 from trainyard.metrics.loss import CrossEntropy
 from trainyard.metrics.metric import Metric, SumMetric
+from trainyard.metrics.mmengine import MMEngineMetric
 from trainyard.metrics.regression import MeanAbsoluteError, MeanSquaredError
-from trainyard.metrics.torchmetrics import TorchMetric, as_metric
+from trainyard.metrics.results import results_of
+from trainyard.metrics.torchmetrics import TorchMetric
 
 __all__ = [
     "Accuracy",
     "BitsPerCharacter",
     "ConfusionMatrix",
     "CrossEntropy",
+    "MMEngineMetric",
     "MeanAbsoluteError",
     "MeanSquaredError",
     "Metric",
@@ -20,4 +24,5 @@ __all__ = [
     "SumMetric",
     "TorchMetric",
     "as_metric",
+    "results_of",
 ]

@@ -22,10 +22,11 @@ class Accuracy(SumMetric):
         topk: a number: `compute` gives one value. A list: it gives `{"accuracy": ..., "top5": ...}`, where `accuracy`
             stands for k = 1.
         ignore_index: the target that counts for nothing (padding), as in `torch.nn.CrossEntropyLoss`.
+        prefix: see `Metric`.
     """
 
-    def __init__(self, topk: int | Sequence[int] = 1, ignore_index: int = -100) -> None:
-        super().__init__()
+    def __init__(self, topk: int | Sequence[int] = 1, ignore_index: int = -100, prefix: str | None = None) -> None:
+        super().__init__(prefix)
         ks = [topk] if isinstance(topk, int) else list(topk) if isinstance(topk, (list, tuple)) else []
         if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
             raise ConfigError("topk", topk, "a whole number of at least 1, or a list of them")

@@ -16,10 +16,11 @@ class CrossEntropy(SumMetric):
 
     Args:
         ignore_index: the target that counts for nothing (padding), as in `torch.nn.CrossEntropyLoss`.
+        prefix: see `Metric`.
     """
 
-    def __init__(self, ignore_index: int = -100) -> None:
-        super().__init__()
+    def __init__(self, ignore_index: int = -100, prefix: str | None = None) -> None:
+        super().__init__(prefix)
         self.ignore_index = ignore_index
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainyard.batch import target_of
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 
 Result = Tensor | dict[str, Tensor]
 
@@ -22,6 +22,9 @@ class Metric(ABC):
     batches of any size weigh as they should and the states of two ranks merge by adding. `state` starts empty and is
     on the device of what was added first; nothing in `process` may wait for the device (`.item()`, `if tensor`).
 
+    Args:
+        prefix: its results are named `<prefix>/<name>`, where another metric's would have the same names.
+
     Attributes:
         state: name -> sum. Empty before the first batch.
         stackable: whether `process` takes the outputs of K members at once, `[K, ...]`. Where it does not, a fused
@@ -32,8 +35,13 @@ class Metric(ABC):
 
     stackable: bool = False
     members: int | None = None
+    prefix: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str | None = None) -> None:
+        if prefix is not None:
+            if not isinstance(prefix, str) or not prefix or prefix != prefix.strip("/ "):
+                raise ConfigError("prefix", prefix, "a name to stand before those of the results, such as coarse")
+            self.prefix = prefix
         self.state: dict[str, Tensor] = {}
 
     @abstractmethod

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from trainyard.batch import target_of
-from trainyard.errors import ConfigError
+from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric, Result
+
+FOLDS = ("dim_zero_sum", "dim_zero_max", "dim_zero_min")
+"""The reductions of torchmetrics that may be done two by two."""
 
 
 class TorchMetric(Metric):
@@ -20,11 +27,13 @@ class TorchMetric(Metric):
 
     Args:
         metric: anything with `update`, `compute`, `reset` and `to`.
+        prefix: see `Metric`.
     """
 
-    def __init__(self, metric: Any) -> None:
-        super().__init__()
+    def __init__(self, metric: Any, prefix: str | None = None) -> None:
+        super().__init__(prefix)
         self.metric = metric
+        self._merged: list[Any] = []
         self._device: torch.device | None = None
 
     def process(self, batch: Any, outputs: Any) -> None:
@@ -41,30 +50,51 @@ class TorchMetric(Metric):
 
     def compute(self) -> Result:
         """What the metric computes."""
-        result: Result = self.metric.compute()
+        whole = _reduced([self.metric, *self._merged]) if self._merged else self.metric
+        result: Result = whole.compute()
         return result
 
     def reset(self) -> None:
         """Resets the metric."""
         self.metric.reset()
+        self._merged = []
 
     def merge(self, other: Metric) -> None:
-        """Merges the other metric's state by `torchmetrics.Metric.merge_state`."""
-        if not isinstance(other, TorchMetric):
-            raise TypeError(f"a {type(other).__name__} cannot be merged into a TorchMetric")
-        self.metric.merge_state(other.metric)
+        """Takes a copy of the other metric, for `compute` to reduce all at once, as torchmetrics does with ranks.
+
+        `torchmetrics.Metric.merge_state` takes two by two, which is wrong for states that are means, and refuses
+        metrics that are not marked for it.
+        """
+        if not isinstance(other, TorchMetric) or type(other.metric) is not type(self.metric):
+            kind = type(getattr(other, "metric", other)).__name__
+            raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")
+        if not isinstance(self.metric, nn.Module):
+            raise TrainyardError(f"{type(self.metric).__name__} is no metric of torchmetrics: it cannot be merged.")
+        self._merged += [copy.deepcopy(part) for part in (other.metric, *other._merged)]
 
 
-def as_metric(given: Any) -> Metric:
-    """A metric as it is, a torchmetrics one in its adapter.
-
-    Raises:
-        ConfigError: it is neither.
+def _reduced(parts: Sequence[Any]) -> Any:
+    """One metric with the states of all of them, reduced as `torchmetrics.Metric._sync_dist` does; they stay as they
+    are. Parts that were never updated are left out.
     """
-    if isinstance(given, Metric):
-        return given
-    if not isinstance(given, type) and all(
-        callable(getattr(given, name, None)) for name in ("update", "compute", "reset")
-    ):
-        return TorchMetric(given)
-    raise ConfigError("metric", given, "a trainyard.metrics.Metric, or an object with update, compute and reset")
+    whole = copy.deepcopy(parts[0])
+    for own, *modules in zip(whole.modules(), *(part.modules() for part in parts), strict=True):
+        updated = [module for module in modules if getattr(module, "update_count", 0)]
+        for name, reduction in getattr(own, "_reductions", {}).items() if updated else ():
+            states = [getattr(module, name) for module in updated]
+            if isinstance(states[0], list):
+                setattr(own, name, [entry.to(own.device) for state in states for entry in state])
+            else:
+                states = [state.to(own.device) for state in states]
+                setattr(own, name, _reduced_state(states, reduction))
+        if updated:
+            own._update_count = sum(module.update_count for module in updated)
+            own._computed = None
+    return whole
+
+
+def _reduced_state(states: Sequence[torch.Tensor], reduction: Any) -> torch.Tensor:
+    if getattr(reduction, "__name__", "") in FOLDS:  # one by one, as a process alone adds its batches
+        return functools.reduce(lambda one, other: cast(torch.Tensor, reduction(torch.stack([one, other]))), states)
+    stacked = torch.stack(list(states))
+    return stacked if reduction is None else cast(torch.Tensor, reduction(stacked))

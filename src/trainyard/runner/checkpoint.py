@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,27 +41,79 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, after its checksums have been verified.
+    """Read a checkpoint of ours onto the CPU, after its checksums have been verified.
 
     Raises:
         FileNotFoundError: there is no such file.
         DamagedCheckpointError: cut short, altered, or not a checkpoint of ours.
     """
+    state = read(path)
+    if not isinstance(state, dict) or "model" not in state:
+        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no 'model'")
+    return state
+
+
+def read(path: Path) -> Any:
+    """What `torch.save` wrote into a file, on the CPU. What torch before 1.6 wrote has no checksums to be verified.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: cut short, altered, or of something else than tensors and plain values.
+    """
+    if path.is_dir():
+        return _read_sharded(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise DamagedCheckpointError(f"{path}: the checksum of {damaged} does not match")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            pickled = file.read(1) == pickle.PROTO
+        if not pickled:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise DamagedCheckpointError(f"{path}: the checksum of {damaged} does not match")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({error})") from error
     except pickle.UnpicklingError as error:
         raise DamagedCheckpointError(f"{path}: holds objects other than tensors and plain values") from error
-    if not isinstance(state, dict) or "model" not in state:
-        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no 'model'")
-    return state
+
+
+def _read_sharded(folder: Path) -> dict[str, Any]:
+    from trainyard.dist import sharded  # it takes a second to import
+
+    try:
+        return sharded.load(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise DamagedCheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, a file or a folder, where it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, replacing what has that name; it is not written twice."""
+    # Not the name under which a checkpoint is written: where a run was killed here, that would write into the source.
+    temporary = target.with_name(f".{target.name}.link")
+    remove(temporary)
+    if source.is_dir():
+        shutil.copytree(source, temporary, copy_function=_link_file)
+        remove(target)
+    else:
+        _link_file(source, temporary)
+    temporary.replace(target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def write_last(directory: Path, history: list[str]) -> None:
@@ -105,15 +158,22 @@ def _newest_first(directory: Path) -> Iterator[Path]:
         yield best
 
 
-def given(key: str, path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+def given(
+    key: str, path: str | os.PathLike[str], reader: Callable[[Path], dict[str, Any]] = load
+) -> tuple[Path, dict[str, Any]]:
     """A checkpoint that the user named.
+
+    Args:
+        key: of the setting that names it.
+        path: as the user wrote it.
+        reader: what reads it: `load`, or one that raises the same errors.
 
     Raises:
         ConfigError: absent or damaged; the message names the nearest file.
     """
     file = Path(path)
     try:
-        return file, load(file)
+        return file, reader(file)
     except FileNotFoundError:
         others = sorted(str(other) for other in file.parent.glob("*.pt"))
         raise ConfigError(key, str(path), "the path of a checkpoint file that exists", options=others) from None

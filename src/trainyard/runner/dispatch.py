@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from trainyard.config.build import build, is_node, locate, taken_out
 from trainyard.errors import ConfigError
 
 STAGES = (
@@ -22,6 +23,10 @@ STAGES = (
     "after_val_epoch",
     "before_val_iter",
     "after_val_iter",
+    "before_val_loss",
+    "after_val_loss",
+    "before_val_loss_iter",
+    "after_val_loss_iter",
     "before_test",
     "after_test",
     "before_test_epoch",
@@ -52,6 +57,7 @@ DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
     "logger": {"_target_": "trainyard.hooks.Logger"},
     "param_schedule": {"_target_": "trainyard.hooks.ParamSchedule"},
     "checkpoint": {"_target_": "trainyard.hooks.Checkpoint", "min_seconds": 1.0},
+    "predictions": {"_target_": "trainyard.hooks.PredictionDump"},
 }
 
 
@@ -79,14 +85,59 @@ def priority(value: int | str) -> int:
     raise ConfigError("priority", value, accepted, options=PRIORITIES)
 
 
+def build_hooks(values: Any) -> dict[str, Any]:
+    """Build every hook of a mapping; entries that are None are left out.
+
+    Raises:
+        ConfigError: no mapping; or an entry that cannot be built.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError("hook", type(values).__name__, "a mapping of names, each to an object or its config")
+    return {name: build_hook(value, name) for name, value in (values or {}).items() if value is not None}
+
+
+def build_hook(value: Any, name: str) -> Any:
+    """The hook that a config describes; a `priority` in it takes the place of the hook's own."""
+    node, given = taken_out(value, "priority")
+    hook = build(node, f"hook.{name}")
+    if given is not None:
+        hook.priority = given
+    return hook
+
+
+def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that loops, or the classes of their configs, have besides the usual ones.
+
+    Raises:
+        ConfigError: a name that does not begin with `before_` or `after_`, by which a hook's methods are known.
+    """
+    found: list[str] = []
+    for key, loop in loops.items():
+        own = locate(loop["_target_"], f"{key}._target_") if is_node(loop) else loop
+        for stage in getattr(own, "stages", ()):
+            if not isinstance(stage, str) or not stage.startswith(("before_", "after_")):
+                raise ConfigError(f"{key}.stages", stage, "names that begin with before_ or after_")
+            if stage not in (*STAGES, *found):
+                found.append(stage)
+    return tuple(found)
+
+
 class Dispatch:
     """A call list per stage, made once: a hook costs nothing at the stages that it does not define.
 
     Hooks of equal priority are called in the order in which they were given.
+
+    Args:
+        hooks: by name.
+        own: stages that the run's loops have besides the usual ones.
+
+    Raises:
+        ConfigError: a hook has a method for a stage that there is not, or an unknown priority, or is no hook.
     """
 
-    def __init__(self, hooks: Mapping[str, HookLike]) -> None:
+    def __init__(self, hooks: Mapping[str, HookLike], own: Sequence[str] = ()) -> None:
         self.hooks = dict(hooks)
+        self.stages = (*STAGES, *own)
         for name in self.hooks:
             self._check_kind(name)
         order = sorted(self.hooks, key=lambda name: self._priority(name))
@@ -94,16 +145,23 @@ class Dispatch:
             self._check_stages(name)
         self._calls: dict[str, list[Callable[..., None]]] = {
             stage: [getattr(self.hooks[name], stage) for name in order if hasattr(self.hooks[name], stage)]
-            for stage in STAGES
+            for stage in self.stages
         }
 
     def stage(self, name: str) -> list[Callable[..., None]]:
-        """The bound methods to call at a stage, first to last."""
+        """The bound methods to call at a stage, first to last.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+        if name not in self._calls:
+            accepted = "a stage; a loop of your own names its further ones in its class attribute `stages`"
+            raise ConfigError("stages", name, accepted, options=self.stages)
         return self._calls[name]
 
     def call(self, stage: str, *args: Any, **kwargs: Any) -> None:
         """Call every hook that defines the stage."""
-        for method in self._calls[stage]:
+        for method in self.stage(stage):
             method(*args, **kwargs)
 
     def state_dict(self, *member: int) -> dict[str, dict[str, Any]]:
@@ -132,11 +190,11 @@ class Dispatch:
 
     def _check_stages(self, name: str) -> None:
         for method in dir(type(self.hooks[name])):
-            if method.startswith(("before_", "after_")) and method not in STAGES:
+            if method.startswith(("before_", "after_")) and method not in self.stages:
                 kind = type(self.hooks[name]).__name__
                 raise ConfigError(
                     f"hook.{name}",
                     method,
                     f"the name of a stage, for a method of {kind} (docs/hooks.md)",
-                    options=STAGES,
+                    options=self.stages,
                 )

@@ -2,40 +2,100 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 
 import torch
 
 from trainyard.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 
 class Env:
-    """Process-wide settings, applied before the model is built.
+    """Process-wide settings, applied before the model is built. What is None stays as it is.
+
+    TF32 is none of them: `precision=tf32` says it. The backend of several processes is the strategy's.
 
     Args:
         threads: threads for CPU kernels; None leaves torch's choice (or `OMP_NUM_THREADS`).
+        interop_threads: threads on which torch runs independent operations, as of `torch.jit.fork`. A process
+            can set them once, before it has used them: later the log says that they stay.
+        omp_num_threads: the environment variable `OMP_NUM_THREADS`, for processes that this one starts: data workers
+            (under `spawn` or `forkserver`) and what they call. This one has read it already: it follows `threads`.
+        mkl_num_threads: the same of `MKL_NUM_THREADS`.
+        start_method: how the workers of a DataLoader start: `fork`, `forkserver` or `spawn`. None: Python's choice.
         deterministic: only kernels that give the same bits on every run; slower on CUDA. An operation that has none
             raises an error that names it.
         cudnn_benchmark: let cuDNN time its algorithms for the shapes it meets; ignored when deterministic.
+
+    Raises:
+        ConfigError: a value that cannot be.
     """
 
-    def __init__(self, threads: int | None = None, deterministic: bool = False, cudnn_benchmark: bool = True) -> None:
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ConfigError("threads", threads, "a whole number of at least 1, or null for torch's own choice")
-        self.threads = threads
+    def __init__(
+        self,
+        threads: int | None = None,
+        interop_threads: int | None = None,
+        omp_num_threads: int | None = None,
+        mkl_num_threads: int | None = None,
+        start_method: str | None = None,
+        deterministic: bool = False,
+        cudnn_benchmark: bool = True,
+    ) -> None:
+        self.threads = _count("threads", threads)
+        self.interop_threads = _count("interop_threads", interop_threads)
+        self.variables = {
+            "OMP_NUM_THREADS": _count("omp_num_threads", omp_num_threads),
+            "MKL_NUM_THREADS": _count("mkl_num_threads", mkl_num_threads),
+        }
+        methods = multiprocessing.get_all_start_methods()
+        if start_method is not None and start_method not in methods:
+            accepted = f"{', '.join(methods)}, or null for Python's own choice"
+            raise ConfigError("start_method", start_method, accepted, options=methods)
+        self.start_method = start_method
         self.deterministic = deterministic
         self.cudnn_benchmark = cudnn_benchmark
 
     def apply(self) -> None:
         """Set them for this process."""
+        for name, value in self.variables.items():
+            if value is not None:
+                os.environ[name] = str(value)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.interop_threads is not None:
+            self._set_interop_threads(self.interop_threads)
+        if self.start_method is not None:
+            multiprocessing.set_start_method(self.start_method, force=True)
+            if self.start_method == "forkserver":  # else each worker imports it for itself
+                multiprocessing.set_forkserver_preload(["torch"])
         torch.backends.cudnn.benchmark = self.cudnn_benchmark and not self.deterministic
         if self.deterministic:
             # cuBLAS reads it when it is first used: CUDA must not have been touched before.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if torch.are_deterministic_algorithms_enabled() != self.deterministic:
             torch.use_deterministic_algorithms(self.deterministic)
+
+    @staticmethod
+    def _set_interop_threads(count: int) -> None:
+        if torch.get_num_interop_threads() == count:
+            return
+        try:
+            torch.set_num_interop_threads(count)
+        except RuntimeError:  # they run
+            log.warning(
+                "env.interop_threads=%d comes too late for this process, which has %d: torch sets them once.",
+                count,
+                torch.get_num_interop_threads(),
+            )
+
+
+def _count(key: str, value: int | None) -> int | None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(key, value, "a whole number of at least 1, or null to leave it as it is")
+    return value
 
 
 def find_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from trainyard.config.build import build, build_all
+from trainyard.config.build import build
 from trainyard.data import Loader
 from trainyard.fused import Unfusable
 from trainyard.fused.loader import stack_loader
@@ -24,7 +24,7 @@ from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
 from trainyard.metrics import Metric
 from trainyard.optim.several import OptimizerDict
-from trainyard.runner.dispatch import Dispatch
+from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.member_parts import MemberDispatch, MemberOptimizer, MemberStep
 from trainyard.runner.runner import Runner, arguments
 from trainyard.runner.stacked_step import StackedScaledAutocast, stack_clips
@@ -119,14 +119,14 @@ class FusedRunner(Runner):
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        hooks = build_all(self._hooks, "hook")
+        hooks = build_hooks(self._hooks)
         for name, hook in hooks.items():
             if not getattr(hook, "stackable", False):
                 raise Unfusable(f"hook.{name} ({type(hook).__name__}) is made for one member at a time")
             nodes = [solo._hooks[name] for solo in self._solos]
             if any(node != nodes[0] for node in nodes):
-                hook.stack([build(node, f"hook.{name}") for node in nodes])
-        return Dispatch(hooks | {"cut": _Cut()})
+                hook.stack([build_hook(node, name) for node in nodes])
+        return Dispatch(hooks | {"cut": _Cut()}, self.own_stages)
 
     @cached_property
     def step(self) -> Step:
@@ -141,6 +141,7 @@ class FusedRunner(Runner):
         )
 
     def loader(self, split: str) -> Loader:
+        split = next(iter(self.sets(split)), split)
         if split not in self._loaders:
             loader = super().loader(split)
             self._loaders[split] = stack_loader(loader, [solo.seed for solo in self._solos])

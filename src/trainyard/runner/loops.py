@@ -1,17 +1,15 @@
-"""The order of things in training, validation and testing, and nothing else."""
+"""The order of things in training, and nothing else."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from trainyard.errors import ConfigError
+from trainyard.runner import workflow as turns
 from trainyard.runner.contract import Loaders, RunState
-from trainyard.runner.members import read
+from trainyard.runner.workflow import Entries, Workflow
 
 Intervals = Sequence[Sequence[int]]
 
@@ -43,21 +41,33 @@ class TrainLoop(ABC):
         val_begin: no validation before this epoch (or iteration), counted from 1.
         val_interval: validation runs after every epoch (or iteration) that this divides, and always at the end.
         dynamic_intervals: pairs `(milestone, interval)`: from that epoch (or iteration) on the interval is another.
+        workflow: turns of training and of validation by losses; see `Workflow`. None trains all the time.
 
     Attributes:
-        unit: "epoch" or "iter": what `length`, `val_begin` and `val_interval` count.
+        unit: "epoch" or "iter": what `length`, `val_begin`, `val_interval` and the turns of the workflow count.
+        stages: further stages, which a loop of your own calls by `runner.call`: hooks may have methods of these names.
         val_due: validation runs before the next training iteration. It is part of a checkpoint, so that a run that was
             ended before its validation was through begins with that.
     """
 
     unit: str
+    stages: tuple[str, ...] = ()
 
-    def __init__(self, length: int, val_begin: int, val_interval: int, dynamic_intervals: Intervals | None) -> None:
+    def __init__(
+        self,
+        length: int,
+        val_begin: int,
+        val_interval: int,
+        dynamic_intervals: Intervals | None = None,
+        workflow: Entries | None = None,
+    ) -> None:
         self.length = length
         self.val_begin = _at_least_one("val_begin", val_begin)
         self.val_interval = _at_least_one("val_interval", val_interval)
         self.dynamic_intervals = _pairs("dynamic_intervals", dynamic_intervals or ())
+        self.workflow = Workflow([("train", 1)] if workflow is None else workflow)
         self.val_due = False
+        self._turned: int | None = None
 
     @abstractmethod
     def max_epochs(self, runner: Loaders) -> int:
@@ -85,11 +95,34 @@ class TrainLoop(ABC):
         if self.val_due:
             runner.val_loop.run(runner)
 
+    def turn_due(self, runner: RunState) -> int:
+        """Epochs (or batches) of validation that the workflow has before the next training iteration."""
+        count = runner.epoch if self.unit == "epoch" else runner.iter
+        return self.workflow.turn(count, self.length) if self.workflow and self._turned != count else 0
+
+    def take_turn(self, runner: RunState) -> None:
+        """Run the workflow's turn of validation, where one is due."""
+        units = self.turn_due(runner)
+        if units and not runner.stopping:
+            count = runner.epoch if self.unit == "epoch" else runner.iter
+            if turns.val_losses(runner, self.unit, self.workflow.before(count), units):
+                self._turned = count
+
+    def rehearse(self, runner: RunState) -> None:
+        """Try what this loop does besides training and validation.
+
+        Raises:
+            ConfigError: it cannot work.
+        """
+        if self.workflow:
+            turns.rehearse(runner, self.workflow.entries)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"val_due": self.val_due}
+        return {"val_due": self.val_due, "turned": self._turned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.val_due = state["val_due"]
+        self._turned = state["turned"]
 
 
 class EpochBasedTrainLoop(TrainLoop):
@@ -100,14 +133,20 @@ class EpochBasedTrainLoop(TrainLoop):
         val_begin: no validation before this epoch, counted from 1.
         val_interval: epochs between validations; the last epoch is always followed by one.
         dynamic_intervals: pairs `(milestone, interval)`: from that epoch on the interval is another.
+        workflow: `[["train", 2], ["val", 1]]`: after every two epochs one of validation by losses.
     """
 
     unit = "epoch"
 
     def __init__(
-        self, max_epochs: int, val_begin: int = 1, val_interval: int = 1, dynamic_intervals: Intervals | None = None
+        self,
+        max_epochs: int,
+        val_begin: int = 1,
+        val_interval: int = 1,
+        dynamic_intervals: Intervals | None = None,
+        workflow: Entries | None = None,
     ) -> None:
-        super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval, dynamic_intervals)
+        super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval, dynamic_intervals, workflow)
 
     def max_epochs(self, runner: Loaders) -> int:
         return self.length
@@ -117,6 +156,7 @@ class EpochBasedTrainLoop(TrainLoop):
 
     def run(self, runner: RunState) -> None:
         self.validate(runner)
+        self.take_turn(runner)
         while runner.epoch < self.length and not runner.stopping:
             self.run_epoch(runner)
 
@@ -127,6 +167,8 @@ class EpochBasedTrainLoop(TrainLoop):
         start = runner.iter - runner.epoch * total
         runner.model.train()
         runner.call("before_train_epoch")
+        if runner.stopping:
+            return
         for index, batch in enumerate(loader.batches(runner.epoch, start), start):
             for hook in before_iter:
                 hook(runner, index, batch)
@@ -141,6 +183,7 @@ class EpochBasedTrainLoop(TrainLoop):
         runner.call("after_train_epoch")
         if not runner.stopping:
             self.validate(runner)
+            self.take_turn(runner)
 
 
 class IterBasedTrainLoop(TrainLoop):
@@ -151,14 +194,20 @@ class IterBasedTrainLoop(TrainLoop):
         val_begin: no validation before this iteration, counted from 1.
         val_interval: iterations between validations; the last iteration is always followed by one.
         dynamic_intervals: pairs `(milestone, interval)`: from that iteration on the interval is another.
+        workflow: `[["train", 100], ["val", 5]]`: after every hundred iterations the losses of five validation batches.
     """
 
     unit = "iter"
 
     def __init__(
-        self, max_iters: int, val_begin: int = 1, val_interval: int = 1000, dynamic_intervals: Intervals | None = None
+        self,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: Intervals | None = None,
+        workflow: Entries | None = None,
     ) -> None:
-        super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval, dynamic_intervals)
+        super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval, dynamic_intervals, workflow)
 
     def max_epochs(self, runner: Loaders) -> int:
         return -(-self.length // len(runner.loader("train")))
@@ -168,6 +217,7 @@ class IterBasedTrainLoop(TrainLoop):
 
     def run(self, runner: RunState) -> None:
         self.validate(runner)
+        self.take_turn(runner)
         while runner.iter < self.length and not runner.stopping:
             self.run_epoch(runner)
         if not runner.stopping:
@@ -180,6 +230,8 @@ class IterBasedTrainLoop(TrainLoop):
         start = runner.iter - runner.epoch * len(loader)
         runner.model.train()
         runner.call("before_train_epoch")
+        if runner.stopping:
+            return
         for index, batch in enumerate(loader.batches(runner.epoch, start), start):
             for hook in before_iter:
                 hook(runner, index, batch)
@@ -190,8 +242,9 @@ class IterBasedTrainLoop(TrainLoop):
                 hook(runner, index, batch, outputs)
             if runner.stopping:
                 return
-            if self.val_due:
+            if self.val_due or self.turn_due(runner):
                 self.validate(runner)
+                self.take_turn(runner)
                 runner.model.train()
             if runner.iter == total or runner.stopping:
                 break
@@ -202,96 +255,3 @@ class IterBasedTrainLoop(TrainLoop):
         if runner.iter == (runner.epoch + 1) * len(runner.loader("train")):
             runner.epoch += 1
             runner.call("after_train_epoch")
-
-
-class ValLoop:
-    """One pass over the validation set: predictions into metrics, metrics into the journal."""
-
-    split = "val"
-
-    def run(self, runner: RunState) -> list[dict[str, float]]:
-        """Evaluate `runner.eval_model` on every sample of the split once.
-
-        Returns:
-            For each member the results, under `<split>/<metric>`.
-        """
-        split = self.split
-        before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
-        metrics = runner.metrics
-        runner.call(f"before_{split}")
-        runner.call(f"before_{split}_epoch")
-        predict = self._begin(runner)
-        with torch.no_grad():
-            for index, batch in enumerate(runner.loader(split).batches()):
-                for hook in before_iter:
-                    hook(runner, index, batch)
-                outputs = predict(batch)
-                for metric in metrics.values():
-                    metric.process(batch, outputs)
-                for hook in after_iter:
-                    hook(runner, index, batch, outputs)
-                if runner.interrupted:
-                    return []
-            numbers, arrays = self._compute(runner)
-        for name, value in arrays.items():
-            runner.record_array(name, value)
-        results = read(numbers, len(runner.members))
-        for solo, values in zip(runner.solos, results, strict=True):
-            solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
-        self.judge(runner)
-        runner.call(f"after_{split}_epoch", metrics=results[0] if len(results) == 1 else results)
-        self.done(runner)
-        runner.call(f"after_{split}")
-        return results
-
-    def judge(self, runner: RunState) -> None:
-        """Hold the results to the objective."""
-        if runner.training:
-            for member in runner.members:
-                member.judge(step=runner.iter, epoch=runner.epoch)
-
-    def done(self, runner: RunState) -> None:
-        """The results are in: what is saved from here on need not be validated again."""
-        if runner.training:
-            runner.train_loop.val_due = False
-
-    def rehearse(self, runner: RunState) -> list[str]:
-        """Put one batch through model and metrics and forget it; returns the names that the results will have."""
-        predict = self._begin(runner)
-        with torch.no_grad():
-            batch = next(iter(runner.loader(self.split).batches()))
-            outputs = predict(batch)
-            for metric in runner.metrics.values():
-                metric.process(batch, outputs)
-            numbers, _ = self._compute(runner)
-        return list(numbers)
-
-    def _begin(self, runner: RunState) -> Callable[[Any], Any]:
-        runner.eval_model.eval()
-        for metric in runner.metrics.values():
-            metric.reset()
-        return runner.predict_step(self.split)
-
-    def _compute(self, runner: RunState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Results that are one number a member, and those that are not, by name."""
-        members = len(runner.members)
-        numbers: dict[str, Tensor] = {}
-        arrays: dict[str, Tensor] = {}
-        for name, metric in runner.metrics.items():
-            result = metric.compute()
-            for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
-                (numbers if value.numel() == members else arrays)[f"{self.split}/{key}"] = value
-        return numbers, arrays
-
-
-class TestLoop(ValLoop):
-    """One pass over the test set; it ranks nothing."""
-
-    split = "test"
-    __test__ = False  # not a test case, whatever pytest makes of the name
-
-    def judge(self, runner: RunState) -> None:
-        """Test results choose nothing."""
-
-    def done(self, runner: RunState) -> None:
-        """A test changes nothing of the training's state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -12,19 +13,27 @@ from torch.optim import Optimizer
 
 from trainyard import optim as optimizers
 from trainyard.config.build import build, build_all, fill_auto
-from trainyard.data import Data, Loader, as_data
+from trainyard.data import SPLITS, Data, Loader, as_data
+from trainyard.dist import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, as_metric
 from trainyard.models import has_mode_contract
 from trainyard.models.checkpointing import checkpoint_activations
+from trainyard.models.freeze import freeze
+from trainyard.models.initialize import initialize
 from trainyard.rng import derive
 from trainyard.runner import random
-from trainyard.runner.dispatch import Dispatch
-from trainyard.runner.loops import TestLoop, TrainLoop, ValLoop
+from trainyard.runner.agreement import hooks_of_rank
+from trainyard.runner.contract import EvalLoop, Loop, checked
+from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
+from trainyard.runner.eval_loops import TestLoop, ValLoop
+from trainyard.runner.loops import TrainLoop
 from trainyard.runner.members import Member
 from trainyard.runner.several_step import step_of
 from trainyard.runner.step import Step, make_clip, make_precision
 from trainyard.schedules import Plateau, Schedule
+
+log = logging.getLogger(__name__)
 
 
 class Parts:
@@ -35,6 +44,7 @@ class Parts:
 
     seed: int
     device: torch.device
+    strategy: Strategy
     members: list[Member]
     _parts: dict[str, Any]
     _hooks: Mapping[str, Any]
@@ -43,6 +53,8 @@ class Parts:
     _accumulate: int
     _clip_grad_norm: float | None
     _clip_grad_value: float | None
+    _init: Mapping[str, Any]
+    _freeze: Sequence[str]
     _activation_checkpointing: Sequence[str]
     _compile: dict[str, Any] | None
 
@@ -50,7 +62,10 @@ class Parts:
     def data(self) -> Data | None:
         built = build(self._parts["data"], "data")
         if isinstance(built, Mapping):
-            built = build_all(built, "data")
+            built = {
+                name: build_all(entry, f"data.{name}") if name in SPLITS and isinstance(entry, Mapping) else entry
+                for name, entry in build_all(built, "data").items()
+            }
         try:
             return None if built is None else as_data(built)
         except ConfigError as error:
@@ -73,8 +88,15 @@ class Parts:
                 "a module whose forward takes `mode`",
                 hint="trainyard.models.Supervised(net, loss) makes one of any module.",
             )
+        own = {"member": self.members[0]}
+        if self._init:
+            with random.seeded(derive(self.seed, "init", 1)):
+                log.info("%s.", initialize(model, self._init), extra=own)
+        if self._freeze:
+            log.info("%s.", freeze(model, self._freeze), extra=own)
         model = model.to(self.device)
         checkpoint_activations(model, self._activation_checkpointing)
+        model = self.strategy.place(model)
         if self._compile is not None:
             model.compile(**self._compile)
         return model
@@ -101,7 +123,13 @@ class Parts:
             unit = schedule.by or loop.unit
             length = loop.max_epochs(self) if unit == "epoch" else loop.max_iters(self)
             try:
-                schedule.bind(self.optimizer, length=length, direction=self.members[0].objective.direction)
+                schedule.bind(
+                    self.optimizer,
+                    length=length,
+                    direction=self.members[0].objective.direction,
+                    unit=loop.unit,
+                    epoch_length=len(self.loader("train")),
+                )
             except ConfigError as error:
                 raise error.under("schedule") from None
         return schedule  # type: ignore[no-any-return]
@@ -111,24 +139,30 @@ class Parts:
         loop = build(self._parts["loop"], "loop")
         if loop is None:
             raise ConfigError("loop", None, "a training loop, for example EpochBasedTrainLoop(max_epochs=10)")
-        return loop  # type: ignore[no-any-return]
+        return checked("loop", loop, Loop)
 
     @cached_property
     def val_loop(self) -> ValLoop:
-        return ValLoop()
+        return checked("val_loop", build(self._parts["val_loop"], "val_loop") or ValLoop(), EvalLoop)
 
     @cached_property
-    def test_loop(self) -> TestLoop:
-        return TestLoop()
+    def test_loop(self) -> ValLoop:
+        return checked("test_loop", build(self._parts["test_loop"], "test_loop") or TestLoop(), EvalLoop)
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self._metrics, "metric", self.data.spec if self.data else None)
-        return {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}
+        return {name: self.strategy.metric(as_metric(metric)) for name, metric in build_all(config, "metric").items()}
+
+    @property
+    def own_stages(self) -> tuple[str, ...]:
+        """The stages of the loops that are not ours."""
+        return stages_of({key: self._parts[key] for key in ("loop", "val_loop", "test_loop")})
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        return Dispatch(build_all(self._hooks, "hook"))
+        hooks = build_hooks(self._hooks)
+        return Dispatch(hooks if self.strategy.world_size == 1 else hooks_of_rank(hooks, self.strategy), self.own_stages)
 
     @cached_property
     def step(self) -> Step:
@@ -138,6 +172,7 @@ class Parts:
             precision=partial(make_precision, self._precision, self.device),
             clip=make_clip(self._clip_grad_norm, self._clip_grad_value),
             accumulate=self._accumulate,
+            strategy=self.strategy,
         )
 
     @cached_property
@@ -145,13 +180,20 @@ class Parts:
         return {}
 
     def loader(self, split: str) -> Loader:
-        """The loader of a split."""
+        """The loader of a split; where that has several sets, of the first."""
+        split = next(iter(self.sets(split)), split)
         if split not in self._loaders:
             if self.data is None or split not in self.data.splits:
                 known = ", ".join(self.data.splits) if self.data else "none"
                 raise ConfigError("data", split, f"a split that the data has: {known}")
-            self._loaders[split] = self.data.loader(split, seed=self.seed, device=self.device)
+            loader = self.data.loader(split, seed=self.seed, device=self.device)
+            self._loaders[split] = self.strategy.loader(loader, split)
         return self._loaders[split]
 
     def has_split(self, split: str) -> bool:
-        return self.data is not None and split in self.data.splits
+        return bool(self.sets(split))
+
+    def sets(self, split: str) -> tuple[str, ...]:
+        """The data sets of a split, in order: itself, or those that have its name before theirs (`val/easy`)."""
+        splits = self.data.splits if self.data is not None else ()
+        return tuple(name for name in splits if name == split or name.startswith(f"{split}/"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from trainyard.errors import ConfigError
@@ -16,20 +17,38 @@ def rehearse(runner: RunState) -> None:
     """One batch through validation, so that what it cannot do is known before hours of training.
 
     Raises:
-        ConfigError: nobody computes the objective, or what a schedule or a hook monitors.
+        ConfigError: nobody computes the objective, or what a schedule or a hook monitors or keeps the best of.
     """
-    objective = runner.members[0].objective.name
-    parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in runner.dispatch.hooks.items()}
-    parts["schedule"] = runner.schedule
-    watched = {f"{key}.monitor": it.monitor or objective for key, it in parts.items() if hasattr(it, "monitor")}
     names, none = list[str](), "none, since the data has no validation"
-    if runner.has_split("val"):
-        watched = {"objective": objective} | watched
-        none = "it has none; metrics={...} gives it some"
-        with random.seeded(runner.seed):
+    known = names
+    with random.seeded(runner.seed):
+        getattr(runner.train_loop, "rehearse", _nothing)(runner)
+        if runner.has_split("val"):
+            none = "it has none; metrics={...} gives it some"
             names = runner.val_loop.rehearse(runner)
-    for key, name in watched.items():
-        if name not in names and (key == "objective" or not name.startswith("train/")):
-            raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
+            further = [getattr(hook, "metric_names", _nothing)(names) for hook in runner.dispatch.hooks.values()]
+            known = [*names, *(name for more in further for name in more)]
+    for key, name in _watched(runner):
+        if key == "objective":
+            if runner.has_split("val") and name not in names:
+                raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
+        elif name not in known and not name.startswith("train/"):
+            raise ConfigError(key, name, f"a metric of this run: {', '.join(known) or none}", options=known)
     if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
         log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=[default,…] has it).")
+
+
+def _watched(runner: RunState) -> Iterator[tuple[str, str]]:
+    """The metrics that somebody needs, each with the key of the config that names it."""
+    objective = runner.members[0].objective.name
+    yield "objective", objective
+    parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in runner.dispatch.hooks.items()}
+    for key, part in (parts | {"schedule": runner.schedule}).items():
+        if hasattr(part, "monitor"):
+            yield f"{key}.monitor", part.monitor or objective
+        for name, argument in getattr(part, "monitors", {}).items():
+            yield f"{key}.{argument}", name
+
+
+def _nothing(*args: Any) -> tuple[()]:
+    return ()

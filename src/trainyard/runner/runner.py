@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from trainyard.config.build import build
 from trainyard.config.compiling import compile_arguments
+from trainyard.dist import as_strategy
 from trainyard.models import call
 from trainyard.rng import derive
-from trainyard.runner import random
+from trainyard.runner import random, weights
 from trainyard.runner.dispatch import DEFAULT_HOOKS
 from trainyard.runner.env import Env, find_device
-from trainyard.runner.loops import ValLoop
+from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.members import Direction, Member, Objective
 from trainyard.runner.parts import Parts
 from trainyard.runner.rehearsal import rehearse
@@ -44,21 +45,26 @@ class Runner(Parts):
         schedule: a `trainyard.schedules.Schedule`; None keeps the optimiser's numbers as they are.
         hooks: by name; None takes the default ones.
         metrics: by name; results are `val/<name>` and `test/<name>`.
-        loop: an `EpochBasedTrainLoop` or `IterBasedTrainLoop`.
+        loop: an `EpochBasedTrainLoop`, an `IterBasedTrainLoop`, or one of your own.
         device: `auto` is CUDA where there is one, else the CPU.
         precision: `fp32`, `tf32`, `bf16` or `fp16`.
         accumulate: batches to a step of the optimiser.
         clip_grad_norm: the largest 2-norm of all gradients together, or None.
         clip_grad_value: the largest size of any number of the gradients, or None.
+        init: initialisers by pattern for modules (`trainyard.models.initialize`).
+        freeze: patterns for modules and parameters that are not trained (`trainyard.models.freeze`).
         activation_checkpointing: patterns for modules whose activations are computed anew in the backward pass.
         compile: compile the model with `torch.compile`: True, the name of a mode, or a mapping of its arguments.
         seed: every random choice is derived from it.
         work_dir: the run's directory. Without one the run leaves nothing behind: no checkpoint, no journal.
-        load_from: a checkpoint whose weights to begin with.
+        load_from: a checkpoint, or a file of weights, to begin with; or a mapping with its `path` and what of it to
+            take (`trainyard.runner.weights.LoadFrom`).
         resume: True goes on from the newest checkpoint in `work_dir` (from the beginning where there is none); a path
             from that one.
         tracker: what carries the journal to MLflow.
         env: a `trainyard.runner.Env`.
+        val_loop, test_loop: validation and test of your own; None takes `ValLoop` and `TestLoop`.
+        strategy: on which devices: `ddp` or `fsdp` by name, a `trainyard.dist.Strategy`, or its config; None: on one.
         objective: the metric that ranks runs.
         direction: `maximize` or `minimize` it.
         name: the run's name in MLflow; by default that of the directory.
@@ -80,41 +86,51 @@ class Runner(Parts):
         accumulate: int = 1,
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
+        init: Mapping[str, Any] | None = None,
+        freeze: Sequence[str] | None = None,
         activation_checkpointing: Sequence[str] | None = None,
         compile: bool | str | Mapping[str, Any] = False,  # noqa: A002 - the word that torch uses
         seed: int = 0,
         work_dir: str | Path | None = None,
-        load_from: str | Path | None = None,
+        load_from: str | Path | Mapping[str, Any] | None = None,
         resume: bool | str | Path = False,
         tracker: Any = None,
         env: Any = None,
+        val_loop: Any = None,
+        test_loop: Any = None,
+        strategy: Any = None,
         objective: str = "val/loss",
         direction: Direction = "minimize",
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
-        self._parts = {"model": model, "data": data, "optim": optim, "schedule": schedule, "loop": loop}
+        self._parts = {"model": model, "data": data, "optim": optim, "schedule": schedule}
+        self._parts |= {"loop": loop, "val_loop": val_loop, "test_loop": test_loop}
         self._hooks = DEFAULT_HOOKS if hooks is None else hooks
         self._metrics = metrics or {}
         self._precision = precision
         self._accumulate = accumulate
         self._clip_grad_norm = clip_grad_norm
         self._clip_grad_value = clip_grad_value
+        self._init = init or {}
+        self._freeze = freeze or ()
         self._activation_checkpointing = activation_checkpointing or ()
         self._compile = compile_arguments(compile)
         self._work_dir = None if work_dir is None else Path(work_dir).resolve()
         self.seed = seed
-        self.load_from = load_from
+        self.load_from = weights.load_from(load_from)
         self.resume = resume
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
         (build(env, "env") or Env()).apply()
-        self.device = find_device(device)
+        self.strategy = as_strategy(build(strategy, "strategy"))
+        self.device = self.strategy.begin(find_device(device))
         info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
         self.members = [Member(seed, self._work_dir, Objective(objective, direction), info)]
         self.iter = 0
         self.epoch = 0
         self.training = False
         self.interrupted = False
+        self.asked_to_end = False
         self._in_session = False
         self.gauges: dict[str, Callable[[], float | list[float]]] = {}
         self._prepared: set[str] = set()
@@ -179,8 +195,9 @@ class Runner(Parts):
         return self.interrupted or all(member.stop_reason is not None for member in self.members)
 
     def interrupt(self) -> None:
-        """End the run after the present iteration, with a checkpoint, as resumable."""
-        self.interrupted = True
+        """End the run after the present iteration, with a checkpoint, as resumable; of several ranks, soon."""
+        self.asked_to_end = True
+        self.interrupted = self.strategy.world_size == 1  # else they have to agree on the iteration
 
     def stage(self, name: str) -> list[Callable[..., None]]:
         return self.dispatch.stage(name)
@@ -214,11 +231,12 @@ class Runner(Parts):
         _ = self.start
         if mode == "train":
             _ = self.train_loop
-        _ = self.dispatch, self.model, self.loader(mode), self.metrics
+        _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
         if mode == "train":
             _ = self.optimizer, self.schedule, self.step
             rehearse(self)
-            random.seed_all(derive(self.seed, "train"))
+            rank = self.strategy.rank  # the first draws what one device draws
+            random.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
         for solo in self.solos:
             restore(solo, solo.start, weights_only=mode != "train")
         self._prepared.add(mode)
@@ -242,11 +260,11 @@ class Runner(Parts):
 
     def val(self) -> list[dict[str, float]]:
         """Validate the model as it stands, or as `load_from` gives it."""
-        return self._evaluate(self.val_loop)
+        return self._evaluate("val", self.val_loop)
 
     def test(self) -> list[dict[str, float]]:
         """Test the model as it stands, or as `load_from` gives it."""
-        return self._evaluate(self.test_loop)
+        return self._evaluate("test", self.test_loop)
 
     def load_best(self) -> None:
         """Give the evaluated model the weights of the best checkpoint, where one was saved."""
@@ -254,8 +272,8 @@ class Runner(Parts):
         if member.work_dir is not None and (member.checkpoints / "best.pt").exists():
             restore_best(self, member.checkpoints / "best.pt")
 
-    def _evaluate(self, loop: ValLoop) -> list[dict[str, float]]:
-        self.prepare(loop.split)
+    def _evaluate(self, split: str, loop: ValLoop) -> list[dict[str, float]]:
+        self.prepare(split)
         with self.session():
             return loop.run(self)
 

@@ -26,7 +26,8 @@ def session(runner: RunState) -> Iterator[None]:
     try:
         for member in runner.members:
             log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
-            member.open(runner.tracker, resume=bool(runner.resume))
+            if runner.strategy.is_main:
+                member.open(runner.tracker, resume=bool(runner.resume))
         begun = True
         runner.call("before_run")
         yield

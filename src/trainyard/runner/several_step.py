@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.errors import TrainyardError
+from trainyard.dist import Strategy
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models import call
 from trainyard.optim import OptimizerDict
 from trainyard.runner.step import Losses, NoClip, Precision, Step, make_step
@@ -104,19 +105,32 @@ def step_of(
     precision: Callable[[], Precision],
     clip: NoClip,
     accumulate: int,
+    strategy: Strategy,
 ) -> Step:
     """The step of a model, whether it has one optimiser or several.
 
     Args:
         model: with `train_steps` for several optimisers; else its `train_step`, or its forward pass, gives the losses.
         precision: makes one for each optimiser.
+        strategy: on which devices.
 
     Raises:
-        ConfigError: `accumulate` below 1.
+        ConfigError: `accumulate` below 1; several optimisers on several devices.
     """
     if not isinstance(optimizer, OptimizerDict):
         train_step = getattr(model, "train_step", partial(call, model, mode="loss"))
-        return make_step(train_step, optimizer, precision=precision(), clip=clip, accumulate=accumulate)
+        train_step = strategy.train_step(model, train_step)
+        return make_step(
+            train_step,
+            optimizer,
+            precision=precision(),
+            clip=clip,
+            accumulate=accumulate,
+            no_sync=strategy.no_sync,
+        )
+    if strategy.world_size > 1:
+        hint = "A model with several optimisers trains on one device."
+        raise ConfigError("strategy", type(strategy).__name__, "single", hint=hint)
     steps = {
         name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate)
         for name, each in optimizer.optimizers.items()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 import trainyard
+from trainyard.dist.shares import optimizer_state
 from trainyard.errors import ConfigError
 from trainyard.optim import plain
-from trainyard.runner import checkpoint, random
+from trainyard.runner import checkpoint, random, ranks, weights
 from trainyard.runner.contract import RunState
 from trainyard.track import journal
 
@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint that a run begins with: all of it where it resumes, its weights alone where it loads."""
+    """A checkpoint that a run begins with: all of it where it resumes, its weights alone where it loads.
+
+    Attributes:
+        key: the setting that asks for it.
+        path: its file.
+        state: what it holds; where it loads, the weights by name.
+    """
 
     key: str
     path: Path
@@ -50,15 +56,15 @@ def starting_point(runner: RunState) -> Start | None:
         log.info("Nothing to resume in %s: starting at the beginning.", runner.work_dir, extra=own)
     elif runner.resume:
         return Start("resume", *checkpoint.given("resume", runner.resume))
-    elif _holds_another_run(runner):
+    elif runner.strategy.is_main and _holds_another_run(runner):
         raise ConfigError(
             "work_dir",
             str(runner.work_dir),
             "a directory without a run",
             hint="resume=true continues the one there.",
         )
-    if runner.load_from:
-        return Start("load_from", *checkpoint.given("load_from", runner.load_from))
+    if runner.load_from is not None:
+        return Start(weights.KEY, *checkpoint.given(weights.KEY, runner.load_from.path, weights.read))
     return None
 
 
@@ -75,7 +81,7 @@ def capture(runner: RunState, generators: dict[str, Any]) -> dict[str, Any]:
         generators: the state of the process's random generators.
     """
     (member,) = runner.members
-    return {
+    state = {
         "version": 1,
         "trainyard": trainyard.__version__,
         "seed": member.seed,
@@ -91,6 +97,7 @@ def capture(runner: RunState, generators: dict[str, Any]) -> dict[str, Any]:
         "hooks": runner.dispatch.state_dict(),
         "random": generators,
     }
+    return ranks.with_all(state, runner.strategy)
 
 
 def copy_tensors(value: Any) -> Any:
@@ -114,16 +121,20 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
         return
     state = start.state
     if not start.resumes or weights_only:
-        load_weights(runner.model, state.get("eval_model", state["model"]), start)
-        log.info("Loaded the weights of %s.", start.path, extra={"member": runner.members[0]})
+        asked = None if start.resumes else runner.load_from
+        found = state.get("eval_model", state["model"]) if start.resumes else state
+        told = weights.load(runner.model, found, asked or weights.LoadFrom(start.path), start.key)
+        log.info("Loaded the weights of %s: %s.", start.path, told, extra={"member": runner.members[0]})
         return
-    load_weights(runner.model, state["model"], start)
+    state = ranks.of_one(state, runner.strategy)
+    weights.load(runner.model, state["model"], weights.LoadFrom(start.path), start.key)
     try:
         _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
         _check_equal("optimiser", state["optimizer"]["type"], _name(runner.optimizer))
         _check_equal("schedule", state["schedule"]["type"], _name(runner.schedule))
         rates = _rates(runner.optimizer)
-        plain.method(runner.optimizer, "load_state_dict")(_untyped(state["optimizer"]))
+        saved = optimizer_state(_untyped(state["optimizer"]), runner.optimizer)
+        plain.method(runner.optimizer, "load_state_dict")(saved)
         if getattr(runner.schedule, "constant", True) and _rates(runner.optimizer) != rates:
             kept = ", ".join(f"{rate:g}" for rate in _rates(runner.optimizer))
             log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
@@ -143,7 +154,8 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
     if state["seed"] != runner.seed:
         log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state)
-    random.restore(state["random"])
+    if "random" in state:
+        random.restore(state["random"])
     place = (start.path, runner.epoch, runner.iter)
     log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": runner.members[0]})
 
@@ -167,30 +179,4 @@ def _check_equal(what: str, saved: object, own: object) -> None:
 
 def restore_best(runner: RunState, path: Path) -> None:
     """Give the evaluated model (the EMA's, where there is one) the weights that a checkpoint was evaluated with."""
-    state = checkpoint.load(path)
-    load_weights(runner.eval_model, state.get("eval_model", state["model"]), Start("load_from", path, state))
-
-
-def load_weights(model: nn.Module, weights: dict[str, Any], start: Start) -> None:
-    """Load weights that must fit.
-
-    Raises:
-        ConfigError: says which parameters are missing, not wanted, or of another shape.
-    """
-    own = model.state_dict()
-    differ = [f"{name} is missing" for name in own if name not in weights]
-    differ += [f"{name} is not in this model" for name in weights if name not in own]
-    differ += [
-        f"{name} has shape {list(weights[name].shape)}, here {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and hasattr(tensor, "shape") and weights[name].shape != tensor.shape
-    ]
-    if differ:
-        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise ConfigError(
-            start.key,
-            str(start.path),
-            f"a checkpoint of this model ({type(model).__name__})",
-            hint=f"In this one {', '.join(differ[:3])}{more}.",
-        )
-    model.load_state_dict(weights)
+    weights.load(runner.eval_model, weights.read(path), weights.LoadFrom(path))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainyard.dist.shares import like, whole
 from trainyard.errors import ConfigError
 from trainyard.models.base import total_loss
 from trainyard.optim.plain import PlainStep
@@ -114,7 +116,7 @@ class ClipGradNorm(NoClip):
         self.max_norm = max_norm
 
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"grad_norm": nn.utils.clip_grad_norm_(parameters, self.max_norm)}
+        return {"grad_norm": whole(nn.utils.clip_grad_norm_(parameters, self.max_norm))}
 
 
 class ClipGradValue(NoClip):
@@ -127,7 +129,7 @@ class ClipGradValue(NoClip):
 
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = whole(nn.utils.get_total_norm(grads))
         if grads:  # torch does not take none
             nn.utils.clip_grad_value_(parameters, self.limit)
         return {"grad_norm": norm}
@@ -185,7 +187,7 @@ class Step:
         """What follows the forward pass; `inputs`, if given, are all that gradients are computed for."""
         loss = total_loss(losses)
         self.precision.backward(loss, inputs)
-        return self._outputs(losses, loss) | self._update()
+        return self.outputs(losses, loss) | self._update()
 
     def _update(self) -> dict[str, Tensor]:
         self.precision.unscale(self.optimizer)
@@ -196,7 +198,8 @@ class Step:
         return norms
 
     @staticmethod
-    def _outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
+    def outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
+        """What is said of a batch: `loss`, the sum, and the other tensors that the model gives."""
         outputs = {key: value.detach() for key, value in losses.items() if key != "loss" and isinstance(value, Tensor)}
         outputs["loss"] = loss.detach()
         return outputs
@@ -212,11 +215,24 @@ class AccumulatedStep(Step):
     """A step of the optimiser every `accumulate` batches; the last group of an epoch (or run) may be shorter.
 
     Each batch counts by its share of its group, so that a group of any length gives the mean over its batches.
+
+    Args:
+        accumulate: batches to a group.
+        no_sync: a context for forward and backward of the batches of a group before its last.
     """
 
-    def __init__(self, *args: Any, accumulate: int) -> None:
+    def __init__(
+        self, *args: Any, accumulate: int, no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         super().__init__(*args)
         self.accumulate = accumulate
+        self._no_sync = no_sync
+
+    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        if (position + 1) % self.accumulate == 0 or position + 1 == total:
+            return super().__call__(batch, position, total)
+        with self._no_sync():
+            return super().__call__(batch, position, total)
 
     def learn(
         self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
@@ -225,7 +241,7 @@ class AccumulatedStep(Step):
         size = min(self.accumulate, total - (position - within))
         loss = total_loss(losses)
         self.precision.backward(loss / size, inputs)
-        outputs = self._outputs(losses, loss)
+        outputs = self.outputs(losses, loss)
         return outputs if within + 1 < size else outputs | self._update()
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,7 +252,7 @@ class AccumulatedStep(Step):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         for parameter, gradient in zip(self.parameters, state.get("gradients") or [], strict=False):
-            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+            parameter.grad = None if gradient is None else like(gradient.to(parameter.device, copy=True), parameter)
 
 
 def make_step(
@@ -246,6 +262,7 @@ def make_step(
     precision: Precision,
     clip: NoClip,
     accumulate: int,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Step:
     """The step for these settings.
 
@@ -256,4 +273,4 @@ def make_step(
         raise ConfigError("accumulate", accumulate, "a whole number of at least 1")
     if accumulate == 1:
         return Step(train_step, optimizer, precision, clip)
-    return AccumulatedStep(train_step, optimizer, precision, clip, accumulate=accumulate)
+    return AccumulatedStep(train_step, optimizer, precision, clip, accumulate=accumulate, no_sync=no_sync)

@@ -90,6 +90,7 @@ class Course:
             log=job.directory / "output.log",
             name=f"#{job.num}",
             attempts=attempts,
+            slots=job.slots,
         )
 
     def _group_task(self, number: int, group: Group, typical: float | None) -> Task:

@@ -89,6 +89,7 @@ class Fusing:
         if not self.active:
             return Arrangement([], {})
         alone = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
+        alone |= {job.num: f"{_strategy(job)} trains on several devices" for job in jobs if job.slots > 1}
         fit = [job for job in jobs if job.num not in alone]
         values = [_compared(job) for job in fit]
         kinds = grouping.kinds(values, self._fuse.ALLOWED, self._fuse.ELSEWHERE)
@@ -182,6 +183,11 @@ def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False
     count = max(math.ceil(total / width), min(slots, total // 2))
     bounds = [total * number // count for number in range(count + 1)]
     yield from (jobs[first:last] for first, last in pairwise(bounds))
+
+
+def _strategy(job: Job) -> str:
+    choice = job.config.hydra.runtime.choices.get("strategy")
+    return f"strategy={choice}" if choice else "it"
 
 
 def _compared(job: Job) -> dict[str, Any]:

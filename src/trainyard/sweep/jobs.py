@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,11 @@ class Slot:
     threads: int = 1
 
 
+def capacity(slots: Sequence[Slot]) -> int:
+    """How many of these slots a task can take at once: all on the CPU, one on each CUDA device."""
+    return len({slot.index if slot.device == "cpu" else slot.device for slot in slots})
+
+
 @dataclass(frozen=True)
 class Task:
     """`function(argument)`, to be called once in a process of its own.
@@ -40,6 +45,7 @@ class Task:
         log: the file to which all that the task prints is appended; None discards it.
         name: what it is called in messages; its number where that is empty.
         attempts: attempts that were made already, in another way.
+        slots: how many slots it takes at once; of CUDA devices, so many devices.
     """
 
     num: int
@@ -49,6 +55,7 @@ class Task:
     log: Path | None = None
     name: str = ""
     attempts: int = 0
+    slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Outcome:
         seconds: how long the last attempt took.
         attempts: attempts begun, those before this run among them; 0 for a task that never began. One that ran out of
             CUDA memory beside others is not counted.
-        slot: the index of the last attempt's slot; -1 for a task that never began.
+        slot: the index of the last attempt's slot, or the first of several; -1 for a task that never began.
     """
 
     num: int
@@ -92,7 +99,7 @@ class Event:
         kind: `started`; `retried` (an attempt went wrong and there will be another); and last of all, once for each
             task, with its outcome: `ended` (done), `failed` (failed, timeout or lost) or `interrupted`.
         num: the task's number.
-        slot: the slot's index; -1 for a task that never began.
+        slot: the slot's index, or the first of several; -1 for a task that never began.
         attempt: the attempt's number, from 1; 0 for a task that never began.
         time: seconds since the epoch.
         pid: the task's process; None for a task that never began.

@@ -25,7 +25,7 @@ from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.slots import find_slots
 from trainyard.sweep.fusing import Fusing
-from trainyard.sweep.jobs import Outcome
+from trainyard.sweep.jobs import Outcome, capacity
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Plan, varying
 from trainyard.sweep.results import conclude, warm_up
@@ -105,7 +105,8 @@ class Sweep:
 
     A task function may say more of itself: `check`, a function that a job's config is put through before any job
     starts, and `resumes = True`, that it goes on from its checkpoint when its config says `resume: true`. With `fuse`
-    it can train several jobs as one program: see `trainyard.sweep.fusing`.
+    it can train several jobs as one program: see `trainyard.sweep.fusing`. `slots`, given what `check` returns, is how
+    many slots a job takes.
 
     Args:
         context: of Hydra.
@@ -263,6 +264,7 @@ class Sweep:
                     job = self._job(num, overrides, config)
                     with _known_to_hydra(job.config):
                         values = check(job.config) if check is not None else None
+                        job = replace(job, slots=self._slots_of(values))
                         if self._fusing.active:
                             job = replace(job, values=values if isinstance(values, dict) else resolve(job.config))
                 except (TrainyardError, OmegaConfBaseException) as error:
@@ -273,6 +275,20 @@ class Sweep:
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."
             raise TrainyardError("\n".join([what, *_told(wrong, plan, self._is_ours)])) from wrong[0][1]
         return jobs
+
+    def _slots_of(self, values: Any) -> int:
+        """How many slots a job takes.
+
+        Raises:
+            TrainyardError: more than there are.
+        """
+        tell = getattr(self.function, "slots", None)
+        count, limit = 1 if tell is None else int(tell(values)), capacity(self._slots)
+        if count > limit:
+            most = self.settings.max_jobs
+            few = "" if most is None else f" hydra.launcher.max_jobs={most} allows no more."
+            raise TrainyardError(f"A job takes {count} slots, one for each device, of {limit} that there are.{few}")
+        return count
 
     def _job(self, num: int, overrides: Sequence[str], config: DictConfig) -> Job:
         config.hydra.job.id = str(num)

@@ -30,6 +30,7 @@ class Job:
         config: as Hydra composed it, with its `hydra` node.
         directory: where it runs.
         values: its config in plain Python, resolved, without the `hydra` node; None where nobody has asked for it.
+        slots: how many slots it takes.
     """
 
     num: int
@@ -37,6 +38,7 @@ class Job:
     config: DictConfig
     directory: Path
     values: dict[str, Any] | None = None
+    slots: int = 1
 
     @property
     def choices(self) -> dict[str, str]:
@@ -176,6 +178,7 @@ class Plan:
         for job in shown:
             state = self.entries[job.num].state
             remarks = [] if state == "waiting" else [state]
+            remarks += [f"{job.slots} slots"] if job.slots > 1 else []
             remarks += [self.alone[job.num]] if job.num in self.alone and not told else []
             remark = f"  ({'; '.join(remarks)})" if remarks else ""
             lines.append(f"{indent}#{job.num:<4} {self.name(job)}{remark}")

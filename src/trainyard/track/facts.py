@@ -1,10 +1,11 @@
-"""What a run ran on: the code's state in git, package versions, the machine."""
+"""What a run ran on: the code's state in git, package versions, the machine, and all of it in a text for people."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,15 +13,40 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-PACKAGES = ("torch", "hydra-core", "omegaconf", "mlflow", "numpy", "trainyard")
+PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "trainyard")
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+# Of the environment variables those that change how a training runs; no other is written down.
+VARIABLES = (
+    "CUDA_",
+    "CUBLAS_",
+    "CUDNN_",
+    "NVIDIA_",
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "PYTORCH_",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "OPENBLAS_",
+    "NUMEXPR_",
+    "PYTHONHASHSEED",
+    "LD_PRELOAD",
+)
+DRIVER = Path("/proc/driver/nvidia")
+FILES = {"git.diff": "git.diff", "environment": "environment.txt"}
+"""The facts that are texts, and the files of a run's directory that they go into."""
 MAX_DIFF = 10_000_000  # bytes; a larger one is data that should not be in a diff
 
 
 def collect(cwd: str | Path, timeout: float = 10.0) -> dict[str, str]:
     """The facts, by name: `git.commit`, `git.branch`, `git.dirty`, `git.diff`, `version.torch`, `host.cpu`, …
 
-    What cannot be found out is left out; nothing raises. `git.diff` holds the text of `git diff HEAD`, for the caller
-    to write into a file of its own. CUDA devices are not named here: that would take torch.
+    What cannot be found out is left out; nothing raises. Two are texts, for the caller to write into files of their
+    own: `git.diff` is that of `git diff HEAD`, and `environment` says all of this for people, and with it compilers,
+    how torch was built, and environment variables. torch is asked only where it has been imported, and CUDA is not
+    touched: GPUs are those that the driver names.
 
     Args:
         cwd: a folder in the git repository of interest.
@@ -32,13 +58,19 @@ def collect(cwd: str | Path, timeout: float = 10.0) -> dict[str, str]:
 def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]]:
     """Starts git in the background, and returns the function that waits for it and gives what `collect` gives."""
     code: dict[str, str] = {}
-    thread = threading.Thread(target=lambda: code.update(_git(Path(cwd), timeout)), daemon=True)
+    nvcc: list[str] = []
+
+    def ask() -> None:
+        code.update(_git(Path(cwd), timeout))
+        nvcc.append(_nvcc(timeout))
+
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
 
     def result() -> dict[str, str]:
-        rest = _versions() | _machine()
+        rest = _versions() | _machine() | _cuda()
         thread.join()
-        return code | rest
+        return code | rest | {"environment": _text(code | rest, *nvcc)}
 
     return result
 
@@ -92,7 +124,55 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             facts[f"version.{package}"] = importlib.metadata.version(package)
+    for package in OPENCV:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            facts["version.opencv"] = importlib.metadata.version(package)
+            break
     return facts
+
+
+def _cuda() -> dict[str, str]:
+    """The GPUs and the driver, and what torch was built for."""
+    facts = {}
+    names = []
+    for file in sorted(DRIVER.glob("gpus/*/information")):
+        with suppress(OSError):
+            names += [line.partition(":")[2].strip() for line in file.read_text().splitlines() if line[:6] == "Model:"]
+    if names:
+        facts["cuda.devices"] = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    with suppress(OSError):
+        words = (DRIVER / "version").read_text().partition("Module")[2].split()
+        facts["cuda.driver"] = next(word for word in words if word[0].isdigit())
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.version.cuda:
+        facts["cuda.version"] = str(torch.version.cuda)
+        with suppress(RuntimeError):  # a cuDNN that does not go with this torch
+            facts["cuda.cudnn"] = str(torch.backends.cudnn.version())
+    return facts
+
+
+def _nvcc(timeout: float) -> str:
+    """The version of CUDA's compiler; empty where there is none, or no GPU."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    program = (shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")) if DRIVER.exists() else None
+    if program is not None:
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=timeout, check=True)
+            return done.stdout.partition("release ")[2].partition("\n")[0]
+    return ""
+
+
+def _text(facts: dict[str, str], nvcc: str = "") -> str:
+    lines = {"sys.platform": sys.platform, "platform": platform.platform(), "python": " ".join(sys.version.split())}
+    lines |= {name: value for name, value in facts.items() if name != "git.diff"}
+    if nvcc:
+        lines["nvcc"] = nvcc
+    lines |= {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+    text = "".join(f"{name}: {value}\n" for name, value in lines.items())
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        text += f"\n{torch.__config__.show()}\n{torch.__config__.parallel_info()}"
+    return text
 
 
 def _machine() -> dict[str, str]:

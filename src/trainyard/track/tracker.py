@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.track import run_info
+from trainyard.track import facts, run_info
 from trainyard.track import uri as uris
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import EXIT_STATUS, LOG, RunShipment, summary
@@ -90,7 +90,7 @@ class Tracker(ABC):
 
         Args:
             work_dir: an existing folder.
-            info: the run; name, place and python path are filled in, and `git.diff` among its facts becomes a file.
+            info: the run; name, place and python path are filled in, and its facts that are texts become files.
             resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay.
 
         Raises:
@@ -105,8 +105,9 @@ class Tracker(ABC):
                     "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the one there."
                 )
             info = info.continuing(RunInfo.read(folder))
-        if diff := info.facts.pop("git.diff", ""):
-            (folder / "git.diff").write_text(diff, encoding="utf-8")
+        for fact, file in facts.FILES.items():
+            if text := info.facts.pop(fact, ""):
+                (folder / file).write_text(text, encoding="utf-8")
         info.write(folder)
         self._track(folder)
         return info

@@ -14,11 +14,13 @@ from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.forkserver import ForkServer
 from trainyard.sweep.executor.run import Policy, Run
 from trainyard.sweep.executor.slots import environment
-from trainyard.sweep.jobs import Event, Outcome, Slot, Task
+from trainyard.sweep.jobs import Event, Outcome, Slot, Task, capacity
 
 
 class LocalExecutor(Executor):
     """Runs tasks on the slots of this machine, each in a process of its own that ends with it. Linux only.
+
+    A task may take several slots: it waits until so many are free, and those behind it wait with it.
 
     A task that raises fails, and is told at once; the others go on. One whose process is killed costs an attempt and
     nothing else. One that runs out of CUDA memory is tried again, once and at no cost, with its device for itself.
@@ -68,7 +70,7 @@ class LocalExecutor(Executor):
         if not grace >= 0:
             raise ConfigError("grace", grace, "a number of seconds of at least 0")
         for slot in slots:
-            environment(slot, os.environ)
+            environment([slot], os.environ)
         self.slots = tuple(slots)
         self.policy = Policy(retries, timeout, fail_fast, grace)
         self.preload = tuple(preload)
@@ -91,6 +93,9 @@ class LocalExecutor(Executor):
         """
         if len({task.num for task in tasks}) < len(tasks):
             raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
+        widest, limit = max((task.slots for task in tasks), default=1), capacity(self.slots)
+        if widest > limit:
+            raise ConfigError("tasks", widest, f"tasks of at most {limit} slots")
         keep = self._server is not None
         self.start()
         assert self._server is not None

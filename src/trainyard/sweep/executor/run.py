@@ -38,6 +38,7 @@ class _Worker:
     """A process at work on a job.
 
     Attributes:
+        slots: those that it takes.
         report: the file into which it writes how the task ended.
         begun: when; by `time.monotonic`.
         pid: None until the server has forked it.
@@ -46,7 +47,7 @@ class _Worker:
     """
 
     job: Job
-    slot: Slot
+    slots: tuple[Slot, ...]
     report: BinaryIO
     begun: float
     pid: int | None = None
@@ -138,13 +139,14 @@ class Run:
         """Asks for a worker, where there is a task for it; one at a time."""
         if not self._server.ready or any(worker.pid is None for worker in self._workers.values()):
             return
-        taken = self._backlog.take({worker.slot.index: worker.job for worker in self._workers.values()})
+        running = {slot.index: worker.job for worker in self._workers.values() for slot in worker.slots}
+        taken = self._backlog.take(running)
         if taken is None:
             return
-        job, slot = taken
+        job, slots = taken
         with _memory_file() as file:
             try:
-                write_task(file, _setting(job.task, slot), job.task.function, job.task.argument)
+                write_task(file, _setting(job.task, slots), job.task.function, job.task.argument)
             except Exception as error:
                 error_line = f"the task cannot be pickled: {one_line(error)}"
                 self._conclude(job, "failed", error=error_line, trace=traceback.format_exc())
@@ -156,8 +158,8 @@ class Run:
                 self._backlog.put_back(job)
                 raise
         job.attempts += 1
-        job.slot = slot.index
-        self._workers[number] = _Worker(job, slot, report, begun=time.monotonic())
+        job.slot = slots[0].index
+        self._workers[number] = _Worker(job, slots, report, begun=time.monotonic())
 
     def _hear(self) -> None:
         """Waits for the server's next message, no longer than until something is due here, and acts on it."""
@@ -228,9 +230,10 @@ class Run:
                 error = f"took longer than {self._policy.timeout:g} s"
 
         may_go_on = state in ("failed", "lost") and not self._stopping
-        if may_go_on and report and report.out_of_memory and worker.slot.device != "cpu" and job.alone_on is None:
+        devices = tuple(slot.device for slot in worker.slots)
+        if may_go_on and report and report.out_of_memory and "cpu" not in devices and not job.alone_on:
             self._tell("retried", job, worker.pid, error, trace)
-            job.alone_on = worker.slot.device
+            job.alone_on = devices
             job.attempts -= 1
             self._backlog.put_back(job)
         elif may_go_on and job.attempts <= self._policy.retries:
@@ -269,10 +272,11 @@ class Run:
             self._on_event(Event(kind, job.task.num, job.slot, job.attempts, time.time(), pid, error, trace, outcome))
 
 
-def _setting(task: Task, slot: Slot) -> Setting:
-    environ = environment(slot, os.environ)
+def _setting(task: Task, slots: Sequence[Slot]) -> Setting:
+    environ = environment(slots, os.environ)
     path = [str(entry) for entry in sys.path]
-    return Setting(environ, str(Path.cwd()), path, list(sys.argv), slot.cpus, slot.threads, task.log)
+    cpus = None if slots[0].cpus is None else tuple(cpu for slot in slots for cpu in slot.cpus or ())
+    return Setting(environ, str(Path.cwd()), path, list(sys.argv), cpus, slots[0].threads, task.log)
 
 
 def _memory_file() -> BinaryIO:

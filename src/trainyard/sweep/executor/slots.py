@@ -107,26 +107,28 @@ def visible_devices(gpus: Sequence[str], setting: str | None) -> list[str]:
     return names if len(set(names)) == len(names) else []
 
 
-def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables of a task on a slot, from those of this process.
+def environment(slots: Sequence[Slot], base: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables of a task on these slots, from those of this process.
 
     Raises:
-        ConfigError: the slot's device is none that this process sees, or no device at all.
+        ConfigError: the device of one is none that this process sees, or no device at all.
     """
+    # A task on the CPU leaves the GPUs alone.
+    devices = ",".join(_device(slot, base) for slot in slots if slot.device != "cpu")
+    threads = str(slots[0].threads)  # of each process that trains on one of several
+    return {**base, "CUDA_VISIBLE_DEVICES": devices, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _device(slot: Slot, base: Mapping[str, str]) -> str:
     kind, _, number = slot.device.partition(":")
-    if slot.device == "cpu":
-        device = ""  # a task on the CPU leaves the GPUs alone
-    elif kind == "cuda" and number.isdecimal():
-        device = number
-        if "CUDA_VISIBLE_DEVICES" in base:
-            names = [name.strip() for name in base["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-            if int(number) >= len(names):
-                raise ConfigError("slots", slot.device, f"devices that CUDA_VISIBLE_DEVICES ({','.join(names)}) lists")
-            device = names[int(number)]
-    else:
+    if kind != "cuda" or not number.isdecimal():
         raise ConfigError("slots", slot.device, "devices named cpu or cuda:<number>")
-    threads = str(slot.threads)
-    return {**base, "CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if "CUDA_VISIBLE_DEVICES" not in base:
+        return number
+    names = [name.strip() for name in base["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    if int(number) >= len(names):
+        raise ConfigError("slots", slot.device, f"devices that CUDA_VISIBLE_DEVICES ({','.join(names)}) lists")
+    return names[int(number)]
 
 
 def _is_positive(value: object) -> bool:

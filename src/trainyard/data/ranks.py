@@ -1,0 +1,366 @@
+"""What one of several ranks is given of a loader: its rows of each training batch, its turns of an evaluation.
+
+Numbers stay those of the whole: `batch_size`, `num_samples`, `len()` and the numbers of batches are the same on every
+rank as for a process that is alone. See docs/data.md, "Several devices".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler, Sampler
+
+from trainyard.data.base import Batch, Loader
+from trainyard.data.dataloader import WorkerLoader
+from trainyard.data.seeding import PositionedSampler, Request
+from trainyard.data.tensor_loader import TensorLoader
+from trainyard.errors import ConfigError, TrainyardError
+
+
+def rows(n: int, rank: int, world_size: int) -> slice:
+    """Which of `n` rows are this rank's: the ranks' parts, one after the other, are `0..n-1`, as equal as can be."""
+    least, more = divmod(n, world_size)
+    first = rank * least + min(rank, more)
+    return slice(first, first + least + (rank < more))
+
+
+def share_of(loader: Loader, rank: int, world_size: int) -> Share:
+    """The batches of `loader`, of each the rows of this rank: for training.
+
+    A `TensorLoader` gathers, and a `WorkerLoader` over a map-style data set reads, nothing but those. Of any other
+    loader (an `IterableDataset`, a data pipe, a `Loader` of the user's own) every rank reads the whole batches, which
+    must be the same ones on each, and keeps its rows.
+
+    Raises:
+        ConfigError: a batch has fewer rows than there are ranks, or the sampler deals out to ranks itself.
+    """
+    _check_sampler(loader)
+    size = loader.stated_batch_size if isinstance(loader, WorkerLoader) else loader.batch_size
+    if size is not None and size < world_size:
+        raise ConfigError(
+            "batch_size", size, f"at least {world_size}, a row for each device: it is that of all together"
+        )
+    if _is_resident(loader):
+        return _TensorShare(loader, rank, world_size)
+    if isinstance(loader, WorkerLoader):
+        if loader.picks_batches:
+            return _PickedShare(loader, rank, world_size)
+        loader = loader.wrapped(_as_it_is)
+    return Share(loader, rank, world_size)
+
+
+def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
+    """The batches `rank`, `rank + world_size`, … of `loader`, whole: for evaluation.
+
+    Each batch's arithmetic is then what a process alone does. Where the loader can start at any batch, the others are
+    not read.
+
+    Raises:
+        ConfigError: the sampler deals out to ranks itself.
+    """
+    _check_sampler(loader)
+    if _is_resident(loader):
+        return _TensorTurns(loader, rank, world_size)
+    if isinstance(loader, WorkerLoader):
+        if loader.picks:
+            return _PickedTurns(loader, rank, world_size)
+        loader = loader.wrapped(_as_it_is)
+    return Turns(loader, rank, world_size)
+
+
+class _OfRank:
+    """What is the same for all ranks."""
+
+    def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
+        self.loader: Any = loader
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a full batch of all ranks together."""
+        size: int = self.loader.batch_size
+        return size
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that one epoch serves to all ranks together."""
+        samples: int = self.loader.num_samples
+        return samples
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether samples come in another order than that of the data set; true where the loader does not say."""
+        shuffle: bool = getattr(self.loader, "shuffle", True)
+        return shuffle
+
+    def order(self, epoch: int = 0) -> Any:
+        """The order of the samples of all ranks together, where the loader tells it; else None."""
+        order = getattr(self.loader, "order", None)
+        return None if order is None else order(epoch)
+
+    def __len__(self) -> int:
+        """Batches of one epoch, of all ranks together."""
+        return len(self.loader)
+
+
+class Share(_OfRank):
+    """The rows of one rank, of each batch; here of a loader that can only be asked for whole ones.
+
+    Every rank has as many batches as there are. One that has no row of a batch, which is a last one that is smaller
+    than the world, is given the first row, and a weight of 0.
+
+    Attributes:
+        weight: of the batch that was yielded last: its rows here, times the ranks, over its rows in all. Means of
+            losses over the rows, multiplied by it and averaged over the ranks, are the mean over the whole batch.
+    """
+
+    weight: float = 1.0
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """This rank's rows of the batches of `epoch` from batch number `start` on."""
+        for batch in self.loader.batches(epoch, start):
+            sizes = set(_sizes(batch))
+            if len(sizes) != 1:
+                lengths = " and ".join(map(str, sorted(sizes))) or "no"
+                raise _uncut(batch, f"its tensors have {lengths} rows")
+            size = sizes.pop()
+            own, self.weight = _part(size, self.rank, self.world_size)
+            yield _cut(batch, own, size)
+
+
+class _TensorShare(Share):
+    """Rows of resident tensors, gathered for many batches at once, as `TensorLoader` does."""
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        loader: TensorLoader = self.loader
+        size, end = loader.batch_size, loader.num_samples
+        order = loader.order(epoch) if loader.shuffle else torch.arange(end, device=loader.device)
+        full = end // size
+        own, weight = _part(size, self.rank, self.world_size)
+        indices = order[: full * size].reshape(full, size)[:, own]
+        step = loader._batches_per_block() * self.world_size
+        for first in range(start, full, step):
+            block = loader.gather(indices[first : first + step].reshape(-1))
+            for batch in zip(*(torch.unsafe_split(tensor, own.stop - own.start) for tensor in block), strict=True):
+                self.weight = weight
+                yield batch
+        if start <= full < len(loader):
+            own, self.weight = _part(end - full * size, self.rank, self.world_size)
+            yield loader.gather(order[full * size : end][own])
+
+
+class _PickedShare(Share):
+    """Samples of a map-style data set: a rank's workers are sent the numbers of its own alone."""
+
+    def __init__(self, loader: WorkerLoader, rank: int, world_size: int) -> None:
+        super().__init__(loader, rank, world_size)
+        self._sampler = _CutSampler(rank, world_size)
+        self._own = loader.wrapped(self._sampler.around)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        batches = self._own.batches(epoch, start)
+        weights = self._sampler.weights
+        for batch in batches:
+            self.weight = weights.popleft()
+            yield batch
+
+
+class _RankSampler(Sampler[Any]):
+    """What one rank reads of another sampler. It knows nothing of its loader, so that both go when nobody needs them."""
+
+    inner: PositionedSampler
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.start = 0
+
+    def around(self, inner: PositionedSampler) -> PositionedSampler:
+        """This, around that sampler."""
+        self.inner = inner
+        return self
+
+    def set_position(self, epoch: int, start: int = 0) -> None:
+        """The next iteration is `epoch`, from item number `start` on."""
+        self.inner.set_position(epoch, start)
+        self.start = start
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+class _CutSampler(_RankSampler):
+    """Each batch of keys cut to those of one rank.
+
+    Attributes:
+        weights: of the batches of the latest iteration that were asked for and not yet served: workers read ahead.
+    """
+
+    weights: deque[float]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.weights = deque()
+        return self._items(iter(self.inner), self.weights)
+
+    def _items(self, items: Iterator[Any], weights: deque[float]) -> Iterator[Any]:
+        for item in items:
+            keys = list(item.keys if isinstance(item, Request) else item)
+            own, weight = _part(len(keys), self.rank, self.world_size)
+            weights.append(weight)
+            yield item._replace(keys=keys[own], rank=self.rank) if isinstance(item, Request) else keys[own]
+
+
+class _TurnSampler(_RankSampler):
+    """Those items whose turn it is.
+
+    Attributes:
+        served: how many there were of all ranks, once an iteration is over.
+    """
+
+    served = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._items(iter(self.inner), self.start)
+
+    def _items(self, items: Iterator[Any], start: int) -> Iterator[Any]:
+        number = start
+        for item in items:
+            if number % self.world_size == self.rank:
+                yield item
+            number += 1
+        self.served = number - start
+
+
+def _part(size: int, rank: int, world_size: int) -> tuple[slice, float]:
+    """Which rows of a batch of so many a rank is given for training, and what they weigh."""
+    own = rows(size, rank, world_size)
+    if own.start == own.stop:
+        return slice(0, 1), 0.0
+    return own, (own.stop - own.start) * world_size / size
+
+
+class Turns(_OfRank):
+    """Whole batches, those whose turn it is; here of a loader that has to read them all."""
+
+    def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
+        super().__init__(loader, rank, world_size)
+        self._served = 0
+        self._idle = False
+        self._spare: list[Batch] = []
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Those batches of `epoch`, from batch number `start` on, whose number divided by the ranks leaves this one."""
+        self._idle, self._spare = False, []
+        own, batch = 0, None
+        for batch in self._turns(epoch, start):
+            own += 1
+            yield batch
+        # What was served is counted, since the length of a stream in several workers is a guess.
+        self._idle = own * self.world_size < self._served
+        self._spare = [batch] if own and self._idle else []
+
+    def idle(self) -> Iterator[Batch]:
+        """After `batches`: a batch to put through the model, and not to count, where another rank had one more."""
+        if self._idle:
+            self._idle, spare, self._spare = False, self._spare, []
+            yield from spare or islice(self.loader.batches(), 1)
+
+    def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
+        """This rank's batches; once they are through, `_served` says how many all ranks had."""
+        self._served = 0
+        for number, batch in enumerate(self.loader.batches(epoch, start), start):
+            self._served += 1
+            if number % self.world_size == self.rank:
+                yield batch
+
+
+class _TensorTurns(Turns):
+    """Batches of resident tensors."""
+
+    def _turns(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        loader: TensorLoader = self.loader
+        size, end = loader.batch_size, loader.num_samples
+        order = loader.order(epoch) if loader.shuffle else None
+        wait = (self.rank - start) % self.world_size
+        for first in range((start + wait) * size, end, self.world_size * size):
+            own = slice(first, min(first + size, end))
+            yield loader.gather(own if order is None else order[own])
+        self._served = len(loader) - start
+
+
+class _PickedTurns(Turns):
+    """Batches of a map-style data set: a rank's workers are sent its own alone."""
+
+    def __init__(self, loader: WorkerLoader, rank: int, world_size: int) -> None:
+        super().__init__(loader, rank, world_size)
+        self._sampler = _TurnSampler(rank, world_size)
+        self._own = loader.wrapped(self._sampler.around)
+
+    def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
+        yield from self._own.batches(epoch, start)
+        self._served = self._sampler.served
+
+
+def _as_it_is(sampler: PositionedSampler) -> PositionedSampler:
+    return sampler
+
+
+def _is_resident(loader: Loader) -> bool:
+    """Whether its batches are what `TensorLoader` makes of `order` and `gather`."""
+    return isinstance(loader, TensorLoader) and type(loader).batches is TensorLoader.batches
+
+
+def _check_sampler(loader: Loader) -> None:
+    for sampler in loader.samplers if isinstance(loader, WorkerLoader) else ():
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            accepted = "a sampler of all samples: every device is given its share of them here"
+            raise ConfigError("sampler", type(sampler).__name__, accepted)
+
+
+def _sizes(part: Any) -> Iterator[int]:
+    """The lengths of the tensors in a batch."""
+    if isinstance(part, Tensor | np.ndarray):
+        if part.ndim:
+            yield len(part)
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            yield from _sizes(value)
+    elif isinstance(part, list | tuple) and not hasattr(part, "to"):
+        for value in part:
+            yield from _sizes(value)
+    elif hasattr(part, "to"):
+        raise _uncut(part, "it is not known how to cut it into rows")
+
+
+def _uncut(part: Any, reason: str) -> TrainyardError:
+    return TrainyardError(
+        f"A {type(part).__name__} cannot be shared by the devices: {reason}. Batches of a map-style data set need not "
+        "be cut: its samples are dealt out before they are read."
+    )
+
+
+def _cut(part: Any, own: slice, size: int) -> Any:
+    """Some rows of a batch of so many; what has no rows (a number, a flag) stays as it is."""
+    if isinstance(part, Tensor | np.ndarray):
+        return part[own] if part.ndim else part
+    if isinstance(part, Mapping):
+        parts = {key: _cut(value, own, size) for key, value in part.items()}
+        if not isinstance(part, MutableMapping):
+            return parts
+        cut = copy.copy(part)
+        cut.update(parts)
+        return cut
+    if isinstance(part, list | tuple):
+        if len(part) == size and not any(True for _ in _sizes(part)):
+            return part[own]  # names, or whatever else a data set says of each sample
+        parts_ = (_cut(value, own, size) for value in part)
+        return type(part)(*parts_) if hasattr(part, "_fields") else type(part)(parts_)
+    return part

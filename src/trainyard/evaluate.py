@@ -1,0 +1,155 @@
+"""Metrics of predictions that are in a file, without the model.
+
+python -m trainyard.evaluate outputs/…/predictions.npz                          # the metrics of the run
+python -m trainyard.evaluate outputs/…/predictions.npz metric=classification    # or others
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped,unused-ignore]
+from hydra import compose, initialize, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainyard.config.build import build_all, fill_auto
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.metrics import as_metric, results_of
+from trainyard.predictions import MissingError, Predictions
+
+CONFIG = "config.yaml"  # what a run of the application leaves beside its predictions
+
+
+def offline(
+    file: str | Path, metrics: Mapping[str, Any], *, chunk_size: int | None = None
+) -> dict[str, float | NDArray[Any]]:
+    """What metrics make of the predictions that a test has written: what they would have made of them in that test.
+
+    The batches are those of the test, so that sums are rounded as they were: for a test on the CPU the numbers are the
+    same to the bit. On CUDA they differ by the rounding of its kernels.
+
+    Args:
+        file: `predictions.npz` or `predictions.parquet` of a run.
+        metrics: by name, objects or their configs; a value `auto` is what the data of the run said of itself.
+        chunk_size: samples at a time; None: the batches of the test.
+
+    Returns:
+        Under `<split>/<name>` numbers, and arrays where a result is not one number.
+
+    Raises:
+        ConfigError: a metric's config is wrong, or two give results of one name.
+        TrainyardError: `file` is no such file; a metric reads something that it does not hold.
+    """
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise ConfigError("chunk_size", chunk_size, "a whole number of at least 1, or None: the batches of the test")
+    predictions = Predictions.read(file)
+    config = fill_auto(metrics, "metric", predictions.facts.get("spec", {}))
+    built = {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}
+    for metric in built.values():
+        metric.reset()
+    with torch.no_grad():
+        for batch, outputs in predictions.batches(chunk_size):
+            for name, metric in built.items():
+                try:
+                    metric.process(batch, outputs)
+                except MissingError as error:
+                    raise TrainyardError(f"metric.{name} cannot be computed from {file}: {error}") from None
+    split = predictions.facts.get("split", "test")
+    return {
+        f"{split}/{name}": value.item() if value.numel() == 1 else value.numpy()
+        for name, value in results_of(built).items()
+    }
+
+
+def metric_config(file: Path, overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The group `metric` that these overrides describe.
+
+    Args:
+        file: the predictions. Where no option is chosen, the metrics are those of the run that wrote them.
+        overrides: as on the command line, of `metric` alone.
+        config_dir: a folder with a group `metric` of your own, beside ours.
+
+    Raises:
+        ConfigError: an override of something else, or one that does not fit; no option chosen, and none known.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError("metric", " ".join(overrides), "overrides of metric", hint=_first_line(error)) from None
+    for override in parsed:
+        if override.key_or_group.partition(".")[0] != "metric":
+            raise ConfigError("metric", override.input_line, "an override of metric, such as metric=classification")
+    try:
+        if any(override.key_or_group == "metric" for override in parsed):
+            return _composed(parsed, config_dir)
+        recorded = file.parent / CONFIG
+        if not recorded.exists():
+            hint = f"There is no {CONFIG} of a run beside {file}."
+            raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
+        config = OmegaConf.create({"metric": yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}})
+        OmegaConf.set_struct(config, True)
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+        return _plain(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("metric", " ".join(overrides), "overrides that fit", hint=_first_line(error)) from None
+
+
+def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:
+    """The option of the group `metric`, composed without a primary config: nothing else is needed."""
+    where = None if config_dir is None else str(Path(config_dir).resolve())
+    with initialize(None, version_base="1.3") if where is None else initialize_config_dir(where, version_base="1.3"):
+        options = GlobalHydra.instance().config_loader().get_group_options("metric")
+        lines = []
+        for override in overrides:
+            chooses = override.key_or_group == "metric"
+            if chooses and override.value() not in options:
+                raise ConfigError("metric", override.value(), f"one of {', '.join(options)}", options=options)
+            lines.append(f"+{override.input_line}" if chooses else override.input_line)
+        return _plain(compose(overrides=lines))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    metric: dict[str, Any] = plain.get("metric") or {}
+    return metric
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainyard.evaluate", description="Compute metrics from the predictions that a test has written."
+    )
+    parser.add_argument("file", type=Path, help="predictions.npz or predictions.parquet of a run")
+    parser.add_argument("overrides", nargs="*", help="metric=…, metric.accuracy.topk=…; default: the run's own metrics")
+    parser.add_argument("--config-dir", "-cd", help="a folder with a group `metric` of your own")
+    parser.add_argument("--chunk-size", type=int, help="samples at a time; default: the batches of the test")
+    given = parser.parse_intermixed_args(arguments)
+    sys.path.insert(0, str(Path.cwd()))  # where the classes of your own are that a config names
+    try:
+        config = metric_config(given.file, given.overrides, given.config_dir)
+        results = offline(given.file, config, chunk_size=given.chunk_size)
+    except TrainyardError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    for name, value in results.items():
+        print(name, value if isinstance(value, float | int) else f"\n{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What the model predicts in a test, in a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainyard.data import Loader
+from trainyard.data.transfer import apply
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.hooks.hook import Hook
+from trainyard.predictions import FORMATS, Predictions, PredictionWriter, UnfitError, join
+from trainyard.runner import Member, Runner
+
+log = logging.getLogger("trainyard")
+
+
+class PredictionDump(Hook):
+    """Writes the predictions of a test into the run's directory, as `predictions.npz`, beside their targets.
+
+    `trainyard.evaluate` computes metrics from it without the model. Of a test set with a name of its own,
+    `test/easy`, the file is `predictions_easy.npz`. It is an artifact of the run in MLflow, unless it is large.
+
+    Predictions that do not fit into arrays with a row for each sample are not written, and the log says why; the test
+    goes on. In memory there is one batch at a time. With several ranks, rank 0 puts together what all have written.
+
+    Args:
+        format: `npz` or `parquet`.
+        inputs: write the whole batch, not its target alone, for metrics that read the inputs.
+        after_training: also where the test follows a training in one session, as `mode=train` does.
+        max_mb: megabytes; a larger file is not kept.
+        upload_mb: megabytes; a larger file stays in the directory and does not go to MLflow.
+    """
+
+    priority = "LOW"
+    stackable = True
+
+    def __init__(
+        self,
+        format: str = "npz",  # noqa: A002 - the word that people use
+        inputs: bool = False,
+        after_training: bool = False,
+        max_mb: float = 4096,
+        upload_mb: float = 100,
+    ) -> None:
+        if format not in FORMATS:
+            raise ConfigError("format", format, f"one of {', '.join(FORMATS)}", options=FORMATS)
+        for key, value in {"max_mb": max_mb, "upload_mb": upload_mb}.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ConfigError(key, value, "a number of megabytes, at least 0")
+        self.format = format
+        self.inputs = inputs
+        self.after_training = after_training
+        self.max_mb = max_mb
+        self.upload_mb = upload_mb
+        self._on = self._trained = False
+        self._writers: dict[str, list[PredictionWriter]] = {}
+        self._reasons: dict[str, str] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        self._trained = False
+
+    def before_train(self, runner: Runner) -> None:
+        self._trained = True
+
+    def before_test(self, runner: Runner) -> None:
+        self._close()
+        self._on = runner.work_dir is not None and (self.after_training or not self._trained)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        name = runner.test_loop.current
+        if not self._on or name in self._reasons:
+            return
+        if name not in self._writers:
+            self._writers[name] = [self._writer(member.directory) for member in runner.members]
+        group = runner.solos[0] is not runner  # its outputs have an axis of members
+        try:
+            for k, writer in enumerate(self._writers[name]):
+                writer.add(data_batch, _member(outputs, k) if group else outputs)
+        except (UnfitError, OSError) as error:
+            self._give_up(name, error)
+
+    def after_test(self, runner: Runner) -> None:
+        for name in runner.sets("test") if self._on else ():
+            if runner.strategy.world_size > 1:
+                self._share(runner, name)
+            if runner.strategy.is_main:
+                self._write(runner, name)
+        self._close()
+
+    def after_run(self, runner: Runner) -> None:
+        self._close()  # of a test that was interrupted
+
+    def _writer(self, folder: Path) -> PredictionWriter:
+        return PredictionWriter(folder, inputs=self.inputs, max_bytes=self.max_mb * 1e6)
+
+    def _share(self, runner: Runner, name: str) -> None:
+        """Rank 0 takes over what the others have gathered, through files in the run's directory."""
+        strategy, folder = runner.strategy, runner.members[0].directory
+        part = folder / f".predictions.{strategy.rank}.npz"
+        try:
+            for writer in self._writers.get(name, ()):
+                writer.finish(part)
+        except (UnfitError, OSError) as error:
+            self._give_up(name, error)
+        try:
+            ranks = strategy.gather((self._reasons.get(name), part if part.exists() else None))
+            if strategy.is_main:
+                for reason, _ in ranks:
+                    if reason is not None:
+                        self._give_up(name, reason)
+                if name not in self._reasons:
+                    self._writers[name] = [self._writer(folder)]
+                    join([Predictions.read(path) for _, path in ranks if path], self._writers[name][0])
+        except (TrainyardError, OSError) as error:
+            self._give_up(name, error)
+        finally:
+            strategy.gather(None)  # no part goes before it has been read
+            part.unlink(missing_ok=True)
+
+    def _write(self, runner: Runner, name: str) -> None:
+        spec = _plain(runner.data.spec) if runner.data else {}
+        try:
+            for writer, solo in zip(self._writers[name], runner.solos, strict=True):
+                (member,) = solo.members
+                file = member.directory / f"predictions{name.removeprefix('test').replace('/', '_')}.{self.format}"
+                if name not in self._reasons:
+                    writer.finish(file, index=_order(runner.loader(name)), split=name, spec=spec)
+                    self._tell(member, file)
+        except (UnfitError, OSError) as error:
+            self._give_up(name, error)
+        if name in self._reasons:
+            log.warning("The predictions for %s are not written: %s.", name, self._reasons[name])
+
+    def _tell(self, member: Member, file: Path) -> None:
+        shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        size = file.stat().st_size / 1e6
+        large = f" ({size:.0f} MB: it stays there)" if size > self.upload_mb else ""
+        log.info("Predictions: %s%s", shown, large, extra={"member": member})
+        if not large and member.journal is not None:
+            member.journal.artifact(file)
+
+    def _give_up(self, name: str, reason: object) -> None:
+        self._reasons.setdefault(name, str(reason))
+        for writer in self._writers.get(name, ()):
+            writer.close()
+
+    def _close(self) -> None:
+        for writers in self._writers.values():
+            for writer in writers:
+                writer.close()
+        self._writers, self._reasons = {}, {}
+
+
+def _member(outputs: Any, k: int) -> Any:
+    return apply(lambda leaf: leaf[k] if isinstance(leaf, Tensor) else leaf, outputs)
+
+
+def _order(loader: Loader) -> list[int] | None:
+    """The number of each sample in the data set, where the loader serves them in another order and tells it."""
+    order = getattr(loader, "order", None) if getattr(loader, "shuffle", True) else None
+    found = order(0) if order else None
+    return found[: loader.num_samples].tolist() if isinstance(found, Tensor) else found
+
+
+def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file can hold of what the data says of itself."""
+    return {key: value for key, value in spec.items() if isinstance(value, int | float | str | list)}

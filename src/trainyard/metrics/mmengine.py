@@ -1,0 +1,82 @@
+"""Metrics as MMEngine has them, used as they are: known by their methods, the library is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.data.transfer import apply
+from trainyard.errors import TrainyardError
+from trainyard.metrics.metric import Metric
+
+
+class MMEngineMetric(Metric):
+    """Gives the metric contract to a metric with MMEngine's two methods.
+
+    `process(data_batch, data_samples)` appends to `self.results` what it needs of a batch and its predictions;
+    `compute_metrics(results)` makes a dict of numbers (or arrays) from all of it, on the CPU. A class with these two is
+    enough; one that derives from `mmengine.evaluator.BaseMetric` will do as well. `results` is kept here, and so
+    collected across ranks. Not stackable.
+
+    Args:
+        metric: anything with `process` and `compute_metrics`.
+        prefix: see `Metric`; None takes the metric's own, if it has one.
+
+    Example:
+        >>> class Count:
+        ...     def process(self, data_batch, data_samples):
+        ...         self.results.append(len(data_samples))
+        ...     def compute_metrics(self, results):
+        ...         return {"count": sum(results)}
+        >>> metric = MMEngineMetric(Count())
+        >>> metric.process((torch.zeros(3), torch.zeros(3)), torch.zeros(3))
+        >>> metric.process((torch.zeros(2), torch.zeros(2)), torch.zeros(2))
+        >>> metric.compute()
+        {'count': tensor(5)}
+    """
+
+    def __init__(self, metric: Any, prefix: str | None = None) -> None:
+        super().__init__(prefix or getattr(metric, "prefix", None) or None)
+        self.metric = metric
+        self.reset()
+
+    def process(self, batch: Any, outputs: Any) -> None:
+        """Hands the metric a batch and its predictions; MMEngine's data elements as the dicts that they hold."""
+        if isinstance(outputs, tuple | list):
+            outputs = [sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in outputs]
+        self.metric.process(batch, outputs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """What the metric computes of all results.
+
+        Raises:
+            TrainyardError: it is no dict of numbers and arrays.
+        """
+        found = self.metric.compute_metrics(apply(lambda leaf: leaf.cpu(), self.metric.results))
+        if not isinstance(found, Mapping):
+            raise self._wrong(f"returned a {type(found).__name__}")
+        return {str(name): self._tensor(name, value) for name, value in found.items()}
+
+    def reset(self) -> None:
+        """Forgets the results."""
+        self.metric.results = []
+
+    def merge(self, other: Metric) -> None:
+        """Puts the other's results behind its own."""
+        if not isinstance(other, MMEngineMetric) or type(other.metric) is not type(self.metric):
+            kind = type(getattr(other, "metric", other)).__name__
+            raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")
+        self.metric.results = [*self.metric.results, *other.metric.results]
+
+    def _tensor(self, name: Any, value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        except (TypeError, ValueError, RuntimeError):
+            raise self._wrong(f"returned a {type(value).__name__} under {str(name)!r}") from None
+
+    def _wrong(self, what: str) -> TrainyardError:
+        kind = type(self.metric).__name__
+        return TrainyardError(f"{kind}.compute_metrics {what}; it must return a dict of numbers and arrays.")

@@ -1,0 +1,35 @@
+"""The results of several metrics, each under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from trainyard.errors import ConfigError
+from trainyard.metrics.metric import Metric
+
+
+def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
+    """What the metrics compute, by name: a lone result has the name of its metric, one of several its own.
+
+    A metric with a `prefix` has it before the name: `coarse/accuracy`.
+
+    Raises:
+        ConfigError: two metrics give results of one name.
+    """
+    results: dict[str, Tensor] = {}
+    givers: dict[str, str] = {}
+    for name, metric in metrics.items():
+        result = metric.compute()
+        for key, value in (result if isinstance(result, Mapping) else {name: result}).items():
+            full = f"{metric.prefix}/{key}" if metric.prefix else key
+            if full in results:
+                raise ConfigError(
+                    f"metric.{name}",
+                    full,
+                    f"names of results that no other metric has: metric.{givers[full]} gives {full!r} too",
+                    hint=f"With a prefix ({name}, say) this one's are {name}/{key} and so on (docs/evaluation.md).",
+                )
+            results[full], givers[full] = value, name
+    return results

@@ -1,0 +1,53 @@
+"""The hooks of one of several ranks, and the iteration at which all of them end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.dist import Strategy
+from trainyard.errors import ConfigError
+from trainyard.runner.contract import RunState
+from trainyard.runner.dispatch import HookLike
+
+INTERVAL = 10
+"""Iterations between two questions whether somebody asked a rank to end: each is a message to and from all."""
+
+
+def hooks_of_rank(hooks: Mapping[str, HookLike], strategy: Strategy) -> dict[str, HookLike]:
+    """Those of the hooks that run on this rank, and the agreement.
+
+    Raises:
+        ConfigError: one works on one device only.
+    """
+    for name, hook in hooks.items():
+        if getattr(hook, "ranks", "all") == "one":
+            accepted = f"strategy=single, or no such hook (~hook.{name})"
+            raise ConfigError(f"hook.{name}", type(hook).__name__, accepted, hint="It works on one device only.")
+    own: dict[str, HookLike] = {
+        name: hook for name, hook in hooks.items() if strategy.is_main or getattr(hook, "ranks", "all") == "all"
+    }
+    own["agreement"] = _Agreement()
+    return own
+
+
+class _Agreement:
+    """The last hook of each rank: where one was asked to end the run, all end it after the same iteration."""
+
+    priority: int | str = "LOWEST"
+
+    def after_train_iter(self, runner: RunState, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if runner.iter % INTERVAL == 0:
+            self._ask(runner)
+
+    def after_train_epoch(self, runner: RunState) -> None:
+        self._ask(runner)
+
+    def _ask(self, runner: RunState) -> None:
+        runner.interrupted = runner.strategy.agree(runner.asked_to_end)
+
+    def state_dict(self, *member: int) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], *member: int) -> None:
+        """There is none."""

@@ -1,0 +1,143 @@
+"""The order of things in validation and testing, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.metrics import results_of
+from trainyard.runner.contract import RunState
+from trainyard.runner.members import read
+
+Results = list[dict[str, float]]
+
+
+class ValLoop:
+    """One pass over the validation data: predictions into metrics, metrics into the journal.
+
+    Of several sets (`val/easy`, `val/hard`) each is passed over by itself, in the order in which the data has them, and
+    the results of all are recorded together.
+
+    Attributes:
+        split: "val" or "test"; the hooks' stages have it in their names.
+        stages: further stages, which a loop of your own calls by `runner.call`.
+        current: the set that is being evaluated: `val`, or `val/easy` where there are several.
+    """
+
+    split = "val"
+    stages: tuple[str, ...] = ()
+    current = "val"
+
+    def run(self, runner: RunState) -> Results:
+        """Evaluate `runner.eval_model` on every sample of every set once.
+
+        Returns:
+            For each member the results, under `<set>/<metric>`; nothing where the run was interrupted.
+        """
+        split = self.split
+        results: Results = [{} for _ in runner.members]
+        arrays: dict[str, Tensor] = {}
+        runner.call(f"before_{split}")
+        runner.call(f"before_{split}_epoch")
+        for name in runner.sets(split):
+            self.run_set(runner, name)
+            if runner.interrupted:
+                return []
+            numbers, others = self._compute(runner, name)
+            for own, found in zip(results, read(numbers, len(results)), strict=True):
+                own.update(found)
+            arrays.update(others)
+        for name, value in arrays.items():
+            runner.record_array(name, value)
+        for solo, values in zip(runner.solos, results, strict=True):
+            solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
+        self.judge(runner)
+        runner.call(f"after_{split}_epoch", metrics=results[0] if len(results) == 1 else results)
+        self.done(runner)
+        runner.call(f"after_{split}")
+        return results
+
+    def run_set(self, runner: RunState, name: str) -> None:
+        """Put every batch of one set through the model, and what comes out into the metrics."""
+        split = self.split
+        before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
+        predict = self._begin(runner, name)
+        metrics = runner.metrics
+        with torch.no_grad():
+            for index, batch in enumerate(runner.loader(name).batches()):
+                for hook in before_iter:
+                    hook(runner, index, batch)
+                outputs = predict(batch)
+                for metric in metrics.values():
+                    metric.process(batch, outputs)
+                for hook in after_iter:
+                    hook(runner, index, batch, outputs)
+                if runner.interrupted:
+                    return
+            for batch in runner.strategy.idle(runner.loader(name)):
+                predict(batch)  # another rank has a batch more, and a forward pass may need all
+
+    def judge(self, runner: RunState) -> None:
+        """Hold the results to the objective."""
+        if runner.training:
+            for member in runner.members:
+                member.judge(step=runner.iter, epoch=runner.epoch)
+
+    def done(self, runner: RunState) -> None:
+        """The results are in: what is saved from here on need not be validated again."""
+        if runner.training:
+            runner.train_loop.val_due = False
+
+    def rehearse(self, runner: RunState) -> list[str]:
+        """Put a batch of each set through model and metrics and forget it; returns the names of the results."""
+        names: list[str] = []
+        for name in runner.sets(self.split):
+            predict = self._begin(runner, name)
+            with torch.no_grad():
+                for batch in runner.loader(name).batches():
+                    outputs = predict(batch)
+                    for metric in runner.metrics.values():
+                        metric.process(batch, outputs)
+                    break
+                else:
+                    predict(next(iter(runner.strategy.idle(runner.loader(name)))))
+                numbers, _ = self._compute(runner, name)
+            names += numbers
+        return names
+
+    def _begin(self, runner: RunState, name: str) -> Callable[[Any], Any]:
+        self.current = name
+        runner.eval_model.eval()
+        runner.strategy.before_evaluation(runner.eval_model)
+        for metric in runner.metrics.values():
+            metric.reset()
+        return runner.predict_step(self.split)
+
+    def _compute(self, runner: RunState, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Results that are one number a member, and those that are not, by name."""
+        members = len(runner.members)
+        numbers: dict[str, Tensor] = {}
+        arrays: dict[str, Tensor] = {}
+        for key, value in results_of(runner.metrics).items():
+            if value.numel() == members:
+                numbers[f"{name}/{key}"] = value
+            else:
+                arrays[f"{name}/{key}"] = value.clone()  # a metric may give its state, which the next set changes
+        return numbers, arrays
+
+
+class TestLoop(ValLoop):
+    """One pass over the test data; it ranks nothing."""
+
+    split = "test"
+    current = "test"
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    def judge(self, runner: RunState) -> None:
+        """Test results choose nothing."""
+
+    def done(self, runner: RunState) -> None:
+        """A test changes nothing of the training's state."""

@@ -1,0 +1,47 @@
+"""What of a run's state is each rank's own, in a checkpoint that is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trainyard.data.transfer import apply
+from trainyard.dist import Strategy
+from trainyard.dist.shares import is_sharded
+
+
+def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
+    """The state with what the other ranks have of their own: generators, hooks, gradients that wait for a step."""
+    if strategy.world_size == 1:
+        return state
+    own = {key: state[key] for key in ("random", "hooks", "step") if not is_sharded(state[key])}
+    own = apply(lambda tensor: tensor.detach().cpu(), own)
+    return {**state, "ranks": strategy.gather(own)}
+
+
+def of_one(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
+    """The state as this rank takes it up, whatever strategy and number of ranks it was saved by.
+
+    Gradients that wait for a step are each rank's own where the ranks are the same, and else their mean, which all
+    ranks then share. The generators of further ranks begin anew.
+    """
+    saved = state.get("ranks", [])
+    same = len(saved) == strategy.world_size
+    own = dict(saved[strategy.rank]) if same else {}
+    if not (same and strategy.own_gradients):
+        own["step"] = _mean_gradients(state["step"], [entry["step"] for entry in saved if "step" in entry])
+    taken = {**state, **own}
+    if strategy.rank > 0 and not same:
+        del taken["random"]
+    return taken
+
+
+def _mean_gradients(step: dict[str, Any], steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state of a step with the mean of several ranks' gradients."""
+    gradients = [each.get("gradients") for each in steps]
+    if not gradients or gradients[0] is None:
+        return step
+    means = [None if parts[0] is None else torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True)]
+    return {**step, "gradients": means}

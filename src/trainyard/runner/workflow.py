@@ -1,0 +1,180 @@
+"""Training in turn with a look at the losses of the validation data, as MMCV's `workflow` has it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.batch import samples
+from trainyard.data import Batch, Loader
+from trainyard.errors import ConfigError
+from trainyard.models import call, total_loss
+from trainyard.runner.contract import RunState
+from trainyard.runner.members import read
+from trainyard.runner.step import Step
+
+Entries = Sequence[Sequence[Any]]
+
+
+class Workflow:
+    """A cycle of turns: `[["train", 2], ["val", 1]]` is two epochs (or iterations) of training, then one of validation.
+
+    A turn of validation counts for nothing in the length of a run. Where the run ends within a cycle, the rest of the
+    cycle's validation still follows, as in MMCV.
+
+    Args:
+        entries: pairs of "train" or "val" and how many epochs (or iterations).
+
+    Raises:
+        ConfigError: something else, or nothing that trains.
+    """
+
+    def __init__(self, entries: Entries) -> None:
+        accepted = "pairs [train, n] and [val, n], n a whole number of at least 1, one of them at least [train, n]"
+        if not isinstance(entries, list | tuple) or not all(_is_pair(entry) for entry in entries):
+            raise ConfigError("workflow", entries, accepted)
+        for mode, _ in entries:
+            if mode not in ("train", "val"):
+                raise ConfigError("workflow", mode, "train or val", options=("train", "val"))
+        self.entries = [(str(mode), int(count)) for mode, count in entries]
+        self._gaps: dict[int, int] = {}
+        self._trained = 0
+        for mode, count in self.entries:
+            if mode == "train":
+                self._trained += count
+            else:
+                self._gaps[self._trained] = self._gaps.get(self._trained, 0) + count
+        if not self._trained:
+            raise ConfigError("workflow", entries, accepted)
+
+    def __bool__(self) -> bool:
+        """Whether there is any turn of validation."""
+        return bool(self._gaps)
+
+    def turn(self, count: int, length: int) -> int:
+        """Epochs (or batches) of validation that follow epoch (or iteration) number `count` of a run of `length`."""
+        place = count % self._trained
+        if count == 0:
+            return self._gaps.get(0, 0)
+        if count == length:
+            first = place or self._trained
+            return sum(units for offset, units in self._gaps.items() if offset >= first)
+        if place:
+            return self._gaps.get(place, 0)
+        return self._gaps.get(self._trained, 0) + self._gaps.get(0, 0)
+
+    def before(self, count: int) -> int:
+        """Epochs (or batches) of validation in all turns before the one that follows number `count`."""
+        cycles, place = divmod(count, self._trained)
+        if place == 0 and cycles:
+            cycles, place = cycles - 1, self._trained
+        whole = cycles * sum(self._gaps.values())
+        return whole + sum(units for offset, units in self._gaps.items() if offset < place)
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2 and type(entry[1]) is int and entry[1] >= 1
+
+
+def val_losses(runner: RunState, unit: str, first: int, units: int) -> bool:
+    """Put validation data through the model as it trains, in evaluation mode, and record the means of its losses.
+
+    The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, of a set
+    `val/easy` as `val_loss/easy/<key>`: the mean over samples, a batch counting by its number of them.
+
+    Args:
+        runner: a run that trains.
+        unit: "epoch": passes over every set; "iter": batches of every set, which is begun anew when it is over.
+        first: how many there were before; so each turn goes on where the last one ended.
+        units: how many there are now.
+
+    Returns:
+        Whether the turn is through: False where the run was interrupted in it.
+    """
+    before_iter, after_iter = runner.stage("before_val_loss_iter"), runner.stage("after_val_loss_iter")
+    losses_of, forward = _losses_of(runner), runner.step.precision.forward
+    means: dict[str, Tensor] = {}
+    runner.model.eval()
+    runner.strategy.before_evaluation(runner.model)
+    runner.call("before_val_loss")
+    for name in runner.sets("val"):
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+        with torch.no_grad():
+            for index, batch in enumerate(_batches(runner.loader(name), unit, first, units)):
+                for hook in before_iter:
+                    hook(runner, index, batch)
+                losses = forward(losses_of, batch)
+                outputs = Step.outputs(losses, total_loss(losses))
+                size = samples(batch)
+                for key, value in outputs.items():
+                    sums[key] = value * size + sums.get(key, 0)
+                    counts[key] += size
+                for hook in after_iter:
+                    hook(runner, index, batch, outputs)
+                if runner.interrupted:
+                    return False
+        prefix = name.replace("val", "val_loss", 1)
+        sums, counts = _of_all_ranks(runner, sums, counts)
+        means |= {f"{prefix}/{key}": total / counts[key] for key, total in sums.items()}
+    results = read(means, len(runner.members))
+    for solo, values in zip(runner.solos, results, strict=True):
+        solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
+    runner.call("after_val_loss", losses=results[0] if len(results) == 1 else results)
+    return True
+
+
+def rehearse(runner: RunState, entries: Entries) -> None:
+    """Put a batch of each validation set through the model as a turn of validation does, and forget it.
+
+    Raises:
+        ConfigError: there is no validation data, or the model gives its losses to several optimisers.
+    """
+    if not runner.has_split("val"):
+        raise ConfigError("loop.workflow", entries, "[[train, 1]], since the data has no validation")
+    if hasattr(runner.model, "train_steps"):
+        accepted = "[[train, 1]], since the model hands its losses to several optimisers as it trains"
+        raise ConfigError("loop.workflow", entries, accepted)
+    runner.model.eval()
+    with torch.no_grad():
+        for name in runner.sets("val"):
+            batch = next(iter(runner.loader(name).batches()))
+            total_loss(runner.step.precision.forward(_losses_of(runner), batch))
+
+
+def _losses_of(runner: RunState) -> Callable[[Any], dict[str, Any]]:
+    """What gives the losses of a batch; members of a fused group share those of the validation."""
+    model: Any = runner.model
+    if hasattr(model, "shared_train_step"):
+        return model.shared_train_step  # type: ignore[no-any-return]
+    return getattr(model, "train_step", partial(call, model, mode="loss"))
+
+
+def _of_all_ranks(
+    runner: RunState, sums: dict[str, Tensor], counts: Counter[str]
+) -> tuple[dict[str, Tensor], Counter[str]]:
+    """The sums over the batches that all ranks have seen."""
+    if runner.strategy.world_size == 1:
+        return sums, counts
+    total: dict[str, Tensor] = {}
+    for of_rank, _ in (gathered := runner.strategy.gather(({key: sum_.cpu() for key, sum_ in sums.items()}, counts))):
+        total |= {key: value + total.get(key, 0) for key, value in of_rank.items()}
+    return total, sum((of_rank for _, of_rank in gathered), Counter())
+
+
+def _batches(loader: Loader, unit: str, first: int, units: int) -> Iterator[Batch]:
+    if unit == "epoch":
+        for epoch in range(first, first + units):
+            yield from loader.batches(epoch)
+        return
+    while units:
+        epoch, start = divmod(first, len(loader))
+        count = min(units, len(loader) - start)
+        yield from islice(loader.batches(epoch, start), count)
+        first, units = first + count, units - count

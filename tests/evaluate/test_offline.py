@@ -1,0 +1,194 @@
+"""Metrics of a file of predictions, in Python and on the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainyard.data import Rings
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.evaluate import main, offline
+from trainyard.metrics import Accuracy, Metric
+from trainyard.metrics.energy_distance import EnergyDistance
+from trainyard.predictions import PredictionWriter
+from trainyard.runner import Runner
+
+CONFIG = """
+metric:
+  accuracy: {_target_: trainyard.metrics.Accuracy, topk: [1, 2]}
+  loss: {_target_: trainyard.metrics.CrossEntropy}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A run's predictions: 30 samples of 3 classes, in batches of 8."""
+    writer = PredictionWriter(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, 30, 8):
+        n = min(8, 30 - start)
+        target = torch.randint(3, (n,), generator=generator)
+        writer.add((torch.zeros(n, 2), target), torch.randn(n, 3, generator=generator))
+    writer.finish(tmp_path / "predictions.npz", split="test", spec={"num_classes": 3})
+    return tmp_path / "predictions.npz"
+
+
+def shares(file: Path) -> float:
+    with np.load(file) as arrays:
+        return float((arrays["outputs"].argmax(-1) == arrays["targets"]).mean())
+
+
+def test_numbers_and_arrays(file: Path) -> None:
+    config = {"_target_": "trainyard.metrics.ConfusionMatrix"}
+    found = offline(file, {"accuracy": Accuracy(), "confusion": config, "none": None})
+    assert list(found) == ["test/accuracy", "test/confusion"]
+    assert found["test/accuracy"] == pytest.approx(shares(file))
+    assert np.trace(found["test/confusion"]) == found["test/accuracy"] * 30
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 100])
+def test_chunks_do_not_matter(file: Path, size: int) -> None:
+    metrics = {"accuracy": Accuracy(), "loss": {"_target_": "trainyard.metrics.CrossEntropy"}}
+    assert offline(file, metrics, chunk_size=size) == pytest.approx(offline(file, metrics), rel=1e-12)
+
+
+def test_auto_is_what_the_data_said(file: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    accuracy = {"_target_": "torchmetrics.classification.MulticlassAccuracy", "num_classes": "auto", "average": "micro"}
+    assert offline(file, {"accuracy": accuracy}) == {"test/accuracy": pytest.approx(shares(file))}
+
+
+def test_a_metric_that_reads_the_inputs(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(TrainyardError, match=r"metric.distance cannot be computed from .*: it reads batch.0"):
+        offline(file, {"distance": EnergyDistance()})
+    x, y = torch.randn(9, 2), torch.randint(2, (9,))
+    writer = PredictionWriter(tmp_path, inputs=True)
+    writer.add((x, y), x + 1)
+    writer.finish(tmp_path / "all.npz")
+    whole = EnergyDistance()
+    whole.process((x, y), x + 1)
+    assert offline(tmp_path / "all.npz", {"distance": EnergyDistance()}) == {"test/distance": whole.compute()}
+
+
+def test_a_batch_without_a_target(tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path)
+    writer.add(torch.zeros(2, 3), torch.zeros(2, 3))
+    writer.finish(tmp_path / "a.npz")
+    with pytest.raises(TrainyardError, match="holds no target"):
+        offline(tmp_path / "a.npz", {"accuracy": Accuracy()})
+
+
+class Last(Metric):
+    """A user's, which takes the batch apart by itself and reads the target alone."""
+
+    def process(self, batch: Any, outputs: Tensor) -> None:
+        _, target = batch
+        self.add({"sum": target.sum()})
+
+    def compute(self) -> Tensor:
+        return self.total("sum")
+
+
+def test_a_batch_keeps_its_form(file: Path) -> None:
+    with np.load(file) as arrays:
+        assert offline(file, {"last": Last()}) == {"test/last": arrays["targets"].sum()}
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_chunks_that_cannot_be(file: Path, size: Any) -> None:
+    with pytest.raises(ConfigError, match="chunk_size"):
+        offline(file, {}, chunk_size=size)
+
+
+def test_every_part_of_a_run_has_the_numbers_of_the_run(tmp_path: Path) -> None:
+    """The default hooks: a test by itself writes the file, and the numbers are equal to the bit."""
+    metrics = {
+        name: {"_target_": f"trainyard.metrics.{name}"}
+        for name in ("Accuracy", "CrossEntropy", "Perplexity", "BitsPerCharacter")
+    }
+    config = {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [16]}
+    for precision in ("fp32", "bf16"):
+        runner = Runner(
+            config, Rings(1000), metrics=metrics, precision=precision, work_dir=tmp_path / precision, device="cpu"
+        )
+        (results,) = runner.test()
+        found = offline(tmp_path / precision / "predictions.npz", metrics)
+        if precision == "fp32":
+            assert found == results
+        else:  # half-precision outputs are read in float32, where a metric may have computed in bfloat16
+            assert found == pytest.approx(results, rel=1e-6)
+
+
+# --- the command line
+
+
+def test_the_metrics_of_the_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "config.yaml").write_text(CONFIG)
+    assert main([str(file)]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == ["test/accuracy", "test/top2", "test/loss"]
+    assert float(lines["test/accuracy"]) == shares(file)
+    assert main([str(file), "metric.accuracy.topk=[3]", "~metric.loss"]) == 0
+    assert capsys.readouterr().out == "test/top3 1.0\n"
+
+
+def test_an_option_of_the_group(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "metric=classification", "metric.accuracy.topk=[1,2]", "--chunk-size=4"]) == 0
+    out = capsys.readouterr().out
+    assert f"test/accuracy {shares(file)!r}\n" in out
+    assert "test/top2" in out
+    assert "test/confusion \n[[" in out
+
+
+def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf" / "metric").mkdir(parents=True)
+    (tmp_path / "conf/metric/mine.yaml").write_text("third: {_target_: trainyard.metrics.Accuracy, topk: 3}\n")
+    assert main([str(file), "metric=mine", "--config-dir", str(tmp_path / "conf")]) == 0
+    assert capsys.readouterr().out == "test/third 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "metric: None given; accepted: an option of the group, such as metric=classification. There is no config"),
+        (
+            ["metric=clasification"],
+            "accepted: one of classification, language, regression. Did you mean 'classification'",
+        ),
+        (["optim.lr=1"], "metric: 'optim.lr=1' given; accepted: an override of metric"),
+        (["metric="], "accepted: one of"),
+        (["metric.=1"], "accepted: overrides of metric"),
+        (["metric=classification", "metric.acuracy.topk=1"], "Could not override 'metric.acuracy.topk'"),
+        (["metric=classification", "metric.accuracy.k=1"], "metric.accuracy"),
+        (["metric=regression"], "MeanSquaredError: outputs [8, 3] do not go with the target [8]"),
+        (["metric=classification", "--chunk-size=0"], "chunk_size: 0 given"),
+    ],
+)
+def test_mistakes(file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert main([str(file), *arguments]) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.out == ""
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.npz"), "metric=classification"]) == 2
+    assert "none.npz: there is no such file" in capsys.readouterr().err
+
+
+def test_as_a_command_with_a_class_of_ones_own(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from trainyard.metrics import Accuracy\nclass Mine(Accuracy):\n    prefix = 'mine'\n"
+    )
+    (tmp_path / "config.yaml").write_text("metric: {accuracy: {_target_: mine.Mine}}\n")
+    environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainyard.evaluate", file.name]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"test/mine/accuracy {shares(file)!r}\n", "")

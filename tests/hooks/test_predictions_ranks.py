@@ -1,0 +1,105 @@
+"""A test by several ranks, each with a share of the batches: one file, as one rank would have written it."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainyard.data.tensor_loader import TensorLoader
+from trainyard.dist import Strategy
+from trainyard.hooks import PredictionDump
+from trainyard.models import Supervised
+from trainyard.predictions import Predictions
+from trainyard.runner import Runner
+from trainyard.track import read
+
+
+class Turns:
+    """The batches of a loader that are this rank's, every `ranks`-th."""
+
+    def __init__(self, loader, rank, ranks):
+        self.loader, self.rank, self.ranks = loader, rank, ranks
+        self.batch_size, self.num_samples = loader.batch_size, loader.num_samples
+
+    def __len__(self):
+        return len(self.loader)
+
+    def batches(self, epoch=0, start=0):
+        return (batch for i, batch in enumerate(self.loader.batches(epoch)) if i % self.ranks == self.rank)
+
+
+class Threads(Strategy):
+    """Ranks that are threads of one process, and gather through a list."""
+
+    def __init__(self, rank, box, barrier):
+        self.rank, self.world_size = rank, len(box)
+        self.box, self.barrier = box, barrier
+
+    def loader(self, loader, split):
+        return Turns(loader, self.rank, self.world_size)
+
+    def gather(self, value):
+        self.box[self.rank] = value
+        self.barrier.wait(timeout=20)
+        found = list(self.box)
+        self.barrier.wait(timeout=20)
+        return found
+
+
+class Fails(nn.Module):
+    """Its predictions do not fit for the batches of one rank."""
+
+    def forward(self, x, y, mode):
+        return x[1:] if 8 in y else x
+
+
+def predicted_by(ranks, folder, model, rows=20, **options):
+    x, y = torch.arange(2.0 * rows).view(rows, 2), torch.arange(rows)
+    box, barrier = [None] * ranks, threading.Barrier(ranks)
+    failed = []
+
+    def run(rank):
+        try:
+            Runner(
+                model,
+                {"test": TensorLoader((x, y), 4)},
+                hooks={"predictions": PredictionDump(**options)},
+                strategy=Threads(rank, box, barrier) if ranks > 1 else None,
+                work_dir=folder,
+                device="cpu",
+            ).test()
+        except Exception as error:
+            failed.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    return folder / "predictions.npz"
+
+
+@pytest.mark.parametrize(("ranks", "rows"), [(2, 20), (3, 18), (3, 6)])  # of 5 batches, 5 and 2: a rank may have none
+def test_they_write_one_file(tmp_path, ranks, rows):
+    model = Supervised(nn.Linear(2, 2))
+    alone = Predictions.read(predicted_by(1, tmp_path / "alone", model, rows))
+    (tmp_path / "ranks").mkdir()
+    together = Predictions.read(predicted_by(ranks, tmp_path / "ranks", model, rows))
+    assert together.sizes == alone.sizes
+    assert together.facts == alone.facts
+    for name, array in alone.arrays.items():
+        assert np.array_equal(array, together.arrays[name])
+    records = [record for record, _ in read(tmp_path / "ranks" / "metrics.jsonl") if record["kind"] == "artifact"]
+    assert [record["path"] for record in records] == ["predictions.npz"]
+    assert not list((tmp_path / "ranks").glob(".predictions*"))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_mb": 0.0001}])
+def test_where_one_cannot_none_does(tmp_path, caplog, options):
+    assert not predicted_by(2, tmp_path, Fails() if not options else Supervised(nn.Linear(2, 2)), **options).exists()
+    assert caplog.text.count("not written") == 1
+    assert not list(tmp_path.glob(".predictions*"))

@@ -1,0 +1,93 @@
+"""Settings that reach other processes, and those that a process takes once: each is tried in one of its own."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from trainyard.data import Loaders
+from trainyard.errors import ConfigError
+from trainyard.runner import Env
+
+
+@pytest.fixture(autouse=True)
+def process(monkeypatch):
+    """Puts the process's settings back."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "kept")
+        monkeypatch.delenv(name)
+    yield
+    multiprocessing.set_start_method(method, force=True)
+
+
+def in_a_process(code, **variables):
+    environment = {"PYTHONPATH": ":".join(sys.path), **variables}
+    command = [sys.executable, "-c", f"import torch\nfrom trainyard.runner import Env\n{code}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split(), done.stderr
+
+
+def test_threads_of_both_kinds():
+    code = "Env(threads=2, interop_threads=3).apply()\nprint(torch.get_num_threads(), torch.get_num_interop_threads())"
+    assert in_a_process(code, OMP_NUM_THREADS="1") == (["2", "3"], "")
+
+
+def test_interop_threads_that_come_too_late():
+    code = """
+torch.set_num_interop_threads(2)
+Env(interop_threads=2).apply()
+Env(interop_threads=5).apply()
+print(torch.get_num_interop_threads())
+"""
+    out, said = in_a_process(code, OMP_NUM_THREADS="1")
+    assert out == ["2"]
+    assert said.startswith("env.interop_threads=5 comes too late for this process, which has 2")
+
+
+def test_variables_are_for_the_processes_that_follow():
+    Env(omp_num_threads=3, mkl_num_threads=2).apply()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "2")
+
+
+def test_what_is_not_said_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    multiprocessing.set_start_method("spawn", force=True)
+    Env().apply()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
+    assert multiprocessing.get_start_method() == "spawn"
+
+
+class Processes(Dataset):
+    """A sample is the start method of the process that reads it, and the OMP_NUM_THREADS that it finds."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return multiprocessing.get_start_method(), os.environ.get("OMP_NUM_THREADS", "")
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_start_as_they_are_told(method):
+    Env(start_method=method, omp_num_threads=3).apply()
+    loader = Loaders(train=DataLoader(Processes(), 2, num_workers=1, collate_fn=list))
+    (batch,) = loader.loader("train", seed=0, device=torch.device("cpu")).batches()
+    assert batch == [(method, "3")] * 2
+
+
+@pytest.mark.parametrize("key", ["threads", "interop_threads", "omp_num_threads", "mkl_num_threads"])
+@pytest.mark.parametrize("given", [0, -1, 1.5, "2", True])
+def test_counts_that_cannot_be(key, given):
+    with pytest.raises(ConfigError, match=rf"^{key}: .* a whole number of at least 1"):
+        Env(**{key: given})
+
+
+def test_a_start_method_that_there_is_not():
+    with pytest.raises(ConfigError, match=r"^start_method: 'spwan' .*Did you mean 'spawn'"):
+        Env(start_method="spwan")

@@ -1,0 +1,49 @@
+"""What nobody computes is told before the training."""
+
+import pytest
+
+from trainyard.errors import ConfigError
+from trainyard.hooks import EMA, Checkpoint, EarlyStopping, Hook
+from trainyard.runner import Runner
+
+
+class Gap(Hook):
+    """Records a result of its own at each validation."""
+
+    priority = "HIGH"
+
+    def metric_names(self, names):
+        return ["val/gap"]
+
+    def after_val_epoch(self, runner, metrics):
+        values = {"val/gap": metrics["val/loss"] - metrics["val/accuracy"]}
+        runner.members[0].record(values, step=runner.iter, epoch=runner.epoch)
+
+
+@pytest.fixture
+def make(parts, tmp_path):
+    return lambda hooks, **more: Runner(**(parts | {"hooks": hooks, "work_dir": tmp_path / "run"} | more))
+
+
+@pytest.mark.parametrize("name", ["val/acuracy", "val_raw/accuracy", "val/gap", "test/accuracy"])
+def test_the_best_of_what_nobody_computes(make, tmp_path, name):
+    with pytest.raises(ConfigError) as error:
+        make({"saver": Checkpoint(save_best={"val/loss": "minimize", name: "maximize"})}).train()
+    assert str(error.value).startswith(
+        f"hook.saver.save_best: {name!r} given; accepted: a metric of this run: val/accuracy, val/loss."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_another_hook_records(make, tmp_path):
+    hooks = {"checkpoint": Checkpoint(save_best={"val/gap": "minimize"}), "gap": Gap()}
+    assert "val/gap" in make(hooks | {"stop": EarlyStopping("val/gap", "minimize")}).train()[0]
+    assert (tmp_path / "run/checkpoints/best_gap.pt").exists()
+
+
+def test_the_raw_weights_results(make, tmp_path):
+    saver = Checkpoint(save_best={"val_raw/accuracy": "maximize"})
+    make({"checkpoint": saver, "ema": EMA(0.9, evaluate="both")}).train()
+    assert (tmp_path / "run/checkpoints/best_val_raw_accuracy.pt").exists()
+    with pytest.raises(ConfigError, match="Did you mean 'val_raw/accuracy'"):
+        make({"stop": EarlyStopping("val_raw/acuracy"), "ema": EMA(0.9, evaluate="both")}, work_dir=None).train()
