@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from trainyard import group, ranks
 from trainyard.config.explain import explain
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.rank_job import follow
 from trainyard.run import train
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks also where a message explains all
@@ -40,7 +41,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
     directory = str(Path(config_path).resolve())
 
-    status = ranks.follow(directory, config_name)
+    status = follow(directory, config_name)
     if status is not None:
         sys.exit(status)
     try:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import sys
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log, setup_globals
-from hydra.main import get_args_parser  # type: ignore[attr-defined]
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.track import Journal, Status, Tracker, membership
-from trainyard.track.membership import Membership
+from trainyard.rank_job import RankJob, run_started, where
+from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
 
 if TYPE_CHECKING:
@@ -34,9 +28,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NUMBERS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-_CONFIG = "config"  # where the first rank leaves it for the others
 _GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+class InterruptedRunError(TrainyardError):
+    """The training was asked to end, saved a checkpoint, and can be resumed."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signum
 
 
 class RankFailedError(TrainyardError):
@@ -60,14 +60,6 @@ class Spread:
     devices: int = 1
     world: World | None = None
     strategy: Distributed | None = None
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that a rank needs: the config with its `hydra` node, and the run's place in its sweep."""
-
-    config: DictConfig
-    membership: Membership | None = None
 
 
 def spread(values: Mapping[str, Any]) -> Spread:
@@ -136,12 +128,12 @@ def _devices(strategy: Distributed, device: str) -> int:
 # -- the process that starts the ranks ---------------------------------------------------------------------------------
 
 
-def train(cfg: DictConfig, values: Mapping[str, Any], over: Spread, tracker: Tracker) -> float | None:
+def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float | None:
     """Start the ranks of a run on this machine, and wait for them.
 
     Args:
-        cfg: as Hydra gave it to its task.
-        values: the same, resolved.
+        job: what each of them is to do.
+        work_dir: the run's.
         over: how many.
         tracker: follows what the first rank journals.
 
@@ -154,15 +146,13 @@ def train(cfg: DictConfig, values: Mapping[str, Any], over: Spread, tracker: Tra
     from trainyard.dist.launch import launch
 
     assert over.strategy is not None
-    work_dir = Path(values["work_dir"])
     following = _Following(tracker, work_dir)
-    job = _Job(_whole(cfg), membership.current)
     gpus, left = _gpus(over), over.devices
     try:
         while True:
             try:
                 outcome = launch(
-                    _train_started,
+                    run_started,
                     job,
                     left,
                     port=over.strategy.port,
@@ -183,12 +173,10 @@ def train(cfg: DictConfig, values: Mapping[str, Any], over: Spread, tracker: Tra
     except KeyboardInterrupt:
         following.note("KILLED", "interrupted")
         raise
-    return _told(outcome, following, work_dir)
+    return _told(outcome, following, "" if job.membership else go_on(work_dir))
 
 
-def _told(outcome: Outcome, following: _Following, work_dir: Path) -> float | None:
-    from trainyard.run import InterruptedRunError, go_on
-
+def _told(outcome: Outcome, following: _Following, further: str) -> float | None:
     if outcome.state == "done":
         value: float | None = outcome.value
         return value
@@ -199,8 +187,7 @@ def _told(outcome: Outcome, following: _Following, work_dir: Path) -> float | No
         print("\x1b[?25h", end="", flush=True)  # a progress bar that was killed has left the cursor hidden
     if outcome.trace is not None:
         log.error("%s", outcome.trace.rstrip())
-    resumable = outcome.killed and membership.current is None
-    message = f"{outcome.error.rstrip('.')}; {go_on(work_dir)}" if resumable else outcome.error
+    message = f"{outcome.error.rstrip('.')}; {further}" if outcome.killed and further else outcome.error
     raise RankFailedError(message, outcome.status)
 
 
@@ -228,16 +215,7 @@ class _Following:
                 journal.status(status, message)
 
 
-def _whole(cfg: DictConfig) -> DictConfig:
-    """The config of a task together with its `hydra` node."""
-    hydra: Any = HydraConfig.instance().cfg
-    config = cfg.copy()
-    with read_write(config), open_dict(config):
-        config.hydra = hydra.hydra
-    return config
-
-
-def _resumed(job: _Job, work_dir: Path) -> _Job:
+def _resumed(job: RankJob, work_dir: Path) -> RankJob:
     """The same job, to go on from where it stands; from the checkpoint that it began with while it has none."""
     config = job.config.copy()
     if _has_checkpoint(work_dir) or not isinstance(config.resume, str):
@@ -259,141 +237,13 @@ def _gpus(over: Spread) -> list[str]:
     return (names or [str(number) for number in range(count)])[: over.devices] if count else []
 
 
-# -- the ranks ---------------------------------------------------------------------------------------------------------
+def go_on(work_dir: Path) -> str:
+    """What to do to go on with the run in this directory."""
+    if not any((work_dir / "checkpoints").glob("*.pt")):
+        return "there is no checkpoint to go on from."
+    return f"go on with the same command and hydra.run.dir={shown(work_dir)} resume=true"
 
 
-def _train_started(job: _Job) -> float | None:
-    """What each rank does that `launch` has started."""
-    from trainyard.dist import world
-
-    found = world.find()
-    assert found is not None
-    return _train(job, found)
-
-
-def _train(job: _Job, own: World) -> float | None:
-    """Train as Hydra would have its task do it, and log as the rank does."""
-    from trainyard.run import train_rank
-
-    rank = own.rank
-    setup_globals()
-    membership.current = job.membership
-    HydraConfig.instance().set_config(job.config)
-    if rank:
-        _keep_quiet(job.config, rank)
-    else:
-        configure_log(job.config.hydra.job_logging, job.config.hydra.verbose)
-    cfg = job.config.copy()
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
-    try:
-        return train_rank(cfg, own)
-    except TrainyardError as error:
-        _note(str(error))
-        raise
-    except Exception:
-        _note(traceback.format_exc())
-        raise
-
-
-def _keep_quiet(config: DictConfig, rank: int) -> None:
-    """All that a rank but the first prints or logs goes into files of its own: for `train.log` `train.rank1.log`."""
-    folder = Path(config.hydra.runtime.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / f"{config.hydra.job.name}.rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    os.close(file)
-    settings: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
-    if settings and settings.get("root"):
-        handlers = settings.get("handlers", {})
-        files = {name: handler for name, handler in handlers.items() if "filename" in handler}
-        for handler in files.values():
-            path = Path(handler["filename"])
-            handler["filename"] = str(path.with_name(f"{path.stem}.rank{rank}{path.suffix}"))
-        settings["handlers"] = files
-        for logger in (settings["root"], *settings.get("loggers", {}).values()):
-            logger["handlers"] = [name for name in logger.get("handlers", []) if name in files]
-        configure_log(OmegaConf.create(settings), config.hydra.verbose)
-
-
-def _note(text: str) -> None:
-    """Write what ended this rank into its file: on the terminal it is told once, by whoever started the ranks."""
-    for handler in logging.root.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text.rstrip(), (), None))
-
-
-def where(frames: Sequence[FrameType]) -> str:
-    """The hook that a stack is in, and its stage; nothing where it is in none."""
-    from trainyard.runner.dispatch import STAGES
-
-    for frame in frames:
-        code = frame.f_code
-        if code.co_name in STAGES and code.co_argcount > 1:
-            hook, runner = (frame.f_locals.get(name) for name in code.co_varnames[:2])
-            hooks = getattr(getattr(runner, "dispatch", None), "hooks", {})
-            for name, each in hooks.items():
-                if each is hook and not type(hook).__module__.startswith("trainyard.runner"):
-                    return f"in the hook {name} ({type(hook).__name__}) at {code.co_name}"
-    return ""
-
-
-# -- ranks that another launcher has started ---------------------------------------------------------------------------
-
-
-def lead(cfg: DictConfig, over: Spread) -> None:
-    """As the first rank, give the others the config: what it says of the time, and of a directory, is for all."""
-    from trainyard.dist import world
-
-    if over.world is not None and over.strategy is not None and over.world.world_size > 1:
-        store = world.meeting(over.world, over.strategy.timeout)
-        store.set(_CONFIG, pickle.dumps(_Job(_whole(cfg))))  # type: ignore[arg-type] # it takes bytes, too
-
-
-def follow(config_dir: str, config_name: str) -> int | None:
-    """Train as a rank after the first, where a launcher has started this process as one.
-
-    Such a process makes no directory and prints nothing: the first rank does.
-
-    Args:
-        config_dir: the folder of the configs.
-        config_name: the primary config in it.
-
-    Returns:
-        The exit status; None where this process is no such rank.
-    """
-    if not any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBERS):
-        return None
-    values = _composed(config_dir, config_name)
-    from trainyard.dist import world
-
-    try:
-        if values is None:  # the first rank says what is wrong
-            return None if world.find() is None else TrainyardError.status
-        strategy = values.get("strategy") or {}
-        found = world.find(strategy.get("launcher", "auto"))
-        if found is None or found.is_main:
-            return None
-        if "launcher" not in strategy:
-            return TrainyardError.status
-        job = pickle.loads(world.meeting(found, float(strategy.get("timeout", 600.0))).get(_CONFIG))
-        _train(job, found)
-    except TrainyardError as error:
-        return error.status
-    return 0
-
-
-def _composed(config_dir: str, config_name: str) -> DictConfig | None:
-    """The config of this command; None where there is none, or many."""
-    arguments, _ = get_args_parser().parse_known_args()
-    more = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
-    if arguments.multirun:
-        return None
-    try:
-        with initialize_config_dir(config_dir, version_base="1.3"):
-            return compose(arguments.config_name or config_name, [*arguments.overrides, *more])
-    except Exception:
-        return None
+def shown(path: Path) -> str:
+    """A path as people would write it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

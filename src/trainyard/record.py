@@ -103,7 +103,7 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
         return None
     loader = runner.loader(split)
     with random.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
-        batch = next(iter(loader.batches()))
+        batch = next(iter(loader.batches()), None)
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
     if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):

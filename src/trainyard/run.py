@@ -19,6 +19,8 @@ from omegaconf import DictConfig
 from trainyard import ranks
 from trainyard.config.build import build
 from trainyard.errors import TrainyardError
+from trainyard.rank_job import RankJob, lead, whole
+from trainyard.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
 
 if TYPE_CHECKING:
@@ -32,14 +34,6 @@ class RunFailedError(TrainyardError):
     """The training ended before its time, and not because anybody asked for it."""
 
     status = 1
-
-
-class InterruptedRunError(TrainyardError):
-    """The training was asked to end, saved a checkpoint, and can be resumed."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.status = 128 + signum
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -65,15 +59,20 @@ def train(cfg: DictConfig) -> float | None:
         values = check(cfg) if membership.current is None else resolve(cfg)
         over = ranks.spread(values)
         if over.devices == 1:
-            ranks.lead(cfg, over)
+            if over.world is not None and over.strategy is not None and over.world.world_size > 1:
+                lead(_rank_job(cfg), over.world, over.strategy.timeout)
             runner = _prepared(values, tracker, collected, over.world)
     try:
         if runner is None:
             with _nothing_left_behind(directory):
-                return ranks.train(cfg, values, over, tracker)
+                return ranks.train(_rank_job(cfg), Path(values["work_dir"]), over, tracker)
         return _trained(runner, values)
     finally:
         _report(_ship(tracker))
+
+
+def _rank_job(cfg: DictConfig) -> RankJob:
+    return RankJob(whole(cfg), train_rank, membership.current)
 
 
 def train_rank(cfg: DictConfig, own: World) -> float | None:
@@ -163,7 +162,7 @@ def _summarize(runner: Runner) -> None:
             "Best %s %.4f, at epoch %d (iteration %d)%s.", name, best.value, best.epoch, best.iter, test, extra=own
         )
     if file.exists():
-        log.info("Checkpoint: %s", _shown(file), extra=own)
+        log.info("Checkpoint: %s", shown(file), extra=own)
 
 
 def _ship(tracker: Tracker) -> Shipment:
@@ -186,10 +185,6 @@ def _report(shipment: Shipment) -> None:
         log.warning("%s", shipment)
 
 
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
 def objective(runner: Runner) -> float | None:
     """The best objective of a run of one member; None where it has none."""
     member = runner.members[0]
@@ -206,13 +201,6 @@ def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
         raise RunFailedError(f"The training failed: {member.stop_reason}.")
 
 
-def go_on(work_dir: Path) -> str:
-    """What to do to go on with the run in this directory."""
-    if not any((work_dir / "checkpoints").glob("*.pt")):
-        return "there is no checkpoint to go on from."
-    return f"go on with the same command and hydra.run.dir={_shown(work_dir)} resume=true"
-
-
 @contextmanager
 def _interruptible(runner: Runner) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM ends the run with a checkpoint, the second ends it now. Gives the signals caught.
@@ -224,7 +212,9 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    is_rank = runner.strategy.world_size > 1
+    from trainyard.dist.world import OURS
+
+    is_rank = runner.strategy.world_size > 1 or OURS in os.environ
 
     def first(signum: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a data loader's process, forked while this was set: the signal is for the trainer
@@ -237,7 +227,7 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
             os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
 
     owner = os.getpid()
-    handled = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    handled = [signal.SIGTERM] if OURS in os.environ else [signal.SIGINT, signal.SIGTERM]
     before: dict[int, Any] = {each: signal.signal(each, first) for each in handled}
     try:
         yield caught

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator
@@ -289,6 +290,16 @@ def test_ranks_with_workers(persistent: bool) -> None:
     assert [[batch.tolist() for batch in own] for own in turns] == [
         [batch.tolist() for batch in alone[rank::3]] for rank in range(3)
     ]  # an evaluation draws what one process draws
+
+
+@pytest.mark.parametrize("give", [share_of, turns_of])
+def test_workers_end_with_their_loader(give: Callable[..., Any]) -> None:
+    source = DataLoader(Numbers(8), 4, num_workers=1, persistent_workers=True)
+    given = give(WorkerLoader(source, seed=0, device=CPU), 0, 2)
+    list(given.batches())
+    assert multiprocessing.active_children()
+    del given  # and not when garbage is collected
+    assert not multiprocessing.active_children()
 
 
 def test_a_stream_in_workers_has_more_batches_than_it_says() -> None:

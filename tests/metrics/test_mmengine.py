@@ -140,7 +140,7 @@ def test_results_that_are_no_numbers(wrong):
         def compute_metrics(self, results):
             return wrong
 
-    with pytest.raises(TrainyardError, match="Wrong.compute_metrics returned a (int|str|NoneType)"):
+    with pytest.raises(TrainyardError, match=r"Wrong\.compute_metrics returned a (int|str|NoneType)"):
         as_metric(Wrong()).compute()
 
 

@@ -41,8 +41,10 @@ class Loaders(Data):
     ) -> None:
         given: dict[str, Any] = {"train": train}
         for split, loaders in (("val", val), ("test", test)):
-            named = isinstance(loaders, Mapping)
-            given |= {f"{split}/{name}": each for name, each in loaders.items()} if named else {split: loaders}
+            if isinstance(loaders, Mapping):
+                given |= {f"{split}/{name}": each for name, each in loaders.items()}
+            else:
+                given[split] = loaders
         self.loaders = {split: loader for split, loader in given.items() if loader is not None}
         if not self.loaders:
             raise ConfigError("train", None, "a loader for at least one of train, val and test")

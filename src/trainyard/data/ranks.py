@@ -174,7 +174,10 @@ class _PickedShare(Share):
 
 
 class _RankSampler(Sampler[Any]):
-    """What one rank reads of another sampler. It knows nothing of its loader, so that both go when nobody needs them."""
+    """What one rank reads of another sampler.
+
+    It does not know the loader that it serves: in a circle of references workers would outlive their loader.
+    """
 
     inner: PositionedSampler
 

@@ -116,6 +116,10 @@ class EMA(Hook):
         if self._raw is not None:
             self._raw.process(data_batch, runner.val_loop.current)
 
+    def after_idle_iter(self, runner: Runner, data_batch: Any) -> None:
+        if self._raw is not None:
+            self._raw.idle(data_batch)
+
     def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
         if self._raw is not None:
             self._raw.record(runner)

@@ -24,6 +24,8 @@ class Hook:
     | `before_val_loss` | `runner`: a turn of validation in the loop's `workflow` begins |
     | `before_val_loss_iter`, `after_val_loss_iter` | as the stages of a training iteration |
     | `after_val_loss` | `runner, losses`: the means by name |
+    | `after_idle_iter` | `runner, data_batch`: this rank has no batch of an evaluation left and others have: what a
+      hook puts through a model after every batch, it puts through here too, for nothing |
     | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint`: the dict that is written, or was read |
     | `before_leave` | `runner, leaving`: numbers of members that end before the others of their fused group |
 

@@ -44,6 +44,11 @@ class RawResults:
             for metric in self._metrics[split].values():
                 metric.process(batch, outputs)
 
+    def idle(self, batch: Any) -> None:
+        """In place of `process`, for a batch that does not count."""
+        if self._predict is not None:
+            self._predict(batch)
+
     def record(self, runner: Runner) -> None:
         """After the last batch: results that are one number a member go into the journal."""
         if self._predict is None:

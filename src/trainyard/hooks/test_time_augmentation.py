@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ class TestTimeAugmentation(Hook):
         model.eval()
         with random.seeded(derive(0, "test_time_augmentation")), torch.no_grad():
             predict = self._prediction(runner)(sets[0].split("/")[0])
-            predict(next(iter(runner.loader(sets[0]).batches())))
+            loader = runner.loader(sets[0])
+            predict(next(chain(loader.batches(), runner.strategy.idle(loader))))
         model.train(mode)
 
     def before_val_epoch(self, runner: Runner) -> None:

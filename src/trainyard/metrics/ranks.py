@@ -34,7 +34,7 @@ class RankMetric(Metric):
     - So is one of torchmetrics whose states are sums, extremes and lists. Any other (Pearson's correlation, say) is
       kept as the outputs and targets themselves, with which every rank updates a copy.
 
-    `state` stays empty. What lies outside of the metric's `state` as the base class knows it must be in its `merge`.
+    Its own `state` stays empty. A metric that keeps anything outside of `state` needs a `merge` that knows of it.
 
     Args:
         metric: of one process. It is not for other use any more.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainyard.data import Loader
-from trainyard.errors import ConfigError
 from trainyard.dist import Strategy
+from trainyard.errors import ConfigError
 from trainyard.metrics import Metric
 from trainyard.runner.dispatch import Dispatch
 from trainyard.runner.members import Member

@@ -33,6 +33,7 @@ STAGES = (
     "after_test_epoch",
     "before_test_iter",
     "after_test_iter",
+    "after_idle_iter",
     "after_load_checkpoint",
     "before_save_checkpoint",
     "before_leave",

@@ -79,6 +79,7 @@ class ValLoop:
                     return
             for batch in runner.strategy.idle(runner.loader(name)):
                 predict(batch)  # another rank has a batch more, and a forward pass may need all
+                runner.call("after_idle_iter", batch)
 
     def judge(self, runner: RunState) -> None:
         """Hold the results to the objective."""

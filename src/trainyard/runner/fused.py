@@ -136,9 +136,10 @@ class FusedRunner(Runner):
         clip = stack_clips(
             [solo._clip_grad_norm for solo in self._solos], [solo._clip_grad_value for solo in self._solos]
         )
-        return make_step(
+        step = make_step(
             self.stack.train_step, self.optimizer, precision=precision, clip=clip, accumulate=self._accumulate
         )
+        return self.captured(step, self.stack.code)
 
     def loader(self, split: str) -> Loader:
         split = next(iter(self.sets(split)), split)
@@ -185,7 +186,8 @@ class FusedRunner(Runner):
         for index, solo in enumerate(self._solos):
             solo.index = index
         kept = torch.tensor(staying)
-        for part in (self.optimizer, self.schedule, self.step.precision, self.step.clip, self._loaders["train"]):
+        step = self.step
+        for part in (self.optimizer, self.schedule, step, step.precision, step.clip, self._loaders["train"]):
             if hasattr(part, "keep"):
                 part.keep(kept)
         for hook in self.dispatch.hooks.values():

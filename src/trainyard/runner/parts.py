@@ -57,6 +57,7 @@ class Parts:
     _freeze: Sequence[str]
     _activation_checkpointing: Sequence[str]
     _compile: dict[str, Any] | None
+    _capture: bool | str
 
     @cached_property
     def data(self) -> Data | None:
@@ -162,11 +163,13 @@ class Parts:
     @cached_property
     def dispatch(self) -> Dispatch:
         hooks = build_hooks(self._hooks)
-        return Dispatch(hooks if self.strategy.world_size == 1 else hooks_of_rank(hooks, self.strategy), self.own_stages)
+        if self.strategy.world_size > 1:
+            hooks = hooks_of_rank(hooks, self.strategy)
+        return Dispatch(hooks, self.own_stages)
 
     @cached_property
     def step(self) -> Step:
-        return step_of(
+        step = step_of(
             self.model,
             self.optimizer,
             precision=partial(make_precision, self._precision, self.device),
@@ -174,6 +177,23 @@ class Parts:
             accumulate=self._accumulate,
             strategy=self.strategy,
         )
+        return self.captured(step, self.model)
+
+    def captured(self, step: Step, code: nn.Module) -> Step:
+        """`step` as a CUDA graph, where the run has a CUDA device and asks for it; `code` is what the step runs."""
+        if self.device.type != "cuda" or self._capture is False:
+            return step
+        from trainyard.runner import captured_step  # here: it is for CUDA alone
+
+        refusal = None
+        if self._compile is not None:
+            refusal = "the model is compiled (compile=reduce-overhead has CUDA graphs of its own)"
+        elif self._activation_checkpointing:
+            refusal = "activation_checkpointing keeps the state of the random generator, which a graph cannot"
+        elif self.strategy.world_size > 1:
+            refusal = "the run is on several devices"
+        modules = {**dict(code.named_modules()), "": self.model}  # of a stacked model, it has the tensors
+        return captured_step.captured(step, modules, self.device, refusal)
 
     @cached_property
     def _loaders(self) -> dict[str, Loader]:

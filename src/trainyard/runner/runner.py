@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from trainyard.config.build import build
-from trainyard.config.compiling import compile_arguments
+from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.dist import as_strategy
+from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import random, weights
@@ -55,6 +56,7 @@ class Runner(Parts):
         freeze: patterns for modules and parameters that are not trained (`trainyard.models.freeze`).
         activation_checkpointing: patterns for modules whose activations are computed anew in the backward pass.
         compile: compile the model with `torch.compile`: True, the name of a mode, or a mapping of its arguments.
+        capture: capture the step into a CUDA graph: `auto` does where the device is CUDA, True demands such a device.
         seed: every random choice is derived from it.
         work_dir: the run's directory. Without one the run leaves nothing behind: no checkpoint, no journal.
         load_from: a checkpoint, or a file of weights, to begin with; or a mapping with its `path` and what of it to
@@ -90,6 +92,7 @@ class Runner(Parts):
         freeze: Sequence[str] | None = None,
         activation_checkpointing: Sequence[str] | None = None,
         compile: bool | str | Mapping[str, Any] = False,  # noqa: A002 - the word that torch uses
+        capture: bool | str = "auto",
         seed: int = 0,
         work_dir: str | Path | None = None,
         load_from: str | Path | Mapping[str, Any] | None = None,
@@ -116,6 +119,7 @@ class Runner(Parts):
         self._freeze = freeze or ()
         self._activation_checkpointing = activation_checkpointing or ()
         self._compile = compile_arguments(compile)
+        self._capture = capture
         self._work_dir = None if work_dir is None else Path(work_dir).resolve()
         self.seed = seed
         self.load_from = weights.load_from(load_from)
@@ -123,7 +127,12 @@ class Runner(Parts):
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
         (build(env, "env") or Env()).apply()
         self.strategy = as_strategy(build(strategy, "strategy"))
-        self.device = self.strategy.begin(find_device(device))
+        self.device = find_device(device)
+        try:
+            self.device = self.strategy.begin(self.device)
+        except ConfigError as error:
+            raise error.under("strategy") from None
+        check_capture(capture, self.device.type)
         info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
         self.members = [Member(seed, self._work_dir, Objective(objective, direction), info)]
         self.iter = 0

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainyard.batch import samples
 from trainyard.data import Batch, Loader
+from trainyard.dist import Strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
 from trainyard.runner.contract import RunState
@@ -107,7 +108,7 @@ def val_losses(runner: RunState, unit: str, first: int, units: int) -> bool:
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
         with torch.no_grad():
-            for index, batch in enumerate(_batches(runner.loader(name), unit, first, units)):
+            for index, batch in enumerate(_batches(runner.loader(name), unit, first, units, runner.strategy)):
                 for hook in before_iter:
                     hook(runner, index, batch)
                 losses = forward(losses_of, batch)
@@ -134,18 +135,22 @@ def rehearse(runner: RunState, entries: Entries) -> None:
     """Put a batch of each validation set through the model as a turn of validation does, and forget it.
 
     Raises:
-        ConfigError: there is no validation data, or the model gives its losses to several optimisers.
+        ConfigError: there is no validation data, the model gives its losses to several optimisers, or its forward pass
+            needs all ranks.
     """
     if not runner.has_split("val"):
         raise ConfigError("loop.workflow", entries, "[[train, 1]], since the data has no validation")
     if hasattr(runner.model, "train_steps"):
         accepted = "[[train, 1]], since the model hands its losses to several optimisers as it trains"
         raise ConfigError("loop.workflow", entries, accepted)
+    if runner.strategy.gathers:
+        accepted = "[[train, 1]] with this strategy, whose ranks need each other in every forward pass"
+        raise ConfigError("loop.workflow", entries, accepted)
     runner.model.eval()
     with torch.no_grad():
         for name in runner.sets("val"):
-            batch = next(iter(runner.loader(name).batches()))
-            total_loss(runner.step.precision.forward(_losses_of(runner), batch))
+            for batch in islice(runner.loader(name).batches(), 1):
+                total_loss(runner.step.precision.forward(_losses_of(runner), batch))
 
 
 def _losses_of(runner: RunState) -> Callable[[Any], dict[str, Any]]:
@@ -168,7 +173,8 @@ def _of_all_ranks(
     return total, sum((of_rank for _, of_rank in gathered), Counter())
 
 
-def _batches(loader: Loader, unit: str, first: int, units: int) -> Iterator[Batch]:
+def _batches(loader: Loader, unit: str, first: int, units: int, strategy: Strategy) -> Iterator[Batch]:
+    """Those of the batches that are this rank's."""
     if unit == "epoch":
         for epoch in range(first, first + units):
             yield from loader.batches(epoch)
@@ -176,5 +182,7 @@ def _batches(loader: Loader, unit: str, first: int, units: int) -> Iterator[Batc
     while units:
         epoch, start = divmod(first, len(loader))
         count = min(units, len(loader) - start)
-        yield from islice(loader.batches(epoch, start), count)
+        until_own = (strategy.rank - start) % strategy.world_size
+        own = len(range(until_own, count, strategy.world_size))
+        yield from islice(loader.batches(epoch, start), own)
         first, units = first + count, units - count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -89,7 +89,7 @@ class Fusing:
         if not self.active:
             return Arrangement([], {})
         alone = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
-        alone |= {job.num: f"{_strategy(job)} trains on several devices" for job in jobs if job.slots > 1}
+        alone |= {job.num: reason for job in jobs if (reason := _by_strategy(job))}
         fit = [job for job in jobs if job.num not in alone]
         values = [_compared(job) for job in fit]
         kinds = grouping.kinds(values, self._fuse.ALLOWED, self._fuse.ELSEWHERE)
@@ -185,9 +185,13 @@ def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False
     yield from (jobs[first:last] for first, last in pairwise(bounds))
 
 
-def _strategy(job: Job) -> str:
-    choice = job.config.hydra.runtime.choices.get("strategy")
-    return f"strategy={choice}" if choice else "it"
+def _by_strategy(job: Job) -> str:
+    """Why a job is alone that trains on several devices, or could; nothing for others."""
+    node = (job.values or {}).get("strategy")
+    if job.slots < 2 and not (isinstance(node, Mapping) and "launcher" in node):
+        return ""
+    strategy = f"strategy={job.config.hydra.runtime.choices.get('strategy', 'given')}"
+    return f"{strategy} trains on several devices" if job.slots > 1 else f"{strategy} trains one job at a time"
 
 
 def _compared(job: Job) -> dict[str, Any]:

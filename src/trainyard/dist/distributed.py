@@ -1,0 +1,145 @@
+"""What the strategies for several devices share: one process each, the same loops, a share of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainyard.data import Loader
+from trainyard.data.ranks import share_of, turns_of
+from trainyard.dist import world
+from trainyard.dist.strategy import Strategy
+from trainyard.errors import ConfigError
+from trainyard.metrics import Metric
+from trainyard.metrics.ranks import RankMetric
+
+T = TypeVar("T")
+
+
+class Distributed(Strategy):
+    """One process a device, in one `torch.distributed` process group.
+
+    Args:
+        devices: how many on this machine, or `auto`: every GPU.
+        launcher: who starts the processes: `none` is `train.py` itself; `pytorch` (torchrun), `slurm` or `mpi` joins
+            what those have started; `auto` is `pytorch` inside torchrun, else `none`.
+        min_devices: where a process is killed and at least so many are left, the run goes on with those from its last
+            checkpoint; None: it ends.
+        backend: `nccl`, `gloo` or another that torch knows; `auto` is nccl on CUDA and gloo on the CPU.
+        port: of the meeting place of processes that `train.py` starts; None finds a free one.
+        timeout: seconds after which a collective that some rank does not join is an error.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        launcher: str = "auto",
+        min_devices: int | None = None,
+        backend: str = "auto",
+        port: int | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        if devices != "auto" and (type(devices) is not int or devices < 1):
+            raise ConfigError("devices", devices, "a whole number of at least 1, or auto: every GPU of this machine")
+        if min_devices is not None and (type(min_devices) is not int or min_devices < 1):
+            raise ConfigError("min_devices", min_devices, "a whole number of at least 1, or null to end with the rank")
+        if not (isinstance(timeout, int | float) and timeout > 0):
+            raise ConfigError("timeout", timeout, "a number of seconds above 0")
+        self.devices = devices
+        self.launcher = launcher
+        self.min_devices = min_devices
+        self.backend = backend
+        self.port = port
+        self.timeout = float(timeout)
+        self._weight: Callable[[], float] = lambda: 1.0
+
+    def begin(self, device: torch.device) -> torch.device:
+        """Join the process group; on CUDA each rank takes the device of its number on the machine.
+
+        Raises:
+            ConfigError: the environment is not that of the launcher, or it has more ranks than there are devices.
+        """
+        found = world.find(self.launcher) or world.World()
+        if device.type == "cuda":
+            index = _own_gpu(found.local_rank) if device.index is None else device.index
+            device = torch.device("cuda", index)
+            torch.cuda.set_device(device)
+        world.join(found, self.backend, device, self.timeout)
+        self.rank, self.world_size, self.device = found.rank, found.world_size, device
+        return device
+
+    def end(self) -> None:
+        world.leave()
+
+    def loader(self, loader: Loader, split: str) -> Loader:
+        if split != "train":
+            return turns_of(loader, self.rank, self.world_size)
+        share = share_of(loader, self.rank, self.world_size)
+        self._weight = lambda: share.weight
+        return share
+
+    def idle(self, loader: Loader) -> Iterator[Any]:
+        turns: Any = loader
+        found: Iterator[Any] = turns.idle()
+        return found
+
+    def metric(self, metric: Metric) -> Metric:
+        return RankMetric(metric, self.rank, self.world_size)
+
+    def before_evaluation(self, model: nn.Module) -> None:
+        """Every rank evaluates with the buffers (BatchNorm's statistics) of rank 0."""
+        with torch.no_grad():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not values:
+            return {}
+        numbers = torch.cat([value.detach().to(torch.float64).flatten() for value in values.values()])
+        dist.all_reduce(numbers)
+        parts = (numbers / self.world_size).split([value.numel() for value in values.values()])
+        return {name: part.view(value.shape) for part, (name, value) in zip(parts, values.items(), strict=True)}
+
+    def agree(self, flag: bool) -> bool:
+        said = torch.tensor([int(flag)])
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return bool(said.item())
+
+    def decide(self, flag: bool) -> bool:
+        said = torch.tensor([int(flag)])
+        dist.broadcast(said, 0)
+        return bool(said.item())
+
+    def gather(self, value: T) -> list[T]:
+        return world.gather_objects(value)
+
+    def weighted(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """`step` with its losses scaled so that their mean over the ranks is that of the whole batch.
+
+        Gradients are averaged over the ranks, whose shares of a batch may differ in size.
+        """
+
+        def losses(batch: Any) -> Any:
+            found, weight = step(batch), self._weight()
+            if weight == 1.0:
+                return found
+            return {key: value * weight if isinstance(value, Tensor) else value for key, value in found.items()}
+
+        return losses
+
+
+def _own_gpu(local_rank: int) -> int:
+    """The index of a rank's GPU among those that it sees; Slurm may show each rank its own alone."""
+    count = torch.cuda.device_count()
+    if count == 1:
+        return 0  # were it shared with another rank after all, NCCL would say so
+    if local_rank >= count:
+        raise ConfigError("devices", local_rank + 1, f"at most {count}, the GPUs of this machine")
+    return local_rank

@@ -1,0 +1,345 @@
+"""The ranks of one run on this machine: started, watched, and ended together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, connection, get_context, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any, Literal
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
+
+from trainyard.dist.rank import NEVER, Call, Report, run_rank
+from trainyard.dist.world import OURS
+from trainyard.errors import ConfigError
+
+TICK = 0.2  # seconds
+ASK = 1.0  # after a rank has ended: the others have noticed by now, or are asked what they are at
+GRACE = 5.0  # after which they are killed
+PARTING = 20.0  # the same, where the run was interrupted and they save what they have
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OF_TORCH = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)  # it handles these itself, from when it starts processes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the ranks.
+
+    Args:
+        state: all have `done` their work; one has `failed`; they were `interrupted`.
+        value: what the function returned on rank 0.
+        error: what ended them, told once.
+        trace: the traceback of what a rank raised, where the error does not explain all.
+        status: the exit status that a command should have.
+        signum: the signal that this process got, and passed on.
+        killed: the ranks that somebody killed.
+    """
+
+    state: str
+    value: Any = None
+    error: str = ""
+    trace: str | None = None
+    status: int = 0
+    signum: int | None = None
+    killed: tuple[int, ...] = ()
+
+
+def launch(
+    function: Callable[[Any], Any],
+    argument: Any,
+    devices: int,
+    *,
+    port: int | None = None,
+    environ: Mapping[str, str] | None = None,
+    where: Callable[[Sequence[FrameType]], str] | None = None,
+    on_tick: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Call a function once in each of so many new processes, the ranks of a world (`trainyard.dist.world.find`).
+
+    torch's elastic multiprocessing starts them. When one fails or dies, the others end too, within `GRACE` seconds. A
+    SIGINT or SIGTERM to this process, where this is its main thread, goes to every rank as SIGTERM; the second kills
+    them. When this process is killed, they end too.
+
+    Args:
+        function: of a module; what it returns and its argument are pickled. A `KeyboardInterrupt` in it, or an error
+            with the attribute `status` 130 or 143, is an interruption. `TrainyardError` explains itself.
+        argument: its argument.
+        devices: how many ranks.
+        port: where they meet; None finds a free one.
+        environ: variables for the ranks, beside those of this process.
+        where: puts into words what a rank is at, from the frames of its stack, the innermost last.
+        on_tick: called about every 0.2 s.
+
+    Raises:
+        ConfigError: `port` is in use.
+        KeyboardInterrupt: the second signal came.
+    """
+    meeting = _Meeting(port)
+    try:
+        with _Ranks(Call(function, argument, where), devices, meeting.port, environ or {}) as ranks:
+            return ranks.watch(on_tick)
+    finally:
+        meeting.close()
+
+
+class _Meeting:
+    """The store in which the ranks meet; here, so that it outlives each of them. Nobody else can reach it."""
+
+    def __init__(self, port: int | None) -> None:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            listener.close()
+            accepted = "a free port, or null to have one found"
+            raise ConfigError("port", port, accepted, hint=f"{error.strerror}.") from None
+        listener.listen()
+        self.port: int = listener.getsockname()[1]
+        self._store: TCPStore | None = TCPStore(
+            "127.0.0.1", self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+    def close(self) -> None:
+        self._store = None
+
+
+class _Ranks:
+    """The processes. Leaving the context kills those that are left."""
+
+    def __init__(self, call: Call, count: int, port: int, environ: Mapping[str, str]) -> None:
+        self.count = count
+        self._reports: dict[int, Report] = {}
+        self._places: dict[int, str] = {}  # where ranks were that did not end by themselves
+        self._signum: int | None = None
+        pipes = [get_context("spawn").Pipe() for _ in range(count)]
+        self._pipes: list[Connection] = [ours for ours, _ in pipes]
+        self._processes: list[BaseProcess] = []
+        self._handlers: dict[int, Any] = {}
+        envs = {rank: _environ(rank, count, port) for rank in range(count)}
+        args = {rank: (call, rank, theirs) for rank, (_, theirs) in enumerate(pipes)}
+        with _silenced(), _signals_held() as handlers, _set({**_shared(count), **environ}):
+            self._context: PContext = start_processes(
+                "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
+            )
+            children = {child.pid: child for child in active_children()}
+            self._processes = [children[pid] for _, pid in sorted(self._context.pids().items())]
+            for each, handler in handlers.items():  # in place of torch's
+                signal.signal(each, self._signalled if each in _SIGNALS else handler)
+            self._handlers = handlers
+        for _, theirs in pipes:
+            theirs.close()
+
+    def __enter__(self) -> _Ranks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each, handler in self._handlers.items():
+            signal.signal(each, handler)
+        with _silenced():
+            self._context.close(signal.SIGKILL, timeout=5)
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _signalled(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is not None:
+            raise KeyboardInterrupt(signum)
+        self._signum = signum
+        os.write(2, b"\nInterrupted: saving a checkpoint. Once more ends the run now.\n")
+        for process in self._processes:
+            process.terminate()
+
+    def watch(self, on_tick: Callable[[], object]) -> Outcome:
+        """Wait for the ranks to end, and see to it that they do when one has."""
+        first = None  # when one has ended before the others
+        asked = False
+        while True:
+            on_tick()
+            self._hear()
+            reports = self._reports
+            if len(reports) == self.count and all(report.state == "done" for report in reports.values()):
+                self._let_go()
+                return Outcome("done", reports[0].value)
+            ended = [report for report in reports.values() if report.state != "done"]
+            if not ended:
+                continue
+            first = first or time.monotonic()
+            spent = time.monotonic() - first
+            parting = PARTING if any(report.state == "interrupted" for report in ended) else GRACE
+            late = all(report.collective for report in ended) and all(rank in self._places for rank in self._missing())
+            if len(reports) == self.count or spent > parting or late:
+                return self._outcome()
+            if spent > ASK and not asked:
+                asked = True
+                for rank in self._missing():
+                    with suppress(OSError):
+                        self._pipes[rank].send("where")
+
+    def _missing(self) -> list[int]:
+        return [rank for rank in range(self.count) if rank not in self._reports]
+
+    def _hear(self) -> None:
+        """Wait for news, no longer than a tick; of a rank that has ended without a word, say so for it."""
+        news: dict[Any, int] = {self._pipes[rank]: rank for rank in self._missing()}
+        news |= {self._processes[rank].sentinel: rank for rank in self._missing()}
+        for rank in {news[each] for each in connection.wait(list(news), TICK)}:
+            over = not self._processes[rank].is_alive()  # before the last look into its pipe
+            with suppress(EOFError, OSError):
+                while rank not in self._reports and self._pipes[rank].poll():
+                    said = self._pipes[rank].recv()
+                    if isinstance(said, Report):
+                        self._reports[rank] = said
+                    else:
+                        self._places[rank] = said
+            if over and rank not in self._reports:
+                code = self._processes[rank].exitcode or 0
+                state: Literal["killed", "failed"] = "killed" if code < 0 else "failed"
+                self._reports[rank] = Report(state, time.monotonic(), error=_in_words(code))
+
+    def _let_go(self) -> None:
+        """All have done their work: wait for them to end, which is not to take for ever."""
+        deadline = threading.Timer(PARTING, self._kill)
+        deadline.start()
+        with _silenced():
+            self._context.wait(period=0.02)
+        deadline.cancel()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def _outcome(self) -> Outcome:
+        interrupted = [report for _, report in sorted(self._reports.items()) if report.state == "interrupted"]
+        if self._signum is not None and interrupted:
+            return Outcome("interrupted", error=interrupted[0].error, status=128 + self._signum, signum=self._signum)
+        rank, cause = self._cause()
+        killed = tuple(each for each, report in sorted(self._reports.items()) if report.state == "killed")
+        state = "interrupted" if cause.state == "interrupted" else "failed"
+        found = Outcome(state, status=cause.status or 1, signum=self._signum, killed=killed)
+        if cause.state == "killed" or not cause.kind:
+            return replace(found, error=f"Rank {rank} {cause.error}{self._others(rank, cause)}.")
+        if cause.trace is None:
+            alike = rank == 0 or (0 in self._reports and self._reports[0].error == cause.error)
+            return replace(found, error=cause.error if alike else f"Rank {rank}: {cause.error}")
+        lines = re.sub(r"^\[\S+:\d+\] ", "", cause.error.strip()).splitlines() or [""]  # gloo names its line
+        error = f"{cause.kind}: {lines[0]}".rstrip(": ").rstrip(".")
+        if cause.collective and self._places:  # it waited for a rank that was busy
+            late, place = min(self._places.items())
+            return replace(found, error=f"Rank {late} kept the others waiting: it was {place}. Rank {rank}: {error}.")
+        place = f" {cause.place}" if cause.in_hook else ""
+        return replace(found, error=f"Rank {rank} failed{place}: {error}.", trace=cause.trace)
+
+    def _cause(self) -> tuple[int, Report]:
+        """The report that explains the others: they fail when a rank is gone."""
+
+        def order(entry: tuple[int, Report]) -> tuple[bool, float]:
+            # What a rank waited for in a hook is more likely to be wrong than the training that others went on with.
+            report = entry[1]
+            time = report.time - (NEVER if report.state == "killed" else 0.0)  # its end is seen later than it was
+            return report.collective and not report.in_hook, time
+
+        return min(sorted(self._reports.items()), key=order)
+
+    def _others(self, rank: int, cause: Report) -> str:
+        """Of a rank that was aborted, as a communication that goes wrong does, what another one was at."""
+        if cause.error.endswith("SIGABRT"):
+            for other, report in sorted(self._reports.items()):
+                if other != rank and report.in_hook:
+                    return f"; rank {other} was {report.place}"
+        return ""
+
+
+def _environ(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun would set."""
+    return {
+        OURS: str(rank),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+def _shared(count: int) -> dict[str, str]:
+    """Variables that libraries read when they are loaded, which is before a rank's own code runs."""
+    own = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
+    if sys.platform == "linux":
+        own["GLOO_SOCKET_IFNAME"] = "lo"  # all are here: whatever the machine's name resolves to
+    return {name: value for name, value in own.items() if name not in os.environ}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"ended with status {code} and without a word"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+@contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _signals_held() -> Iterator[dict[int, Any]]:
+    """SIGINT and SIGTERM wait until the block is over; processes that are started in it hold them until they are ready.
+
+    Gives the handlers of the signals that torch handles itself when it starts processes; none outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    resource_tracker.ensure_running()  # started later, it would let the signals through
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield {each: signal.getsignal(each) for each in _OF_TORCH}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """torch logs what it does to processes; here that is told in other words."""
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn")]
+    loggers.append(logging.getLogger("torch.distributed.elastic.multiprocessing.api"))
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

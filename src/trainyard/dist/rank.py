@@ -1,0 +1,148 @@
+"""A rank that `trainyard.dist.launch` has started: its side of the pipe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import FrameType, TracebackType
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from trainyard.errors import TrainyardError
+
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+NEVER = 0.5  # seconds that the end of a process, or what it caused, may be seen late
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every rank is to do: see `trainyard.dist.launch.launch`."""
+
+    function: Callable[[Any], Any]
+    argument: Any
+    where: Callable[[Sequence[FrameType]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a rank ended.
+
+    Args:
+        state: `killed` is what is said of a rank that could not say anything.
+        time: when, by the machine's monotonic clock.
+        value: what the function returned.
+        kind: the class of what it raised.
+        error: its message.
+        trace: its traceback; None where the message explains all.
+        status: the exit status that it asks for.
+        place: what the rank was at.
+        in_hook: that is a hook.
+        collective: it is an error of communication: some other rank may be the one to blame.
+    """
+
+    state: Literal["done", "failed", "interrupted", "killed"]
+    time: float
+    value: Any = None
+    kind: str = ""
+    error: str = ""
+    trace: str | None = None
+    status: int = 0
+    place: str = ""
+    collective: bool = False
+
+    @property
+    def in_hook(self) -> bool:
+        return self.place.startswith("in the hook")
+
+
+def run_rank(call: Call, rank: int, pipe: Connection) -> None:
+    """What the process of a rank does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the one that started this passes it on
+    signal.signal(signal.SIGTERM, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    lock = threading.Lock()
+    threading.Thread(target=_answer, args=(call, pipe, lock), daemon=True).start()
+    try:
+        report = Report("done", time.monotonic(), call.function(call.argument))
+    except BaseException as error:
+        report = _report_of(error, call)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with lock:
+        pipe.send(report)
+    if report.state == "failed":  # others may be waiting for this rank: they notice when it is gone
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(report.status)
+    if report.state == "interrupted":
+        sys.exit(report.status)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signum)
+
+
+def _answer(call: Call, pipe: Connection, lock: threading.Lock) -> None:
+    """Tell what this rank is at, whenever that is asked; end it when nobody is left to ask."""
+    ident = threading.main_thread().ident
+    while True:
+        try:
+            pipe.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+        frame = sys._current_frames().get(ident) if ident is not None else None
+        frames = [each for each, _ in traceback.walk_stack(frame)][::-1]
+        with lock:
+            pipe.send(place_of(frames, call))
+
+
+def place_of(frames: Sequence[FrameType], call: Call) -> str:
+    """What a stack is at, in words: what the application says, else the innermost line outside torch."""
+    known = call.where(frames) if call.where is not None else ""
+    if known or not frames:
+        return known
+    own = [frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame.f_code.co_filename]
+    frame = (own or frames)[-1]
+    return f"in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def _report_of(error: BaseException, call: Call) -> Report:
+    status = getattr(error, "status", None)
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt) or status in INTERRUPTED:
+        text = str(error) if isinstance(error, TrainyardError) else "Interrupted before the run began."
+        return Report("interrupted", time.monotonic(), kind=_kind(error), error=text, status=status or INTERRUPTED[1])
+    known = isinstance(error, TrainyardError)
+    return Report(
+        "failed",
+        time.monotonic(),
+        kind=_kind(error),
+        error=str(error),
+        trace=None if known else "".join(traceback.format_exception(error.with_traceback(_own(error)))),
+        status=status or 1,
+        place="" if known else place_of(_frames(error.__traceback__), call),
+        collective=isinstance(error, dist.DistError) or "/gloo/" in str(error),
+    )
+
+
+def _kind(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _own(error: BaseException) -> TracebackType | None:
+    """The traceback without the frame of `run_rank`."""
+    return error.__traceback__ and error.__traceback__.tb_next
+
+
+def _frames(trace: TracebackType | None) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(trace)]

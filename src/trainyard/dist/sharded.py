@@ -1,0 +1,119 @@
+"""Checkpoints of sharded tensors: each rank writes its share, and any world size reads the whole."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as read_shares
+from torch.distributed.checkpoint.state_dict_saver import save as write_shares
+from torch.distributed.tensor import DTensor
+
+REST = "rest.pt"
+"""What is not sharded: the nest with a reference in each sharded tensor's place, and the files' checksums."""
+
+_KEY = "sharded tensor"
+
+
+def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
+    """Write a state of which every rank has its share into a folder, through `torch.distributed.checkpoint`.
+
+    Called on every rank. Nothing is gathered. The folder appears under its name when it is whole.
+
+    Args:
+        folder: on a file system that all ranks see; what has that name is replaced.
+        state: the same nest on every rank; of tensors that are not sharded rank 0's are written.
+        group: of CPU tensors, and used for nothing else at the same time.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    main = dist.get_rank(group) == 0
+    if main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier(group)
+    tensors: dict[str, Tensor] = {}
+    rest = _without_sharded(state, "", tensors)
+    write_shares(tensors, checkpoint_id=temporary, process_group=group)
+    own = {file.name: _checksum(file) for file in temporary.glob(f"__{dist.get_rank(group)}_*")}
+    found: list[dict[str, int] | None] = [None] * dist.get_world_size(group)
+    dist.gather_object(own, found if main else None, 0, group)
+    if main:
+        files = {name: crc for part in found if part for name, crc in part.items()}
+        files[".metadata"] = _checksum(temporary / ".metadata")
+        torch.save({"rest": rest, "files": files}, temporary / REST)
+        put(temporary, folder)
+    dist.barrier(group)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The whole state, its tensors on the CPU; it is read by this process alone, whether or not there are others.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not as it was written.
+    """
+    written = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    for name, checksum in written["files"].items():
+        if _checksum(folder / name) != checksum:
+            raise ValueError(f"the checksum of {name} does not match")
+    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors: dict[str, Any] = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+        read_shares(tensors, checkpoint_id=folder, no_dist=True)
+    state: dict[str, Any] = _with_sharded(written["rest"], tensors)
+    return state
+
+
+def put(temporary: Path, folder: Path) -> None:
+    """Rename a folder, in the place of what has the name."""
+    if folder.exists():
+        older = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(older, ignore_errors=True)
+        folder.rename(older)
+        temporary.rename(folder)
+        shutil.rmtree(older)
+    else:
+        temporary.rename(folder)
+
+
+def _without_sharded(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, DTensor):
+        tensors[key] = value
+        return {_KEY: key}
+    if isinstance(value, Mapping):
+        return {name: _without_sharded(entry, f"{key}.{name}", tensors) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_sharded(entry, f"{key}.{index}", tensors) for index, entry in enumerate(value))
+    return value
+
+
+def _with_sharded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_KEY}:
+            return tensors[value[_KEY]]
+        return {name: _with_sharded(entry, tensors) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_sharded(entry, tensors) for entry in value)
+    return value
+
+
+def _checksum(file: Path) -> int:
+    checksum = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

@@ -1,0 +1,224 @@
+"""The ranks of a run: who they are, by what their launcher has written into the environment, and how they meet."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from trainyard.errors import ConfigError
+
+T = TypeVar("T")
+
+LAUNCHERS = ("auto", "none", "pytorch", "slurm", "mpi")
+OURS = "TRAINYARD_RANK"
+"""Set in the processes that `trainyard.dist.launch` starts: they are ranks whatever the config says of a launcher."""
+
+_PYTORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PORT = 29500  # torch's own default
+
+
+@dataclass(frozen=True)
+class World:
+    """A rank among all ranks of a run.
+
+    Args:
+        rank: its number, from 0.
+        world_size: how many there are.
+        local_rank: its number on its machine, from 0.
+        address, port: where they meet; None for one that is alone.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str | None = None
+    port: int = _PORT
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the journal and the files that there is one of."""
+        return self.rank == 0
+
+
+# The one that this process has joined, and where its ranks meet.
+_joined: World | None = None
+_stores: dict[World, Store] = {}
+
+
+def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> World | None:
+    """This process among the ranks that a launcher has started.
+
+    - `pytorch`: torchrun's `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
+    - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They meet on the first node of the step, at
+      a port made of the numbers of job and step; `MASTER_ADDR` and `MASTER_PORT` take their place.
+    - `mpi`: `OMPI_COMM_WORLD_RANK`, … of Open MPI, or `PMI_RANK`, … of MPICH and Intel MPI. On several machines
+      `MASTER_ADDR` must be given.
+    - `auto`: `pytorch` where its variables are there, else None; `none`: None.
+
+    Args:
+        launcher: one of these.
+        environ: the environment; None is this process's.
+
+    Returns:
+        None where no launcher has started this process.
+
+    Raises:
+        ConfigError: no launcher of that name, or its variables are not there.
+    """
+    environ = os.environ if environ is None else environ
+    if launcher not in LAUNCHERS:
+        raise ConfigError("launcher", launcher, f"one of {', '.join(LAUNCHERS)}", options=LAUNCHERS)
+    if environ.get(OURS):
+        return _pytorch(environ)
+    if launcher == "none" or (launcher == "auto" and not all(name in environ for name in _PYTORCH)):
+        return None
+    return {"auto": _pytorch, "pytorch": _pytorch, "slurm": _slurm, "mpi": _mpi}[launcher](environ)
+
+
+def is_follower(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether any launcher that there is would take this process for a rank other than the first.
+
+    It need not be one: Slurm starts processes that have nothing to do with each other, too.
+    """
+    environ = os.environ if environ is None else environ
+    names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+    return any(environ.get(name, "0") not in ("", "0") for name in names)
+
+
+def _pytorch(environ: Mapping[str, str]) -> World:
+    rank, size, address, port = _required("pytorch", environ, _PYTORCH, "torchrun … train.py …")
+    return World(int(rank), int(size), int(environ.get("LOCAL_RANK", rank)), address, int(port))
+
+
+def _slurm(environ: Mapping[str, str]) -> World:
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+    rank, size, local, job = _required("slurm", environ, names, "srun python train.py …")
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+    # Below the ports that Linux hands out; jobs that share a node differ.
+    own = 20000 + (int(job) * 7 + int(environ.get("SLURM_STEP_ID", "0"))) % 10000
+    address, port = environ.get("MASTER_ADDR") or first_node(nodes), environ.get("MASTER_PORT") or own
+    return World(int(rank), int(size), int(local), address, int(port))
+
+
+def _mpi(environ: Mapping[str, str]) -> World:
+    if "OMPI_COMM_WORLD_RANK" in environ:
+        names = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"]
+        local, local_size = environ.get("OMPI_COMM_WORLD_LOCAL_RANK"), environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    else:
+        names = ["PMI_RANK", "PMI_SIZE"]
+        local, local_size = environ.get("MPI_LOCALRANKID"), environ.get("MPI_LOCALNRANKS")
+    rank, size = _required("mpi", environ, names, "mpirun -n 2 python train.py …")
+    address = environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else None)
+    if address is None:
+        hint = "mpirun starts ranks on several machines: MASTER_ADDR, in the environment of all, says where they meet."
+        raise ConfigError("launcher", "mpi", "pytorch or slurm, or mpi with MASTER_ADDR set", hint=hint)
+    return World(int(rank), int(size), int(local or rank), address, int(environ.get("MASTER_PORT") or _PORT))
+
+
+def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] | list[str], how: str) -> list[str]:
+    missing = [name for name in names if name not in environ]
+    if missing:
+        hint = f"{missing[0]} is not set: {how} would set it."
+        raise ConfigError("launcher", launcher, "auto or none where no launcher has started this process", hint=hint)
+    return [environ[name] for name in names]
+
+
+def first_node(nodes: str) -> str:
+    """The first of Slurm's list of nodes: of `gpu[07-09,12],cpu1` it is `gpu07`."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
+    return "".join(part or "" for part in match.groups()) if match else nodes
+
+
+# -- meeting -----------------------------------------------------------------------------------------------------------
+
+
+def meeting(world: World, timeout: float = 600.0) -> Store:
+    """The store in which these ranks meet; made once."""
+    if world not in _stores:
+        if world.address is None:
+            _stores[world] = HashStore()
+        else:
+            served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by whoever has started the ranks
+            _stores[world] = TCPStore(
+                world.address,
+                world.port,
+                world.world_size,
+                is_master=world.is_main and not served,
+                timeout=timedelta(seconds=timeout),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+    return _stores[world]
+
+
+def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:
+    """Make this process a rank of the default process group; nothing where it is one already.
+
+    On an accelerator its tensors are communicated by `backend` and those on the CPU by gloo.
+
+    Args:
+        world: which rank.
+        backend: `nccl`, `gloo`, …; `auto` is nccl on CUDA and gloo on the CPU.
+        device: of this rank; None is the CPU.
+        timeout: seconds after which a collective that some rank does not join is an error.
+
+    Raises:
+        ConfigError: no backend of that name; or this process is another rank already.
+    """
+    global _joined
+    if dist.is_initialized():
+        if _joined not in (None, world):
+            raise ConfigError("launcher", f"rank {world.rank} of {world.world_size}", "one world in a process")
+        return
+    kind = "cpu" if device is None else device.type
+    chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
+    if chosen not in dist.Backend.backend_list:
+        raise ConfigError("backend", backend, "auto, or one that this torch has", options=dist.Backend.backend_list)
+    dist.init_process_group(
+        chosen if kind == "cpu" else f"cpu:gloo,{kind}:{chosen}",
+        store=PrefixStore("group", meeting(world, timeout)),
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=timedelta(seconds=timeout),
+    )
+    _joined = world
+
+
+def leave() -> None:
+    """Part from the others; nothing where there is no group."""
+    global _joined
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _joined = None
+    _stores.clear()
+
+
+def joined() -> World | None:
+    """The rank that this process is; None outside a group that `join` made."""
+    return _joined
+
+
+def broadcast_object(value: T) -> T:
+    """What rank 0 gave; every rank must call it. Without a group the value itself."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """What each rank gave, in their order, on every rank; every rank must call it. Without a group of one."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -1,0 +1,187 @@
+"""The task of one rank: started by `trainyard.ranks`, or by torchrun, Slurm or MPI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
+from hydra.main import get_args_parser  # type: ignore[attr-defined]
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from trainyard.errors import TrainyardError
+from trainyard.track import membership
+from trainyard.track.membership import Membership
+
+if TYPE_CHECKING:
+    from trainyard.dist.world import World
+
+log = logging.getLogger(__name__)
+
+_NUMBERS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_CONFIG = "config"  # where the first rank leaves it for the others
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """All that a rank needs.
+
+    Args:
+        config: with its `hydra` node.
+        function: called with the config as Hydra gives it to its task, and with which rank this is.
+        membership: the run's place in its sweep.
+    """
+
+    config: DictConfig
+    function: Callable[[DictConfig, World], float | None]
+    membership: Membership | None = None
+
+
+def whole(cfg: DictConfig) -> DictConfig:
+    """The config of a task together with its `hydra` node."""
+    hydra: Any = HydraConfig.instance().cfg
+    config = cfg.copy()
+    with read_write(config), open_dict(config):
+        config.hydra = hydra.hydra
+    return config
+
+
+def run_started(job: RankJob) -> float | None:
+    """Do the job of a rank that `trainyard.dist.launch` has started."""
+    from trainyard.dist import world
+
+    found = world.find()
+    assert found is not None
+    return _run(job, found)
+
+
+def _run(job: RankJob, own: World) -> float | None:
+    """Do the job as Hydra would have its task do it, and log as the rank does."""
+    rank = own.rank
+    setup_globals()
+    membership.current = job.membership
+    HydraConfig.instance().set_config(job.config)
+    if rank:
+        _keep_quiet(job.config, rank)
+    else:
+        configure_log(job.config.hydra.job_logging, job.config.hydra.verbose)
+    cfg = job.config.copy()
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        return job.function(cfg, own)
+    except TrainyardError as error:
+        _note(str(error))
+        raise
+    except Exception as error:
+        place = where([frame for frame, _ in traceback.walk_tb(error.__traceback__)])
+        _note(f"{traceback.format_exc().rstrip()}\nThis was {place or 'in no hook'}.")
+        raise
+
+
+def _keep_quiet(config: DictConfig, rank: int) -> None:
+    """All that a rank but the first prints or logs goes into files of its own: for `train.log` `train.rank1.log`."""
+    folder = Path(config.hydra.runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / f"{config.hydra.job.name}.rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    settings: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=True)
+    if settings and settings.get("root"):
+        handlers = settings.get("handlers", {})
+        files = {name: handler for name, handler in handlers.items() if "filename" in handler}
+        for handler in files.values():
+            path = Path(handler["filename"])
+            handler["filename"] = str(path.with_name(f"{path.stem}.rank{rank}{path.suffix}"))
+        settings["handlers"] = files
+        for logger in (settings["root"], *settings.get("loggers", {}).values()):
+            logger["handlers"] = [name for name in logger.get("handlers", []) if name in files]
+        configure_log(OmegaConf.create(settings), config.hydra.verbose)
+
+
+def _note(text: str) -> None:
+    """Write what ended this rank into its file: on the terminal it is told once, by whoever started the ranks."""
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text.rstrip(), (), None))
+
+
+def where(frames: Sequence[FrameType]) -> str:
+    """The hook that a stack is in, and its stage; nothing where it is in none."""
+    from trainyard.runner.dispatch import STAGES
+
+    for frame in frames:
+        code = frame.f_code
+        if code.co_name in STAGES and code.co_argcount > 1:
+            hook, runner = (frame.f_locals.get(name) for name in code.co_varnames[:2])
+            hooks = getattr(getattr(runner, "dispatch", None), "hooks", {})
+            for name, each in hooks.items():
+                if each is hook and not type(hook).__module__.startswith("trainyard.runner"):
+                    return f"in the hook {name} ({type(hook).__name__}) at {code.co_name}"
+    return ""
+
+
+def lead(job: RankJob, own: World, timeout: float) -> None:
+    """As the first rank, give the others the job: what its config says of the time, and of a directory, is for all."""
+    from trainyard.dist import world
+
+    world.meeting(own, timeout).set(_CONFIG, pickle.dumps(job))  # type: ignore[arg-type] # it takes bytes, too
+
+
+def follow(config_dir: str, config_name: str) -> int | None:
+    """Do the job of a rank after the first, where a launcher has started this process as one.
+
+    Such a process makes no directory and prints nothing: the first rank does.
+
+    Args:
+        config_dir: the folder of the configs.
+        config_name: the primary config in it.
+
+    Returns:
+        The exit status; None where this process is no such rank.
+    """
+    if not any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBERS):
+        return None
+    values = _composed(config_dir, config_name)
+    from trainyard.dist import world
+
+    try:
+        if values is None:  # the first rank says what is wrong
+            return None if world.find() is None else TrainyardError.status
+        strategy = values.get("strategy") or {}
+        found = world.find(strategy.get("launcher", "auto"))
+        if found is None or found.is_main:
+            return None
+        if "launcher" not in strategy:
+            return TrainyardError.status
+        job = pickle.loads(world.meeting(found, float(strategy.get("timeout", 600.0))).get(_CONFIG))
+        _run(job, found)
+    except TrainyardError as error:
+        return error.status
+    return 0
+
+
+def _composed(config_dir: str, config_name: str) -> DictConfig | None:
+    """The config of this command; None where there is none, or many."""
+    arguments, _ = get_args_parser().parse_known_args()
+    more = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
+    if arguments.multirun:
+        return None
+    try:
+        with initialize_config_dir(config_dir, version_base="1.3"):
+            return compose(arguments.config_name or config_name, [*arguments.overrides, *more])
+    except Exception:
+        return None

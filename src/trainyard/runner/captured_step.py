@@ -1,0 +1,377 @@
+"""The optimisation step as a CUDA graph: one launch in place of one for each kernel."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainyard.models.base import total_loss
+from trainyard.runner.graph import CudaGraph, Graph, Uncapturable
+from trainyard.runner.optimizer_numbers import Numbers, numbers_of, uncaptured_update
+from trainyard.runner.stacked_step import StackedScaledAutocast
+from trainyard.runner.step import AccumulatedStep, Autocast, Precision, Step
+from trainyard.runner.surroundings import Surroundings
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3
+"""Steps of each kind that are run before it is captured, as torch's notes on CUDA graphs ask."""
+SHAPES = 8
+"""Shapes of batches that are captured, at most."""
+FEW = 20
+"""Replays below which a capture has not paid."""
+HASTY = 3
+"""Captures in a row that have not paid, after which there are no more."""
+
+
+class Place(NamedTuple):
+    """A batch's place in its group of `size` batches, after which the optimiser steps."""
+
+    first: bool
+    last: bool
+    size: int
+
+    @property
+    def alone(self) -> bool:
+        return self.first and self.last
+
+
+class CapturedStep(AccumulatedStep):
+    """A step that is captured once for each shape of batch and then replayed; to its callers it is `step`.
+
+    The first steps of each kind are run as ever. Then forward, backward, clipping and the optimiser are captured. From
+    there on a step copies its batch to where the graph reads it, brings the numbers that have changed to the device,
+    and launches the graph. The captured step does the same arithmetic by the same kernels.
+
+    Where the optimiser's step cannot be captured, forward and backward are, and it runs after them. Where nothing can
+    be, or captures would not pay, the step is run as ever from then on (`refusal`). Either is said once, with the
+    reason. A hook that puts another `clip` in place for one batch has that batch run as ever.
+
+    Args:
+        step: the step to be captured, which nobody else is to call.
+        graph: captures and replays.
+        modules: by name, all whose code `step` runs.
+
+    Attributes:
+        refusal: why nothing is captured; None where steps are, or will be.
+    """
+
+    def __init__(self, step: Step, graph: Graph, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__(
+            step.train_step, step.optimizer, step.precision, step.clip, accumulate=getattr(step, "accumulate", 1)
+        )
+        self.refusal: str | None = None
+        self._graph = graph
+        self._surroundings = Surroundings(modules)
+        self._device = self.parameters[0].device
+        self._numbers: Numbers | None = None
+        self._own_clip = self._other_clip = self.clip
+        self._shapes: set[Hashable] = set()
+        self._hasty = self._replays = 0
+        self._uncaptured_update: str | None = None
+        self._forget()
+
+    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        if self.refusal is not None:
+            return super().__call__(batch, position, total)
+        tensors: list[Tensor] = []
+        shape = _shape(batch, tensors, self._device)
+        self._look(shape)
+        if self.refusal is not None:
+            return super().__call__(batch, position, total)
+        if self._is_measured():
+            with self._placed():
+                return super().__call__(batch, position, total)
+        within = position % self.accumulate
+        size = min(self.accumulate, total - (position - within))
+        place = Place(within == 0, within + 1 == size, size)
+        captured = self._captured.get((shape, place))
+        if captured is None:
+            self._seen[shape, place] = self._seen.get((shape, place), 0) + 1
+            if self._seen[shape, place] <= WARM_UP:
+                return self._rehearse(batch, place, judge=self._seen[shape, place] == WARM_UP)
+            try:
+                captured = self._captured[shape, place] = self._capture(batch, tensors, place)
+            except Uncapturable as error:
+                self._refuse(str(error))
+                return super().__call__(batch, position, total)
+        return self._replay(captured, tensors, place)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._forget()
+
+    def keep(self, index: Tensor) -> None:
+        """Of several members only those at `index` go on: what was captured was of all."""
+        self._forget()
+
+    # -- what may be captured ------------------------------------------------------------------------------------------
+
+    def _look(self, shape: Hashable | None) -> None:
+        """Forget what was captured where something has changed that a graph cannot follow."""
+        if shape is None:
+            self._refuse("a batch is not of tensors on the device alone")
+            return
+        self._shapes.add(shape)
+        if len(self._shapes) > SHAPES:
+            self._refuse(f"the batches have more than {SHAPES} shapes")
+            return
+        if self._numbers is not None:
+            self._numbers.refresh()
+        if self._begun:
+            changed = self._surroundings.changed()
+            if changed is not None and self._forget_soon():
+                self._refuse(f"{changed} changes from step to step")
+                return
+            changed = self._numbers.changed() if self._numbers is not None else None
+            if changed is not None and self._forget_soon():
+                self._leave_update(f"{changed} changes from step to step")
+            if self.precision is not self._precision:
+                self._forget()
+        if not self._begun:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Take everything as it stands: what is captured from here on is good as long as it stays."""
+        self._begun = True
+        self._surroundings.take()
+        self._precision = self.precision
+        if self._uncaptured_update is None:
+            if type(self.precision) not in (Precision, Autocast, StackedScaledAutocast):
+                self._leave_update(f"{type(self.precision).__name__} decides on the CPU whether the optimiser steps")
+            elif (reason := uncaptured_update(self.optimizer)) is not None:
+                self._leave_update(reason)
+            else:
+                self._numbers = self._numbers or numbers_of(self.optimizer, self._device)
+                self._numbers.refresh()
+                self._numbers.take()
+
+    def _forget(self) -> None:
+        """Drop the graphs."""
+        self._begun = False
+        self._captured: dict[tuple[Hashable, Place], _Captured] = {}
+        self._seen: dict[tuple[Hashable, Place], int] = {}
+        self._gradients: list[Tensor | None] | None = None
+
+    def _forget_soon(self) -> bool:
+        """Drop the graphs; whether that was again before they had paid."""
+        self._hasty = self._hasty + 1 if self._replays < FEW else 0
+        self._replays = 0
+        self._forget()
+        return self._hasty >= HASTY
+
+    def _refuse(self, reason: str) -> None:
+        log.info("The step is not captured: %s.", reason)
+        self.refusal = reason
+        self._forget()
+        self._leave_numbers()
+
+    def _leave_update(self, reason: str) -> None:
+        """From here on the optimiser steps outside of the graphs."""
+        log.info("The step is captured without the optimiser's: %s.", reason)
+        self._uncaptured_update = reason
+        self._hasty = 0
+        self._leave_numbers()
+
+    def _leave_numbers(self) -> None:
+        if self._numbers is not None:
+            self._numbers.release()
+            self._numbers = None
+
+    def _is_measured(self) -> bool:
+        """Whether another `clip` is in place, for this batch alone; one that is there twice has come to stay."""
+        if self.clip is self._own_clip:
+            return False
+        stays, self._other_clip = self.clip is self._other_clip, self.clip
+        if stays:
+            self._own_clip = self.clip
+            self._forget()
+            self._begin()
+        return not stays
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _work(self, batch: Any, place: Place) -> dict[str, Tensor]:
+        """What is captured of a step."""
+        losses = self.precision.forward(self.train_step, batch)
+        loss = total_loss(losses)
+        self.precision.backward(loss / place.size)
+        outputs = self.outputs(losses, loss)
+        if place.last and self._numbers is not None:
+            with self._placed():
+                outputs |= self._update()
+        return outputs
+
+    def _placed(self) -> AbstractContextManager[None]:
+        """Inside the block the optimiser steps as it does in a graph, where it is captured."""
+        return nullcontext() if self._numbers is None else self._numbers.placed()
+
+    def _rehearse(self, batch: Any, place: Place, *, judge: bool) -> dict[str, Tensor]:
+        """A step before the capture; the last of them tells whether there can be one."""
+        drawn = _drawn() if judge else None
+        outputs, reason = self._graph.rehearse(lambda: self._work(batch, place))
+        if place.last and self._numbers is None:
+            outputs |= self._update()
+        if not place.last and self._gradients is None:
+            grads = [parameter.grad for parameter in self.parameters]
+            self._gradients = [None if grad is None else torch.zeros_like(grad) for grad in grads]
+        if judge:
+            changed = self._surroundings.changed()
+            if changed is not None:
+                reason = f"the model's code changes {changed}"
+            elif drawn != _drawn():
+                reason = "it draws random numbers on the CPU"
+            if reason is not None:
+                self._refuse(reason)
+        return outputs
+
+    def _capture(self, batch: Any, tensors: list[Tensor], place: Place) -> _Captured:
+        inputs = [tensor.clone() for tensor in tensors]
+        batch = _filled(batch, iter(inputs))
+        before = [parameter.grad for parameter in self.parameters]
+        if place.alone:
+            self._set_gradients([None] * len(before))
+        else:
+            self._gather_gradients(place)
+
+        def work() -> _Outputs:
+            if place.first and not place.last:
+                torch._foreach_zero_([grad for grad in self._gradients or () if grad is not None])
+            return _Outputs(self._work(batch, place))
+
+        try:
+            replay, outputs = self._graph.capture(work)
+            gradients = [parameter.grad for parameter in self.parameters]
+        finally:
+            self._set_gradients(before)
+        return _Captured(inputs, replay, outputs, gradients)
+
+    def _replay(self, captured: _Captured, tensors: list[Tensor], place: Place) -> dict[str, Tensor]:
+        torch._foreach_copy_(captured.inputs, tensors)
+        if not place.alone:
+            self._gather_gradients(place)
+        captured.replay()
+        self._replays += 1
+        outputs = captured.outputs.read()
+        if place.last:
+            if self._numbers is None:
+                self._set_gradients(captured.gradients)
+                outputs |= self._update()
+            elif not place.alone:
+                self._set_gradients([None] * len(self.parameters))
+        return outputs
+
+    def _gather_gradients(self, place: Place) -> None:
+        """Let the parameters' gradients be the ones that the graphs of a group of batches add to."""
+        assert self._gradients is not None
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            if gradient is not None and parameter.grad is not gradient:
+                if parameter.grad is not None:
+                    gradient.copy_(parameter.grad)
+                elif not place.first:
+                    gradient.zero_()
+                parameter.grad = gradient
+
+    def _set_gradients(self, gradients: list[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A captured step of one kind.
+
+    Attributes:
+        inputs: the tensors of the batch, where the graph reads them.
+        replay: does the work.
+        outputs: what the step says.
+        gradients: of each parameter, after the graph.
+    """
+
+    inputs: list[Tensor]
+    replay: Callable[[], None]
+    outputs: _Outputs
+    gradients: list[Tensor | None]
+
+
+@dataclass
+class _Outputs:
+    """What a step says, in memory that the next replay overwrites; tensors that are alike are stacked."""
+
+    outputs: dict[str, Tensor]
+    stacks: list[tuple[list[str], Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        alike: dict[Hashable, list[str]] = {}
+        for name, value in self.outputs.items():
+            alike.setdefault((value.shape, value.dtype, value.device), []).append(name)
+        self.stacks = [(names, torch.stack([self.outputs[name] for name in names])) for names in alike.values()]
+
+    def read(self) -> dict[str, Tensor]:
+        """Copies, which stay."""
+        found: dict[str, Tensor] = {}
+        for names, stack in self.stacks:
+            found.update(zip(names, stack.clone().unbind(0), strict=True))
+        return {name: found[name] for name in self.outputs}
+
+
+def _shape(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashable | None:
+    """What two batches that one graph takes have in common; None where none takes this one.
+
+    Args:
+        batch: tensors in a nest of tuples, lists and dicts.
+        tensors: filled with them.
+        device: where they must be.
+    """
+    if isinstance(batch, Tensor):
+        if batch.device != device or batch.layout is not torch.strided or type(batch) is not Tensor:
+            return None
+        tensors.append(batch)
+        return (*batch.shape, *batch.stride(), batch.dtype)
+    if type(batch) is dict:
+        parts = [(key, _shape(value, tensors, device)) for key, value in batch.items()]
+        return None if any(part is None for _, part in parts) else (dict, *parts)
+    if isinstance(batch, tuple | list):
+        shapes = [_shape(value, tensors, device) for value in batch]
+        return None if None in shapes else (type(batch), *shapes)
+    return None
+
+
+def _filled(batch: Any, tensors: Iterator[Tensor]) -> Any:
+    """A nest like `batch`, of other tensors."""
+    if isinstance(batch, Tensor):
+        return next(tensors)
+    if type(batch) is dict:
+        return {key: _filled(value, tensors) for key, value in batch.items()}
+    parts = [_filled(value, tensors) for value in batch]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+
+
+def _drawn() -> tuple[Any, ...]:
+    """How far Python's and numpy's generators are."""
+    state: Any = np.random.get_state(legacy=True)
+    return random.getstate(), state[1].tobytes(), *state[2:]
+
+
+def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:
+    """`step`, captured where it can be; else the log says why not.
+
+    Args:
+        modules: by name, all whose code `step` runs.
+        device: a CUDA device.
+        refusal: why it cannot be, for a reason that lies outside of it.
+    """
+    if refusal is None and type(step) not in (Step, AccumulatedStep):
+        refusal = "several optimisers take turns"
+    if refusal is not None:
+        log.info("The step is not captured: %s.", refusal)
+        return step
+    return CapturedStep(step, CudaGraph(device), modules)

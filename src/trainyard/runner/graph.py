@@ -1,0 +1,108 @@
+"""The work of a function, recorded once and launched as one from then on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from trainyard.errors import TrainyardError
+
+T = TypeVar("T")
+
+SYNCHRONISES = "called a synchronizing CUDA operation"
+"""How torch's warning begins where something waits for the device."""
+
+
+class Uncapturable(TrainyardError):  # noqa: N818 - a finding, not a fault: the step is run as ever
+    """The work cannot be recorded, and nothing of it was done; the message says why."""
+
+
+class Graph(Protocol):
+    """Records work on a device.
+
+    What is recorded reads and writes the same memory at every replay; numbers that are not in tensors on the device
+    stay what they were. Everything that lives on between two replays must have been made outside of `capture`.
+    """
+
+    def rehearse(self, function: Callable[[], T]) -> tuple[T, str | None]:
+        """Run `function` as it will be run when it is recorded.
+
+        Returns:
+            What it returns, and why it cannot be recorded; None where nothing speaks against it.
+        """
+
+    def capture(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Record the work of `function` without doing it.
+
+        Returns:
+            What does the work; and what `function` returned, whose tensors hold the results of the latest replay.
+
+        Raises:
+            Uncapturable: it cannot be recorded.
+        """
+
+
+class CudaGraph:
+    """CUDA graphs on one device; they share a pool of memory, and are recorded on a stream of their own.
+
+    As torch's notes on CUDA graphs ask, work is run on that stream before it is recorded there: what is made lazily
+    (cuBLAS's workspaces, the choice of algorithms, the state of an optimiser) is made then, and in no graph's memory.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._generator = torch.cuda.default_generators[index]
+
+    def rehearse(self, function: Callable[[], T]) -> tuple[T, str | None]:
+        drawn, mode = torch.get_rng_state(), torch.cuda.get_sync_debug_mode()
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with torch.cuda.stream(self._stream), warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                result = function()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        current.wait_stream(self._stream)
+        reason = None
+        for warning in told:
+            if SYNCHRONISES in str(warning.message):
+                reason = f"it waits for the device ({Path(warning.filename).name}, line {warning.lineno})"
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if reason is None and not torch.equal(drawn, torch.get_rng_state()):
+            reason = "it draws random numbers on the CPU"
+        return result, reason
+
+    def capture(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        graph = torch.cuda.CUDAGraph()
+        generator = self._generator.clone_state()
+        torch.cuda.synchronize(self._stream.device)
+        torch.cuda.empty_cache()  # what the pool is to take
+        try:
+            with torch.cuda.stream(self._stream):
+                # thread_local: other threads pin memory and copy batches meanwhile.
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    result = function()
+                except BaseException:
+                    with suppress(RuntimeError):  # it says again what made the capture invalid
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        except Exception as error:
+            # The generator may believe that the capture goes on; this copy of its state knows of none.
+            self._generator.graphsafe_set_state(generator)
+            raise Uncapturable(str(error).strip().partition("\n")[0]) from error
+        return graph.replay, result

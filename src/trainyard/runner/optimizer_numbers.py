@@ -1,0 +1,176 @@
+"""The numbers of an optimiser, where a captured step reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from trainyard.fused.optim import StackedOptimizer
+from trainyard.optim import Lion
+
+CAPTURABLE = (Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Lion)
+"""Classes that, all parameters at once (`foreach` or `fused`), read their learning rate and steps from the device."""
+CAPTURABLE_FUSED = (SGD, Adagrad)
+"""Classes that do so with `fused=true` alone."""
+COUNTS = ("step", "mu_product")
+"""What of a parameter's state torch keeps on the CPU unless it is told that a step will be captured."""
+
+
+class Numbers(Protocol):
+    """What a captured step asks of an optimiser's numbers."""
+
+    def refresh(self) -> None:
+        """Bring the numbers that have changed to the device; before every step."""
+
+    def take(self) -> None:
+        """From here on `changed` compares with the numbers as they stand."""
+
+    def changed(self) -> str | None:
+        """What a captured step cannot follow: the name of a number that stays as it was captured; None: nothing."""
+
+    def placed(self) -> AbstractContextManager[None]:
+        """Inside the block the optimiser steps by the numbers on the device."""
+
+    def release(self) -> None:
+        """No step will be captured any more."""
+
+
+class TorchNumbers:
+    """The numbers of one of torch's optimisers, or of ours.
+
+    In the parameter groups they are plain numbers at all times, which schedules write and checkpoints hold. Only while
+    the optimiser steps is the learning rate a tensor of no dimension, and `capturable` on.
+
+    Args:
+        optimizer: one for which `uncaptured_update` gives None.
+        device: of the parameters.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self._device = device
+        self._state: Any = None
+        self._taken: list[Any] = []
+        self._rates: list[Tensor] = []
+
+    def refresh(self) -> None:
+        groups = self._optimizer.param_groups
+        if self._optimizer.state is not self._state or len(groups) != len(self._rates):
+            self._adopt()
+        for index, group in enumerate(groups):
+            if group["lr"] != self._seen[index]:
+                self._seen[index] = group["lr"]
+                self._rates[index].fill_(group["lr"])  # the number travels with the kernel: nothing waits
+
+    def take(self) -> None:
+        self._taken = self._fixed()
+        self._taken_state = self._optimizer.state
+
+    def changed(self) -> str | None:
+        if self._optimizer.state is not self._taken_state:
+            return "the optimiser's state"
+        found = self._fixed()
+        if found == self._taken:
+            return None
+        return next((key for (_, key), a, b in zip(self._keys, found, self._taken, strict=False) if a != b), "optim")
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        before = [(group, group["lr"], group.get("capturable")) for group in self._optimizer.param_groups]
+        for (group, _, capturable), rate in zip(before, self._rates, strict=True):
+            group["lr"] = rate
+            if capturable is not None:
+                group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, lr, capturable in before:
+                group["lr"] = lr
+                if capturable is not None:
+                    group["capturable"] = capturable
+
+    def release(self) -> None:
+        for group in self._optimizer.param_groups:
+            if not (group.get("fused") or group.get("capturable")):
+                self._move(group["params"], torch.device("cpu"))
+        self._state = None
+
+    def _adopt(self) -> None:
+        """Take the groups and the state as they are now: the counts of steps go to the device."""
+        groups = self._optimizer.param_groups
+        self._state = self._optimizer.state
+        self._keys = [(group, key) for group in groups for key in group if key not in ("params", "lr")]
+        self._seen: list[Any] = [None] * len(groups)
+        # torch's fused kernels read a float; foreach takes its fast path where the dtypes are equal.
+        exact = [group["params"][0].dtype == torch.float64 and not group.get("fused") for group in groups]
+        self._rates = [
+            torch.zeros((), dtype=torch.float64 if double else torch.float32, device=self._device) for double in exact
+        ]
+        for group in groups:
+            self._move(group["params"], self._device)
+
+    def _move(self, params: list[Tensor], device: torch.device) -> None:
+        for param in params:
+            state = self._optimizer.state.get(param, {})
+            state.update({name: state[name].to(device) for name in COUNTS if isinstance(state.get(name), Tensor)})
+
+    def _fixed(self) -> list[Any]:
+        return [group.get(key) for group, key in self._keys]
+
+
+class StackedNumbers:
+    """The numbers of a stacked optimiser, which keeps all of them on the device."""
+
+    def __init__(self, optimizer: StackedOptimizer) -> None:
+        self._optimizer = optimizer
+        self._branched = False
+        self._version = -1
+
+    def refresh(self) -> None:
+        self._branched |= self._optimizer.refresh()
+
+    def take(self) -> None:
+        self._branched = False
+        self._version = self._optimizer.version
+
+    def changed(self) -> str | None:
+        if self._version != self._optimizer.version:
+            return "the optimiser's state"
+        return "whether a number of the optimiser is 0" if self._branched else None
+
+    def placed(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def release(self) -> None:
+        """They are where they are."""
+
+
+def numbers_of(optimizer: Optimizer, device: torch.device) -> Numbers:
+    """The numbers of an optimiser for which `uncaptured_update` gives None."""
+    return StackedNumbers(optimizer) if isinstance(optimizer, StackedOptimizer) else TorchNumbers(optimizer, device)
+
+
+def uncaptured_update(optimizer: Optimizer) -> str | None:
+    """Why the steps of this optimiser cannot be captured; None where they can."""
+    if isinstance(optimizer, StackedOptimizer):
+        return None
+    kind = type(optimizer)
+    if kind not in (*CAPTURABLE, *CAPTURABLE_FUSED):
+        return f"{kind.__name__} is not known to read its numbers from the device"
+    if getattr(optimizer, "_optimizer_step_pre_hooks", None) or getattr(optimizer, "_optimizer_step_post_hooks", None):
+        return "hooks are registered on the optimiser"
+    for group in optimizer.param_groups:
+        if group.get("differentiable"):
+            return "optim.differentiable is on"
+        if isinstance(group["lr"], Tensor):
+            return "optim.lr is a tensor"
+        if kind in CAPTURABLE_FUSED and not group["fused"]:
+            return f"{kind.__name__} reads its learning rate from the device with fused=true only"
+        if group["foreach"] is False and not group.get("fused"):
+            return "optim.foreach is off"
+    return None

@@ -1,0 +1,59 @@
+"""What a captured step takes for granted: whatever its code reads besides the contents of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+PLAIN = (bool, int, float, str)
+
+
+class Surroundings:
+    """The plain values of a model's modules (`training` among them), and where its tensors lie.
+
+    A graph holds them as they were when it was captured. So they are compared before every step: a captured step leaves
+    the processor the time for that.
+
+    Args:
+        modules: by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self.take()
+
+    def take(self) -> None:
+        """From here on `changed` compares with what stands now."""
+        self._values: list[tuple[dict[str, Any], str]] = []
+        self._tensors: list[tuple[dict[str, Any], str]] = []
+        self._names: list[str] = []
+        names = []
+        for path, module in self._modules.items():
+            for key, value in vars(module).items():
+                if isinstance(value, PLAIN):
+                    self._values.append((vars(module), key))
+                    self._names.append(f"{path}.{key}".lstrip("."))
+            for tensors in (module._parameters, module._buffers):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        self._tensors.append((tensors, key))
+                        names.append(f"{path}.{key}".lstrip("."))
+        self._names += [*names, *names]
+        self._taken = self._read()
+
+    def changed(self) -> str | None:
+        """The name of something that is no longer as it was taken; None where everything is."""
+        try:
+            found = self._read()
+        except (KeyError, AttributeError):  # an attribute is gone, a buffer is None
+            return "what the model consists of"
+        if found == self._taken:
+            return None
+        return next(name for name, a, b in zip(self._names, found, self._taken, strict=True) if a != b)
+
+    def _read(self) -> list[Any]:
+        values = [place[key] for place, key in self._values]
+        tensors = [place[key] for place, key in self._tensors]
+        return [*values, *[t.data_ptr() for t in tensors], *[t.requires_grad for t in tensors]]

@@ -1,0 +1,44 @@
+"""Hooks with which the tests of ranks go wrong."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from trainyard.hooks import Hook
+
+
+class Slow(Hook):
+    """Every rank takes so many seconds more for an iteration."""
+
+    def __init__(self, seconds=0.05):
+        self.seconds = seconds
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        time.sleep(self.seconds)
+
+
+class Wrong(Hook):
+    """One rank does this at one iteration, once."""
+
+    def __init__(self, what, at=20, rank=1, once=None):
+        self.what, self.at, self.rank = what, at, rank
+        self.once = None if once is None else Path(once)
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if runner.iter != self.at or runner.strategy.rank != self.rank:
+            return
+        if self.once is not None:
+            if self.once.exists():
+                return
+            self.once.touch()
+        if self.what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.what == "raise":
+            raise ValueError("boom")
+        elif self.what == "sleep":
+            time.sleep(1000)
+        elif self.what == "barrier":
+            dist.barrier()

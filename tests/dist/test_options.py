@@ -1,0 +1,123 @@
+"""What the strategies' options do, and what they refuse, on two ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, start_ranks: Any) -> Found:
+    """For each rank what options.py has found there."""
+    folder = tmp_path_factory.mktemp("options")
+    start_ranks("options.py", [str(folder)])
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def weights(state: dict[str, Any]) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in state["model"].values()])
+
+
+def test_parameters_that_take_no_part(found: Found) -> None:
+    (first, second) = (rank["unused"] for rank in found)
+    assert first["metrics"]["val/accuracy"] > 0.8
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_a_static_graph_changes_nothing(found: Found) -> None:
+    # The same training, sharded by size and with activations computed anew: three ways to one result.
+    ways = [found[0]["static_graph"], found[0]["activation_checkpointing"], found[0]["by_size"][0]]
+    for other in ways[1:]:
+        torch.testing.assert_close(weights(other), weights(ways[0]), rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_are_averaged_once_a_step(found: Found) -> None:
+    epochs, groups = 15, 3  # of 3, 3 and 1 of the 7 batches
+    assert [rank["sums"] for rank in found] == [epochs * groups] * 2
+
+
+def test_a_hook_for_the_main_rank_runs_there_alone(found: Found) -> None:
+    assert [rank["only_main"] for rank in found] == [True, False]
+
+
+def test_a_loss_that_is_no_number_on_one_rank_ends_both(found: Found) -> None:
+    assert found[0]["spoilt"] == found[1]["spoilt"]
+    iteration, reason = found[0]["spoilt"]
+    assert iteration == 7
+    assert "nan" in reason
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_step_that_would_spoil_the_weights_is_skipped_by_both(found: Found, kind: str) -> None:
+    for rank in found:
+        assert rank[f"skipped_{kind}"] == (105, True, 15)  # once an epoch
+
+
+def test_every_rank_evaluates_with_the_same_statistics(found: Found) -> None:
+    for case in ("batch_norm", "precise_bn"):
+        (metrics, mean), (others, other_mean) = (rank[case] for rank in found)
+        own, others = ({key: value for key, value in each.items() if "val/" in key} for each in (metrics, others))
+        assert own == others
+        assert torch.equal(mean, other_mean)
+    assert not torch.equal(found[0]["batch_norm"][1], found[0]["precise_bn"][1])
+
+
+def test_what_is_frozen_stays(found: Found) -> None:
+    ddp, fsdp = found[0]["frozen_ddp"], found[0]["frozen_fsdp"]
+    torch.testing.assert_close(weights(fsdp), weights(ddp), rtol=1e-10, atol=1e-12)
+    trained = found[0]["static_graph"]
+    assert not torch.equal(ddp["model"]["net.1.weight"], trained["model"]["net.1.weight"])
+
+
+def test_modules_are_gathered_by_size(found: Found) -> None:
+    assert found[0]["by_size"][1] == ["", "net.1", "net.3"]
+
+
+def test_mixed_precision_keeps_the_shares_whole(found: Found) -> None:
+    state, dtypes, sharded = found[0]["mixed_precision"]
+    assert (dtypes, sharded) == (["torch.float64"], True)
+    exact = found[0]["static_graph"]
+    assert not torch.equal(weights(state), weights(exact))
+    assert state["metrics"]["val/loss"] == pytest.approx(exact["metrics"]["val/loss"], abs=0.02)
+
+
+def test_the_average_of_sharded_weights_is_evaluated_beside_them(found: Found) -> None:
+    metrics = found[0]["averaged_from_the_start"]["metrics"]
+    assert metrics["val_raw/loss"] == pytest.approx(found[0]["static_graph"]["metrics"]["val/loss"], rel=1e-9)
+    assert metrics["val/loss"] != pytest.approx(metrics["val_raw/loss"], rel=1e-3)
+
+
+def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
+    ddp, fsdp = found[0]["norms"]["ddp"], found[0]["norms"]["fsdp"]
+    assert ddp.keys() == {"norm/grad", "norm/param"}
+    assert fsdp == pytest.approx(ddp, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        (
+            "class",
+            "strategy.wrap: 'Linaer' given; accepted: classes of this model's modules: CrossEntropyLoss, Flatten, ",
+        ),
+        ("size", "strategy.wrap: 1000000000 given; accepted: at most 508, the parameters of the largest module"),
+        ("mixed_precision", "strategy.mixed_precision: 'bf61' given; accepted: one of fp32, bf16, fp16. Did you mean"),
+        ("sync_batchnorm", "strategy.sync_batchnorm: True given; accepted: false on the CPU"),
+        ("bf16_compress", "strategy.bf16_compress: True given; accepted: false on the CPU"),
+        ("batch_size", "batch_size: 1 given; accepted: at least 2, a row for each device"),
+        ("several", "strategy: 'DDP' given; accepted: single. A model with several optimisers trains on one device."),
+        ("one", "hook.lr_finder: 'LRFinder' given; accepted: strategy=single, or no such hook (~hook.lr_finder)."),
+        ("devices", "strategy.devices: 0 given; accepted: a whole number of at least 1, or auto"),
+        (
+            "launcher",
+            "strategy.launcher: 'slrum' given; accepted: one of auto, none, pytorch, slurm, mpi. Did you mean",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_on_every_rank(found: Found, case: str, told: str) -> None:
+    for rank in found:
+        assert rank["errors"][case].startswith(told)

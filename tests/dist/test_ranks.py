@@ -1,0 +1,273 @@
+"""`train.py strategy=ddp strategy.devices=2`, with real processes."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainyard import ranks
+from trainyard.dist.launch import cores
+from trainyard.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=20", "model.hidden=[8]"]
+TWO = ["strategy=ddp", "strategy.devices=2"]
+SLOW = "+hook.slow._target_=ranked_hooks.Slow"
+WRONG = "+hook.wrong._target_=ranked_hooks.Wrong"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+pytestmark = pytest.mark.skipif(cores() < 2, reason="two ranks take two cores")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start `python train.py …` in an empty folder; what is left of it at the end is killed."""
+    started = []
+
+    def begin(*arguments, program=(), tracker="none"):
+        flags = [argument for argument in arguments if argument == "-m"]
+        rest = [f"tracker={tracker}", *(argument for argument in arguments if argument != "-m")]
+        process = subprocess.Popen(
+            [sys.executable, *program, str(ROOT / "train.py"), *flags, *QUICK, *rest],
+            cwd=tmp_path,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")},
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent)]),
+                "OMP_NUM_THREADS": "1",
+                "COLUMNS": "500",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def train(start):
+    """Run it to its end: status, what it said on standard output and error."""
+
+    def run(*arguments, **options):
+        process = start(*arguments, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return run
+
+
+def records(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def epochs(folder):
+    """The epochs that were validated, in the order of the journal."""
+    return [record["epoch"] for record in records(folder, "metrics") if "val/accuracy" in record["values"]]
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]
+
+
+def test_a_rank_killed_leaves_a_whole_run_to_those_that_are_left(train, tmp_path):
+    folder = tmp_path / "run"
+    wrong = [WRONG, "+hook.wrong.what=die", f"+hook.wrong.once={tmp_path / 'once'}", SLOW]
+    keep = ["hook.checkpoint.min_seconds=0"]
+    status, out, err = train(*TWO, "strategy.min_devices=1", *wrong, *keep, "hydra.run.dir=run", tracker="mlflow")
+    assert (status, err) == (0, "")
+    assert out.count("Rank 1 was killed by SIGKILL. Going on with 1 of 2 devices from the last checkpoint.") == 1
+    assert epochs(folder) == list(range(1, 21))
+    assert [record["status"] for record in records(folder, "status")][-1] == "FINISHED"
+    assert "val  epoch 20" in (folder / "train.log").read_text()
+    other = (folder / "train.rank1.log").read_text()
+    assert "val  epoch 6" in other
+    assert "val  epoch 8" not in other
+    info = json.loads((folder / "run.json").read_text())
+    assert info["facts"]["world_size"] == "1"
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        ((steps,),) = database.execute("select count(*) from metrics where key = 'val/accuracy'").fetchall()
+    assert steps == 20
+
+
+def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train, start, tmp_path):
+    folder = tmp_path / "run"
+    began = time.monotonic()
+    status, out, err = train(*TWO, WRONG, "+hook.wrong.what=die", SLOW, "hydra.run.dir=run")
+    assert time.monotonic() - began < 60
+    assert status == 1
+    assert out.count("Rank") + err.count("Rank") == 1
+    assert err == ("Rank 1 was killed by SIGKILL; go on with the same command and hydra.run.dir=run resume=true\n")
+    assert records(folder, "status")[-1]["status"] == "FAILED"
+    assert records(folder, "status")[-1]["message"] == "Rank 1 was killed by SIGKILL."
+    done = len(epochs(folder))
+
+    process = start(*TWO, SLOW, "hydra.run.dir=run", "resume=true")
+    wait_for(lambda: len(epochs(folder)) > done)
+    pids = children(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.count("saving a checkpoint") == 1
+    assert err.count("go on with the same command and hydra.run.dir=run resume=true") == 1
+    assert records(folder, "status")[-1]["status"] == "KILLED"
+    assert len(pids) >= 2
+    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 5)
+
+    status, out, err = train(*TWO, "hydra.run.dir=run", "resume=true")
+    assert (status, err) == (0, "")
+    assert "Resumed" in out
+    assert epochs(folder) == list(range(1, 21))
+
+
+def test_what_a_rank_raises_is_told_once(train, tmp_path):
+    status, out, err = train(*TWO, WRONG, "+hook.wrong.what=raise", "hydra.run.dir=run")
+    assert status == 1
+    assert err == "Rank 1 failed in the hook wrong (Wrong) at after_train_iter: ValueError: boom.\n"
+    assert out.count("Traceback") == 1
+    assert out.count("\nValueError: boom") == 1
+    assert "This was in the hook wrong (Wrong) at after_train_iter." in (tmp_path / "run/train.rank1.log").read_text()
+    assert records(tmp_path / "run", "status")[-1]["message"] == err.strip()
+
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = train(*TWO, "hydra.run.dir=run")  # all ranks find that, or the first alone: it makes no difference
+    assert status == 2
+    assert err.startswith("work_dir:")
+    assert "Rank" not in err
+    assert err.count("\n") == 1
+    assert {path.name for path in set(tmp_path.rglob("*")) - set(before)} <= {"train.rank1.log"}
+
+
+@pytest.mark.parametrize(
+    ("what", "rank", "said"),
+    [
+        ("sleep", 1, "Rank 1 kept the others waiting: it was in the hook wrong (Wrong) at after_train_iter. Rank 0: "),
+        ("barrier", 0, "Rank 0 failed in the hook wrong (Wrong) at after_train_iter: "),
+    ],
+)
+def test_a_hook_that_makes_others_wait_is_named(train, what, rank, said):
+    wrong = [WRONG, f"+hook.wrong.what={what}", f"+hook.wrong.rank={rank}", "+hook.wrong.at=5"]
+    status, _, err = train(*TWO, "strategy.timeout=2", *wrong)
+    assert status == 1
+    assert err.startswith(said)
+    assert "Timed out waiting 2000ms" in err
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_config_starts_nothing(train, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, out, err = train(*TWO, f"strategy.port={port}")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"strategy.port: {port} given; accepted: a free port")
+    assert list(tmp_path.iterdir()) == []
+
+
+def ddp(**settings):
+    return {"device": "cpu", "strategy": {"_target_": "trainyard.dist.ddp.DDP", "launcher": "auto", **settings}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"devices": cores() + 1}, f"strategy.devices: {cores() + 1} given; accepted: at most {cores()}, the cores"),
+        ({"devices": 0}, "strategy.devices: 0 given"),
+        ({"devices": 2, "min_devices": 3}, "strategy.min_devices: 3 given; accepted: at most 2"),
+        ({"devices": 2, "port": 70000}, "strategy.port: 70000 given"),
+        ({"launcher": "slurm"}, "strategy.launcher: 'slurm' given"),
+        ({"launcher": "ssh"}, "strategy.launcher: 'ssh' given"),
+    ],
+)
+def test_wrong_settings(settings, said, monkeypatch):
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as caught:
+        ranks.spread(ddp(**settings))
+    assert str(caught.value).startswith(said)
+
+
+def test_what_a_run_is_spread_over(monkeypatch):
+    assert ranks.spread({}).devices == 1
+    assert ranks.spread(ddp()).devices == 1  # on the CPU somebody has to say how many
+    assert ranks.spread(ddp(devices=2)).devices == 2
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    over = ranks.spread(ddp(devices=2))
+    assert (over.devices, over.world.world_size) == (1, 2)
+    assert ranks.spread(ddp(devices=2, launcher="none")).devices == 2
+    with pytest.raises(ConfigError, match=r"strategy\.devices: 3 given; accepted: auto, or 2"):
+        ranks.spread(ddp(devices=3))
+    with pytest.raises(ConfigError, match="2 processes of this run were started"):
+        ranks.spread({"strategy": {"_target_": "trainyard.dist.Strategy"}})
+
+
+def test_torchrun_starts_the_ranks(train, tmp_path):
+    # The time differs between the ranks: the first one's is the directory of both.
+    status, out, err = train("strategy=ddp", "hydra.run.dir=outputs/${now:%f}", program=TORCHRUN)
+    assert status == 0, err
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
+    assert {"train.log", "train.rank1.log", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    assert out.count("val  epoch 20") == 1
+    assert epochs(folder) == list(range(1, 21))
+
+
+def test_jobs_of_a_sweep_take_a_slot_for_each_device(train, start, tmp_path):
+    jobs = ["-m", *TWO, "seed=0,1", SLOW, "hydra.sweep.dir=sweep"]
+    status, _, err = train(*jobs, "hydra.launcher.max_jobs=1")
+    assert status == 2
+    assert "A job takes 2 slots, one for each device, of 1 that there are. hydra.launcher.max_jobs=1" in err
+    assert list(tmp_path.iterdir()) == []
+
+    process = start(*jobs)
+    journal = tmp_path / "sweep/0/metrics.jsonl"
+    wait_for(lambda: journal.exists() and epochs(journal.parent))
+    (server,) = [pid for pid in children(process.pid) if children(pid)]
+    (worker,) = children(server)  # the other job waits for both slots
+    pids = children(worker)
+    assert len(pids) >= 2
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 10)
+    wait_for(lambda: (tmp_path / "sweep/1/metrics.jsonl").exists())
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "one by one: strategy=ddp trains on several devices" in out
+    assert "#0    seed=0  (2 slots)" in out
+    assert "done     #1 seed=1" in out
+
+    status, _, err = train(*jobs)
+    assert (status, err) == (0, "")
+    manifest = [json.loads(line) for line in (tmp_path / "sweep/manifest.jsonl").read_text().splitlines()]
+    assert [entry["num"] for entry in manifest if entry.get("state") == "done"] == [1, 0]
+    assert epochs(tmp_path / "sweep/0") == epochs(tmp_path / "sweep/1") == list(range(1, 21))

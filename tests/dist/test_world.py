@@ -1,0 +1,78 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainyard.dist.world import OURS, World, find, first_node
+from trainyard.errors import ConfigError
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node0",
+    "MASTER_PORT": "1234",
+}
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "1700",
+    "SLURM_JOB_NODELIST": "gpu[07-09,12],cpu1",
+}
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environ", "expected"),
+    [
+        ("auto", {}, None),
+        ("none", TORCHRUN, None),
+        ("auto", SLURM, None),  # an sbatch script has these, too
+        ("auto", TORCHRUN, World(3, 4, 1, "node0", 1234)),
+        ("pytorch", TORCHRUN, World(3, 4, 1, "node0", 1234)),
+        ("none", TORCHRUN | {OURS: "3"}, World(3, 4, 1, "node0", 1234)),  # what this project has started is a rank
+        ("slurm", SLURM, World(5, 8, 1, "gpu07", 21900)),
+        ("slurm", SLURM | {"SLURM_STEP_NODELIST": "cpu1", "SLURM_STEP_ID": "2"}, World(5, 8, 1, "cpu1", 21902)),
+        ("slurm", SLURM | {"MASTER_ADDR": "a", "MASTER_PORT": "7"}, World(5, 8, 1, "a", 7)),
+        ("mpi", OPENMPI, World(1, 2, 1, "127.0.0.1", 29500)),
+        ("mpi", MPICH | {"MASTER_ADDR": "a"}, World(1, 2, 0, "a", 29500)),
+    ],
+)
+def test_the_environment_says_which_rank_this_is(launcher, environ, expected):
+    assert find(launcher, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environ", "said"),
+    [
+        ("torchrun", {}, "launcher: 'torchrun' given; accepted: one of auto, none, pytorch, slurm, mpi"),
+        ("pytorch", {"RANK": "0"}, "WORLD_SIZE is not set: torchrun"),
+        ("slurm", {}, "SLURM_PROCID is not set: srun"),
+        ("mpi", {}, "PMI_RANK is not set: mpirun"),
+        ("mpi", MPICH, "MASTER_ADDR, in the environment of all"),
+    ],
+)
+def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher, environ, said):
+    with pytest.raises(ConfigError) as caught:
+        find(launcher, environ)
+    assert said in str(caught.value)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 100))
+def test_steps_of_slurm_meet_below_the_ports_that_linux_hands_out(job, step):
+    found = find("slurm", SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})
+    assert 20000 <= found.port < 30000
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("a", "a"), ("a,b", "a"), ("a[1,3]", "a1"), ("a[01-03]-x,b", "a01-x"), ("gpu-2-[10-12]", "gpu-2-10")],
+)
+def test_the_first_of_a_list_of_nodes(nodes, first):
+    assert first_node(nodes) == first
