@@ -1,4 +1,4 @@
-"""A training as it is written by hand with PyTorch, Hydra and MLflow: what sweep.py compares with.
+"""A training as it is written by hand with PyTorch, Hydra and MLflow: what cases/sweep.py compares with.
 
 It needs nothing of this project, and does what `train.py model=mlp` does to the digits: the same split by class, the
 same network and initialisation, Adam, a validation after each epoch. It runs one thread a job, as OMP_NUM_THREADS says.
@@ -74,7 +74,7 @@ def main(cfg: DictConfig) -> float:
     criterion = nn.CrossEntropyLoss()
 
     mlflow.set_tracking_uri(cfg.tracking_uri)
-    mlflow.set_experiment(cfg.experiment)
+    mlflow.set_experiment(cfg.experiment_name)
     with mlflow.start_run():
         mlflow.log_params(OmegaConf.to_container(cfg, resolve=True))
         for epoch in range(cfg.epochs):

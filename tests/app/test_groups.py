@@ -58,10 +58,10 @@ def test_every_model_has_a_small_version_here():
 @pytest.mark.parametrize("option", _options("experiment"))
 def test_experiments(command, option):
     """The presets as they are, but for three iterations."""
-    small = {"text_transformer": SMALL["transformer"], "rings_gan": ["model.hidden=[8]"]}.get(option, SMALL["cnn"])
+    small = {"text_transformer": "transformer", "rings_gan": "mlp", "beginner": "mlp"}.get(option, "cnn")
     loop = ["loop=iter", "loop.max_iters=3"] if "text" in option else ["loop.max_epochs=2"]
     quick = [f"experiment={option}", "tracker=none", "hydra.run.dir=run"]
-    status, message = command(*loop, *[entry for entry in small if not entry.startswith("data=")], quick=quick)
+    status, message = command(*loop, *[entry for entry in SMALL[small] if not entry.startswith("data=")], quick=quick)
     assert status == 0, message
 
 

@@ -26,6 +26,7 @@ GOOD = {
     "freeze": ["net.0"],
     "activation_checkpointing": ["net.*"],
     "compile": True,
+    "capture": False,
     "objective": "val/accuracy",
     "direction": "maximize",
     "load_from": "run/checkpoints/best.pt",
@@ -89,6 +90,7 @@ def test_any_whole_number_is_a_seed(seed):
             "compile: 'max-autotun' given; accepted: true, false, or a mode: default, reduce-overhead, max-autotune, "
             "max-autotune-no-cudagraphs. Did you mean 'max-autotune'?",
         ),
+        ({"capture": "always"}, "capture: 'always' given; accepted: auto, true or false."),
         ({"compile": 3}, "compile: 3 given; accepted: true, false, a mode, or a mapping of torch.compile's arguments."),
         (
             {"compile": {"mod": "default"}},

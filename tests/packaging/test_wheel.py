@@ -1,6 +1,7 @@
 """What the wheel, the editable install and the sdist carry, and that a user's own Hydra app finds our configs."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -141,3 +142,16 @@ def test_configs_that_are_on_the_search_path_already_are_not_added_again(tmp_pat
     (tmp_path / "app.py").write_text(app)
     shown = python("app.py", "--info", "searchpath", cwd=tmp_path, path=ROOT / "src")
     assert shown.count(f"file://{ROOT / 'conf'}") == 1
+
+
+def test_the_project_of_the_docs_trains_with_the_installed_wheel(tmp_path: Path, installed: Path) -> None:
+    page = (ROOT / "docs" / "coming-from-openmmlab.md").read_text()
+    section = page.split("### A project of your own")[1].split("## The tables")[0]
+    for text in re.findall(r"```(?:python|yaml)\n(.*?)```", section, re.DOTALL):
+        (name,) = re.findall(r"^# (\S+\.(?:py|yaml))$", text, re.MULTILINE)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    chosen = ["experiment=beginner", "tracker=none", "device=cpu", "hydra.run.dir=run"]
+    output = python("train.py", *chosen, cwd=tmp_path, path=installed)
+    assert "Best val/accuracy 0.9" in output
+    assert "rings.MLP" in (tmp_path / "run" / "config.yaml").read_text()

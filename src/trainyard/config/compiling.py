@@ -1,4 +1,4 @@
-"""What the setting `compile` stands for."""
+"""What the settings `compile` and `capture` stand for."""
 
 from __future__ import annotations
 
@@ -41,6 +41,19 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
             raise ConfigError("compile.options", given["options"], "null where there is a mode")
         _check_mode("compile.mode", given["mode"])
     return arguments
+
+
+def check_capture(given: Any, device: str = "cuda") -> None:
+    """Whether the setting `capture` is one, for a device of this type.
+
+    Raises:
+        ConfigError: it is none of auto, true and false; it is true, and the device is not CUDA.
+    """
+    if not (isinstance(given, bool) or given == "auto"):
+        raise ConfigError("capture", given, "auto, true or false", options=("auto", "true", "false"))
+    if given is True and device != "cuda":
+        hint = f"The device of this run is {device}: there are no CUDA graphs on it."
+        raise ConfigError("capture", True, "auto or false", hint=hint)
 
 
 def _check_mode(key: str, mode: Any) -> None:

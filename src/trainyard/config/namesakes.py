@@ -27,9 +27,10 @@ def check_hook_names() -> None:
     """
     if HydraConfig.initialized():
         config = HydraConfig.get()
-        chosen = [entry for entry in config.overrides.task if str(entry).startswith("hook=[")]
+        overrides: Any = OmegaConf.to_container(config.overrides.task)  # as they were given: ${…} is another's affair
+        chosen = [entry for entry in overrides if entry.startswith("hook=[")]
         if chosen:
-            _check(str(chosen[-1]), tuple((source.schema, source.path) for source in config.runtime.config_sources))
+            _check(chosen[-1], tuple((source.schema, source.path) for source in config.runtime.config_sources))
 
 
 @lru_cache(maxsize=64)
@@ -44,8 +45,8 @@ def _check(override: str, sources: Sources) -> None:
                     f"hook.{name}",
                     target,
                     f"one hook of that name, where hook/{other}.yaml has {of_other}",
-                    hint=f"Give the one in hook/{option}.yaml another name; or, to have it replace the other, choose it "
-                    f"without {other} and put `defaults: [{other}]` at its top.",
+                    hint=f"Give the one in hook/{option}.yaml another name; or, to have it replace the other, choose "
+                    f"it without {other} and put `defaults: [{other}]` at its top.",
                 )
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.build import check_tree, locate, taken_out
-from trainyard.config.compiling import compile_arguments
+from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
 from trainyard.errors import ConfigError
 
@@ -33,6 +33,7 @@ class Settings:
     freeze: Any = None
     activation_checkpointing: Any = None
     compile: Any = False
+    capture: Any = "auto"
     objective: str = "val/loss"
     direction: str = "minimize"
     load_from: Any = None
@@ -175,6 +176,7 @@ def _check_settings(values: dict[str, Any]) -> None:
     if seed < 0:
         raise ConfigError("seed", seed, "a whole number of at least 0")
     compile_arguments(settings["compile"])
+    check_capture(settings["capture"])
     for name, reader in _READERS.items():
         if settings[name] is not None:
             locate(reader, name)(settings[name])

@@ -104,7 +104,7 @@ class Distributed(Strategy):
             return {}
         numbers = torch.cat([value.detach().to(torch.float64).flatten() for value in values.values()])
         dist.all_reduce(numbers)
-        parts = (numbers / self.world_size).split([value.numel() for value in values.values()])
+        parts = torch.split(numbers / self.world_size, [value.numel() for value in values.values()])
         return {name: part.view(value.shape) for part, (name, value) in zip(parts, values.items(), strict=True)}
 
     def agree(self, flag: bool) -> bool:

@@ -1,0 +1,71 @@
+"""The most memory that a process held (resident set) from its beginning to the end of the MLP's training.
+
+The libraries that each side imports are nearly all of it. Trainyard's shipper, a process of its own, is a row by
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from measure import Session, Table, Turn, compared, take_turns
+
+PEERS = {"plain PyTorch": "plain", "MMEngine": "mmengine", "Lightning": "lightning", "ignite": "ignite"}
+
+
+def tables(session: Session) -> Iterator[Table]:
+    resident, same = "trainyard, resident data", "trainyard, the same DataLoader"
+    sides = {
+        resident: partial(peak, "ours", "trainyard", resident=True),
+        same: partial(peak, "ours", "trainyard", resident=False),
+        "trainyard's shipper": shipper,
+        **{name: partial(peak, "peers", side) for name, side in PEERS.items()},
+        "accelerate": partial(peak, "peers", "accelerate"),
+    }
+    values, failed = take_turns(session.fewer(), sides, turns=1, warm=False)
+    others = [name for name in sides if "trainyard" not in name]
+    yield Table("Peak memory", "MB", values, failed, compared(dict.fromkeys(others), resident))
+
+
+@contextmanager
+def peak(module: str, side: str, **arguments: Any) -> Iterator[Turn]:
+    """Imports the side only here, in its process."""
+    from work import Work
+
+    make: Callable[..., AbstractContextManager[Turn]] = getattr(import_module(module), side)
+    with make(Work(epochs=2), **arguments) as train:
+
+        def turn() -> float:
+            train()
+            return most("self")
+
+        yield turn
+
+
+@contextmanager
+def shipper() -> Iterator[Turn]:
+    import tempfile
+
+    import ours
+    from work import Work
+
+    with tempfile.TemporaryDirectory() as name, ours.tracking(Path(name), "") as tracker:
+
+        def turn() -> float:
+            assert tracker is not None, "no MLflow"
+            ours.runner(Work(epochs=2), Path(name), ours.DEFAULT_HOOKS, resident=True, tracker=tracker).train()
+            return most(tracker._process.pid)  # type: ignore[attr-defined]
+
+        yield turn
+
+
+def most(pid: int | str) -> float:
+    """The high-water mark of a process's resident set, in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024

@@ -1,0 +1,33 @@
+"""Time of an iteration where the model dominates: a ResNet-8 on 32x32 images, and a transformer (2 layers of width
+96) on 64 tokens.
+
+The plain loop uses the fused Adam here, as Trainyard does, and both sides have the same settings, so that only the
+loop differs. Trainyard has its default hooks and ships to MLflow; the plain loop does nothing but train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import ours
+import peers
+from measure import Comparison, Session, Table, take_turns
+from work import Work
+
+
+def tables(session: Session) -> Iterator[Table]:
+    for kind, title, samples in (
+        ("images", "Step of a small ResNet", 1280),
+        ("text", "Step of a small transformer", 2560),
+    ):
+        work = Work(kind, session.size(samples, 128), 32, session.size(1, 1), device=session.device)
+        sides = {
+            "trainyard, resident data": partial(ours.trainyard, work, resident=True),
+            "trainyard, the same DataLoader": partial(ours.trainyard, work, resident=False),
+            "plain PyTorch": partial(peers.plain, work, fused=True),
+        }
+        values, failed = take_turns(session, sides, turns=2)
+        names = list(sides)
+        comparisons = [Comparison(name, "plain PyTorch", 1.02) for name in names[:2]]
+        yield Table(title, "µs an iteration", values, failed, comparisons)

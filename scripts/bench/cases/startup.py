@@ -1,0 +1,119 @@
+"""From the shell to the end of the first optimisation step, as whole processes.
+
+The bare script imports torch and takes one Adam step. Trainyard is `python train.py model=mlp optim=adam`: composing
+and checking the config, the data set, the default hooks, a shipper for MLflow. Lightning is a script of the same size
+that gets its `Trainer` to the first step.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from environment import ROOT
+from measure import Comparison, Session, Table, take_turns_here
+
+BARE = """
+import sys, time
+import torch
+model = torch.nn.Linear(64, 10)
+optimizer = torch.optim.Adam(model.parameters())
+model(torch.randn(64, 64)).sum().backward()
+optimizer.step()
+open(sys.argv[1], "w").write(repr(time.time()))
+"""
+
+LIGHTNING = """
+import os, sys, time
+import lightning
+import torch
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(64, 10)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+class FirstStep(lightning.Callback):
+    def on_train_batch_end(self, *arguments):
+        open(sys.argv[1], "w").write(repr(time.time()))
+        os._exit(0)
+
+data = torch.utils.data.TensorDataset(torch.randn(640, 64), torch.randint(10, (640,)))
+loader = torch.utils.data.DataLoader(data, batch_size=64, shuffle=True)
+quiet = {"logger": False, "enable_checkpointing": False}
+trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[FirstStep()], **quiet)
+trainer.fit(Module(), loader)
+"""
+
+# A hook of the user's own: it notes the moment after the first step, and ends the process.
+HOOK = """
+import os, time
+from trainyard.hooks import Hook
+
+class FirstStep(Hook):
+    priority = "HIGHEST"
+
+    def __init__(self, path):
+        self.path = path
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        with open(self.path, "w") as file:
+            file.write(repr(time.time()))
+        os._exit(0)
+"""
+
+
+def tables(session: Session) -> Iterator[Table]:
+    script = partial(first_step, session.folder)
+    sides = {
+        "trainyard": partial(train, session.folder, ["model=mlp", "optim=adam"]),
+        "bare script": partial(script, written(session.folder, "bare.py", BARE)),
+        "Lightning": partial(script, written(session.folder, "with_lightning.py", LIGHTNING)),
+    }
+    values, failed = take_turns_here(session, sides)
+    comparisons = [
+        Comparison("trainyard", "bare script", 0.3, "difference"),
+        Comparison("trainyard", "bare script"),
+        Comparison("trainyard", "Lightning"),
+    ]
+    yield Table("Start-up to the first step", "s", values, failed, comparisons)
+
+
+def train(folder: Path, overrides: Sequence[str]) -> float:
+    """Seconds that `train.py` takes to the end of its first step."""
+    written(folder, "first_step.py", HOOK)
+    note = folder / "moment"
+    hook = ["+hook.first._target_=first_step.FirstStep", f"+hook.first.path={note}"]
+    seconds = first_step(folder, ROOT / "train.py", *overrides, *hook, note=note)
+    time.sleep(1.0)  # the shipper sees that its trainer is gone, and ends
+    return seconds
+
+
+def first_step(folder: Path, script: Path, *arguments: str, note: Path | None = None) -> float:
+    """Seconds from starting a script to the moment that it writes into `note`, or into its first argument."""
+    moment = note or folder / "moment"
+    moment.unlink(missing_ok=True)
+    command = [sys.executable, str(script), *(arguments if note else [str(moment)])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])}
+    begin = time.time()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if not moment.exists():
+        raise RuntimeError(" ".join(done.stderr.split())[-200:] or f"status {done.returncode}")
+    return float(moment.read_text()) - begin
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path

@@ -1,0 +1,35 @@
+"""Time of an iteration: rings, MLP 2-64-64-2, batch 64, Adam.
+
+Trainyard has all that it has by default: a journal with a point every ten iterations, checkpoints, and a process that
+ships both to MLflow. All the others do nothing but train, each over the same `DataLoader(TensorDataset)` with its own
+logging, checkpoints and progress bar turned off. "Resident data" is how the built-in data sets and `data=arrays` are
+served; "the same DataLoader" gives Trainyard the loader of the others. Optimisers are used as each side's users would
+make them: `torch.optim.Adam(...)`, which Trainyard's config makes with `fused=true`; a plain loop with that is a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import ours
+import peers
+from measure import Session, Table, compared, take_turns
+from work import Work
+
+
+def tables(session: Session) -> Iterator[Table]:
+    work = Work(epochs=session.size(20, 2), device=session.device)
+    sides = {
+        "trainyard, resident data": partial(ours.trainyard, work, resident=True),
+        "trainyard, the same DataLoader": partial(ours.trainyard, work, resident=False),
+        "plain PyTorch": partial(peers.plain, work),
+        "plain PyTorch, fused Adam": partial(peers.plain, work, fused=True),
+        **{name: partial(peer, work) for name, peer in peers.PEERS.items()},
+    }
+    values, failed = take_turns(session, sides, turns=2)
+    resident, same = list(sides)[:2]
+    reach = {"plain PyTorch": 0.48, "MMEngine": 0.33, "Lightning": 0.31}
+    others = {name: None for name in sides if name not in (resident, same)}
+    comparisons = compared(others, resident, reach) + compared(others, same, {"plain PyTorch": 1.03})
+    yield Table("Step of a small MLP", "µs an iteration", values, failed, comparisons)

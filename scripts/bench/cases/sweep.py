@@ -1,0 +1,211 @@
+"""A whole sweep, end to end: Trainyard's launcher against Hydra's joblib launcher over a script written by hand.
+
+Both run the same points (learning rates x seeds) of the same training on all cores, one thread a job: the digits, an
+MLP 64-64-64-10, 20 epochs, Adam; each run in MLflow (SQLite) with its params, its metrics of every epoch, and a
+checkpoint of its end. The other side is `sweep_by_hand.py`, which needs nothing of this project. "One by one" is
+`hydra.launcher.fuse=off`: a process a job. Afterwards the runs are counted in MLflow: a sweep with one missing is a
+failure.
+
+Then the parts: what it takes to compose a point of a grid over this project's configs (2 models, 2 optimisers,
+learning rates, seeds), with Hydra's own `load_sweep_config` and with ours; and what a job costs that does nothing,
+with our executor and as a fresh interpreter that imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from environment import ROOT
+from measure import Comparison, Session, Table, Turn, compared, take_turns, take_turns_here
+
+EXPERIMENT = "bench"
+EPOCHS = 20
+RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)
+BY_HAND = Path(__file__).resolve().parents[1] / "sweep_by_hand.py"
+
+# What train.py does by default and the other side does not: a checkpoint after every epoch, the best of them kept,
+# loaded for the test and logged as an MLflow model, and two points of the learning curve within an epoch.
+SAME_WORK = (
+    f"hook.checkpoint.interval={EPOCHS}",
+    "hook.checkpoint.save_best=false",
+    "hook.logger.interval=20",
+    "tracker.log_model=false",
+    "tracker.log_checkpoints=[last]",
+)
+
+
+@dataclass
+class Sweep:
+    """One side; `cpu` has the seconds that its processes computed together, a number for each time that it ran."""
+
+    points: int
+    fuse: str | None  # of Trainyard's launcher; None is the script written by hand
+    cpu: list[float]
+
+    def __call__(self) -> float:
+        """Runs the sweep in a folder of its own; seconds from the command's start to its end."""
+        from mlflow import MlflowClient
+
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        with tempfile.TemporaryDirectory(prefix="trainyard-sweep-") as folder:
+            uri = f"sqlite:///{folder}/mlflow.db"
+            client = MlflowClient(uri)
+            experiment = client.create_experiment(EXPERIMENT, artifact_location=f"{folder}/artifacts")
+            # The libraries' files are in the system's cache, whoever begins.
+            warm = "import torch, mlflow.pytorch, sklearn.datasets, hydra, pandas"
+            subprocess.run([sys.executable, "-c", warm], check=True)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            begin = perf_counter()
+            done = subprocess.run(self.command(uri), cwd=folder, capture_output=True, text=True, check=False)
+            wall = perf_counter() - begin
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if done.returncode:
+                raise RuntimeError(f"status {done.returncode}: {' '.join(done.stderr.split())[-200:]}")
+            whole = finished(client, experiment)
+            if whole != self.points:
+                raise RuntimeError(f"{whole} of {self.points} runs are whole")
+        self.cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return wall
+
+    def command(self, uri: str) -> list[str]:
+        rates, seeds = ",".join(map(str, RATES)), ",".join(map(str, range(self.points // len(RATES))))
+        if self.fuse is None:
+            tracking = [f"tracking_uri={uri}", f"experiment_name={EXPERIMENT}"]
+            work = [f"epochs={EPOCHS}", "batch_size=64", "hidden=[64,64]"]
+            return [
+                sys.executable,
+                str(BY_HAND),
+                "-m",
+                *work,
+                *tracking,
+                f"lr={rates}",
+                f"seed={seeds}",
+                "hydra.sweep.dir=sweep",
+            ]
+        tracking = [f"tracker.uri={uri}", f"tracker.experiment={EXPERIMENT}"]
+        work = ["model=mlp", "model.hidden=[64,64]", "optim=adam", f"loop.max_epochs={EPOCHS}", "data.batch_size=64"]
+        sweep = [f"optim.lr={rates}", f"seed={seeds}", "hydra.sweep.dir=sweep", f"hydra.launcher.fuse={self.fuse}"]
+        return [sys.executable, str(ROOT / "train.py"), "-m", *work, *tracking, *SAME_WORK, *sweep]
+
+
+def finished(client: object, experiment: str) -> int:
+    """How many runs MLflow has as FINISHED, with params, metrics of every epoch and a checkpoint."""
+    from mlflow import MlflowClient
+
+    assert isinstance(client, MlflowClient)
+    found = client.search_runs([experiment], "attributes.status = 'FINISHED'", max_results=10_000)
+    return sum(
+        run.data.tags.get("kind") != "sweep"
+        and len(client.get_metric_history(run.info.run_id, "val/loss")) == EPOCHS
+        and len(client.get_metric_history(run.info.run_id, "train/loss")) >= EPOCHS
+        and bool(client.list_artifacts(run.info.run_id, "checkpoints"))
+        and bool(run.data.params)
+        for run in found
+    )
+
+
+def tables(session: Session) -> Iterator[Table]:
+    points = 256 if session.full else session.size(32, 8)
+    sides = {
+        "trainyard": Sweep(points, "auto", []),
+        "trainyard, one by one": Sweep(points, "off", []),
+        "joblib, by hand": Sweep(points, None, []),
+    }
+    values, failed = take_turns_here(session.fewer(), sides, warm=False)
+    comparisons = [Comparison(name, "joblib, by hand") for name in list(sides)[:2]]
+    yield Table(f"A sweep of {points} points", "s", values, failed, comparisons)
+    cpu = {name: sides[name].cpu for name in values}
+    yield Table(f"A sweep of {points} points: CPU time of all processes", "s", cpu, failed, comparisons)
+
+    count = session.size(500, 50)
+    composers = {"trainyard": partial(compose, count, True), "Hydra": partial(compose, min(count, 24), False)}
+    values, failed = take_turns(session, composers, turns=1)
+    yield Table(f"Composing {count} points", "ms a point", values, failed, compared(composers, "trainyard"))
+
+    tasks = {"trainyard": partial(executor, session.size(100, 20)), "fresh interpreter": interpreter}
+    values, failed = take_turns(session, tasks, turns=1)
+    yield Table("A job that does nothing", "ms a job, all cores at work", values, failed, compared(tasks, "trainyard"))
+
+
+def grid(size: int) -> list[list[str]]:
+    """`size` points with four combinations of group choices; neighbours differ in them."""
+    groups = itertools.product(("mlp", "cnn"), ("adam", "sgd"))
+    values = itertools.product(range(-(-size // 20)), ("1e-4", "1e-3", "1e-2", "0.1", "1.0"))
+    points = itertools.product(values, groups)
+    return [
+        [f"model={model}", f"optim={optim}", f"optim.lr={lr}", f"seed={seed}"]
+        for (seed, lr), (model, optim) in itertools.islice(points, size)
+    ]
+
+
+@contextmanager
+def compose(count: int, ours: bool) -> Iterator[Turn]:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from trainyard.sweep.composer import Composer
+
+    points = grid(count)
+    with initialize_config_dir(str(ROOT / "conf"), job_name="train", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        loader = hydra.config_loader
+        master = hydra.compose_config("train", [], RunMode.MULTIRUN, with_log_configuration=False)
+
+        def turn() -> float:
+            begin = perf_counter()
+            if ours:
+                Composer(loader, master).compose_all(points)
+            else:
+                for point in points:
+                    loader.load_sweep_config(master, point)
+            return (perf_counter() - begin) / count * 1e3
+
+        yield turn
+
+
+def nothing(argument: object) -> None:
+    """Returns."""
+
+
+@contextmanager
+def executor(count: int) -> Iterator[Turn]:
+    from trainyard.sweep.executor import LocalExecutor, find_slots
+    from trainyard.sweep.jobs import Task
+
+    with LocalExecutor(find_slots()) as local:
+
+        def turn() -> float:
+            begin = perf_counter()
+            outcomes = local.run([Task(number, nothing) for number in range(count)])
+            seconds = perf_counter() - begin
+            assert all(outcome.state == "done" for outcome in outcomes), "a job failed"
+            return seconds / count * 1e3
+
+        yield turn
+
+
+@contextmanager
+def interpreter() -> Iterator[Turn]:
+    cores = len(os.sched_getaffinity(0))
+
+    def turn() -> float:
+        begin = perf_counter()
+        for process in [subprocess.Popen([sys.executable, "-c", "import torch"]) for _ in range(cores)]:
+            process.wait()
+        return (perf_counter() - begin) / cores * 1e3
+
+    yield turn

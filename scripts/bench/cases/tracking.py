@@ -1,0 +1,121 @@
+"""Logging every iteration to MLflow, against no logging at all.
+
+Two trainings: the MLP of the first table, whose iteration takes a fifth of a millisecond, and a small ResNet. "No
+logging" has no logger, no journal record within the epoch, no checkpoint and no MLflow; the other sides differ from
+it in `hook.logger.interval=1` and the tracker alone. SQLite is a file; HTTP is `mlflow server` on this machine, over
+SQLite. The shipper and the server take what is left of the processor. `mlflow.log_metric` is the plain loop with one
+call for each iteration, over fewer iterations, since each of them takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import ours
+import torch
+from measure import Comparison, Session, Table, Turn, take_turns
+from work import RATE, Work
+
+HOOKS = {name: ours.DEFAULT_HOOKS[name] for name in ("runtime_info", "timer", "param_schedule")}
+EVERY = {**HOOKS, "logger": {"_target_": "trainyard.hooks.Logger", "interval": 1}}
+
+
+def tables(session: Session) -> Iterator[Table]:
+    works = {
+        "an MLP": Work(epochs=session.size(20, 2)),
+        "a small ResNet": Work("images", session.size(640, 128), 16, 1),
+    }
+    with server(session.folder) as uri:
+        for name, work in works.items():
+            side = partial(ours.trainyard, work, resident=True)
+            sides = {
+                "no logging": partial(side, hooks=HOOKS, uri=None),
+                "journal alone": partial(side, hooks=EVERY, uri=None),
+                "SQLite": partial(side, hooks=EVERY),
+                "HTTP": partial(side, hooks=EVERY, uri=uri),
+                "plain PyTorch, mlflow.log_metric": partial(
+                    log_metric, replace(work, samples=work.batch * 50, epochs=1)
+                ),
+            }
+            values, failed = take_turns(session, sides, turns=2)
+            reach = {"SQLite": 1.02, "HTTP": 1.02}
+            comparisons = [
+                Comparison(side, "no logging", reach.get(side))
+                for side in ("journal alone", "SQLite", "HTTP", "plain PyTorch, mlflow.log_metric")
+            ]
+            yield Table(f"Logging every iteration of {name}", "µs an iteration", values, failed, comparisons)
+
+
+@contextmanager
+def log_metric(work: Work) -> Iterator[Turn]:
+    """A loop written by hand that logs as MLflow's own tutorial does, into a SQLite file."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment("bench")
+        loader, criterion = work.loader(), work.loss
+
+        def turn() -> float:
+            model = work.net()
+            optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+            with mlflow.start_run():
+                begin = work.now()
+                for step, (x, y) in enumerate(loader):
+                    optimizer.zero_grad()
+                    loss = criterion(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    mlflow.log_metric("loss", loss.item(), step=step)
+                return work.each(work.now() - begin)
+
+        yield turn
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """`mlflow server` on a free port of this machine, with a SQLite file; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen([*command, *store], stdout=log, stderr=log, cwd=folder)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1.0).close()
+                break
+            except OSError:
+                if process.poll() is not None:
+                    break
+                time.sleep(0.5)
+        else:
+            raise TimeoutError("mlflow server does not answer")
+        if process.poll() is not None:
+            raise RuntimeError(f"mlflow server ended: {(folder / 'server.log').read_text()[-200:]}")
+        yield uri
+    finally:
+        process.terminate()
+        try:
+            process.wait(30.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

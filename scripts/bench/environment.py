@@ -1,0 +1,62 @@
+"""The environment of the benchmarks: `.venv-bench`, with the project and the peers it is compared with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / ".venv-bench"
+PYTHON = BENCH / "bin" / "python"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+
+
+def enter(here: bool = False, threads: int = 1) -> None:
+    """Goes on in `.venv-bench` (unless `here`), with this tree's code and as many threads for CPU kernels."""
+    if not here:
+        python = make()
+        if Path(sys.prefix) != BENCH:
+            sys.exit(subprocess.run([str(python), *sys.argv], check=False).returncode)
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    os.environ["PYTHONPATH"] = str(ROOT / "src")
+    sys.path.insert(0, os.environ["PYTHONPATH"])
+
+
+def make() -> Path:
+    """The interpreter of `.venv-bench`, which is made where it is missing or not what the files ask for.
+
+    A peer that cannot be installed is left out, aloud; the benchmarks name it as missing.
+    """
+    sources = (ROOT / "pyproject.toml", ROOT / "constraints.txt", REQUIREMENTS)
+    wanted = "\n".join([str(ROOT), sys.version, *(source.read_text() for source in sources)])
+    stamp = BENCH / ".trainyard-installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return PYTHON
+    print(f"Making {BENCH.name} (minutes: torch, MLflow and the peers are large)", flush=True)
+    same_python = stamp.exists() and stamp.read_text().startswith(f"{ROOT}\n{sys.version}\n")
+    stamp.unlink(missing_ok=True)  # until all is there again
+    venv.create(BENCH, clear=not same_python, with_pip=True)
+    if not _install("-e", str(ROOT)):
+        sys.exit(f"{BENCH.name}: the project itself could not be installed; see above")
+    if not _install("-r", str(REQUIREMENTS)):
+        for peer in peers():
+            if not _install(peer):
+                print(f"{peer} could not be installed: see above. It is left out.", flush=True)
+    stamp.write_text(wanted)
+    return PYTHON
+
+
+def peers() -> list[str]:
+    """The lines of requirements.txt that name a package."""
+    lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def _install(*what: str) -> bool:
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    # torch is named so that pip does not exchange the build that is there for another.
+    command = [*pip, "-c", str(ROOT / "constraints.txt"), *what, "torch"]
+    return subprocess.run(command, check=False).returncode == 0

@@ -1,0 +1,241 @@
+"""Sides that take turns, and what comes of it.
+
+A *side* is one way to do the work: a context manager that makes everything ready and gives a *turn*, which does the
+work once and returns a number, less being better. In each round every side gets a fresh process (so that the luck of
+one process's memory layout is not taken for speed), does the work once unmeasured, and then the sides take turns in
+an order that changes; the round's number of a side is the median of its turns. Ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import random
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+Turn = Callable[[], float]
+Side = Callable[[], AbstractContextManager[Turn]]
+
+PATIENCE = 600.0  # seconds that a side may take to make ready, or for a turn
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the command line asks of every case.
+
+    Attributes:
+        rounds: how often each comparison is made.
+        quick: the smallest sizes, to see that all works; the figures mean little.
+        full: the sizes of the project's goals where the usual ones are smaller.
+        device: "cpu" or "cuda".
+        folder: for files, empty at the start.
+    """
+
+    rounds: int
+    quick: bool
+    full: bool
+    device: str
+    folder: Path
+
+    def fewer(self) -> Session:
+        """Three rounds at most: for what hardly varies, or takes long."""
+        return replace(self, rounds=min(self.rounds, 3))
+
+    def size(self, usual: int, quick: int) -> int:
+        return quick if self.quick else usual
+
+    def say(self, text: str) -> None:
+        print(f"    {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A ratio (or difference) of two sides, or one side by itself, and the number that it should not be above."""
+
+    of: str
+    to: str | None = None
+    reach: float | None = None
+    kind: str = "ratio"  # ratio, difference or value
+
+    def per_round(self, values: Mapping[str, list[float]]) -> list[float]:
+        """The number of each round; none where a side is missing."""
+        own = values.get(self.of, [])
+        if self.to is None:
+            return own
+        other = values.get(self.to, [])
+        if self.kind == "difference":
+            return [a - b for a, b in zip(own, other, strict=False)]
+        return [a / b for a, b in zip(own, other, strict=False)]
+
+    @property
+    def label(self) -> str:
+        sign = {"ratio": " / ", "difference": " - "}
+        return self.of if self.to is None else f"{self.of}{sign[self.kind]}{self.to}"
+
+
+@dataclass
+class Table:
+    """What a case found: for each side a number a round."""
+
+    title: str
+    unit: str
+    values: dict[str, list[float]]
+    failed: dict[str, str] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, plain: Mapping[str, Any]) -> Table:
+        comparisons = [Comparison(**comparison) for comparison in plain["comparisons"]]
+        return cls(plain["title"], plain["unit"], plain["values"], plain["failed"], comparisons)
+
+
+def compared(sides: Mapping[str, Any], of: str, reach: Mapping[str, float] | None = None) -> list[Comparison]:
+    """`of` against each of the other sides."""
+    return [Comparison(of, to, (reach or {}).get(to)) for to in sides if to != of]
+
+
+def take_turns(
+    session: Session, sides: Mapping[str, Side], *, turns: int = 3, warm: bool = True
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Runs the sides, each in a process of its own.
+
+    Args:
+        session: says how many rounds.
+        sides: by name; they are pickled, so each is a function of a module, or a partial of one.
+        turns: of each side in each round.
+        warm: whether the first turn in a process is thrown away.
+
+    Returns:
+        For each side the numbers of the rounds, and for each that failed the reason instead.
+    """
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    failed: dict[str, str] = {}
+    for number in range(session.rounds):
+        with _Workers({name: side for name, side in sides.items() if name not in failed}, failed) as workers:
+            taken: dict[str, list[float]] = {name: [] for name in workers.pipes}
+            for turn in range(turns + warm):
+                for name in random.sample(list(taken), len(taken)):
+                    seconds = workers.turn(name)
+                    if seconds is not None and turn >= warm:
+                        taken[name].append(seconds)
+        for name in set(taken) - set(failed):
+            values[name].append(statistics.median(taken[name]))
+        shown = "  ".join(f"{name} {_short(values[name][-1])}" for name in sides if name not in failed)
+        session.say(f"round {number + 1} of {session.rounds}:  {shown}")
+    for name, reason in failed.items():
+        session.say(f"{name} failed: {reason}")
+    return {name: found for name, found in values.items() if name not in failed}, failed
+
+
+def take_turns_here(
+    session: Session, sides: Mapping[str, Turn], *, warm: bool = True
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """The same for sides that start processes of their own: one turn a round, and, `warm`, one unmeasured first."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    failed: dict[str, str] = {}
+    for number in range(-1 if warm else 0, session.rounds):
+        for name in random.sample(list(sides), len(sides)):
+            if name in failed:
+                continue
+            try:
+                value = sides[name]()
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+            else:
+                if number >= 0:
+                    values[name].append(value)
+        if number >= 0:
+            shown = "  ".join(f"{name} {_short(values[name][-1])}" for name in sides if name not in failed)
+            session.say(f"round {number + 1} of {session.rounds}:  {shown}")
+    for name, reason in failed.items():
+        session.say(f"{name} failed: {reason}")
+    return {name: found for name, found in values.items() if name not in failed}, failed
+
+
+class _Workers:
+    """A process for each side, made ready; a side that fails is named in `failed` and gone."""
+
+    def __init__(self, sides: Mapping[str, Side], failed: dict[str, str]) -> None:
+        self.failed = failed
+        self.pipes: dict[str, Connection] = {}
+        self.processes = []
+        context = multiprocessing.get_context("spawn")
+        for name, side in sides.items():  # one after the other: libraries that load side by side disturb each other
+            pipe, end = context.Pipe()
+            process = context.Process(target=_serve, args=(pickle.dumps(side), end))
+            process.start()
+            end.close()
+            self.processes.append(process)
+            self.pipes[name] = pipe
+            self._answer(name)
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for pipe in self.pipes.values():
+            with suppress(OSError):
+                pipe.send(None)
+        for process in self.processes:
+            process.join(60.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def turn(self, name: str) -> float | None:
+        """One turn; None where the side has failed, now or before."""
+        if name in self.failed:
+            return None
+        self.pipes[name].send("go")
+        return self._answer(name)
+
+    def _answer(self, name: str) -> float | None:
+        pipe = self.pipes[name]
+        try:
+            if not pipe.poll(PATIENCE):
+                raise TimeoutError(f"no answer within {PATIENCE:.0f} s")
+            kind, value = pipe.recv()
+        except (EOFError, TimeoutError) as error:
+            kind, value = "failed", str(error) or "its process ended"
+        if kind == "failed":
+            self.failed[name] = value
+            return None
+        return float(value)
+
+
+def _serve(pickled: bytes, pipe: Connection) -> None:
+    """One side's process: everything that libraries print goes to where nobody looks."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(silence, stream.fileno())
+    try:
+        side: Side = pickle.loads(pickled)  # here, so that a module that cannot be imported is this side's failure
+        with side() as turn:
+            pipe.send(("value", 0.0))
+            while _asked(pipe):
+                pipe.send(("value", turn()))
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        pipe.send(("failed", f"{reason[:200]} ({Path(last.filename).name}, line {last.lineno})"))
+
+
+def _asked(pipe: Connection) -> bool:
+    try:
+        return pipe.recv() is not None
+    except EOFError:
+        return False  # nobody is there any more
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,109 @@
+"""The same training with this project."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from measure import Turn
+from work import RATE, Work
+
+from trainyard.data import TensorLoader
+from trainyard.hooks import Hook
+from trainyard.models import Supervised
+from trainyard.runner import EpochBasedTrainLoop, Runner
+from trainyard.runner.dispatch import DEFAULT_HOOKS
+from trainyard.track import MLflowTracker, Tracker
+
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": RATE, "fused": True}  # as conf/optim/adam.yaml
+
+
+class Clock(Hook):
+    """Seconds from the beginning of the training to the end of the run: checkpoints and logging included."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def before_train(self, runner: Runner) -> None:
+        self._begin = self.work.now()
+
+    def after_run(self, runner: Runner) -> None:
+        self.seconds = self.work.now() - self._begin
+
+
+def data(work: Work, *, resident: bool, split: str = "train") -> dict[str, Any]:
+    """The data set in memory, as the built-in data are served, or the DataLoader that everybody else has."""
+    shuffle = split == "train"
+    if resident:
+        return {split: TensorLoader(work.tensors, work.batch, shuffle=shuffle, device=work.device)}
+    return {split: work.loader(shuffle=shuffle)}
+
+
+def runner(work: Work, folder: Path, hooks: Mapping[str, Any], *, resident: bool, **arguments: Any) -> Runner:
+    """A Runner for the work, in a new directory."""
+    return Runner(
+        model=Supervised(work.net(), work.loss),
+        data=data(work, resident=resident),
+        optim=ADAM,
+        hooks=hooks,
+        loop=EpochBasedTrainLoop(work.epochs),
+        device=work.device,
+        work_dir=tempfile.mkdtemp(dir=folder),
+        **arguments,
+    )
+
+
+@contextmanager
+def trainyard(
+    work: Work,
+    *,
+    resident: bool,
+    hooks: Mapping[str, Any] = DEFAULT_HOOKS,
+    uri: str | None = "",
+    **arguments: Any,
+) -> Iterator[Turn]:
+    """A Runner with its default hooks: a journal, a checkpoint a second, and a shipper at work beside it.
+
+    Args:
+        work: what to do.
+        resident: data in memory, or the DataLoader that everybody else has.
+        hooks: in place of the default ones.
+        uri: of MLflow; "" makes a SQLite database, None tracks nothing.
+        **arguments: more of the Runner's.
+    """
+    with tempfile.TemporaryDirectory() as name, tracking(Path(name), uri) as tracker:
+
+        def turn() -> float:
+            clock = Clock(work)
+            mine = runner(work, Path(name), {**hooks, "clock": clock}, resident=resident, tracker=tracker, **arguments)
+            mine.train()
+            if tracker is not None:
+                time.sleep(0.3)  # what is left to ship is not to cost the others anything
+            return work.each(clock.seconds)
+
+        yield turn
+
+
+@contextmanager
+def tracking(folder: Path, uri: str | None) -> Iterator[Tracker | None]:
+    """A shipper at work, where there is MLflow to ship to."""
+    if uri is None or not _has_mlflow():
+        yield None
+        return
+    tracker = MLflowTracker(uri=uri or f"sqlite:///{folder / 'mlflow.db'}", log_model=False)
+    tracker.start()
+    time.sleep(3.0)  # it has imported what it needs
+    yield tracker
+    tracker.finish()
+
+
+def _has_mlflow() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("mlflow") is not None

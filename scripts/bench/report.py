@@ -1,0 +1,171 @@
+"""The page of results, made from the figures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT, peers
+from measure import Table
+
+PACKAGES = ("torch", "hydra-core", "mlflow", "numpy")
+SOON = "Not measured: "
+
+
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """When, where, with what and how the figures were measured."""
+    packages = (*PACKAGES, *(line.partition("=")[0] for line in peers()))
+    flags = [flag for flag in ("quick", "full", "here") if getattr(options, flag)]
+    arguments = [f"--rounds {options.rounds}", *(f"--{flag}" for flag in flags)]
+    if options.some:
+        arguments.insert(0, f"--only {','.join(options.only)}")
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "src", "conf", "scripts/bench")),
+        "command": f"python scripts/bench/run.py {' '.join(arguments)}",
+        "rounds": options.rounds,
+        "quick": options.quick,
+        "threads": options.threads,
+        "device": options.device,
+        "machine": machine(options.device),
+        "versions": {"Python": platform.python_version(), **{name: _version(name) for name in packages}},
+    }
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """The processor, how much of it there is for us, and memory."""
+    fields = dict(_pairs(Path("/proc/cpuinfo"))) if Path("/proc/cpuinfo").exists() else {}
+    found: dict[str, str | int] = {
+        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    if device != "cpu":
+        import torch
+
+        found["device"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """The whole page."""
+    return "\n".join(_lines(figures))
+
+
+def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    here = figures["machine"]
+    device = f", {here['device']}" if "device" in here else ""
+    changed = " with uncommitted changes" if figures["changed"] else ""
+    yield "# Benchmarks"
+    yield ""
+    yield f"Made by `{figures['command']}`; do not edit. Less is better everywhere."
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| date | {figures['date']} |"
+    yield f"| commit | {figures['commit']}{changed} |"
+    yield f"| machine | {here['cpu']}, {here['cores']} cores, {here['memory_gb']} GB, {here['system']}{device} |"
+    yield f"| threads | {figures['threads']} for CPU kernels, on all sides |"
+    yield f"| versions | {', '.join(f'{name} {version}' for name, version in figures['versions'].items())} |"
+    yield f"| rounds | {figures['rounds']} |"
+    if figures["quick"]:
+        yield "| sizes | the smallest: a trial of the benchmarks, not a measurement |"
+    yield ""
+    yield "The sides of a table take turns, in an order that changes, in one session. A figure is the median over the"
+    yield "rounds; ratios are taken round by round."
+    for name, case in figures["cases"].items():
+        first = case["tables"][0]["title"] if len(case["tables"]) == 1 else name.capitalize()
+        yield ""
+        yield f"## {first}"
+        yield ""
+        yield case["about"].strip()
+        if case["error"]:
+            yield ""
+            yield f"{SOON}{_cell(case['error'])}"
+        for plain in case["tables"]:
+            table = Table.load(plain)
+            if len(case["tables"]) > 1:
+                yield ""
+                yield f"### {table.title}"
+            yield ""
+            yield from _sides(table)
+            if table.comparisons:
+                yield ""
+                yield from _comparisons(table)
+    yield ""
+
+
+def _sides(table: Table) -> Iterator[str]:
+    yield f"| | {table.unit} | smallest to largest |"
+    yield "|---|---:|---:|"
+    for name, values in table.values.items():
+        yield f"| {name} | {number(statistics.median(values))} | {number(min(values))} to {number(max(values))} |"
+    for name, reason in table.failed.items():
+        yield f"| {name} | failed | {_cell(reason)} |"
+
+
+def _comparisons(table: Table) -> Iterator[str]:
+    yield "| | | smallest to largest | to reach | |"
+    yield "|---|---:|---:|---:|---|"
+    for comparison in table.comparisons:
+        found = comparison.per_round(table.values)
+        if not found:
+            missing = [name for name in (comparison.of, comparison.to) if name in table.failed]
+            yield f"| {comparison.label} | | | {_reach(comparison.reach)} | {' and '.join(missing)} failed |"
+            continue
+        middle = statistics.median(found)
+        verdict = ""
+        if comparison.reach is not None:
+            over = middle - comparison.reach
+            verdict = "reached" if over <= 0 else f"missed by {number(over)}"
+        spread = f"{number(min(found))} to {number(max(found))}"
+        yield f"| {comparison.label} | {number(middle)} | {spread} | {_reach(comparison.reach)} | {verdict} |"
+
+
+def _reach(reach: float | None) -> str:
+    return "" if reach is None else f"≤ {reach:g}"
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    if value != 0 and abs(value) < 0.0005:
+        return f"{value:.1g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace(str(ROOT), ".")
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    for line in path.read_text().splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            yield key.strip(), value.strip()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

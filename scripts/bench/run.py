@@ -1,0 +1,106 @@
+"""Every benchmark, side by side with the peers: writes docs/benchmarks.md, and all figures as JSON.
+
+    python scripts/bench/run.py [--only CASE,CASE] [--rounds N] [--quick | --full] [--json FILE]
+
+Makes `.venv-bench` where it is missing (see environment.py) and runs in it; `--here` takes this interpreter instead,
+with whatever peers it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it all
+the same. Leave the machine alone meanwhile: sides take turns, so what else runs costs all of them, but it blurs the
+figures. `compare.py` holds one file of figures against another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import environment
+from measure import Session, Table
+
+CASES = (
+    "step",
+    "models",
+    "startup",
+    "tracking",
+    "stall",
+    "validation",
+    "resume",
+    "memory",
+    "sweep",
+    "fused",
+    "growth",
+)
+ON_CUDA = ("captured",)
+"""Cases that are for a CUDA device, and no part of the page."""
+PAGE = environment.ROOT / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    options = parse()
+    environment.enter(options.here, options.threads)
+    import report
+
+    figures = report.facts(options)
+    figures["cases"] = {}
+    begin = time.monotonic()
+    for number, name in enumerate(options.only, 1):
+        print(f"[{number}/{len(options.only)}] {name}  ({(time.monotonic() - begin) / 60:.1f} min so far)", flush=True)
+        figures["cases"][name] = run(name, options)
+        if options.json:  # after each, so that what was measured outlives a run that is cut off
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    figures["minutes"] = (time.monotonic() - begin) / 60
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    page = options.page or (None if options.quick or options.some else PAGE)
+    if page:
+        page.write_text(report.markdown(figures))
+        print(f"Wrote {os.path.relpath(page)}")
+    else:
+        print(report.markdown(figures))
+    print(f"Done in {figures['minutes']:.1f} minutes.")
+
+
+def run(name: str, options: argparse.Namespace) -> dict[str, object]:
+    """One case: what it is about and its tables, or why there are none."""
+    case = importlib.import_module(f"cases.{name}")
+    found: list[Table] = []
+    error = None
+    with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
+        session = Session(options.rounds, options.quick, options.full, options.device, Path(folder))
+        try:
+            for table in case.tables(session):
+                found.append(table)
+        except Exception as failure:  # the other cases go on; the page says which one failed
+            error = f"{type(failure).__name__}: {failure}"
+            print(f"    {name} failed: {error}", flush=True)
+    return {"about": case.__doc__, "tables": [asdict(table) for table in found], "error": error}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(CASES), help=f"some of {', '.join((*CASES, *ON_CUDA))}")
+    parser.add_argument("--rounds", type=int, help="of each comparison; default 5, with --quick 1")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
+    parser.add_argument("--full", action="store_true", help="sweeps of 256 points")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--page", type=Path, help="write the page here, whatever was run")
+    parser.add_argument("--threads", type=int, default=1, help="for CPU kernels, on all sides")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda: where step and models train")
+    parser.add_argument("--here", action="store_true", help="in this interpreter, not in .venv-bench")
+    options = parser.parse_args()
+    options.only = [name for name in options.only.split(",") if name]
+    unknown = set(options.only) - {*CASES, *ON_CUDA}
+    if unknown:
+        parser.error(f"--only {','.join(sorted(unknown))}: the cases are {', '.join((*CASES, *ON_CUDA))}")
+    options.some = set(options.only) != set(CASES)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    return options
+
+
+if __name__ == "__main__":
+    main()
