@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the project on a machine that has a CUDA build of PyTorch and perhaps no network: the tests marked gpu, a
-# training on the digits, the step benchmark. Prints one table last; takes less than eight minutes. See docs/gpu.md.
+# training on the digits, the benchmarks of the step and of the captured step. Prints one table last; takes less than
+# eight minutes. See docs/gpu.md.
 #
 #   bash scripts/gpu_check.sh [WHEELS_DIR]
 #
@@ -98,8 +99,23 @@ training_detail() { grep -o 'Best .*' "$1" | tail -n 1; }
 benchmark_detail() {
   "$python" - "$work/step.json" 2>/dev/null <<'PYTHON'
 import json, sys
-cases = json.load(open(sys.argv[1]))["cases"]
-print("; ".join(f"{name} {case['us_per_iteration']:.0f} us ({case['ratio']:.2f})" for name, case in cases.items()))
+from statistics import median
+values = json.load(open(sys.argv[1]))["cases"]["step"]["tables"][0]["values"]
+plain = values["plain PyTorch"]
+ratios = {name: median(own / base for own, base in zip(them, plain)) for name, them in values.items()}
+print("; ".join(f"{name} {median(them):.0f} us ({ratios[name]:.2f})" for name, them in values.items()))
+PYTHON
+}
+
+# shellcheck disable=SC2317
+captured_detail() {
+  "$python" - "$work/captured.json" 2>/dev/null <<'PYTHON'
+import json, sys
+from statistics import median
+for table in json.load(open(sys.argv[1]))["cases"]["captured"]["tables"]:
+    sides = [f"{name} {median(them):.4g} us" for name, them in table["values"].items()]
+    sides += [f"{name} failed" for name in table["failed"]]
+    print(f"{table['title']}: {', '.join(sides)}; ", end="")
 PYTHON
 }
 
@@ -107,14 +123,19 @@ PYTHON
 tests=()
 while IFS= read -r file; do tests+=("$file"); done < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | sort)
 if ((${#tests[@]})); then
-  check "tests" 200 tests_detail "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}"
+  check "tests" 170 tests_detail "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}"
 else
   row "tests" FAILED 0 "no tests are marked gpu"
   failed=1
 fi
-check "training" 90 training_detail "$python" train.py data=digits model=mlp optim=adam "device=$device" tracker=none \
+check "training" 60 training_detail "$python" train.py data=digits model=mlp optim=adam "device=$device" tracker=none \
   loop.max_epochs=20 "hydra.run.dir='$work/run'"
-check "step benchmark" 150 benchmark_detail "$python" scripts/bench/step.py --device "$device" --json "$work/step.json"
+check "step benchmark" 110 benchmark_detail "$python" scripts/bench/run.py --here --only step --device "$device" --rounds 2 \
+  --json "$work/step.json"
+quick=()
+[[ $device != cpu ]] || quick=(--quick)    # there is nothing to capture: only to see that it runs
+check "captured" 130 captured_detail "$python" scripts/bench/run.py --here --only captured --device "$device" --rounds 1 \
+  --json "$work/captured.json" "${quick[@]}"
 
 printf '\n%-16s %-9s %7s  %s\n' check result seconds detail
 printf '%s\n' "${rows[@]}"

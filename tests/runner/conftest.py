@@ -1,4 +1,8 @@
+import logging
+import sys
+
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -17,3 +21,18 @@ def parts():
         "direction": "maximize",
         "device": "cpu",
     }
+
+
+@pytest.fixture
+def capturable_on_the_cpu(monkeypatch):
+    """torch's optimisers keep their steps on the device for CUDA alone; the arithmetic knows no device."""
+    for name in ("Adam", "NAdam", "RAdam", "Adamax", "RMSprop"):
+        module = sys.modules[getattr(torch.optim, name).__module__]
+        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+
+
+@pytest.fixture
+def said(caplog):
+    """What was said about the capture of the step."""
+    caplog.set_level(logging.INFO, logger="trainyard.runner")
+    return lambda: [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]

@@ -47,7 +47,7 @@ def test_a_checkpoint_of_the_gpu_loads_on_the_cpu(parts, tmp_path):
 
 
 def test_losses_stay_on_the_device(parts):
-    runner = Runner(**(parts | {"device": "cuda"}))
+    runner = Runner(**(parts | {"device": "cuda", "capture": False}))
     runner.prepare()
     batch = next(iter(runner.loader("train").batches()))
     torch.cuda.set_sync_debug_mode("error")  # a step that waits for the device raises

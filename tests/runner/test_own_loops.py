@@ -180,7 +180,7 @@ def test_what_a_loop_lacks_is_told(make, tmp_path):
         "loop: 'Lacking' given; accepted: an object with unit, val_due, max_epochs, max_iters, run, state_dict, "
         "load_state_dict (docs/runner.md). It has no unit."
     )
-    with pytest.raises(ConfigError, match="val_loop: 'Lacking' given; .* It has no rehearse"):
+    with pytest.raises(ConfigError, match=r"val_loop: 'Lacking' given; .* It has no current"):
         make(val_loop=Lacking(), work_dir=tmp_path / "run").train()
     assert not (tmp_path / "run").exists()
 
@@ -254,8 +254,8 @@ class Shifted(ValLoop):
         runner.call("before_shift", name=name)
         super().run_set(runner, name)
 
-    def _begin(self, runner, name):
-        predict = super()._begin(runner, name)
+    def predictor(self, runner, name):
+        predict = super().predictor(runner, name)
         return lambda batch: predict((batch[0] + self.shift, *batch[1:]))
 
 

@@ -26,9 +26,9 @@ class ArrayData(Data):
     Training batches are shuffled each epoch; validation and test batches come in order.
 
     Args:
-        sources: for each of "train", "val" and "test" (or "val/easy", "val/hard") that there is, its tensors, `[N, ...]` each, the inputs first;
-            or a map-style torch data set, which is served through a `DataLoader`. Inputs of dtype uint8 are images
-            in 0..255: they are served as float32 in [0, 1].
+        sources: for each of "train", "val" and "test" (or "val/easy", "val/hard") that there is, its tensors,
+            `[N, ...]` each, the inputs first; or a map-style torch data set, which is served through a `DataLoader`.
+            Inputs of dtype uint8 are images in 0..255: they are served as float32 in [0, 1].
         spec: see `Data`.
         batch_size: samples a training batch. More than there are makes one batch of them all.
         eval_batch_size: samples a validation or test batch. Default: the greater of `batch_size` and 256.

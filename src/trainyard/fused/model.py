@@ -56,6 +56,11 @@ class StackedModel(nn.Module):
         """How many members there are."""
         return len(self.solos)
 
+    @property
+    def code(self) -> nn.Module:
+        """The module whose code all members run; its own tensors are on the meta device."""
+        return self._templates[0]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> StackedModel:
         # Copied one by one, the members' tensors would be views of nothing.
         twin = StackedModel(copy.deepcopy(self.solos, memo), own_batches=self.own_batches)

@@ -29,8 +29,9 @@ class Hook:
     | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint`: the dict that is written, or was read |
     | `before_leave` | `runner, leaving`: numbers of members that end before the others of their fused group |
 
-    A loop of the user's own may have further stages. `runner.iter` and `runner.epoch` count what is finished: in `after_train_iter` they include the iteration that has
-    just ended. `after_run` is called however the run ended. A hook that writes does so for each of `runner.members`.
+    A loop of the user's own may have further stages. `runner.iter` and `runner.epoch` count what is finished: in
+    `after_train_iter` they include the iteration that has just ended. `after_run` is called however the run ended. A
+    hook that writes does so for each of `runner.members`.
 
     A hook that knows of members says so with `stackable = True`; a sweep fuses no job that has another. To such a hook
     the losses of K members are `[K]` and the predictions `[K, ...]`, in the order of `runner.members`; checkpoints are

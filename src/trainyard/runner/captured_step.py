@@ -127,15 +127,15 @@ class CapturedStep(AccumulatedStep):
         if self._numbers is not None:
             self._numbers.refresh()
         if self._begun:
-            changed = self._surroundings.changed()
-            if changed is not None and self._forget_soon():
-                self._refuse(f"{changed} changes from step to step")
-                return
-            changed = self._numbers.changed() if self._numbers is not None else None
-            if changed is not None and self._forget_soon():
-                self._leave_update(f"{changed} changes from step to step")
-            if self.precision is not self._precision:
-                self._forget()
+            of_model = self._surroundings.changed()
+            of_optimizer = self._numbers.changed() if self._numbers is not None else None
+            if of_model or of_optimizer or self.precision is not self._precision:
+                in_vain = self._forget_soon()
+                if in_vain and of_model:
+                    self._refuse(f"{of_model} changes from step to step")
+                    return
+                if in_vain and of_optimizer:
+                    self._leave_update(f"{of_optimizer} changes from step to step")
         if not self._begun:
             self._begin()
 
@@ -146,7 +146,8 @@ class CapturedStep(AccumulatedStep):
         self._precision = self.precision
         if self._uncaptured_update is None:
             if type(self.precision) not in (Precision, Autocast, StackedScaledAutocast):
-                self._leave_update(f"{type(self.precision).__name__} decides on the CPU whether the optimiser steps")
+                name = type(self.precision).__name__
+                self._leave_update(f"{name} decides outside of a graph whether the optimiser steps")
             elif (reason := uncaptured_update(self.optimizer)) is not None:
                 self._leave_update(reason)
             else:
@@ -156,6 +157,7 @@ class CapturedStep(AccumulatedStep):
 
     def _forget(self) -> None:
         """Drop the graphs."""
+        self._graph.forget()
         self._begun = False
         self._captured: dict[tuple[Hashable, Place], _Captured] = {}
         self._seen: dict[tuple[Hashable, Place], int] = {}

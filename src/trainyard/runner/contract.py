@@ -159,7 +159,13 @@ def checked(key: str, loop: Any, kind: type) -> Any:
 
 
 class EvalLoop(Protocol):
-    """A validation, as the Runner and the training loops see it; one of your own is best derived from `ValLoop`."""
+    """A validation, as the Runner and the training loops see it; one of your own is best derived from `ValLoop`.
+
+    Attributes:
+        current: the set that is being evaluated, `val` or `val/easy`, for hooks to read.
+    """
+
+    current: str
 
     def run(self, runner: Any) -> list[dict[str, float]]:
         """Evaluate, and return the results of each member by name."""

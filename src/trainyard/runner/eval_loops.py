@@ -64,7 +64,7 @@ class ValLoop:
         """Put every batch of one set through the model, and what comes out into the metrics."""
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
-        predict = self._begin(runner, name)
+        predict = self.predictor(runner, name)
         metrics = runner.metrics
         with torch.no_grad():
             for index, batch in enumerate(runner.loader(name).batches()):
@@ -96,7 +96,7 @@ class ValLoop:
         """Put a batch of each set through model and metrics and forget it; returns the names of the results."""
         names: list[str] = []
         for name in runner.sets(self.split):
-            predict = self._begin(runner, name)
+            predict = self.predictor(runner, name)
             with torch.no_grad():
                 for batch in runner.loader(name).batches():
                     outputs = predict(batch)
@@ -109,7 +109,8 @@ class ValLoop:
             names += numbers
         return names
 
-    def _begin(self, runner: RunState, name: str) -> Callable[[Any], Any]:
+    def predictor(self, runner: RunState, name: str) -> Callable[[Any], Any]:
+        """Make model and metrics ready for a set; returns what turns a batch into predictions."""
         self.current = name
         runner.eval_model.eval()
         runner.strategy.before_evaluation(runner.eval_model)

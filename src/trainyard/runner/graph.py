@@ -15,7 +15,9 @@ from trainyard.errors import TrainyardError
 T = TypeVar("T")
 
 SYNCHRONISES = "called a synchronizing CUDA operation"
-"""How torch's warning begins where something waits for the device."""
+"""What torch says in its mode "warn" where something waits for the device."""
+PROTOTYPE = "Synchronization debug mode is a prototype"
+"""What it says of that mode."""
 
 
 class Uncapturable(TrainyardError):  # noqa: N818 - a finding, not a fault: the step is run as ever
@@ -46,6 +48,9 @@ class Graph(Protocol):
             Uncapturable: it cannot be recorded.
         """
 
+    def forget(self) -> None:
+        """Nothing recorded so far is replayed any more: its memory goes with the last of its tensors."""
+
 
 class CudaGraph:
     """CUDA graphs on one device; they share a pool of memory, and are recorded on a stream of their own.
@@ -60,26 +65,26 @@ class CudaGraph:
     def __init__(self, device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+        self.forget()
         self._generator = torch.cuda.default_generators[index]
 
     def rehearse(self, function: Callable[[], T]) -> tuple[T, str | None]:
         drawn, mode = torch.get_rng_state(), torch.cuda.get_sync_debug_mode()
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with torch.cuda.stream(self._stream), warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
+        with torch.cuda.stream(self._stream), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 result = function()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
         current.wait_stream(self._stream)
         reason = None
         for warning in told:
             if SYNCHRONISES in str(warning.message):
                 reason = f"it waits for the device ({Path(warning.filename).name}, line {warning.lineno})"
-            else:
+            elif PROTOTYPE not in str(warning.message):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if reason is None and not torch.equal(drawn, torch.get_rng_state()):
             reason = "it draws random numbers on the CPU"
@@ -106,3 +111,7 @@ class CudaGraph:
             self._generator.graphsafe_set_state(generator)
             raise Uncapturable(str(error).strip().partition("\n")[0]) from error
         return graph.replay, result
+
+    def forget(self) -> None:
+        # torch takes no pool again whose graphs are gone, while a tensor of it is alive.
+        self._pool = torch.cuda.graph_pool_handle()

@@ -140,15 +140,18 @@ class Parts:
         loop = build(self._parts["loop"], "loop")
         if loop is None:
             raise ConfigError("loop", None, "a training loop, for example EpochBasedTrainLoop(max_epochs=10)")
-        return checked("loop", loop, Loop)
+        own: TrainLoop = checked("loop", loop, Loop)
+        return own
 
     @cached_property
     def val_loop(self) -> ValLoop:
-        return checked("val_loop", build(self._parts["val_loop"], "val_loop") or ValLoop(), EvalLoop)
+        loop: ValLoop = checked("val_loop", build(self._parts["val_loop"], "val_loop") or ValLoop(), EvalLoop)
+        return loop
 
     @cached_property
     def test_loop(self) -> ValLoop:
-        return checked("test_loop", build(self._parts["test_loop"], "test_loop") or TestLoop(), EvalLoop)
+        loop: ValLoop = checked("test_loop", build(self._parts["test_loop"], "test_loop") or TestLoop(), EvalLoop)
+        return loop
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

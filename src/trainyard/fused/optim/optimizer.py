@@ -34,6 +34,9 @@ class StackedOptimizer(Optimizer):
     A subclass is one family. It gives the state of a new parameter (`_new_state`), the factors that its arithmetic
     needs (`_fixed`, which follow from the numbers alone, and `_clocked`, which change with every step), each a column
     `[K]`, and the arithmetic itself (`_update`).
+
+    Attributes:
+        version: another number once states or members are others: a captured step is of one.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
@@ -46,6 +49,7 @@ class StackedOptimizer(Optimizer):
     def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
         super().__init__(groups, defaults)
         self.members = members
+        self.version = 0
         self._forget()
 
     def step(self, skip: Tensor | None = None) -> None:  # type: ignore[override]
@@ -226,6 +230,7 @@ class StackedOptimizer(Optimizer):
 
     def _forget(self) -> None:
         """Drop what was derived from numbers and states."""
+        self.version += 1
         devices = [group["params"][0].device if group["params"] else None for group in self.param_groups]
         self._numbers = [
             Numbers(group, self.keys, device or torch.device("cpu"))

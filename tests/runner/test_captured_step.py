@@ -1,0 +1,283 @@
+"""A captured step does what the step does: shown on the CPU, where `RecordedGraph` stands for CUDA graphs."""
+
+from __future__ import annotations
+
+import copy
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, rehearsed, same, step_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recorded_graph import RecordedGraph
+from torch import nn
+
+from trainyard.hooks.skip_step import SkipNonFinite
+from trainyard.models import MLP, BaseModel
+from trainyard.runner.captured_step import WARM_UP, CapturedStep
+from trainyard.runner.step import make_clip
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("capturable_on_the_cpu")
+
+
+def assert_captured(monkeypatch, model, optim, *, close=1e-4, **settings):
+    """Replays give the bits of the steps before a capture; and the run, where asked, is the plain one to rounding."""
+    model, data = MODELS[model]
+    graph = RecordedGraph()
+    step, state = drive(graph, model, optim, data, **settings)
+    assert step.refusal is None
+    same(state, rehearsed(monkeypatch, RecordedGraph(), model, optim, data, **settings))
+    if close is not None:
+        _, plain = drive(None, model, optim, data, **settings)
+        same(state, plain, close)  # plain numbers all the same: no tensor for a learning rate, no flag
+    return graph
+
+
+@pytest.mark.parametrize("optim", OPTIMS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_optimiser(monkeypatch, model, optim):
+    graph = assert_captured(monkeypatch, model, OPTIMS[optim], schedule="cosine")
+    assert graph.captures == 1  # the smaller batches come three times
+    assert graph.replays == 3 * 7 - WARM_UP
+
+
+@pytest.mark.parametrize("optim", UNCAPTURABLE)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_an_optimiser_that_steps_outside(monkeypatch, said, optim, accumulate):
+    """What cannot be captured is not: it has the bits of the plain step."""
+    graph = assert_captured(
+        monkeypatch, "mlp", UNCAPTURABLE[optim], schedule="cosine", clip=(1.0, None), accumulate=accumulate, epochs=5
+    )
+    assert graph.replays > 0
+    assert said()[0].startswith("The step is captured without the optimiser's: ")
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adam", "adamw"])
+def test_a_number_that_changes_all_the_time_keeps_the_optimiser_out(monkeypatch, said, optim):
+    graph = assert_captured(monkeypatch, "mlp", OPTIMS[optim], schedule="onecycle", epochs=6)
+    number = "momentum" if optim == "sgd" else "betas"
+    assert said()[0] == f"The step is captured without the optimiser's: {number} changes from step to step."
+    assert graph.replays > 10
+
+
+@given(
+    model=st.sampled_from(sorted(MODELS)),
+    optim=st.sampled_from(sorted(OPTIMS)),
+    schedule=st.sampled_from([None, *SCHEDULES]),
+    accumulate=st.sampled_from([1, 2, 3]),
+    clip=st.sampled_from([(None, None), (0.5, None), (None, 0.01)]),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    batch=st.sampled_from([6, 15, 20]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_settings(monkeypatch, model, optim, schedule, accumulate, clip, precision, batch):
+    """Also groups of batches and batches that are shorter at the end of an epoch."""
+    more = {"schedule": schedule, "accumulate": accumulate, "clip": clip, "precision": precision, "batch": batch}
+    assert_captured(monkeypatch, model, OPTIMS[optim], close=None, epochs=7, **more)
+
+
+def test_half_precision_keeps_the_scaler_out(monkeypatch, said):
+    graph = assert_captured(monkeypatch, "mlp", OPTIMS["adam"], precision="fp16", clip=(1.0, None), close=1e-3)
+    assert graph.replays > 10
+    reason = "ScaledAutocast decides outside of a graph whether the optimiser steps"
+    assert said()[0] == f"The step is captured without the optimiser's: {reason}."
+
+
+def test_what_a_step_says_stays():
+    """Outputs are no memory of the graph."""
+    graph = RecordedGraph()
+    model, data = MODELS["mlp"]
+    _, state = drive(graph, model, OPTIMS["adam"], data)
+    assert len(set(state["losses"].tolist())) > 15
+
+
+def test_a_nest_of_a_batch():
+    """Dicts, lists and tuples, and tensors that are laid out otherwise."""
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, x, more, mode="tensor"):
+            (y, (z,)) = more
+            output = self.layer(x + z).squeeze(1)
+            return {"loss": (output - y).square().mean(), "error": (output - y).abs().mean(), "output": output}
+
+    states = []
+    for how in (None, RecordedGraph()):
+        torch.manual_seed(0)
+        model = Model()
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        step = step_of(model, optimizer)
+        step = step if how is None else CapturedStep(step, how, dict(model.named_modules()))
+        outputs = []
+        for iteration in range(12):
+            x = torch.full((4, 5), float(iteration)).T if iteration % 2 else torch.full((5, 4), 0.5)
+            outputs.append(step({"x": x, "more": [torch.arange(5.0), (torch.ones(5, 4),)]}, iteration, 12))
+        states.append({"model": model.state_dict(), "outputs": outputs})
+    same(states[1], states[0], 1e-5)
+    assert how.captures == 2
+    assert list(outputs[-1]) == ["error", "output", "loss"]
+
+
+# -- what cannot be captured -------------------------------------------------------------------------------------------
+
+
+class Odd(MLP):
+    """Does something that a graph cannot hold."""
+
+    def __init__(self, what):
+        super().__init__(in_features=64, num_classes=3, hidden=[8])
+        self.what = what
+        self.calls = 0
+        self.scale = 1.0
+        self.register_buffer("average", torch.zeros(()))
+
+    def train_step(self, batch):
+        losses = super().train_step(batch)
+        loss = losses["loss"]
+        match self.what:
+            case "item":
+                loss = loss * 2.0 if loss.item() > 1 else loss
+            case "count":
+                self.calls += 1
+            case "buffer":
+                self.average = 0.9 * self.average + 0.1 * loss.detach()
+            case "python":
+                loss = loss * (1 + random.random())
+            case "numpy":
+                loss = loss * (1 + np.random.rand())
+            case "mask":
+                loss = loss + batch[0][batch[0] > 0].mean()
+        return {"loss": loss * self.scale}
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("item", "it waits for the device (aten._local_scalar_dense.default)"),
+        ("mask", "it waits for the device (aten.index.Tensor)"),
+        ("count", "calls changes from step to step"),
+        ("buffer", "average changes from step to step"),
+        ("python", "it draws random numbers on the CPU"),
+        ("numpy", "it draws random numbers on the CPU"),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_model_that_cannot_be_captured(said, what, reason, accumulate):
+    states = []
+    for how in (None, RecordedGraph()):
+        random.seed(0)
+        np.random.seed(0)
+        step, state = drive(how, partial(Odd, what), OPTIMS["adam foreach"], pictures, accumulate=accumulate)
+        states.append(state)
+    assert step.refusal == reason
+    assert said() == [f"The step is not captured: {reason}."]
+    assert how.captures == 0
+    same(states[1], states[0], 1e-4)
+    assert all(state["step"].device == CPU for state in step.optimizer.state.values())
+
+
+def test_a_capture_that_fails_has_done_nothing(monkeypatch, said):
+    """The step is run as ever in its place, from the state before."""
+
+    class Failing(RecordedGraph):
+        def rehearse(self, function):
+            return function(), None
+
+    states = []
+    for how in (None, Failing()):
+        states.append(drive(how, partial(Odd, "item"), OPTIMS["adam"], pictures, accumulate=2)[1])
+    assert said()[0].startswith("The step is not captured: CUDA error: operation not permitted")
+    same(states[1], states[0], 1e-4)
+
+
+def test_batches_that_are_no_tensors(said):
+    step, _ = drive(RecordedGraph(), *_lists())
+    assert said() == ["The step is not captured: a batch is not of tensors on the device alone."]
+    assert step.refusal is not None
+
+
+def _lists():
+    class Model(MLP):
+        def train_step(self, batch):
+            return super().train_step((torch.as_tensor(batch[0].tolist()), batch[1]))
+
+    def data(count):
+        x, y = pictures(count)
+        return x.numpy(), y
+
+    return partial(Model, in_features=64, num_classes=3, hidden=[8]), OPTIMS["adam"], data
+
+
+def test_many_shapes(said):
+    model = MLP(in_features=4, num_classes=2, hidden=[4])
+    step = CapturedStep(
+        step_of(model, torch.optim.Adam(model.parameters(), fused=True)), RecordedGraph(), dict(model.named_modules())
+    )
+    for size in range(1, 12):
+        step((torch.randn(size, 4), torch.zeros(size, dtype=torch.int64)), 0, 1)
+    assert said() == ["The step is not captured: the batches have more than 8 shapes."]
+
+
+# -- what changes ------------------------------------------------------------------------------------------------------
+
+
+def changing(how, change, *, accumulate=1):
+    """Train, with a change in the middle."""
+    torch.manual_seed(0)
+    model = Odd("nothing")
+    optimizer = torch.optim.Adam(model.parameters(), fused=True, weight_decay=0.01)
+    step = step_of(model, optimizer, accumulate=accumulate)
+    step = step if how is None else CapturedStep(step, how, dict(model.named_modules()))
+    x, y = pictures(8)
+    losses = []
+    for iteration in range(60):
+        if iteration == 30:
+            change(model, optimizer, step)
+        losses.append(step((x, y), iteration, 60)["loss"])
+    return {"model": model.state_dict(), "losses": torch.stack(losses), "optimizer": optimizer.state_dict()}
+
+
+def scaled(model, optimizer, step):
+    model.scale = 3.0
+
+
+def decayed(model, optimizer, step):
+    optimizer.param_groups[0].update(weight_decay=0.3, lr=0.03)
+
+
+def frozen(model, optimizer, step):
+    next(model.parameters()).requires_grad_(False)
+
+
+def moved(model, optimizer, step):
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone() * 0.5
+
+
+def loaded(model, optimizer, step):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def guarded(model, optimizer, step):
+    step.precision = SkipNonFinite(step.precision, stacked=False, skipped=torch.zeros(1, dtype=torch.int64))
+
+
+def clipped(model, optimizer, step):
+    step.clip = make_clip(0.01, None)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("change", [scaled, decayed, frozen, moved, loaded, guarded, clipped])
+def test_a_change_is_followed(change, accumulate):
+    graph = RecordedGraph()
+    same(changing(graph, change, accumulate=accumulate), changing(None, change, accumulate=accumulate), 1e-4)
+    kinds = 1 if accumulate == 1 else 3
+    assert graph.captures == 2 * kinds
