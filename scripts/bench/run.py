@@ -34,6 +34,7 @@ CASES = (
     "sweep",
     "fused",
     "growth",
+    "ddp",
 )
 ON_CUDA = ("captured",)
 """Cases that are for a CUDA device, and no part of the page."""

@@ -140,6 +140,6 @@ def test_sides_that_start_processes_of_their_own(tmp_path: Path) -> None:
 
 def test_what_cases_there_are() -> None:
     """Every case of the list has a file, and every file is a case."""
-    from run import CASES
+    from run import CASES, ON_CUDA
 
-    assert set(CASES) == {path.stem for path in (BENCH / "cases").glob("*.py")} - {"__init__"}
+    assert {*CASES, *ON_CUDA} == {path.stem for path in (BENCH / "cases").glob("*.py")} - {"__init__"}

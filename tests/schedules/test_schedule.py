@@ -442,3 +442,16 @@ def test_every_scheduler_of_torch_has_its_durations_known() -> None:
 
 def test_the_examples_run() -> None:
     assert doctest.testmod(trainyard.schedules.schedule).failed == 0
+
+
+def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        schedule = Schedule(partial(MultiStepLR, milestones=[3, 83]), by="epoch")
+        schedule.bind(optimizer_of(), length=11)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "schedule.scheduler.milestones: 83 lies beyond the end of what it is for, at 11: it is not reached."
+    )
+    caplog.clear()
+    Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)
+    assert not caplog.records

@@ -68,8 +68,14 @@ class TorchMetric(Metric):
         if not isinstance(other, TorchMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
             raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")
-        if not isinstance(self.metric, nn.Module):
-            raise TrainyardError(f"{type(self.metric).__name__} is no metric of torchmetrics: it cannot be merged.")
+        if not isinstance(self.metric, nn.Module):  # an object that is like one
+            if not hasattr(self.metric, "merge_state"):
+                kind = type(self.metric).__name__
+                raise TrainyardError(
+                    f"{kind} is no metric of torchmetrics, and has no merge_state: it cannot be merged."
+                )
+            self.metric.merge_state(other.metric)
+            return
         self._merged += [copy.deepcopy(part) for part in (other.metric, *other._merged)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,6 +14,8 @@ from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCy
 
 from trainyard.errors import ConfigError
 from trainyard.schedules.standin import StandIn
+
+log = logging.getLogger(__name__)
 
 DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_size_up", "step_size_down")
 """Arguments of torch's schedulers that count in the unit: a whole number, a share of the run in (0, 1), or "auto"."""
@@ -118,6 +121,7 @@ class Part:
             ConfigError: torch's scheduler refuses its arguments, or would end before `length`.
         """
         keywords = {name: self._resolve(name, value, optimizer, length) for name, value in self.keywords.items()}
+        self._tell_beyond(keywords, length)
         try:
             scheduler = self.make(optimizer, **keywords)
         except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
@@ -133,6 +137,14 @@ class Part:
             accepted = f'"auto", or at least the {length} steps that it has to last'
             raise ConfigError(f"{self.key}.total_steps", scheduler.total_steps, accepted)
         return scheduler
+
+    def _tell_beyond(self, keywords: Mapping[str, Any], length: int) -> None:
+        """Say which lengths and milestones the run does not come to."""
+        for name, value in keywords.items() if self._torchs else ():
+            ends = value if name == "milestones" else [value] if name in DURATIONS and value is not None else []
+            for end in ends:
+                if end > length:
+                    _tell_once(f"{self.key}.{name}", end, length)
 
     def _resolve(self, name: str, value: Any, optimizer: StandIn, length: int) -> Any:
         if isinstance(value, str) and value == "auto":
@@ -158,6 +170,11 @@ def is_whole(value: Any, least: int) -> bool:
 
 def is_share(value: Any) -> bool:
     return is_number(value) and 0 < value < 1
+
+
+@functools.cache
+def _tell_once(key: str, end: int, length: int) -> None:
+    log.warning("schedule.%s: %d lies beyond the end of what it is for, at %d: it is not reached.", key, end, length)
 
 
 def positions(given: Sequence[float], length: int) -> list[int]:
