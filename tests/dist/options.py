@@ -187,6 +187,7 @@ def errors() -> Any:
     return {
         "class": refused(lambda: run("fsdp", {"wrap": ["Linaer"]})),
         "size": refused(lambda: run("fsdp", {"wrap": 10**9})),
+        "cpu_offload": refused(lambda: run("fsdp", {"cpu_offload": True})),
         "mixed_precision": refused(lambda: run("fsdp", {"mixed_precision": "bf61"})),
         "sync_batchnorm": refused(lambda: run("ddp", {"sync_batchnorm": True})),
         "bf16_compress": refused(lambda: run("ddp", {"bf16_compress": True})),

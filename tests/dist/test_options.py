@@ -106,6 +106,7 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
         ),
         ("size", "strategy.wrap: 1000000000 given; accepted: at most 508, the parameters of the largest module"),
         ("mixed_precision", "strategy.mixed_precision: 'bf61' given; accepted: one of fp32, bf16, fp16. Did you mean"),
+        ("cpu_offload", "strategy.cpu_offload: True given; accepted: false on the CPU"),
         ("sync_batchnorm", "strategy.sync_batchnorm: True given; accepted: false on the CPU"),
         ("bf16_compress", "strategy.bf16_compress: True given; accepted: false on the CPU"),
         ("batch_size", "batch_size: 1 given; accepted: at least 2, a row for each device"),

@@ -67,6 +67,11 @@ class FSDP(Distributed):
         self._mesh: DeviceMesh | None = None
         self._writers: Any = None
 
+    def begin(self, device: torch.device) -> torch.device:
+        if device.type == "cpu" and self.cpu_offload:
+            raise ConfigError("cpu_offload", True, "false on the CPU, where everything lies already")
+        return super().begin(device)
+
     def place(self, model: nn.Module) -> nn.Module:
         """The same model, sharded in place."""
         if self._writers is None:  # checkpoints are written from a thread, whose messages must not mix with others
