@@ -1,8 +1,8 @@
 """Several devices: what DDP costs one rank, and what further devices bring.
 
 One rank: the step of `step` and that of the small ResNet of `models`, on one device with and without DDP around it.
-Scaling: `train.py strategy=ddp` with a CNN on the digits at one batch size for all devices together, from the journal's
-first point to its last; on the CPU a device is a process with a core of its own.
+Scaling: `train.py strategy=ddp` with a ResNet on the digits at one batch size for all devices together, from the
+journal's first point to its last; on the CPU a device is a process with a core of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def tables(session: Session) -> Iterator[Table]:
     turns = {devices(count): partial(scaled, session, count) for count in counts}
     values, failed = take_turns_here(session, turns, warm=False)
     comparisons = [Comparison(name, devices(1)) for name in list(turns)[1:]]
-    yield Table("Scaling: CNN, batches of 256", "µs an iteration", values, failed, comparisons)
+    yield Table("Scaling: ResNet, batches of 256", "µs an iteration", values, failed, comparisons)
 
 
 def devices(count: int) -> str:
@@ -50,16 +50,16 @@ def devices(count: int) -> str:
 def scaled(session: Session, count: int) -> float:
     """µs an iteration of a training on so many devices."""
     with tempfile.TemporaryDirectory(dir=session.folder) as folder:
-        epochs = session.size(10, 3)
+        iterations = session.size(60, 20)
         command = [
             *(sys.executable, str(environment.ROOT / "train.py"), "strategy=ddp", f"strategy.devices={count}"),
-            *("model=cnn", "data.batch_size=256", f"loop.max_epochs={epochs}", "tracker=none", "hook=default"),
-            *(f"device={session.device}", "hook.logger.interval=1", f"hydra.run.dir={folder}/run"),
+            *("model=resnet", "data.batch_size=256", "loop=iter", f"loop.max_iters={iterations}", "tracker=none"),
+            *(f"device={session.device}", "hook=default", "loop.val_interval=1000", f"hydra.run.dir={folder}/run"),
         ]
         threads = {"OMP_NUM_THREADS": "1"} if session.device == "cpu" else {}
         subprocess.run(command, cwd=folder, env=os.environ | threads, check=True, capture_output=True)
         journal = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8")
         records = [json.loads(line) for line in journal.splitlines()]
         points = [(record["time"], record["step"]) for record in records if "train/loss" in record.get("values", {})]
-        (begin, first), (end, last) = points[1], points[-1]
+        (begin, first), (end, last) = points[0], points[-1]
         return 1e6 * (end - begin) / (last - first)

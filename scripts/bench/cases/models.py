@@ -18,7 +18,7 @@ from work import Work
 
 def tables(session: Session) -> Iterator[Table]:
     for kind, title, samples in (
-        ("images", "Step of a small ResNet", 1280),
+        ("images", "Step of a small ResNet", 3200),
         ("text", "Step of a small transformer", 2560),
     ):
         work = Work(kind, session.size(samples, 128), 32, session.size(1, 1), device=session.device)
