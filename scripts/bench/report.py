@@ -85,7 +85,11 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield "The sides of a table take turns, in an order that changes, in one session. A figure is the median over the"
     yield "rounds; ratios are taken round by round."
     for name, case in figures["cases"].items():
-        first = case["tables"][0]["title"] if len(case["tables"]) == 1 else {"ddp": "Several devices"}.get(name, name.capitalize())
+        first = (
+            case["tables"][0]["title"]
+            if len(case["tables"]) == 1
+            else {"ddp": "Several devices"}.get(name, name.capitalize())
+        )
         yield ""
         yield f"## {first}"
         yield ""
