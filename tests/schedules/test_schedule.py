@@ -7,7 +7,6 @@ import doctest
 import inspect
 import io
 import time
-import timeit
 import warnings
 from functools import partial
 from pathlib import Path
@@ -370,13 +369,6 @@ def test_a_resume_far_into_a_run_is_quick() -> None:
         assert row == expected
     assert min(taken) < 0.1
     assert second.row(index + BLOCK) == first.row(index + BLOCK)
-
-
-def test_reading_a_row_costs_next_to_nothing() -> None:
-    schedule = from_conf("onecycle")
-    schedule.bind(optimizer_of(), length=BLOCK)
-    schedule.row(5)
-    assert min(timeit.repeat(lambda: schedule.row(5), number=20_000, repeat=7)) / 20_000 < 0.3e-6
 
 
 def test_another_configuration_passes_the_state_over() -> None:
