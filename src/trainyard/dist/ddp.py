@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from trainyard.dist.distributed import Distributed
 from trainyard.errors import ConfigError
 
 
+@dataclass(kw_only=True, eq=False)
 class DDP(Distributed):
     """torch's `DistributedDataParallel`.
 
@@ -32,26 +34,14 @@ class DDP(Distributed):
 
     own_gradients = True
 
-    def __init__(
-        self,
-        devices: int | str = "auto",
-        launcher: str = "auto",
-        min_devices: int | None = None,
-        backend: str = "auto",
-        port: int | None = None,
-        timeout: float = 600.0,
-        find_unused_parameters: bool = False,
-        static_graph: bool = False,
-        gradient_as_bucket_view: bool = True,
-        sync_batchnorm: bool = False,
-        bf16_compress: bool = False,
-    ) -> None:
-        super().__init__(devices, launcher, min_devices, backend, port, timeout)
-        self.find_unused_parameters = find_unused_parameters
-        self.static_graph = static_graph
-        self.gradient_as_bucket_view = gradient_as_bucket_view
-        self.sync_batchnorm = sync_batchnorm
-        self.bf16_compress = bf16_compress
+    find_unused_parameters: bool = False
+    static_graph: bool = False
+    gradient_as_bucket_view: bool = True
+    sync_batchnorm: bool = False
+    bf16_compress: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._ddp: DistributedDataParallel | None = None
 
     def begin(self, device: torch.device) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from trainyard.metrics.ranks import RankMetric
 T = TypeVar("T")
 
 
+@dataclass(kw_only=True, eq=False)
 class Distributed(Strategy):
     """One process a device, in one `torch.distributed` process group.
 
@@ -37,27 +39,23 @@ class Distributed(Strategy):
         ConfigError: a value that cannot be.
     """
 
-    def __init__(
-        self,
-        devices: int | str = "auto",
-        launcher: str = "auto",
-        min_devices: int | None = None,
-        backend: str = "auto",
-        port: int | None = None,
-        timeout: float = 600.0,
-    ) -> None:
-        if devices != "auto" and (type(devices) is not int or devices < 1):
-            raise ConfigError("devices", devices, "a whole number of at least 1, or auto: every GPU of this machine")
-        if min_devices is not None and (type(min_devices) is not int or min_devices < 1):
-            raise ConfigError("min_devices", min_devices, "a whole number of at least 1, or null to end with the rank")
-        if not (isinstance(timeout, int | float) and timeout > 0):
-            raise ConfigError("timeout", timeout, "a number of seconds above 0")
-        self.devices = devices
-        self.launcher = launcher
-        self.min_devices = min_devices
-        self.backend = backend
-        self.port = port
-        self.timeout = float(timeout)
+    devices: int | str = "auto"
+    launcher: str = "auto"
+    min_devices: int | None = None
+    backend: str = "auto"
+    port: int | None = None
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and (type(self.devices) is not int or self.devices < 1):
+            accepted = "a whole number of at least 1, or auto: every GPU of this machine"
+            raise ConfigError("devices", self.devices, accepted)
+        if self.min_devices is not None and (type(self.min_devices) is not int or self.min_devices < 1):
+            accepted = "a whole number of at least 1, or null to end with the rank"
+            raise ConfigError("min_devices", self.min_devices, accepted)
+        if not (isinstance(self.timeout, int | float) and self.timeout > 0):
+            raise ConfigError("timeout", self.timeout, "a number of seconds above 0")
+        self.timeout = float(self.timeout)
         self._weight: Callable[[], float] = lambda: 1.0
 
     def begin(self, device: torch.device) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainyard.errors import ConfigError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(kw_only=True, eq=False)
 class FSDP(Distributed):
     """torch's `fully_shard` (FSDP2).
 
@@ -44,26 +46,17 @@ class FSDP(Distributed):
 
     gathers = True
 
-    def __init__(
-        self,
-        devices: int | str = "auto",
-        launcher: str = "auto",
-        min_devices: int | None = None,
-        backend: str = "auto",
-        port: int | None = None,
-        timeout: float = 600.0,
-        wrap: Sequence[str] | int | None = None,
-        reshard_after_forward: bool = True,
-        mixed_precision: str | Mapping[str, str] | None = None,
-        cpu_offload: bool = False,
-    ) -> None:
-        super().__init__(devices, launcher, min_devices, backend, port, timeout)
-        if isinstance(wrap, bool | str) or (isinstance(wrap, int) and wrap < 1):
-            raise ConfigError("wrap", wrap, "a list of module classes, a number of parameters of at least 1, or null")
-        self.wrap = wrap
-        self.reshard_after_forward = reshard_after_forward
-        self.mixed_precision = _policy(mixed_precision)
-        self.cpu_offload = cpu_offload
+    wrap: Sequence[str] | int | None = None
+    reshard_after_forward: bool = True
+    mixed_precision: str | Mapping[str, str] | None = None
+    cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.wrap, bool | str) or (isinstance(self.wrap, int) and self.wrap < 1):
+            accepted = "a list of module classes, a number of parameters of at least 1, or null"
+            raise ConfigError("wrap", self.wrap, accepted)
+        self._policy = _policy(self.mixed_precision)
         self._mesh: DeviceMesh | None = None
         self._writers: Any = None
 
@@ -106,7 +99,7 @@ class FSDP(Distributed):
             module,
             mesh=self._mesh,
             reshard_after_forward=self.reshard_after_forward,
-            mp_policy=self.mixed_precision,
+            mp_policy=self._policy,
             offload_policy=CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
         )
 

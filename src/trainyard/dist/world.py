@@ -83,16 +83,6 @@ def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> Wo
     return {"auto": _pytorch, "pytorch": _pytorch, "slurm": _slurm, "mpi": _mpi}[launcher](environ)
 
 
-def is_follower(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether any launcher that there is would take this process for a rank other than the first.
-
-    It need not be one: Slurm starts processes that have nothing to do with each other, too.
-    """
-    environ = os.environ if environ is None else environ
-    names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-    return any(environ.get(name, "0") not in ("", "0") for name in names)
-
-
 def _pytorch(environ: Mapping[str, str]) -> World:
     rank, size, address, port = _required("pytorch", environ, _PYTORCH, "torchrun … train.py …")
     return World(int(rank), int(size), int(environ.get("LOCAL_RANK", rank)), address, int(port))
@@ -199,20 +189,6 @@ def leave() -> None:
         dist.destroy_process_group()
     _joined = None
     _stores.clear()
-
-
-def joined() -> World | None:
-    """The rank that this process is; None outside a group that `join` made."""
-    return _joined
-
-
-def broadcast_object(value: T) -> T:
-    """What rank 0 gave; every rank must call it. Without a group the value itself."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
-    return box[0]
 
 
 def gather_objects(value: T) -> list[T]:

@@ -90,8 +90,7 @@ class CapturedStep(AccumulatedStep):
         if self._is_measured():
             with self._placed():
                 return super().__call__(batch, position, total)
-        within = position % self.accumulate
-        size = min(self.accumulate, total - (position - within))
+        within, size = self.group(position, total)
         place = Place(within == 0, within + 1 == size, size)
         captured = self._captured.get((shape, place))
         if captured is None:

@@ -229,16 +229,19 @@ class AccumulatedStep(Step):
         self._no_sync = no_sync
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
-        if (position + 1) % self.accumulate == 0 or position + 1 == total:
+        within, size = self.group(position, total)
+        with nullcontext() if within + 1 == size else self._no_sync():
             return super().__call__(batch, position, total)
-        with self._no_sync():
-            return super().__call__(batch, position, total)
+
+    def group(self, position: int, total: int) -> tuple[int, int]:
+        """The number of a batch within its group, from 0, and how many batches that group has."""
+        within = position % self.accumulate
+        return within, min(self.accumulate, total - (position - within))
 
     def learn(
         self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        within = position % self.accumulate
-        size = min(self.accumulate, total - (position - within))
+        within, size = self.group(position, total)
         loss = total_loss(losses)
         self.precision.backward(loss / size, inputs)
         outputs = self.outputs(losses, loss)
