@@ -9,6 +9,7 @@ import os
 import torch
 
 from trainyard.errors import ConfigError
+from trainyard.runner.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Env:
         deterministic: only kernels that give the same bits on every run; slower on CUDA. An operation that has none
             raises an error that names it.
         cudnn_benchmark: let cuDNN time its algorithms for the shapes it meets; ignored when deterministic.
+        keep_memory: memory of the host that a step frees stays with the process for the next step, in place of going
+            back to the system and coming again page by page. It is for the process from then on.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -43,6 +46,7 @@ class Env:
         start_method: str | None = None,
         deterministic: bool = False,
         cudnn_benchmark: bool = True,
+        keep_memory: bool = True,
     ) -> None:
         self.threads = _count("threads", threads)
         self.interop_threads = _count("interop_threads", interop_threads)
@@ -57,9 +61,12 @@ class Env:
         self.start_method = start_method
         self.deterministic = deterministic
         self.cudnn_benchmark = cudnn_benchmark
+        self.keep_memory = keep_memory
 
     def apply(self) -> None:
         """Set them for this process."""
+        if self.keep_memory:
+            keep_freed_memory()
         for name, value in self.variables.items():
             if value is not None:
                 os.environ[name] = str(value)

@@ -1,0 +1,45 @@
+"""Memory that a step frees stays with the process: counted in page faults, each time in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is what is set here")
+
+FREED_AND_TAKEN_AGAIN = """
+import resource
+import torch
+from trainyard.runner import Env
+Env(keep_memory={keep}).apply()
+
+def step():
+    torch.ones(10_000_000)  # by itself glibc maps blocks of more than 32 MiB each time
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(keep, **variables):
+    inherited = {key: value for key, value in os.environ.items() if "MALLOC" not in key and key != "GLIBC_TUNABLES"}
+    environment = {**inherited, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN.format(keep=keep)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return int(done.stdout)
+
+
+def test_a_step_takes_no_new_pages():
+    assert page_faults(keep=True) < 1_000
+    assert page_faults(keep=False) > 50_000
+
+
+@pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_what_the_user_says_stands(variable):
+    value = "131072" if variable.startswith("MALLOC") else "glibc.malloc.trim_threshold=131072"
+    assert page_faults(keep=True, **{variable: value}) > 50_000
