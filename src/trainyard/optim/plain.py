@@ -15,6 +15,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from trainyard.optim.fused_adam import FusedAdam
+
 _OURS = ("torch.optim.", "trainyard.optim.", "trainyard.fused.optim.")
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _REGISTERS = ("register_step_pre_hook", "register_step_post_hook")
@@ -51,7 +53,7 @@ class PlainStep:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         hooked = any(getattr(optimizer, hooks, None) for hooks in _HOOKS)
-        self._step = optimizer.step if hooked else method(optimizer, "step")
+        self._step: Callable[..., Any] = optimizer.step if hooked else _step(optimizer)
         for name in _REGISTERS:
             setattr(optimizer, name, partial(self._register, getattr(optimizer, name)))
 
@@ -61,3 +63,8 @@ class PlainStep:
     def _register(self, register: Callable[..., Any], hook: Callable[..., Any]) -> Any:
         self._step = self.optimizer.step
         return register(hook)
+
+
+def _step(optimizer: Optimizer) -> Callable[..., Any]:
+    step = method(optimizer, "step")
+    return FusedAdam(optimizer, step) if FusedAdam.takes(optimizer) else step
