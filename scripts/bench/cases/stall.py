@@ -3,8 +3,8 @@ moments).
 
 Timed around what each side does at the end of an iteration in which it saves; the median of the saves of a run. For
 Trainyard that is the checkpoint hook, which copies the state and leaves the writing, its checksum and the flush to
-disk to a thread; its first save also makes the memory for the copy, and is a row of its own. The others write before
-they go on: `torch.save` in a plain loop, `Trainer.save_checkpoint`, `Runner.save_checkpoint`.
+disk to a thread; the first save, for whose copy another thread has made the memory ready, is a row of its own. The
+others write before they go on: `torch.save` in a plain loop, `Trainer.save_checkpoint`, `Runner.save_checkpoint`.
 """
 
 from __future__ import annotations

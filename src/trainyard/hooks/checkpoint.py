@@ -106,17 +106,15 @@ class Checkpoint(Hook):
                 self._others.forget_missing(index, member)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if not self._reserved:
+            self._reserved = True
+            self._reserve(runner)
         if self._unit == "iter" and self._due(runner) and not runner.train_loop.val_due:
             self._save(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._unit == "epoch" and self._due(runner) and not runner.train_loop.val_due:
             self._save(runner)
-
-    def before_val(self, runner: Runner) -> None:
-        if runner.training and not self._reserved:
-            self._reserved = True
-            self._reserve(runner)
 
     def after_val(self, runner: Runner) -> None:
         if not runner.training:
@@ -164,7 +162,7 @@ class Checkpoint(Hook):
         return runner.iter == runner.epoch * len(runner.loader("train"))
 
     def _reserve(self, runner: Runner) -> None:
-        """Behind the first validation, make ready the memory for the first checkpoint."""
+        """Once the optimiser has a state, make ready the memory for the first checkpoint while the training goes on."""
         size = sum(parameter.nbytes for parameter in runner.model.parameters())
         if runner.work_dir is not None and size >= _WORTH_RESERVING:
             averages = [solo.eval_model.state_dict() for solo in runner.solos if solo.eval_model is not solo.model]
