@@ -16,7 +16,8 @@ class Accuracy(SumMetric):
 
     Outputs `[B, ..., C]` (logits or probabilities), target `[B, ...]`. Of equal outputs the class of the lower index
     comes first, as in `argmax`. Where `k` exceeds the number of classes, every sample counts as right. An output that
-    is NaN outranks every number, and a NaN for the right class is wrong, so a model that diverged does not shine.
+    is NaN outranks every number, and a NaN for the right class is wrong, so a model that diverged does not shine. A
+    target that is no class, and not `ignore_index`, is never right.
 
     Args:
         topk: a number: `compute` gives one value. A list: it gives `{"accuracy": ..., "top5": ...}`, where `accuracy`
@@ -33,17 +34,40 @@ class Accuracy(SumMetric):
         self.single = isinstance(topk, int)
         self.ignore_index = ignore_index
         self.names = {"accuracy" if k == 1 else f"top{k}": k for k in ks}
+        self.largest = max(ks)
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Samples that are right at each k, and samples, as int64."""
+        return self._sums(outputs, target, None)
+
+    def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The same for each member."""
+        return self._sums(outputs, target.expand(outputs.shape[:-1]), tuple(range(1, outputs.ndim - 1)))
+
+    def _sums(self, outputs: Tensor, target: Tensor, axes: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """Summed over these axes of the target, None for all."""
         counts = target != self.ignore_index
-        index = target.clamp(min=0).unsqueeze(-1)
+        hits = self._first(outputs, target) if self.largest == 1 else self._ranked(outputs, target)
+        if self.ignore_index >= 0:  # else it is no class, which is never right
+            hits = [hit & counts for hit in hits]
+        # Of booleans a count is faster than a sum.
+        sums = {name: hit.count_nonzero(axes) for name, hit in zip(self.names, hits, strict=True)}
+        return {**sums, "count": counts.count_nonzero(axes)}
+
+    def _first(self, outputs: Tensor, target: Tensor) -> list[Tensor]:
+        """Which samples are right at k = 1, where nobody asks for more."""
+        highest, first = outputs.max(-1)
+        return [(first == target) & (highest == highest)]  # NaN is not equal to itself
+
+    def _ranked(self, outputs: Tensor, target: Tensor) -> list[Tensor]:
+        """Which samples are right at each k, by how many classes come after the right one, which itself counts too."""
+        size = outputs.shape[-1]
+        index = target.clamp(0, size - 1)
+        is_class, index = index == target, index.unsqueeze(-1)
         right = outputs.gather(-1, index)
-        classes = torch.arange(outputs.shape[-1], device=outputs.device)
-        before = ~(outputs <= right) | ((outputs == right) & (classes < index))
-        rank = before.sum(-1)
-        sums = {name: ((rank < k) & counts).sum() for name, k in self.names.items()}
-        return {**sums, "count": counts.sum()}
+        classes = torch.arange(size, device=outputs.device)
+        after = ((outputs < right) | ((outputs == right) & (classes >= index))).sum(-1)
+        return [(after > size - k) & is_class for k in self.names.values()]
 
     def compute(self) -> Result:
         """In [0, 1], float64."""

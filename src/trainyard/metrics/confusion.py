@@ -16,13 +16,25 @@ class ConfusionMatrix(SumMetric):
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The counts of a batch, int64."""
-        classes = torch.arange(outputs.shape[-1], device=outputs.device)
-        true = (target.reshape(-1, 1) == classes).float()
-        predicted = (outputs.argmax(-1).reshape(-1, 1) == classes).float()
-        # A product of indicators needs neither a scatter (not deterministic on CUDA) nor a bincount (waits for the
-        # device); float32 counts exactly up to 2^24 targets a batch.
-        return {"matrix": (true.T @ predicted).long()}
+        return {"matrix": _counts(outputs.argmax(-1).flatten(), target.flatten(), outputs.shape[-1])}
+
+    def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The same for each member."""
+        predicted = outputs.argmax(-1)
+        true = target.expand(predicted.shape).flatten(1)
+        return {"matrix": _counts(predicted.flatten(1), true, outputs.shape[-1])}
 
     def compute(self) -> Tensor:
         """`[C, C]`, or `[K, C, C]` for K members, int64."""
         return self.total("matrix")
+
+
+def _counts(predicted: Tensor, true: Tensor, size: int) -> Tensor:
+    """`[N]` and `[N]` to `[C, C]`, or `[K, N]` and `[K, N]` to `[K, C, C]`.
+
+    A product of indicators needs neither a scatter (not deterministic on CUDA) nor a bincount (waits for the device);
+    float32 counts exactly up to 2^24 targets a batch.
+    """
+    classes = torch.arange(size, device=true.device)
+    rows, columns = ((index.unsqueeze(-1) == classes).float() for index in (true, predicted))
+    return (rows.mT @ columns).long()

@@ -25,9 +25,21 @@ class CrossEntropy(SumMetric):
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The summed negative log-likelihood (float64) and the number of targets."""
-        logits = outputs.flatten(0, -2).to(torch.promote_types(outputs.dtype, torch.float32))
-        nll = F.cross_entropy(logits, target.flatten(), ignore_index=self.ignore_index, reduction="none")
-        return {"nll": nll.sum(dtype=torch.float64), "count": (target != self.ignore_index).sum()}
+        nll = self._nll(outputs, target).sum(dtype=torch.float64)
+        return {"nll": nll, "count": (target != self.ignore_index).count_nonzero()}
+
+    def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The same for each member."""
+        target = target.expand(outputs.shape[:-1])
+        nll = self._nll(outputs, target).view(target.shape).flatten(1).sum(1, dtype=torch.float64)
+        return {"nll": nll, "count": (target != self.ignore_index).flatten(1).count_nonzero(1)}
+
+    def _nll(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Of each target, in one axis; 0 for those that count for nothing."""
+        logits = outputs.flatten(0, -2)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        return F.cross_entropy(logits, target.flatten(), ignore_index=self.ignore_index, reduction="none")
 
     def compute(self) -> Tensor:
         """Nats per sample, float64."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,8 @@ from trainyard.batch import target_of
 from trainyard.errors import ConfigError, TrainyardError
 
 Result = Tensor | dict[str, Tensor]
+
+NOTHING = nullcontext()
 
 
 class Metric(ABC):
@@ -74,7 +77,7 @@ class Metric(ABC):
                     f"this batch. The class axis must not change; with a leading axis of members, set `members`."
                 )
             else:
-                self.state[key] = held + value.to(held.device)
+                self.state[key] = held + (value if value.device == held.device else value.to(held.device))
 
     def total(self, key: str) -> Tensor:
         """The entry of the state under `key`.
@@ -92,6 +95,7 @@ class SumMetric(Metric):
 
     A subclass writes `sums` and `compute`. The outputs of K members, `[K, ...]`, are given to `sums` one member at a
     time, as `torch.vmap` sees it, so a subclass need not know of members; the target may be `[K, B]` or shared, `[B]`.
+    Where that is too slow it writes `stacked_sums` too.
     """
 
     stackable = True
@@ -101,6 +105,18 @@ class SumMetric(Metric):
     @abstractmethod
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The sums over one batch: outputs `[B, ..., C]` and target `[B, ...]` (without a class axis: of one shape)."""
+
+    def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or shared, `[B, ...]`."""
+        shared = target.ndim == outputs.ndim - self.class_axis - 1
+        sums: dict[str, Tensor] = torch.vmap(self.sums, in_dims=(0, None if shared else 0))(outputs, target)
+        return sums
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class that writes `sums` anew does not inherit what another has in its place for a stack."""
+        super().__init_subclass__(**kwargs)
+        if "sums" in vars(cls) and "stacked_sums" not in vars(cls):
+            setattr(cls, "stacked_sums", SumMetric.stacked_sums)  # noqa: B010 (a type checker refuses to assign it)
 
     def process(self, batch: Any, outputs: Any) -> None:
         """Adds the sums over a batch; the target is found by `trainyard.batch.target_of`."""
@@ -116,11 +132,9 @@ class SumMetric(Metric):
             raise self._mismatch(outputs, target)
         if target.device != outputs.device:
             target = target.to(outputs.device)
-        with torch.no_grad():
-            if shared or self.members is not None:
-                self.add(torch.vmap(self.sums, in_dims=(0, None if shared else 0))(outputs, target))
-            else:
-                self.add(self.sums(outputs, target))
+        with torch.no_grad() if torch.is_grad_enabled() else NOTHING:  # a loop has it off, and to enter costs
+            stacked = shared or self.members is not None
+            self.add(self.stacked_sums(outputs, target) if stacked else self.sums(outputs, target))
 
     def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"

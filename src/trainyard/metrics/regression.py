@@ -19,8 +19,13 @@ class _MeanError(SumMetric):
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The summed error (float64) and the number of numbers."""
-        error = self.error(outputs.double() - target.double()).sum()
+        error = self.error(outputs.double() - target).sum()
         return {"error": error, "count": torch.full_like(error, outputs.numel(), dtype=torch.int64)}
+
+    def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The same for each member."""
+        error = self.error(outputs.double() - target).flatten(1).sum(1)
+        return {"error": error, "count": torch.full_like(error, outputs[0].numel(), dtype=torch.int64)}
 
     def compute(self) -> Tensor:
         """At least 0, float64."""
