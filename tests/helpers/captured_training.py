@@ -85,6 +85,8 @@ def drive(how, model, optim, data, *, schedule=None, epochs=3, batch=6, device="
     rows = Schedule(SCHEDULES[schedule]) if schedule else None
     if rows is not None:
         rows.bind(optimizer, length=sum(map(len, epochs)))
+        if how is not None:
+            step.foresee(lambda: rows.ahead(iteration))
     outputs, iteration = [], 0
     for epoch in epochs:
         for position, data_batch in enumerate(epoch):

@@ -97,7 +97,7 @@ class RecordedGraph:
             raise Uncapturable(str(error)) from error
         finally:
             with torch.no_grad():
-                for tensor, before in recording.before:
+                for tensor, before in reversed(recording.before):  # several may be views of one memory
                     tensor.copy_(before)
             torch.set_rng_state(drawn)
         self.captures += 1

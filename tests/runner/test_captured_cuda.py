@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from captured_training import MODELS, OPTIMS, UNCAPTURABLE, drive, pictures, rehearsed, same, step_of
+from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, rehearsed, same, step_of
 
 from trainyard.hooks import EMA, Hook, ParamSchedule
 from trainyard.models import MLP
-from trainyard.runner import Env, Runner, captured_step
+from trainyard.runner import Env, Runner, captured_step, rate_table
 from trainyard.runner.captured_step import CapturedStep
 from trainyard.runner.fused import FusedRunner
 from trainyard.runner.graph import CudaGraph
@@ -161,6 +161,36 @@ def test_no_replay_waits(parts):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert outputs["loss"].is_cuda
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adam", "adam foreach"])
+def test_rates_from_a_table_are_those_that_the_host_sends(monkeypatch, optim):
+    """And no step waits, not even for the next rows of the table, or where a rate is set by hand."""
+    monkeypatch.setattr(rate_table, "ROWS", 16)
+
+    def trained(foreseen):
+        torch.manual_seed(0)
+        model = MLP(in_features=64, num_classes=3, hidden=[8]).to(CUDA)
+        optimizer = OPTIMS[optim](model.parameters())
+        rows, index = Schedule(SCHEDULES["cosine"]), 0
+        rows.bind(optimizer, length=60)
+        step = CapturedStep(step_of(model, optimizer), CudaGraph(torch.device(CUDA)), dict(model.named_modules()))
+        if foreseen:
+            step.foresee(lambda: rows.ahead(index))
+        batch, losses = tuple(part.to(CUDA) for part in pictures(6)), []
+        for index in range(60):
+            optimizer.param_groups[0].update(rows.row(index)[0])
+            if 30 <= index < 33:
+                optimizer.param_groups[0]["lr"] *= 0.5
+            torch.cuda.set_sync_debug_mode("error" if index > captured_step.WARM_UP else "default")
+            try:
+                losses.append(step(batch, index, 60)["loss"])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert step._captured
+        return {"losses": torch.stack(losses), "model": model.state_dict()}
+
+    same(trained(True), trained(False))
 
 
 @pytest.mark.parametrize("capture", ["auto", True, False])

@@ -447,3 +447,17 @@ def test_what_lies_beyond_the_run_is_said_once(caplog: pytest.LogCaptureFixture)
     caplog.clear()
     Schedule(partial(CosineAnnealingLR, T_max=11), by="epoch").bind(optimizer_of(), length=11)
     assert not caplog.records
+
+
+@given(length=st.integers(1, 2500), index=st.integers(0, 2600), groups=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_rows_ahead_are_the_rows(length: int, index: int, groups: int) -> None:
+    """And to ask for them makes no more of the table than the row itself does."""
+    schedule, other = (Schedule(partial(CosineAnnealingLR, T_max="auto"), by="iter") for _ in range(2))
+    for each in (schedule, other):
+        each.bind(optimizer_of(lrs=[0.1] * groups), length=length)
+    ahead = schedule.ahead(index)
+    assert len(ahead) >= 1
+    expected = [other.row(place) for place in range(index, index + len(ahead))]
+    assert list(ahead) == expected
+    assert schedule.state_dict()["first"] == min(index, length - 1) // (rows := max(BLOCK // groups, 64)) * rows

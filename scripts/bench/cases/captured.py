@@ -1,9 +1,9 @@
 """The captured step on a CUDA device: time of an iteration from the second epoch on, when everything is captured.
 
-The MLP is the one of `step`; the plain loops have the fused Adam, over a `DataLoader` as tutorials write it, or over
-data on the device, eager or with a model compiled in the mode that has CUDA graphs. The small ResNet trains in bf16
-with channels last, on both sides. The fused groups differ in learning rate and seed; alone is one such job, and a
-sweep without fusing is one after the other.
+The MLP is the one of `step`; one run has a learning rate for each step, which the graph takes from a table. The plain
+loops have the fused Adam, over a `DataLoader` as tutorials write it, or over data on the device, eager or with a model
+compiled in the mode that has CUDA graphs. The small ResNet trains in bf16 with channels last, on both sides. The fused
+groups differ in learning rate and seed; alone is one such job, and a sweep without fusing is one after the other.
 """
 
 from __future__ import annotations
@@ -34,12 +34,19 @@ OURS, EAGER, PLAIN, RESIDENT = (
     "plain PyTorch, resident data",
 )
 COMPILED = "plain PyTorch, compiled"
+SCHEDULED = "trainyard, captured, a rate a step"
+COSINE = {
+    "_target_": "trainyard.schedules.Schedule",
+    "scheduler": {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True, "T_max": "auto"},
+    "by": "iter",
+}
 
 
 def tables(session: Session) -> Iterator[Table]:
     work = Work(epochs=session.size(21, 2), device=session.device)
     sides: dict[str, Turn] = {
         OURS: partial(trainyard, work, session.folder),
+        SCHEDULED: partial(trainyard, work, session.folder, schedule=COSINE),
         EAGER: partial(trainyard, work, session.folder, capture=False),
         PLAIN: partial(plain, work, resident=False),
         RESIDENT: partial(plain, work),

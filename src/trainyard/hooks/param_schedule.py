@@ -6,6 +6,7 @@ from typing import Any
 
 from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
+from trainyard.schedules import Schedule
 
 
 class ParamSchedule(Hook):
@@ -21,6 +22,9 @@ class ParamSchedule(Hook):
         schedule = runner.schedule
         self._by_iter = schedule is not None and (schedule.by or runner.train_loop.unit) == "iter"
         self._by_epoch = schedule is not None and not self._by_iter
+        foresee = getattr(runner.step, "foresee", None)  # of a captured step
+        if foresee is not None and self._by_iter and isinstance(schedule, Schedule) and not schedule.constant:
+            foresee(lambda: schedule.ahead(runner.iter))
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:

@@ -30,7 +30,7 @@ class EnergyDistance(Metric):
             return (torch.cdist(one, other) * weights).sum() / weights.sum().clamp_min(1)
 
         distance = 2 * mean(made, real, same) - mean(made, made, others) - mean(real, real, others)
-        self.add({"distance": distance * len(y), "count": torch.tensor(len(y), device=same.device)})
+        self.add({"distance": distance * len(y), "count": y.new_full((), len(y), dtype=torch.int64)})
 
     def compute(self) -> Tensor:
         """The distance, float64."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from trainyard.models.base import total_loss
 from trainyard.runner.graph import CudaGraph, Graph, Uncapturable
+from trainyard.runner.nest import filled, shape_of
 from trainyard.runner.optimizer_numbers import Numbers, numbers_of, uncaptured_update
+from trainyard.runner.rate_table import Foresight
 from trainyard.runner.stacked_step import StackedScaledAutocast
 from trainyard.runner.step import AccumulatedStep, Autocast, Precision, Step
 from trainyard.runner.surroundings import Surroundings
@@ -73,6 +75,7 @@ class CapturedStep(AccumulatedStep):
         self._surroundings = Surroundings(modules)
         self._device = self.parameters[0].device
         self._numbers: Numbers | None = None
+        self._foresight: Foresight | None = None
         self._own_clip = self._other_clip = self.clip
         self._shapes: set[Hashable] = set()
         self._hasty = self._replays = 0
@@ -83,13 +86,22 @@ class CapturedStep(AccumulatedStep):
         if self.refusal is not None:
             return super().__call__(batch, position, total)
         tensors: list[Tensor] = []
-        shape = _shape(batch, tensors, self._device)
+        shape = shape_of(batch, tensors, self._device)
         self._look(shape)
         if self.refusal is not None:
             return super().__call__(batch, position, total)
         if self._is_measured():
             with self._placed():
-                return super().__call__(batch, position, total)
+                self._advance()
+                outputs = super().__call__(batch, position, total)
+        else:
+            outputs = self._run(batch, tensors, shape, position, total)
+        if self._numbers is not None:
+            self._numbers.stepped()
+        return outputs
+
+    def _run(self, batch: Any, tensors: list[Tensor], shape: Hashable, position: int, total: int) -> dict[str, Tensor]:
+        """A step that is captured, or will be."""
         within, size = self.group(position, total)
         place = Place(within == 0, within + 1 == size, size)
         captured = self._captured.get((shape, place))
@@ -103,6 +115,12 @@ class CapturedStep(AccumulatedStep):
                 self._refuse(str(error))
                 return super().__call__(batch, position, total)
         return self._replay(captured, tensors, place)
+
+    def foresee(self, foresight: Foresight) -> None:
+        """Take the learning rates from a table on the device, which `foresight` fills ahead."""
+        self._foresight = foresight
+        self._leave_numbers()
+        self._forget()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -150,7 +168,7 @@ class CapturedStep(AccumulatedStep):
             elif (reason := uncaptured_update(self.optimizer)) is not None:
                 self._leave_update(reason)
             else:
-                self._numbers = self._numbers or numbers_of(self.optimizer, self._device)
+                self._numbers = self._numbers or numbers_of(self.optimizer, self._device, self._foresight)
                 self._numbers.refresh()
                 self._numbers.take()
 
@@ -202,6 +220,7 @@ class CapturedStep(AccumulatedStep):
 
     def _work(self, batch: Any, place: Place) -> dict[str, Tensor]:
         """What is captured of a step."""
+        self._advance()
         losses = self.precision.forward(self.train_step, batch)
         loss = total_loss(losses)
         self.precision.backward(loss / place.size)
@@ -210,6 +229,11 @@ class CapturedStep(AccumulatedStep):
             with self._placed():
                 outputs |= self._update()
         return outputs
+
+    def _advance(self) -> None:
+        """Let the numbers of this step be where the optimiser reads them."""
+        if self._numbers is not None:
+            self._numbers.advance()
 
     def _placed(self) -> AbstractContextManager[None]:
         """Inside the block the optimiser steps as it does in a graph, where it is captured."""
@@ -236,7 +260,7 @@ class CapturedStep(AccumulatedStep):
 
     def _capture(self, batch: Any, tensors: list[Tensor], place: Place) -> _Captured:
         inputs = [tensor.clone() for tensor in tensors]
-        batch = _filled(batch, iter(inputs))
+        batch = filled(batch, iter(inputs))
         before = [parameter.grad for parameter in self.parameters]
         if place.alone:
             self._set_gradients([None] * len(before))
@@ -322,38 +346,6 @@ class _Outputs:
         for names, stack in self.stacks:
             found.update(zip(names, stack.clone().unbind(0), strict=True))
         return {name: found[name] for name in self.outputs}
-
-
-def _shape(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashable | None:
-    """What two batches that one graph takes have in common; None where none takes this one.
-
-    Args:
-        batch: tensors in a nest of tuples, lists and dicts.
-        tensors: filled with them.
-        device: where they must be.
-    """
-    if isinstance(batch, Tensor):
-        if batch.device != device or batch.layout is not torch.strided or type(batch) is not Tensor:
-            return None
-        tensors.append(batch)
-        return (*batch.shape, *batch.stride(), batch.dtype)
-    if type(batch) is dict:
-        parts = [(key, _shape(value, tensors, device)) for key, value in batch.items()]
-        return None if any(part is None for _, part in parts) else (dict, *parts)
-    if isinstance(batch, tuple | list):
-        shapes = [_shape(value, tensors, device) for value in batch]
-        return None if None in shapes else (type(batch), *shapes)
-    return None
-
-
-def _filled(batch: Any, tensors: Iterator[Tensor]) -> Any:
-    """A nest like `batch`, of other tensors."""
-    if isinstance(batch, Tensor):
-        return next(tensors)
-    if type(batch) is dict:
-        return {key: _filled(value, tensors) for key, value in batch.items()}
-    parts = [_filled(value, tensors) for value in batch]
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
 
 
 def _drawn() -> tuple[Any, ...]:

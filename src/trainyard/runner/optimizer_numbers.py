@@ -12,6 +12,7 @@ from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAd
 
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.optim import Lion
+from trainyard.runner.rate_table import Foresight, RateTable
 
 CAPTURABLE = (Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Lion)
 """Classes that, all parameters at once (`foreach` or `fused`), read their learning rate and steps from the device."""
@@ -33,6 +34,12 @@ class Numbers(Protocol):
     def changed(self) -> str | None:
         """What a captured step cannot follow: the name of a number that stays as it was captured; None: nothing."""
 
+    def advance(self) -> None:
+        """Of every step, on the device: take the numbers of this step; what is captured repeats it."""
+
+    def stepped(self) -> None:
+        """The step that `refresh` was for is through, and `advance` with it."""
+
     def placed(self) -> AbstractContextManager[None]:
         """Inside the block the optimiser steps by the numbers on the device."""
 
@@ -44,16 +51,20 @@ class TorchNumbers:
     """The numbers of one of torch's optimisers, or of ours.
 
     In the parameter groups they are plain numbers at all times, which schedules write and checkpoints hold. Only while
-    the optimiser steps is the learning rate a tensor of no dimension, and `capturable` on.
+    the optimiser steps is the learning rate a tensor of no dimension, and `capturable` on. It is filled before the step
+    where the rate has changed; or, where the rates to come are foreseen, by the step itself from a table.
 
     Args:
         optimizer: one for which `uncaptured_update` gives None.
         device: of the parameters.
+        foresight: of a schedule that changes the learning rate with every step.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+    def __init__(self, optimizer: Optimizer, device: torch.device, foresight: Foresight | None = None) -> None:
         self._optimizer = optimizer
         self._device = device
+        self._foresight = foresight
+        self._table: RateTable | None = None
         self._state: Any = None
         self._taken: list[Any] = []
         self._rates: list[Tensor] = []
@@ -62,6 +73,9 @@ class TorchNumbers:
         groups = self._optimizer.param_groups
         if self._optimizer.state is not self._state or len(groups) != len(self._rates):
             self._adopt()
+        if self._table is not None:
+            self._table.refresh([group["lr"] for group in groups])
+            return
         for index, group in enumerate(groups):
             if group["lr"] != self._seen[index]:
                 self._seen[index] = group["lr"]
@@ -78,6 +92,14 @@ class TorchNumbers:
         if found == self._taken:
             return None
         return next((key for (_, key), a, b in zip(self._keys, found, self._taken, strict=False) if a != b), "optim")
+
+    def advance(self) -> None:
+        if self._table is not None:
+            self._table.advance()
+
+    def stepped(self) -> None:
+        if self._table is not None:
+            self._table.stepped()
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -108,9 +130,12 @@ class TorchNumbers:
         self._seen: list[Any] = [None] * len(groups)
         # torch's fused kernels read a float; foreach takes its fast path where the dtypes are equal.
         exact = [group["params"][0].dtype == torch.float64 and not group.get("fused") for group in groups]
-        self._rates = [
-            torch.zeros((), dtype=torch.float64 if double else torch.float32, device=self._device) for double in exact
-        ]
+        dtypes = [torch.float64 if double else torch.float32 for double in exact]
+        if self._foresight is None:
+            self._rates = [torch.zeros((), dtype=dtype, device=self._device) for dtype in dtypes]
+        else:
+            self._table = RateTable(dtypes, self._device, self._foresight)
+            self._rates = self._table.rates
         for group in groups:
             self._move(group["params"], self._device)
 
@@ -124,7 +149,10 @@ class TorchNumbers:
 
 
 class StackedNumbers:
-    """The numbers of a stacked optimiser, which keeps all of them on the device."""
+    """The numbers of a stacked optimiser, which keeps all of them on the device.
+
+    A row of a schedule holds the numbers of all members, and goes to the device as one tensor when it changes.
+    """
 
     def __init__(self, optimizer: StackedOptimizer) -> None:
         self._optimizer = optimizer
@@ -143,6 +171,12 @@ class StackedNumbers:
             return "the optimiser's state"
         return "whether a number of the optimiser is 0" if self._branched else None
 
+    def advance(self) -> None:
+        """They are there before the step."""
+
+    def stepped(self) -> None:
+        """Nothing is counted."""
+
     def placed(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -150,9 +184,11 @@ class StackedNumbers:
         """They are where they are."""
 
 
-def numbers_of(optimizer: Optimizer, device: torch.device) -> Numbers:
+def numbers_of(optimizer: Optimizer, device: torch.device, foresight: Foresight | None = None) -> Numbers:
     """The numbers of an optimiser for which `uncaptured_update` gives None."""
-    return StackedNumbers(optimizer) if isinstance(optimizer, StackedOptimizer) else TorchNumbers(optimizer, device)
+    if isinstance(optimizer, StackedOptimizer):
+        return StackedNumbers(optimizer)
+    return TorchNumbers(optimizer, device, foresight)
 
 
 def uncaptured_update(optimizer: Optimizer) -> str | None:

@@ -190,6 +190,11 @@ class Schedule:
             return self._rows[offset]
         return self._seek(index)
 
+    def ahead(self, index: int) -> Sequence[Row]:
+        """The row of `index`, and those after it that are made already (see `row`); at least that one."""
+        row = self.row(index)
+        return self._rows[index - self._first :] or [row]
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on from the current block of rows; plain data.
 
