@@ -17,7 +17,8 @@ from trainyard.hooks import Hook
 from trainyard.models import Supervised
 from trainyard.runner import EpochBasedTrainLoop, Runner
 from trainyard.runner.dispatch import DEFAULT_HOOKS
-from trainyard.track import MLflowTracker, Tracker
+from trainyard.track import MLflowTracker, journal
+from trainyard.track.shipped import Shipped
 
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": RATE, "fused": True}  # as conf/optim/adam.yaml
 
@@ -84,14 +85,27 @@ def trainyard(
             mine = runner(work, Path(name), {**hooks, "clock": clock}, resident=resident, tracker=tracker, **arguments)
             mine.train()
             if tracker is not None:
-                time.sleep(0.3)  # what is left to ship is not to cost the others anything
+                wait_until_shipped(mine.members[0].directory, tracker)
             return work.each(clock.seconds)
 
         yield turn
 
 
+def wait_until_shipped(directory: Path, tracker: MLflowTracker, patience: float = 120.0) -> None:
+    """What is left to ship is not to cost the others anything."""
+    deadline = time.monotonic() + patience
+    size = (directory / journal.FILE).stat().st_size
+    while True:
+        shipped = Shipped.load(directory, tracker.uri)
+        if shipped.offset == size and not shipped.uploads and shipped.sent_status == shipped.status:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{size - shipped.offset} bytes are not shipped: {shipped.error}")
+        time.sleep(0.05)
+
+
 @contextmanager
-def tracking(folder: Path, uri: str | None) -> Iterator[Tracker | None]:
+def tracking(folder: Path, uri: str | None) -> Iterator[MLflowTracker | None]:
     """A shipper at work, where there is MLflow to ship to."""
     if uri is None or not _has_mlflow():
         yield None

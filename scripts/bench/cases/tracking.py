@@ -3,8 +3,9 @@
 Two trainings: the MLP of the first table, whose iteration takes a fifth of a millisecond, and a small ResNet. "No
 logging" has no logger, no journal record within the epoch, no checkpoint and no MLflow; the other sides differ from
 it in `hook.logger.interval=1` and the tracker alone. SQLite is a file; HTTP is `mlflow server` on this machine, over
-SQLite. The shipper and the server take what is left of the processor. `mlflow.log_metric` is the plain loop with one
-call for each iteration, over fewer iterations, since each of them takes milliseconds.
+SQLite. The shipper and the server take what is left of the processor; the next side's turn begins when everything is
+shipped. `mlflow.log_metric` is the plain loop with one call for each iteration, over fewer iterations, since each of
+them takes milliseconds.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ EVERY = {**HOOKS, "logger": {"_target_": "trainyard.hooks.Logger", "interval": 1
 
 def tables(session: Session) -> Iterator[Table]:
     works = {
-        "an MLP": Work(epochs=session.size(20, 2)),
-        "a small ResNet": Work("images", session.size(640, 128), 16, 1),
+        "an MLP": Work(epochs=session.size(100, 2)),
+        "a small ResNet": Work("images", session.size(1600, 128), 16, 1),
     }
     with server(session.folder) as uri:
         for name, work in works.items():
@@ -47,7 +48,7 @@ def tables(session: Session) -> Iterator[Table]:
                     log_metric, replace(work, samples=work.batch * 50, epochs=1)
                 ),
             }
-            values, failed = take_turns(session, sides, turns=2)
+            values, failed = take_turns(session, sides, turns=3)
             reach = {"SQLite": 1.02, "HTTP": 1.02}
             comparisons = [
                 Comparison(side, "no logging", reach.get(side))
