@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -51,6 +52,35 @@ def test_values_survive_strict_json(points: list[tuple[int, dict[str, float]]]) 
             assert repr(record["values"]) == repr(values)  # repr: NaN is not equal to itself
 
 
+def at_once(journal: Journal, points: list[tuple[int, dict[str, float]]]) -> None:
+    journal.points([(step, step // 2, 1.5, tuple(values), list(values.values())) for step, values in points])
+
+
+ODD = st.dictionaries(st.sampled_from(["train/loss", 'a "%s": nan', 'é":nan', "lr"]), st.floats(), min_size=1)
+
+
+@SOME
+@given(before=POINTS, points=st.lists(st.tuples(st.integers(0, 10), ODD), max_size=20))
+def test_points_together_are_as_points_one_by_one(
+    before: list[tuple[int, dict[str, float]]], points: list[tuple[int, dict[str, float]]]
+) -> None:
+    """Also where a journal is continued, which has some of them."""
+    with TemporaryDirectory() as one, TemporaryDirectory() as two:
+        for folder in (one, two):
+            with Journal(folder) as journal:
+                for step, values in before:
+                    journal.metrics(step, values, epoch=0)
+        with Journal(one) as journal:
+            for step, values in points:
+                journal.metrics(step, values, epoch=step // 2)
+        with Journal(two) as journal:
+            at_once(journal, points)
+        texts = [Path(folder, FILE).read_text() for folder in (one, two)]
+        assert re.sub(r'"time":[\d.]+', "", texts[0]) == re.sub(r'"time":[\d.]+', "", texts[1])
+        for line in texts[1].splitlines():
+            strict(line.encode())
+
+
 def test_every_kind_of_record(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with Journal(tmp_path) as journal:
@@ -89,10 +119,13 @@ def test_one_write_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         journal.metrics(1, {"loss": math.inf})
         journal.metrics(2, {})
         journal.status("FINISHED")
+        at_once(journal, [(3, {"loss": 1.0}), (4, {"loss": math.nan}), (5, {"loss": 0.5, "norm": 1.0})])
+        at_once(journal, [])
         monkeypatch.undo()
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert lines.pop().count(b"\n") == 3
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
-    assert b"".join(lines) == (tmp_path / FILE).read_bytes()
+    assert (tmp_path / FILE).read_bytes().startswith(b"".join(lines))
 
 
 def test_only_files_of_the_run(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import perf_counter_ns
 from typing import Any
 
 from trainyard.hooks.hook import Hook
@@ -19,45 +19,40 @@ class IterTimer(Hook):
     stackable = True
 
     def __init__(self) -> None:
-        self._last = 0.0
-        self._total = 0.0
-        self._waited = 0.0
+        self._last = 0
+        self._total = 0
+        self._waited = 0
         self._mean_waited = 0.0
         self._count = 0
 
     def before_train(self, runner: Runner) -> None:
         runner.gauges["time"] = self._time
         runner.gauges["data_time"] = self._data_time
-        self._reset()
+        self._total = self._waited = self._count = 0
+        self._mean_waited = 0.0
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self._last = perf_counter()
+        self._last = perf_counter_ns()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
-        self._waited += perf_counter() - self._last
+        self._waited += perf_counter_ns() - self._last
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        now = perf_counter()
+        now = perf_counter_ns()
         self._total += now - self._last
         self._last = now
         self._count += 1
 
     def after_val(self, runner: Runner) -> None:
-        self._last = perf_counter()
+        self._last = perf_counter_ns()
 
     def _time(self) -> float:
         """Read first, being registered first: it ends the window for both."""
-        mean = self._total / max(self._count, 1)
-        waited = self._waited / max(self._count, 1)
-        self._reset()
-        self._mean_waited = waited
+        count = self._count or 1
+        mean = self._total // count / 1e9  # whole nanoseconds: few digits, which the journal soon writes
+        self._mean_waited = self._waited // count / 1e9
+        self._total = self._waited = self._count = 0
         return mean
 
     def _data_time(self) -> float:
         return self._mean_waited
-
-    def _reset(self) -> None:
-        self._total = 0.0
-        self._waited = 0.0
-        self._mean_waited = 0.0
-        self._count = 0

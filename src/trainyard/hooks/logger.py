@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.hooks.windows import EVERY, Window, window_kinds
-from trainyard.runner import Runner, read
+from trainyard.runner import Runner
 
 log = logging.getLogger("trainyard")
 
@@ -22,7 +23,8 @@ log = logging.getLogger("trainyard")
 class Logger(Hook):
     """Journals the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
-    Between two such points losses stay on the device: reading them is the only thing here that synchronises.
+    Losses stay on the device, also those of a point, until half a second of points is read together or somebody looks
+    (`trainyard.runner.points`): reading them is the only thing here that synchronises.
 
     Args:
         interval: iterations between two points in the journal.
@@ -71,10 +73,19 @@ class Logger(Hook):
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
         self._length = len(runner.loader("train"))
-        self._begin = self._last_line = perf_counter()
+        self._begin = perf_counter()
+        self._next_line = self._begin + self.line_every
         self._begin_iter = runner.iter
+        alone = runner.strategy.world_size == 1 and not self._kinds and self.interval_exp_name is None
+        self._each = alone and self.interval == 1 and not self._window
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
+        if self._each:
+            points, rates = runner.points, runner.learning_rates()
+            points.add(runner.members, runner.iter, runner.epoch, outputs, rates, runner.gauges)
+            if perf_counter() >= self._next_line:
+                self._line(runner)
+            return
         self._window.append(outputs)
         if runner.iter % self.interval == 0:
             self._write(runner)
@@ -85,7 +96,16 @@ class Logger(Hook):
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
         if self._window:
-            self._record(runner, leaving)
+            index = list(leaving)
+            means = {key: value[index] if value.ndim else value for key, value in self._means(runner)[0].items()}
+            rates = runner.learning_rates()
+            gauges = {name: partial(_of_members, gauge, index) for name, gauge in runner.gauges.items()}
+            members = [runner.members[member] for member in index]
+            runner.points.add(members, runner.iter, runner.epoch, means, [rates[member] for member in index], gauges)
+            runner.points.read()
+
+    def before_val(self, runner: Runner) -> None:
+        runner.points.read()  # it may be long
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "val")
@@ -96,20 +116,15 @@ class Logger(Hook):
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "test")
 
-    def _record(self, runner: Runner, members: Iterable[int]) -> dict[str, Window]:
-        """Journal a point of these members; returns the windows as they are after it."""
-        means, windows = _means(self._window), dict[str, Window]()
+    def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, Window]]:
+        """The means of a point, `[]` or `[K]`, and the windows as they are after it."""
+        window, windows = self._window, self._windows
+        means = window[0] if len(window) == 1 else _means(window)
         if self._kinds:
             means, windows = self._windowed(means, runner.iter)
-        means = runner.strategy.mean(means)
-        gauges: dict[str, Any] = {f"train/{name}": gauge() for name, gauge in runner.gauges.items()}
-        numbers = read({f"train/{key}": value for key, value in means.items()}, len(runner.members))
-        rates = runner.learning_rates()
-        for index in members:
-            own = {name: value[index] if isinstance(value, list) else value for name, value in gauges.items()}
-            values = numbers[index] | {"train/lr": rates[index]} | own
-            runner.members[index].record(values, step=runner.iter, epoch=runner.epoch)
-        return windows
+        if runner.strategy.world_size > 1:
+            means = runner.strategy.mean(means)
+        return means, windows
 
     def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, Window]]:
         """The means over the windows that were asked for, in place of those since the last point."""
@@ -124,16 +139,16 @@ class Logger(Hook):
         return {key: present.get(key, mean) for key, mean in means.items()}, windows
 
     def _write(self, runner: Runner) -> None:
-        self._windows = self._record(runner, range(len(runner.members)))
-        every, since = self.interval_exp_name, runner.iter - len(self._window)
+        means, self._windows = self._means(runner)
+        points, rates = runner.points, runner.learning_rates()
+        points.add(runner.members, runner.iter, runner.epoch, means, rates, runner.gauges)
+        every, count = self.interval_exp_name, len(self._window)
         self._window.clear()
-        if every is not None and runner.iter // every > since // every:
+        if every is not None and runner.iter // every > (runner.iter - count) // every:
             for member in runner.members:
                 log.info("Run %s.", member.info.name, extra={"member": member})
-        now = perf_counter()
-        if now - self._last_line >= self.line_every:
-            self._last_line = now
-            self._line(runner, now)
+        if perf_counter() >= self._next_line:
+            self._line(runner)
 
     def _place(self, iteration: int) -> str:
         """Where in the training an iteration is, counted from 1."""
@@ -143,7 +158,9 @@ class Logger(Hook):
         of_run = f"iter {iteration}/{self._total}"
         return of_run if self.by == "iter" else f"epoch {epoch + 1}/{self._epochs}  {of_run}"
 
-    def _line(self, runner: Runner, now: float) -> None:
+    def _line(self, runner: Runner) -> None:
+        now = perf_counter()
+        self._next_line = now + self.line_every
         pace = (now - self._begin) / (runner.iter - self._begin_iter)
         left = timedelta(seconds=round(pace * (self._total - runner.iter)))
         for member in runner.members:
@@ -206,6 +223,12 @@ class Logger(Hook):
 def _of(value: Tensor, member: int) -> Tensor:
     """One member's number of `[K]`; a solo run's is a scalar."""
     return value[member] if value.ndim else value
+
+
+def _of_members(gauge: Callable[[], Any], members: list[int]) -> Any:
+    """What a gauge has for these members."""
+    value = gauge()
+    return [value[member] for member in members] if isinstance(value, list) else value
 
 
 def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:

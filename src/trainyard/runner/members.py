@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainyard.errors import ConfigError
 from trainyard.track import Journal, RunInfo, Status, Tracker
+from trainyard.track.journal import Point
 
 Direction = Literal["maximize", "minimize"]
 
@@ -50,7 +51,10 @@ class Best:
 class Member:
     """One experiment: one seed, one directory, one journal, one run in MLflow.
 
-    `metrics` holds the latest value under each name, `best` the best objective. `stop` ends this member and no other.
+    `best` is the best objective. `stop` ends this member and no other.
+
+    Attributes:
+        pending: called before anybody looks: it hands over, by `take`, the points that wait. None: there are none.
     """
 
     seed: int
@@ -58,10 +62,17 @@ class Member:
     objective: Objective
     info: RunInfo = field(default_factory=lambda: RunInfo("run"), compare=False)
     journal: Journal | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
     stop_reason: str | None = None
     failed: bool = False
+    pending: Callable[[], None] | None = field(default=None, init=False, compare=False, repr=False)
+    _metrics: dict[str, float] = field(default_factory=dict, init=False)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The latest value under each name."""
+        self._take_pending()
+        return self._metrics
 
     @property
     def directory(self) -> Path:
@@ -85,6 +96,7 @@ class Member:
         if self.journal is None:
             self.work_dir.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(self.work_dir)
+            self.journal.pending = self._take_pending
             tracker.open(self.work_dir, self.info, resume=resume)
         self.journal.status("RUNNING")
 
@@ -106,16 +118,33 @@ class Member:
         if self.journal is not None:
             self.journal.metrics(step, values, epoch=epoch)
 
+    def take(self, points: Sequence[Point]) -> None:
+        """Record all these points, in their order."""
+        names: tuple[str, ...] = ()
+        values: Sequence[float] = ()
+        for _, _, _, own, found in points:
+            if own is not names:
+                self._metrics.update(zip(names, values, strict=True))
+            names, values = own, found
+        self._metrics.update(zip(names, values, strict=True))
+        if self.journal is not None:
+            self.journal.points(points)
+
+    def _take_pending(self) -> None:
+        if self.pending is not None:
+            self.pending()
+
     def latest(self, name: str, key: str) -> float:
         """The latest value of a metric that the config names under `key`.
 
         Raises:
             ConfigError: nobody computes a metric of that name.
         """
-        if name not in self.metrics:
-            names = [known for known in self.metrics if not known.startswith("train/")]
+        metrics = self.metrics
+        if name not in metrics:
+            names = [known for known in metrics if not known.startswith("train/")]
             raise ConfigError(key, name, f"a metric of this run: {', '.join(names)}", options=names)
-        return self.metrics[name]
+        return metrics[name]
 
     def judge(self, *, step: int, epoch: int) -> None:
         """Compare the latest objective with the best."""
@@ -132,7 +161,7 @@ class Member:
         return {"metrics": dict(self.metrics), "best": best, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.metrics = dict(state["metrics"])
+        self._metrics = dict(state["metrics"])
         self.best = None if state["best"] is None else Best(**state["best"])
         self.stop_reason = state["stop_reason"]
 

@@ -24,6 +24,7 @@ from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.members import Direction, Member, Objective
 from trainyard.runner.parts import Parts
+from trainyard.runner.points import Points
 from trainyard.runner.rehearsal import rehearse
 from trainyard.runner.session import session
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
@@ -135,6 +136,7 @@ class Runner(Parts):
         check_capture(capture, self.device.type)
         info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
         self.members = [Member(seed, self._work_dir, Objective(objective, direction), info)]
+        self.points = Points()
         self.iter = 0
         self.epoch = 0
         self.training = False
@@ -263,6 +265,10 @@ class Runner(Parts):
                 self.call("before_train")
                 self.train_loop.run(self)
                 self.call("after_train")
+                self.points.read()
+            except BaseException:
+                self.points.salvage()
+                raise
             finally:
                 self.training = False
         return [member.metrics for member in self.members]

@@ -13,7 +13,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,10 +25,13 @@ from trainyard.errors import TrainyardError
 FILE = "metrics.jsonl"
 
 Record = dict[str, Any]
+Point = tuple[int, int, float, tuple[str, ...], Sequence[float]]
+"""Step, epoch, time (unix seconds), and the names and values of metrics."""
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 _BLOCK = 1 << 20
 _to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_NON_FINITE_REPR = ('":nan', '":inf', '":-inf')
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -39,6 +44,9 @@ class Journal:
     Args:
         work_dir: the run's directory; it must exist.
 
+    Attributes:
+        pending: called before each record: it writes, by `points`, what is to come first. None: there is nothing.
+
     Raises:
         TrainyardError: another process is writing this journal.
         OSError: the directory cannot be written.
@@ -50,6 +58,8 @@ class Journal:
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._marks: dict[str, int] = {}
         self._array_marks: dict[str, int] = {}
+        self._forms: dict[tuple[str, ...], str] = {}
+        self.pending: Callable[[], None] | None = None
         try:
             _lock(self._fd, self.path)
             self._reopen()
@@ -60,19 +70,35 @@ class Journal:
 
     def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None) -> None:
         """The values of some metrics at `step`, which counts iterations or epochs but never both for one metric."""
-        if step <= self._highest:
-            marks = self._marks
-            values = {name: value for name, value in values.items() if step > marks.get(name, -math.inf)}
-        if not values:
-            return
-        record: Record = {"kind": "metrics", "time": time.time(), "step": int(step)}
-        if epoch is not None:
-            record["epoch"] = int(epoch)
-        record["values"] = {name: float(value) for name, value in values.items()}
-        self._write(record)
+        self._write_pending()
+        self._write(self._metrics(time.time(), step, values, epoch))
+
+    def points(self, points: Iterable[Point]) -> None:
+        """Many values of metrics at once, as `metrics` writes them one by one, with one system call.
+
+        Args:
+            points: the values are Python's floats.
+        """
+        text = ""
+        for names, run in groupby(points, itemgetter(3)):
+            same = list(run)
+            lines = ""
+            if names and min(map(itemgetter(0), same)) > self._highest:
+                form = self._forms.get(names) or self._form(names)
+                lines = "".join([form % (at, step, epoch, *values) for step, epoch, at, _, values in same])
+            if not lines or any(name in lines for name in _NON_FINITE_REPR):
+                lines = "".join(
+                    [
+                        self._metrics(at, step, dict(zip(names, values, strict=True)), epoch)
+                        for step, epoch, at, _, values in same
+                    ]
+                )
+            text += lines
+        self._write(text)
 
     def array(self, name: str, step: int, value: Any) -> None:
         """What is not one number, such as a confusion matrix: nested lists, a numpy array or a tensor."""
+        self._write_pending()
         if step <= self._array_marks.get(name, -math.inf):
             return
         nested = value.tolist() if hasattr(value, "tolist") else value
@@ -124,16 +150,38 @@ class Journal:
         return str(full.relative_to(self.work_dir))
 
     def _add(self, kind: str, **fields: Any) -> None:
-        self._write({"kind": kind, "time": time.time(), **fields})
+        self._write_pending()
+        self._write(_line({"kind": kind, "time": time.time(), **fields}))
 
-    def _write(self, record: Record) -> None:
-        try:
-            text = _to_json(record)
-        except ValueError:
-            text = _to_json(encode(record))
-        line = text.encode() + b"\n"
-        written = os.write(self._fd, line)  # one call: a reader, or a kill, sees the whole line or a torn last one
-        if written < len(line):
+    def _write_pending(self) -> None:
+        if self.pending is not None:
+            self.pending()
+
+    def _metrics(self, at: float, step: int, values: Mapping[str, float], epoch: int | None) -> str:
+        """The line of a point, without the values that are in the file already; nothing where all are."""
+        if step <= self._highest:
+            marks = self._marks
+            values = {name: value for name, value in values.items() if step > marks.get(name, -math.inf)}
+        if not values:
+            return ""
+        record: Record = {"kind": "metrics", "time": at, "step": int(step)}
+        if epoch is not None:
+            record["epoch"] = int(epoch)
+        record["values"] = {name: float(value) for name, value in values.items()}
+        return _line(record)
+
+    def _form(self, names: tuple[str, ...]) -> str:
+        """What `_metrics` gives for points of these names whose values are all finite, to be filled in by `%`."""
+        values = ",".join(_to_json(name).replace("%", "%%") + ":%r" for name in names)
+        form = self._forms[names] = f'{{"kind":"metrics","time":%r,"step":%d,"epoch":%d,"values":{{{values}}}}}\n'
+        return form
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
+        lines = text.encode()
+        written = os.write(self._fd, lines)  # one call: a reader, or a kill, sees whole lines and a torn last one
+        if written < len(lines):
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
@@ -157,6 +205,13 @@ class Journal:
             elif kind == "array":
                 name, step = record["name"], record["step"]
                 self._array_marks[name] = max(step, self._array_marks.get(name, step))
+
+
+def _line(record: Record) -> str:
+    try:
+        return _to_json(record) + "\n"
+    except ValueError:
+        return _to_json(encode(record)) + "\n"
 
 
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:

@@ -1,0 +1,193 @@
+"""The points of a training on their way into the journals: numbers stay on the device until somebody looks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, KeysView, Mapping, Sequence
+from itertools import chain
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.runner.members import Member
+
+log = logging.getLogger(__name__)
+
+MOST = 512
+"""Points that wait at most."""
+SECONDS = 0.5
+"""A point that comes so long after the last reading brings on the next."""
+
+Number = float | list[float]
+"""One for all members, or one each."""
+_Waiting = tuple[int, int, float, Mapping[str, Tensor], Number, dict[str, Number]]
+"""Step, epoch, time, losses, learning rate, gauges."""
+
+
+class Points:
+    """What the iterations of a training say of themselves, to be read and written together.
+
+    Adding a point takes a few µs, and nothing waits for the device. All points that wait are read with one
+    synchronisation, and written into each member's journal with one system call. That is done when a point comes half
+    a second after the last reading, when 512 wait, and whenever somebody looks: reads a member's `metrics` or its
+    state, or writes another record into its journal. So the journal is in order, and a checkpoint is never ahead of it.
+
+    The thread that adds is the only one that reads; to others the numbers may be half a second old.
+    """
+
+    def __init__(self) -> None:
+        self._members: Sequence[Member] = ()
+        self._owner = 0
+        self._read_at = 0.0
+        self._waiting: list[_Waiting] = []
+        self._kind = _Kind(())
+        self._kinds: dict[tuple[str, ...], _Kind] = {}
+        self._names: dict[tuple[str, ...], tuple[tuple[str, ...], list[int] | None]] = {}
+
+    def add(
+        self,
+        members: Sequence[Member],
+        step: int,
+        epoch: int,
+        losses: Mapping[str, Tensor],
+        rates: list[float],
+        gauges: Mapping[str, Callable[[], Number]],
+    ) -> None:
+        """A point of these members at `step`; what is in it is recorded under its names with `train/` before them.
+
+        Args:
+            members: the same list as long as they are the same.
+            losses: tensors `[]`, or `[K]` of K members, on one device. The mapping is kept, not copied.
+            rates: the members' learning rates, recorded as `lr`.
+            gauges: further numbers; one takes the place of a loss of its name.
+        """
+        if members is not self._members:
+            self._take_up(members)
+        kind = self._kind
+        if kind.careful or losses.keys() != kind.names:
+            losses = self._kept(losses)
+        now = time.time()
+        rate = rates[0] if len(rates) == 1 else rates
+        self._waiting.append((step, epoch, now, losses, rate, {name: gauge() for name, gauge in gauges.items()}))
+        if len(self._waiting) >= MOST or not 0 <= now - self._read_at < SECONDS:
+            self.read()
+
+    def read(self) -> None:
+        """Read the points that wait and write them."""
+        if not self._waiting or get_ident() != self._owner:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._read_at = time.time()
+        numbers = _read([tensor for _, _, _, losses, _, _ in waiting for tensor in losses.values()])
+        points: list[tuple[int, int, float, tuple[str, ...], list[Any]]] = []
+        names: tuple[str, ...] = ()
+        places: list[int] | None = None
+        of_losses: KeysView[str] | None = None
+        of_gauges: KeysView[str] | None = None
+        end = 0
+        for step, epoch, at, losses, rate, gauges in waiting:
+            if losses.keys() != of_losses or gauges.keys() != of_gauges:
+                of_losses, of_gauges = losses.keys(), gauges.keys()
+                names, places = self._named((*losses, "lr", *gauges))
+            begin, end = end, end + len(losses)
+            values: list[Any] = numbers[begin:end]
+            values.append(rate)
+            values += gauges.values()
+            points.append((step, epoch, at, names, values if places is None else [values[place] for place in places]))
+        columns = [values for *_, values in points]
+        if len(self._members) == 1 and {*map(type, chain.from_iterable(columns))} == {float}:
+            self._members[0].take(points)
+            return
+        for index, member in enumerate(self._members):
+            own = [[_own(value, index) for value in values] for values in columns]
+            member.take([(*point[:4], values) for point, values in zip(points, own, strict=True)])
+
+    def salvage(self) -> None:
+        """Read what can be read, of a run that has failed: its device may not answer any more."""
+        count = len(self._waiting)
+        try:
+            self.read()
+        except Exception as error:
+            log.warning("The last %d points of the training are not in the journal: %s", count, error)
+
+    def _take_up(self, members: Sequence[Member]) -> None:
+        self.read()
+        self._members, self._owner = members, get_ident()
+        for member in members:
+            member.pending = self.read
+
+    def _kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The losses of a point, as they can wait."""
+        names = tuple(losses)
+        self._kind = self._kinds.setdefault(names, _Kind(names))
+        if self._kind.new:
+            self._read_at = 0.0
+        return self._kind.kept(losses)
+
+    def _named(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
+        """The names under which values are recorded, and which of the values those are; None: all."""
+        if names not in self._names:
+            last = {f"train/{name}": place for place, name in enumerate(names)}
+            self._names[names] = tuple(last), None if len(last) == len(names) else list(last.values())
+        return self._names[names]
+
+
+class _Kind:
+    """What the losses of the same names have in common.
+
+    The tensors of a point wait as they are. That is right as long as nobody writes their memory anew, as does who gives
+    out a parameter (a learned temperature) beside the losses. So the first two points of each kind are read at once,
+    and what lies in one place in both is copied from then on.
+
+    Attributes:
+        names: of the losses.
+        new: the next point is one of the first two.
+        careful: it is, or something is to be copied.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = dict.fromkeys(names).keys()
+        self.new = self.careful = True
+        self._first: tuple[list[Tensor], list[int]] | None = None
+        self._copied: frozenset[str] = frozenset()
+
+    def kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The losses, those copied that must be."""
+        if self.new:
+            self._look(losses)
+        if not self._copied:
+            return losses
+        return {name: loss.detach().clone() if name in self._copied else loss for name, loss in losses.items()}
+
+    def _look(self, losses: Mapping[str, Tensor]) -> None:
+        tensors = [*losses.values()]
+        places = [tensor.data_ptr() for tensor in tensors]
+        if self._first is None:
+            self._first = tensors, places  # the tensors too, so that nobody else is given their memory
+            return
+        before = zip(losses, tensors, places, self._first[1], strict=True)
+        self._copied = frozenset(name for name, tensor, a, b in before if a == b or tensor.requires_grad)
+        self.new, self._first = False, None
+        self.careful = bool(self._copied)
+
+
+def _own(value: Number, index: int) -> float:
+    return float(value[index] if isinstance(value, list) else value)
+
+
+def _read(tensors: list[Tensor]) -> list[Number]:
+    """The numbers of tensors `[]` or `[K]`, with one synchronisation."""
+    if all(tensor.is_cpu for tensor in tensors):
+        return [tensor.tolist() for tensor in tensors]
+    return _read_stacked(tensors)
+
+
+def _read_stacked(tensors: list[Tensor]) -> list[Number]:
+    if len({(tensor.dtype, tensor.shape) for tensor in tensors}) > 1:
+        count = max(tensor.numel() for tensor in tensors)
+        tensors = [tensor.detach().reshape(-1).expand(count).to(torch.float64) for tensor in tensors]
+    numbers: list[Number] = torch.stack(tensors).detach().to(torch.float64).tolist()
+    return numbers
