@@ -4,6 +4,9 @@ A *side* is one way to do the work: a context manager that makes everything read
 work once and returns a number, less being better. In each round every side gets a fresh process (so that the luck of
 one process's memory layout is not taken for speed), does the work once unmeasured, and then the sides take turns in
 an order that changes; the round's number of a side is the median of its turns. Ratios are taken within a round.
+
+Processes that do the same differ by two or three percent. Where sides are to be told apart by less, and differ in
+nothing that a process keeps, they share one.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -104,9 +107,9 @@ def compared(sides: Mapping[str, Any], of: str, reach: Mapping[str, float] | Non
 
 
 def take_turns(
-    session: Session, sides: Mapping[str, Side], *, turns: int = 3, warm: bool = True
+    session: Session, sides: Mapping[str, Side], *, turns: int = 3, warm: bool = True, together: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Runs the sides, each in a process of its own.
+    """Runs the sides, each in a process of its own, or all of them `together` in one.
 
     Args:
         session: says how many rounds.
@@ -120,14 +123,15 @@ def take_turns(
     values: dict[str, list[float]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
     for number in range(session.rounds):
-        with _Workers({name: side for name, side in sides.items() if name not in failed}, failed) as workers:
-            taken: dict[str, list[float]] = {name: [] for name in workers.pipes}
+        left = {name: side for name, side in sides.items() if name not in failed}
+        with _Workers([left] if together else [{name: side} for name, side in left.items()], failed) as workers:
+            taken: dict[str, list[float]] = {name: [] for name in left}
             for turn in range(turns + warm):
                 for name in random.sample(list(taken), len(taken)):
                     seconds = workers.turn(name)
                     if seconds is not None and turn >= warm:
                         taken[name].append(seconds)
-        for name in set(taken) - set(failed):
+        for name in taken.keys() - failed.keys():
             values[name].append(statistics.median(taken[name]))
         shown = "  ".join(f"{name} {_short(values[name][-1])}" for name in sides if name not in failed)
         session.say(f"round {number + 1} of {session.rounds}:  {shown}")
@@ -162,27 +166,27 @@ def take_turns_here(
 
 
 class _Workers:
-    """A process for each side, made ready; a side that fails is named in `failed` and gone."""
+    """A process for each group of sides, made ready; the group of a side that fails is gone, and named in `failed`."""
 
-    def __init__(self, sides: Mapping[str, Side], failed: dict[str, str]) -> None:
+    def __init__(self, groups: list[Mapping[str, Side]], failed: dict[str, str]) -> None:
         self.failed = failed
         self.pipes: dict[str, Connection] = {}
         self.processes = []
         context = multiprocessing.get_context("spawn")
-        for name, side in sides.items():  # one after the other: libraries that load side by side disturb each other
+        for sides in filter(None, groups):  # one after the other: libraries that load side by side disturb each other
             pipe, end = context.Pipe()
-            process = context.Process(target=_serve, args=(pickle.dumps(side), end))
+            process = context.Process(target=_serve, args=(pickle.dumps(sides), end))
             process.start()
             end.close()
             self.processes.append(process)
-            self.pipes[name] = pipe
-            self._answer(name)
+            self.pipes |= dict.fromkeys(sides, pipe)
+            self._answer(pipe)
 
     def __enter__(self) -> _Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for pipe in self.pipes.values():
+        for pipe in set(self.pipes.values()):
             with suppress(OSError):
                 pipe.send(None)
         for process in self.processes:
@@ -195,11 +199,10 @@ class _Workers:
         """One turn; None where the side has failed, now or before."""
         if name in self.failed:
             return None
-        self.pipes[name].send("go")
-        return self._answer(name)
+        self.pipes[name].send(name)
+        return self._answer(self.pipes[name])
 
-    def _answer(self, name: str) -> float | None:
-        pipe = self.pipes[name]
+    def _answer(self, pipe: Connection) -> float | None:
         try:
             if not pipe.poll(PATIENCE):
                 raise TimeoutError(f"no answer within {PATIENCE:.0f} s")
@@ -207,34 +210,37 @@ class _Workers:
         except (EOFError, TimeoutError) as error:
             kind, value = "failed", str(error) or "its process ended"
         if kind == "failed":
-            self.failed[name] = value
+            self.failed |= {name: value for name, other in self.pipes.items() if other is pipe}
             return None
         return float(value)
 
 
 def _serve(pickled: bytes, pipe: Connection) -> None:
-    """One side's process: everything that libraries print goes to where nobody looks."""
+    """The process of some sides: everything that libraries print goes to where nobody looks."""
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(silence, stream.fileno())
     try:
-        side: Side = pickle.loads(pickled)  # here, so that a module that cannot be imported is this side's failure
-        with side() as turn:
+        sides: dict[str, Side] = pickle.loads(pickled)  # here: a module that cannot be imported is their failure
+        with ExitStack() as stack:
+            turns = {name: stack.enter_context(side()) for name, side in sides.items()}
             pipe.send(("value", 0.0))
-            while _asked(pipe):
-                pipe.send(("value", turn()))
+            while (name := _asked(pipe)) is not None:
+                pipe.send(("value", turns[name]()))
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         pipe.send(("failed", f"{reason[:200]} ({Path(last.filename).name}, line {last.lineno})"))
 
 
-def _asked(pipe: Connection) -> bool:
+def _asked(pipe: Connection) -> str | None:
+    """The side whose turn it is; None: that was all."""
     try:
-        return pipe.recv() is not None
+        name: str | None = pipe.recv()
     except EOFError:
-        return False  # nobody is there any more
+        return None  # nobody is there any more
+    return name
 
 
 def _short(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -19,6 +20,10 @@ from measure import Table
 
 PACKAGES = ("torch", "hydra-core", "mlflow", "numpy")
 SOON = "Not measured: "
+WHEN = ("date", "commit", "changed", "rounds")
+"""What is said of a case that was measured another time than the others."""
+SAME = ("machine", "versions", "threads", "device", "quick")
+"""What figures on one page have in common."""
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
@@ -26,6 +31,8 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     packages = (*PACKAGES, *(line.partition("=")[0] for line in peers()))
     flags = [flag for flag in ("quick", "full", "here") if getattr(options, flag)]
     arguments = [f"--rounds {options.rounds}", *(f"--{flag}" for flag in flags)]
+    if options.keep:
+        arguments.insert(0, f"--keep {options.keep.name}")
     if options.some:
         arguments.insert(0, f"--only {','.join(options.only)}")
     return {
@@ -40,6 +47,16 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(options.device),
         "versions": {"Python": platform.python_version(), **{name: _version(name) for name in packages}},
     }
+
+
+def kept(file: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The cases of a file of figures that was made before under the same conditions."""
+    before = json.loads(file.read_text())
+    for key in SAME:
+        if before[key] != figures[key]:
+            sys.exit(f"--keep {file}: its {key} is {before[key]}, and now it is {figures[key]}")
+    when = {key: before[key] for key in WHEN}
+    return {name: {"measured": when, **case} for name, case in before["cases"].items()}
 
 
 def machine(device: str) -> dict[str, str | int]:
@@ -66,7 +83,6 @@ def markdown(figures: Mapping[str, Any]) -> str:
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     here = figures["machine"]
     device = f", {here['device']}" if "device" in here else ""
-    changed = " with uncommitted changes" if figures["changed"] else ""
     yield "# Benchmarks"
     yield ""
     yield f"Made by `{figures['command']}`; do not edit. Less is better everywhere."
@@ -74,7 +90,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield "| | |"
     yield "|---|---|"
     yield f"| date | {figures['date']} |"
-    yield f"| commit | {figures['commit']}{changed} |"
+    yield f"| commit | {_commit(figures)} |"
     yield f"| machine | {here['cpu']}, {here['cores']} cores, {here['memory_gb']} GB, {here['system']}{device} |"
     yield f"| threads | {figures['threads']} for CPU kernels, on all sides |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in figures['versions'].items())} |"
@@ -94,6 +110,10 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield f"## {first}"
         yield ""
         yield case["about"].strip()
+        measured = case.get("measured", {})
+        if any(measured[key] != figures[key] for key in measured):
+            yield ""
+            yield f"Measured {measured['date']} at commit {_commit(measured)}, in {measured['rounds']} rounds."
         if case["error"]:
             yield ""
             yield f"{SOON}{_cell(case['error'])}"
@@ -108,6 +128,10 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
                 yield ""
                 yield from _comparisons(table)
     yield ""
+
+
+def _commit(when: Mapping[str, Any]) -> str:
+    return f"{when['commit']}{' with uncommitted changes' if when['changed'] else ''}"
 
 
 def _sides(table: Table) -> Iterator[str]:

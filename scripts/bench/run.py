@@ -1,11 +1,12 @@
 """Every benchmark, side by side with the peers: writes docs/benchmarks.md, and all figures as JSON.
 
-    python scripts/bench/run.py [--only CASE,CASE] [--rounds N] [--quick | --full] [--json FILE]
+    python scripts/bench/run.py [--only CASE,CASE] [--keep FILE] [--rounds N] [--quick | --full] [--json FILE]
 
 Makes `.venv-bench` where it is missing (see environment.py) and runs in it; `--here` takes this interpreter instead,
 with whatever peers it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it all
 the same. Leave the machine alone meanwhile: sides take turns, so what else runs costs all of them, but it blurs the
-figures. `compare.py` holds one file of figures against another.
+figures. `--keep FILE` takes the cases that are not run from a file of figures made before, on the same machine with the
+same versions; the page says when each of them was measured. `compare.py` holds one file of figures against another.
 """
 
 from __future__ import annotations
@@ -47,17 +48,18 @@ def main() -> None:
     import report
 
     figures = report.facts(options)
-    figures["cases"] = {}
+    kept = report.kept(options.keep, figures) if options.keep else {}
+    figures["cases"] = {name: kept[name] for name in CASES if name in kept}
     begin = time.monotonic()
     for number, name in enumerate(options.only, 1):
         print(f"[{number}/{len(options.only)}] {name}  ({(time.monotonic() - begin) / 60:.1f} min so far)", flush=True)
-        figures["cases"][name] = run(name, options)
+        figures["cases"][name] = run(name, options) | {"measured": {key: figures[key] for key in report.WHEN}}
         if options.json:  # after each, so that what was measured outlives a run that is cut off
             options.json.write_text(json.dumps(figures, indent=1) + "\n")
     figures["minutes"] = (time.monotonic() - begin) / 60
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    page = options.page or (None if options.quick or options.some else PAGE)
+    page = options.page or (None if options.quick or set(CASES) - figures["cases"].keys() else PAGE)
     if page:
         page.write_text(report.markdown(figures))
         print(f"Wrote {os.path.relpath(page)}")
@@ -85,6 +87,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, object]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(CASES), help=f"some of {', '.join((*CASES, *ON_CUDA))}")
+    parser.add_argument("--keep", type=Path, help="figures made before, for the cases that are not run")
     parser.add_argument("--rounds", type=int, help="of each comparison; default 5, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that all works")
     parser.add_argument("--full", action="store_true", help="sweeps of 256 points")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,6 +124,44 @@ def test_sides_take_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert list(failed) == ["gone"]
     assert failed["gone"].startswith("ModuleNotFoundError: No module named 'a_peer_that_is_not_there'")
     assert "round 2 of 2" in capsys.readouterr().out
+
+
+@contextmanager
+def process() -> Iterator[Callable[[], float]]:
+    yield lambda: float(os.getpid())
+
+
+def test_sides_may_share_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from measure import Session, take_turns
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    module = __import__(Path(__file__).stem)
+    session = Session(rounds=2, quick=True, full=False, device="cpu", folder=tmp_path)
+    sides = {"a": module.process, "b": module.process}
+    values, _ = take_turns(session, sides, turns=1, together=True)
+    assert values["a"] == values["b"] != [float(os.getpid())] * 2
+    assert len(set(values["a"])) == 2, "each round has one of its own"
+    values, _ = take_turns(session, sides, turns=1)
+    assert not set(values["a"]) & set(values["b"])
+    values, failed = take_turns(session, {"a": module.process, "gone": module.missing}, together=True)
+    assert values == {}
+    assert list(failed) == ["a", "gone"]
+
+
+def test_cases_of_another_time_are_kept(tmp_path: Path) -> None:
+    from report import kept, markdown
+
+    case = {"about": "What it is.\n", "tables": [table()], "error": None}
+    file = tmp_path / "figures.json"
+    before = {**FACTS, "device": "cpu", "date": "2029-12-31 00:00 UTC", "commit": "old", "cases": {"step": case}}
+    file.write_text(json.dumps(before))
+    now = {**FACTS, "device": "cpu"}
+    text = markdown({**now, "cases": kept(file, now)})
+    assert "| commit | abc |" in text
+    assert "Measured 2029-12-31 00:00 UTC at commit old, in 3 rounds." in text
+    assert "Measured" not in markdown({**before, "cases": kept(file, now)})
+    with pytest.raises(SystemExit, match=r"its threads is 1, and now it is 2"):
+        kept(file, {**now, "threads": 2})
 
 
 def test_sides_that_start_processes_of_their_own(tmp_path: Path) -> None:
