@@ -70,7 +70,7 @@ def show(sides: dict[str, Any], rounds: int, unit: str) -> None:
     """What each side takes longer than the one before it; a first side that is no part of the rest stands by itself."""
     with tempfile.TemporaryDirectory() as folder:
         session = Session(rounds, quick=False, full=False, device="cpu", folder=Path(folder))
-        values, failed = take_turns(session, sides)
+        values, failed = take_turns(session, sides, turns=7, together=True)
     if failed:
         sys.exit(1)
     parts = [name for name in values if name in STEP]
