@@ -141,7 +141,7 @@ def test_system_metrics(tmp_path):
     both(tmp_path, ["system_metrics"])
     for member in range(3):
         ours, theirs = (journal(tmp_path / kind / str(member), "system/") for kind in ("fused", "solo"))
-        of_ticks = {"system/cpu_utilization_percentage"}  # absent where no tick of the machine's clock fell into the run
+        of_ticks = {"system/cpu_utilization_percentage"}  # absent where no tick of the clock fell into the run
         names, its_names = ({name for name, _ in points} - of_ticks for points in (ours, theirs))
         assert names == its_names >= {"system/process_memory_megabytes"}
 
