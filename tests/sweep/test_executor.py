@@ -390,5 +390,7 @@ def test_the_server_starts_while_its_owner_does_other_things():
     begin = time.perf_counter()
     executor = LocalExecutor(CPU)
     executor.start()
-    assert time.perf_counter() - begin < 0.2  # importing torch takes a second
+    started = time.perf_counter() - begin
+    executor.run([Task(0, lambda _: None)])
+    assert started < (time.perf_counter() - begin) / 2  # the rest is importing torch, which nobody waited for
     executor.close()
