@@ -40,13 +40,10 @@ def plain(work: Work, *, fused: bool | None = None) -> Iterator[Turn]:
     yield turn
 
 
-@contextmanager
-def lightning(work: Work) -> Iterator[Turn]:
-    """`lightning.Trainer`."""
+def lightning_module(work: Work) -> Any:
+    """The work as a `LightningModule`."""
     import lightning
 
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     criterion = work.loss
 
     class Module(lightning.LightningModule):
@@ -60,6 +57,17 @@ def lightning(work: Work) -> Iterator[Turn]:
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), lr=RATE)
+
+    return Module()
+
+
+@contextmanager
+def lightning(work: Work) -> Iterator[Turn]:
+    """`lightning.Trainer`."""
+    import lightning
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     class Clock(lightning.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -82,20 +90,16 @@ def lightning(work: Work) -> Iterator[Turn]:
             enable_model_summary=False,
             callbacks=[clock],
         )
-        trainer.fit(Module(), loader)
+        trainer.fit(lightning_module(work), loader)
         return work.each(clock.seconds)
 
     yield turn
 
 
-@contextmanager
-def mmengine(work: Work) -> Iterator[Turn]:
-    """`mmengine.runner.Runner` without its logger and checkpoint hooks."""
-    from mmengine.hooks import Hook
+def mmengine_model(work: Work) -> Any:
+    """The work as a model of MMEngine's."""
     from mmengine.model import BaseModel
-    from mmengine.runner import Runner
 
-    warnings.filterwarnings("ignore")
     criterion = work.loss
 
     class Model(BaseModel):
@@ -106,6 +110,17 @@ def mmengine(work: Work) -> Iterator[Turn]:
         def forward(self, x: torch.Tensor, y: torch.Tensor, mode: str = "tensor") -> Any:
             output = self.net(x)
             return {"loss": criterion(output, y)} if mode == "loss" else output
+
+    return Model()
+
+
+@contextmanager
+def mmengine(work: Work) -> Iterator[Turn]:
+    """`mmengine.runner.Runner` without its logger and checkpoint hooks."""
+    from mmengine.hooks import Hook
+    from mmengine.runner import Runner
+
+    warnings.filterwarnings("ignore")
 
     class Clock(Hook):
         priority = "HIGHEST"
@@ -122,7 +137,7 @@ def mmengine(work: Work) -> Iterator[Turn]:
         def turn() -> float:
             clock = Clock()
             runner = Runner(
-                model=Model(),
+                model=mmengine_model(work),
                 work_dir=folder,
                 train_dataloader=loader,
                 train_cfg={"by_epoch": True, "max_epochs": work.epochs},

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import ours
+import peers
 import torch
 from measure import Comparison, Session, Table, Turn, take_turns
 from work import RATE, Work
@@ -96,16 +97,7 @@ def trainyard(*, resident: bool, at: int) -> Iterator[Turn]:
 def mmengine() -> Iterator[Turn]:
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # torch reads MMEngine's checkpoints no more without it
     from mmengine.hooks import Hook as MMEngineHook
-    from mmengine.model import BaseModel
     from mmengine.runner import Runner as MMEngineRunner
-
-    class Model(BaseModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = WORK.net()
-
-        def forward(self, x: torch.Tensor, y: torch.Tensor, mode: str = "tensor") -> Any:
-            return {"loss": WORK.loss(self.net(x), y)}
 
     class Ready(MMEngineHook):
         moment = 0.0
@@ -115,7 +107,7 @@ def mmengine() -> Iterator[Turn]:
 
     def runner(folder: str, length: int, **arguments: Any) -> Any:
         return MMEngineRunner(
-            model=Model(),
+            model=peers.mmengine_model(WORK),
             work_dir=folder,
             train_dataloader={
                 "dataset": torch.utils.data.TensorDataset(*WORK.tensors),

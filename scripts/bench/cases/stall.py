@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import ours
+import peers
 import torch
 from measure import Session, Table, Turn, compared, take_turns
 from work import RATE, Work
@@ -102,17 +103,6 @@ def plain() -> Iterator[Turn]:
 def lightning() -> Iterator[Turn]:
     import lightning
 
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = WORK.net()
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return WORK.loss(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), lr=RATE)
-
     class Save(lightning.Callback):
         def __init__(self, folder: str) -> None:
             self.folder = folder
@@ -137,7 +127,7 @@ def lightning() -> Iterator[Turn]:
                 enable_model_summary=False,
                 callbacks=[save],
             )
-            trainer.fit(Module(), WORK.loader())
+            trainer.fit(peers.lightning_module(WORK), WORK.loader())
             return 1e3 * statistics.median(save.took)
 
         yield turn
@@ -146,16 +136,7 @@ def lightning() -> Iterator[Turn]:
 @contextmanager
 def mmengine() -> Iterator[Turn]:
     from mmengine.hooks import Hook as MMEngineHook
-    from mmengine.model import BaseModel
     from mmengine.runner import Runner as MMEngineRunner
-
-    class Model(BaseModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = WORK.net()
-
-        def forward(self, x: torch.Tensor, y: torch.Tensor, mode: str = "tensor") -> Any:
-            return {"loss": WORK.loss(self.net(x), y)}
 
     class Save(MMEngineHook):
         def __init__(self, folder: str) -> None:
@@ -173,7 +154,7 @@ def mmengine() -> Iterator[Turn]:
         def turn() -> float:
             save = Save(folder)
             MMEngineRunner(
-                model=Model(),
+                model=peers.mmengine_model(WORK),
                 work_dir=folder,
                 train_dataloader=WORK.loader(),
                 train_cfg={"by_epoch": True, "max_epochs": 1},

@@ -76,16 +76,8 @@ class Logger(Hook):
         self._begin = perf_counter()
         self._next_line = self._begin + self.line_every
         self._begin_iter = runner.iter
-        alone = runner.strategy.world_size == 1 and not self._kinds and self.interval_exp_name is None
-        self._each = alone and self.interval == 1 and not self._window
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
-        if self._each:
-            points, rates = runner.points, runner.learning_rates()
-            points.add(runner.members, runner.iter, runner.epoch, outputs, rates, runner.gauges)
-            if perf_counter() >= self._next_line:
-                self._line(runner)
-            return
         self._window.append(outputs)
         if runner.iter % self.interval == 0:
             self._write(runner)

@@ -78,7 +78,6 @@ class FusedAdam:
         self._own_step = step
         self._states: list[State] = []
         self._kept: list[_Kept] = []
-        self._tried: tuple[Any, int] = (None, 0)
 
     @staticmethod
     def takes(optimizer: Optimizer) -> bool:
@@ -98,21 +97,22 @@ class FusedAdam:
             kept.step(own)  # type: ignore[arg-type] # None of them is None.
 
     def _stands(self) -> bool:
-        optimizer = self._optimizer
-        state = optimizer.state
         return (
-            len(self._states) == len(state) > 0
-            and all(map(is_, state.values(), self._states))
-            and len(self._kept) == len(optimizer.param_groups)
+            len(self._kept) == len(self._optimizer.param_groups)
+            and self._same_states()
             and all(map(_Kept.stands, self._kept))
         )
 
-    def _adopt(self) -> None:
-        """Keep what the optimiser's groups and state are made of; where that failed, not before there is more state."""
+    def _same_states(self) -> bool:
+        """Whether the optimiser has the states that it had when it was looked through."""
         state = self._optimizer.state
-        if self._tried[0] is state and self._tried[1] == len(state) and not self._kept:
+        return len(state) == len(self._states) and all(map(is_, state.values(), self._states))
+
+    def _adopt(self) -> None:
+        """Keep what the groups and their state are made of; where that failed, not before the state is another."""
+        if not self._kept and self._same_states():
             return
-        self._tried = state, len(state)
+        state = self._optimizer.state
         kept = [_kept(group, state) for group in self._optimizer.param_groups]
         self._kept = [] if None in kept else [group for group in kept if group is not None]
         self._states = list(state.values())
