@@ -24,7 +24,7 @@ from trainyard.track import membership
 from trainyard.track.membership import Membership
 
 if TYPE_CHECKING:
-    from trainyard.dist.world import World
+    from trainyard.distributed.world import World
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def whole(cfg: DictConfig) -> DictConfig:
 
 
 def run_started(job: RankJob) -> float | None:
-    """Do the job of a rank that `trainyard.dist.launch` has started."""
-    from trainyard.dist import world
+    """Do the job of a rank that `trainyard.distributed.launch` has started."""
+    from trainyard.distributed import world
 
     found = world.find()
     assert found is not None
@@ -136,7 +136,7 @@ def where(frames: Sequence[FrameType]) -> str:
 
 def lead(job: RankJob, own: World, timeout: float) -> None:
     """As the first rank, give the others the job: what its config says of the time, and of a directory, is for all."""
-    from trainyard.dist import world
+    from trainyard.distributed import world
 
     world.meeting(own, timeout).set(_CONFIG, pickle.dumps(job))  # type: ignore[arg-type] # it takes bytes, too
 
@@ -156,7 +156,7 @@ def follow(config_dir: str, config_name: str) -> int | None:
     if not any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBERS):
         return None
     values = _composed(config_dir, config_name)
-    from trainyard.dist import world
+    from trainyard.distributed import world
 
     try:
         if values is None:  # the first rank says what is wrong

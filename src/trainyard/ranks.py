@@ -22,9 +22,9 @@ from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
 
 if TYPE_CHECKING:
-    from trainyard.dist.distributed import Distributed
-    from trainyard.dist.launch import Outcome
-    from trainyard.dist.world import World
+    from trainyard.distributed.distributed import Distributed
+    from trainyard.distributed.launch import Outcome
+    from trainyard.distributed.world import World
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def spread(values: Mapping[str, Any]) -> Spread:
         ConfigError: more devices than there are; a launcher that has not started this process, or has started more of
             them than one device has use for.
     """
-    from trainyard.dist import world
+    from trainyard.distributed import world
 
     node = values.get("strategy") or {}
     if "launcher" not in node:
@@ -102,7 +102,7 @@ def _name(node: Mapping[str, Any]) -> str:
 def _devices(strategy: Distributed, device: str) -> int:
     import torch
 
-    from trainyard.dist.launch import cores
+    from trainyard.distributed.launch import cores
 
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if gpus:
@@ -143,7 +143,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
     Raises:
         TrainyardError: a rank has failed, or all were interrupted.
     """
-    from trainyard.dist.launch import launch
+    from trainyard.distributed.launch import launch
 
     assert over.strategy is not None
     following = _Following(tracker, work_dir)

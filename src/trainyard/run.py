@@ -24,7 +24,7 @@ from trainyard.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
 
 if TYPE_CHECKING:
-    from trainyard.dist.world import World
+    from trainyard.distributed.world import World
     from trainyard.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    from trainyard.dist.world import OURS
+    from trainyard.distributed.world import OURS
 
     is_rank = runner.strategy.world_size > 1 or OURS in os.environ
 

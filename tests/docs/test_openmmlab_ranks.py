@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainyard.dist import world
-from trainyard.dist.ddp import DDP
+from trainyard.distributed import world
+from trainyard.distributed.ddp import DDP
 from trainyard.errors import ConfigError
 from trainyard.hooks import Hook
 from trainyard.models import CNN
@@ -34,7 +34,7 @@ def trained(**settings):
         {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
         loop=EpochBasedTrainLoop(1),
         hooks={"seen": seen},
-        strategy={"_target_": "trainyard.dist.ddp.DDP", **settings},
+        strategy={"_target_": "trainyard.distributed.ddp.DDP", **settings},
         device="cpu",
     ).train()
     return seen

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.dist import Strategy
+from trainyard.distributed import Strategy
 from trainyard.hooks import PredictionDump
 from trainyard.models import Supervised
 from trainyard.predictions import Predictions

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainyard.distributed.rank_metric import RankMetric
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused.metrics import stack_metrics
 from trainyard.metrics import Accuracy, MMEngineMetric, as_metric, mmengine
-from trainyard.metrics.ranks import RankMetric
 from trainyard.runner import EpochBasedTrainLoop, Runner
 
 

@@ -1,28 +1,5 @@
-"""Training on several devices (docs/distributed.md)."""
+"""The former name of `trainyard.distributed`, for configs that name it."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import Any
-
-from trainyard.dist.strategy import Strategy
-from trainyard.errors import ConfigError
+from trainyard.distributed import Strategy, as_strategy
 
 __all__ = ["Strategy", "as_strategy"]
-
-_KINDS = {"single": "strategy.Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
-
-
-def as_strategy(given: Any) -> Strategy:
-    """A strategy itself, the one of a name (`single`, `ddp`, `fsdp`), or for None that of one device.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    if isinstance(given, Strategy):
-        return given
-    if given is not None and given not in _KINDS:
-        raise ConfigError("strategy", given, f"one of {', '.join(_KINDS)}, or a Strategy", options=_KINDS)
-    module, _, kind = _KINDS[given or "single"].partition(".")
-    strategy: Strategy = getattr(import_module(f"trainyard.dist.{module}"), kind)()  # FSDP takes a second to import
-    return strategy

@@ -10,8 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from trainyard.dist import Strategy
-from trainyard.dist.shares import is_sharded
+from trainyard.distributed import Strategy
+from trainyard.distributed.shares import is_sharded
 from trainyard.errors import ConfigError
 from trainyard.hooks.best import BestOf
 from trainyard.hooks.hook import Hook

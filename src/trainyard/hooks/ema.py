@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from trainyard.dist.shares import load_state
+from trainyard.distributed.shares import load_state
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.hooks.raw_results import RawResults, raw

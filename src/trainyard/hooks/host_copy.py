@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.dist.shares import has_share, local, on_host
+from trainyard.distributed.shares import has_share, local, on_host
 
 # CPU tensors below this size cost no more as fresh copies.
 _SMALL = 1 << 14

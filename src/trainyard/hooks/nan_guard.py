@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.dist.shares import local
+from trainyard.distributed.shares import local
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.hooks.skip_step import SkipNonFinite

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.dist.shares import whole
+from trainyard.distributed.shares import whole
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner, read

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.dist.shares import local
+from trainyard.distributed.shares import local
 from trainyard.optim import plain
 from trainyard.runner.stacked_step import StackedScaledAutocast
 from trainyard.runner.step import ScaledAutocast

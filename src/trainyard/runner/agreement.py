@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainyard.dist import Strategy
+from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.runner.contract import RunState
 from trainyard.runner.dispatch import HookLike

@@ -80,7 +80,7 @@ def read(path: Path) -> Any:
 
 
 def _read_sharded(folder: Path) -> dict[str, Any]:
-    from trainyard.dist import sharded  # it takes a second to import
+    from trainyard.distributed import sharded  # it takes a second to import
 
     try:
         return sharded.load(folder)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainyard.data import Loader
-from trainyard.dist import Strategy
+from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric
 from trainyard.runner.dispatch import Dispatch

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from trainyard import optim as optimizers
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.data import SPLITS, Data, Loader, as_data
-from trainyard.dist import Strategy
+from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, as_metric
 from trainyard.models import has_mode_contract

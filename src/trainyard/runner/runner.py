@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
-from trainyard.dist import as_strategy
+from trainyard.distributed import as_strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
@@ -67,7 +67,7 @@ class Runner(Parts):
         tracker: what carries the journal to MLflow.
         env: a `trainyard.runner.Env`.
         val_loop, test_loop: validation and test of your own; None takes `ValLoop` and `TestLoop`.
-        strategy: on which devices: `ddp` or `fsdp` by name, a `trainyard.dist.Strategy`, or its config; None: on one.
+        strategy: `ddp` or `fsdp` by name, a `trainyard.distributed.Strategy`, or its config; None: on one device.
         objective: the metric that ranks runs.
         direction: `maximize` or `minimize` it.
         name: the run's name in MLflow; by default that of the directory.

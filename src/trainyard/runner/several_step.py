@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.dist import Strategy
+from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models import call
 from trainyard.optim import OptimizerDict

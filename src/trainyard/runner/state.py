@@ -11,10 +11,11 @@ import torch
 from torch.optim import Optimizer
 
 import trainyard
-from trainyard.dist.shares import optimizer_state
+from trainyard.distributed import rank_state as ranks
+from trainyard.distributed.shares import optimizer_state
 from trainyard.errors import ConfigError
 from trainyard.optim import plain
-from trainyard.runner import checkpoint, random, ranks, weights
+from trainyard.runner import checkpoint, random, weights
 from trainyard.runner.contract import RunState
 from trainyard.track import journal
 

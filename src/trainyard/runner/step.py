@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainyard.dist.shares import like, whole
+from trainyard.distributed.shares import like, whole
 from trainyard.errors import ConfigError
 from trainyard.models.base import total_loss
 from trainyard.optim.plain import PlainStep

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from trainyard.dist.shares import like
+from trainyard.distributed.shares import like
 from trainyard.errors import ConfigError, nearest
 from trainyard.models.patterns import above_all, fits_within, listed
 from trainyard.runner import checkpoint

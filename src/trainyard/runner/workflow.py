@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainyard.batch import samples
 from trainyard.data import Batch, Loader
-from trainyard.dist import Strategy
+from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
 from trainyard.runner.contract import RunState

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainyard.data import Loader
-from trainyard.data.ranks import share_of, turns_of
-from trainyard.dist import world
-from trainyard.dist.strategy import Strategy
+from trainyard.distributed import world
+from trainyard.distributed.rank_loader import share_of, turns_of
+from trainyard.distributed.rank_metric import RankMetric
+from trainyard.distributed.strategy import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric
-from trainyard.metrics.ranks import RankMetric
 
 T = TypeVar("T")
 

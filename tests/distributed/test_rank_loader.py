@@ -28,7 +28,7 @@ from torch.utils.data import (
 
 from trainyard.data import EpochBatchSampler, ImageLoader, Loader, TensorLoader, WindowLoader, WorkerLoader
 from trainyard.data.array_data import ArrayData
-from trainyard.data.ranks import Share, rows, share_of, turns_of
+from trainyard.distributed.rank_loader import Share, rows, share_of, turns_of
 from trainyard.errors import ConfigError, TrainyardError
 
 CPU = torch.device("cpu")

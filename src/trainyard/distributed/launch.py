@@ -22,8 +22,8 @@ from typing import Any, Literal
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
-from trainyard.dist.rank import NEVER, Call, Report, run_rank
-from trainyard.dist.world import OURS
+from trainyard.distributed.rank_process import NEVER, Call, Report, run_rank
+from trainyard.distributed.world import OURS
 from trainyard.errors import ConfigError
 
 TICK = 0.2  # seconds
@@ -68,7 +68,7 @@ def launch(
     where: Callable[[Sequence[FrameType]], str] | None = None,
     on_tick: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Call a function once in each of so many new processes, the ranks of a world (`trainyard.dist.world.find`).
+    """Call a function once in each of so many new processes, the ranks of a world (`trainyard.distributed.world.find`).
 
     torch's elastic multiprocessing starts them. When one fails or dies, the others end too, within `GRACE` seconds. A
     SIGINT or SIGTERM to this process, where this is its main thread, goes to every rank as SIGTERM; the second kills

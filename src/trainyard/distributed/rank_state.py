@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from trainyard.data.transfer import apply
-from trainyard.dist import Strategy
-from trainyard.dist.shares import is_sharded
+from trainyard.distributed import Strategy
+from trainyard.distributed.shares import is_sharded
 
 
 def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A rank that `trainyard.dist.launch` has started: its side of the pipe."""
+"""A rank that `trainyard.distributed.launch` has started: its side of the pipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEVER = 0.5  # seconds that the end of a process, or what it caused, may be seen
 
 @dataclass(frozen=True)
 class Call:
-    """What every rank is to do: see `trainyard.dist.launch.launch`."""
+    """What every rank is to do: see `trainyard.distributed.launch.launch`."""
 
     function: Callable[[Any], Any]
     argument: Any

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from trainyard.distributed.rank_metric import RankMetric
 from trainyard.errors import TrainyardError
 from trainyard.metrics import (
     Accuracy,
@@ -30,7 +31,6 @@ from trainyard.metrics import (
 )
 from trainyard.metrics.energy_distance import EnergyDistance
 from trainyard.metrics.metric import Result
-from trainyard.metrics.ranks import RankMetric
 
 torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (the `test` extra has it)")
 

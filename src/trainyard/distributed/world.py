@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 LAUNCHERS = ("auto", "none", "pytorch", "slurm", "mpi")
 OURS = "TRAINYARD_RANK"
-"""Set in the processes that `trainyard.dist.launch` starts: they are ranks whatever the config says of a launcher."""
+"""Set in the processes that `distributed.launch` starts: they are ranks whatever launcher the config names."""
 
 _PYTORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PORT = 29500  # torch's own default

@@ -1,4 +1,4 @@
-"""A metric over batches that several ranks took in turns (`trainyard.data.ranks.turns_of`)."""
+"""A metric over batches that several ranks took in turns (`trainyard.distributed.rank_loader.turns_of`)."""
 
 from __future__ import annotations
 

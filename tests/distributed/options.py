@@ -15,7 +15,7 @@ import torch.distributed as dist
 from trainings import ADAM, EMA, MLP, Blobs, config, options, state
 
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.dist.shares import has_share, local
+from trainyard.distributed.shares import has_share, local
 from trainyard.errors import ConfigError
 from trainyard.hooks import Hook
 from trainyard.models import BaseModel

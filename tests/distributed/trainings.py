@@ -14,7 +14,7 @@ import torch
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.dist.shares import whole
+from trainyard.distributed.shares import whole
 from trainyard.hooks import Hook
 from trainyard.models import BaseModel
 from trainyard.runner import Runner
@@ -120,7 +120,7 @@ def config(case: dict[str, Any], folder: Path | None, strategy: dict[str, Any], 
 
 def options(strategy: str) -> dict[str, Any]:
     targets = {"single": "Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
-    made: dict[str, Any] = {"_target_": f"trainyard.dist.{targets[strategy]}"}
+    made: dict[str, Any] = {"_target_": f"trainyard.distributed.{targets[strategy]}"}
     return made | ({"wrap": ["Linear"]} if strategy == "fsdp" else {})
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard.dist.world import OURS, World, find, first_node
+from trainyard.distributed.world import OURS, World, find, first_node
 from trainyard.errors import ConfigError
 
 TORCHRUN = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainyard import ranks
-from trainyard.dist.launch import cores
+from trainyard.distributed.launch import cores
 from trainyard.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +194,7 @@ def test_a_wrong_config_starts_nothing(train, tmp_path):
 
 
 def ddp(**settings):
-    return {"device": "cpu", "strategy": {"_target_": "trainyard.dist.ddp.DDP", "launcher": "auto", **settings}}
+    return {"device": "cpu", "strategy": {"_target_": "trainyard.distributed.ddp.DDP", "launcher": "auto", **settings}}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_what_a_run_is_spread_over(monkeypatch):
     with pytest.raises(ConfigError, match=r"strategy\.devices: 3 given; accepted: auto, or 2"):
         ranks.spread(ddp(devices=3))
     with pytest.raises(ConfigError, match="2 processes of this run were started"):
-        ranks.spread({"strategy": {"_target_": "trainyard.dist.Strategy"}})
+        ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})
 
 
 def test_torchrun_starts_the_ranks(train, tmp_path):

@@ -1,0 +1,30 @@
+"""Training on several devices (docs/distributed.md)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from trainyard.distributed.strategy import Strategy
+from trainyard.errors import ConfigError
+
+__all__ = ["Strategy", "as_strategy"]
+
+_KINDS = {"single": "strategy.Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
+
+
+def as_strategy(given: Any) -> Strategy:
+    """A strategy itself, the one of a name (`single`, `ddp`, `fsdp`), or for None that of one device.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if isinstance(given, Strategy):
+        return given
+    if given is not None and given not in _KINDS:
+        raise ConfigError("strategy", given, f"one of {', '.join(_KINDS)}, or a Strategy", options=_KINDS)
+    module, _, kind = _KINDS[given or "single"].partition(".")
+    strategy: Strategy = getattr(
+        import_module(f"trainyard.distributed.{module}"), kind
+    )()  # FSDP takes a second to import
+    return strategy

@@ -1,0 +1,151 @@
+"""Fully sharded: every device has a share of each parameter, of its gradient and of the optimiser's state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from trainyard.distributed import sharded
+from trainyard.distributed.distributed import Distributed
+from trainyard.distributed.shares import load_state
+from trainyard.errors import ConfigError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(kw_only=True, eq=False)
+class FSDP(Distributed):
+    """torch's `fully_shard` (FSDP2).
+
+    The modules that `wrap` names are gathered one after another as the forward pass comes to them; without any, the
+    model is gathered as a whole. Loading a checkpoint reads it whole on every rank, which keeps its own share.
+
+    Args:
+        devices, launcher, min_devices, backend, port, timeout: see `Distributed`.
+        wrap: names of module classes (`[Block]`), or the least number of parameters of a module that is gathered by
+            itself; None: the whole model at once.
+        reshard_after_forward: give gathered parameters back after the forward pass; false keeps them for the backward
+            pass, which takes more memory and less time.
+        mixed_precision: the type that parameters are gathered and computed in, `bf16` or `fp16`, while the shares and
+            the optimiser's state stay in full precision; or a mapping of `param_dtype`, `reduce_dtype` and
+            `output_dtype`. None: as they are.
+        cpu_offload: keep the shares on the CPU between their uses.
+
+    Raises:
+        ConfigError: a value that cannot be; (in `place`) no module is one that `wrap` asks for.
+    """
+
+    gathers = True
+
+    wrap: Sequence[str] | int | None = None
+    reshard_after_forward: bool = True
+    mixed_precision: str | Mapping[str, str] | None = None
+    cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.wrap, bool | str) or (isinstance(self.wrap, int) and self.wrap < 1):
+            accepted = "a list of module classes, a number of parameters of at least 1, or null"
+            raise ConfigError("wrap", self.wrap, accepted)
+        self._policy = _policy(self.mixed_precision)
+        self._mesh: DeviceMesh | None = None
+        self._writers: Any = None
+
+    def begin(self, device: torch.device) -> torch.device:
+        if device.type == "cpu" and self.cpu_offload:
+            raise ConfigError("cpu_offload", True, "false on the CPU, where everything lies already")
+        return super().begin(device)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The same model, sharded in place."""
+        if self._writers is None:  # checkpoints are written from a thread, whose messages must not mix with others
+            self._writers = dist.new_group(backend="gloo")
+        whole = copy.deepcopy(model).to("meta")
+        for module in self._wrapped(model):
+            self._shard(module)
+        self._shard(model)
+
+        def copied(sharded: nn.Module, memo: Any) -> nn.Module:
+            # torch refuses to copy a sharded module; an average of the weights is made of a copy.
+            fresh = self.place(copy.deepcopy(whole).to_empty(device=self.device))
+            load_state(fresh, sharded.state_dict())
+            for own, other in zip(fresh.buffers(), sharded.buffers(), strict=True):  # those that no state has, too
+                own.copy_(other)
+            return fresh.train(sharded.training)
+
+        type(model).__deepcopy__ = copied  # type: ignore[attr-defined] # a class that fully_shard made for this model
+        return model
+
+    def train_step(self, model: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return self.weighted(step)
+
+    def save(self, path: Path, state: dict[str, Any]) -> bool:
+        sharded.save(path, state, self._writers)
+        return True
+
+    def _shard(self, module: nn.Module) -> None:
+        if self._mesh is None:
+            self._mesh = init_device_mesh(self.device.type, (self.world_size,))
+        fully_shard(
+            module,
+            mesh=self._mesh,
+            reshard_after_forward=self.reshard_after_forward,
+            mp_policy=self._policy,
+            offload_policy=CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
+        )
+
+    def _wrapped(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that are gathered by themselves, the inner before the outer."""
+        if self.wrap is None:
+            return []
+        inner = list(model.modules())[:0:-1]
+        if isinstance(self.wrap, int):
+            chosen = _by_size(inner, self.wrap)
+            largest = max((_size(module) for module in inner), default=0)
+            accepted = f"at most {largest}, the parameters of the largest module below the model"
+        else:
+            names = sorted({type(module).__name__ for module in inner})
+            chosen = [module for module in inner if type(module).__name__ in self.wrap]
+            unknown = [name for name in self.wrap if name not in names]
+            accepted = f"classes of this model's modules: {', '.join(names)}"
+            if unknown:
+                raise ConfigError("strategy.wrap", unknown[0], accepted, options=names)
+        if not chosen:
+            raise ConfigError("strategy.wrap", self.wrap, accepted)
+        return chosen
+
+
+def _by_size(modules: Sequence[nn.Module], least: int) -> list[nn.Module]:
+    """Modules of which at least so many parameters are in none that was chosen before; the inner come first."""
+    taken: set[int] = set()
+    chosen = []
+    for module in modules:
+        own = [parameter for parameter in module.parameters() if id(parameter) not in taken]
+        if sum(parameter.numel() for parameter in own) >= least:
+            chosen.append(module)
+            taken.update(id(parameter) for parameter in own)
+    return chosen
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _policy(given: str | Mapping[str, str] | None) -> MixedPrecisionPolicy:
+    names = {"param_dtype": given} if isinstance(given, str) else dict(given or {})
+    for key, name in names.items():
+        if key not in ("param_dtype", "reduce_dtype", "output_dtype"):
+            known = ("param_dtype", "reduce_dtype", "output_dtype")
+            raise ConfigError("mixed_precision", key, f"the keys {', '.join(known)}", options=known)
+        if name not in _DTYPES:
+            raise ConfigError("mixed_precision", name, f"one of {', '.join(_DTYPES)}", options=_DTYPES)
+    return MixedPrecisionPolicy(**{key: _DTYPES[name] for key, name in names.items()})  # type: ignore[arg-type]
