@@ -1,6 +1,8 @@
 """For all tests: one thread a process, so that tests in parallel do not wait for each other's spinning threads."""
 
+import logging
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
@@ -15,3 +17,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def parts():
+    """The arguments of a small Runner that learns; a test replaces what it is about."""
+    return {
+        "model": {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [16]},
+        "data": {"_target_": "trainyard.data.Rings", "num_samples": 320, "batch_size": 32},
+        "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},
+        "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 3},
+        "metrics": {
+            "accuracy": {"_target_": "trainyard.metrics.Accuracy"},
+            "loss": {"_target_": "trainyard.metrics.CrossEntropy"},
+        },
+        "objective": "val/accuracy",
+        "direction": "maximize",
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def capturable_on_the_cpu(monkeypatch):
+    """torch's optimisers keep their steps on the device for CUDA alone; the arithmetic knows no device."""
+    for name in ("Adam", "NAdam", "RAdam", "Adamax", "RMSprop"):
+        module = sys.modules[getattr(torch.optim, name).__module__]
+        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+
+
+@pytest.fixture
+def said(caplog):
+    """What was said about the capture of the step."""
+    caplog.set_level(logging.INFO, logger="trainyard")
+    return lambda: [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]

@@ -55,3 +55,7 @@ class ConfigError(TrainyardError):
         if close is not None:
             text += f" Did you mean {close!r}?"
         return f"{text} {self.hint}".rstrip()
+
+
+class Unfusable(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on their own
+    """The members cannot be stacked; the message is the reason, as the plan of a sweep shows it."""

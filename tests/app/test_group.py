@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainyard import group
 from trainyard.config.schema import resolve
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.hooks import Hook
 from trainyard.probe import probe
 from trainyard.runner import Runner, checkpoint

@@ -16,9 +16,9 @@ from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, NaNGuard, Norms, ParamSchedule
 from trainyard.runner import EpochBasedTrainLoop, Runner, checkpoint
-from trainyard.runner.captured_step import WARM_UP, CapturedStep
 from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Schedule
+from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 

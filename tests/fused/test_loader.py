@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainyard.data import ArrayData, Arrays, Data, Digits, Loaders, Rings, Text
 from trainyard.data.base import Loader
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.loader import StackedLoader, stack_loader
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.model import StackedModel
 from trainyard.metrics import Metric
 from trainyard.models import MLP, BaseModel, DataPreprocessor

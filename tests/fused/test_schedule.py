@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.schedule import ROWS, StackedPlateau, StackedSchedule, stack_schedules
 from trainyard.schedules import Plateau, Schedule
 

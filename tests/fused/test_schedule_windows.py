@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from trainyard.data import Rings
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.schedule import StackedPlateau, StackedSchedule, stack_schedules
 from trainyard.group import ALLOWED, ELSEWHERE
 from trainyard.hooks import Hook

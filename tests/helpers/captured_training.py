@@ -9,10 +9,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from trainyard.models import CNN, MLP, Transformer
 from trainyard.optim import Lion
-from trainyard.runner import captured_step
-from trainyard.runner.captured_step import CapturedStep
-from trainyard.runner.step import make_clip, make_precision, make_step
 from trainyard.schedules import Schedule
+from trainyard.step.clip import make_clip
+from trainyard.step.cuda_graph import captured_step
+from trainyard.step.cuda_graph.captured_step import CapturedStep
+from trainyard.step.precision import make_precision
+from trainyard.step.step import make_step
 
 
 def pictures(count):

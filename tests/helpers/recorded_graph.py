@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainyard.runner.graph import Uncapturable
+from trainyard.step.cuda_graph.graph import Uncapturable
 
 aten = torch.ops.aten
 WAITING = (

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from trainyard.optim import Lion, plain
-from trainyard.runner.step import NoClip, Precision, Step
+from trainyard.step.clip import NoClip
+from trainyard.step.precision import Precision
+from trainyard.step.step import Step
 
 KINDS = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Lion"]
 

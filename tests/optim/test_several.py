@@ -19,8 +19,7 @@ from torch.optim import SGD, Adam
 
 from trainyard.config.schema import check
 from trainyard.data import ArrayData
-from trainyard.errors import ConfigError, TrainyardError
-from trainyard.fused import Unfusable
+from trainyard.errors import ConfigError, TrainyardError, Unfusable
 from trainyard.hooks import Hook
 from trainyard.metrics.energy_distance import EnergyDistance
 from trainyard.models import BaseModel

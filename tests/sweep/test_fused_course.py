@@ -22,7 +22,7 @@ import json, logging, os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 
 log = logging.getLogger(__name__)
 ALLOWED, ELSEWHERE = ("lr", "seed"), ("resume",)

@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Strategy:
     """Trains on one device.
 
-    A strategy for several devices (`DDP`, `FSDP`) overrides what is different there. Every rank runs the same loops over
-    its share of each batch; the numbers are those of one device.
+    A strategy for several devices (`DDP`, `FSDP`) overrides what is different there. Every rank runs the same loops
+    over its share of each batch; the numbers are those of one device.
 
     Attributes:
         rank: the number of this process, from 0.

@@ -1,5 +1,1 @@
-"""Several members as one program: their models, optimisers, schedules and data, stacked."""
-
-from trainyard.fused.errors import Unfusable
-
-__all__ = ["Unfusable"]
+"""Several members as one program: their models, optimizers, schedules and data, stacked."""

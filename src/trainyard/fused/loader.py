@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainyard.data.base import Loader
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.fused.errors import Unfusable
+from trainyard.errors import Unfusable
 
 
 def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:

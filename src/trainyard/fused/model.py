@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from trainyard.fused.errors import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.models import call
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, StepLR
 
-from trainyard.fused.errors import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.schedules import Plateau, Schedule, Several
 from trainyard.schedules.part import Part, is_number
 from trainyard.schedules.standin import plain

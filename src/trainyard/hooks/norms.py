@@ -12,7 +12,7 @@ from trainyard.distributed.shares import whole
 from trainyard.errors import ConfigError
 from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner, read
-from trainyard.runner.step import NoClip
+from trainyard.step.clip import NoClip
 
 
 class Norms(Hook):

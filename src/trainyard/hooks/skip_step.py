@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from trainyard.distributed.shares import local
 from trainyard.optim import plain
-from trainyard.runner.stacked_step import StackedScaledAutocast
-from trainyard.runner.step import ScaledAutocast
+from trainyard.step.precision import ScaledAutocast
+from trainyard.step.stacked import StackedScaledAutocast
 
 
 class SkipNonFinite:

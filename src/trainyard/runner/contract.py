@@ -16,9 +16,9 @@ from trainyard.errors import ConfigError
 from trainyard.metrics import Metric
 from trainyard.runner.dispatch import Dispatch
 from trainyard.runner.members import Member
-from trainyard.runner.step import Step
 from trainyard.runner.weights import LoadFrom
 from trainyard.schedules import Plateau, Schedule
+from trainyard.step.step import Step
 from trainyard.track import Tracker
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainyard.config.build import build
 from trainyard.data import Loader
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.loader import stack_loader
 from trainyard.fused.metrics import stack_metrics
 from trainyard.fused.model import StackedModel
@@ -27,8 +27,9 @@ from trainyard.optim.several import OptimizerDict
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.member_parts import MemberDispatch, MemberOptimizer, MemberStep
 from trainyard.runner.runner import Runner, arguments
-from trainyard.runner.stacked_step import StackedScaledAutocast, stack_clips
-from trainyard.runner.step import Step, make_precision, make_step
+from trainyard.step.precision import make_precision
+from trainyard.step.stacked import StackedScaledAutocast, stack_clips
+from trainyard.step.step import Step, make_step
 from trainyard.track import RunInfo, Tracker
 
 log = logging.getLogger(__name__)

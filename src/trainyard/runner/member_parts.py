@@ -9,7 +9,7 @@ import torch
 
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.runner.dispatch import Dispatch
-from trainyard.runner.step import AccumulatedStep, Step
+from trainyard.step.step import AccumulatedStep, Step
 
 
 class MemberOptimizer:

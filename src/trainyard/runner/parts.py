@@ -29,9 +29,11 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.members import Member
-from trainyard.runner.several_step import step_of
-from trainyard.runner.step import Step, make_clip, make_precision
 from trainyard.schedules import Plateau, Schedule
+from trainyard.step.clip import make_clip
+from trainyard.step.precision import make_precision
+from trainyard.step.several import step_of
+from trainyard.step.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +188,7 @@ class Parts:
         """`step` as a CUDA graph, where the run has a CUDA device and asks for it; `code` is what the step runs."""
         if self.device.type != "cuda" or self._capture is False:
             return step
-        from trainyard.runner import captured_step  # here: it is for CUDA alone
+        from trainyard.step.cuda_graph import captured_step  # here: it is for CUDA alone
 
         refusal = None
         if self._compile is not None:

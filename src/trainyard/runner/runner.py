@@ -28,7 +28,7 @@ from trainyard.runner.points import Points
 from trainyard.runner.rehearsal import rehearse
 from trainyard.runner.session import session
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
-from trainyard.runner.step import make_precision
+from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
 from trainyard.runner.contract import RunState
 from trainyard.runner.members import read
-from trainyard.runner.step import Step
+from trainyard.step.step import Step
 
 Entries = Sequence[Sequence[Any]]
 

@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, env_override, run
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.sweep import member_log
 from trainyard.sweep.executor.worker import INTERRUPTED, one_line, stand_in_for_main
 from trainyard.sweep.hydra_files import HydraFiles

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.optim import Lion
 
 MEMBERS = 4

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainyard.fused import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.optim import StackedOptimizer, bucket, kernel, stack_optimizers
 from trainyard.optim import Lion, build
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from trainyard.fused.errors import Unfusable
+from trainyard.errors import Unfusable
 
 
 class Stacked(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.fused.errors import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.optim import member_state
 from trainyard.fused.optim.bucket import Block, Bucket, Tensors, restore
 from trainyard.fused.optim.numbers import Numbers

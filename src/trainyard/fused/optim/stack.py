@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from trainyard.fused.errors import Unfusable
+from trainyard.errors import Unfusable
 from trainyard.fused.optim.adagrad import StackedAdagrad
 from trainyard.fused.optim.adam import StackedAdam
 from trainyard.fused.optim.adamax import StackedAdamax

@@ -11,11 +11,12 @@ from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pi
 
 from trainyard.hooks import EMA, Hook, ParamSchedule
 from trainyard.models import MLP
-from trainyard.runner import Env, Runner, captured_step, rate_table
-from trainyard.runner.captured_step import CapturedStep
+from trainyard.runner import Env, Runner
 from trainyard.runner.fused import FusedRunner
-from trainyard.runner.graph import CudaGraph
 from trainyard.schedules import Schedule
+from trainyard.step.cuda_graph import captured_step, rate_table
+from trainyard.step.cuda_graph.captured_step import CapturedStep
+from trainyard.step.cuda_graph.graph import CudaGraph
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"

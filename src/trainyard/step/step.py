@@ -6,146 +6,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.distributed.shares import like, whole
+from trainyard.distributed.shares import like
 from trainyard.errors import ConfigError
 from trainyard.models.base import total_loss
 from trainyard.optim.plain import PlainStep
-
-Losses = dict[str, Any]
-
-
-class Precision:
-    """Full precision (`fp32`): forward, backward and step as they are.
-
-    `step` is given the optimiser and its `PlainStep`, and uses the one that it can.
-    """
-
-    def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
-        return train_step(batch)
-
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        """Gradients of `loss`, or of the sum of the members' losses, `[K]`; for `inputs` alone where there are any."""
-        loss.backward(torch.ones_like(loss), inputs=inputs)  # type: ignore[no-untyped-call]
-
-    def unscale(self, optimizer: Optimizer) -> None:
-        """Bring the gradients to their own scale, before anybody looks at them."""
-
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
-        with torch.no_grad():
-            plain_step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-
-
-class Autocast(Precision):
-    """Mixed precision in bfloat16 (`bf16`): `torch.autocast` around the forward pass."""
-
-    dtype = torch.bfloat16
-
-    def __init__(self, device: torch.device) -> None:
-        self.device_type = device.type
-
-    def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
-        with torch.autocast(self.device_type, self.dtype):
-            return train_step(batch)
-
-
-class ScaledAutocast(Autocast):
-    """Mixed precision in float16 (`fp16`), with a gradient scaler whose state is part of the checkpoint."""
-
-    dtype = torch.float16
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.scaler = torch.amp.GradScaler(device.type)
-
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        self.scaler.scale(loss).backward(inputs=inputs)  # type: ignore[no-untyped-call]
-
-    def unscale(self, optimizer: Optimizer) -> None:
-        self.scaler.unscale_(optimizer)
-
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
-        self.scaler.step(optimizer)
-        self.scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.scaler.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:  # empty where the run was in another precision so far
-            self.scaler.load_state_dict(state)
-
-
-def make_precision(name: str, device: torch.device) -> Precision:
-    """The component for `fp32`, `tf32` (full precision with TF32 matrix products on CUDA), `bf16` or `fp16`."""
-    # Set for every precision: a run before this one in the process may have had another.
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    match name:
-        case "fp32" | "tf32":
-            return Precision()
-        case "bf16":
-            return Autocast(device)
-        case "fp16":
-            return ScaledAutocast(device)
-    options = ("fp32", "tf32", "bf16", "fp16")
-    raise ConfigError("precision", name, f"one of {', '.join(options)}", options=options)
-
-
-class NoClip:
-    """Gradients as they are."""
-
-    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {}
-
-
-class ClipGradNorm(NoClip):
-    """Scale the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
-
-    def __init__(self, max_norm: float) -> None:
-        if not max_norm > 0:
-            raise ConfigError("clip_grad_norm", max_norm, "a number above 0, or null for no clipping")
-        self.max_norm = max_norm
-
-    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"grad_norm": whole(nn.utils.clip_grad_norm_(parameters, self.max_norm))}
-
-
-class ClipGradValue(NoClip):
-    """Limit every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
-
-    def __init__(self, limit: float) -> None:
-        if not limit > 0:
-            raise ConfigError("clip_grad_value", limit, "a number above 0, or null for no clipping")
-        self.limit = limit
-
-    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(nn.utils.get_total_norm(grads))
-        if grads:  # torch does not take none
-            nn.utils.clip_grad_value_(parameters, self.limit)
-        return {"grad_norm": norm}
-
-
-def make_clip(norm: float | None, value: float | None) -> NoClip:
-    """Clipping by the total norm, by value, or none.
-
-    Raises:
-        ConfigError: a limit that is not above 0, or both of them.
-    """
-    if norm is not None and value is not None:
-        raise ConfigError("clip_grad_value", value, "null where clip_grad_norm is given")
-    if norm is not None:
-        return ClipGradNorm(norm)
-    return NoClip() if value is None else ClipGradValue(value)
+from trainyard.step.clip import NoClip
+from trainyard.step.precision import Losses, Precision
 
 
 class Step:

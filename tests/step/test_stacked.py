@@ -16,8 +16,10 @@ from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import stack_optimizers
 from trainyard.models import MLP
 from trainyard.optim import build
-from trainyard.runner.stacked_step import StackedClipGradNorm, StackedScaledAutocast
-from trainyard.runner.step import ClipGradNorm, NoClip, Precision, ScaledAutocast, Step, make_step
+from trainyard.step.clip import ClipGradNorm, NoClip
+from trainyard.step.precision import Precision, ScaledAutocast
+from trainyard.step.stacked import StackedClipGradNorm, StackedScaledAutocast
+from trainyard.step.step import Step, make_step
 
 CPU = torch.device("cpu")
 K = 4

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from trainyard.config.compiling import compile_arguments
-from trainyard.errors import ConfigError
-from trainyard.fused import Unfusable
+from trainyard.errors import ConfigError, Unfusable
 from trainyard.models import MLP
 from trainyard.models.checkpointing import checkpoint_activations
 from trainyard.runner import Runner

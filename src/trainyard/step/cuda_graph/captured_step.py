@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.models.base import total_loss
-from trainyard.runner.graph import CudaGraph, Graph, Uncapturable
-from trainyard.runner.nest import filled, shape_of
-from trainyard.runner.optimizer_numbers import Numbers, numbers_of, uncaptured_update
-from trainyard.runner.rate_table import Foresight
-from trainyard.runner.stacked_step import StackedScaledAutocast
-from trainyard.runner.step import AccumulatedStep, Autocast, Precision, Step
-from trainyard.runner.surroundings import Surroundings
+from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
+from trainyard.step.cuda_graph.guards import Surroundings
+from trainyard.step.cuda_graph.optimizer_numbers import Numbers, numbers_of, uncaptured_update
+from trainyard.step.cuda_graph.rate_table import Foresight
+from trainyard.step.cuda_graph.static_inputs import filled, shape_of
+from trainyard.step.precision import Autocast, Precision
+from trainyard.step.stacked import StackedScaledAutocast
+from trainyard.step.step import AccumulatedStep, Step
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainyard.data import Rings
-from trainyard.errors import ConfigError
-from trainyard.fused import Unfusable
+from trainyard.errors import ConfigError, Unfusable
 from trainyard.hooks import Hook
 from trainyard.models import MLP
 from trainyard.runner import EpochBasedTrainLoop, Runner
 from trainyard.runner.fused import FusedRunner
-from trainyard.runner.stacked_step import StackedClipGradValue, stack_clips
-from trainyard.runner.step import ClipGradNorm, ClipGradValue, NoClip, make_clip
+from trainyard.step.clip import ClipGradNorm, ClipGradValue, NoClip, make_clip
+from trainyard.step.stacked import StackedClipGradValue, stack_clips
 
 
 class Norms(Hook):

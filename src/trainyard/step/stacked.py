@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.fused.errors import Unfusable
-from trainyard.runner.step import Autocast, ClipGradNorm, ClipGradValue, NoClip, make_clip
+from trainyard.errors import Unfusable
+from trainyard.step.clip import ClipGradNorm, ClipGradValue, NoClip, make_clip
+from trainyard.step.precision import Autocast
 
 
 class StackedClipGradNorm(NoClip):

@@ -12,9 +12,9 @@ from recorded_graph import RecordedGraph
 from trainyard.errors import ConfigError
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, LRFinder, NaNGuard, Norms, ParamSchedule
 from trainyard.runner import Runner, checkpoint
-from trainyard.runner.captured_step import CapturedStep
-from trainyard.runner.several_step import SeveralStep
 from trainyard.schedules import Plateau, Schedule
+from trainyard.step.cuda_graph.captured_step import CapturedStep
+from trainyard.step.several import SeveralStep
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models import call
 from trainyard.optim import OptimizerDict
-from trainyard.runner.step import Losses, NoClip, Precision, Step, make_step
+from trainyard.step.clip import NoClip
+from trainyard.step.precision import Losses, Precision
+from trainyard.step.step import Step, make_step
 
 Turn = tuple[str, Losses]
 

@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainyard.hooks import Checkpoint, Hook, LRFinder, Norms, ParamSchedule
 from trainyard.models import MLP
-from trainyard.runner import Runner, rate_table
-from trainyard.runner.captured_step import WARM_UP, CapturedStep
-from trainyard.runner.optimizer_numbers import TorchNumbers
-from trainyard.runner.step import make_clip
+from trainyard.runner import Runner
 from trainyard.schedules import Schedule, Several
+from trainyard.step.clip import make_clip
+from trainyard.step.cuda_graph import rate_table
+from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
+from trainyard.step.cuda_graph.optimizer_numbers import TorchNumbers
 
 pytestmark = pytest.mark.usefixtures("capturable_on_the_cpu")
 

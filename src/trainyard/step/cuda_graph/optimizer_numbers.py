@@ -12,7 +12,7 @@ from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAd
 
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.optim import Lion
-from trainyard.runner.rate_table import Foresight, RateTable
+from trainyard.step.cuda_graph.rate_table import Foresight, RateTable
 
 CAPTURABLE = (Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Lion)
 """Classes that, all parameters at once (`foreach` or `fused`), read their learning rate and steps from the device."""

@@ -17,8 +17,8 @@ from torch import nn
 
 from trainyard.hooks.skip_step import SkipNonFinite
 from trainyard.models import MLP, BaseModel
-from trainyard.runner.captured_step import WARM_UP, CapturedStep
-from trainyard.runner.step import make_clip
+from trainyard.step.clip import make_clip
+from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""One optimization step: forward, backward, clip, optimizer."""

@@ -1,0 +1,58 @@
+"""Gradient clipping, by norm and by value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from trainyard.distributed.shares import whole
+from trainyard.errors import ConfigError
+
+
+class NoClip:
+    """Gradients as they are."""
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {}
+
+
+class ClipGradNorm(NoClip):
+    """Scale the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
+
+    def __init__(self, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ConfigError("clip_grad_norm", max_norm, "a number above 0, or null for no clipping")
+        self.max_norm = max_norm
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"grad_norm": whole(nn.utils.clip_grad_norm_(parameters, self.max_norm))}
+
+
+class ClipGradValue(NoClip):
+    """Limit every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
+
+    def __init__(self, limit: float) -> None:
+        if not limit > 0:
+            raise ConfigError("clip_grad_value", limit, "a number above 0, or null for no clipping")
+        self.limit = limit
+
+    def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = whole(nn.utils.get_total_norm(grads))
+        if grads:  # torch does not take none
+            nn.utils.clip_grad_value_(parameters, self.limit)
+        return {"grad_norm": norm}
+
+
+def make_clip(norm: float | None, value: float | None) -> NoClip:
+    """Clipping by the total norm, by value, or none.
+
+    Raises:
+        ConfigError: a limit that is not above 0, or both of them.
+    """
+    if norm is not None and value is not None:
+        raise ConfigError("clip_grad_value", value, "null where clip_grad_norm is given")
+    if norm is not None:
+        return ClipGradNorm(norm)
+    return NoClip() if value is None else ClipGradValue(value)

@@ -1,0 +1,1 @@
+"""The optimization step captured into a CUDA graph."""

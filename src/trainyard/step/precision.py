@@ -1,0 +1,96 @@
+"""Precision: full, TF32, bfloat16 and float16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.errors import ConfigError
+
+Losses = dict[str, Any]
+
+
+class Precision:
+    """Full precision (`fp32`): forward, backward and step as they are.
+
+    `step` is given the optimiser and its `PlainStep`, and uses the one that it can.
+    """
+
+    def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
+        return train_step(batch)
+
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Gradients of `loss`, or of the sum of the members' losses, `[K]`; for `inputs` alone where there are any."""
+        loss.backward(torch.ones_like(loss), inputs=inputs)  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring the gradients to their own scale, before anybody looks at them."""
+
+    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+        with torch.no_grad():
+            plain_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class Autocast(Precision):
+    """Mixed precision in bfloat16 (`bf16`): `torch.autocast` around the forward pass."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, device: torch.device) -> None:
+        self.device_type = device.type
+
+    def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
+        with torch.autocast(self.device_type, self.dtype):
+            return train_step(batch)
+
+
+class ScaledAutocast(Autocast):
+    """Mixed precision in float16 (`fp16`), with a gradient scaler whose state is part of the checkpoint."""
+
+    dtype = torch.float16
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.scaler = torch.amp.GradScaler(device.type)
+
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        self.scaler.scale(loss).backward(inputs=inputs)  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:  # empty where the run was in another precision so far
+            self.scaler.load_state_dict(state)
+
+
+def make_precision(name: str, device: torch.device) -> Precision:
+    """The component for `fp32`, `tf32` (full precision with TF32 matrix products on CUDA), `bf16` or `fp16`."""
+    # Set for every precision: a run before this one in the process may have had another.
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    match name:
+        case "fp32" | "tf32":
+            return Precision()
+        case "bf16":
+            return Autocast(device)
+        case "fp16":
+            return ScaledAutocast(device)
+    options = ("fp32", "tf32", "bf16", "fp16")
+    raise ConfigError("precision", name, f"one of {', '.join(options)}", options=options)
