@@ -139,8 +139,8 @@ def group(width: int, upto: int) -> Iterator[Turn]:
     """Steps of K members of the MLP 64-64-64-10 on the digits, with the first parts of FUSED; K = 1 is a job alone."""
     from cases.fused import _config
 
+    from trainyard.fused.runner import FusedRunner
     from trainyard.runner import Runner
-    from trainyard.runner.fused import FusedRunner
 
     configs = [_config("MLP", member) for member in range(width)]
     runner = FusedRunner(configs) if width > 1 else Runner.from_cfg(configs[0])

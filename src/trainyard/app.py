@@ -17,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trainyard import group, ranks
+from trainyard import ranks
 from trainyard.config.explain import explain
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.fused import train as group
 from trainyard.rank_job import follow
 from trainyard.run import train
 

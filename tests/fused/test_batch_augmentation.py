@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainyard.fused.model import StackedModel
+from trainyard.fused.runner import FusedRunner
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 
 
 def config(seed: int = 0, probability: float = 1.0, epochs: int = 1, **more: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused.optim.kernel import KernelOptimizer
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, NaNGuard, Norms, ParamSchedule
 from trainyard.runner import EpochBasedTrainLoop, Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Schedule
 from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.runner import Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 

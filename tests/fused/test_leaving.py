@@ -16,10 +16,10 @@ from torch import Tensor
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused.model import StackedModel
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.models import MLP
 from trainyard.runner import Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 
 Config = dict[str, Any]
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.errors import Unfusable
 from trainyard.fused.model import StackedModel
+from trainyard.fused.runner import FusedRunner
 from trainyard.metrics import Metric
 from trainyard.models import MLP, BaseModel, DataPreprocessor
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 
 Config = dict[str, Any]
 

@@ -27,11 +27,11 @@ from torch.optim.lr_scheduler import (
 
 from trainyard.data import Rings
 from trainyard.errors import Unfusable
+from trainyard.fused.runner import FusedRunner
 from trainyard.fused.schedule import StackedPlateau, StackedSchedule, stack_schedules
-from trainyard.group import ALLOWED, ELSEWHERE
+from trainyard.fused.train import ALLOWED, ELSEWHERE
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Plateau, Schedule, Several
 from trainyard.sweep import grouping
 

@@ -9,9 +9,9 @@ import torch
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.runner import Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 
 TIMES = ("train/time", "train/data_time")
 

@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.data import Digits, Rings
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Checkpoint, PredictionLog
 from trainyard.hooks.prediction_samples import Gathering, Shown, merged
 from trainyard.metrics import Metric
 from trainyard.models import Supervised
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.track import read
 
 MLP = {"_target_": "trainyard.models.MLP", "in_features": 64, "num_classes": 10, "hidden": [16]}

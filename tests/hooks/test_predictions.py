@@ -12,11 +12,11 @@ from trainyard.data import Rings
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import ConfigError
 from trainyard.evaluate import offline
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import PredictionDump
 from trainyard.models import Supervised
 from trainyard.predictions import Predictions
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.track import read
 
 METRICS = {

@@ -8,8 +8,8 @@ import torch
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
+from trainyard.fused.runner import FusedRunner
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.track import read
 
 HOOKS = {

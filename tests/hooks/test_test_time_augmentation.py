@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader
 
 from trainyard.data import Digits
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, Hook, ModelSummary, TestTimeAugmentation
 from trainyard.models import Supervised
 from trainyard.runner import Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 
 MLP = {"_target_": "trainyard.models.MLP", "in_features": 64, "num_classes": 10, "hidden": [16]}
 ALL = {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}, "loss": {"_target_": "trainyard.metrics.CrossEntropy"}}

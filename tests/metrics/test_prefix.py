@@ -10,10 +10,10 @@ import torch
 
 from trainyard.data import Rings
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA
 from trainyard.metrics import Accuracy, ConfusionMatrix, CrossEntropy, Metric, TorchMetric, results_of
 from trainyard.runner import EpochBasedTrainLoop, Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.track import read
 
 ACCURACY = {"_target_": "trainyard.metrics.Accuracy", "topk": [1, 2]}

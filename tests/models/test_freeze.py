@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.models import CNN, MLP
 from trainyard.models.freeze import freeze
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 
 # net.0 Conv2d, net.1 BatchNorm2d, net.4 Conv2d, net.5 BatchNorm2d, net.9 Dropout, net.10 Linear
 MODEL = {"_target_": CNN, "in_channels": 1, "num_classes": 10, "channels": [4, 6], "dropout": 0.2}

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.models import CNN, MLP, Transformer, initialize
 from trainyard.models.initialize import NAMES
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 
 MODEL = {"_target_": CNN, "in_channels": 1, "num_classes": 3, "channels": [8, 16]}
 

@@ -15,10 +15,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainyard.config.schema import check
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.optim import Paramwise, build, from_config
 from trainyard.optim.paramwise import fits
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Schedule
 
 

@@ -20,12 +20,12 @@ from torch.optim import SGD, Adam
 from trainyard.config.schema import check
 from trainyard.data import ArrayData
 from trainyard.errors import ConfigError, TrainyardError, Unfusable
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.metrics.energy_distance import EnergyDistance
 from trainyard.models import BaseModel
 from trainyard.optim import OptimizerDict, ScheduleDict, build_several
 from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Plateau, Schedule
 
 ROOT = Path(__file__).parents[2]

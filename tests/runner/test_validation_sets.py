@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.data import ArrayData, Arrays, Loaders
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, EarlyStopping, Hook, ParamSchedule
 from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Plateau
 from trainyard.track import read
 

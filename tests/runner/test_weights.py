@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks.publish import publish
 from trainyard.models import CNN, MLP
 from trainyard.runner import Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 from trainyard.runner.weights import LoadFrom, load, load_from, read
 
 State = dict[str, Tensor]

@@ -8,10 +8,10 @@ from torch import nn
 
 from trainyard.data import ArrayData
 from trainyard.errors import ConfigError
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger
 from trainyard.models import MLP, BaseModel
 from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
-from trainyard.runner.fused import FusedRunner
 from trainyard.runner.workflow import Workflow
 from trainyard.track import read
 

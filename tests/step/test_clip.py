@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from trainyard.data import Rings
 from trainyard.errors import ConfigError, Unfusable
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.models import MLP
 from trainyard.runner import EpochBasedTrainLoop, Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.step.clip import ClipGradNorm, ClipGradValue, NoClip, make_clip
 from trainyard.step.stacked import StackedClipGradValue, stack_clips
 

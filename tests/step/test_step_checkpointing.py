@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from trainyard.config.compiling import compile_arguments
 from trainyard.errors import ConfigError, Unfusable
+from trainyard.fused.runner import FusedRunner
 from trainyard.models import MLP
 from trainyard.models.checkpointing import checkpoint_activations
 from trainyard.runner import Runner
-from trainyard.runner.fused import FusedRunner
 
 MODELS = {
     "mlp": {

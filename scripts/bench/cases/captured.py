@@ -22,10 +22,10 @@ from work import RATE, Work
 
 from cases.fused import MODELS
 from trainyard.data import TensorLoader
+from trainyard.fused.runner import FusedRunner
 from trainyard.models import Supervised
 from trainyard.runner import EpochBasedTrainLoop, Runner
 from trainyard.runner.dispatch import DEFAULT_HOOKS
-from trainyard.runner.fused import FusedRunner
 
 OURS, EAGER, PLAIN, RESIDENT = (
     "trainyard, captured",

@@ -110,8 +110,8 @@ def _config(model: str, member: int) -> dict[str, Any]:
 
 def _runner(model: str, width: int) -> Callable[[float], int]:
     """What steps for so many seconds, over the batches of epoch after epoch, and counts the steps of all members."""
+    from trainyard.fused.runner import FusedRunner
     from trainyard.runner import Runner
-    from trainyard.runner.fused import FusedRunner
 
     configs = [_config(model, member) for member in range(width)]
     runner = FusedRunner(configs) if width > 1 else Runner.from_cfg(configs[0])

@@ -46,7 +46,7 @@ class Fusing:
     """Arranges the jobs of a sweep in groups, where their application can train several as one program.
 
     Its task function then has an attribute `fuse` with `ALLOWED`, `ELSEWHERE`, `widest`, `probe` and `train_group`: see
-    `trainyard.group`.
+    `trainyard.fused.train`.
 
     Args:
         context: of Hydra.

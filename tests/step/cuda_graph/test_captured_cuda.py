@@ -9,10 +9,10 @@ import pytest
 import torch
 from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, rehearsed, same, step_of
 
+from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Hook, ParamSchedule
 from trainyard.models import MLP
 from trainyard.runner import Env, Runner
-from trainyard.runner.fused import FusedRunner
 from trainyard.schedules import Schedule
 from trainyard.step.cuda_graph import captured_step, rate_table
 from trainyard.step.cuda_graph.captured_step import CapturedStep

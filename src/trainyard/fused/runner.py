@@ -18,6 +18,7 @@ from trainyard.config.build import build
 from trainyard.data import Loader
 from trainyard.errors import Unfusable
 from trainyard.fused.loader import stack_loader
+from trainyard.fused.member_parts import MemberDispatch, MemberOptimizer, MemberStep
 from trainyard.fused.metrics import stack_metrics
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer, stack_optimizers
@@ -25,7 +26,6 @@ from trainyard.fused.schedule import stack_schedules
 from trainyard.metrics import Metric
 from trainyard.optim.several import OptimizerDict
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
-from trainyard.runner.member_parts import MemberDispatch, MemberOptimizer, MemberStep
 from trainyard.runner.runner import Runner, arguments
 from trainyard.step.precision import make_precision
 from trainyard.step.stacked import StackedScaledAutocast, stack_clips

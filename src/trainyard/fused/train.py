@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from trainyard.config.build import build
 from trainyard.config.schema import resolve
-from trainyard.probe import Fit
+from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts, membership
 from trainyard.track.membership import Membership
 
@@ -44,13 +44,13 @@ def widest(device: str) -> int:
 
 
 def probe(configs: Sequence[DictConfig], of: int) -> Fit:
-    """Find out how wide a group of these jobs is to be: see `trainyard.probe.probe`.
+    """Find out how wide a group of these jobs is to be: see `trainyard.fused.probe.probe`.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
         of: how many jobs there are of this kind.
     """
-    from trainyard.probe import probe
+    from trainyard.fused.probe import probe
 
     members = []
     for config in configs:
@@ -89,7 +89,7 @@ def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]
         TrainyardError: a config cannot work.
     """
     from trainyard import record
-    from trainyard.runner.fused import FusedRunner  # noqa: F401 - imports torch while git is at work
+    from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
 
     collected = facts.begin(Path.cwd())
     tracker: Tracker = build(configs[0].get("tracker"), "tracker") or NoTracker()
@@ -122,9 +122,9 @@ def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[Memb
 def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
     import torch
 
+    from trainyard.fused.runner import FusedRunner
     from trainyard.run import conduct
     from trainyard.runner import Runner
-    from trainyard.runner.fused import FusedRunner
 
     configs, infos = [values for values, _ in members], [info for _, info in members]
     try:

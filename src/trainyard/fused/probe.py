@@ -100,7 +100,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
 
 def _fused(configs: Sequence[Values]) -> Runner:
     """A group that is ready to train, and has taken one step."""
-    from trainyard.runner.fused import FusedRunner
+    from trainyard.fused.runner import FusedRunner
 
     runner = FusedRunner(configs)
     runner.prepare()

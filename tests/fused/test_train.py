@@ -16,11 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
-from trainyard import group
 from trainyard.config.schema import resolve
 from trainyard.errors import Unfusable
+from trainyard.fused import train as group
+from trainyard.fused.probe import probe
 from trainyard.hooks import Hook
-from trainyard.probe import probe
 from trainyard.runner import Runner, checkpoint
 from trainyard.track.membership import Membership
 
