@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.build import build_all, fill_auto
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.hooks.predictions.file import MissingError, Predictions
 from trainyard.metrics import as_metric, results_of
-from trainyard.predictions import MissingError, Predictions
 
 CONFIG = "config.yaml"  # what a run of the application leaves beside its predictions
 

@@ -4,7 +4,6 @@ from trainyard.hooks.checkpoint import Checkpoint
 from trainyard.hooks.early_stop import EarlyStopping
 from trainyard.hooks.ema import EMA
 from trainyard.hooks.empty_cache import EmptyCache
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.iter_timer import IterTimer
 from trainyard.hooks.logger import Logger
 from trainyard.hooks.lr_finder import LRFinder
@@ -13,13 +12,14 @@ from trainyard.hooks.nan_guard import NaNGuard
 from trainyard.hooks.norms import Norms
 from trainyard.hooks.param_schedule import ParamSchedule
 from trainyard.hooks.precise_bn import PreciseBN
-from trainyard.hooks.prediction_log import PredictionLog
-from trainyard.hooks.predictions import PredictionDump
+from trainyard.hooks.predictions.dump import PredictionDump
+from trainyard.hooks.predictions.log import PredictionLog
 from trainyard.hooks.profiler import Profiler
 from trainyard.hooks.progress import Progress
 from trainyard.hooks.runtime_info import RuntimeInfo
 from trainyard.hooks.system_metrics import SystemMetrics
 from trainyard.hooks.test_time_augmentation import TestTimeAugmentation
+from trainyard.runner.hook import Hook
 
 __all__ = [
     "EMA",

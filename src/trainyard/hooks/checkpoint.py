@@ -14,10 +14,10 @@ from trainyard.distributed import Strategy
 from trainyard.distributed.shares import is_sharded
 from trainyard.errors import ConfigError
 from trainyard.hooks.best import BestOf
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.host_copy import HostBuffers, HostCopy
 from trainyard.hooks.publish import publish
 from trainyard.runner import Member, Runner, checkpoint
+from trainyard.runner.hook import Hook
 
 BEST = "best.pt"
 _WORTH_RESERVING = 1 << 20

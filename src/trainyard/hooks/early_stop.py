@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Member, Objective, Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

@@ -12,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainyard.distributed.shares import load_state
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.raw_results import RawResults, raw
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import Any
 
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 
 class IterTimer(Hook):

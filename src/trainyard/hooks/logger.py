@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.windows import EVERY, Window, window_kinds
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

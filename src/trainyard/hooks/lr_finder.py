@@ -15,10 +15,10 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.optim import plain
 from trainyard.rng import derive
 from trainyard.runner import Runner, copy_tensors, random, read
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

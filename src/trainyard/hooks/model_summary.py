@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from trainyard.batch import samples
 from trainyard.errors import ConfigError
 from trainyard.hooks.batches import of_first_member
-from trainyard.hooks.hook import Hook
 from trainyard.rng import derive
 from trainyard.runner import Runner, random
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from trainyard.distributed.shares import local
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.skip_step import SkipNonFinite
 from trainyard.runner import Runner, read
+from trainyard.runner.hook import Hook
 
 
 class NaNGuard(Hook):

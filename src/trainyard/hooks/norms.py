@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainyard.distributed.shares import whole
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner, read
+from trainyard.runner.hook import Hook
 from trainyard.step.clip import NoClip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 from trainyard.schedules import Schedule
 
 

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainyard.batch import samples
 from trainyard.errors import ConfigError
 from trainyard.hooks.batches import of_first_member
-from trainyard.hooks.hook import Hook
 from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import Runner, random
+from trainyard.runner.hook import Hook
 
 
 class PreciseBN(Hook):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 if TYPE_CHECKING:
     from torch.profiler import profile

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainyard import console
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner, read
+from trainyard.runner.hook import Hook
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

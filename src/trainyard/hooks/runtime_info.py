@@ -6,8 +6,8 @@ import logging
 
 import torch
 
-from trainyard.hooks.hook import Hook
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

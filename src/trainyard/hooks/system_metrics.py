@@ -11,9 +11,9 @@ from threading import Event, Thread
 import torch
 
 from trainyard.errors import ConfigError
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.nvml import Gpu
 from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

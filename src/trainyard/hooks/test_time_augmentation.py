@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from trainyard.batch import target_of
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.hooks.hook import Hook
 from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
 from trainyard.hooks.inputs import input_of, with_input
 from trainyard.rng import derive
 from trainyard.runner import Runner, random
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

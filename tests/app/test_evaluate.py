@@ -15,9 +15,9 @@ from torch import Tensor
 from trainyard.data import Rings
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.evaluate import main, offline
+from trainyard.hooks.predictions.file import PredictionWriter
 from trainyard.metrics import Accuracy, Metric
 from trainyard.metrics.energy_distance import EnergyDistance
-from trainyard.predictions import PredictionWriter
 from trainyard.runner import Runner
 
 CONFIG = """

@@ -10,8 +10,8 @@ from torch import nn
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed import Strategy
 from trainyard.hooks import PredictionDump
+from trainyard.hooks.predictions.file import Predictions
 from trainyard.models import Supervised
-from trainyard.predictions import Predictions
 from trainyard.runner import Runner
 from trainyard.track import read
 

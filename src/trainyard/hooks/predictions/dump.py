@@ -12,9 +12,9 @@ from torch import Tensor
 from trainyard.data import Loader
 from trainyard.data.transfer import apply
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.hooks.hook import Hook
-from trainyard.predictions import FORMATS, Predictions, PredictionWriter, UnfitError, join
+from trainyard.hooks.predictions.file import FORMATS, Predictions, PredictionWriter, UnfitError, join
 from trainyard.runner import Member, Runner
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

@@ -14,8 +14,8 @@ from trainyard.errors import ConfigError
 from trainyard.evaluate import offline
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import PredictionDump
+from trainyard.hooks.predictions.file import Predictions
 from trainyard.models import Supervised
-from trainyard.predictions import Predictions
 from trainyard.runner import Runner
 from trainyard.track import read
 

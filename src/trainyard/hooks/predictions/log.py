@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import ConfigError
-from trainyard.hooks import prediction_figures as figures
-from trainyard.hooks.hook import Hook
-from trainyard.hooks.prediction_samples import Gathering, Shown, merged
-from trainyard.hooks.prediction_text import page
+from trainyard.hooks.predictions import figures
+from trainyard.hooks.predictions.samples import Gathering, Shown, merged
+from trainyard.hooks.predictions.text import page
 from trainyard.runner import Member, Runner, checkpoint
+from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 

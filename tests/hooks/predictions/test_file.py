@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainyard.errors import TrainyardError
-from trainyard.predictions import MissingError, Predictions, PredictionWriter, UnfitError, join
+from trainyard.hooks.predictions.file import MissingError, Predictions, PredictionWriter, UnfitError, join
 
 FORMATS = pytest.mark.parametrize("ending", ["npz", "parquet"])
 

@@ -12,7 +12,7 @@ from trainyard.data import Digits, Rings
 from trainyard.errors import ConfigError
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Checkpoint, PredictionLog
-from trainyard.hooks.prediction_samples import Gathering, Shown, merged
+from trainyard.hooks.predictions.samples import Gathering, Shown, merged
 from trainyard.metrics import Metric
 from trainyard.models import Supervised
 from trainyard.runner import Runner
