@@ -17,12 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trainyard import ranks
 from trainyard.config.explain import explain
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused import train as group
-from trainyard.rank_job import follow
-from trainyard.run import train
+from trainyard.run import ranks
+from trainyard.run.rank_job import follow
+from trainyard.run.train import train
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks also where a message explains all
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainyard.record import load_model
+from trainyard.run.record import load_model
 from trainyard.runner import checkpoint
 from trainyard.track import read
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from trainyard import ranks
 from trainyard.distributed.launch import cores
 from trainyard.errors import ConfigError
+from trainyard.run import ranks
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=20", "model.hidden=[8]"]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainyard import record
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint, EarlyStopping, Hook
+from trainyard.run import record
 from trainyard.runner import IterBasedTrainLoop, Runner
 from trainyard.schedules import Plateau
 

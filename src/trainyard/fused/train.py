@@ -88,8 +88,8 @@ def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]
         Unfusable: they cannot train as one program. Nothing has been written.
         TrainyardError: a config cannot work.
     """
-    from trainyard import record
     from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
+    from trainyard.run import record
 
     collected = facts.begin(Path.cwd())
     tracker: Tracker = build(configs[0].get("tracker"), "tracker") or NoTracker()
@@ -123,7 +123,7 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
     import torch
 
     from trainyard.fused.runner import FusedRunner
-    from trainyard.run import conduct
+    from trainyard.run.train import conduct
     from trainyard.runner import Runner
 
     configs, infos = [values for values, _ in members], [info for _, info in members]
@@ -153,7 +153,7 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
 
 
 def _result(solo: Runner, interrupted: bool) -> MemberResult:
-    from trainyard.run import objective
+    from trainyard.run.train import objective
 
     (member,) = solo.members
     if member.failed:

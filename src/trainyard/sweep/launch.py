@@ -32,7 +32,7 @@ from trainyard.sweep.results import conclude, warm_up
 from trainyard.sweep.tracking import SweepTracking
 
 # What jobs import, once in the process that they are forked from: our own trainings, and all others.
-OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.record", "trainyard.app", "trainyard.fused.runner")
+OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.run.record", "trainyard.app", "trainyard.fused.runner")
 FUSED = ("torch.fx.experimental.symbolic_shapes",)  # half a second, at the first loss under vmap
 ANY = ("trainyard.sweep.work",)
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too

@@ -17,7 +17,7 @@ from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.rank_job import RankJob, run_started, where
+from trainyard.run.rank_job import RankJob, run_started, where
 from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trainyard import ranks
 from trainyard.config.build import build
 from trainyard.errors import TrainyardError
-from trainyard.rank_job import RankJob, lead, whole
-from trainyard.ranks import InterruptedRunError, go_on, shown
+from trainyard.run import ranks
+from trainyard.run.rank_job import RankJob, lead, whole
+from trainyard.run.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def train_rank(cfg: DictConfig, own: World) -> float | None:
 def _prepared(
     values: Mapping[str, Any], tracker: Tracker, collected: Callable[[], dict[str, str]], own: World | None
 ) -> Runner:
-    from trainyard import record
+    from trainyard.run import record
     from trainyard.runner import Runner
 
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
@@ -120,7 +120,7 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
     Returns:
         The signals that ended it early.
     """
-    from trainyard import record
+    from trainyard.run import record
 
     is_main = runner.strategy.is_main
     with _interruptible(runner) as caught, runner.session():

@@ -1,4 +1,4 @@
-"""The task of one rank: started by `trainyard.ranks`, or by torchrun, Slurm or MPI."""
+"""The task of one rank: started by `trainyard.run.ranks`, or by torchrun, Slurm or MPI."""
 
 from __future__ import annotations
 

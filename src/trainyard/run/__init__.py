@@ -1,0 +1,1 @@
+"""One run: one config in, one objective out; the files of a run; starting ranks."""

@@ -1,0 +1,154 @@
+"""What a run of the application leaves beside its numbers: its config, its code's state, its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped,unused-ignore]
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from trainyard.batch import split_target
+from trainyard.runner import Runner, checkpoint, random
+from trainyard.track import RunInfo, facts, membership
+
+CONFIG = "config.yaml"
+EXAMPLE = "example.npy"
+BEST = Path("checkpoints", "best.pt")
+LOADER = f"{__name__}:load_model"
+
+# Settings that say where a run lives, not what it is.
+_ELSEWHERE = ("work_dir", "tracker", "name")
+
+
+def describe(values: Mapping[str, Any], facts: Mapping[str, str]) -> RunInfo:
+    """The record of a run: every value of its config as a param, and the option chosen of each group.
+
+    Args:
+        values: the resolved config of the job that Hydra's config describes.
+        facts: of the machine and the code (`trainyard.track.facts`).
+    """
+    job = HydraConfig.get()
+    member = membership.current
+    params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
+    if member is not None:  # of a sweep's jobs, what tells them apart; of an option chosen, its name says all
+        varying = [key for key in member.varying if key not in job.runtime.choices]
+        params = {key: value for key, value in params.items() if _is_below(key, varying)}
+    choices = {
+        str(group): str(choice)
+        for group, choice in job.runtime.choices.items()
+        if choice is not None and not str(group).startswith("hydra/")
+    }
+    # A part that the config describes in place has no group to choose from.
+    own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
+    return RunInfo(
+        name=values["name"] or (member.name if member else " ".join(own)),
+        parent=member.parent if member else None,
+        params=choices | params,
+        tags={"overrides": " ".join(job.overrides.task)},
+        facts=dict(facts),
+        config=CONFIG,
+    )
+
+
+def _is_below(key: str, keys: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{other}.") for other in keys)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """`{"optim": {"lr": 0.1}}` as `("optim.lr", "0.1")`; lists stay whole."""
+    if isinstance(value, Mapping) and value:
+        for name, entry in value.items():
+            yield from _flat(entry, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, str(value)
+
+
+def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
+    """Write into each member's directory what `load_model` and a later reader need: config and model input.
+
+    Args:
+        runner: prepared.
+        configs: the members', resolved.
+    """
+    example = _example(runner)
+    model = runner.solos[0].model_config
+    sections: dict[tuple[str, str], str] = {}
+    for member, values in zip(runner.members, configs, strict=True):
+        text = [_section(key, model if key == "model" else value, sections) for key, value in values.items()]
+        (member.directory / CONFIG).write_text("".join(text))
+        if example is not None:
+            np.save(member.directory / EXAMPLE, example)
+        if values["mode"] == "train" and runner.tracker.log_model and member.journal is not None:
+            # Named early, so that the shipper has torch at hand when the run ends; it reads the file only then.
+            member.journal.model(BEST, LOADER)
+
+
+def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
+    """A top-level entry as YAML; what many members share is written out once."""
+    found = known.get((key, repr(value)))
+    if found is None:
+        found = known[key, repr(value)] = OmegaConf.to_yaml(OmegaConf.create({key: value}))
+    return found
+
+
+def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
+    """One input of the model; None where it takes anything but one tensor."""
+    split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
+    if split is None:
+        return None
+    loader = runner.loader(split)
+    with random.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
+        batch = next(iter(loader.batches()), None)
+    positional = batch if isinstance(batch, list | tuple) else (batch,)
+    inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
+    if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        return None
+    own = inputs[0][0] if getattr(loader, "stacked", False) else inputs[0]
+    return own[:1].cpu().numpy()
+
+
+def name_artifacts(runner: Runner) -> None:
+    """Tell the journal which files belong to the run, and which checkpoint is its model."""
+    for solo in runner.arranged:
+        (member,) = solo.members
+        assert member.journal is not None
+        folder = member.directory
+        hydra_folder = HydraConfig.get().output_subdir
+        files = [CONFIG, *facts.FILES.values(), f"{HydraConfig.get().job.name}.log"]
+        files += [hydra_folder] if hydra_folder else []
+        for name in files:
+            if (folder / name).exists():
+                member.journal.artifact(name)
+        saved = {"best": folder / BEST}
+        history = checkpoint.read_last(member.checkpoints)
+        if history:
+            saved["last"] = member.checkpoints / history[-1]
+        for kind in runner.tracker.log_checkpoints:
+            if kind in saved and saved[kind].exists():
+                member.journal.artifact(saved[kind], to="checkpoints")
+        if runner.tracker.log_model and not saved["best"].exists() and "last" in saved:
+            member.journal.model(saved["last"], LOADER)
+
+
+def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, Any] | None]:
+    """The model of a run with the weights that a checkpoint of it was evaluated with, on the CPU, in eval mode.
+
+    Args:
+        work_dir: the run's directory.
+        file: the checkpoint.
+
+    Returns:
+        The model, and one input for it (None where none was kept).
+    """
+    # libyaml, and only what is asked for: OmegaConf's own reading of the file would take longer than all the rest.
+    config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
+    state = checkpoint.load(file)
+    model.load_state_dict(state.get("eval_model", state["model"]))
+    example = work_dir / EXAMPLE
+    return model.eval(), np.load(example) if example.exists() else None
