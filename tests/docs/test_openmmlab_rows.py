@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from trainyard.hooks import Checkpoint, Hook
 from trainyard.models import CNN
-from trainyard.models.checkpointing import checkpoint_activations
+from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.runner import Runner, checkpoint
 from trainyard.runner.dispatch import PRIORITIES, STAGES

@@ -24,7 +24,7 @@ class Logger(Hook):
     """Journals the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
     Losses stay on the device, also those of a point, until half a second of points is read together or somebody looks
-    (`trainyard.runner.points`): reading them is the only thing here that synchronises.
+    (`trainyard.runner.scalars`): reading them is the only thing here that synchronises.
 
     Args:
         interval: iterations between two points in the journal.

@@ -4,7 +4,7 @@ from trainyard.runner import checkpoint
 from trainyard.runner.env import Env
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import EpochBasedTrainLoop, IterBasedTrainLoop, TrainLoop
-from trainyard.runner.members import Best, Member, Objective, read
+from trainyard.runner.member import Best, Member, Objective, read
 from trainyard.runner.runner import Runner
 from trainyard.runner.state import copy_tensors
 

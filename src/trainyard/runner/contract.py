@@ -15,7 +15,7 @@ from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric
 from trainyard.runner.dispatch import Dispatch
-from trainyard.runner.members import Member
+from trainyard.runner.member import Member
 from trainyard.runner.weights import LoadFrom
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.step import Step

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainyard.metrics import results_of
 from trainyard.runner.contract import RunState
-from trainyard.runner.members import read
+from trainyard.runner.member import read
 
 Results = list[dict[str, float]]
 

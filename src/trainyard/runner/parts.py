@@ -18,7 +18,7 @@ from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, as_metric
 from trainyard.models import has_mode_contract
-from trainyard.models.checkpointing import checkpoint_activations
+from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
 from trainyard.rng import derive
@@ -28,7 +28,7 @@ from trainyard.runner.contract import EvalLoop, Loop, checked
 from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
-from trainyard.runner.members import Member
+from trainyard.runner.member import Member
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
 from trainyard.step.precision import make_precision

@@ -22,10 +22,10 @@ from trainyard.runner import random, weights
 from trainyard.runner.dispatch import DEFAULT_HOOKS
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
-from trainyard.runner.members import Direction, Member, Objective
+from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
-from trainyard.runner.points import Points
-from trainyard.runner.rehearsal import rehearse
+from trainyard.runner.sanity_check import rehearse
+from trainyard.runner.scalars import Points
 from trainyard.runner.session import session
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
 from trainyard.step.precision import make_precision

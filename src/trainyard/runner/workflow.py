@@ -17,7 +17,7 @@ from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
 from trainyard.runner.contract import RunState
-from trainyard.runner.members import read
+from trainyard.runner.member import read
 from trainyard.step.step import Step
 
 Entries = Sequence[Sequence[Any]]

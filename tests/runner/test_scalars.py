@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from trainyard.data import Rings
 from trainyard.hooks import Checkpoint, Hook, IterTimer, Logger
 from trainyard.models import MLP, Supervised
-from trainyard.runner import EpochBasedTrainLoop, Member, Objective, Runner, points
-from trainyard.runner.points import Points
+from trainyard.runner import EpochBasedTrainLoop, Member, Objective, Runner
+from trainyard.runner import scalars as points
+from trainyard.runner.scalars import Points
 from trainyard.track import Journal, read
 
 numbers = st.floats(width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 3e38])

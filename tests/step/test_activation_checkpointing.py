@@ -17,7 +17,7 @@ from trainyard.config.compiling import compile_arguments
 from trainyard.errors import ConfigError, Unfusable
 from trainyard.fused.runner import FusedRunner
 from trainyard.models import MLP
-from trainyard.models.checkpointing import checkpoint_activations
+from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.runner import Runner
 
 MODELS = {
@@ -160,7 +160,7 @@ def test_a_group_cannot() -> None:
 IMPORT = """
 import sys
 from trainyard.models import MLP
-from trainyard.models.checkpointing import checkpoint_activations
+from trainyard.models.activation_checkpointing import checkpoint_activations
 checkpoint_activations(MLP(2, 2), ["net"])
 assert "torch._dynamo" not in sys.modules, "imported"
 """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.runner.members import Member
+from trainyard.runner.member import Member
 
 log = logging.getLogger(__name__)
 
