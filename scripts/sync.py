@@ -34,7 +34,7 @@ def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
 def sync(folders: list[Path], uri: str | None) -> bool:
     """Ships the runs below `folders`; whether everything is shipped then."""
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
-    from trainyard.track.shipper.run import InUseError
+    from trainyard.track.shipper.run_shipper import InUseError
     from trainyard.track.shipper.store import Stores
 
     runs, complete = runs_below(folders)

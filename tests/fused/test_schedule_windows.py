@@ -33,7 +33,7 @@ from trainyard.fused.train import ALLOWED, ELSEWHERE
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
 from trainyard.schedules import Plateau, Schedule, Several
-from trainyard.sweep import grouping
+from trainyard.sweep import kinds as grouping
 
 CONF = Path(__file__).parents[2] / "conf" / "schedule"
 LENGTH, EPOCH = 150, 20

@@ -12,7 +12,7 @@ import pytest
 
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import LocalExecutor
-from trainyard.sweep.executor.backlog import Backlog
+from trainyard.sweep.executor.queue import Backlog
 from trainyard.sweep.jobs import Slot, Task
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file

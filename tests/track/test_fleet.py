@@ -13,7 +13,7 @@ from trainyard.track import Journal, RunInfo
 from trainyard.track.shipped import Shipped, summary
 from trainyard.track.shipper.backoff import Backoff
 from trainyard.track.shipper.fleet import EVERY, POLL, Fleet
-from trainyard.track.shipper.run import RunShipper
+from trainyard.track.shipper.run_shipper import RunShipper
 from trainyard.track.shipper.store import Stores
 
 

@@ -156,7 +156,7 @@ def compose(count: int, ours: bool) -> Iterator[Turn]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from trainyard.sweep.composer import Composer
+    from trainyard.sweep.compose.composer import Composer
 
     points = grid(count)
     with initialize_config_dir(str(ROOT / "conf"), job_name="train", version_base="1.3"):

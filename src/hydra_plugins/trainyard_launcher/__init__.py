@@ -20,7 +20,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from trainyard.sweep.launch import Sweep
+    from trainyard.sweep.sweep import Sweep
 
 
 class LocalLauncher(Launcher):
@@ -30,7 +30,7 @@ class LocalLauncher(Launcher):
     sweeper that knows nothing of `close` closes it by letting go of the launcher.
 
     Args:
-        **settings: those of `trainyard.sweep.launch.Settings`, where each is explained.
+        **settings: those of `trainyard.sweep.sweep.Settings`, where each is explained.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -43,12 +43,12 @@ class LocalLauncher(Launcher):
         self.config = config
         self.sweep = None
         if type(hydra_context.config_loader) is ConfigLoaderImpl:  # another loader may do other things
-            from trainyard.sweep.composer import SweepLoader
+            from trainyard.sweep.compose.composer import SweepLoader
 
             hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from trainyard.sweep.launch import Settings, Sweep
+        from trainyard.sweep.sweep import Settings, Sweep
 
         if self.sweep is None:
             settings = Settings.from_config(self.settings)

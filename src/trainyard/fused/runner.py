@@ -45,7 +45,7 @@ class FusedRunner(Runner):
     loops, the hooks and the metrics are those of the first.
 
     Args:
-        configs: the members'; they differ in what `trainyard.sweep.grouping` allows.
+        configs: the members'; they differ in what `trainyard.sweep.kinds` allows.
         infos: the members' records for MLflow; None makes one that holds the name.
         tracker: what carries all their journals to MLflow.
 

@@ -12,7 +12,7 @@ from types import FrameType
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.forkserver import ForkServer
-from trainyard.sweep.executor.run import Policy, Run
+from trainyard.sweep.executor.loop import Policy, Run
 from trainyard.sweep.executor.slots import environment
 from trainyard.sweep.jobs import Event, Outcome, Slot, Task, capacity
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from trainyard.errors import TrainyardError
 from trainyard.track import journal
 from trainyard.track.shipped import RunShipment, summary
-from trainyard.track.shipper.run import InUseError, RunShipper
+from trainyard.track.shipper.run_shipper import InUseError, RunShipper
 from trainyard.track.shipper.store import RunLostError, Stores
 
 POLL = 0.4  # seconds between two looks at the journals, at most

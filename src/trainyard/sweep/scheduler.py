@@ -11,14 +11,14 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 
-from trainyard.sweep import work
+from trainyard.sweep import worker_jobs as work
 from trainyard.sweep.executor.local import LocalExecutor
-from trainyard.sweep.fusing import Fusing
 from trainyard.sweep.jobs import Event, Outcome, State, Task
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Group, Job, Plan
+from trainyard.sweep.progress import Watch
+from trainyard.sweep.stacks import Fusing
 from trainyard.sweep.tracking import SweepTracking
-from trainyard.sweep.watch import Watch
 from trainyard.track.membership import Membership
 
 GROUPS = "groups"  # the folder of what groups print

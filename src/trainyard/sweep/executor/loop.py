@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.backlog import Backlog, Job, new
 from trainyard.sweep.executor.forkserver import ForkServer, ServerEndedError, in_words
+from trainyard.sweep.executor.queue import Backlog, Job, new
 from trainyard.sweep.executor.slots import environment
 from trainyard.sweep.executor.worker import INTERRUPTED, Report, Setting, one_line, read_report, write_task
 from trainyard.sweep.jobs import Event, EventKind, Outcome, Slot, State, Task

@@ -13,12 +13,13 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext, TaskFunction
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep import grouping, work
+from trainyard.sweep import kinds as grouping
+from trainyard.sweep import worker_jobs as work
+from trainyard.sweep.compose.plain import plain
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
-from trainyard.sweep.executor.run import Policy
+from trainyard.sweep.executor.loop import Policy
 from trainyard.sweep.jobs import Outcome, Task
-from trainyard.sweep.plain import plain
 from trainyard.sweep.plan import Group, Job
 
 PROBE = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)

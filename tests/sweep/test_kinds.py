@@ -9,7 +9,7 @@ from calls import calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep import grouping
+from trainyard.sweep import kinds as grouping
 
 ALLOWED = ("seed", "optim", "hook.ema.decay")
 ELSEWHERE = ("work_dir", "name")

@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
-from trainyard.sweep.composer import Composer, SweepLoader
+from trainyard.sweep.compose.composer import Composer, SweepLoader
 
 CONF = Path(__file__).parents[2] / "conf"
 

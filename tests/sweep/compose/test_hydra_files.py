@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from trainyard.sweep import member_log, work
-from trainyard.sweep.composer import Composer
-from trainyard.sweep.hydra_files import HydraFiles, _dump
-from trainyard.sweep.plain import assign, plain
+from trainyard.sweep import member_log
+from trainyard.sweep import worker_jobs as work
+from trainyard.sweep.compose.composer import Composer
+from trainyard.sweep.compose.hydra_files import HydraFiles, _dump
+from trainyard.sweep.compose.plain import assign, plain
 
 CONF = Path(__file__).parents[2] / "conf"
 POINTS = [

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.fusing import Fusing, chunks
 from trainyard.sweep.jobs import Event, Outcome
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Group, Job, Plan, spans
-from trainyard.sweep.watch import Watch
+from trainyard.sweep.progress import Watch
+from trainyard.sweep.stacks import Fusing, chunks
 from trainyard.track import Journal
 
 

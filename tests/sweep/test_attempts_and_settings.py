@@ -13,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.launch import Settings
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, varying
+from trainyard.sweep.sweep import Settings
 from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.errors import Unfusable
 from trainyard.sweep import member_log
+from trainyard.sweep.compose.hydra_files import HydraFiles
+from trainyard.sweep.compose.plain import assign
 from trainyard.sweep.executor.worker import INTERRUPTED, one_line, stand_in_for_main
-from trainyard.sweep.hydra_files import HydraFiles
 from trainyard.sweep.jobs import State
-from trainyard.sweep.plain import assign
 from trainyard.track import membership
 from trainyard.track.membership import Membership
 
@@ -49,7 +49,7 @@ class Member:
     """A job of a group.
 
     Attributes:
-        values: its config, unresolved, as `trainyard.sweep.plain.plain` gives it, with its `hydra` node.
+        values: its config, unresolved, as `trainyard.sweep.compose.plain.plain` gives it, with its `hydra` node.
         directory: where Hydra lets it run.
         membership: its place in the sweep.
     """

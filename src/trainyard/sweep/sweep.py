@@ -19,22 +19,22 @@ from omegaconf.errors import OmegaConfBaseException
 from trainyard.config.explain import explain
 from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.composer import Composer, SweepLoader, rare_collections
-from trainyard.sweep.course import Course
+from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.slots import find_slots
-from trainyard.sweep.fusing import Fusing
 from trainyard.sweep.jobs import Outcome, capacity
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Plan, varying
 from trainyard.sweep.results import conclude, warm_up
+from trainyard.sweep.scheduler import Course
+from trainyard.sweep.stacks import Fusing
 from trainyard.sweep.tracking import SweepTracking
 
 # What jobs import, once in the process that they are forked from: our own trainings, and all others.
 OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.run.record", "trainyard.app", "trainyard.fused.runner")
 FUSED = ("torch.fx.experimental.symbolic_shapes",)  # half a second, at the first loss under vmap
-ANY = ("trainyard.sweep.work",)
+ANY = ("trainyard.sweep.worker_jobs",)
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
@@ -105,7 +105,7 @@ class Sweep:
 
     A task function may say more of itself: `check`, a function that a job's config is put through before any job
     starts, and `resumes = True`, that it goes on from its checkpoint when its config says `resume: true`. With `fuse`
-    it can train several jobs as one program: see `trainyard.sweep.fusing`. `slots`, given what `check` returns, is how
+    it can train several jobs as one program: see `trainyard.sweep.stacks`. `slots`, given what `check` returns, is how
     many slots a job takes.
 
     Args:

@@ -1,0 +1,1 @@
+"""Fast composition of many configs over Hydra's internals."""
