@@ -50,7 +50,7 @@ def test_members_draw_numbers_of_their_own() -> None:
         loop = {"_target_": "trainyard.runner.IterBasedTrainLoop", "max_iters": 3}
         group = FusedRunner([config(probability=probability, loop=loop) for _ in range(2)])
         group.train()
-        return [solo.model.state_dict()["net.9.weight"] for solo in group.solos]
+        return [solo.model.state_dict()["net.9.weight"] for solo in group.members]
 
     mixed, plain = weights(1.0), weights(0.0)
     assert not torch.allclose(*mixed)
@@ -63,7 +63,7 @@ def test_where_nothing_is_drawn_a_member_follows_its_solo_run() -> None:
     configs = [config(seed, probability=0.0, loop=loop) for seed in range(2)]
     group = FusedRunner(configs)
     group.train()
-    for solo, values in zip(group.solos, configs, strict=True):
+    for solo, values in zip(group.members, configs, strict=True):
         alone = Runner.from_cfg(values)
         alone.train()
         for name, tensor in solo.model.state_dict().items():

@@ -105,12 +105,12 @@ def trained(configs, graph=None):
 
 
 def assert_same_bits(runner, other):
-    for own, expected in zip(runner.arranged, other.arranged, strict=True):
+    for own, expected in zip(runner.all_members, other.all_members, strict=True):
         for (name, tensor), value in zip(
             own.model.state_dict().items(), expected.model.state_dict().values(), strict=True
         ):
             assert torch.equal(tensor, value), name
-        values, theirs = own.members[0].metrics, expected.members[0].metrics
+        values, theirs = own.metrics, expected.metrics
         assert {k: v for k, v in values.items() if "time" not in k} == {
             k: v for k, v in theirs.items() if "time" not in k
         }

@@ -126,12 +126,12 @@ def difference(first: Tensor, second: Tensor) -> float:
 
 
 def compare(fused: FusedRunner, solos: list[Runner], bound: float) -> None:
-    for member, (own, solo) in enumerate(zip(fused.arranged, solos, strict=True)):
+    for member, (own, solo) in enumerate(zip(fused.all_members, solos, strict=True)):
         theirs = dict(solo.model.state_dict())
         for name, tensor in own.model.state_dict().items():
             assert difference(tensor.double(), theirs[name].double()) < bound, (member, name)
         timed = ("train/time", "train/data_time")
-        values = {key: value for key, value in own.members[0].metrics.items() if key not in timed}
+        values = {key: value for key, value in own.metrics.items() if key not in timed}
         expected = {key: value for key, value in solo.members[0].metrics.items() if key not in timed}
         assert values == pytest.approx(expected, rel=max(bound, 1e-9), abs=1e-9)
 

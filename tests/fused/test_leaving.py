@@ -55,7 +55,7 @@ class Poison(Hook):
         self.at = at
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        for solo in runner.solos:
+        for solo in runner.members:
             if solo.seed == self.seed and runner.iter == self.at:
                 with torch.no_grad():
                     next(iter(solo.model.parameters())).view(-1)[0] = math.nan
@@ -140,7 +140,7 @@ def test_a_member_with_nan_touches_no_other(tmp_path: Path) -> None:
     poison = {"_target_": Poison, "seed": 1, "at": 23}
     fused = FusedRunner([config(member, tmp_path / "fused", poison=poison) for member in range(3)])
     trained(fused)
-    assert [solo.members[0].failed for solo in fused.arranged] == [False, True, False]
+    assert [member.failed for member in fused.all_members] == [False, True, False]
     assert fused.stack.size == 2
     for member in range(3):
         solo = Runner.from_cfg(config(member, tmp_path / "solo", poison=poison))
@@ -151,7 +151,7 @@ def test_a_member_with_nan_touches_no_other(tmp_path: Path) -> None:
                 solo.test()
         assert solo.members[0].failed == (member == 1)
         alike(tmp_path / "fused" / str(member), tmp_path / "solo" / str(member))
-        ours = fused.arranged[member].members[0].stop_reason
+        ours = fused.all_members[member].stop_reason
         assert ours == solo.members[0].stop_reason
 
 
@@ -166,11 +166,11 @@ def test_a_member_that_stops_leaves_the_others(tmp_path: Path, hook: str) -> Non
     for member in range(4):
         solo = trained(Runner.from_cfg(config(member, tmp_path / "solo", stop=stop)))
         alike(tmp_path / "fused" / str(member), tmp_path / "solo" / str(member))
-        own = fused.arranged[member]
+        own = fused.all_members[member]
         assert own.iter == solo.iter
-        assert own.members[0].stop_reason == solo.members[0].stop_reason
+        assert own.stop_reason == solo.members[0].stop_reason
         expected = {key: value for key, value in solo.members[0].metrics.items() if "time" not in key}
-        assert {k: v for k, v in own.members[0].metrics.items() if "time" not in k} == pytest.approx(expected)
+        assert {k: v for k, v in own.metrics.items() if "time" not in k} == pytest.approx(expected)
         assert "test/accuracy" in expected
         ends.add(solo.iter)
     assert len(ends) > 1, "nobody left before the others: this has tested nothing"
@@ -182,7 +182,7 @@ def test_what_is_left_computes_the_same(tmp_path: Path) -> None:
     alone = [copy.deepcopy(model) for model in models]
     stack = StackedModel(models)
     stack.keep([3, 1])
-    for stacked, index in zip(stack.solos, [3, 1], strict=True):
+    for stacked, index in zip(stack.models, [3, 1], strict=True):
         assert stacked is models[index]
     for model, before in zip(models, alone, strict=True):  # those that left, too
         for (name, tensor), expected in zip(model.state_dict().items(), before.state_dict().values(), strict=True):

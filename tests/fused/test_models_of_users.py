@@ -94,14 +94,14 @@ def config(member: int, model: Any, **more: Any) -> Config:
 def alike(configs: list[Config], bound: float) -> FusedRunner:
     fused = FusedRunner(configs)
     fused.train()
-    for own, values in zip(fused.arranged, configs, strict=True):
+    for own, values in zip(fused.all_members, configs, strict=True):
         solo = Runner.from_cfg(values)
         solo.train()
         for (name, tensor), expected in zip(
             own.model.state_dict().items(), solo.model.state_dict().values(), strict=True
         ):
             torch.testing.assert_close(tensor, expected, rtol=bound, atol=bound, msg=name)
-        ours = {key: value for key, value in own.members[0].metrics.items() if "time" not in key}
+        ours = {key: value for key, value in own.metrics.items() if "time" not in key}
         theirs = {key: value for key, value in solo.members[0].metrics.items() if "time" not in key}
         assert ours == pytest.approx(theirs, rel=10 * bound)
     return fused
@@ -112,7 +112,7 @@ def test_an_elaborate_model(double: None) -> None:
     stack = dict(fused.stack.named_parameters())
     assert not stack["frozen/weight"].requires_grad
     assert "out/weight" not in stack, "tied to the codes, and stepped once"
-    solo = fused.solos[1].model
+    solo = fused.members[1].model
     assert isinstance(solo, Elaborate)
     assert solo.seen == 200
     assert solo.out.weight is solo.codes.weight
@@ -139,7 +139,7 @@ def test_members_drop_units_of_their_own() -> None:
         model = {"_target_": MLP, "in_features": 6, "num_classes": 3, "hidden": [16], "dropout": share}
         fused = FusedRunner([config(0, model), config(0, model)])
         fused.train()
-        return [next(iter(solo.model.parameters())) for solo in fused.solos]
+        return [next(iter(solo.model.parameters())) for solo in fused.members]
 
     dropped, kept = weights(0.5), weights(0.0)
     assert not torch.allclose(dropped[0], dropped[1])

@@ -282,5 +282,5 @@ def test_a_group_trains_as_its_solo_runs_do(optim: str) -> None:
         rows = [{key: member_of(value, k) for key, value in row.items()} for row in together]
         assert rows == [{key: tuple(v) if key == "betas" else v for key, v in row.items()} for row in held.all]
         assert len({str(row) for row in rows}) > 8
-        for own, parameter in zip(fused.arranged[k].model.parameters(), solo.model.parameters(), strict=True):
+        for own, parameter in zip(fused.all_members[k].model.parameters(), solo.model.parameters(), strict=True):
             torch.testing.assert_close(own, parameter, rtol=1e-4, atol=1e-5)

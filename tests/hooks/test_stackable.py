@@ -95,7 +95,7 @@ def test_norms(tmp_path, more):
 def test_norms_once_a_member_has_left(tmp_path):
     stop = {"hook": {"stop": {"_target_": "trainyard.hooks.EarlyStopping", "patience": 1, "min_delta": 0.02}}}
     fused, _ = both(tmp_path, ["norms"], clip_grad_norm=0.1, accumulate=4, **stop)
-    assert len({solo.iter for solo in fused.arranged}) > 1, "nobody left before the others: this has tested nothing"
+    assert len({solo.iter for solo in fused.all_members}) > 1, "nobody left before the others: this has tested nothing"
     for member in range(3):
         ours, theirs = (journal(tmp_path / kind / str(member), "norm/") for kind in ("fused", "solo"))
         assert ours == pytest.approx(theirs, rel=1e-8)
@@ -105,7 +105,7 @@ def test_norms_once_a_member_has_left(tmp_path):
 def test_precise_bn(tmp_path, average):
     hook = {"hook": {"ema": {"_target_": "trainyard.hooks.EMA", "decay": 0.5}}} if average else {}
     fused, solos = both(tmp_path, ["precise_bn"], **hook)
-    for ours, theirs in zip(fused.solos, solos, strict=True):
+    for ours, theirs in zip(fused.members, solos, strict=True):
         expected = dict(theirs.eval_model.named_buffers())
         assert expected["net.2.running_var"].var() > 0
         for name, buffer in ours.eval_model.named_buffers():
@@ -124,7 +124,7 @@ def test_lr_finder(tmp_path):
         assert ours["suggestion"] == theirs["suggestion"] is not None
         assert ours["lr"] == theirs["lr"]
         assert ours["loss"][:20] == pytest.approx(theirs["loss"][:20], rel=1e-7)
-    for ours, theirs in zip(fused.solos, solos, strict=True):
+    for ours, theirs in zip(fused.members, solos, strict=True):
         assert ours.iter == theirs.iter == 0
         assert ours.learning_rates() == theirs.learning_rates()
         for mine, its in zip(ours.model.state_dict().values(), theirs.model.state_dict().values(), strict=True):

@@ -146,9 +146,9 @@ def test_members_of_a_group_freeze_as_they_would_alone(hook: dict[str, Any]) -> 
     model = {**MODEL, "dropout": 0.0}
     configs = [config(freeze=OmegaConf.create(FIRST_STAGE), seed=seed, model=model, hook=hook) for seed in range(3)]
     group = FusedRunner(configs)
-    before = [copy.deepcopy(solo.model.state_dict()) for solo in group.solos]
+    before = [copy.deepcopy(solo.model.state_dict()) for solo in group.members]
     group.train()
-    for solo, values, first in zip(group.solos, configs, before, strict=True):
+    for solo, values, first in zip(group.members, configs, before, strict=True):
         alone = Runner.from_cfg(values)
         alone.train()
         assert not any(name.startswith(("net.0.", "net.1.")) for name in moved(solo, first))

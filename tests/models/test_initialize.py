@@ -142,6 +142,6 @@ def test_members_of_a_group_begin_as_they_would_alone() -> None:
     configs = [base | {"seed": seed} for seed in range(3)]
     group = FusedRunner(configs)
     _ = group.model
-    for solo, values in zip(group.solos, configs, strict=True):
+    for solo, values in zip(group.members, configs, strict=True):
         alone = Runner.from_cfg(values).model.state_dict()
         assert all(torch.equal(tensor, alone[name]) for name, tensor in solo.model.state_dict().items())

@@ -317,7 +317,7 @@ def test_a_fused_group_keeps_the_groups_of_each_member(optim: str, schedule: Any
     fused = FusedRunner([config(member, optim, schedule) for member in range(3)])
     fused.train()
     assert [group["name"] for group in fused.optimizer.param_groups] == ["default", "norm", "net.4"]
-    for member, own in enumerate(fused.solos):
+    for member, own in enumerate(fused.members):
         solo = Runner.from_cfg(config(member, optim, schedule))
         solo.train()
         torch.testing.assert_close(weights(own.model), weights(solo.model), rtol=2e-4, atol=2e-5)

@@ -116,7 +116,7 @@ def test_loading_a_checkpoint_is_a_stage_of_resuming(tmp_path):
     runner(EpochBasedTrainLoop(1), {"checkpoint": Checkpoint()}, work_dir=tmp_path).train()
     recorder = Recorder()
     made = runner(EpochBasedTrainLoop(2), {"recorder": recorder}, work_dir=tmp_path)
-    made.resume = True
+    made.members[0].resume = True
     made.train()
     assert recorder.stages()[:3] == ["after_load_checkpoint", "before_run", "before_train"]
     assert recorder.at("after_load_checkpoint") == [(1, 3, None)]
@@ -356,6 +356,6 @@ def test_a_member_may_stop_at_any_stage(unit, stage, tmp_path):
     if not any((tmp_path / "checkpoints").glob("*.pt")):
         return  # it stopped before there was anything to save
     again = make({})
-    again.resume = True
+    again.members[0].resume = True
     again.train()
     assert (again.iter, again.members[0].stop_reason) == (made.iter, "enough")

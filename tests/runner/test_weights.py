@@ -250,7 +250,7 @@ def test_members_of_a_group_load_in_part(file: Path) -> None:
     configs = [config | {"seed": seed} for seed in range(2)]
     group = FusedRunner(configs)
     group.train()
-    for solo, values in zip(group.solos, configs, strict=True):
+    for solo, values in zip(group.members, configs, strict=True):
         alone = Runner.from_cfg(values)
         alone.train()
         state = solo.model.state_dict()

@@ -120,10 +120,10 @@ def test_a_fused_group_follows_its_solo_runs(name: str) -> None:
     for index, limit in enumerate(limits):
         solo = Runner.from_cfg(member(index, **{name: limit}))
         solo.train()
-        own = fused.solos[index]
+        own = fused.members[index]
         for one, other in zip(own.model.parameters(), solo.model.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-        logged = own.members[0].metrics["train/grad_norm"]
+        logged = own.metrics["train/grad_norm"]
         assert logged == pytest.approx(solo.members[0].metrics["train/grad_norm"], rel=1e-3)
 
 

@@ -69,7 +69,7 @@ def stacked_step(
 
 
 def assert_follows(stack: StackedModel, steps: Sequence[Step], rtol: float) -> None:
-    for solo, step in zip(stack.solos, steps, strict=True):
+    for solo, step in zip(stack.models, steps, strict=True):
         for own, alone in zip(solo.parameters(), step.parameters, strict=True):
             torch.testing.assert_close(own, alone, rtol=rtol, atol=rtol)
 
@@ -187,10 +187,10 @@ def test_each_member_has_its_own_scaler(optim: Any, clips: Any, accumulate: int)
 
 def test_a_member_that_overflows_stays_where_it_is() -> None:
     _, stack, step, precision = fp16((1.0, 1e9, 1.0), ADAM, None)
-    before = [[parameter.clone() for parameter in solo.parameters()] for solo in stack.solos]
+    before = [[parameter.clone() for parameter in solo.parameters()] for solo in stack.models]
     for position, batch in enumerate(batches()[:3]):
         step(batch, position, 3)
-    for k, solo in enumerate(stack.solos):
+    for k, solo in enumerate(stack.models):
         moved = [not torch.equal(new, old) for new, old in zip(solo.parameters(), before[k], strict=True)]
         assert all(moved) == any(moved) == (k != 1)
         assert all(parameter.isfinite().all() for parameter in solo.parameters())

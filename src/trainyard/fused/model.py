@@ -26,7 +26,7 @@ class StackedModel(nn.Module):
         own_batches: whether the batches of `train_step` have a leading axis of K members, or are one for all.
 
     Attributes:
-        solos: the K models.
+        models: the K models.
 
     Raises:
         Unfusable: the models differ in a parameter or a buffer.
@@ -35,7 +35,7 @@ class StackedModel(nn.Module):
     def __init__(self, models: Sequence[nn.Module], *, own_batches: bool = False) -> None:
         super().__init__()
         self.own_batches = own_batches
-        self.solos = list(models)
+        self.models = list(models)
         self.training = models[0].training
         _check_values(models)
         self._templates = (_Template(_without_values(models[0])),)  # no submodule: it has no values of its own
@@ -54,7 +54,7 @@ class StackedModel(nn.Module):
     @property
     def size(self) -> int:
         """How many members there are."""
-        return len(self.solos)
+        return len(self.models)
 
     @property
     def code(self) -> nn.Module:
@@ -63,7 +63,7 @@ class StackedModel(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StackedModel:
         # Copied one by one, the members' tensors would be views of nothing.
-        twin = StackedModel(copy.deepcopy(self.solos, memo), own_batches=self.own_batches)
+        twin = StackedModel(copy.deepcopy(self.models, memo), own_batches=self.own_batches)
         return twin.train(self.training)
 
     def train(self, mode: bool = True) -> StackedModel:
@@ -94,9 +94,9 @@ class StackedModel(nn.Module):
     def keep(self, index: Sequence[int]) -> None:
         """Go on with these members alone; the models of the others keep their values, as tensors of their own."""
         for k in set(range(self.size)) - set(index):
-            for tensor in (*self.solos[k].parameters(), *self.solos[k].buffers()):
+            for tensor in (*self.models[k].parameters(), *self.models[k].buffers()):
                 tensor.data = tensor.data.clone()
-        self.solos = [self.solos[k] for k in index]
+        self.models = [self.models[k] for k in index]
         for stack in self._stacks.values():
             rows = torch.tensor(index, device=stack.device)
             gradient = None if stack.grad is None else stack.grad.index_select(0, rows)
@@ -116,7 +116,7 @@ class StackedModel(nn.Module):
         """Make the tensors of the K models views of the stacks."""
         for name, stack in self._stacks.items():
             path, _, leaf = name.removeprefix("model.").rpartition(".")
-            for model, row in zip(self.solos, stack.data.unbind(0), strict=True):
+            for model, row in zip(self.models, stack.data.unbind(0), strict=True):
                 module = model.get_submodule(path)
                 tensor = getattr(module, leaf)
                 tensor.data = row

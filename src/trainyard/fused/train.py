@@ -24,7 +24,7 @@ from trainyard.track import NoTracker, Tracker, facts, membership
 from trainyard.track.membership import Membership
 
 if TYPE_CHECKING:
-    from trainyard.runner import Runner
+    from trainyard.runner import Member
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
             log.info("%d jobs as one program.", len(members))
         runner.prepare(configs[0]["mode"])
         conduct(runner, configs)
-        return [_result(solo, runner.interrupted) for solo in runner.arranged]
+        return [_result(member, runner.interrupted) for member in runner.all_members]
     except torch.OutOfMemoryError:
         if len(members) == 1:
             raise
@@ -152,13 +152,12 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
     return first + _train(again[half:], tracker)
 
 
-def _result(solo: Runner, interrupted: bool) -> MemberResult:
+def _result(member: Member, interrupted: bool) -> MemberResult:
     from trainyard.run.train import objective
 
-    (member,) = solo.members
     if member.failed:
         return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
-    return MemberResult("interrupted" if interrupted else "done", objective(solo))
+    return MemberResult("interrupted" if interrupted else "done", objective(member))
 
 
 def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:

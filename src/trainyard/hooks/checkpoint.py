@@ -165,8 +165,7 @@ class Checkpoint(Hook):
         """Once the optimiser has a state, make ready the memory for the first checkpoint while the training goes on."""
         size = sum(parameter.nbytes for parameter in runner.model.parameters())
         if runner.work_dir is not None and size >= _WORTH_RESERVING:
-            averages = [solo.eval_model.state_dict() for solo in runner.solos if solo.eval_model is not solo.model]
-            states = [averages, *runner.checkpoint(range(len(runner.members)))]
+            states = runner.checkpoint()
             self._writer.submit([partial(self._buffers.reserve, states)])
 
     def _best_files(self, runner: Runner) -> list[set[str]]:
@@ -193,9 +192,9 @@ class Checkpoint(Hook):
         if later or not regular:
             chosen = [index for index in chosen if best[index]]
         jobs: list[Callable[[], None]] = []
-        for index, state in zip(chosen, runner.checkpoint(chosen), strict=True):
-            solo, member = runner.solos[index], runner.members[index]
-            solo.call("before_save_checkpoint", checkpoint=state)
+        for index, state in zip(chosen, runner.checkpoint([runner.members[index] for index in chosen]), strict=True):
+            member = runner.members[index]
+            runner.call("before_save_checkpoint", checkpoint=state, member=member)
             if member.failed:
                 continue
             self._drop(member, best[index])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from trainyard.distributed.shares import load_state
 from trainyard.errors import ConfigError
 from trainyard.hooks.raw_results import RawResults, raw
 from trainyard.runner import Runner
@@ -124,15 +123,10 @@ class EMA(Hook):
         if self._raw is not None:
             self._raw.record(runner)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if self._began:
-            checkpoint["eval_model"] = runner.eval_model.state_dict()
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if "eval_model" in checkpoint:
-            average = self._averaged(runner.whole)
-            runner.whole.eval_model = average.module
-            load_state(runner.eval_model, checkpoint["eval_model"])
+            average = self._averaged(runner)
+            runner.eval_model = average.module
             average.n_averaged.fill_(self._updates)
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:

@@ -24,7 +24,7 @@ class Logger(Hook):
     """Journals the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
     Losses stay on the device, also those of a point, until half a second of points is read together or somebody looks
-    (`trainyard.runner.scalars`): reading them is the only thing here that synchronises.
+    (`trainyard.track.scalars`): reading them is the only thing here that synchronises.
 
     Args:
         interval: iterations between two points in the journal.
@@ -70,6 +70,7 @@ class Logger(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._take_up(runner)
+        self._journals = [member.journal for member in runner.members]
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
         self._length = len(runner.loader("train"))
@@ -92,12 +93,12 @@ class Logger(Hook):
             means = {key: value[index] if value.ndim else value for key, value in self._means(runner)[0].items()}
             rates = runner.learning_rates()
             gauges = {name: partial(_of_members, gauge, index) for name, gauge in runner.gauges.items()}
-            members = [runner.members[member] for member in index]
-            runner.points.add(members, runner.iter, runner.epoch, means, [rates[member] for member in index], gauges)
-            runner.points.read()
+            journals = [self._journals[member] for member in index]
+            runner.scalars.add(journals, runner.iter, runner.epoch, means, [rates[member] for member in index], gauges)
+            runner.scalars.flush()
 
     def before_val(self, runner: Runner) -> None:
-        runner.points.read()  # it may be long
+        runner.scalars.flush()  # it may be long
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "val")
@@ -132,8 +133,8 @@ class Logger(Hook):
 
     def _write(self, runner: Runner) -> None:
         means, self._windows = self._means(runner)
-        points, rates = runner.points, runner.learning_rates()
-        points.add(runner.members, runner.iter, runner.epoch, means, rates, runner.gauges)
+        scalars, rates = runner.scalars, runner.learning_rates()
+        scalars.add(self._journals, runner.iter, runner.epoch, means, rates, runner.gauges)
         every, count = self.interval_exp_name, len(self._window)
         self._window.clear()
         if every is not None and runner.iter // every > (runner.iter - count) // every:
@@ -165,8 +166,7 @@ class Logger(Hook):
             log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
 
     def _results(self, runner: Runner, split: str) -> None:
-        for solo in runner.solos:
-            (member,) = solo.members
+        for member in runner.members:
             best = "  (best)" if runner.training and split == "val" and member.is_best(runner.iter) else ""
             for name, mark in ((split, best), (f"{split}_raw", "")):
                 numbers = "  ".join(
@@ -175,7 +175,7 @@ class Logger(Hook):
                     if key.startswith(f"{name}/")
                 )
                 if numbers or name == split:
-                    line = (name, solo.epoch, solo.iter, numbers, mark)
+                    line = (name, member.epoch, member.iter, numbers, mark)
                     log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
@@ -189,6 +189,7 @@ class Logger(Hook):
 
     def keep(self, members: Sequence[int]) -> None:
         index = list(members)
+        self._journals = [self._journals[member] for member in index]
         self._window = [
             {key: value[index] if value.ndim else value for key, value in outputs.items()} for outputs in self._window
         ]

@@ -121,22 +121,22 @@ class LRFinder(Hook):
         self.curves: list[Curve] = []
 
     def before_train(self, runner: Runner) -> None:
-        states = [copy_tensors(state) for state in runner.checkpoint(range(len(runner.members)))]
+        states = [copy_tensors(state) for state in runner.checkpoint()]
         with random.seeded(derive(runner.seed, "lr_finder")):
             self._search(runner)
         for weight in runner.step.parameters:
             weight.grad = None
-        for solo, state in zip(runner.solos, states, strict=True):
-            solo.model.load_state_dict(state["model"])
+        for member, state in zip(runner.members, states, strict=True):
+            member.model.load_state_dict(state["model"])
             optimizer = {key: value for key, value in state["optimizer"].items() if key != "type"}
-            plain.method(solo.optimizer, "load_state_dict")(optimizer)
-            solo.step.load_state_dict(state["step"])
+            plain.method(member.optimizer, "load_state_dict")(optimizer)
+            member.load_step_state(state["step"])
         for member, curve in zip(runner.members, self.curves, strict=True):
             found = curve.suggestion
             told = "no learning rate makes the loss fall" if found is None else f"learning rate {found:.2e} suggested"
             if found is not None:
                 member.record({"lr_finder/suggestion": found}, step=runner.iter, epoch=runner.epoch)
-            if member.journal is not None:
+            if member.journal.writes:
                 for file in _write(curve, member.directory):
                     member.journal.artifact(file)
             log.info("%s.", told.capitalize(), extra={"member": member})

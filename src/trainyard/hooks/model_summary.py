@@ -65,13 +65,13 @@ class ModelSummary(Hook):
         text = self._text(runner)
         log.info("%s", text)
         for member in runner.members:
-            if member.journal is not None:
+            if member.journal.writes:
                 file = member.directory / "summary.txt"
                 file.write_text(text + "\n", encoding="utf-8")
                 member.journal.artifact(file)
 
     def _text(self, runner: Runner) -> str:
-        model = runner.solos[0].eval_model
+        model = runner.members[0].eval_model
         rows = [
             Row(name, type(module).__name__, sum(weight.numel() for weight in module.parameters()))
             for name, module in model.named_modules()
@@ -97,7 +97,7 @@ class ModelSummary(Hook):
         split = "val" if runner.has_split("val") else "train"
         loader = runner.loader(split)
         batch = of_first_member(next(iter(loader.batches())), loader)
-        predict = runner.solos[0].predict_step("val")
+        predict = runner.predict_step("val", model)
         mode = model.training
         model.eval()
         with ExitStack() as stack:

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainyard.distributed.shares import local
 from trainyard.errors import ConfigError
 from trainyard.hooks.skip_step import SkipNonFinite
-from trainyard.runner import Runner, read
+from trainyard.runner import Member, Runner, read
 from trainyard.runner.hook import Hook
 
 
@@ -50,9 +50,7 @@ class NaNGuard(Hook):
         agree = runner.strategy.agree if runner.strategy.world_size > 1 else None
         steps: dict[str, Any] = getattr(runner.step, "steps", {"": runner.step})  # one for each of several optimisers
         for step in steps.values():
-            step.precision = SkipNonFinite(
-                step.precision, stacked=runner.solos[0] is not runner, skipped=skipped, agree=agree
-            )
+            step.precision = SkipNonFinite(step.precision, stacked=runner.stacked, skipped=skipped, agree=agree)
             self._guards.append(step.precision)
         gauges: dict[str, Any] = runner.gauges
         gauges["skipped"] = self._skipped
@@ -68,10 +66,9 @@ class NaNGuard(Hook):
     def after_train(self, runner: Runner) -> None:
         self._look(runner)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._look(runner.whole)
-        (member,) = runner.members
-        finite = [local(parameter).isfinite().all() for parameter in runner.model.parameters()]
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any], member: Member) -> None:
+        self._look(runner)
+        finite = [local(parameter).isfinite().all() for parameter in member.model.parameters()]
         amiss = bool(finite) and not torch.stack(finite).all()
         if runner.strategy.agree(amiss) and not member.failed:
             member.stop(f"a weight is no finite number after iteration {runner.iter}", failed=True)

@@ -45,7 +45,7 @@ class PreciseBN(Hook):
     def before_val(self, runner: Runner) -> None:
         if not runner.training:
             return
-        model, alone = runner.eval_model, runner.solos[0].eval_model
+        model, alone = runner.eval_model, runner.members[0].eval_model
         mode = model.training
         model.train()
         alone.train()

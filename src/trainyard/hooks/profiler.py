@@ -115,7 +115,7 @@ class Profiler(Hook):
         (member, *_) = runner.members
         key = "self_cuda_time_total" if runner.device.type == "cuda" else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=60)
-        if member.journal is None:
+        if not member.journal.writes:
             log.info("Profiled until iteration %d:\n%s", runner.iter, table)
             return
         folder, name = member.directory / "profile", f"iter_{runner.iter:08d}"

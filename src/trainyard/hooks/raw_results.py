@@ -59,8 +59,8 @@ class RawResults:
             for name, value in results_of(metrics).items():
                 if value.numel() == len(runner.members):
                     results[f"{raw(split)}/{name}"] = value
-        for solo, values in zip(runner.solos, read(results, len(runner.members)), strict=True):
-            solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
+        for member, values in zip(runner.members, read(results, len(runner.members)), strict=True):
+            member.record(values, step=member.iter, epoch=member.epoch)
 
 
 def raw(name: str) -> str:

@@ -19,7 +19,7 @@ class RuntimeInfo(Hook):
     stackable = True
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.solos[0].model
+        model = runner.members[0].model
         parameters = sum(parameter.numel() for parameter in model.parameters())
         kind = type(model).__name__
         tags = {"model": kind, "parameters": str(parameters), "device": str(runner.device)}
@@ -27,8 +27,7 @@ class RuntimeInfo(Hook):
             tags["gpu"] = torch.cuda.get_device_name(runner.device)
         log.info("%s with %s parameters.", kind, f"{parameters:,}")
         for member in runner.members:
-            if member.journal is not None:
-                member.journal.tags(tags)
+            member.journal.tags(tags)
 
     def before_train(self, runner: Runner) -> None:
         loader, loop = runner.loader("train"), runner.train_loop

@@ -47,7 +47,7 @@ class SystemMetrics(Hook):
         self._thread: Thread | None = None
 
     def before_run(self, runner: Runner) -> None:
-        if all(member.journal is None for member in runner.members):
+        if not any(member.journal.writes for member in runner.members):
             return
         self._gpu = _gpu(runner.device)
         self._index = runner.device.index or 0
@@ -75,7 +75,7 @@ class SystemMetrics(Hook):
             values |= {f"gpu_{self._index}_{name}": value for name, value in self._gpu.read().items()}
         named = {f"system/{name}": value for name, value in values.items()}
         for member in runner.members:
-            if member.journal is not None:
+            if member.journal.writes:
                 member.journal.metrics(runner.iter, named, epoch=runner.epoch)
 
 

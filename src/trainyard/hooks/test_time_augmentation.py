@@ -131,13 +131,13 @@ class TestTimeAugmentation(Hook):
             runner.predict_step = self._plain  # type: ignore[method-assign]
             self._plain = None
 
-    def _prediction(self, runner: Runner) -> Callable[[str], Callable[[Any], Tensor]]:
+    def _prediction(self, runner: Runner) -> Callable[..., Callable[[Any], Tensor]]:
         """What takes the place of `runner.predict_step`."""
         for transform in self.transforms:
             if isinstance(transform, nn.Module):
                 transform.to(runner.device)
-        plain, stacked = runner.predict_step, runner.solos[0] is not runner
-        return lambda split: partial(self._predict, plain(split), stacked)
+        plain, stacked = runner.predict_step, runner.stacked
+        return lambda *args: partial(self._predict, plain(*args), stacked)
 
     def _predict(self, predict: Callable[[Any], Any], stacked: bool, batch: Any) -> Tensor:
         """Predictions for a batch, in single precision at least: `[B, ...]`, or `[K, B, ...]` of K members."""

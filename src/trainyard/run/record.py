@@ -76,14 +76,14 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
         configs: the members', resolved.
     """
     example = _example(runner)
-    model = runner.solos[0].model_config
+    model = runner.model_config
     sections: dict[tuple[str, str], str] = {}
     for member, values in zip(runner.members, configs, strict=True):
         text = [_section(key, model if key == "model" else value, sections) for key, value in values.items()]
         (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
             np.save(member.directory / EXAMPLE, example)
-        if values["mode"] == "train" and runner.tracker.log_model and member.journal is not None:
+        if values["mode"] == "train" and runner.tracker.log_model:
             # Named early, so that the shipper has torch at hand when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER)
 
@@ -114,9 +114,7 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
 
 def name_artifacts(runner: Runner) -> None:
     """Tell the journal which files belong to the run, and which checkpoint is its model."""
-    for solo in runner.arranged:
-        (member,) = solo.members
-        assert member.journal is not None
+    for member in runner.all_members:
         folder = member.directory
         hydra_folder = HydraConfig.get().output_subdir
         files = [CONFIG, *facts.FILES.values(), f"{HydraConfig.get().job.name}.log"]

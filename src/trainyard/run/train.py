@@ -25,7 +25,7 @@ from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
-    from trainyard.runner import Runner
+    from trainyard.runner import Member, Runner
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
     caught = conduct(runner, [values])
     runner.strategy.end()
     _raise_if_ended_early(runner, caught)
-    return objective(runner)
+    return objective(runner.members[0])
 
 
 def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -139,16 +139,15 @@ def _run(runner: Runner, mode: str) -> None:
         runner.test()
     else:
         runner.train()
-        failed = all(solo.members[0].failed for solo in runner.arranged)
+        failed = all(member.failed for member in runner.all_members)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
             runner.test()
-        for solo in runner.arranged if runner.strategy.is_main else ():
-            _summarize(solo)
+        for member in runner.all_members if runner.strategy.is_main else ():
+            _summarize(member)
 
 
-def _summarize(runner: Runner) -> None:
-    (member,) = runner.members
+def _summarize(member: Member) -> None:
     name, best = member.objective.name, member.best
     own = {"member": member}
     if member.stop_reason is not None:
@@ -185,9 +184,8 @@ def _report(shipment: Shipment) -> None:
         log.warning("%s", shipment)
 
 
-def objective(runner: Runner) -> float | None:
-    """The best objective of a run of one member; None where it has none."""
-    member = runner.members[0]
+def objective(member: Member) -> float | None:
+    """The best objective of a member; None where it has none."""
     return member.metrics.get(member.objective.name) if member.best is None else member.best.value
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
-from trainyard.runner.contract import RunState
 from trainyard.runner.dispatch import HookLike
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
 
 INTERVAL = 10
 """Iterations between two questions whether somebody asked a rank to end: each is a message to and from all."""
@@ -36,14 +38,14 @@ class _Agreement:
 
     priority: int | str = "LOWEST"
 
-    def after_train_iter(self, runner: RunState, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter % INTERVAL == 0:
             self._ask(runner)
 
-    def after_train_epoch(self, runner: RunState) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         self._ask(runner)
 
-    def _ask(self, runner: RunState) -> None:
+    def _ask(self, runner: Runner) -> None:
         runner.interrupted = runner.strategy.agree(runner.asked_to_end)
 
     def state_dict(self, *member: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, Protocol
 
 from trainyard.config.build import build, is_node, locate, taken_out
@@ -38,6 +39,9 @@ STAGES = (
     "before_save_checkpoint",
     "before_leave",
 )
+
+OF_MEMBER = ("before_save_checkpoint", "after_load_checkpoint")
+"""Stages that are called for each member; a hook's method may have a parameter `member` beside `checkpoint`."""
 
 PRIORITIES = {
     "HIGHEST": 0,
@@ -123,6 +127,14 @@ def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _method(hook: HookLike, stage: str) -> Callable[..., None]:
+    """The hook's method of a stage; stages of one member's checkpoint give the member only where it is asked for."""
+    method: Callable[..., None] = getattr(hook, stage)
+    if stage not in OF_MEMBER or "member" in signature(method).parameters:
+        return method
+    return lambda runner, checkpoint, member: method(runner, checkpoint=checkpoint)
+
+
 class Dispatch:
     """A call list per stage, made once: a hook costs nothing at the stages that it does not define.
 
@@ -145,7 +157,7 @@ class Dispatch:
         for name in order:
             self._check_stages(name)
         self._calls: dict[str, list[Callable[..., None]]] = {
-            stage: [getattr(self.hooks[name], stage) for name in order if hasattr(self.hooks[name], stage)]
+            stage: [_method(self.hooks[name], stage) for name in order if hasattr(self.hooks[name], stage)]
             for stage in self.stages
         }
 

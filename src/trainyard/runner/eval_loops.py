@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trainyard.metrics import results_of
-from trainyard.runner.contract import RunState
 from trainyard.runner.member import read
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
 
 Results = list[dict[str, float]]
 
@@ -31,7 +33,7 @@ class ValLoop:
     stages: tuple[str, ...] = ()
     current = "val"
 
-    def run(self, runner: RunState) -> Results:
+    def run(self, runner: Runner) -> Results:
         """Evaluate `runner.eval_model` on every sample of every set once.
 
         Returns:
@@ -52,15 +54,15 @@ class ValLoop:
             arrays.update(others)
         for name, value in arrays.items():
             runner.record_array(name, value)
-        for solo, values in zip(runner.solos, results, strict=True):
-            solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
+        for member, values in zip(runner.members, results, strict=True):
+            member.record(values, step=member.iter, epoch=member.epoch)
         self.judge(runner)
         runner.call(f"after_{split}_epoch", metrics=results[0] if len(results) == 1 else results)
         self.done(runner)
         runner.call(f"after_{split}")
         return results
 
-    def run_set(self, runner: RunState, name: str) -> None:
+    def run_set(self, runner: Runner, name: str) -> None:
         """Put every batch of one set through the model, and what comes out into the metrics."""
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
@@ -81,18 +83,18 @@ class ValLoop:
                 predict(batch)  # another rank has a batch more, and a forward pass may need all
                 runner.call("after_idle_iter", batch)
 
-    def judge(self, runner: RunState) -> None:
+    def judge(self, runner: Runner) -> None:
         """Hold the results to the objective."""
         if runner.training:
             for member in runner.members:
                 member.judge(step=runner.iter, epoch=runner.epoch)
 
-    def done(self, runner: RunState) -> None:
+    def done(self, runner: Runner) -> None:
         """The results are in: what is saved from here on need not be validated again."""
         if runner.training:
             runner.train_loop.val_due = False
 
-    def rehearse(self, runner: RunState) -> list[str]:
+    def sanity_check(self, runner: Runner) -> list[str]:
         """Put a batch of each set through model and metrics and forget it; returns the names of the results."""
         names: list[str] = []
         for name in runner.sets(self.split):
@@ -109,7 +111,7 @@ class ValLoop:
             names += numbers
         return names
 
-    def predictor(self, runner: RunState, name: str) -> Callable[[Any], Any]:
+    def predictor(self, runner: Runner, name: str) -> Callable[[Any], Any]:
         """Make model and metrics ready for a set; returns what turns a batch into predictions."""
         self.current = name
         runner.eval_model.eval()
@@ -118,7 +120,7 @@ class ValLoop:
             metric.reset()
         return runner.predict_step(self.split)
 
-    def _compute(self, runner: RunState, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _compute(self, runner: Runner, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Results that are one number a member, and those that are not, by name."""
         members = len(runner.members)
         numbers: dict[str, Tensor] = {}
@@ -138,8 +140,8 @@ class TestLoop(ValLoop):
     current = "test"
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    def judge(self, runner: RunState) -> None:
+    def judge(self, runner: Runner) -> None:
         """Test results choose nothing."""
 
-    def done(self, runner: RunState) -> None:
+    def done(self, runner: Runner) -> None:
         """A test changes nothing of the training's state."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainyard.errors import ConfigError
 from trainyard.runner import workflow as turns
-from trainyard.runner.contract import Loaders, RunState
 from trainyard.runner.workflow import Entries, Workflow
+
+if TYPE_CHECKING:
+    from trainyard.runner.parts import Parts
+    from trainyard.runner.runner import Runner
 
 Intervals = Sequence[Sequence[int]]
 
@@ -70,15 +73,15 @@ class TrainLoop(ABC):
         self._turned: int | None = None
 
     @abstractmethod
-    def max_epochs(self, runner: Loaders) -> int:
+    def max_epochs(self, runner: Parts) -> int:
         """Epochs in the whole run; the last one may be cut short."""
 
     @abstractmethod
-    def max_iters(self, runner: Loaders) -> int:
+    def max_iters(self, runner: Parts) -> int:
         """Iterations in the whole run."""
 
     @abstractmethod
-    def run(self, runner: RunState) -> None:
+    def run(self, runner: Runner) -> None:
         """Train from where the runner stands to the end."""
 
     def validates_after(self, count: int) -> bool:
@@ -90,17 +93,17 @@ class TrainLoop(ABC):
         begun = [interval for milestone, interval in self.dynamic_intervals if milestone <= count]
         return begun[-1] if begun else self.val_interval
 
-    def validate(self, runner: RunState) -> None:
+    def validate(self, runner: Runner) -> None:
         """Run the validation that is due; once it is through, `val_due` is off."""
         if self.val_due:
             runner.val_loop.run(runner)
 
-    def turn_due(self, runner: RunState) -> int:
+    def turn_due(self, runner: Runner) -> int:
         """Epochs (or batches) of validation that the workflow has before the next training iteration."""
         count = runner.epoch if self.unit == "epoch" else runner.iter
         return self.workflow.turn(count, self.length) if self.workflow and self._turned != count else 0
 
-    def take_turn(self, runner: RunState) -> None:
+    def take_turn(self, runner: Runner) -> None:
         """Run the workflow's turn of validation, where one is due."""
         units = self.turn_due(runner)
         if units and not runner.stopping:
@@ -108,14 +111,14 @@ class TrainLoop(ABC):
             if turns.val_losses(runner, self.unit, self.workflow.before(count), units):
                 self._turned = count
 
-    def rehearse(self, runner: RunState) -> None:
+    def sanity_check(self, runner: Runner) -> None:
         """Try what this loop does besides training and validation.
 
         Raises:
             ConfigError: it cannot work.
         """
         if self.workflow:
-            turns.rehearse(runner, self.workflow.entries)
+            turns.sanity_check(runner, self.workflow.entries)
 
     def state_dict(self) -> dict[str, Any]:
         return {"val_due": self.val_due, "turned": self._turned}
@@ -148,19 +151,19 @@ class EpochBasedTrainLoop(TrainLoop):
     ) -> None:
         super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval, dynamic_intervals, workflow)
 
-    def max_epochs(self, runner: Loaders) -> int:
+    def max_epochs(self, runner: Parts) -> int:
         return self.length
 
-    def max_iters(self, runner: Loaders) -> int:
+    def max_iters(self, runner: Parts) -> int:
         return self.length * len(runner.loader("train"))
 
-    def run(self, runner: RunState) -> None:
+    def run(self, runner: Runner) -> None:
         self.validate(runner)
         self.take_turn(runner)
         while runner.epoch < self.length and not runner.stopping:
             self.run_epoch(runner)
 
-    def run_epoch(self, runner: RunState) -> None:
+    def run_epoch(self, runner: Runner) -> None:
         loader = runner.loader("train")
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
         step, total = runner.step, len(loader)
@@ -209,13 +212,13 @@ class IterBasedTrainLoop(TrainLoop):
     ) -> None:
         super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval, dynamic_intervals, workflow)
 
-    def max_epochs(self, runner: Loaders) -> int:
+    def max_epochs(self, runner: Parts) -> int:
         return -(-self.length // len(runner.loader("train")))
 
-    def max_iters(self, runner: Loaders) -> int:
+    def max_iters(self, runner: Parts) -> int:
         return self.length
 
-    def run(self, runner: RunState) -> None:
+    def run(self, runner: Runner) -> None:
         self.validate(runner)
         self.take_turn(runner)
         while runner.iter < self.length and not runner.stopping:
@@ -223,7 +226,7 @@ class IterBasedTrainLoop(TrainLoop):
         if not runner.stopping:
             self.end_epoch(runner)  # of a run that was ended between its last iteration and the validation after it
 
-    def run_epoch(self, runner: RunState) -> None:
+    def run_epoch(self, runner: Runner) -> None:
         loader = runner.loader("train")
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
         step, total = runner.step, self.length
@@ -250,7 +253,7 @@ class IterBasedTrainLoop(TrainLoop):
                 break
         self.end_epoch(runner)
 
-    def end_epoch(self, runner: RunState) -> None:
+    def end_epoch(self, runner: Runner) -> None:
         """Count the epoch of the loader underneath, where it is over."""
         if runner.iter == (runner.epoch + 1) * len(runner.loader("train")):
             runner.epoch += 1

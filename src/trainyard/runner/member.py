@@ -1,19 +1,22 @@
-"""What a Runner trains: one or more members, each with a directory, a journal and an objective of its own."""
+"""Member: one run inside a Runner."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainyard.errors import ConfigError
+from trainyard.runner.weights import LoadFrom
 from trainyard.track import Journal, RunInfo, Status, Tracker
-from trainyard.track.journal import Point
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
 
 Direction = Literal["maximize", "minimize"]
 
@@ -49,30 +52,100 @@ class Best:
 
 @dataclass
 class Member:
-    """One experiment: one seed, one directory, one journal, one run in MLflow.
+    """One run inside a Runner: its parts, its place in the training, its directory, journal and checkpoints.
 
-    `best` is the best objective. `stop` ends this member and no other.
+    A Runner of one run has one member, whose parts are the Runner's. The members of a stack have parts of their own,
+    which are views of the stack's tensors.
 
     Attributes:
-        pending: called before anybody looks: it hands over, by `take`, the points that wait. None: there are none.
+        seed: every random choice of the run is derived from it.
+        work_dir: the run's directory; None: the run writes nothing.
+        objective: the number that ranks runs.
+        info: the run's record for MLflow.
+        resume: the argument of the Runner.
+        load_from: the argument of the Runner.
+        journal: it writes from the beginning of the run on, where there is a directory, and on the first rank only.
+        best: the best objective so far.
+        stop_reason: why this member has ended its training before the end of the loop; see `stop`.
+        failed: whether it ended because of a failure.
     """
 
     seed: int
     work_dir: Path | None
     objective: Objective
     info: RunInfo = field(default_factory=lambda: RunInfo("run"), compare=False)
-    journal: Journal | None = None
-    best: Best | None = None
-    stop_reason: str | None = None
-    failed: bool = False
-    pending: Callable[[], None] | None = field(default=None, init=False, compare=False, repr=False)
-    _metrics: dict[str, float] = field(default_factory=dict, init=False)
+    resume: bool | str | Path = False
+    load_from: LoadFrom | None = None
+    journal: Journal = field(default_factory=Journal, init=False, compare=False)
+    best: Best | None = field(default=None, init=False)
+    stop_reason: str | None = field(default=None, init=False)
+    failed: bool = field(default=False, init=False)
+    _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
+
+    def join(self, runner: Runner) -> None:
+        """Become a member of this Runner."""
+        self._runner = runner
+
+    @property
+    def runner(self) -> Runner:
+        """The Runner that trains the member."""
+        assert self._runner is not None
+        return self._runner
+
+    # -- the member's parts ------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained; of a stack its tensors are views of the stack's."""
+        return self.runner.model
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is validated and tested: `model`, or what a hook (EMA) has put in its place."""
+        return self.runner.eval_model
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer; of a stack a view with `param_groups`, `state_dict` and `load_state_dict`."""
+        return self.runner.optimizer
+
+    @property
+    def schedule(self) -> Any:
+        """The schedule of the optimizer's numbers; None where there is none."""
+        return self.runner.schedule
+
+    @property
+    def iter(self) -> int:
+        """Iterations that the member has finished."""
+        return self.runner.iter
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that the member has finished."""
+        return self.runner.epoch
+
+    def step_state(self) -> dict[str, Any]:
+        """The member's part of the state of the step: its loss scale and the gradients that it has accumulated."""
+        return self.runner.step.state_dict()
+
+    def load_step_state(self, state: dict[str, Any]) -> None:
+        """Take back what `step_state` gave."""
+        self.runner.step.load_state_dict(state)
+
+    def hook_states(self) -> dict[str, dict[str, Any]]:
+        """The states that the hooks hold for this member, by the names of the hooks."""
+        return self.runner.dispatch.state_dict()
+
+    def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Take back what `hook_states` gave."""
+        self.runner.dispatch.load_state_dict(states)
+
+    # -- its directory, journal and results --------------------------------------------------------------------------
 
     @property
     def metrics(self) -> dict[str, float]:
         """The latest value under each name."""
-        self._take_pending()
-        return self._metrics
+        return self.journal.latest
 
     @property
     def directory(self) -> Path:
@@ -93,10 +166,10 @@ class Member:
         """
         if self.work_dir is None:
             return
-        if self.journal is None:
+        if not self.journal.writes:
             self.work_dir.mkdir(parents=True, exist_ok=True)
-            self.journal = Journal(self.work_dir)
-            self.journal.pending = self._take_pending
+            before, self.journal = self.journal, Journal(self.work_dir)
+            self.journal.latest.update(before.latest)
             tracker.open(self.work_dir, self.info, resume=resume)
         self.journal.status("RUNNING")
 
@@ -104,8 +177,7 @@ class Member:
         """Note how the run ended, where it did not fail by itself; it can be opened again."""
         if self.failed and status == "FINISHED":
             status, message = "FAILED", str(self.stop_reason)
-        if self.journal is not None:
-            self.journal.status(status, message)
+        self.journal.status(status, message)
 
     def stop(self, reason: str, *, failed: bool = False) -> None:
         """End this member's training after the present iteration; `failed` marks its run as failed."""
@@ -115,24 +187,11 @@ class Member:
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Keep the values as the latest and append them to the journal."""
         self.metrics.update(values)
-        if self.journal is not None:
-            self.journal.metrics(step, values, epoch=epoch)
+        self.journal.metrics(step, values, epoch=epoch)
 
-    def take(self, points: Sequence[Point]) -> None:
-        """Record all these points, in their order."""
-        names: tuple[str, ...] = ()
-        values: Sequence[float] = ()
-        for _, _, _, own, found in points:
-            if own is not names:
-                self._metrics.update(zip(names, values, strict=True))
-            names, values = own, found
-        self._metrics.update(zip(names, values, strict=True))
-        if self.journal is not None:
-            self.journal.points(points)
-
-    def _take_pending(self) -> None:
-        if self.pending is not None:
-            self.pending()
+    def record_array(self, name: str, value: Tensor) -> None:
+        """Append a result that is not one number, such as a confusion matrix, to the journal."""
+        self.journal.array(name, self.iter, value.tolist())
 
     def latest(self, name: str, key: str) -> float:
         """The latest value of a metric that the config names under `key`.
@@ -161,7 +220,8 @@ class Member:
         return {"metrics": dict(self.metrics), "best": best, "stop_reason": self.stop_reason}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._metrics = dict(state["metrics"])
+        self.metrics.clear()
+        self.metrics.update(state["metrics"])
         self.best = None if state["best"] is None else Best(**state["best"])
         self.stop_reason = state["stop_reason"]
 
@@ -170,7 +230,7 @@ def read(values: Mapping[str, Tensor], count: int) -> list[dict[str, float]]:
     """Device numbers as Python floats, a mapping per member, with one synchronisation for all of them.
 
     Args:
-        values: under each name a tensor `[]` (a solo run) or `[count]` (a fused group).
+        values: under each name a tensor `[]` (one member) or `[count]`.
         count: how many members there are.
     """
     if not values:

@@ -1,4 +1,4 @@
-"""The parts of a training, each built when it is first needed."""
+"""Parts of a training, each built when it is first needed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from trainyard import optim as optimizers
 from trainyard.config.build import build, build_all, fill_auto
+from trainyard.config.compiling import compile_arguments
 from trainyard.data import SPLITS, Data, Loader, as_data
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
@@ -25,7 +26,7 @@ from trainyard.rng import derive
 from trainyard.runner import random
 from trainyard.runner.agreement import hooks_of_rank
 from trainyard.runner.contract import EvalLoop, Loop, checked
-from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
+from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
@@ -39,31 +40,31 @@ log = logging.getLogger(__name__)
 
 
 class Parts:
-    """What a Runner owns, from its arguments: a config is built when it is first asked for, an object taken as it is.
+    """Builds the parts of a training from its settings: a config when it is first needed, an object is taken as it is.
 
-    A subclass sets the arguments; see `trainyard.runner.Runner`.
+    Args:
+        settings: the arguments of `trainyard.runner.Runner` by name.
+        device: where the model lies.
+        strategy: how the run is spread over devices.
+        members: the members that the parts are for.
     """
 
-    seed: int
-    device: torch.device
-    strategy: Strategy
-    members: list[Member]
-    _parts: dict[str, Any]
-    _hooks: Mapping[str, Any]
-    _metrics: Mapping[str, Any]
-    _precision: str
-    _accumulate: int
-    _clip_grad_norm: float | None
-    _clip_grad_value: float | None
-    _init: Mapping[str, Any]
-    _freeze: Sequence[str]
-    _activation_checkpointing: Sequence[str]
-    _compile: dict[str, Any] | None
-    _capture: bool | str
+    def __init__(
+        self, settings: Mapping[str, Any], device: torch.device, strategy: Strategy, members: Sequence[Member]
+    ) -> None:
+        self.settings = settings
+        self.device = device
+        self.strategy = strategy
+        self.members = members
+
+    @property
+    def seed(self) -> int:
+        """The seed that the data, and the parts, are made with."""
+        return int(self.settings["seed"])
 
     @cached_property
     def data(self) -> Data | None:
-        built = build(self._parts["data"], "data")
+        built = build(self.settings["data"], "data")
         if isinstance(built, Mapping):
             built = {
                 name: build_all(entry, f"data.{name}") if name in SPLITS and isinstance(entry, Mapping) else entry
@@ -77,7 +78,7 @@ class Parts:
     @cached_property
     def model_config(self) -> Any:
         """The config of the model with every `auto` filled in; the model itself where it was given as an object."""
-        return fill_auto(self._parts["model"], "model", self.data.spec if self.data else None)
+        return fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -92,16 +93,16 @@ class Parts:
                 hint="trainyard.models.Supervised(net, loss) makes one of any module.",
             )
         own = {"member": self.members[0]}
-        if self._init:
+        if init := self.settings["init"]:
             with random.seeded(derive(self.seed, "init", 1)):
-                log.info("%s.", initialize(model, self._init), extra=own)
-        if self._freeze:
-            log.info("%s.", freeze(model, self._freeze), extra=own)
+                log.info("%s.", initialize(model, init), extra=own)
+        if frozen := self.settings["freeze"]:
+            log.info("%s.", freeze(model, frozen), extra=own)
         model = model.to(self.device)
-        checkpoint_activations(model, self._activation_checkpointing)
+        checkpoint_activations(model, self.settings["activation_checkpointing"] or ())
         model = self.strategy.place(model)
-        if self._compile is not None:
-            model.compile(**self._compile)
+        if (compiling := compile_arguments(self.settings["compile"])) is not None:
+            model.compile(**compiling)
         return model
 
     @cached_property
@@ -110,7 +111,7 @@ class Parts:
 
     def make_optimizer(self) -> Optimizer:
         """The optimiser of the model's parameters, as the config or the caller has it."""
-        return optimizers.for_model(self._parts["optim"], self.model)
+        return optimizers.for_model(self.settings["optim"], self.model)
 
     @cached_property
     def schedule(self) -> Schedule | Plateau | None:
@@ -118,7 +119,7 @@ class Parts:
 
     def make_schedule(self) -> Schedule | Plateau | None:
         """The schedule that the config or the caller has, made for this optimiser and this run's length."""
-        schedule = build(self._parts["schedule"], "schedule")
+        schedule = build(self.settings["schedule"], "schedule")
         if isinstance(schedule, Mapping):
             schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
         if schedule is not None:
@@ -139,7 +140,7 @@ class Parts:
 
     @cached_property
     def train_loop(self) -> TrainLoop:
-        loop = build(self._parts["loop"], "loop")
+        loop = build(self.settings["loop"], "loop")
         if loop is None:
             raise ConfigError("loop", None, "a training loop, for example EpochBasedTrainLoop(max_epochs=10)")
         own: TrainLoop = checked("loop", loop, Loop)
@@ -147,27 +148,33 @@ class Parts:
 
     @cached_property
     def val_loop(self) -> ValLoop:
-        loop: ValLoop = checked("val_loop", build(self._parts["val_loop"], "val_loop") or ValLoop(), EvalLoop)
+        loop: ValLoop = checked("val_loop", build(self.settings["val_loop"], "val_loop") or ValLoop(), EvalLoop)
         return loop
 
     @cached_property
     def test_loop(self) -> ValLoop:
-        loop: ValLoop = checked("test_loop", build(self._parts["test_loop"], "test_loop") or TestLoop(), EvalLoop)
+        loop: ValLoop = checked("test_loop", build(self.settings["test_loop"], "test_loop") or TestLoop(), EvalLoop)
         return loop
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        config = fill_auto(self._metrics, "metric", self.data.spec if self.data else None)
+        config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
         return {name: self.strategy.metric(as_metric(metric)) for name, metric in build_all(config, "metric").items()}
+
+    @property
+    def hook_settings(self) -> Mapping[str, Any]:
+        """The hooks or their configs, by name."""
+        hooks: Mapping[str, Any] | None = self.settings["hooks"]
+        return DEFAULT_HOOKS if hooks is None else hooks
 
     @property
     def own_stages(self) -> tuple[str, ...]:
         """The stages of the loops that are not ours."""
-        return stages_of({key: self._parts[key] for key in ("loop", "val_loop", "test_loop")})
+        return stages_of({key: self.settings[key] for key in ("loop", "val_loop", "test_loop")})
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        hooks = build_hooks(self._hooks)
+        hooks = build_hooks(self.hook_settings)
         if self.strategy.world_size > 1:
             hooks = hooks_of_rank(hooks, self.strategy)
         return Dispatch(hooks, self.own_stages)
@@ -177,23 +184,23 @@ class Parts:
         step = step_of(
             self.model,
             self.optimizer,
-            precision=partial(make_precision, self._precision, self.device),
-            clip=make_clip(self._clip_grad_norm, self._clip_grad_value),
-            accumulate=self._accumulate,
+            precision=partial(make_precision, self.settings["precision"], self.device),
+            clip=make_clip(self.settings["clip_grad_norm"], self.settings["clip_grad_value"]),
+            accumulate=self.settings["accumulate"],
             strategy=self.strategy,
         )
         return self.captured(step, self.model)
 
     def captured(self, step: Step, code: nn.Module) -> Step:
         """`step` as a CUDA graph, where the run has a CUDA device and asks for it; `code` is what the step runs."""
-        if self.device.type != "cuda" or self._capture is False:
+        if self.device.type != "cuda" or self.settings["capture"] is False:
             return step
         from trainyard.step.cuda_graph import captured_step  # here: it is for CUDA alone
 
         refusal = None
-        if self._compile is not None:
+        if compile_arguments(self.settings["compile"]) is not None:
             refusal = "the model is compiled (compile=reduce-overhead has CUDA graphs of its own)"
-        elif self._activation_checkpointing:
+        elif self.settings["activation_checkpointing"]:
             refusal = "activation_checkpointing keeps the state of the random generator, which a graph cannot"
         elif self.strategy.world_size > 1:
             refusal = "the run is on several devices"

@@ -1,11 +1,11 @@
-"""The Runner: owns the parts of a training and drives its loops."""
+"""Runner: owns the parts of a training and drives its loops."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import random, weights
-from trainyard.runner.dispatch import DEFAULT_HOOKS
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
-from trainyard.runner.sanity_check import rehearse
-from trainyard.runner.scalars import Points
+from trainyard.runner.sanity_check import sanity_check
 from trainyard.runner.session import session
-from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
+from trainyard.runner.state import capture, restore, restore_best, starting_point
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
+from trainyard.track.scalars import ScalarBuffer
 
 log = logging.getLogger(__name__)
 
@@ -108,35 +107,20 @@ class Runner(Parts):
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
-        self._parts = {"model": model, "data": data, "optim": optim, "schedule": schedule}
-        self._parts |= {"loop": loop, "val_loop": val_loop, "test_loop": test_loop}
-        self._hooks = DEFAULT_HOOKS if hooks is None else hooks
-        self._metrics = metrics or {}
-        self._precision = precision
-        self._accumulate = accumulate
-        self._clip_grad_norm = clip_grad_norm
-        self._clip_grad_value = clip_grad_value
-        self._init = init or {}
-        self._freeze = freeze or ()
-        self._activation_checkpointing = activation_checkpointing or ()
-        self._compile = compile_arguments(compile)
-        self._capture = capture
-        self._work_dir = None if work_dir is None else Path(work_dir).resolve()
-        self.seed = seed
-        self.load_from = weights.load_from(load_from)
-        self.resume = resume
+        settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
+        compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
         (build(env, "env") or Env()).apply()
-        self.strategy = as_strategy(build(strategy, "strategy"))
-        self.device = find_device(device)
+        own_strategy = as_strategy(build(strategy, "strategy"))
+        own_device = find_device(device)
         try:
-            self.device = self.strategy.begin(self.device)
+            own_device = own_strategy.begin(own_device)
         except ConfigError as error:
             raise error.under("strategy") from None
-        check_capture(capture, self.device.type)
-        info = info or RunInfo(name or (self._work_dir.name if self._work_dir else "run"))
-        self.members = [Member(seed, self._work_dir, Objective(objective, direction), info)]
-        self.points = Points()
+        check_capture(capture, own_device.type)
+        super().__init__(settings, own_device, own_strategy, ())
+        self.members = self.all_members = self.make_members()
+        self.scalars = ScalarBuffer()
         self.iter = 0
         self.epoch = 0
         self.training = False
@@ -146,6 +130,12 @@ class Runner(Parts):
         self.gauges: dict[str, Callable[[], float | list[float]]] = {}
         self._prepared: set[str] = set()
         self._eval_model: nn.Module | None = None
+
+    def make_members(self) -> Sequence[Member]:
+        """The members that the Runner begins with."""
+        member = Member(**member_arguments(self.settings))
+        member.join(self)
+        return [member]
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any] | DictConfig, **overrides: Any) -> Runner:
@@ -157,31 +147,12 @@ class Runner(Parts):
         """
         return cls(**(arguments(cfg) | overrides))
 
-    @cached_property
-    def start(self) -> Start | None:
-        """The checkpoint that the run begins with; None where it begins at the beginning.
-
-        Raises:
-            ConfigError: the checkpoint is absent or damaged; the directory holds a run and `resume` is off.
-        """
-        return starting_point(self)
-
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
 
     @property
-    def solos(self) -> Sequence[Runner]:
-        """For each member a Runner that has it alone, as it would be on its own."""
-        return [self]
-
-    @property
-    def arranged(self) -> Sequence[Runner]:
-        """The `solos` that the run began with, in their order; some may have ended before the others."""
-        return [self]
-
-    @property
-    def whole(self) -> Runner:
-        """The Runner that trains: of one of the `solos` the one whose member it has."""
-        return self
+    def stacked(self) -> bool:
+        """Whether outputs and losses have a leading axis of members: a stack's have, also those of one member."""
+        return False
 
     def learning_rates(self) -> list[float]:
         """Each member's learning rate, in the first parameter group."""
@@ -189,7 +160,8 @@ class Runner(Parts):
 
     @property
     def work_dir(self) -> Path | None:
-        return self._work_dir
+        """The directory of the first member; None where the run leaves nothing behind."""
+        return self.members[0].work_dir
 
     @property
     def eval_model(self) -> nn.Module:
@@ -217,17 +189,26 @@ class Runner(Parts):
         """Call the hooks of a stage."""
         self.dispatch.call(stage, self, *args, **kwargs)
 
-    def predict_step(self, split: str) -> Callable[[Any], Any]:
-        """What turns a batch into predictions: `val_step` or `test_step` of the model, under the run's precision."""
-        model = self.eval_model
+    def predict_step(self, split: str, model: nn.Module | None = None) -> Callable[[Any], Any]:
+        """What turns a batch into predictions: `val_step` or `test_step` of the model, under the run's precision.
+
+        Args:
+            split: "val" or "test".
+            model: the evaluated one, if none is given.
+        """
+        model = self.eval_model if model is None else model
         predict = getattr(model, f"{split}_step", partial(call, model, mode="predict"))
-        return partial(make_precision(self._precision, self.device).forward, predict)
+        return partial(make_precision(self.settings["precision"], self.device).forward, predict)
 
     def record_array(self, name: str, value: Tensor) -> None:
-        """Record a result that is not one number a member, such as a confusion matrix."""
-        (member,) = self.members
-        if member.journal is not None:
-            member.journal.array(name, self.iter, value.tolist())
+        """Record a result that is not one number a member, such as a confusion matrix.
+
+        Args:
+            name: with the split before it, such as `val/confusion`.
+            value: of a stack with a leading axis of members.
+        """
+        for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
+            member.record_array(name, own)
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -239,17 +220,17 @@ class Runner(Parts):
         """
         if self._prepared & {mode, "train"}:
             return
-        _ = self.start
+        starts = [starting_point(member) for member in self.members]
         if mode == "train":
             _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
         if mode == "train":
             _ = self.optimizer, self.schedule, self.step
-            rehearse(self)
+            sanity_check(self)
             rank = self.strategy.rank  # the first draws what one device draws
             random.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
-        for solo in self.solos:
-            restore(solo, solo.start, weights_only=mode != "train")
+        for member, start in zip(self.members, starts, strict=True):
+            restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
 
     def train(self) -> list[dict[str, float]]:
@@ -265,9 +246,9 @@ class Runner(Parts):
                 self.call("before_train")
                 self.train_loop.run(self)
                 self.call("after_train")
-                self.points.read()
+                self.scalars.flush()
             except BaseException:
-                self.points.salvage()
+                self.scalars.salvage()
                 raise
             finally:
                 self.training = False
@@ -283,9 +264,8 @@ class Runner(Parts):
 
     def load_best(self) -> None:
         """Give the evaluated model the weights of the best checkpoint, where one was saved."""
-        (member,) = self.members
-        if member.work_dir is not None and (member.checkpoints / "best.pt").exists():
-            restore_best(self, member.checkpoints / "best.pt")
+        for member in self.members:
+            restore_best(member)
 
     def _evaluate(self, split: str, loop: ValLoop) -> list[dict[str, float]]:
         self.prepare(split)
@@ -308,10 +288,10 @@ class Runner(Parts):
         finally:
             self._in_session = False
 
-    def checkpoint(self, members: Iterable[int] = (0,)) -> list[dict[str, Any]]:
-        """The whole state of these members: what their checkpoint files hold. The tensors are the live ones."""
+    def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
+        """The whole state of these members (default: all): what their checkpoint files hold. The tensors are live."""
         generators = random.state()
-        return [capture(self.solos[index], generators) for index in members]
+        return [capture(member, generators) for member in (self.members if members is None else members)]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
@@ -320,3 +300,16 @@ def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     taken = set(Runner.__init__.__annotations__) - {"return"}
     found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
     return {"model": None} | {key: value for key, value in found.items() if key in taken}
+
+
+def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a `Member`, from those of its Runner."""
+    work_dir = None if settings["work_dir"] is None else Path(settings["work_dir"]).resolve()
+    return {
+        "seed": settings["seed"],
+        "work_dir": work_dir,
+        "objective": Objective(settings["objective"], settings["direction"]),
+        "info": settings["info"] or RunInfo(settings["name"] or (work_dir.name if work_dir else "run")),
+        "resume": settings["resume"],
+        "load_from": weights.load_from(settings["load_from"]),
+    }

@@ -1,20 +1,22 @@
-"""What is tried before hours of training."""
+"""Sanity check: one batch through validation before the training."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainyard.errors import ConfigError
 from trainyard.runner import random
-from trainyard.runner.contract import RunState
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
 
 log = logging.getLogger(__name__)
 
 
-def rehearse(runner: RunState) -> None:
-    """One batch through validation, so that what it cannot do is known before hours of training.
+def sanity_check(runner: Runner) -> None:
+    """Put one batch through validation, so that what cannot work is known before hours of training.
 
     Raises:
         ConfigError: nobody computes the objective, or what a schedule or a hook monitors or keeps the best of.
@@ -22,10 +24,10 @@ def rehearse(runner: RunState) -> None:
     names, none = list[str](), "none, since the data has no validation"
     known = names
     with random.seeded(runner.seed):
-        getattr(runner.train_loop, "rehearse", _nothing)(runner)
+        getattr(runner.train_loop, "sanity_check", _nothing)(runner)
         if runner.has_split("val"):
             none = "it has none; metrics={...} gives it some"
-            names = runner.val_loop.rehearse(runner)
+            names = runner.val_loop.sanity_check(runner)
             further = [getattr(hook, "metric_names", _nothing)(names) for hook in runner.dispatch.hooks.values()]
             known = [*names, *(name for more in further for name in more)]
     for key, name in _watched(runner):
@@ -38,7 +40,7 @@ def rehearse(runner: RunState) -> None:
         log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=[default,…] has it).")
 
 
-def _watched(runner: RunState) -> Iterator[tuple[str, str]]:
+def _watched(runner: Runner) -> Iterator[tuple[str, str]]:
     """The metrics that somebody needs, each with the key of the config that names it."""
     objective = runner.members[0].objective.name
     yield "objective", objective

@@ -1,20 +1,23 @@
-"""The journals of a run, opened and closed around what is done in it."""
+"""Sessions: journals opened and closed around a run."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from trainyard.runner.contract import RunState
 from trainyard.runner.env import describe
 from trainyard.track import Status
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def session(runner: RunState) -> Iterator[None]:
+def session(runner: Runner) -> Iterator[None]:
     """Open every member's journal, tell the hooks, and write how each run ended.
 
     Raises:
@@ -27,7 +30,7 @@ def session(runner: RunState) -> Iterator[None]:
         for member in runner.members:
             log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
             if runner.strategy.is_main:
-                member.open(runner.tracker, resume=bool(runner.resume))
+                member.open(runner.tracker, resume=bool(member.resume))
         begun = True
         runner.call("before_run")
         yield
@@ -41,5 +44,5 @@ def session(runner: RunState) -> Iterator[None]:
             if begun:
                 runner.call("after_run")
         finally:
-            for solo in runner.arranged:
-                solo.members[0].close(status, message)
+            for member in runner.all_members:
+                member.close(status, message)

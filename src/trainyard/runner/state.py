@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and how a run takes it up."""
+"""State of a member: what its checkpoint holds, and how it is restored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 import trainyard
 from trainyard.distributed import rank_state as ranks
-from trainyard.distributed.shares import optimizer_state
+from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
 from trainyard.optim import plain
 from trainyard.runner import checkpoint, random, weights
-from trainyard.runner.contract import RunState
+from trainyard.runner.member import Member
 from trainyard.track import journal
 
 log = logging.getLogger(__name__)
@@ -41,64 +41,65 @@ class Start:
         return self.key == "resume"
 
 
-def starting_point(runner: RunState) -> Start | None:
+def starting_point(member: Member) -> Start | None:
     """The checkpoint that `resume` or `load_from` asks for.
 
     Raises:
         ConfigError: it is absent or damaged; or the directory holds a run already and `resume` is off.
     """
-    if runner.resume is True:
-        if runner.work_dir is None:
+    if member.resume is True:
+        if member.work_dir is None:
             raise ConfigError("resume", True, "the path of a checkpoint, where the Runner has no work_dir")
-        found = checkpoint.newest(runner.members[0].checkpoints)
+        found = checkpoint.newest(member.checkpoints)
         if found is not None:
             return Start("resume", *found)
-        own = {"member": runner.members[0]}
-        log.info("Nothing to resume in %s: starting at the beginning.", runner.work_dir, extra=own)
-    elif runner.resume:
-        return Start("resume", *checkpoint.given("resume", runner.resume))
-    elif runner.strategy.is_main and _holds_another_run(runner):
+        log.info("Nothing to resume in %s: starting at the beginning.", member.work_dir, extra={"member": member})
+    elif member.resume:
+        return Start("resume", *checkpoint.given("resume", member.resume))
+    elif member.runner.strategy.is_main and _holds_another_run(member):
         raise ConfigError(
             "work_dir",
-            str(runner.work_dir),
+            str(member.work_dir),
             "a directory without a run",
             hint="resume=true continues the one there.",
         )
-    if runner.load_from is not None:
-        return Start(weights.KEY, *checkpoint.given(weights.KEY, runner.load_from.path, weights.read))
+    if member.load_from is not None:
+        return Start(weights.KEY, *checkpoint.given(weights.KEY, member.load_from.path, weights.read))
     return None
 
 
-def _holds_another_run(runner: RunState) -> bool:
-    (member, *_) = runner.members
-    return member.work_dir is not None and member.journal is None and (member.work_dir / journal.FILE).exists()
+def _holds_another_run(member: Member) -> bool:
+    return member.work_dir is not None and not member.journal.writes and (member.work_dir / journal.FILE).exists()
 
 
-def capture(runner: RunState, generators: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run of one member, as its checkpoint holds it; its tensors are the live ones.
+def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
+    """The state of a member, as its checkpoint holds it; its tensors are the live ones.
 
     Args:
-        runner: of one member.
+        member: of any Runner: the checkpoint is that of a single run.
         generators: the state of the process's random generators.
     """
-    (member,) = runner.members
+    runner = member.runner
     state = {
         "version": 1,
         "trainyard": trainyard.__version__,
         "seed": member.seed,
-        "epoch": runner.epoch,
-        "iter": runner.iter,
+        "epoch": member.epoch,
+        "iter": member.iter,
         "batches": len(runner.loader("train")),
-        "model": runner.model.state_dict(),
-        "optimizer": plain.method(runner.optimizer, "state_dict")() | {"type": _name(runner.optimizer)},
-        "schedule": {"type": _name(runner.schedule)} | (runner.schedule.state_dict() if runner.schedule else {}),
-        "step": runner.step.state_dict(),
+        "model": member.model.state_dict(),
+        "optimizer": plain.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
+        "schedule": {"type": _name(member.schedule)} | (member.schedule.state_dict() if member.schedule else {}),
+        "step": member.step_state(),
         "loop": runner.train_loop.state_dict(),
         "member": member.state_dict(),
-        "hooks": runner.dispatch.state_dict(),
+        "hooks": member.hook_states(),
         "random": generators,
     }
-    return ranks.with_all(state, runner.strategy)
+    state = ranks.with_all(state, runner.strategy)
+    if member.eval_model is not member.model:
+        state["eval_model"] = member.eval_model.state_dict()
+    return state
 
 
 def copy_tensors(value: Any) -> Any:
@@ -112,7 +113,7 @@ def copy_tensors(value: Any) -> Any:
     return value
 
 
-def restore(runner: RunState, start: Start | None, *, weights_only: bool = False) -> None:
+def restore(member: Member, start: Start | None, *, weights_only: bool = False) -> None:
     """Take up a checkpoint: the whole state to resume, the weights that were evaluated to load.
 
     Raises:
@@ -120,45 +121,57 @@ def restore(runner: RunState, start: Start | None, *, weights_only: bool = False
     """
     if start is None:
         return
-    state = start.state
+    state, runner = start.state, member.runner
     if not start.resumes or weights_only:
-        asked = None if start.resumes else runner.load_from
+        asked = None if start.resumes else member.load_from
         found = state.get("eval_model", state["model"]) if start.resumes else state
-        told = weights.load(runner.model, found, asked or weights.LoadFrom(start.path), start.key)
-        log.info("Loaded the weights of %s: %s.", start.path, told, extra={"member": runner.members[0]})
+        told = weights.load(member.model, found, asked or weights.LoadFrom(start.path), start.key)
+        log.info("Loaded the weights of %s: %s.", start.path, told, extra={"member": member})
         return
     state = ranks.of_one(state, runner.strategy)
-    weights.load(runner.model, state["model"], weights.LoadFrom(start.path), start.key)
+    weights.load(member.model, state["model"], weights.LoadFrom(start.path), start.key)
     try:
-        _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
-        _check_equal("optimiser", state["optimizer"]["type"], _name(runner.optimizer))
-        _check_equal("schedule", state["schedule"]["type"], _name(runner.schedule))
-        rates = _rates(runner.optimizer)
-        saved = optimizer_state(_untyped(state["optimizer"]), runner.optimizer)
-        plain.method(runner.optimizer, "load_state_dict")(saved)
-        if getattr(runner.schedule, "constant", True) and _rates(runner.optimizer) != rates:
-            kept = ", ".join(f"{rate:g}" for rate in _rates(runner.optimizer))
-            log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
-        if runner.schedule is not None:
-            runner.schedule.load_state_dict(_untyped(state["schedule"]))
-        runner.step.load_state_dict(state["step"])
-        runner.train_loop.load_state_dict(state["loop"])
-        runner.members[0].load_state_dict(state["member"])
-        runner.dispatch.load_state_dict(state["hooks"])
-        runner.epoch, runner.iter = state["epoch"], state["iter"]
+        _restore_training(member, state)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             start.key, str(start.path), "a checkpoint of this training", hint=f"This one is of another: {error}."
         ) from error
-    if runner.work_dir is not None and start.path.resolve().parent != runner.members[0].checkpoints:
-        runner.members[0].best = None  # its file lies elsewhere: the best is found anew among the states saved here
-    if state["seed"] != runner.seed:
+    if member.work_dir is not None and start.path.resolve().parent != member.checkpoints:
+        member.best = None  # its file lies elsewhere: the best is found anew among the states saved here
+    if state["seed"] != member.seed:
         log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
-    runner.call("after_load_checkpoint", checkpoint=state)
+    runner.call("after_load_checkpoint", checkpoint=state, member=member)
+    if "eval_model" in state and member.eval_model is not member.model:
+        load_state(member.eval_model, state["eval_model"])
     if "random" in state:
         random.restore(state["random"])
-    place = (start.path, runner.epoch, runner.iter)
-    log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": runner.members[0]})
+    place = (start.path, member.epoch, member.iter)
+    log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": member})
+
+
+def _restore_training(member: Member, state: dict[str, Any]) -> None:
+    """Restore all but the weights.
+
+    Raises:
+        KeyError, ValueError: the state is of another kind of training.
+    """
+    runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
+    _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
+    _check_equal("optimiser", state["optimizer"]["type"], _name(optimizer))
+    _check_equal("schedule", state["schedule"]["type"], _name(schedule))
+    rates = _rates(optimizer)
+    saved = optimizer_state(_untyped(state["optimizer"]), optimizer)
+    plain.method(optimizer, "load_state_dict")(saved)
+    if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
+        kept = ", ".join(f"{rate:g}" for rate in _rates(optimizer))
+        log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
+    if schedule is not None:
+        schedule.load_state_dict(_untyped(state["schedule"]))
+    member.load_step_state(state["step"])
+    runner.train_loop.load_state_dict(state["loop"])
+    member.load_state_dict(state["member"])
+    member.load_hook_states(state["hooks"])
+    runner.epoch, runner.iter = state["epoch"], state["iter"]
 
 
 def _rates(optimizer: Optimizer) -> list[float]:
@@ -178,6 +191,7 @@ def _check_equal(what: str, saved: object, own: object) -> None:
         raise ValueError(f"its {what} is {saved}, here {own}")
 
 
-def restore_best(runner: RunState, path: Path) -> None:
-    """Give the evaluated model (the EMA's, where there is one) the weights that a checkpoint was evaluated with."""
-    weights.load(runner.eval_model, weights.read(path), weights.LoadFrom(path))
+def restore_best(member: Member) -> None:
+    """Give the evaluated model the weights that the member's best checkpoint was evaluated with, where there is one."""
+    if member.work_dir is not None and (path := member.checkpoints / "best.pt").exists():
+        weights.load(member.eval_model, weights.read(path), weights.LoadFrom(path))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from trainyard.data import Batch, Loader
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
-from trainyard.runner.contract import RunState
 from trainyard.runner.member import read
 from trainyard.step.step import Step
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
 
 Entries = Sequence[Sequence[Any]]
 
@@ -83,7 +85,7 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and type(entry[1]) is int and entry[1] >= 1
 
 
-def val_losses(runner: RunState, unit: str, first: int, units: int) -> bool:
+def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
     """Put validation data through the model as it trains, in evaluation mode, and record the means of its losses.
 
     The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, of a set
@@ -125,13 +127,13 @@ def val_losses(runner: RunState, unit: str, first: int, units: int) -> bool:
         sums, counts = _of_all_ranks(runner, sums, counts)
         means |= {f"{prefix}/{key}": total / counts[key] for key, total in sums.items()}
     results = read(means, len(runner.members))
-    for solo, values in zip(runner.solos, results, strict=True):
-        solo.members[0].record(values, step=solo.iter, epoch=solo.epoch)
+    for member, values in zip(runner.members, results, strict=True):
+        member.record(values, step=member.iter, epoch=member.epoch)
     runner.call("after_val_loss", losses=results[0] if len(results) == 1 else results)
     return True
 
 
-def rehearse(runner: RunState, entries: Entries) -> None:
+def sanity_check(runner: Runner, entries: Entries) -> None:
     """Put a batch of each validation set through the model as a turn of validation does, and forget it.
 
     Raises:
@@ -153,8 +155,8 @@ def rehearse(runner: RunState, entries: Entries) -> None:
                 total_loss(runner.step.precision.forward(_losses_of(runner), batch))
 
 
-def _losses_of(runner: RunState) -> Callable[[Any], dict[str, Any]]:
-    """What gives the losses of a batch; members of a fused group share those of the validation."""
+def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
+    """What gives the losses of a batch; the members of a stack share those of the validation."""
     model: Any = runner.model
     if hasattr(model, "shared_train_step"):
         return model.shared_train_step  # type: ignore[no-any-return]
@@ -162,7 +164,7 @@ def _losses_of(runner: RunState) -> Callable[[Any], dict[str, Any]]:
 
 
 def _of_all_ranks(
-    runner: RunState, sums: dict[str, Tensor], counts: Counter[str]
+    runner: Runner, sums: dict[str, Tensor], counts: Counter[str]
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     """The sums over the batches that all ranks have seen."""
     if runner.strategy.world_size == 1:

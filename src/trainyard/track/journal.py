@@ -13,12 +13,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from trainyard.errors import TrainyardError
 
@@ -35,51 +35,78 @@ _NON_FINITE_REPR = ('":nan', '":inf', '":-inf')
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+class Buffer(Protocol):
+    """Points that wait to be written, by `Journal.points`: see `trainyard.track.scalars.ScalarBuffer`."""
+
+    def flush(self) -> None: ...
+
+
 class Journal:
-    """Writes the journal of one run; nobody else may write it.
+    """The journal of one run; no other object may write it.
 
     A journal that is there already is continued: a last line that a kill tore is cut off, and a point (metric and step)
     that is in the file is not written again, since a resumed run computes once more what came after its checkpoint.
 
     Args:
-        work_dir: the run's directory; it must exist.
+        work_dir: the run's directory; it must exist. None: the run has none, or another process writes its journal;
+            then nothing is written, and `latest` alone is kept.
 
     Attributes:
-        pending: called before each record: it writes, by `points`, what is to come first. None: there is nothing.
+        buffer: it is flushed before each record. None: no points wait.
 
     Raises:
         TrainyardError: another process is writing this journal.
         OSError: the directory cannot be written.
     """
 
-    def __init__(self, work_dir: str | Path) -> None:
-        self.work_dir = Path(work_dir).absolute()
-        self.path = self.work_dir / FILE
-        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    def __init__(self, work_dir: str | Path | None = None) -> None:
+        self.path: Path | None = None
+        self._fd = -1
         self._marks: dict[str, int] = {}
         self._array_marks: dict[str, int] = {}
         self._forms: dict[tuple[str, ...], str] = {}
-        self.pending: Callable[[], None] | None = None
+        self._latest: dict[str, float] = {}
+        self._highest: float = -math.inf
+        self.buffer: Buffer | None = None
+        if work_dir is None:
+            return
+        self.work_dir = Path(work_dir).absolute()
+        self.path = path = self.work_dir / FILE
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            _lock(self._fd, self.path)
+            _lock(self._fd, path)
             self._reopen()
         except BaseException:
             self.close()
             raise
         self._highest = max(self._marks.values(), default=-math.inf)
 
+    @property
+    def writes(self) -> bool:
+        """Whether there is a file, and files beside it may be written."""
+        return self.path is not None
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The latest value under each name, as `points` and its owner keep it."""
+        self._flush()
+        return self._latest
+
     def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None) -> None:
         """The values of some metrics at `step`, which counts iterations or epochs but never both for one metric."""
-        self._write_pending()
+        self._flush()
         self._write(self._metrics(time.time(), step, values, epoch))
 
-    def points(self, points: Iterable[Point]) -> None:
+    def points(self, points: Sequence[Point]) -> None:
         """Many values of metrics at once, as `metrics` writes them one by one, with one system call.
 
         Args:
             points: the values are Python's floats.
         """
         text = ""
+        self._keep_latest(points)
+        if not self.writes:
+            return
         for names, run in groupby(points, itemgetter(3)):
             same = list(run)
             lines = ""
@@ -96,9 +123,18 @@ class Journal:
             text += lines
         self._write(text)
 
+    def _keep_latest(self, points: Sequence[Point]) -> None:
+        names: tuple[str, ...] = ()
+        values: Sequence[float] = ()
+        for _, _, _, own, found in points:
+            if own is not names:
+                self._latest.update(zip(names, values, strict=True))
+            names, values = own, found
+        self._latest.update(zip(names, values, strict=True))
+
     def array(self, name: str, step: int, value: Any) -> None:
         """What is not one number, such as a confusion matrix: nested lists, a numpy array or a tensor."""
-        self._write_pending()
+        self._flush()
         if step <= self._array_marks.get(name, -math.inf):
             return
         nested = value.tolist() if hasattr(value, "tolist") else value
@@ -144,18 +180,20 @@ class Journal:
         self.close()
 
     def _inside(self, path: str | Path) -> str:
+        if not self.writes:
+            return ""
         full = self.work_dir / path
         if not full.is_relative_to(self.work_dir):
             raise ValueError(f"{path} is outside the run's directory {self.work_dir}")
         return str(full.relative_to(self.work_dir))
 
     def _add(self, kind: str, **fields: Any) -> None:
-        self._write_pending()
+        self._flush()
         self._write(_line({"kind": kind, "time": time.time(), **fields}))
 
-    def _write_pending(self) -> None:
-        if self.pending is not None:
-            self.pending()
+    def _flush(self) -> None:
+        if self.buffer is not None:
+            self.buffer.flush()
 
     def _metrics(self, at: float, step: int, values: Mapping[str, float], epoch: int | None) -> str:
         """The line of a point, without the values that are in the file already; nothing where all are."""
@@ -177,7 +215,7 @@ class Journal:
         return form
 
     def _write(self, text: str) -> None:
-        if not text:
+        if not text or not self.writes:
             return
         lines = text.encode()
         written = os.write(self._fd, lines)  # one call: a reader, or a kill, sees whole lines and a torn last one

@@ -253,7 +253,7 @@ def test_members(monkeypatch, optim, more):
         ]  # fmt: skip
         runner = FusedRunner(configs)
         runner.train()
-        return runner, [dict(solo.model.state_dict()) for solo in runner.arranged]
+        return runner, [dict(solo.model.state_dict()) for solo in runner.all_members]
 
     captured, states = trained()
     assert captured.step.refusal is None

@@ -77,7 +77,7 @@ class PredictionDump(Hook):
             return
         if name not in self._writers:
             self._writers[name] = [self._writer(member.directory) for member in runner.members]
-        group = runner.solos[0] is not runner  # its outputs have an axis of members
+        group = runner.stacked  # its outputs have an axis of members
         try:
             for k, writer in enumerate(self._writers[name]):
                 writer.add(data_batch, _member(outputs, k) if group else outputs)
@@ -125,8 +125,7 @@ class PredictionDump(Hook):
     def _write(self, runner: Runner, name: str) -> None:
         spec = _plain(runner.data.spec) if runner.data else {}
         try:
-            for writer, solo in zip(self._writers[name], runner.solos, strict=True):
-                (member,) = solo.members
+            for writer, member in zip(self._writers[name], runner.members, strict=True):
                 file = member.directory / f"predictions{name.removeprefix('test').replace('/', '_')}.{self.format}"
                 if name not in self._reasons:
                     writer.finish(file, index=_order(runner.loader(name)), split=name, spec=spec)
@@ -141,7 +140,7 @@ class PredictionDump(Hook):
         size = file.stat().st_size / 1e6
         large = f" ({size:.0f} MB: it stays there)" if size > self.upload_mb else ""
         log.info("Predictions: %s%s", shown, large, extra={"member": member})
-        if not large and member.journal is not None:
+        if not large:
             member.journal.artifact(file)
 
     def _give_up(self, name: str, reason: object) -> None:

@@ -99,7 +99,7 @@ class PredictionLog(Hook):
     def _begin(self, runner: Runner, split: str, due: bool) -> None:
         self._gatherings = {}
         if due and runner.work_dir is not None:
-            members = None if runner.solos[0] is runner else len(runner.members)
+            members = len(runner.members) if runner.stacked else None
             self._gatherings = {
                 name: Gathering(self.which, self.count, runner.loader(name).num_samples, members)
                 for name in runner.sets(split)
@@ -113,21 +113,19 @@ class PredictionLog(Hook):
                 self._complained = True
                 log.warning("hook.prediction_log knows no picture of %s.", gathering.complaint)
             ranks = [part for part in runner.strategy.gather(gathering.finish()) if part]
-            for solo, *parts in zip(runner.solos, *ranks, strict=False):
-                (member,) = solo.members
-                if member.journal is not None and parts:
+            for member, *parts in zip(runner.members, *ranks, strict=False):
+                if member.journal.writes and parts:
                     shown = merged(parts, self.which, self.count)
                     drawing = _Drawing(shown, _class_names(runner), getattr(runner.data, "decode", None), self.which)
-                    place = f"{name}, epoch {solo.epoch}, iteration {solo.iter}"
+                    place = f"{name}, epoch {member.epoch}, iteration {member.iter}"
                     jobs.append(
-                        partial(self._save, member, drawing, place, f"{name.replace('/', '_')}_{solo.iter:08d}")
+                        partial(self._save, member, drawing, place, f"{name.replace('/', '_')}_{member.iter:08d}")
                     )
         if jobs:
             self._writer.submit(jobs)
 
     def _save(self, member: Member, drawing: _Drawing, place: str, stem: str) -> None:
         """Write a member's figures; where that fails the training goes on."""
-        assert member.journal is not None
         try:
             folder = member.directory / FOLDER
             folder.mkdir(exist_ok=True)

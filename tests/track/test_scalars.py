@@ -19,9 +19,8 @@ from trainyard.data import Rings
 from trainyard.hooks import Checkpoint, Hook, IterTimer, Logger
 from trainyard.models import MLP, Supervised
 from trainyard.runner import EpochBasedTrainLoop, Member, Objective, Runner
-from trainyard.runner import scalars as points
-from trainyard.runner.scalars import Points
-from trainyard.track import Journal, read
+from trainyard.track import Journal, read, scalars
+from trainyard.track.scalars import ScalarBuffer
 
 numbers = st.floats(width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 3e38])
 LOSSES = st.dictionaries(st.sampled_from(["loss", 'odd "%s": nan', "grad_norm", "lr"]), numbers)
@@ -44,7 +43,6 @@ def members(stack, count):
     made = [Member(0, Path(stack.enter_context(tempfile.TemporaryDirectory())), Objective()) for _ in range(count)]
     for member in made:
         member.journal = stack.enter_context(Journal(member.directory))
-        member.journal.pending = member._take_pending
     return made
 
 
@@ -56,17 +54,18 @@ def spread(value, count):
 @settings(max_examples=60, deadline=None)
 @given(stream=st.lists(st.tuples(POINT, OTHERS), max_size=20), count=st.integers(1, 3), most=st.integers(1, 6))
 def test_the_journal_is_as_if_each_point_were_written_at_once(stream, count, most):
-    before, points.MOST = points.MOST, most
+    before, scalars.MOST = scalars.MOST, most
     try:
         with ExitStack() as stack:
-            later, now, buffer = members(stack, count), members(stack, count), Points()
+            later, now, buffer = members(stack, count), members(stack, count), ScalarBuffer()
+            journals = [member.journal for member in later]
             for step, ((losses, rate, gauges, each), other) in enumerate(stream, 1):
                 shape = (count,) if count > 1 else ()
                 tensors = {name: torch.tensor(spread(value, count)).view(shape) for name, value in losses.items()}
                 rates = spread(rate, count)
                 read_now = {name: spread(value, count) if each else value for name, value in gauges.items()}
                 given = {name: lambda value=value: value for name, value in read_now.items()}
-                buffer.add(later, step, step // 3, tensors, rates, given)
+                buffer.add(journals, step, step // 3, tensors, rates, given)
                 for index, member in enumerate(now):
                     values = {name: float(tensor.reshape(-1)[index]) for name, tensor in tensors.items()}
                     values |= {"lr": rates[index]}
@@ -80,7 +79,7 @@ def test_the_journal_is_as_if_each_point_were_written_at_once(stream, count, mos
                     elif other == "state":
                         assert repr(one.state_dict()) == repr(two.state_dict())
                     elif other == "read":
-                        buffer.read()
+                        buffer.flush()
                     for member in (one, two):
                         if other == "status":
                             member.journal.status("RUNNING")
@@ -90,12 +89,12 @@ def test_the_journal_is_as_if_each_point_were_written_at_once(stream, count, mos
                             member.journal.array("confusion", step, [[step]])
                     if other != "nothing":
                         assert lines(one.directory) == lines(two.directory)
-            buffer.read()
+            buffer.flush()
             for one, two in zip(later, now, strict=True):
                 assert lines(one.directory) == lines(two.directory)
                 assert repr(one.metrics) == repr(two.metrics)
     finally:
-        points.MOST = before
+        scalars.MOST = before
 
 
 @given(
@@ -108,7 +107,7 @@ def test_tensors_are_read_together_as_they_are_one_by_one(values, count, some_al
     tensors = [torch.full(shape, value).to(dtype) for value, dtype in values]
     if some_alone:
         tensors.append(torch.tensor(0.5))
-    found = points._read_stacked(tensors)
+    found = scalars._read_stacked(tensors)
     assert len(found) == len(tensors)
     for number, tensor in zip(found, tensors, strict=True):
         expected = tensor.expand(shape).double().tolist()
@@ -137,7 +136,7 @@ def steps(folder, name="train/loss"):
 @pytest.fixture
 def patient(monkeypatch):
     """Points wait until somebody looks, however slow the machine is."""
-    monkeypatch.setattr(points, "SECONDS", 1e9)
+    monkeypatch.setattr(scalars, "SECONDS", 1e9)
 
 
 class Do(Hook):
@@ -238,7 +237,7 @@ def test_the_points_before_an_error_are_in_the_journal(tmp_path, patient):
 
 def test_a_device_that_does_not_answer_hides_no_error(tmp_path, patient, monkeypatch, caplog):
     def fail(runner):
-        monkeypatch.setattr(points, "_read", lambda tensors: 1 / 0)
+        monkeypatch.setattr(scalars, "_read", lambda tensors: 1 / 0)
         raise ValueError("the device is gone")
 
     with pytest.raises(ValueError, match="device is gone"):

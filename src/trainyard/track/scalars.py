@@ -1,4 +1,4 @@
-"""The points of a training on their way into the journals: numbers stay on the device until somebody looks."""
+"""Scalars of a training on their way into the journals: numbers stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.runner.member import Member
+from trainyard.track.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +27,19 @@ _Waiting = tuple[int, int, float, Mapping[str, Tensor], Number, dict[str, Number
 """Step, epoch, time, losses, learning rate, gauges."""
 
 
-class Points:
-    """What the iterations of a training say of themselves, to be read and written together.
+class ScalarBuffer:
+    """The buffer of one or more journals for the scalars of a training, which stay on the device while they wait.
 
     Adding a point takes a few µs, and nothing waits for the device. All points that wait are read with one
-    synchronisation, and written into each member's journal with one system call. That is done when a point comes half
-    a second after the last reading, when 512 wait, and whenever somebody looks: reads a member's `metrics` or its
-    state, or writes another record into its journal. So the journal is in order, and a checkpoint is never ahead of it.
+    synchronization, and written into each journal with one system call. That is done when a point comes half a second
+    after the last reading, when 512 wait, and whenever a journal's `latest` is read or another record is written into
+    it. So a journal is in order, and a checkpoint is never ahead of it.
 
     The thread that adds is the only one that reads; to others the numbers may be half a second old.
     """
 
     def __init__(self) -> None:
-        self._members: Sequence[Member] = ()
+        self._journals: Sequence[Journal] = ()
         self._owner = 0
         self._read_at = 0.0
         self._waiting: list[_Waiting] = []
@@ -49,23 +49,23 @@ class Points:
 
     def add(
         self,
-        members: Sequence[Member],
+        journals: Sequence[Journal],
         step: int,
         epoch: int,
         losses: Mapping[str, Tensor],
         rates: list[float],
         gauges: Mapping[str, Callable[[], Number]],
     ) -> None:
-        """A point of these members at `step`; what is in it is recorded under its names with `train/` before them.
+        """Add a point at `step` for each of K journals; its values are recorded under their names, after `train/`.
 
         Args:
-            members: the same list as long as they are the same.
-            losses: tensors `[]`, or `[K]` of K members, on one device. The mapping is kept, not copied.
-            rates: the members' learning rates, recorded as `lr`.
+            journals: the same list as long as they are the same.
+            losses: tensors `[]`, or `[K]`, on one device. The mapping is kept, not copied.
+            rates: K learning rates, recorded as `lr`.
             gauges: further numbers; one takes the place of a loss of its name.
         """
-        if members is not self._members:
-            self._take_up(members)
+        if journals is not self._journals:
+            self._take_up(journals)
         kind = self._kind
         if kind.careful or losses.keys() != kind.names:
             losses = self._kept(losses)
@@ -73,9 +73,9 @@ class Points:
         rate = rates[0] if len(rates) == 1 else rates
         self._waiting.append((step, epoch, now, losses, rate, {name: gauge() for name, gauge in gauges.items()}))
         if len(self._waiting) >= MOST or not 0 <= now - self._read_at < SECONDS:
-            self.read()
+            self.flush()
 
-    def read(self) -> None:
+    def flush(self) -> None:
         """Read the points that wait and write them."""
         if not self._waiting or get_ident() != self._owner:
             return
@@ -98,26 +98,26 @@ class Points:
             values += gauges.values()
             points.append((step, epoch, at, names, values if places is None else [values[place] for place in places]))
         columns = [values for *_, values in points]
-        if len(self._members) == 1 and {*map(type, chain.from_iterable(columns))} == {float}:
-            self._members[0].take(points)
+        if len(self._journals) == 1 and {*map(type, chain.from_iterable(columns))} == {float}:
+            self._journals[0].points(points)
             return
-        for index, member in enumerate(self._members):
+        for index, journal in enumerate(self._journals):
             own = [[_own(value, index) for value in values] for values in columns]
-            member.take([(*point[:4], values) for point, values in zip(points, own, strict=True)])
+            journal.points([(*point[:4], values) for point, values in zip(points, own, strict=True)])
 
     def salvage(self) -> None:
         """Read what can be read, of a run that has failed: its device may not answer any more."""
         count = len(self._waiting)
         try:
-            self.read()
+            self.flush()
         except Exception as error:
             log.warning("The last %d points of the training are not in the journal: %s", count, error)
 
-    def _take_up(self, members: Sequence[Member]) -> None:
-        self.read()
-        self._members, self._owner = members, get_ident()
-        for member in members:
-            member.pending = self.read
+    def _take_up(self, journals: Sequence[Journal]) -> None:
+        self.flush()
+        self._journals, self._owner = journals, get_ident()
+        for journal in journals:
+            journal.buffer = self
 
     def _kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The losses of a point, as they can wait."""

@@ -1,0 +1,162 @@
+"""Member of a stack: one run, whose parts are views of what the stack holds for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trainyard.data import Loader
+from trainyard.fused.model import StackedModel
+from trainyard.fused.optim import StackedOptimizer
+from trainyard.runner.member import Member
+from trainyard.runner.parts import Parts
+from trainyard.runner.runner import member_arguments
+from trainyard.step.step import AccumulatedStep
+
+if TYPE_CHECKING:
+    from trainyard.fused.runner import FusedRunner
+
+
+class StackMember(Member):
+    """A member whose model, optimizer, schedule and states are its rows of the stack's.
+
+    Its checkpoints are those of a single run.
+
+    Args:
+        stack: the Runner that trains all members.
+        index: see below.
+        settings: the arguments of the Runner that would train this member alone, by name.
+
+    Attributes:
+        index: the member's row among those that still train.
+        parts: builds the member's own model, optimizer and schedule, which are then stacked.
+    """
+
+    def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
+        super().__init__(**member_arguments(settings))
+        self.join(stack)
+        self.index = index
+        self.parts = MemberParts(stack, settings, self)
+        self._stack = stack
+        self._evaluated: nn.Module | None = None
+        self._left_at: tuple[int, int] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.parts.model
+
+    @property
+    def eval_model(self) -> nn.Module:
+        if self._evaluated is not None:
+            return self._evaluated
+        evaluated = self._stack.eval_model
+        assert isinstance(evaluated, StackedModel)
+        return evaluated.models[self.index]
+
+    @property
+    def optimizer(self) -> MemberOptimizer:
+        return MemberOptimizer(self._stack.optimizer, self.index, self._stack.optimizer_kind)
+
+    @property
+    def schedule(self) -> Any:
+        schedule = self._stack.schedule
+        return None if schedule is None else schedule.member(self.index)
+
+    @property
+    def iter(self) -> int:
+        return self._left_at[0] if self._left_at else self._stack.iter
+
+    @property
+    def epoch(self) -> int:
+        return self._left_at[1] if self._left_at else self._stack.epoch
+
+    def step_state(self) -> dict[str, Any]:
+        step, index = self._stack.step, self.index
+        of_member = getattr(step.precision, "member_state_dict", None)
+        state: dict[str, Any] = {"precision": of_member(index) if of_member else step.precision.state_dict()}
+        if isinstance(step, AccumulatedStep):
+            gathered = [parameter.grad for parameter in step.parameters]
+            pending = any(gradient is not None for gradient in gathered)
+            own = [None if gradient is None else gradient[index] for gradient in gathered]
+            state["gradients"] = own if pending else None
+        return state
+
+    def load_step_state(self, state: dict[str, Any]) -> None:
+        step, index = self._stack.step, self.index
+        of_member = getattr(step.precision, "load_member_state_dict", None)
+        if of_member:
+            of_member(index, state["precision"])
+        else:
+            step.precision.load_state_dict(state["precision"])
+        for parameter, gradient in zip(step.parameters, state.get("gradients") or [], strict=False):
+            if gradient is not None:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad[index] = gradient.to(parameter.device)
+
+    def hook_states(self) -> dict[str, dict[str, Any]]:
+        return self._stack.dispatch.state_dict(self.index)
+
+    def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
+        self._stack.dispatch.load_state_dict(states, self.index)
+
+    def leave(self, evaluated: nn.Module) -> None:
+        """Keep what the stack goes on to change: this model is evaluated, and the member stays at this iteration."""
+        self._evaluated = evaluated
+        self._left_at = self._stack.iter, self._stack.epoch
+
+    def gather(self, index: int) -> None:
+        """Be evaluated with the stack again, as this row of it."""
+        self._evaluated, self.index = None, index
+
+
+class MemberParts(Parts):
+    """The parts that a member builds of its own; data and loops are the stack's."""
+
+    def __init__(self, stack: FusedRunner, settings: Mapping[str, Any], member: StackMember) -> None:
+        super().__init__(settings, stack.device, stack.strategy, [member])
+        self._stack = stack
+        self._member = member
+
+    @cached_property
+    def data(self) -> Any:
+        return self._stack.data
+
+    @cached_property
+    def train_loop(self) -> Any:
+        return self._stack.train_loop
+
+    @property
+    def optimizer(self) -> Any:
+        return self._member.optimizer
+
+    def loader(self, split: str) -> Loader:
+        return self._stack.loader(split)
+
+
+class MemberOptimizer:
+    """A member's rows of a stacked optimizer, as far as a schedule and a checkpoint read an optimizer.
+
+    Attributes:
+        kind: the name of the class that the optimizer of a single run has.
+    """
+
+    def __init__(self, stacked: StackedOptimizer, index: int, kind: str) -> None:
+        self._stacked = stacked
+        self._index = index
+        self.kind = kind
+        self.defaults = stacked.defaults
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._stacked.member_param_groups(self._index)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._stacked.member_state_dict(self._index)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stacked.load_member_state_dict(self._index, state)
