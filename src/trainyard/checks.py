@@ -1,0 +1,206 @@
+"""Checks of single values: numbers, integers, booleans, names, files.
+
+Each function takes the key of a value, the value, and what is accepted. It returns the value in its type, or raises
+`ConfigError`. `True` and `False` are booleans only: no function takes them for numbers.
+
+    >>> integer("interval", 10, at_least=1)
+    10
+    >>> integer("interval", True, at_least=1)
+    Traceback (most recent call last):
+    trainyard.errors.ConfigError: interval: True given; accepted: an integer of at least 1.
+    >>> number("decay", 0, at_least=0, below=1)
+    0.0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from trainyard.errors import ConfigError
+
+
+def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
+    """Whether `value` is an integer, of Python or NumPy, within the bounds. A float such as 3.0 is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return (at_least is None or int(value) >= at_least) and (at_most is None or int(value) <= at_most)
+
+
+def is_number(
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    finite: bool = True,
+) -> TypeGuard[float]:
+    """Whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is none.
+
+    Infinity is none either unless `finite` is false; so is an integer that is too large for a float.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    real = _float(value)
+    return (
+        not math.isnan(real)
+        and not (finite and math.isinf(real))
+        and (above is None or real > above)
+        and (at_least is None or real >= at_least)
+        and (below is None or real < below)
+        and (at_most is None or real <= at_most)
+    )
+
+
+def integer(
+    key: str, value: object, *, at_least: int | None = None, at_most: int | None = None, other: str = ""
+) -> int:
+    """Return `value` as an int.
+
+    Args:
+        key: where the value stands.
+        value: what was given.
+        at_least: the smallest integer that is accepted; None for no limit.
+        at_most: the largest.
+        other: what else the caller accepts and has handled, such as "null to keep all"; the message lists it.
+
+    Raises:
+        ConfigError: it is no integer, or not within the bounds.
+    """
+    if is_integer(value, at_least=at_least, at_most=at_most):
+        return int(value)
+    accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
+    hint = "Nothing states a value for auto here: give one." if isinstance(value, str) and value == "auto" else ""
+    raise ConfigError(key, value, _either(accepted, other), hint=hint)
+
+
+def integers(key: str, value: object, *, at_least: int | None = None, length: int = 0) -> list[int]:
+    """Return the list or tuple `value` as a list of at least `length` ints.
+
+    Raises:
+        ConfigError: it is something else, too short, or holds what is no such integer.
+    """
+    if (
+        isinstance(value, list | tuple)
+        and len(value) >= length
+        and all(is_integer(each, at_least=at_least) for each in value)
+    ):
+        return [int(each) for each in value]
+    each = f", each{_bounds(at_least=at_least)}" if at_least is not None else ""
+    more = f", with {length} or more of them" if length else ""
+    raise ConfigError(key, value, f"a list of integers{each}{more}")
+
+
+def number(
+    key: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    finite: bool = True,
+    unit: str = "",
+    other: str = "",
+) -> float:
+    """Return `value`, an integer or a float, as a float.
+
+    Args:
+        key: where the value stands.
+        value: what was given.
+        above: a bound that is not accepted itself, `below` likewise; None for no limit.
+        at_least: a bound that is accepted itself, `at_most` likewise.
+        finite: refuse infinity. NaN is refused always.
+        unit: what it is a number of, such as "seconds"; for the message.
+        other: what else the caller accepts and has handled, such as "null for none"; the message lists it.
+
+    Raises:
+        ConfigError: it is no number, or not within the bounds.
+    """
+    if is_number(value, above=above, at_least=at_least, below=below, at_most=at_most, finite=finite):
+        return float(value)
+    infinite = isinstance(value, Real) and math.isinf(_float(value))
+    kind = f"{'a finite' if finite and infinite else 'a'} number{f' of {unit}' if unit else ''}"
+    bounds = _bounds(above=above, at_least=at_least, below=below, at_most=at_most)
+    raise ConfigError(key, value, _either(kind + bounds, other))
+
+
+def boolean(key: str, value: object) -> bool:
+    """Return `value`.
+
+    Raises:
+        ConfigError: it is neither true nor false.
+    """
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(key, value, "true or false")
+
+
+def choice(key: str, value: object, options: Collection[str], *, other: str = "") -> str:
+    """Return `value`.
+
+    Args:
+        key: where the value stands.
+        value: what was given.
+        options: the names that are accepted; a mapping stands for its keys.
+        other: what else the caller accepts and has handled; the message lists it.
+
+    Raises:
+        ConfigError: it is none of the names.
+    """
+    if isinstance(value, str) and value in options:
+        return value
+    raise ConfigError(key, value, _either(f"one of {', '.join(options)}", other), options=options)
+
+
+def existing_file(key: str, value: object) -> Path:
+    """Return the path of the file at `value`, where `~` is the home folder.
+
+    Raises:
+        ConfigError: there is no such file; the nearest name in its folder is offered.
+    """
+    if not isinstance(value, str | Path) or not str(value):
+        raise ConfigError(key, value, "the path of a file")
+    path = Path(value).expanduser()
+    if path.is_file():
+        return path
+    folder = path.parent
+    if not folder.is_dir():
+        raise ConfigError(key, str(value), "the path of a file", hint=f"There is no folder {str(folder.absolute())!r}.")
+    names = [str(Path(value).with_name(entry.name)) for entry in folder.iterdir() if entry.is_file()]
+    raise ConfigError(
+        key, str(value), "the path of a file", options=names, hint=f"Looked in {str(folder.absolute())!r}."
+    )
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf if value > 0 else -math.inf
+
+
+def _bounds(
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> str:
+    if at_least is not None and at_most is not None:
+        return f" from {_shown(at_least)} to {_shown(at_most)}"
+    bounds = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
+    words = [f"{word} {_shown(bound)}" for word, bound in bounds.items() if bound is not None]
+    return f" {' and '.join(words)}" if words else ""
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:.12g}"
+
+
+def _either(accepted: str, other: str) -> str:
+    return f"{accepted}, or {other}" if other else accepted
