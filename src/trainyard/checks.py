@@ -74,7 +74,7 @@ def integer(
     if is_integer(value, at_least=at_least, at_most=at_most):
         return int(value)
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
-    hint = "Nothing states a value for auto here: give one." if isinstance(value, str) and value == "auto" else ""
+    hint = "Nothing here states a value for auto, so an integer is needed." if isinstance(value, str) and value == "auto" else ""
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 

@@ -131,10 +131,10 @@ def test_images_from_files_can_be_resized(sets):
         ("name", "lists its classes", {"name": "small_sets.Unlabelled"}),
         ("root", "download=true", {"root": "absent"}),
         ("image_size", "size of their own", {"image_size": 8}),
-        ("image_size", "whole number", {"image_size": 0}),
+        ("image_size", "an integer", {"image_size": 0}),
         ("val_fraction", "fraction", {"val_fraction": 1}),
         ("download", "true or false", {"download": "no"}),
-        ("batch_size", "whole number", {"batch_size": 0}),
+        ("batch_size", "an integer", {"batch_size": 0}),
     ],
 )
 def test_what_cannot_work(sets, key, match, options):

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainyard.checks import boolean, choice, integer
 from trainyard.data.base import Data, Loader, arranged
-from trainyard.data.checks import flag, whole
 from trainyard.data.dataloader import dataset_loader, gathered_by_workers
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
-from trainyard.errors import ConfigError
 
 Source = Sequence[Tensor] | Dataset[Any]
 
@@ -53,18 +52,17 @@ class ArrayData(Data):
         self.sources = dict(sources)
         self.spec = dict(spec)
         self.splits = arranged(sources)
-        self.batch_size = whole("batch_size", batch_size)
-        self.eval_batch_size = (
-            max(self.batch_size, 256) if eval_batch_size is None else whole("eval_batch_size", eval_batch_size)
+        self.batch_size = integer("batch_size", batch_size, at_least=1)
+        self.eval_batch_size = integer(
+            "eval_batch_size", max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size, at_least=1
         )
-        self.drop_last = flag("drop_last", drop_last)
-        self.workers = whole("workers", workers, 0)
+        self.drop_last = boolean("drop_last", drop_last)
+        self.workers = integer("workers", workers, at_least=0)
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
         """The loader of `split`; loaders of one split and device share their tensors."""
-        if split not in self.splits:
-            raise ConfigError("split", split, f"one of {', '.join(self.splits)}", options=self.splits)
+        choice("split", split, self.splits)
         source = self.sources[split]
         if isinstance(source, Dataset):
             batch_size, shuffle, drop_last = self._batching(split)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainyard.checks import boolean, choice
 from trainyard.data.array_data import ArrayData, input_spec
-from trainyard.data.checks import flag
 from trainyard.data.split import fractions, split_rows
 from trainyard.data.tables import Table, Target, read_tables
 from trainyard.errors import ConfigError
@@ -69,8 +69,7 @@ class Arrays(ArrayData):
         drop_last: bool = False,
         workers: int = 0,
     ) -> None:
-        if task not in TASKS:
-            raise ConfigError("task", task, f"one of {', '.join(TASKS)}", options=TASKS)
+        choice("task", task, TASKS)
         shares = fractions(val_fraction, test_fraction)
         tables = read_tables("path", path, target, features)
         if "train" not in tables:
@@ -103,7 +102,7 @@ class Arrays(ArrayData):
 
         self.mean: npt.NDArray[np.float32] | None = None
         self.std: npt.NDArray[np.float32] | None = None
-        if flag("standardize", standardize):
+        if boolean("standardize", standardize):
             self.mean, self.std = _moments(inputs["train"])
             inputs = {split: (x - self.mean) / self.std for split, x in inputs.items()}
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from trainyard.checks import choice
 from trainyard.data.base import SPLITS, Data, Loader, arranged
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.errors import ConfigError
@@ -61,9 +62,7 @@ class Loaders(Data):
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
         """The loader of `split`."""
-        if split not in self.loaders:
-            raise ConfigError("split", split, f"one of {', '.join(self.splits)}", options=self.splits)
-        loader = self.loaders[split]
+        loader = self.loaders[choice("split", split, self.splits)]
         return WorkerLoader(loader, seed=seed, device=device) if isinstance(loader, DataLoader) else loader
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from trainyard.data.checks import flag, whole
+from trainyard.checks import boolean, integer
 from trainyard.errors import ConfigError
 from trainyard.rng import generator
 
@@ -49,10 +49,10 @@ class EpochBatchSampler(Sampler[list[int]]):
         self, n: int, batch_size: int, *, shuffle: bool = True, drop_last: bool = False, seed: int = 0
     ) -> None:
         self.n = n
-        self.batch_size = whole("batch_size", batch_size)
-        self.shuffle = shuffle
-        self.drop_last = flag("drop_last", drop_last)
-        self.seed = seed
+        self.batch_size = integer("batch_size", batch_size, at_least=1)
+        self.shuffle = boolean("shuffle", shuffle)
+        self.drop_last = boolean("drop_last", drop_last)
+        self.seed = integer("seed", seed, at_least=0)
         self.epoch = 0
         self.start = 0
         self._batches = num_batches(n, self.batch_size, drop_last)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from trainyard.checks import integer, number
 from trainyard.data.array_data import ArrayData, input_spec
-from trainyard.data.checks import number, whole
 from trainyard.data.split import fractions, split_rows
 from trainyard.rng import generator
 
@@ -39,13 +39,13 @@ class Rings(ArrayData):
         drop_last: bool = False,
         workers: int = 0,
     ) -> None:
-        n = whole("num_samples", num_samples, 4)
+        n = integer("num_samples", num_samples, at_least=4)
         shares = fractions(val_fraction, test_fraction)
-        rng = generator(whole("data_seed", data_seed, 0), "rings")
+        rng = generator(integer("data_seed", data_seed, at_least=0), "rings")
         labels = np.arange(n) % 2
         angle = rng.uniform(0, 2 * np.pi, n)
         points = (0.5 + 0.5 * labels)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        points += rng.normal(0, number("noise", noise), points.shape)
+        points += rng.normal(0, number("noise", noise, at_least=0), points.shape)
         x, y = torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels)
         rows = split_rows(n, shares, data_seed, labels)
         super().__init__(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainyard.checks import integer, number
 from trainyard.data.base import SPLITS
-from trainyard.data.checks import number, whole
 from trainyard.errors import ConfigError
 from trainyard.rng import generator
 
@@ -17,10 +17,10 @@ Rows = npt.NDArray[np.int64]
 
 def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
     """The share of validation and test, checked: each in [0, 1), and something is left to train on."""
-    shares = {"val": number("val_fraction", val_fraction), "test": number("test_fraction", test_fraction)}
-    for split, share in shares.items():
-        if share >= 1:
-            raise ConfigError(f"{split}_fraction", share, "a fraction of the samples, at least 0 and less than 1")
+    shares = {
+        split: number(f"{split}_fraction", given, at_least=0, below=1)
+        for split, given in (("val", val_fraction), ("test", test_fraction))
+    }
     if sum(shares.values()) >= 1:
         raise ConfigError(
             "val_fraction", val_fraction, f"less than {1 - shares['test']:g}, so that with test_fraction some are left"
@@ -42,9 +42,9 @@ def split_rows(
             fraction, to within two samples.
 
     Raises:
-        ConfigError: so few rows that nothing is left to train on, or a `seed` that is no whole number.
+        ConfigError: so few rows that nothing is left to train on, or a `seed` that is no integer of at least 0.
     """
-    rng = generator(whole("split_seed", seed, 0), "split")
+    rng = generator(integer("split_seed", seed, at_least=0), "split")
     rest: Rows = rng.permutation(n)
     if labels is not None:
         rank = rng.permutation(int(labels.max()) + 1)

@@ -10,8 +10,8 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from trainyard.checks import existing_file
 from trainyard.data.base import SPLITS
-from trainyard.data.checks import existing_file
 from trainyard.errors import ConfigError
 
 if TYPE_CHECKING:

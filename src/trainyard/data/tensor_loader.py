@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from trainyard.data.checks import flag, whole
+from trainyard.checks import boolean, integer
 from trainyard.data.order import epoch_order, num_batches
 
 # A gather serves as many batches as fit here. On a CPU the block should stay in the cache until it is used;
@@ -33,7 +33,7 @@ class TensorLoader:
             Default: N.
 
     Raises:
-        ConfigError: `batch_size` is not a whole number of at least 1, or `drop_last` leaves no batch.
+        ConfigError: `batch_size` is not an integer of at least 1, or `drop_last` leaves no batch.
         ValueError: the tensors differ in length.
     """
 
@@ -53,10 +53,10 @@ class TensorLoader:
             raise ValueError(f"tensors of one length are needed, not of {sorted(lengths)}")
         self.device = torch.device(device)
         self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
-        self.batch_size = whole("batch_size", batch_size)
-        self.shuffle = shuffle
-        self.drop_last = flag("drop_last", drop_last)
-        self.seed = seed
+        self.batch_size = integer("batch_size", batch_size, at_least=1)
+        self.shuffle = boolean("shuffle", shuffle)
+        self.drop_last = boolean("drop_last", drop_last)
+        self.seed = integer("seed", seed, at_least=0)
         self.rows = lengths.pop() if rows is None else rows
         self._batches = num_batches(self.rows, self.batch_size, drop_last)
 

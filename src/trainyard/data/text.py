@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainyard.checks import existing_file, integer
 from trainyard.data.array_data import ArrayData
 from trainyard.data.base import SPLITS
-from trainyard.data.checks import existing_file, whole
 from trainyard.data.split import fractions
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import ConfigError
@@ -51,8 +51,8 @@ class Text(ArrayData):
         eval_batch_size: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        self.context_length = whole("context_length", context_length)
-        self.stride = self.context_length if stride is None else whole("stride", stride)
+        self.context_length = integer("context_length", context_length, at_least=1)
+        self.stride = self.context_length if stride is None else integer("stride", stride, at_least=1)
         shares = fractions(val_fraction, test_fraction)
         text = _python_topics() if path is None else _read(path)
         self.vocab = "".join(sorted(set(text)))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from trainyard.checks import boolean, integer
 from trainyard.data.array_data import ArrayData, Source, input_spec
-from trainyard.data.checks import flag, whole
 from trainyard.data.split import fractions, split_rows
 from trainyard.errors import ConfigError
 
@@ -56,9 +56,9 @@ class Torchvision(ArrayData):
         workers: int = 0,
     ) -> None:
         shares = {"val": fractions(val_fraction, 0.0)["val"]}
-        size = None if image_size is None else whole("image_size", image_size)
+        size = None if image_size is None else integer("image_size", image_size, at_least=1)
         kind = _class(name)
-        parts = [_part(kind, name, root, flag("download", download), train) for train in (True, False)]
+        parts = [_part(kind, name, root, boolean("download", download), train) for train in (True, False)]
         labels = _labels(parts)
         rows = split_rows(len(parts[0]), shares, split_seed, labels[0] if labels else None)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard.checks import integer, integers, number
 from trainyard.models.base import Preprocessor
-from trainyard.models.checks import share, sizes, whole
 from trainyard.models.supervised import Supervised
 
 
@@ -35,11 +35,11 @@ class CNN(Supervised):
         loss: Callable[[Any, Any], Tensor] | None = None,
         data_preprocessor: Preprocessor = None,
     ) -> None:
-        width = whole("in_channels", in_channels)
-        num_classes = whole("num_classes", num_classes)
-        dropout = share("dropout", dropout)
+        width = integer("in_channels", in_channels, at_least=1)
+        num_classes = integer("num_classes", num_classes, at_least=1)
+        dropout = number("dropout", dropout, at_least=0, below=1)
         layers: list[nn.Module] = []
-        for size in sizes("channels", channels, at_least=1):
+        for size in integers("channels", channels, at_least=1, length=1):
             if layers:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))  # a side of 1 stays 1, so any depth takes any image
             layers += [nn.Conv2d(width, size, 3, padding=1, bias=False), nn.BatchNorm2d(size), nn.ReLU()]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainyard.checks import choice, integer, integers, number
 from trainyard.models.base import MODES, BaseModel, Preprocessor
-from trainyard.models.checks import choice, sizes, whole
 from trainyard.models.mlp import ACTIVATIONS
 
 
@@ -49,9 +49,12 @@ class GAN(BaseModel):
         data_preprocessor: Preprocessor = None,
     ) -> None:
         super().__init__(data_preprocessor)
-        features, self.num_classes = whole("in_features", in_features), whole("num_classes", num_classes)
-        self.latent, self.r1 = whole("latent", latent), r1
-        act, widths = choice("activation", activation, ACTIVATIONS), sizes("hidden", hidden)
+        features = integer("in_features", in_features, at_least=1)
+        self.num_classes = integer("num_classes", num_classes, at_least=1)
+        self.latent = integer("latent", latent, at_least=1)
+        self.r1 = number("r1", r1, at_least=0)
+        act = ACTIVATIONS[choice("activation", activation, ACTIVATIONS)]
+        widths = integers("hidden", hidden, at_least=1)
         self.generator = _mlp([self.latent + self.num_classes, *widths, features], act)
         self.discriminator = _mlp([features + self.num_classes, *widths, 1], act)
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from trainyard.checks import is_number
 from trainyard.config.build import build, check_node, is_node
 from trainyard.errors import ConfigError
 from trainyard.models.patterns import fits, unknown
@@ -92,7 +93,7 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
 
 
 def _initializer(given: Any, key: str) -> Initializer:
-    if isinstance(given, int | float) and not isinstance(given, bool):
+    if is_number(given, finite=False):
         return partial(nn.init.constant_, val=float(given))
     node = {"_target_": given} if isinstance(given, str) else given
     if not is_node(node):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.batch import TARGET_KEYS
+from trainyard.checks import integer, is_number, number
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models.base import modules
-from trainyard.models.checks import share, whole
 
 
 class BatchMix(nn.Module, ABC):
@@ -36,13 +36,10 @@ class BatchMix(nn.Module, ABC):
         self, num_classes: int, alpha: float = 1.0, probability: float = 1.0, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
-        self.num_classes = whole("num_classes", num_classes)
-        if not _is_number(alpha) or not alpha > 0:
-            raise ConfigError("alpha", alpha, "a number above 0")
-        if not _is_number(probability) or not 0 <= probability <= 1:
-            raise ConfigError("probability", probability, "a number from 0 to 1")
-        self.alpha, self.probability = float(alpha), float(probability)
-        self.label_smoothing = share("label_smoothing", label_smoothing)
+        self.num_classes = integer("num_classes", num_classes, at_least=1)
+        self.alpha = number("alpha", alpha, above=0)
+        self.probability = number("probability", probability, at_least=0, at_most=1)
+        self.label_smoothing = number("label_smoothing", label_smoothing, at_least=0, below=1)
 
     @abstractmethod
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +165,7 @@ class RandomChoice(nn.Module):
         if not count:
             raise ConfigError("choices", choices, "one module or more")
         given = [1.0] * count if weights is None else weights
-        numbers = isinstance(given, Sequence) and all(_is_number(each) and each > 0 for each in given)
+        numbers = isinstance(given, Sequence) and all(is_number(each, above=0) for each in given)
         if not numbers or len(given) != count:
             raise ConfigError("weights", weights, f"a number above 0 for each of the {count} choices, or null")
         self.bounds = [upto / sum(given) for upto in accumulate(given)][:-1]
@@ -229,7 +226,3 @@ def _where(chosen: Tensor, one: Any, other: Any) -> Any:
 
 def _shape(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

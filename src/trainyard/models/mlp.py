@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard.checks import boolean, choice, integer, integers, number
 from trainyard.models.base import Preprocessor
-from trainyard.models.checks import choice, share, sizes, whole
 from trainyard.models.supervised import Supervised
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -50,12 +50,13 @@ class MLP(Supervised):
         loss: Callable[[Any, Any], Tensor] | None = None,
         data_preprocessor: Preprocessor = None,
     ) -> None:
-        width = whole("in_features", in_features)
-        num_classes = whole("num_classes", num_classes)
-        act = choice("activation", activation, ACTIVATIONS)
-        dropout = share("dropout", dropout)
+        width = integer("in_features", in_features, at_least=1)
+        num_classes = integer("num_classes", num_classes, at_least=1)
+        act = ACTIVATIONS[choice("activation", activation, ACTIVATIONS)]
+        dropout = number("dropout", dropout, at_least=0, below=1)
+        batch_norm = boolean("batch_norm", batch_norm)
         layers: list[nn.Module] = [nn.Flatten()]
-        for size in sizes("hidden", hidden):
+        for size in integers("hidden", hidden, at_least=1):
             layers.append(nn.Linear(width, size, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(size))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.batch import TARGET_KEYS
+from trainyard.checks import is_number
 from trainyard.errors import ConfigError
 
 
@@ -32,12 +33,11 @@ class DataPreprocessor(nn.Module):
 
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
         super().__init__()
-        for key, value in (("mean", mean), ("std", std)):
+        for key, value, above in (("mean", mean, None), ("std", std, 0)):
             numbers = value if isinstance(value, (list, tuple)) else [value]
-            if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
-                raise ConfigError(key, value, "a number, or a list of one number per channel")
-            if key == "std" and min(numbers) <= 0:
-                raise ConfigError(key, value, "numbers above 0")
+            if not numbers or not all(is_number(each, above=above) for each in numbers):
+                kind = "number" if above is None else f"number above {above}"
+                raise ConfigError(key, value, f"a {kind}, or a list of one {kind} per channel")
             self.register_buffer(key, torch.tensor(numbers, dtype=torch.float32), persistent=False)
         if len(self.mean) != len(self.std) and 1 not in (len(self.mean), len(self.std)):
             raise ConfigError("std", std, f"as many numbers as `mean` has ({len(self.mean)}), or one")

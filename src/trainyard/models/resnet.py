@@ -8,9 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import Preprocessor
-from trainyard.models.checks import whole
 from trainyard.models.supervised import Supervised
 
 
@@ -39,10 +39,10 @@ class ResNet(Supervised):
         loss: Callable[[Any, Any], Tensor] | None = None,
         data_preprocessor: Preprocessor = None,
     ) -> None:
-        in_channels = whole("in_channels", in_channels)
-        num_classes = whole("num_classes", num_classes)
-        width = whole("width", width)
-        blocks, rest = divmod(whole("depth", depth) - 2, 6)
+        in_channels = integer("in_channels", in_channels, at_least=1)
+        num_classes = integer("num_classes", num_classes, at_least=1)
+        width = integer("width", width, at_least=1)
+        blocks, rest = divmod(integer("depth", depth, at_least=1) - 2, 6)
         if rest or blocks < 1:
             below = 6 * blocks + 2
             near = f"{below} or {below + 6}" if blocks >= 1 else "8"

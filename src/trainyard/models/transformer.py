@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainyard.checks import boolean, choice, integer, number
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models.base import Preprocessor
-from trainyard.models.checks import choice, share, whole
 from trainyard.models.supervised import Supervised
 
 POSITIONS = {"learned": False, "rotary": True}
@@ -47,13 +47,14 @@ class Transformer(Supervised):
         tie_embeddings: bool = True,
         data_preprocessor: Preprocessor = None,
     ) -> None:
-        vocab_size = whole("vocab_size", vocab_size)
-        context_length = whole("context_length", context_length)
-        dim = whole("dim", dim)
-        heads = whole("heads", heads)
-        layers = whole("layers", layers)
-        dropout = share("dropout", dropout)
-        rotary = choice("positions", positions, POSITIONS)
+        vocab_size = integer("vocab_size", vocab_size, at_least=1)
+        context_length = integer("context_length", context_length, at_least=1)
+        dim = integer("dim", dim, at_least=1)
+        heads = integer("heads", heads, at_least=1)
+        layers = integer("layers", layers, at_least=1)
+        dropout = number("dropout", dropout, at_least=0, below=1)
+        tie_embeddings = boolean("tie_embeddings", tie_embeddings)
+        rotary = POSITIONS[choice("positions", positions, POSITIONS)]
         if dim % heads:
             divisors = [n for n in range(1, dim + 1) if dim % n == 0]
             near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:2])
