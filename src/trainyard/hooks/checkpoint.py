@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from trainyard.checks import boolean, choice, integer, number
 from trainyard.distributed import Strategy
 from trainyard.distributed.shares import is_sharded
 from trainyard.errors import ConfigError
@@ -66,27 +67,21 @@ class Checkpoint(Hook):
         published: bool = False,
         min_seconds: float = 0.0,
     ) -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ConfigError("interval", interval, "a whole number of at least 1")
-        if by not in (None, "epoch", "iter"):
-            raise ConfigError("by", by, "epoch, iter or null for the loop's own unit", options=("epoch", "iter"))
-        if not isinstance(begin, int) or begin < 1:
-            raise ConfigError("begin", begin, "a whole number of at least 1")
-        if max_keep is not None and (not isinstance(max_keep, int) or max_keep < 1):
-            raise ConfigError("max_keep", max_keep, "a whole number of at least 1, or null to keep all")
+        if by is not None:
+            choice("by", by, ("epoch", "iter"), other="null for the loop's own unit")
+        if max_keep is not None:
+            max_keep = integer("max_keep", max_keep, at_least=1, other="null to keep all")
         if not isinstance(save_best, bool | Mapping):
             accepted = "true, false, or a rule for each metric, such as {val/accuracy: maximize}"
             raise ConfigError("save_best", save_best, accepted)
-        if not min_seconds >= 0:
-            raise ConfigError("min_seconds", min_seconds, "a number of seconds, at least 0")
-        self.interval = interval
+        self.interval = integer("interval", interval, at_least=1)
         self.by = by
-        self.begin = begin
+        self.begin = integer("begin", begin, at_least=1)
         self.max_keep = max_keep
         self.save_best = save_best is not False
-        self.save_last = save_last
-        self.published = published
-        self.min_seconds = min_seconds
+        self.save_last = boolean("save_last", save_last)
+        self.published = boolean("published", published)
+        self.min_seconds = number("min_seconds", min_seconds, at_least=0, finite=False, unit="seconds")
         self._others = BestOf(save_best if isinstance(save_best, Mapping) else {})
         self.monitors = dict.fromkeys(self._others.files, "save_best")  # somebody has to compute them
         self._written_at = -math.inf

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean, integer, number
 from trainyard.runner import Member, Objective, Runner
 from trainyard.runner.hook import Hook
 
@@ -42,21 +42,15 @@ class EarlyStopping(Hook):
         stopping_threshold: float | None = None,
     ) -> None:
         Objective("", direction or "minimize")  # refuses a direction that is neither
-        if not isinstance(patience, int) or patience < 1:
-            raise ConfigError("patience", patience, "a whole number of at least 1")
-        if not min_delta >= 0:
-            raise ConfigError("min_delta", min_delta, "a number of at least 0")
-        if stopping_threshold is not None and (
-            not isinstance(stopping_threshold, int | float) or math.isnan(stopping_threshold)
-        ):
-            raise ConfigError("stopping_threshold", stopping_threshold, "a number, or null for none")
-        if strict:
+        if stopping_threshold is not None:
+            stopping_threshold = number("stopping_threshold", stopping_threshold, finite=False, other="null for none")
+        if boolean("strict", strict):
             self.monitor = monitor  # the Runner reads it before the training: somebody has to compute it
         self.direction = direction
-        self.patience = patience
-        self.min_delta = min_delta
+        self.patience = integer("patience", patience, at_least=1)
+        self.min_delta = number("min_delta", min_delta, at_least=0)
         self.strict = strict
-        self.check_finite = check_finite
+        self.check_finite = boolean("check_finite", check_finite)
         self.stopping_threshold = stopping_threshold
         self._name = monitor
         self._told = False

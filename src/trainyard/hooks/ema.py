@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean, choice, integer, number
 from trainyard.hooks.raw_results import RawResults, raw
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -65,26 +65,16 @@ class EMA(Hook):
         gamma: float = 100.0,
         evaluate: str = "average",
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError("decay", decay, "a number from 0 up to, but not including, 1")
-        if momentum is not None and not 0 < momentum <= 1:
-            raise ConfigError("momentum", momentum, "a number above 0, up to 1, or null where `decay` is meant")
-        if not gamma > 0:
-            raise ConfigError("gamma", gamma, "a number above 0")
-        _one_of("kind", kind, KINDS)
-        _one_of("by", by, ("iter", "epoch"))
-        _one_of("evaluate", evaluate, ("average", "both"))
-        for key, count in (("begin", begin), ("interval", interval)):
-            if not isinstance(count, int) or count < 1:
-                raise ConfigError(key, count, "a whole number of at least 1")
-        self.decay = decay if momentum is None else 1 - momentum
-        self.kind = kind
-        self.begin = begin
-        self.interval = interval
-        self.by = by
-        self.update_buffers = update_buffers
-        self.gamma = gamma
-        self._raw = RawResults() if evaluate == "both" else None
+        self.decay = number("decay", decay, at_least=0, below=1)
+        if momentum is not None:
+            self.decay = 1 - number("momentum", momentum, above=0, at_most=1, other="null where `decay` is meant")
+        self.kind = choice("kind", kind, KINDS)
+        self.begin = integer("begin", begin, at_least=1)
+        self.interval = integer("interval", interval, at_least=1)
+        self.by = choice("by", by, ("iter", "epoch"))
+        self.update_buffers = boolean("update_buffers", update_buffers)
+        self.gamma = number("gamma", gamma, above=0)
+        self._raw = RawResults() if choice("evaluate", evaluate, ("average", "both")) == "both" else None
         self._others: list[EMA] | None = None
         self._average: AveragedModel | None = None
         self._updates = 0
@@ -196,8 +186,3 @@ class EMA(Hook):
         if self.kind == "annealing":
             return max(1 - self.decay, self.gamma / (self.gamma + updates * self.interval))
         return 1 - self.decay
-
-
-def _one_of(key: str, given: Any, options: tuple[str, ...]) -> None:
-    if given not in options:
-        raise ConfigError(key, given, f"one of {', '.join(options)}", options=options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
@@ -31,8 +31,7 @@ class EmptyCache(Hook):
     def __init__(self, before_epoch: bool = False, after_epoch: bool = True, after_iter: bool = False) -> None:
         stages = {"before_{}_epoch": before_epoch, "after_{}_epoch": after_epoch, "after_{}_iter": after_iter}
         for key, wanted in (("before_epoch", before_epoch), ("after_epoch", after_epoch), ("after_iter", after_iter)):
-            if not isinstance(wanted, bool):
-                raise ConfigError(key, wanted, "true or false")
+            boolean(key, wanted)
         for stage, wanted in stages.items():
             for split in ("train", "val", "test") if wanted else ():
                 setattr(self, stage.format(split), self._empty)  # a stage that was not asked for costs nothing

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainyard.checks import boolean, integer, number
 from trainyard.errors import ConfigError
 
 
@@ -34,7 +35,8 @@ class Flip(ImageTransform):
 
     def __init__(self, horizontal: bool = True, vertical: bool = False) -> None:
         super().__init__()
-        self.dims = [dim for dim, flipped in ((-1, horizontal), (-2, vertical)) if flipped]
+        wanted = {-1: boolean("horizontal", horizontal), -2: boolean("vertical", vertical)}
+        self.dims = [dim for dim, flipped in wanted.items() if flipped]
 
     def transform(self, images: Tensor) -> Tensor:
         return images.flip(self.dims)
@@ -50,10 +52,7 @@ class Shift(ImageTransform):
 
     def __init__(self, x: int = 0, y: int = 0) -> None:
         super().__init__()
-        for key, value in (("x", x), ("y", y)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ConfigError(key, value, "a whole number of pixels")
-        self.x, self.y = x, y
+        self.x, self.y = integer("x", x), integer("y", y)
 
     def transform(self, images: Tensor) -> Tensor:
         for dim, by in ((-1, self.x), (-2, self.y)):
@@ -73,9 +72,7 @@ class CenterCrop(ImageTransform):
 
     def __init__(self, share: float = 0.875) -> None:
         super().__init__()
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise ConfigError("share", share, "a number above 0 and below 1")
-        self.share = share
+        self.share = number("share", share, above=0, below=1)
 
     def transform(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.errors import ConfigError
+from trainyard.checks import choice, integer, number
 from trainyard.hooks.windows import EVERY, Window, window_kinds
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -51,16 +51,12 @@ class Logger(Hook):
         by: str | None = None,
         interval_exp_name: int | None = None,
     ) -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ConfigError("interval", interval, "a whole number of at least 1")
-        if not isinstance(line_every, int | float) or line_every < 0:
-            raise ConfigError("line_every", line_every, "a number of seconds, at least 0")
-        if by not in (None, "epoch", "iter"):
-            raise ConfigError("by", by, "epoch, iter or null for both", options=("epoch", "iter"))
-        if interval_exp_name is not None and (not isinstance(interval_exp_name, int) or interval_exp_name < 1):
-            raise ConfigError("interval_exp_name", interval_exp_name, "a whole number of at least 1, or null for never")
-        self.interval = interval
-        self.line_every = line_every
+        if by is not None:
+            choice("by", by, ("epoch", "iter"), other="null for both")
+        if interval_exp_name is not None:
+            interval_exp_name = integer("interval_exp_name", interval_exp_name, at_least=1, other="null for never")
+        self.interval = integer("interval", interval, at_least=1)
+        self.line_every = number("line_every", line_every, at_least=0, finite=False, unit="seconds")
         self.by = by
         self.interval_exp_name = interval_exp_name
         self._kinds = window_kinds(window, smoothing)

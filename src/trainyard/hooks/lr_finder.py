@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from trainyard.errors import ConfigError
+from trainyard.checks import integer, number
 from trainyard.optim import plain
 from trainyard.rng import derive
 from trainyard.runner import Runner, copy_tensors, random, read
@@ -102,22 +102,12 @@ class LRFinder(Hook):
         smoothing: float = 0.9,
         diverge: float = 4.0,
     ) -> None:
-        for key, number in (("start", start), ("end", end), ("smoothing", smoothing), ("diverge", diverge)):
-            if not isinstance(number, int | float):
-                raise ConfigError(key, number, "a number")
-        if not start > 0:
-            raise ConfigError("start", start, "a learning rate above 0")
-        if not end > start:
-            raise ConfigError("end", end, f"a learning rate above the first, {start:g}")
-        if not isinstance(iterations, int) or iterations < 10:
-            raise ConfigError("iterations", iterations, "a whole number of at least 10")
-        if not 0 <= smoothing < 1:
-            raise ConfigError("smoothing", smoothing, "a number from 0 up to, but not including, 1")
-        if not diverge > 1:
-            raise ConfigError("diverge", diverge, "a number above 1")
+        start = number("start", start, above=0)
+        end = number("end", end, above=start)
+        iterations = integer("iterations", iterations, at_least=10)
         self.rates: list[float] = np.geomspace(start, end, iterations).tolist()
-        self.smoothing = smoothing
-        self.diverge = diverge
+        self.smoothing = number("smoothing", smoothing, at_least=0, below=1)
+        self.diverge = number("diverge", diverge, above=1, finite=False)
         self.curves: list[Curve] = []
 
     def before_train(self, runner: Runner) -> None:

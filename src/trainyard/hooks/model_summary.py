@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.batch import samples
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean, integer
 from trainyard.hooks.batches import of_first_member
 from trainyard.rng import derive
 from trainyard.runner import Runner, random
@@ -54,12 +54,8 @@ class ModelSummary(Hook):
     stackable = True
 
     def __init__(self, depth: int | None = 3, flops: bool = True) -> None:
-        if depth is not None and (not isinstance(depth, int) or depth < 0):
-            raise ConfigError("depth", depth, "a whole number of at least 0, or null for all")
-        if not isinstance(flops, bool):
-            raise ConfigError("flops", flops, "true or false")
-        self.depth = depth
-        self.flops = flops
+        self.depth = None if depth is None else integer("depth", depth, at_least=0, other="null for all")
+        self.flops = boolean("flops", flops)
 
     def before_train(self, runner: Runner) -> None:
         text = self._text(runner)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard.checks import choice, integer
 from trainyard.distributed.shares import local
-from trainyard.errors import ConfigError
 from trainyard.hooks.skip_step import SkipNonFinite
 from trainyard.runner import Member, Runner, read
 from trainyard.runner.hook import Hook
@@ -32,12 +32,8 @@ class NaNGuard(Hook):
     stackable = True
 
     def __init__(self, interval: int = 10, action: str = "stop") -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ConfigError("interval", interval, "a whole number of at least 1")
-        if action not in ("stop", "skip"):
-            raise ConfigError("action", action, "stop or skip", options=("stop", "skip"))
-        self.interval = interval
-        self.action = action
+        self.interval = integer("interval", interval, at_least=1)
+        self.action = choice("action", action, ("stop", "skip"))
         self._loss: Tensor | None = None
         self._guards: list[SkipNonFinite] = []
         self._loaded: dict[int, int] = {}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard.checks import boolean, integer
 from trainyard.distributed.shares import whole
-from trainyard.errors import ConfigError
 from trainyard.runner import Runner, read
 from trainyard.runner.hook import Hook
 from trainyard.step.clip import NoClip
@@ -32,12 +32,8 @@ class Norms(Hook):
     stackable = True
 
     def __init__(self, interval: int = 50, by_module: bool = False) -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ConfigError("interval", interval, "a whole number of at least 1")
-        if not isinstance(by_module, bool):
-            raise ConfigError("by_module", by_module, "true or false")
-        self.interval = interval
-        self.by_module = by_module
+        self.interval = integer("interval", interval, at_least=1)
+        self.by_module = boolean("by_module", by_module)
         self._due = False
         self._measure: _Measure | None = None
 

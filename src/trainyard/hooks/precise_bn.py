@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainyard.batch import samples
-from trainyard.errors import ConfigError
+from trainyard.checks import integer
 from trainyard.hooks.batches import of_first_member
 from trainyard.models import call
 from trainyard.rng import derive
@@ -37,9 +37,7 @@ class PreciseBN(Hook):
     stackable = True
 
     def __init__(self, batches: int = 100) -> None:
-        if not isinstance(batches, int) or batches < 1:
-            raise ConfigError("batches", batches, "a whole number of at least 1")
-        self.batches = batches
+        self.batches = integer("batches", batches, at_least=1)
 
     @torch.no_grad()
     def before_val(self, runner: Runner) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean, integer
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
@@ -58,19 +58,15 @@ class Profiler(Hook):
         profile_memory: bool = False,
         with_stack: bool = False,
     ) -> None:
-        counts = {"skip_first": skip_first, "wait": wait, "warmup": warmup, "repeat": repeat}
-        for key, value in counts.items():
-            if not isinstance(value, int) or value < 0:
-                raise ConfigError(key, value, "a whole number of at least 0")
-        if not isinstance(active, int) or active < 1:
-            raise ConfigError("active", active, "a whole number of at least 1")
-        self.skip_first = skip_first
-        self.cycle = {"wait": wait, "warmup": warmup, "active": active, "repeat": repeat}
-        self.notes: dict[str, Any] = {
-            "record_shapes": record_shapes,
-            "profile_memory": profile_memory,
-            "with_stack": with_stack,
+        self.skip_first = integer("skip_first", skip_first, at_least=0)
+        self.cycle = {
+            "wait": integer("wait", wait, at_least=0),
+            "warmup": integer("warmup", warmup, at_least=0),
+            "active": integer("active", active, at_least=1),
+            "repeat": integer("repeat", repeat, at_least=0),
         }
+        notes = {"record_shapes": record_shapes, "profile_memory": profile_memory, "with_stack": with_stack}
+        self.notes: dict[str, Any] = {key: boolean(key, wanted) for key, wanted in notes.items()}
         self._profile: profile | None = None
         self._left = skip_first + repeat * (wait + warmup + active)
 

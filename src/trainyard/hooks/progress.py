@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from trainyard import console
-from trainyard.errors import ConfigError
+from trainyard.checks import number
 from trainyard.runner import Runner, read
 from trainyard.runner.hook import Hook
 
@@ -30,9 +30,7 @@ class Progress(Hook):
     stackable = True
 
     def __init__(self, refresh: float = 0.1) -> None:
-        if not isinstance(refresh, int | float) or refresh < 0:
-            raise ConfigError("refresh", refresh, "a number of seconds, at least 0")
-        self.refresh = refresh
+        self.refresh = number("refresh", refresh, at_least=0, finite=False, unit="seconds")
         self._bar: Bar | None = None
         self._next = float("inf")
 

@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import torch
 
-from trainyard.errors import ConfigError
+from trainyard.checks import number
 from trainyard.hooks.nvml import Gpu
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -41,9 +41,7 @@ class SystemMetrics(Hook):
     stackable = True
 
     def __init__(self, every: float = 10.0) -> None:
-        if not isinstance(every, int | float) or not every > 0:
-            raise ConfigError("every", every, "a number of seconds, above 0")
-        self.every = every
+        self.every = number("every", every, above=0, unit="seconds")
         self._thread: Thread | None = None
 
     def before_run(self, runner: Runner) -> None:

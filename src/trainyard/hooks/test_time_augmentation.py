@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.batch import target_of
+from trainyard.checks import boolean, choice
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
 from trainyard.hooks.inputs import input_of, with_input
@@ -75,14 +76,12 @@ class TestTimeAugmentation(Hook):
     ) -> None:
         if not isinstance(transforms, list | tuple) or not transforms:
             raise ConfigError("transforms", transforms, "a list of at least one transform")
-        if merge is not None and merge not in MERGES:
-            raise ConfigError("merge", merge, f"{' or '.join(MERGES)}, or null", options=MERGES)
-        if not isinstance(val, bool):
-            raise ConfigError("val", val, "true or false")
+        if merge is not None:
+            choice("merge", merge, MERGES, other="null for the one that fits the targets")
         self.transforms = [_transform(given) for given in transforms]
         self.names = ["as it is", *(each if isinstance(each, str) else _shown(each) for each in transforms)]
         self.merge = merge
-        self.val = val
+        self.val = boolean("val", val)
         self._plain: Any = None
         self._told = False
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from trainyard.checks import choice, integer, is_integer, number
 from trainyard.errors import ConfigError
 
 Column = Sequence[tuple[int, Tensor]]
@@ -129,14 +130,10 @@ def _key(argument: str, name: str) -> str:
 
 
 def _plain(key: str, given: Any) -> Window:
-    if given in ("epoch", "global"):
-        return Since(whole=given == "global")
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
-        return LastN(n=given)
-    raise ConfigError(key, given, "iterations, at least 1, epoch or global", options=("epoch", "global"))
+    if is_integer(given):
+        return LastN(n=integer(key, given, at_least=1, other="epoch or global"))
+    return Since(whole=choice(key, given, ("epoch", "global"), other="an integer of at least 1") == "global")
 
 
 def _smoothed(key: str, given: Any) -> Window:
-    if isinstance(given, int | float) and 0 < given < 1:
-        return Smoothed(decay=given)
-    raise ConfigError(key, given, "a number above 0 and below 1")
+    return Smoothed(decay=number(key, given, above=0, below=1))

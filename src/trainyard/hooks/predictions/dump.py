@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from trainyard.checks import boolean, choice, number
 from trainyard.data import Loader
 from trainyard.data.transfer import apply
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import TrainyardError
 from trainyard.hooks.predictions.file import FORMATS, Predictions, PredictionWriter, UnfitError, join
 from trainyard.runner import Member, Runner
 from trainyard.runner.hook import Hook
@@ -47,16 +48,11 @@ class PredictionDump(Hook):
         max_mb: float = 4096,
         upload_mb: float = 100,
     ) -> None:
-        if format not in FORMATS:
-            raise ConfigError("format", format, f"one of {', '.join(FORMATS)}", options=FORMATS)
-        for key, value in {"max_mb": max_mb, "upload_mb": upload_mb}.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ConfigError(key, value, "a number of megabytes, at least 0")
-        self.format = format
-        self.inputs = inputs
-        self.after_training = after_training
-        self.max_mb = max_mb
-        self.upload_mb = upload_mb
+        self.format = choice("format", format, FORMATS)
+        self.inputs = boolean("inputs", inputs)
+        self.after_training = boolean("after_training", after_training)
+        self.max_mb = number("max_mb", max_mb, at_least=0, finite=False, unit="megabytes")
+        self.upload_mb = number("upload_mb", upload_mb, at_least=0, finite=False, unit="megabytes")
         self._on = self._trained = False
         self._writers: dict[str, list[PredictionWriter]] = {}
         self._reasons: dict[str, str] = {}

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean, choice, integer
 from trainyard.hooks.predictions import figures
 from trainyard.hooks.predictions.samples import Gathering, Shown, merged
 from trainyard.hooks.predictions.text import page
@@ -46,17 +46,10 @@ class PredictionLog(Hook):
     stackable = True
 
     def __init__(self, count: int = 25, which: str = "worst", interval: int = 1, confusion: bool = True) -> None:
-        for key, number in (("count", count), ("interval", interval)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ConfigError(key, number, "a whole number of at least 1")
-        if which not in WHICH:
-            raise ConfigError("which", which, f"one of {', '.join(WHICH)}", options=WHICH)
-        if not isinstance(confusion, bool):
-            raise ConfigError("confusion", confusion, "true or false")
-        self.count = count
-        self.which = which
-        self.interval = interval
-        self.confusion = confusion
+        self.count = integer("count", count, at_least=1)
+        self.which = choice("which", which, WHICH)
+        self.interval = integer("interval", interval, at_least=1)
+        self.confusion = boolean("confusion", confusion)
         self._validations = 0
         self._gatherings: dict[str, Gathering] = {}
         self._complained = False
