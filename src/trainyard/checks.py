@@ -74,7 +74,11 @@ def integer(
     if is_integer(value, at_least=at_least, at_most=at_most):
         return int(value)
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
-    hint = "Nothing here states a value for auto, so an integer is needed." if isinstance(value, str) and value == "auto" else ""
+    hint = (
+        "Nothing here states a value for auto, so an integer is needed."
+        if isinstance(value, str) and value == "auto"
+        else ""
+    )
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 
@@ -129,15 +133,20 @@ def number(
     raise ConfigError(key, value, _either(kind + bounds, other))
 
 
-def boolean(key: str, value: object) -> bool:
+def boolean(key: str, value: object, *, other: str = "") -> bool:
     """Return `value`.
+
+    Args:
+        key: where the value stands.
+        value: what was given.
+        other: what else the caller accepts and has handled; the message lists it.
 
     Raises:
         ConfigError: it is neither true nor false.
     """
     if isinstance(value, bool):
         return value
-    raise ConfigError(key, value, "true or false")
+    raise ConfigError(key, value, _either("true or false", other))
 
 
 def choice(key: str, value: object, options: Collection[str], *, other: str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainyard.errors import ConfigError
+from trainyard.checks import integer, integers
 from trainyard.metrics.metric import Result, SumMetric
 
 
@@ -28,11 +28,12 @@ class Accuracy(SumMetric):
 
     def __init__(self, topk: int | Sequence[int] = 1, ignore_index: int = -100, prefix: str | None = None) -> None:
         super().__init__(prefix)
-        ks = [topk] if isinstance(topk, int) else list(topk) if isinstance(topk, (list, tuple)) else []
-        if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
-            raise ConfigError("topk", topk, "a whole number of at least 1, or a list of them")
-        self.single = isinstance(topk, int)
-        self.ignore_index = ignore_index
+        self.single = not isinstance(topk, (list, tuple))
+        if self.single:
+            ks = [integer("topk", topk, at_least=1, other="a list of them")]
+        else:
+            ks = integers("topk", topk, at_least=1, length=1)
+        self.ignore_index = integer("ignore_index", ignore_index)
         self.names = {"accuracy" if k == 1 else f"top{k}": k for k in ks}
         self.largest = max(ks)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainyard.checks import integer
 from trainyard.metrics.metric import SumMetric
 
 
@@ -21,7 +22,7 @@ class CrossEntropy(SumMetric):
 
     def __init__(self, ignore_index: int = -100, prefix: str | None = None) -> None:
         super().__init__(prefix)
-        self.ignore_index = ignore_index
+        self.ignore_index = integer("ignore_index", ignore_index)
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The summed negative log-likelihood (float64) and the number of targets."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from trainyard.checks import boolean, is_number, number
 from trainyard.errors import ConfigError
 
 
@@ -58,12 +59,14 @@ class Lion(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
-        if not _within(lr):
-            raise ConfigError("lr", lr, "a number of at least 0")
-        if not (isinstance(betas, (list, tuple)) and len(betas) == 2 and all(_within(beta, 1.0) for beta in betas)):
+        number("lr", _plain(lr), at_least=0)
+        pair = isinstance(betas, (list, tuple)) and len(betas) == 2
+        if not pair or not all(is_number(_plain(beta), at_least=0, below=1) for beta in betas):
             raise ConfigError("betas", betas, "two numbers of at least 0 and below 1")
-        if not _within(weight_decay):
-            raise ConfigError("weight_decay", weight_decay, "a number of at least 0")
+        number("weight_decay", _plain(weight_decay), at_least=0)
+        boolean("maximize", maximize)
+        if foreach is not None:
+            boolean("foreach", foreach, other="null for the faster of the two")
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -114,6 +117,5 @@ def _update(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], g
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta2)
 
 
-def _within(value: Any, below: float = float("inf")) -> bool:
-    number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-    return number and bool(0 <= value < below)
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError
 
 MULTS = ("lr_mult", "decay_mult")
@@ -70,7 +71,7 @@ class Paramwise:
             "bias": _factor("bias_decay_mult", bias_decay_mult),
             "flat": _factor("flat_decay_mult", flat_decay_mult),
         }
-        self._bypass_duplicate = bypass_duplicate
+        self._bypass_duplicate = boolean("bypass_duplicate", bypass_duplicate)
 
     def groups(self, model: nn.Module, params: Iterable[Tensor], numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The parameter groups of an optimiser, each with a `name`.
@@ -103,9 +104,9 @@ class Paramwise:
             if not any(fits(pattern, name) for name in known):
                 accepted = "a part of a parameter's name, or a glob that fits one"
                 raise ConfigError("custom_keys", pattern, accepted, options=_parts(known), hint=_some(known))
-            for mult, number in zip(MULTS, ("lr", "weight_decay"), strict=True):
-                if mult in factors and number not in numbers:
-                    raise _without(f"custom_keys.{pattern}.{mult}", factors[mult], number)
+            for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
+                if mult in factors and field not in numbers:
+                    raise _without(f"custom_keys.{pattern}.{mult}", factors[mult], field)
         for kind, factor in self._lr.items():
             if factor is not None and "lr" not in numbers:
                 raise _without(f"{kind}_lr_mult", factor, "lr")
@@ -147,10 +148,10 @@ class Paramwise:
         else:
             factors = {"lr_mult": self._lr[lr] if lr else None, "decay_mult": self._decay[decay] if decay else None}
         group: dict[str, Any] = {"params": params, "name": "+".join(dict.fromkeys(filter(None, rules))) or REST}
-        for mult, number in zip(MULTS, ("lr", "weight_decay"), strict=True):
-            factor, base = factors[mult], numbers.get(number)
+        for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
+            factor, base = factors[mult], numbers.get(field)
             if factor is not None and isinstance(base, int | float | Tensor):  # else its constructor will complain
-                group[number] = base * factor
+                group[field] = base * factor
         return group
 
 
@@ -186,9 +187,7 @@ def _checked_keys(custom_keys: Any) -> dict[str, dict[str, float]]:
 
 
 def _factor(key: str, value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-        raise ConfigError(key, value, "a number of at least 0, or null")
-    return value
+    return None if value is None else number(key, value, at_least=0, other="null")
 
 
 def _without(key: str, factor: float | None, number: str) -> ConfigError:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from trainyard.checks import number
 from trainyard.distributed.shares import whole
 from trainyard.errors import ConfigError
 
@@ -21,9 +22,7 @@ class ClipGradNorm(NoClip):
     """Scale the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
 
     def __init__(self, max_norm: float) -> None:
-        if not max_norm > 0:
-            raise ConfigError("clip_grad_norm", max_norm, "a number above 0, or null for no clipping")
-        self.max_norm = max_norm
+        self.max_norm = _limit("clip_grad_norm", max_norm)
 
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"grad_norm": whole(nn.utils.clip_grad_norm_(parameters, self.max_norm))}
@@ -33,9 +32,7 @@ class ClipGradValue(NoClip):
     """Limit every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
 
     def __init__(self, limit: float) -> None:
-        if not limit > 0:
-            raise ConfigError("clip_grad_value", limit, "a number above 0, or null for no clipping")
-        self.limit = limit
+        self.limit = _limit("clip_grad_value", limit)
 
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -56,3 +53,8 @@ def make_clip(norm: float | None, value: float | None) -> NoClip:
     if norm is not None:
         return ClipGradNorm(norm)
     return NoClip() if value is None else ClipGradValue(value)
+
+
+def _limit(key: str, value: float) -> float:
+    """A limit of clipping; an infinite one clips nothing, and the norm is logged."""
+    return number(key, value, above=0, finite=False, other="null for no clipping")

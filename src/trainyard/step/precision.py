@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.errors import ConfigError
+from trainyard.checks import choice
 
 Losses = dict[str, Any]
 
@@ -83,14 +83,13 @@ class ScaledAutocast(Autocast):
 
 def make_precision(name: str, device: torch.device) -> Precision:
     """The component for `fp32`, `tf32` (full precision with TF32 matrix products on CUDA), `bf16` or `fp16`."""
+    choice("precision", name, ("fp32", "tf32", "bf16", "fp16"))
     # Set for every precision: a run before this one in the process may have had another.
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     match name:
-        case "fp32" | "tf32":
-            return Precision()
         case "bf16":
             return Autocast(device)
         case "fp16":
             return ScaledAutocast(device)
-    options = ("fp32", "tf32", "bf16", "fp16")
-    raise ConfigError("precision", name, f"one of {', '.join(options)}", options=options)
+        case _:
+            return Precision()

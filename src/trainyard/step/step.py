@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard.checks import integer
 from trainyard.distributed.shares import like
-from trainyard.errors import ConfigError
 from trainyard.models.base import total_loss
 from trainyard.optim.plain import PlainStep
 from trainyard.step.clip import NoClip
@@ -139,10 +139,9 @@ def make_step(
     """The step for these settings.
 
     Raises:
-        ConfigError: `accumulate` below 1.
+        ConfigError: `accumulate` is no integer of at least 1.
     """
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise ConfigError("accumulate", accumulate, "a whole number of at least 1")
+    accumulate = integer("accumulate", accumulate, at_least=1)
     if accumulate == 1:
         return Step(train_step, optimizer, precision, clip)
     return AccumulatedStep(train_step, optimizer, precision, clip, accumulate=accumulate, no_sync=no_sync)
