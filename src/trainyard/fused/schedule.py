@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, StepLR
 
+from trainyard.checks import is_number
 from trainyard.errors import Unfusable
 from trainyard.schedules import Plateau, Schedule, Several
-from trainyard.schedules.part import Part, is_number
+from trainyard.schedules.part import Part
 from trainyard.schedules.standin import plain
 
 ROWS = 64

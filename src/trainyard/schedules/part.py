@@ -12,19 +12,19 @@ from typing import Any
 
 from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from trainyard.checks import is_number, number
 from trainyard.errors import ConfigError
 from trainyard.schedules.standin import StandIn
 
 log = logging.getLogger(__name__)
 
 DURATIONS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "step_size_up", "step_size_down")
-"""Arguments of torch's schedulers that count in the unit: a whole number, a share of the run in (0, 1), or "auto"."""
+"""Arguments of torch's schedulers that count in the unit: an integer, a share of the run in (0, 1), or "auto"."""
 
 OWN_LR = ("max_lr", "base_lr")
 """Arguments of torch's schedulers that are learning rates: "auto" is the group's own."""
 
-_DURATION = 'a whole number of at least 1, a share of the run in (0, 1), or "auto" (all of it)'
-_MILESTONES = "whole numbers or shares of the run in (0, 1), each beyond the one before"
+_MILESTONES = "integers or shares of the run in (0, 1), each beyond the one before"
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,15 @@ class Part:
         if name == "milestones":
             check_milestones(key, value, least=1)
         elif name in DURATIONS:
-            if not (value == "auto" or is_share(value) or is_whole(value, 1) or (value is None and default is None)):
-                raise ConfigError(key, value, _DURATION)
+            if not (value == "auto" or (value is None and default is None)):
+                check_position(key, value, at_least=1, other='"auto" (all of it)')
         elif value == "auto":
             if name not in (*OWN_LR, "cycle_momentum"):
                 raise ConfigError(key, value, "a value of its own: the run does not say what it is")
         elif name == "gamma":
-            if not (is_number(value) and value > 0):
-                raise ConfigError(key, value, "a number above 0")
-        elif is_number(default) and isinstance(value, str):
-            raise ConfigError(key, value, "a number")
+            number(key, value, above=0)
+        elif is_number(default) and not isinstance(value, (list, tuple)):  # some take one for each group
+            number(key, value, finite=False)
 
     def scaled(self, units: int) -> Part:
         """The same where a step is a unit and is to be one of `units` to a unit: epochs as iterations.
@@ -105,7 +104,7 @@ class Part:
         taken = inspect.signature(self.make).parameters
         keywords = {name: taken[name].default for name in DURATIONS if name in taken and is_number(taken[name].default)}
         for name, value in {**keywords, **self.keywords}.items():
-            if name in DURATIONS and is_whole(value, 1):
+            if name in DURATIONS and is_count(value, 1):
                 value = int(value) * units
             elif name == "milestones":
                 value = [position if is_share(position) else int(position) * units for position in value]
@@ -160,16 +159,24 @@ class Part:
         return value
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_whole(value: Any, least: int) -> bool:
-    return is_number(value) and value >= least and value == value // 1
+def is_count(value: Any, least: int) -> bool:
+    """Whether `value` is an integer of at least `least`. A float such as 1e3, as YAML reads it, is one too."""
+    return is_number(value, at_least=least) and value == value // 1
 
 
 def is_share(value: Any) -> bool:
-    return is_number(value) and 0 < value < 1
+    """Whether `value` is a share of the run."""
+    return is_number(value, above=0, below=1)
+
+
+def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> None:
+    """Raise a `ConfigError` unless `value` counts in the unit or is a share of the run.
+
+    `other` is what else the caller accepts and has handled, for the message.
+    """
+    if not (is_share(value) or is_count(value, at_least)):
+        kinds = [f"an integer of at least {at_least}", "a share of the run in (0, 1)", *filter(None, [other])]
+        raise ConfigError(key, value, f"{', '.join(kinds[:-1])}, or {kinds[-1]}")
 
 
 @functools.cache
@@ -183,11 +190,11 @@ def positions(given: Sequence[float], length: int) -> list[int]:
 
 
 def check_milestones(key: str, given: Any, *, least: int, length: float | None = None) -> None:
-    """Raises a `ConfigError` unless `given` are milestones in increasing order.
+    """Raise a `ConfigError` unless `given` are milestones in increasing order.
 
-    Whole numbers and shares of the run can be compared only once its `length` is known.
+    Integers and shares of the run can be compared only once its `length` is known.
     """
-    if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_whole(value, least) for value in given):
+    if not isinstance(given, (list, tuple)) or not all(is_share(value) or is_count(value, least) for value in given):
         raise ConfigError(key, given, _MILESTONES)
     for one, other in pairwise(given):
         comparable = is_share(one) == is_share(other)

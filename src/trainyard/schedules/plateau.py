@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trainyard.checks import choice, integer, number
 from trainyard.errors import ConfigError
-from trainyard.schedules.part import is_number, is_whole
 from trainyard.schedules.schedule import Row
 from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, standin_of
 from trainyard.schedules.window import Unit
@@ -59,36 +59,25 @@ class Plateau:
         eps: float = 1e-8,
         param: str = "lr",
     ) -> None:
-        if param not in PARAMS:
-            raise ConfigError("param", param, f"one of {', '.join(PARAMS)}", options=PARAMS)
-        if mode not in ("min", "max", None):
-            raise ConfigError("mode", mode, "min, max, or null for the run's direction", options=("min", "max"))
-        if not (is_number(factor) and 0 < factor < 1):
-            raise ConfigError("factor", factor, "a number above 0 and below 1")
-        for key, count in (("patience", patience), ("cooldown", cooldown)):
-            if not is_whole(count, 0):
-                raise ConfigError(key, count, "a whole number of at least 0")
-        if threshold_mode not in ("rel", "abs"):
-            raise ConfigError("threshold_mode", threshold_mode, "rel or abs", options=("rel", "abs"))
-        floors: list[Any] = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr]
-        for key, given, amounts in (
-            ("threshold", threshold, [threshold]),
-            ("eps", eps, [eps]),
-            ("min_lr", min_lr, floors),
-        ):
-            if not all(is_number(number) and number >= 0 for number in amounts):
-                raise ConfigError(key, given, "a number of at least 0")
+        choice("param", param, PARAMS)
+        if mode is not None:
+            choice("mode", mode, ("min", "max"), other="null for the run's direction")
+        floors: Any = min_lr
+        if isinstance(min_lr, (list, tuple)):
+            floors = [number(f"min_lr.{index}", floor, at_least=0) for index, floor in enumerate(min_lr)]
+        else:
+            number("min_lr", min_lr, at_least=0, other="a list of one for each parameter group")
         self.monitor = monitor
         self._mode = mode
         self._param = param
         self._arguments: dict[str, Any] = {
-            "factor": float(factor),
-            "patience": int(patience),
-            "threshold": float(threshold),
-            "threshold_mode": threshold_mode,
-            "cooldown": int(cooldown),
-            "min_lr": floors if isinstance(min_lr, (list, tuple)) else min_lr,
-            "eps": float(eps),
+            "factor": number("factor", factor, above=0, below=1),
+            "patience": integer("patience", patience, at_least=0),
+            "threshold": number("threshold", threshold, at_least=0),
+            "threshold_mode": choice("threshold_mode", threshold_mode, ("rel", "abs")),
+            "cooldown": integer("cooldown", cooldown, at_least=0),
+            "min_lr": floors,
+            "eps": number("eps", eps, at_least=0),
         }
 
     def bind(

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainyard.checks import boolean, choice, integer, number
 from trainyard.errors import ConfigError
-from trainyard.schedules.part import Part, check_milestones, is_number, is_share, is_whole
+from trainyard.schedules.part import Part, check_milestones, check_position, is_share
 from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, plain, standin_of
 from trainyard.schedules.window import Plan, Unit, Window
 
@@ -30,9 +31,9 @@ class Schedule:
         scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for
             a learning rate that stays as it is. A list with `milestones` runs one after the other (`SequentialLR`);
             without, all of them at once (`ChainedScheduler`).
-        milestones: where the second, third, … scheduler of the list takes over: whole numbers in the schedule's
+        milestones: where the second, third, … scheduler of the list takes over: integers in the schedule's
             unit, or shares of the run in (0, 1).
-        warmup: the length of a linear warm-up before the rest, as a whole number or a share of the run.
+        warmup: the length of a linear warm-up before the rest, as an integer or a share of the run.
         warmup_factor: the share of the learning rate at which the warm-up begins, in (0, 1].
         param: the number that is driven: "lr", "momentum" (of Adam and its like the first of the betas) or
             "weight_decay". Of the last two, all that is said of the learning rate is true in its place.
@@ -84,24 +85,18 @@ class Schedule:
         by: Unit | None = None,
         convert_to_iter_based: bool = False,
     ) -> None:
-        if param not in PARAMS:
-            raise ConfigError("param", param, f"one of {', '.join(PARAMS)}", options=PARAMS)
-        if not (is_whole(begin, 0) or is_share(begin)):
-            raise ConfigError("begin", begin, "a whole number of at least 0, or a share of the run in (0, 1)")
-        if not (end is None or is_whole(end, 1) or is_share(end)):
-            raise ConfigError("end", end, "a whole number of at least 1, a share of the run in (0, 1), or null")
+        choice("param", param, PARAMS)
+        check_position("begin", begin, at_least=0)
+        if end is not None:
+            check_position("end", end, at_least=1, other="null for the end of the run")
         if end is not None and is_share(begin) == is_share(end) and end <= begin:
             raise ConfigError("end", end, f"an end behind the beginning ({begin})")
-        if not isinstance(convert_to_iter_based, bool):
-            raise ConfigError("convert_to_iter_based", convert_to_iter_based, "true or false")
-        if convert_to_iter_based and by == "iter":
+        if boolean("convert_to_iter_based", convert_to_iter_based) and by == "iter":
             raise ConfigError("convert_to_iter_based", True, "false where `by` is iter: there are no epochs to convert")
-        if by not in ("epoch", "iter", None):
-            raise ConfigError("by", by, "epoch, iter, or null for the loop's own unit", options=("epoch", "iter"))
-        if not (is_whole(warmup, 0) or is_share(warmup)):
-            raise ConfigError("warmup", warmup, "a whole number of at least 0, or a share of the run in (0, 1)")
-        if not (is_number(warmup_factor) and 0 < warmup_factor <= 1):
-            raise ConfigError("warmup_factor", warmup_factor, "a number above 0 and of at most 1")
+        if by is not None:
+            choice("by", by, ("epoch", "iter"), other="null for the loop's own unit")
+        check_position("warmup", warmup, at_least=0)
+        number("warmup_factor", warmup_factor, above=0, at_most=1)
         if isinstance(scheduler, (list, tuple)):
             parts = [Part.of(f"scheduler.{number}", given) for number, given in enumerate(scheduler)]
         else:
@@ -155,9 +150,7 @@ class Schedule:
         Raises:
             ConfigError: the schedule does not fit a run of this length or this optimiser.
         """
-        if not is_whole(length, 1):
-            raise ConfigError("length", length, "a whole number of at least 1")
-        self._length = int(length)
+        self._length = integer("length", length, at_least=1)
         self._groups = groups_of(optimizer)
         self._defaults = numbers(optimizer.defaults)
         self._windows: list[Window] = []
@@ -212,9 +205,9 @@ class Schedule:
             return
         saved = plain(state["at_first"])  # a copy: torch's schedulers keep what they are given
         self._restart()
-        for number, held in enumerate(saved["schedulers"]):
+        for index, held in enumerate(saved["schedulers"]):
             if held is not None:
-                (self._schedulers[number] or self._make(number)).load_state_dict(held)
+                (self._schedulers[index] or self._make(index)).load_state_dict(held)
         for param, groups in saved["groups"].items():
             for group, values in zip(self._standins[param].param_groups, groups, strict=True):
                 group.update({key: value for key, value in values.items() if group.get(key) != value})
@@ -281,9 +274,9 @@ class Schedule:
 
     def _make_those_of(self, row: int) -> None:
         """Makes the schedulers whose windows begin at this row."""
-        for number, window in enumerate(self._windows):
+        for index, window in enumerate(self._windows):
             if window.first == row:
-                self._make(number)
+                self._make(index)
 
     def _begin(self, first: int) -> None:
         """A new block of rows: the stand-ins hold its first."""
