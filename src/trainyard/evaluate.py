@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainyard.checks import integer
 from trainyard.config.build import build_all, fill_auto
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.predictions.file import MissingError, Predictions
@@ -51,8 +52,8 @@ def offline(
         ConfigError: a metric's config is wrong, or two give results of one name.
         TrainyardError: `file` is no such file; a metric reads something that it does not hold.
     """
-    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-        raise ConfigError("chunk_size", chunk_size, "a whole number of at least 1, or None: the batches of the test")
+    if chunk_size is not None:
+        integer("chunk_size", chunk_size, at_least=1, other="None: the batches of the test")
     predictions = Predictions.read(file)
     config = fill_auto(metrics, "metric", predictions.facts.get("spec", {}))
     built = {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}

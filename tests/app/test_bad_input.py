@@ -44,7 +44,7 @@ def _left(folder):
         (["model=transformer"], ["model.vocab_size: 'auto' given", "num_classes"]),
         (["optim.lr=-1"], ["optim.lr: -1 given", "at least 0"]),
         (["schedule=step", "schedule.scheduler.step_size=0"], ["schedule.scheduler.step_size"]),
-        (["seed=abc"], ["seed: 'abc' given; accepted: a whole number"]),
+        (["seed=abc"], ["seed: 'abc' given; accepted: an integer"]),
         (["seed=-1"], ["seed: -1 given"]),
         (["mode=tset"], ["mode: 'tset' given", "Did you mean 'test'?"]),
         (["mode=test"], ["load_from"]),

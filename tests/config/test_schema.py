@@ -68,23 +68,34 @@ def test_every_setting_is_an_argument_of_the_runner_and_in_the_config():
 
 @pytest.mark.parametrize("name", ["seed", "accumulate"])
 @pytest.mark.parametrize("value", [1.5, 2.0, "7", "abc", True, None, [1], {"a": 1}])
-def test_whole_numbers(name, value):
-    assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: a whole number."
+def test_integers(name, value):
+    least = {"seed": 0, "accumulate": 1}[name]
+    assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: an integer of at least {least}."
 
 
 @given(st.integers(0, 2**62))
-def test_any_whole_number_is_a_seed(seed):
+def test_any_integer_from_0_is_a_seed(seed):
     assert problem(seed=seed) is None
-    assert problem(seed=-seed - 1) == f"seed: {-seed - 1} given; accepted: a whole number of at least 0."
+    assert problem(seed=-seed - 1) == f"seed: {-seed - 1} given; accepted: an integer of at least 0."
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"seed": 1.5}, "seed: 1.5 given; accepted: a whole number."),
-        ({"seed": "7"}, "seed: '7' given; accepted: a whole number."),
-        ({"clip_grad_norm": "1.0"}, "clip_grad_norm: '1.0' given; accepted: a number or null."),
-        ({"clip_grad_norm": [1]}, "clip_grad_norm: [1] given; accepted: a number or null."),
+        ({"seed": 1.5}, "seed: 1.5 given; accepted: an integer of at least 0."),
+        ({"seed": "7"}, "seed: '7' given; accepted: an integer of at least 0."),
+        ({"accumulate": 0}, "accumulate: 0 given; accepted: an integer of at least 1."),
+        (
+            {"clip_grad_norm": "1.0"},
+            "clip_grad_norm: '1.0' given; accepted: a number above 0, or null for no clipping.",
+        ),
+        ({"clip_grad_norm": [1]}, "clip_grad_norm: [1] given; accepted: a number above 0, or null for no clipping."),
+        (
+            {"clip_grad_value": True},
+            "clip_grad_value: True given; accepted: a number above 0, or null for no clipping.",
+        ),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm: 0.0 given; accepted: a number above 0"),
+        ({"clip_grad_norm": 1, "clip_grad_value": 1}, "clip_grad_value: 1 given; accepted: null where clip_grad_norm"),
         (
             {"compile": "max-autotun"},
             "compile: 'max-autotun' given; accepted: true, false, or a mode: default, reduce-overhead, max-autotune, "

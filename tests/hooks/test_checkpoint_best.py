@@ -245,7 +245,7 @@ def test_copies_from_the_device(make, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"begin": 0}, "begin: 0 given; accepted: a whole number of at least 1"),
+        ({"begin": 0}, "begin: 0 given; accepted: an integer of at least 1"),
         ({"save_best": "val/loss"}, "save_best: 'val/loss' given; accepted: true, false, or a rule for each metric"),
         ({"save_best": {"val/a": "max"}}, "save_best.val/a.direction: 'max' given; accepted: maximize or minimize"),
         ({"save_best": {"val/a_b": "minimize", "val/a/b": "minimize"}}, "metrics whose best states have files of"),

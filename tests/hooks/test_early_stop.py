@@ -102,7 +102,7 @@ def test_validating_alone_counts_for_nothing(make, scripted, quick):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"patience": 0}, "patience: 0 given; accepted: a whole number of at least 1"),
+        ({"patience": 0}, "patience: 0 given; accepted: an integer of at least 1"),
         ({"patience": 1.5}, "patience: 1.5 given"),
         ({"min_delta": -0.1}, "min_delta: -0.1 given; accepted: a number of at least 0"),
         ({"direction": "max"}, "direction: 'max' given; accepted: maximize or minimize"),

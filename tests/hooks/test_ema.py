@@ -92,5 +92,5 @@ def test_an_average_can_join_a_resumed_run(make, tmp_path):
 
 @pytest.mark.parametrize("decay", [1, 1.5, -0.1, float("nan")])
 def test_a_decay_that_cannot_be(decay):
-    with pytest.raises(ConfigError, match=r"decay: .* given; accepted: a number from 0 up to, but not including, 1"):
+    with pytest.raises(ConfigError, match=r"decay: .* given; accepted: a number of at least 0 and below 1"):
         EMA(decay)

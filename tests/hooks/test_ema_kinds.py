@@ -166,7 +166,7 @@ def test_alone_a_validation_has_one_result(make):
         ({"momentum": 0}, "momentum: 0 given; accepted: a number above 0, up to 1"),
         ({"kind": "swag"}, "kind: 'swag' given; accepted: one of exponential, swa, annealing. Did you mean 'swa'?"),
         ({"by": "epochs"}, "Did you mean 'epoch'?"),
-        ({"begin": 0}, "begin: 0 given; accepted: a whole number of at least 1"),
+        ({"begin": 0}, "begin: 0 given; accepted: an integer of at least 1"),
         ({"interval": 1.5}, "interval: 1.5 given"),
         ({"gamma": 0}, "gamma: 0 given; accepted: a number above 0"),
         ({"evaluate": "raw"}, "evaluate: 'raw' given; accepted: one of average, both"),

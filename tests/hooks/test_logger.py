@@ -140,5 +140,5 @@ def test_validations_are_told_and_the_best_are_marked(make, caplog, scripted):
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, "3"])
 def test_an_interval_that_cannot_be(interval):
-    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: a whole number of at least 1"):
+    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: an integer of at least 1"):
         Logger(interval)

@@ -99,5 +99,5 @@ def test_a_training_that_is_well_is_left_alone(make):
 
 @pytest.mark.parametrize("interval", [0, 1.5])
 def test_an_interval_that_cannot_be(interval):
-    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: a whole number of at least 1"):
+    with pytest.raises(ConfigError, match=r"interval: .* given; accepted: an integer of at least 1"):
         NaNGuard(interval)

@@ -116,5 +116,5 @@ def test_the_gpu_is_watched(make, tmp_path):
 
 @pytest.mark.parametrize("given", [0, -1, "often", float("nan")])
 def test_seconds_that_cannot_be(given):
-    with pytest.raises(ConfigError, match=r"every: .* given; accepted: a number of seconds, above 0"):
+    with pytest.raises(ConfigError, match=r"every: .* given; accepted: a number of seconds above 0"):
         SystemMetrics(given)

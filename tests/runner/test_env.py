@@ -38,7 +38,7 @@ def test_threads_stay_as_they_are():
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
 def test_threads_that_cannot_be(threads):
-    with pytest.raises(ConfigError, match=r"threads: .* whole number of at least 1"):
+    with pytest.raises(ConfigError, match=r"threads: .* an integer of at least 1"):
         Env(threads=threads)
 
 

@@ -300,7 +300,7 @@ def test_after_run_is_called_however_the_run_ended():
 def test_lengths_are_whole_numbers(make, key, value):
     with pytest.raises(ConfigError) as error:
         make(value)
-    assert str(error.value) == f"{key}: {value!r} given; accepted: a whole number of at least 1."
+    assert str(error.value) == f"{key}: {value!r} given; accepted: an integer of at least 1."
 
 
 TRAINING = [

@@ -258,7 +258,7 @@ def test_frozen_parameters_are_not_the_optimisers():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"accumulate": 0}, "accumulate: 0 given; accepted: a whole number of at least 1"),
+        ({"accumulate": 0}, "accumulate: 0 given; accepted: an integer of at least 1"),
         ({"accumulate": 1.5}, "accumulate: 1.5 given"),
         ({"clip_grad_norm": 0}, "clip_grad_norm: 0 given; accepted: a number above 0"),
         ({"clip_grad_norm": float("nan")}, "clip_grad_norm: nan given"),

@@ -69,7 +69,7 @@ def _function(fuse=None):
 @pytest.mark.parametrize(
     ("setting", "fuse", "message"),
     [
-        (0, object(), "fuse: 0 given; accepted: auto, off or a whole number of at least 1."),
+        (0, object(), "fuse: 0 given; accepted: an integer of at least 1, or auto or off."),
         (-3, object(), "fuse: -3 given"),
         (8, None, "fuse: 8 given; accepted: auto or off. This application trains one job at a time."),
     ],

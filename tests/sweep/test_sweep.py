@@ -104,7 +104,7 @@ def test_one_report_tells_of_all_errors(sweep, tmp_path):
         "Nothing was started. optim.momentum: 'momentum' given; accepted: a key of optim: _target_"
     )
     assert "in 4 of 12 jobs, first in #0: optim=adam optim.momentum=0.1 seed=1" in report
-    assert "seed: 'x' given; accepted: a whole number. in 2 of 12 jobs, first in #5: optim=sgd" in report
+    assert "seed: 'x' given; accepted: an integer of at least 0. in 2 of 12 jobs, first in #5: optim=sgd" in report
     assert "optim: 'nope' given; accepted: one of adagrad, adam," in report
     assert "in 4 of 12 jobs, first in #8: optim=nope" in report
     assert "Traceback" not in report

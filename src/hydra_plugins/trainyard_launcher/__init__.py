@@ -86,12 +86,10 @@ class GridSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         size = self.max_batch_size
-        if size is not None and (type(size) is not int or size < 1):
-            from trainyard.errors import ConfigError  # not above: Hydra imports this module at every start
+        if size is not None:
+            from trainyard.checks import integer  # not above: Hydra imports this module at every start
 
-            raise ConfigError(
-                "hydra.sweeper.max_batch_size", size, "a whole number of at least 1, or null for one batch"
-            )
+            integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainyard.checks import choice, integer
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
@@ -49,12 +50,8 @@ _READERS = {
     "load_from": "trainyard.runner.weights.load_from",
 }
 PRIORITY = "trainyard.runner.dispatch.priority"
-_KINDS = {
-    "int": "a whole number",
-    "str": "a text",
-    "float | None": "a number or null",
-    "str | None": "a text or null",
-}
+CLIP = "trainyard.step.clip.make_clip"
+_TEXTS = {"str": "a text", "str | None": "a text or null"}
 
 
 # Parts of configs that were checked: the points of a sweep share most of theirs.
@@ -164,17 +161,16 @@ def _check_settings(values: dict[str, Any]) -> None:
             if type(given) is type(field.default) and given == field.default:
                 continue
             try:
-                settings[field.name] = _converted(field.name, given)
-                fits = kind.startswith("str") or settings[field.name] == given  # the text "3" is no number
+                settings[field.name] = _converted(field.name, given) if kind in _TEXTS else given
             except OmegaConfBaseException:
-                fits = False
-            if not fits:
-                raise ConfigError(field.name, given, _KINDS[kind])
-    mode, seed, resume = settings["mode"], settings["seed"], settings["resume"]
-    if mode not in MODES:
-        raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
-    if seed < 0:
-        raise ConfigError("seed", seed, "a whole number of at least 0")
+                raise ConfigError(field.name, given, _TEXTS[kind]) from None
+    mode, resume = settings["mode"], settings["resume"]
+    choice("mode", mode, MODES)
+    integer("seed", settings["seed"], at_least=0)
+    integer("accumulate", settings["accumulate"], at_least=1)
+    limits = settings["clip_grad_norm"], settings["clip_grad_value"]
+    if limits != (None, None):
+        locate(CLIP, "clip_grad_norm")(*limits)
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     for name, reader in _READERS.items():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from trainyard.checks import boolean
 from trainyard.distributed.distributed import Distributed
 from trainyard.errors import ConfigError
 
@@ -42,6 +43,8 @@ class DDP(Distributed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in DDP.__annotations__:
+            boolean(name, getattr(self, name))
         self._ddp: DistributedDataParallel | None = None
 
     def begin(self, device: torch.device) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainyard.checks import integer, number
 from trainyard.data import Loader
 from trainyard.distributed import world
 from trainyard.distributed.rank_loader import share_of, turns_of
@@ -47,15 +48,14 @@ class Distributed(Strategy):
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and (type(self.devices) is not int or self.devices < 1):
-            accepted = "a whole number of at least 1, or auto: every GPU of this machine"
-            raise ConfigError("devices", self.devices, accepted)
-        if self.min_devices is not None and (type(self.min_devices) is not int or self.min_devices < 1):
-            accepted = "a whole number of at least 1, or null to end with the rank"
-            raise ConfigError("min_devices", self.min_devices, accepted)
-        if not (isinstance(self.timeout, int | float) and self.timeout > 0):
-            raise ConfigError("timeout", self.timeout, "a number of seconds above 0")
-        self.timeout = float(self.timeout)
+        if self.devices != "auto":
+            self.devices = integer("devices", self.devices, at_least=1, other="auto: every GPU of this machine")
+        if self.min_devices is not None:
+            end = "null to end with the rank"
+            self.min_devices = integer("min_devices", self.min_devices, at_least=1, other=end)
+        if self.port is not None:
+            self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to have a free one found")
+        self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
 
     def begin(self, device: torch.device) -> torch.device:

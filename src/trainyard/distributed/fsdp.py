@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from trainyard.checks import boolean, integer
 from trainyard.distributed import sharded
 from trainyard.distributed.distributed import Distributed
 from trainyard.distributed.shares import load_state
@@ -53,9 +54,10 @@ class FSDP(Distributed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.wrap, bool | str) or (isinstance(self.wrap, int) and self.wrap < 1):
-            accepted = "a list of module classes, a number of parameters of at least 1, or null"
-            raise ConfigError("wrap", self.wrap, accepted)
+        if self.wrap is not None and (isinstance(self.wrap, str) or not isinstance(self.wrap, Sequence)):
+            self.wrap = integer("wrap", self.wrap, at_least=1, other="a list of module classes, or null")
+        for name in ("reshard_after_forward", "cpu_offload"):
+            boolean(name, getattr(self, name))
         self._policy = _policy(self.mixed_precision)
         self._mesh: DeviceMesh | None = None
         self._writers: Any = None

@@ -119,9 +119,6 @@ def _devices(strategy: Distributed, device: str) -> int:
         raise ConfigError("devices", count, f"at most {limit}, {what}")
     if strategy.min_devices is not None and strategy.min_devices > count:
         raise ConfigError("min_devices", strategy.min_devices, f"at most {count}, the devices that there are, or null")
-    port = strategy.port
-    if port is not None and (type(port) is not int or not 0 < port < 2**16):
-        raise ConfigError("port", port, "a whole number from 1 to 65535, or null to have a free one found")
     return count
 
 

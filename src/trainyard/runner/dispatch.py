@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any, Protocol
 
+from trainyard.checks import is_integer
 from trainyard.config.build import build, is_node, locate, taken_out
 from trainyard.errors import ConfigError
 
@@ -84,9 +85,9 @@ def priority(value: int | str) -> int:
     """
     if isinstance(value, str) and value.upper() in PRIORITIES:
         return PRIORITIES[value.upper()]
-    if isinstance(value, int) and 0 <= value <= 100:
+    if is_integer(value, at_least=0, at_most=100):
         return value
-    accepted = f"a number from 0 to 100 or one of {', '.join(PRIORITIES)}"
+    accepted = f"an integer from 0 to 100, or one of {', '.join(PRIORITIES)}"
     raise ConfigError("priority", value, accepted, options=PRIORITIES)
 
 

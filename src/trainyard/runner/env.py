@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from trainyard.checks import boolean, choice, integer
 from trainyard.errors import ConfigError
 from trainyard.runner.host_memory import keep_freed_memory
 
@@ -48,20 +49,19 @@ class Env:
         cudnn_benchmark: bool = True,
         keep_memory: bool = True,
     ) -> None:
-        self.threads = _count("threads", threads)
-        self.interop_threads = _count("interop_threads", interop_threads)
+        self.threads = _threads("threads", threads)
+        self.interop_threads = _threads("interop_threads", interop_threads)
         self.variables = {
-            "OMP_NUM_THREADS": _count("omp_num_threads", omp_num_threads),
-            "MKL_NUM_THREADS": _count("mkl_num_threads", mkl_num_threads),
+            "OMP_NUM_THREADS": _threads("omp_num_threads", omp_num_threads),
+            "MKL_NUM_THREADS": _threads("mkl_num_threads", mkl_num_threads),
         }
-        methods = multiprocessing.get_all_start_methods()
-        if start_method is not None and start_method not in methods:
-            accepted = f"{', '.join(methods)}, or null for Python's own choice"
-            raise ConfigError("start_method", start_method, accepted, options=methods)
+        if start_method is not None:
+            methods = multiprocessing.get_all_start_methods()
+            choice("start_method", start_method, methods, other="null for Python's own choice")
         self.start_method = start_method
-        self.deterministic = deterministic
-        self.cudnn_benchmark = cudnn_benchmark
-        self.keep_memory = keep_memory
+        self.deterministic = boolean("deterministic", deterministic)
+        self.cudnn_benchmark = boolean("cudnn_benchmark", cudnn_benchmark)
+        self.keep_memory = boolean("keep_memory", keep_memory)
 
     def apply(self) -> None:
         """Set them for this process."""
@@ -99,10 +99,8 @@ class Env:
             )
 
 
-def _count(key: str, value: int | None) -> int | None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ConfigError(key, value, "a whole number of at least 1, or null to leave it as it is")
-    return value
+def _threads(key: str, value: int | None) -> int | None:
+    return None if value is None else integer(key, value, at_least=1, other="null to leave it as it is")
 
 
 def find_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trainyard.checks import integer, is_integer
 from trainyard.errors import ConfigError
 from trainyard.runner import workflow as turns
 from trainyard.runner.workflow import Entries, Workflow
@@ -17,21 +18,15 @@ if TYPE_CHECKING:
 Intervals = Sequence[Sequence[int]]
 
 
-def _at_least_one(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(key, value, "a whole number of at least 1")
-    return value
-
-
 def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
-    accepted = "pairs [milestone, interval] of whole numbers of at least 1, each milestone above the one before"
+    accepted = "pairs [milestone, interval] of integers of at least 1, each milestone above the one before"
     try:
         pairs = [(milestone, interval) for milestone, interval in given]
     except (TypeError, ValueError):
         raise ConfigError(key, given, accepted) from None
     milestones = [milestone for milestone, _ in pairs]
-    whole = all(type(number) is int and number >= 1 for pair in pairs for number in pair)
-    if not whole or milestones != sorted(set(milestones)):
+    integers = all(is_integer(each, at_least=1) for pair in pairs for each in pair)
+    if not integers or milestones != sorted(set(milestones)):
         raise ConfigError(key, given, accepted)
     return pairs
 
@@ -65,8 +60,8 @@ class TrainLoop(ABC):
         workflow: Entries | None = None,
     ) -> None:
         self.length = length
-        self.val_begin = _at_least_one("val_begin", val_begin)
-        self.val_interval = _at_least_one("val_interval", val_interval)
+        self.val_begin = integer("val_begin", val_begin, at_least=1)
+        self.val_interval = integer("val_interval", val_interval, at_least=1)
         self.dynamic_intervals = _pairs("dynamic_intervals", dynamic_intervals or ())
         self.workflow = Workflow([("train", 1)] if workflow is None else workflow)
         self.val_due = False
@@ -149,7 +144,8 @@ class EpochBasedTrainLoop(TrainLoop):
         dynamic_intervals: Intervals | None = None,
         workflow: Entries | None = None,
     ) -> None:
-        super().__init__(_at_least_one("max_epochs", max_epochs), val_begin, val_interval, dynamic_intervals, workflow)
+        length = integer("max_epochs", max_epochs, at_least=1)
+        super().__init__(length, val_begin, val_interval, dynamic_intervals, workflow)
 
     def max_epochs(self, runner: Parts) -> int:
         return self.length
@@ -210,7 +206,8 @@ class IterBasedTrainLoop(TrainLoop):
         dynamic_intervals: Intervals | None = None,
         workflow: Entries | None = None,
     ) -> None:
-        super().__init__(_at_least_one("max_iters", max_iters), val_begin, val_interval, dynamic_intervals, workflow)
+        length = integer("max_iters", max_iters, at_least=1)
+        super().__init__(length, val_begin, val_interval, dynamic_intervals, workflow)
 
     def max_epochs(self, runner: Parts) -> int:
         return -(-self.length // len(runner.loader("train")))

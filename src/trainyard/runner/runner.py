@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from trainyard.checks import integer
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.distributed import as_strategy
@@ -107,6 +108,7 @@ class Runner(Parts):
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
+        seed, accumulate = integer("seed", seed, at_least=0), integer("accumulate", accumulate, at_least=1)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()

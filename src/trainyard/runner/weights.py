@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from trainyard.checks import boolean
 from trainyard.distributed.shares import like
 from trainyard.errors import ConfigError, nearest
 from trainyard.models.patterns import above_all, fits_within, listed
@@ -51,8 +52,7 @@ class LoadFrom:
     def __post_init__(self) -> None:
         if not isinstance(self.path, str | os.PathLike):
             raise ConfigError("path", self.path, "the path of a checkpoint")
-        if not isinstance(self.strict, bool):
-            raise ConfigError("strict", self.strict, "true or false")
+        boolean("strict", self.strict)
         listed("include", self.include)
         listed("exclude", self.exclude)
         _checked_keys(self.revise_keys)

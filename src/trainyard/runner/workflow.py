@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainyard.batch import samples
+from trainyard.checks import choice, is_integer
 from trainyard.data import Batch, Loader
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
@@ -39,12 +40,11 @@ class Workflow:
     """
 
     def __init__(self, entries: Entries) -> None:
-        accepted = "pairs [train, n] and [val, n], n a whole number of at least 1, one of them at least [train, n]"
+        accepted = "pairs [train, n] and [val, n], n an integer of at least 1, one of them at least [train, n]"
         if not isinstance(entries, list | tuple) or not all(_is_pair(entry) for entry in entries):
             raise ConfigError("workflow", entries, accepted)
         for mode, _ in entries:
-            if mode not in ("train", "val"):
-                raise ConfigError("workflow", mode, "train or val", options=("train", "val"))
+            choice("workflow", mode, ("train", "val"))
         self.entries = [(str(mode), int(count)) for mode, count in entries]
         self._gaps: dict[int, int] = {}
         self._trained = 0
@@ -82,7 +82,7 @@ class Workflow:
 
 
 def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) and len(entry) == 2 and type(entry[1]) is int and entry[1] >= 1
+    return isinstance(entry, list | tuple) and len(entry) == 2 and is_integer(entry[1], at_least=1)
 
 
 def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from hydra.core.singleton import Singleton
 from hydra.types import HydraContext, TaskFunction
 
+from trainyard.checks import integer
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import kinds as grouping
 from trainyard.sweep import worker_jobs as work
@@ -71,8 +72,8 @@ class Fusing:
         self._executor = executor
         self._fuse: Any = getattr(function, "fuse", None)
         self._width = setting if isinstance(setting, int) else None
-        if self._width is not None and self._width < 1:
-            raise ConfigError("fuse", setting, "auto, off or a whole number of at least 1")
+        if self._width is not None:
+            integer("fuse", setting, at_least=1, other="auto or off")
         if self._width is not None and self._fuse is None:
             raise ConfigError("fuse", setting, "auto or off", hint="This application trains one job at a time.")
         self.active = self._fuse is not None and setting != "off" and self._width != 1

@@ -84,12 +84,12 @@ class Settings:
 
 _ACCEPTED = {
     bool: "true or false",
-    int: "a whole number",
-    int | None: "null or a whole number",
+    int: "an integer",
+    int | None: "an integer, or null",
     float: "a number of seconds",
-    float | None: "null or a number of seconds",
-    int | Literal["auto"]: "auto or a whole number",
-    int | Literal["auto", "off"]: "auto, off or a whole number",
+    float | None: "a number of seconds, or null",
+    int | Literal["auto"]: "an integer, or auto",
+    int | Literal["auto", "off"]: "an integer, or auto or off",
 }
 
 

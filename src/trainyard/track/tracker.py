@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.track import facts, run_info
 from trainyard.track import uri as uris
@@ -184,16 +185,14 @@ class MLflowTracker(Tracker):
         for name in log_checkpoints:
             if name not in _CHECKPOINTS:
                 raise ConfigError("log_checkpoints", name, "a list of best and last", options=_CHECKPOINTS)
-        if wait < 0:
-            raise ConfigError("wait", wait, "a number of seconds, at least 0")
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
         self.experiment = uris.experiment_name(experiment)
         self.run_name = run_name
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
-        self.log_model = log_model
+        self.log_model = boolean("log_model", log_model)
         self.log_checkpoints = tuple(log_checkpoints)
-        self.wait = wait
+        self.wait = number("wait", wait, at_least=0, unit="seconds")
         self._ships = True
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()

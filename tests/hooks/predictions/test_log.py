@@ -320,7 +320,7 @@ def test_nothing_is_imported_before_there_is_something_to_draw():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 0}, "count: 0 given; accepted: a whole number of at least 1"),
+        ({"count": 0}, "count: 0 given; accepted: an integer of at least 1"),
         ({"count": 2.5}, "count: 2.5 given"),
         ({"interval": True}, "interval: True given"),
         ({"which": "worse"}, "Did you mean 'worst'"),

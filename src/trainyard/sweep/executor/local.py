@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from trainyard.checks import boolean, integer, number
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.forkserver import ForkServer
@@ -63,12 +64,11 @@ class LocalExecutor(Executor):
     ) -> None:
         if not slots or len({slot.index for slot in slots}) < len(slots):
             raise ConfigError("slots", [slot.index for slot in slots], "one or more, each with an index of its own")
-        if retries < 0:
-            raise ConfigError("retries", retries, "a whole number of at least 0")
-        if timeout is not None and not timeout > 0:
-            raise ConfigError("timeout", timeout, "null or a number of seconds above 0")
-        if not grace >= 0:
-            raise ConfigError("grace", grace, "a number of seconds of at least 0")
+        integer("retries", retries, at_least=0)
+        if timeout is not None:
+            number("timeout", timeout, above=0, unit="seconds", other="null for never")
+        boolean("fail_fast", fail_fast)
+        number("grace", grace, at_least=0, unit="seconds")
         for slot in slots:
             environment([slot], os.environ)
         self.slots = tuple(slots)

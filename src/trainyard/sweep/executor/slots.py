@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.sweep.jobs import Slot
 
@@ -36,14 +37,13 @@ def find_slots(
     """
     cores = sorted(os.sched_getaffinity(0))
     gpus = visible_devices(nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if jobs_per_gpu != "auto" and not _is_positive(jobs_per_gpu):
-        raise ConfigError("jobs_per_gpu", jobs_per_gpu, "auto or a whole number of at least 1")
-    if threads_per_job != "auto" and not (_is_positive(threads_per_job) and threads_per_job <= len(cores)):
-        raise ConfigError(
-            "threads_per_job", threads_per_job, f"auto or a whole number from 1 to {len(cores)}, the cores at hand"
-        )
-    if max_jobs is not None and not _is_positive(max_jobs):
-        raise ConfigError("max_jobs", max_jobs, "null or a whole number of at least 1")
+    if jobs_per_gpu != "auto":
+        integer("jobs_per_gpu", jobs_per_gpu, at_least=1, other="auto")
+    if threads_per_job != "auto":
+        other = f"auto; there are {len(cores)} cores at hand"
+        integer("threads_per_job", threads_per_job, at_least=1, at_most=len(cores), other=other)
+    if max_jobs is not None:
+        integer("max_jobs", max_jobs, at_least=1, other="null")
 
     if gpus:
         # Device by device, then again: the first slots are on different devices.
@@ -129,7 +129,3 @@ def _device(slot: Slot, base: Mapping[str, str]) -> str:
     if int(number) >= len(names):
         raise ConfigError("slots", slot.device, f"devices that CUDA_VISIBLE_DEVICES ({','.join(names)}) lists")
     return names[int(number)]
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
