@@ -48,7 +48,7 @@ class EpochBatchSampler(Sampler[list[int]]):
     def __init__(
         self, n: int, batch_size: int, *, shuffle: bool = True, drop_last: bool = False, seed: int = 0
     ) -> None:
-        self.n = n
+        self.n = integer("n", n, at_least=0)
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)

@@ -57,7 +57,7 @@ class TensorLoader:
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
         self.seed = integer("seed", seed, at_least=0)
-        self.rows = lengths.pop() if rows is None else rows
+        self.rows = integer("rows", lengths.pop() if rows is None else rows, at_least=0)
         self._batches = num_batches(self.rows, self.batch_size, drop_last)
 
     @property

@@ -54,7 +54,8 @@ class FSDP(Distributed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.wrap is not None and (isinstance(self.wrap, str) or not isinstance(self.wrap, Sequence)):
+        names = isinstance(self.wrap, list | tuple) and all(isinstance(name, str) for name in self.wrap)
+        if self.wrap is not None and not names:
             self.wrap = integer("wrap", self.wrap, at_least=1, other="a list of module classes, or null")
         for name in ("reshard_after_forward", "cpu_offload"):
             boolean(name, getattr(self, name))
