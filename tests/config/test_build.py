@@ -138,7 +138,7 @@ def test_arguments_are_those_of_the_signature(path, data):
         ({"_target_": "torch.optim.Adam", "_partial_": True, "lrr": 1}, "Did you mean 'lr'?"),
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "optim.out_features: None given; accepted: a value"),
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "torch.nn.Linear needs it"),
-        ({"_target_": "trainyard.models.checks.whole"}, "optim.key: None given"),
+        ({"_target_": "trainyard.checks.integer"}, "optim.key: None given"),
         ({"_target_": "builtins.object", "x": 1}, "accepted: an argument of builtins.object: it takes none"),
     ],
 )
