@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_shares
 from torch.distributed.checkpoint.state_dict_saver import save as write_shares
 from torch.distributed.tensor import DTensor
 
+from trainyard.files import put
+
 REST = "rest.pt"
 """What is not sharded: the nest with a reference in each sharded tensor's place, and the files' checksums."""
 
@@ -76,18 +78,6 @@ def load(folder: Path) -> dict[str, Any]:
         read_shares(tensors, checkpoint_id=folder, no_dist=True)
     state: dict[str, Any] = _with_sharded(written["rest"], tensors)
     return state
-
-
-def put(temporary: Path, folder: Path) -> None:
-    """Rename a folder, in the place of what has the name."""
-    if folder.exists():
-        older = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(older, ignore_errors=True)
-        folder.rename(older)
-        temporary.rename(folder)
-        shutil.rmtree(older)
-    else:
-        temporary.rename(folder)
 
 
 def _without_sharded(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:

@@ -14,6 +14,7 @@ from trainyard.checks import boolean, choice, integer, number
 from trainyard.distributed import Strategy
 from trainyard.distributed.shares import is_sharded
 from trainyard.errors import ConfigError
+from trainyard.files import remove
 from trainyard.hooks.best import BestOf
 from trainyard.hooks.host_copy import HostBuffers, HostCopy
 from trainyard.hooks.publish import publish
@@ -234,7 +235,7 @@ class Checkpoint(Hook):
             keep = history if self.max_keep is None else history[-self.max_keep :]
             checkpoint.write_last(directory, keep)
             for entry in set(history) - set(keep):
-                checkpoint.remove(directory / entry)
+                remove(directory / entry)
 
     def _is_best(self, name: str) -> bool:
         return name == BEST or name in self._others.files.values()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from trainyard.errors import ConfigError
+from trainyard.files import put, remove
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    put(temporary, path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -88,14 +89,6 @@ def _read_sharded(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
 
 
-def remove(path: Path) -> None:
-    """Remove a checkpoint, a file or a folder, where it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def link(source: Path, target: Path) -> None:
     """Give a checkpoint a second name, replacing what has that name; it is not written twice."""
     # Not the name under which a checkpoint is written: where a run was killed here, that would write into the source.
@@ -103,10 +96,9 @@ def link(source: Path, target: Path) -> None:
     remove(temporary)
     if source.is_dir():
         shutil.copytree(source, temporary, copy_function=_link_file)
-        remove(target)
     else:
         _link_file(source, temporary)
-    temporary.replace(target)
+    put(temporary, target)
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:

@@ -1,0 +1,43 @@
+"""A file or a folder takes the place of whatever has the name."""
+
+from pathlib import Path
+
+import pytest
+
+from trainyard.files import put, remove
+
+
+def make(path: Path, kind: str, content: str) -> None:
+    if kind == "folder":
+        path.mkdir()
+        (path / "inside").write_text(content)
+    elif kind == "file":
+        path.write_text(content)
+
+
+def content_of(path: Path) -> str:
+    return (path / "inside" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("there", ["nothing", "file", "folder"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_it_takes_the_place(tmp_path: Path, kind: str, there: str, killed: bool) -> None:
+    make(tmp_path / "new.tmp", kind, "new")
+    make(tmp_path / "best.pt", there, "old")
+    if killed:  # a process died between the two renames of an earlier call
+        make(tmp_path / ".best.pt.old", "folder", "older")
+    put(tmp_path / "new.tmp", tmp_path / "best.pt")
+    assert content_of(tmp_path / "best.pt") == "new"
+    assert not (tmp_path / "new.tmp").exists()
+    if there == "folder":
+        assert not (tmp_path / ".best.pt.old").exists()
+
+
+def test_what_is_not_there_is_removed_without_an_error(tmp_path: Path) -> None:
+    remove(tmp_path / "absent")
+    make(tmp_path / "folder", "folder", "x")
+    remove(tmp_path / "folder")
+    make(tmp_path / "file", "file", "x")
+    remove(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
