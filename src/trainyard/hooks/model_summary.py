@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard.batch import samples
 from trainyard.checks import boolean, integer
 from trainyard.hooks.batches import of_first_member
 from trainyard.rng import derive
-from trainyard.runner import Runner, random
+from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
@@ -72,7 +73,7 @@ class ModelSummary(Hook):
             Row(name, type(module).__name__, sum(weight.numel() for weight in module.parameters()))
             for name, module in model.named_modules()
         ]
-        with random.seeded(derive(runner.seed, "summary")):
+        with rng_state.seeded(derive(runner.seed, "summary")):
             count = self._pass(runner, model, rows)
         shown = [row for row in rows if self.depth is None or _level(row.name) <= self.depth]
         table: list[tuple[str, ...]] = [HEADER if self.flops else HEADER[:-1]]

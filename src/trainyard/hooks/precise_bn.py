@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainyard import rng_state
 from trainyard.batch import samples
 from trainyard.checks import integer
 from trainyard.hooks.batches import of_first_member
 from trainyard.models import call
 from trainyard.rng import derive
-from trainyard.runner import Runner, random
+from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
 
@@ -49,7 +50,7 @@ class PreciseBN(Hook):
         alone.train()
         layers = {name: layer for name, layer in alone.named_modules() if _updates(layer)}
         if layers:
-            with random.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # dropout draws for training as ever
+            with rng_state.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # dropout draws for training as ever
                 self._measure(runner, model, alone, layers)
         model.train(mode)
 

@@ -10,7 +10,7 @@ import torch
 
 from trainyard.checks import boolean, choice, integer
 from trainyard.errors import ConfigError
-from trainyard.runner.host_memory import keep_freed_memory
+from trainyard.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

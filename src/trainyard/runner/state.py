@@ -11,11 +11,12 @@ import torch
 from torch.optim import Optimizer
 
 import trainyard
+from trainyard import rng_state
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
 from trainyard.optim import plain
-from trainyard.runner import checkpoint, random, weights
+from trainyard.runner import checkpoint, weights
 from trainyard.runner.member import Member
 from trainyard.track import journal
 
@@ -144,7 +145,7 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
     if "eval_model" in state and member.eval_model is not member.model:
         load_state(member.eval_model, state["eval_model"])
     if "random" in state:
-        random.restore(state["random"])
+        rng_state.restore(state["random"])
     place = (start.path, member.epoch, member.iter)
     log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": member})
 

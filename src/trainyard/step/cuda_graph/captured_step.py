@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainyard.models.base import total_loss
+from trainyard.rng_state import cpu_states
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
 from trainyard.step.cuda_graph.guards import Surroundings
 from trainyard.step.cuda_graph.optimizer_numbers import Numbers, numbers_of, uncaptured_update
@@ -350,9 +349,9 @@ class _Outputs:
 
 
 def _drawn() -> tuple[Any, ...]:
-    """How far Python's and numpy's generators are."""
-    state: Any = np.random.get_state(legacy=True)
-    return random.getstate(), state[1].tobytes(), *state[2:]
+    """How far Python's and NumPy's generators are."""
+    python, numpy, _ = cpu_states()
+    return python, numpy[1].tobytes(), *numpy[2:]
 
 
 def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:
