@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from trainyard import rng_state
 from trainyard.checks import integer, number
-from trainyard.optim import plain
+from trainyard.optim import without_dynamo
 from trainyard.rng import derive
 from trainyard.runner import Runner, copy_tensors, read
 from trainyard.runner.hook import Hook
@@ -120,7 +120,7 @@ class LRFinder(Hook):
         for member, state in zip(runner.members, states, strict=True):
             member.model.load_state_dict(state["model"])
             optimizer = {key: value for key, value in state["optimizer"].items() if key != "type"}
-            plain.method(member.optimizer, "load_state_dict")(optimizer)
+            without_dynamo.method(member.optimizer, "load_state_dict")(optimizer)
             member.load_step_state(state["step"])
         for member, curve in zip(runner.members, self.curves, strict=True):
             found = curve.suggestion

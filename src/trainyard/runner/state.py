@@ -15,7 +15,7 @@ from trainyard import rng_state
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
-from trainyard.optim import plain
+from trainyard.optim import without_dynamo
 from trainyard.runner import checkpoint, weights
 from trainyard.runner.member import Member
 from trainyard.track import journal
@@ -89,7 +89,7 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
         "iter": member.iter,
         "batches": len(runner.loader("train")),
         "model": member.model.state_dict(),
-        "optimizer": plain.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
+        "optimizer": without_dynamo.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
         "schedule": {"type": _name(member.schedule)} | (member.schedule.state_dict() if member.schedule else {}),
         "step": member.step_state(),
         "loop": runner.train_loop.state_dict(),
@@ -162,7 +162,7 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     rates = _rates(optimizer)
     saved = optimizer_state(_untyped(state["optimizer"]), optimizer)
-    plain.method(optimizer, "load_state_dict")(saved)
+    without_dynamo.method(optimizer, "load_state_dict")(saved)
     if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
         kept = ", ".join(f"{rate:g}" for rate in _rates(optimizer))
         log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)

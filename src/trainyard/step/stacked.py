@@ -152,7 +152,7 @@ class StackedScaledAutocast(Autocast):
         self._overflowed = ~finite
         _scale(grads, scale.double().reciprocal().float())
 
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+    def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
         """Steps the members whose gradients are finite, and adjusts every member's scale."""
         self.unscale(optimizer)
         stacked: Any = optimizer

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Bucket, Run, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.bucket import KernelSlice, ParameterBucket, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 ALONE = 2**15
 """Numbers in a member from which on the kernel is called for each member by itself. For 256 MLPs of 51k parameters and
@@ -33,19 +33,19 @@ class KernelOptimizer(StackedOptimizer):
     scaling: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     """The numbers that may differ within a run."""
 
-    def _rates(self, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _rates(self, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         """The column `rate`: by how much the kernel's update counts; {} where `_fixed` has it."""
         return {}
 
-    def _kernel(self, group: Group, params: list[Tensor], run: Run, grads: Tensors) -> None:
+    def _kernel(self, group: Group, params: list[Tensor], run: KernelSlice, grads: Tensors) -> None:
         """Step `params` at a learning rate of 1, without weight decay; `maximize` is in `grads` already."""
         raise NotImplementedError
 
-    def _whole_kernel(self, group: Group, numbers: Numbers, run: Run, grads: Tensors) -> None:
+    def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         """Step the parameters of a run whose members are equal in all numbers, as their own optimisers would."""
         raise NotImplementedError
 
-    def _advance(self, group: Group, numbers: Numbers, bucket: Bucket) -> None:
+    def _advance(self, group: Group, numbers: StackedHyperparameters, bucket: ParameterBucket) -> None:
         runs = self._runs(numbers, bucket)
         if not runs:
             super()._advance(group, numbers, bucket)
@@ -60,7 +60,7 @@ class KernelOptimizer(StackedOptimizer):
                 self._kernel(group, updates, run, self._decayed(group, numbers, run, grads))
                 torch._foreach_addcmul_(run.params, updates, run.column("rate"))
 
-    def _runs(self, numbers: Numbers, bucket: Bucket) -> list[Run]:
+    def _runs(self, numbers: StackedHyperparameters, bucket: ParameterBucket) -> list[KernelSlice]:
         """The runs of a bucket; none where the kernel is not for it."""
         if not bucket.on_cpu:
             return []
@@ -75,6 +75,6 @@ class KernelOptimizer(StackedOptimizer):
                 if len(edges) > max(1, bucket.members // 8) or bool((steps != steps[0]).any()):
                     edges = []
             pieces = [piece for start, stop in edges for piece in bucket.cut(start, stop)]
-            runs = [Run(bucket, numbers, self.shared, start, stop) for start, stop in pieces]
+            runs = [KernelSlice(bucket, numbers, self.shared, start, stop) for start, stop in pieces]
             bucket.runs = (key, runs)
         return bucket.runs[1]

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedLion(StackedOptimizer):
@@ -31,12 +31,12 @@ class StackedLion(StackedOptimizer):
     def _decoupled(self, group: Group) -> bool:
         return True
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         weights = {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
         return super()._fixed(group, numbers) | weights | {"rate": -values["lr"]}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages = block.state("exp_avg")
         updates = torch._foreach_lerp(averages, grads, block.column("weight1"))
         torch._foreach_sign_(updates)

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedRMSprop(StackedOptimizer):
@@ -29,12 +29,12 @@ class StackedRMSprop(StackedOptimizer):
         names = super().has(group, state, member)
         return [name for name in names if name != "momentum_buffer" or group["momentum"][member] > 0]
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         columns = {"weight": 1 - values["alpha"], "eps": values["eps"], "momentum": values["momentum"]}
         return super()._fixed(group, numbers) | columns | {"rate": -values["lr"], "over": -1 / values["lr"]}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         squares, weight = block.state("square_avg"), block.column("weight")
         torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), weight)
         if group["centered"]:

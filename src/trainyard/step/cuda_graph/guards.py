@@ -1,4 +1,4 @@
-"""What a captured step takes for granted: whatever its code reads besides the contents of tensors."""
+"""Guards of a captured step: what its code reads besides the contents of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 PLAIN = (bool, int, float, str)
 
 
-class Surroundings:
+class ModuleGuards:
     """The plain values of a model's modules (`training` among them), and where its tensors lie.
 
     A graph holds them as they were when it was captured. So they are compared before every step: a captured step leaves

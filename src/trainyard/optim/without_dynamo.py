@@ -1,4 +1,4 @@
-"""torch's optimisers without the import of `torch._dynamo`, which takes a second.
+"""torch's optimizers without the import of `torch._dynamo`, which takes a second.
 
 The methods of `torch.optim.Optimizer` are wrapped, for `torch.compile` and for profilers, in functions that import
 dynamo when they are first called. `functools.wraps` leaves what they wrap in reach of `inspect.unwrap`; a training that
@@ -44,7 +44,7 @@ def method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
     return partial(inspect.unwrap(getattr(kind, name)), optimizer)
 
 
-class PlainStep:
+class UnwrappedStep:
     """`optimizer.step()` without its wrappers; call it where gradients are off.
 
     The wrappers call the hooks that are registered on the optimiser itself: once there is one, they are back.
