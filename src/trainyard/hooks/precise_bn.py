@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainyard import rng_state
 from trainyard.batch import samples
@@ -19,6 +18,9 @@ from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class PreciseBN(Hook):
@@ -80,7 +82,7 @@ class _Statistics:
     A batch's own are read from the running ones: where these were 0, they are `momentum` times the batch's.
     """
 
-    def __init__(self, layer: _BatchNorm, name: str, buffers: Mapping[str, Tensor]) -> None:
+    def __init__(self, layer: BatchNorm, name: str, buffers: Mapping[str, Tensor]) -> None:
         self.name = name
         self.momentum = 1.0 if layer.momentum is None else layer.momentum
         keys = ("running_mean", "running_var", "num_batches_tracked")
@@ -119,7 +121,7 @@ class _Statistics:
 
 def _updates(layer: nn.Module) -> bool:
     """Whether a training step updates the layer's running statistics."""
-    return isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.training
+    return isinstance(layer, BATCH_NORMS) and layer.track_running_stats and layer.training
 
 
 def _forward(model: nn.Module) -> Any:

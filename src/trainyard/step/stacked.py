@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard._torch_internals import foreach
 from trainyard.errors import Unfusable
 from trainyard.step.clip import ClipGradNorm, ClipGradValue, NoClip, make_clip
 from trainyard.step.precision import Autocast
@@ -202,4 +203,4 @@ def _flat(grad: Tensor) -> Tensor:
 def _scale(grads: list[Tensor], factors: Tensor) -> None:
     """Multiplies each member's part of every gradient by its factor, in place."""
     if grads:
-        torch._foreach_mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])
+        foreach.mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])

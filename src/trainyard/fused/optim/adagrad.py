@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import KernelSlice, MemberSlice, Tensors
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.optim.optimizer import Columns, Group
@@ -19,6 +20,7 @@ class StackedAdagrad(KernelOptimizer):
 
     keys: ClassVar = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value")
     shaping: ClassVar = ("maximize",)
+    kernels: ClassVar = ("adagrad",)
     shared: ClassVar = ("eps",)
     scaling: ClassVar = ("lr", "weight_decay", "lr_decay")
 
@@ -42,11 +44,11 @@ class StackedAdagrad(KernelOptimizer):
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         sums = block.state("sum")
-        torch._foreach_addcmul_(sums, grads, grads)
-        denominators = torch._foreach_sqrt(sums)
-        torch._foreach_add_(denominators, block.column("eps"))
-        torch._foreach_mul_(denominators, block.column("over"))
-        torch._foreach_addcdiv_(block.params, grads, denominators)
+        foreach.addcmul_(sums, grads, grads)
+        denominators = foreach.sqrt(sums)
+        foreach.add_(denominators, block.column("eps"))
+        foreach.mul_(denominators, block.column("over"))
+        foreach.addcdiv_(block.params, grads, denominators)
 
     def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         lr, weight_decay, lr_decay = (numbers.of(name, run.rows.start) for name in self.scaling)
@@ -66,7 +68,7 @@ class StackedAdagrad(KernelOptimizer):
         *,
         maximize: bool,
     ) -> None:
-        torch._fused_adagrad_(
+        self._kernels["adagrad"](
             params,
             grads,
             run.state("sum"),

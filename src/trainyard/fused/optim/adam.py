@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import KernelSlice, MemberSlice, Tensors
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.optim.optimizer import Columns, Group
@@ -22,6 +23,7 @@ class StackedAdam(KernelOptimizer):
 
     keys: ClassVar = ("lr", "betas", "eps", "weight_decay")
     shaping: ClassVar = ("amsgrad", "maximize", "decoupled_weight_decay")
+    kernels: ClassVar = ("adam", "adamw")
     shared: ClassVar = ("beta1", "beta2", "eps")
 
     def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
@@ -40,15 +42,15 @@ class StackedAdam(KernelOptimizer):
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         exp_avgs, squares = block.state("exp_avg"), block.state("exp_avg_sq")
-        torch._foreach_lerp_(exp_avgs, grads, block.column("weight1"))
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
+        foreach.lerp_(exp_avgs, grads, block.column("weight1"))
+        foreach.lerp_(squares, foreach.mul(grads, grads), block.column("weight2"))
         if group["amsgrad"]:
-            torch._foreach_maximum_(block.state("max_exp_avg_sq"), squares)
+            foreach.maximum_(block.state("max_exp_avg_sq"), squares)
             squares = block.state("max_exp_avg_sq")
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, block.column("eps"))
-        torch._foreach_mul_(denominators, block.column("over"))
-        torch._foreach_addcdiv_(block.params, exp_avgs, denominators)
+        denominators = foreach.sqrt(squares)
+        foreach.add_(denominators, block.column("eps"))
+        foreach.mul_(denominators, block.column("over"))
+        foreach.addcdiv_(block.params, exp_avgs, denominators)
 
     def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         lr, decay = (numbers.of(name, run.rows.start) for name in self.scaling)
@@ -68,8 +70,7 @@ class StackedAdam(KernelOptimizer):
         *,
         maximize: bool,
     ) -> None:
-        kernel = torch._fused_adamw_ if self._decoupled(group) else torch._fused_adam_
-        kernel(
+        self._kernels["adamw" if self._decoupled(group) else "adam"](
             params,
             grads,
             run.state("exp_avg"),

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
@@ -33,9 +34,9 @@ class StackedAdamax(StackedOptimizer):
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, norms = block.state("exp_avg"), block.state("exp_inf")
-        torch._foreach_lerp_(averages, grads, block.column("weight1"))
-        torch._foreach_mul_(norms, block.column("beta2"))
-        sizes = torch._foreach_abs(grads)
-        torch._foreach_add_(sizes, block.column("eps"))
-        torch._foreach_maximum_(norms, sizes)
-        torch._foreach_addcdiv_(block.params, averages, torch._foreach_mul(norms, block.column("over")))
+        foreach.lerp_(averages, grads, block.column("weight1"))
+        foreach.mul_(norms, block.column("beta2"))
+        sizes = foreach.abs(grads)
+        foreach.add_(sizes, block.column("eps"))
+        foreach.maximum_(norms, sizes)
+        foreach.addcdiv_(block.params, averages, foreach.mul(norms, block.column("over")))

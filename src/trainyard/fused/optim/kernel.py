@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from trainyard._torch_internals import Kernel, foreach, fused_kernel
 from trainyard.fused.optim.bucket import KernelSlice, ParameterBucket, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
@@ -24,14 +24,22 @@ class KernelOptimizer(StackedOptimizer):
     9k parameters and Adam that takes 0.3 ms; a call for each member takes 0.75 ms, broadcast arithmetic 0.6 ms. Large
     members (`ALONE`) are called for one by one, each with what its own optimiser would call.
 
-    Everywhere else (on CUDA, or where small members have stepped unequally often or have too little in common) the
-    arithmetic is `_update`'s.
+    Everywhere else (on CUDA, without the kernel, or where small members have stepped unequally often or have too little
+    in common) the arithmetic is `_update`'s.
     """
 
+    kernels: ClassVar[tuple[Kernel, ...]]
+    """The kernels that it calls."""
     shared: ClassVar[tuple[str, ...]]
     """The numbers that the members of a run have in common."""
     scaling: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     """The numbers that may differ within a run."""
+
+    def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
+        found = {name: fused_kernel(name) for name in self.kernels}
+        self._kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
+        self._has_kernels = len(self._kernels) == len(self.kernels)
+        super().__init__(groups, members, defaults)
 
     def _rates(self, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         """The column `rate`: by how much the kernel's update counts; {} where `_fixed` has it."""
@@ -58,11 +66,11 @@ class KernelOptimizer(StackedOptimizer):
             else:
                 updates = run.zeros()
                 self._kernel(group, updates, run, self._decayed(group, numbers, run, grads))
-                torch._foreach_addcmul_(run.params, updates, run.column("rate"))
+                foreach.addcmul_(run.params, updates, run.column("rate"))
 
     def _runs(self, numbers: StackedHyperparameters, bucket: ParameterBucket) -> list[KernelSlice]:
         """The runs of a bucket; none where the kernel is not for it."""
-        if not bucket.on_cpu:
+        if not (bucket.on_cpu and self._has_kernels):
             return []
         key = [numbers.host[name] for name in self.shared]
         if bucket.runs is None or any(a is not b for a, b in zip(key, bucket.runs[0], strict=True)):

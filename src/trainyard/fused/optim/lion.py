@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
@@ -38,7 +39,7 @@ class StackedLion(StackedOptimizer):
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages = block.state("exp_avg")
-        updates = torch._foreach_lerp(averages, grads, block.column("weight1"))
-        torch._foreach_sign_(updates)
-        torch._foreach_addcmul_(block.params, updates, block.column("rate"))
-        torch._foreach_lerp_(averages, grads, block.column("weight2"))
+        updates = foreach.lerp(averages, grads, block.column("weight1"))
+        foreach.sign_(updates)
+        foreach.addcmul_(block.params, updates, block.column("rate"))
+        foreach.lerp_(averages, grads, block.column("weight2"))

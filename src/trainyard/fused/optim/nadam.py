@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.member_state import scalar_dtype
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
@@ -45,10 +46,10 @@ class StackedNAdam(StackedOptimizer):
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, squares = block.state("exp_avg"), block.state("exp_avg_sq")
-        torch._foreach_lerp_(averages, grads, block.column("weight1"))
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, block.column("eps"))
-        updates = torch._foreach_mul(grads, block.column("by_grad"))
-        torch._foreach_addcmul_(updates, averages, block.column("by_average"))
-        torch._foreach_addcdiv_(block.params, updates, denominators)
+        foreach.lerp_(averages, grads, block.column("weight1"))
+        foreach.lerp_(squares, foreach.mul(grads, grads), block.column("weight2"))
+        denominators = foreach.sqrt(squares)
+        foreach.add_(denominators, block.column("eps"))
+        updates = foreach.mul(grads, block.column("by_grad"))
+        foreach.addcmul_(updates, averages, block.column("by_average"))
+        foreach.addcdiv_(block.params, updates, denominators)

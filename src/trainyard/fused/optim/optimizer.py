@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard._torch_internals import foreach
 from trainyard.errors import Unfusable
 from trainyard.fused.optim import member_state
 from trainyard.fused.optim.bucket import MemberSlice, ParameterBucket, Tensors, restore
@@ -48,6 +49,7 @@ class StackedOptimizer(Optimizer):
     """The flags that change what is computed."""
 
     def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
+        foreach.resolve()
         super().__init__(groups, defaults)
         self.members = members
         self.version = 0
@@ -189,13 +191,14 @@ class StackedOptimizer(Optimizer):
     def _decayed(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> Tensors:
         """The gradients to go down along, after the weight decay. `p.grad` itself is not written to."""
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = foreach.neg(grads)
         if not numbers.some("weight_decay"):
             return grads
         if self._decoupled(group):
-            torch._foreach_mul_(block.params, block.column("decay"))
+            foreach.mul_(block.params, block.column("decay"))
             return grads
-        return torch._foreach_addcmul(grads, block.params, block.column("weight_decay"))
+        decayed: list[Tensor] = foreach.addcmul(grads, block.params, block.column("weight_decay"))
+        return decayed
 
     def _plan(self, index: int) -> list[ParameterBucket]:
         """The buckets of a group, made anew when other parameters have gradients than at the step before."""

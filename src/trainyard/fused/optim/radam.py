@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
@@ -43,11 +44,11 @@ class StackedRAdam(StackedOptimizer):
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, squares = block.state("exp_avg"), block.state("exp_avg_sq")
-        torch._foreach_lerp_(averages, grads, block.column("weight1"))
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
-        factors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(factors, block.column("eps"))
-        torch._foreach_reciprocal_(factors)
-        torch._foreach_mul_(factors, block.column("rectified"))
-        torch._foreach_add_(factors, block.column("plain"))
-        torch._foreach_addcmul_(block.params, averages, factors)
+        foreach.lerp_(averages, grads, block.column("weight1"))
+        foreach.lerp_(squares, foreach.mul(grads, grads), block.column("weight2"))
+        factors = foreach.sqrt(squares)
+        foreach.add_(factors, block.column("eps"))
+        foreach.reciprocal_(factors)
+        foreach.mul_(factors, block.column("rectified"))
+        foreach.add_(factors, block.column("plain"))
+        foreach.addcmul_(block.params, averages, factors)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
 from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
@@ -61,12 +62,12 @@ class StackedSGD(StackedOptimizer):
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         if numbers.some("momentum"):
             buffers = block.state("momentum_buffer")
-            torch._foreach_mul_(buffers, block.column("kept"))
+            foreach.mul_(buffers, block.column("kept"))
             if self._weighs(numbers):
-                torch._foreach_addcmul_(buffers, grads, block.column("added"))
+                foreach.addcmul_(buffers, grads, block.column("added"))
             else:
-                torch._foreach_add_(buffers, grads)
-            torch._foreach_addcmul_(block.params, buffers, block.column("by_buffer"))
+                foreach.add_(buffers, grads)
+            foreach.addcmul_(block.params, buffers, block.column("by_buffer"))
             if numbers.every("momentum") and not group["nesterov"]:
                 return
-        torch._foreach_addcmul_(block.params, grads, block.column("by_grad"))
+        foreach.addcmul_(block.params, grads, block.column("by_grad"))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainyard._torch_internals import foreach
 from trainyard.models.base import total_loss
 from trainyard.rng_state import cpu_states
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
@@ -74,6 +75,7 @@ class CapturedStep(AccumulatedStep):
         super().__init__(
             step.train_step, step.optimizer, step.precision, step.clip, accumulate=getattr(step, "accumulate", 1)
         )
+        foreach.resolve()
         self.refusal: str | None = None
         self._graph = graph
         self._guards = ModuleGuards(modules)
@@ -275,7 +277,7 @@ class CapturedStep(AccumulatedStep):
 
         def work() -> _Outputs:
             if place.first and not place.last:
-                torch._foreach_zero_([grad for grad in self._gradients or () if grad is not None])
+                foreach.zero_([grad for grad in self._gradients or () if grad is not None])
             return _Outputs(self._work(batch, place))
 
         try:
@@ -286,7 +288,7 @@ class CapturedStep(AccumulatedStep):
         return _Captured(inputs, replay, outputs, gradients)
 
     def _replay(self, captured: _Captured, tensors: list[Tensor], place: GroupPosition) -> dict[str, Tensor]:
-        torch._foreach_copy_(captured.inputs, tensors)
+        foreach.copy_(captured.inputs, tensors)
         if not place.alone:
             self._gather_gradients(place)
         captured.replay()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from trainyard._torch_internals import may_have_step_hooks
 from trainyard.optim import Lion
 from trainyard.step.cuda_graph.rate_table import Foresight, RateTable
 
@@ -171,8 +172,8 @@ def uncaptured_update(optimizer: Optimizer) -> str | None:
     kind = type(optimizer)
     if kind not in (*CAPTURABLE, *CAPTURABLE_FUSED):
         return f"{kind.__name__} is not known to read its numbers from the device"
-    if getattr(optimizer, "_optimizer_step_pre_hooks", None) or getattr(optimizer, "_optimizer_step_post_hooks", None):
-        return "hooks are registered on the optimiser"
+    if may_have_step_hooks(optimizer):
+        return "hooks are registered on the optimiser, or may be, as fast paths are off"
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             return "optim.differentiable is on"
