@@ -48,21 +48,16 @@ def test_the_list_says_who_uses_it(name):
 
 def private_names(path):
     """What a file takes from torch under a private name."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
-            yield from (part for part in [*node.module.split("."), *(n.name for n in node.names)] if part[0] == "_")
-        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            if ast.unparse(node.value).split(".")[0] == "torch" or node.attr in (
-                "_parameters",
-                "_buffers",
-                "_orig_mod",
-            ):
-                yield ast.unparse(node)
-        elif (
-            isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("_optimizer_step")
-        ):
-            yield node.value
+    dicts = ("_parameters", "_buffers", "_orig_mod")
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == "torch":
+                yield from (part for part in [*module.split("."), *(each.name for each in names)] if part[0] == "_")
+            case ast.Attribute(value=value, attr=attr) if attr.startswith("_") and not attr.startswith("__"):
+                if ast.unparse(value).split(".")[0] == "torch" or attr in dicts:
+                    yield ast.unparse(node)
+            case ast.Constant(value=str(text)) if text.startswith("_optimizer_step") or text in dicts:
+                yield text
 
 
 def test_no_other_file_takes_private_parts_of_torch():
@@ -278,7 +273,7 @@ def test_a_run_after_one_without_them_has_them():
 
 @pytest.mark.parametrize("given", [None, 1, "false"])
 def test_a_switch_that_is_none(given):
-    with pytest.raises(ConfigError, match="fast_paths: .* true or false"):
+    with pytest.raises(ConfigError, match=r"fast_paths: .* true or false"):
         Env(fast_paths=given)
 
 

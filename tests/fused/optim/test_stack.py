@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainyard._fast_paths import use_fast_paths
 from trainyard.errors import Unfusable
 from trainyard.fused.optim import StackedOptimizer, bucket, kernel, stack_optimizers
 from trainyard.optim import Lion, build
@@ -275,7 +274,6 @@ STEPS = """
 import sys
 import torch
 from torch import nn
-from trainyard._fast_paths import use_fast_paths
 from trainyard.fused.optim import stack_optimizers
 from trainyard.optim import Lion, build, plain
 
@@ -294,27 +292,6 @@ for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.R
     optimizer.keep(torch.tensor([0, 1]))
 assert "torch._dynamo" not in sys.modules
 """
-
-
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
-@pytest.mark.parametrize("equal", [True, False])
-def test_without_fast_paths_no_kernel_is_called(kind, equal, monkeypatch):
-    use_fast_paths(False)
-    try:
-        numbers = [{"lr": 0.01 if equal else 0.01 * k, "weight_decay": 0.1, "fused": True} for k in range(1, 5)]
-        pair = Pair(kind, numbers, dtype=torch.float32)
-        for optimizer in ("adam", "adamw", "adagrad"):
-            monkeypatch.delattr(torch, f"_fused_{optimizer}_")  # of the solo optimisers, torch has its own reference
-        pair.optimizer.param_groups[0]["lr"] = pair.optimizer.param_groups[0]["lr"].clone()
-        pair.gradients()
-        pair.optimizer.step()
-        monkeypatch.undo()
-        for solo in pair.solos:
-            solo.step()
-        pair.steps(5)
-        assert pair.distance() < 1e-5
-    finally:
-        use_fast_paths(True)
 
 
 def test_dynamo_is_not_imported():
