@@ -94,13 +94,13 @@ def floor() -> Iterator[Turn]:
     from work import RATE, Work
 
     from trainyard.data import TensorLoader
-    from trainyard.optim.plain import PlainStep
+    from trainyard.optim.without_dynamo import UnwrappedStep
 
     work = Work(busy=True)
     batches = list(TensorLoader(work.tensors, work.batch, shuffle=True).batches())
     parameters = list(work.net().parameters())
     w1, b1, w2, b2, w3, b3 = parameters
-    update = PlainStep(torch.optim.Adam(parameters, lr=RATE, fused=True))
+    update = UnwrappedStep(torch.optim.Adam(parameters, lr=RATE, fused=True))
 
     def turn() -> float:
         begin = work.now()
@@ -167,7 +167,7 @@ def pieces(runner: Any, upto: int, epochs: int) -> float:
                 loss.backward(torch.ones_like(loss))
             if upto >= 3:
                 with torch.no_grad():
-                    step.plain_step()
+                    step.unwrapped_step()
             if upto >= 2:
                 for parameter in step.parameters:
                     parameter.grad = None

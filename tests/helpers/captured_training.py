@@ -123,7 +123,7 @@ def same(found, expected, close=None, path=""):
         assert found == expected, path
 
 
-def rehearsed(monkeypatch, graph, model, optim, data, **settings):
+def warmed_up(monkeypatch, graph, model, optim, data, **settings):
     """As `drive`, by the steps before a capture, which never comes."""
     with monkeypatch.context() as patch:
         patch.setattr(captured_step, "WARM_UP", 10**9)

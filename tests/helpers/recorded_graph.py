@@ -83,7 +83,7 @@ class RecordedGraph:
         self.captures = 0
         self.replays = 0
 
-    def rehearse(self, function: Callable[[], Any]) -> tuple[Any, str | None]:
+    def warm_up(self, function: Callable[[], Any]) -> tuple[Any, str | None]:
         with Listening() as listening:
             result = function()
         return result, listening.reason

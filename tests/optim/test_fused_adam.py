@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainyard.optim.fused_adam import FusedAdam
-from trainyard.optim.plain import PlainStep, method
+from trainyard.optim.without_dynamo import UnwrappedStep, method
 
 EVENTS = ("step", "step", "no_gradient", "load", "rate", "weight_decay", "clear", "replace", "group", "moved", "saved")
 
@@ -83,7 +83,7 @@ def state_of(side):
 )
 def test_the_same_bits_as_the_optimisers_own_step(kind, dtype, arguments, events):
     own = Side(kind, dtype, lambda optimizer: method(optimizer, "step"), **arguments)
-    kept = Side(kind, dtype, PlainStep, **arguments)
+    kept = Side(kind, dtype, UnwrappedStep, **arguments)
     for number, event in enumerate(["step", *events, "step"], 1):
         for side in (own, kept):
             side.happen(event, number)
@@ -123,7 +123,7 @@ def test_a_parameter_that_learns_later(count):
 
 def test_counts_are_saved_one_by_one(tmp_path):
     optimizer = torch.optim.AdamW(params(3), fused=True)
-    step = PlainStep(optimizer)
+    step = UnwrappedStep(optimizer)
     for _ in range(3):
         for param in optimizer.param_groups[0]["params"]:
             param.grad = torch.ones_like(param)

@@ -2,14 +2,14 @@
 
 import torch
 
-from trainyard.optim.plain import PlainStep
+from trainyard.optim.without_dynamo import UnwrappedStep
 
 
 def test_a_hook_from_before():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     calls = []
     optimizer.register_step_post_hook(lambda *_: calls.append("before"))
-    step = PlainStep(optimizer)
+    step = UnwrappedStep(optimizer)
     step()
     optimizer.register_step_post_hook(lambda *_: calls.append("after"))
     step()

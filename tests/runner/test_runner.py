@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from trainyard import rng_state
 from trainyard.data import Rings
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks import EMA, Checkpoint, EarlyStopping, Hook, ParamSchedule
 from trainyard.metrics import Accuracy, CrossEntropy
 from trainyard.models import MLP
 from trainyard.rng import derive
-from trainyard.runner import Env, EpochBasedTrainLoop, Runner, TestLoop, ValLoop, checkpoint, random
+from trainyard.runner import Env, EpochBasedTrainLoop, Runner, TestLoop, ValLoop, checkpoint
 from trainyard.schedules import Plateau, Schedule
 from trainyard.track import NoTracker, read
 
@@ -46,7 +47,7 @@ def records(folder, kind):
 
 
 def _model():
-    with random.seeded(derive(0, "init")):
+    with rng_state.seeded(derive(0, "init")):
         return MLP(in_features=2, num_classes=2, hidden=[16])
 
 

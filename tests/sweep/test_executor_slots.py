@@ -17,7 +17,7 @@ def machine(monkeypatch):
 
     def pretend(cores, gpus=(), visible=None):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
-        monkeypatch.setattr(slots, "nvidia_gpus", lambda: list(gpus))
+        monkeypatch.setattr(slots, "gpu_uuids", lambda: list(gpus))
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         else:
@@ -135,5 +135,5 @@ def test_slots_are_found_without_torch():
 def test_the_gpus_are_those_that_torch_counts():
     import torch
 
-    assert len(slots.nvidia_gpus()) == torch.cuda.device_count()
+    assert len(slots.gpu_uuids()) == torch.cuda.device_count()
     assert {slot.device for slot in find_slots()} == {f"cuda:{index}" for index in range(torch.cuda.device_count())}

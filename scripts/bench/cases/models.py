@@ -17,7 +17,7 @@ import peers
 from measure import Comparison, Session, Table, Turn, take_turns
 from work import Work
 
-from trainyard.runner.host_memory import keep_freed_memory
+from trainyard.host_memory import keep_freed_memory
 
 
 def tables(session: Session) -> Iterator[Table]:

@@ -28,13 +28,13 @@ from trainyard.data.seeding import (
     SeededDataset,
     SeededStream,
     WorkerInit,
-    global_rngs_kept,
     set_epoch,
 )
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.data.transfer import copy_ahead, to_device
 from trainyard.errors import ConfigError
 from trainyard.rng import derive
+from trainyard.rng_state import cpu_states_kept
 
 T = TypeVar("T")
 Wrap = Callable[[PositionedSampler], PositionedSampler]
@@ -130,7 +130,7 @@ class WorkerLoader:
         unwanted = self._seek(epoch, start)
         batches: Iterator[Batch] = iter(self._loader)
         if unwanted:
-            with global_rngs_kept():
+            with cpu_states_kept():
                 for _ in islice(batches, unwanted):
                     pass
         if self._given.persistent_workers:

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any, NamedTuple, Protocol, cast
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from trainyard.rng import derive
+from trainyard.rng_state import cpu_states, cpu_states_kept, seed_cpu, set_cpu_states
 
 READ_AHEAD = 16
-
-
-def seed_global_rngs(seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and torch (CPU) of this process."""
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would take 100 us to queue the same for every device
-
-
-def global_rng_states() -> tuple[Any, Any, torch.Tensor]:
-    """The states of the three global generators."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def set_global_rng_states(states: tuple[Any, Any, torch.Tensor]) -> None:
-    """Puts the three global generators into `states`."""
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-
-
-@contextmanager
-def global_rngs_kept() -> Iterator[None]:
-    """Whatever is drawn inside, the three global generators come out as they went in."""
-    states = global_rng_states()
-    try:
-        yield
-    finally:
-        set_global_rng_states(states)
 
 
 class PositionedSampler(Protocol):
@@ -82,8 +51,8 @@ class ReplayedSampler(Sampler[Any]):
 
     def _items(self, epoch: int, start: int) -> Iterator[Any]:
         seed = derive(self.seed, "sampler", epoch)
-        with global_rngs_kept():
-            seed_global_rngs(seed)
+        with cpu_states_kept():
+            seed_cpu(seed)
             for sampler in (self.inner, getattr(self.inner, "sampler", None)):
                 set_epoch(sampler, epoch)
                 generator = getattr(sampler, "generator", None)
@@ -92,12 +61,12 @@ class ReplayedSampler(Sampler[Any]):
             items = iter(self.inner)
             for _ in islice(items, start):
                 pass
-            states = global_rng_states()
+            states = cpu_states()
         while True:
-            with global_rngs_kept():
-                set_global_rng_states(states)
+            with cpu_states_kept():
+                set_cpu_states(states)
                 ahead = list(islice(items, READ_AHEAD))
-                states = global_rng_states()
+                states = cpu_states()
             if not ahead:
                 return
             yield from ahead
@@ -155,7 +124,7 @@ class SeededDataset(Dataset[Any]):
 
     def _seed_for(self, request: Request) -> None:
         rank = (request.rank,) if request.rank else ()  # the first draws what a process alone draws
-        seed_global_rngs(derive(self.seed, "worker", request.epoch, request.number, *rank))
+        seed_cpu(derive(self.seed, "worker", request.epoch, request.number, *rank))
 
 
 class SeededStream(IterableDataset[Any]):
@@ -173,7 +142,7 @@ class SeededStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, worker = int(self._epoch), get_worker_info()
-        seed_global_rngs(derive(self.seed, "worker", epoch, worker.id if worker else 0))
+        seed_cpu(derive(self.seed, "worker", epoch, worker.id if worker else 0))
         set_epoch(self.dataset, epoch)
         return iter(self.dataset)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from trainyard._torch_internals import own_buffers
 from trainyard.errors import Unfusable
 from trainyard.models import call
 
@@ -129,9 +130,9 @@ class _Template(nn.Module):
         super().__init__()
         self.model = model
         self._holders = [
-            (module, name, f"{path}.{name}".lstrip("."))
-            for path, module in model.named_modules()
-            for name in module._buffers
+            (buffers, name, f"{path}.{name}".lstrip("."))
+            for path, buffers in ((path, own_buffers(module)) for path, module in model.named_modules())
+            for name in buffers
         ]
 
     def forward(self, step: str, batch: Any) -> Any:
@@ -140,14 +141,14 @@ class _Template(nn.Module):
         Raises:
             Unfusable: a buffer was replaced.
         """
-        before = [module._buffers[name] for module, name, _ in self._holders]
+        before = [buffers[name] for buffers, name, _ in self._holders]
         own = getattr(self.model, f"{step}_step", None)
         if own is not None:
             result = own(batch)
         else:
             result = call(self.model, batch, {"train": "loss", "val": "predict", "test": "predict"}.get(step, step))
-        for (module, name, path), buffer in zip(self._holders, before, strict=True):
-            if module._buffers[name] is not buffer:
+        for (buffers, name, path), buffer in zip(self._holders, before, strict=True):
+            if buffers[name] is not buffer:
                 raise Unfusable(f"the model replaces its buffer {path}; it has to change it in place, as copy_() does")
         return result
 

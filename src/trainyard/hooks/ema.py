@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from trainyard._torch_internals import foreach
 from trainyard.checks import boolean, choice, integer, number
 from trainyard.hooks.raw_results import RawResults, raw
 from trainyard.runner import Runner
@@ -168,11 +169,11 @@ class EMA(Hook):
         """One update of tensors of one kind; whole numbers, such as BatchNorm's count, are taken over."""
         assert self._average is not None
         if not (averages[0].is_floating_point() or averages[0].is_complex()):
-            torch._foreach_copy_(averages, weights)
+            foreach.copy_(averages, weights)
             return
         updates = int(self._average.n_averaged)  # on the CPU: what torch hands over here would have to be waited for
         if self._others is None:
-            torch._foreach_lerp_(averages, weights, self._share(updates))
+            foreach.lerp_(averages, weights, self._share(updates))
             return
         shares = torch.tensor([hook._share(updates) for hook in self._others], dtype=torch.float64)
         shares = shares.to(averages[0].device, averages[0].dtype)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
+from trainyard import rng_state
 from trainyard.checks import integer, number
-from trainyard.optim import plain
+from trainyard.optim import without_dynamo
 from trainyard.rng import derive
-from trainyard.runner import Runner, copy_tensors, random, read
+from trainyard.runner import Runner, copy_tensors, read
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
@@ -112,14 +113,14 @@ class LRFinder(Hook):
 
     def before_train(self, runner: Runner) -> None:
         states = [copy_tensors(state) for state in runner.checkpoint()]
-        with random.seeded(derive(runner.seed, "lr_finder")):
+        with rng_state.seeded(derive(runner.seed, "lr_finder")):
             self._search(runner)
         for weight in runner.step.parameters:
             weight.grad = None
         for member, state in zip(runner.members, states, strict=True):
             member.model.load_state_dict(state["model"])
             optimizer = {key: value for key, value in state["optimizer"].items() if key != "type"}
-            plain.method(member.optimizer, "load_state_dict")(optimizer)
+            without_dynamo.method(member.optimizer, "load_state_dict")(optimizer)
             member.load_step_state(state["step"])
         for member, curve in zip(runner.members, self.curves, strict=True):
             found = curve.suggestion

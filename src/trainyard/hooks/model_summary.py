@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainyard import rng_state
+from trainyard._torch_internals import flops_without_dynamo
 from trainyard.batch import samples
 from trainyard.checks import boolean, integer
 from trainyard.hooks.batches import of_first_member
 from trainyard.rng import derive
-from trainyard.runner import Runner, random
+from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
@@ -72,7 +73,7 @@ class ModelSummary(Hook):
             Row(name, type(module).__name__, sum(weight.numel() for weight in module.parameters()))
             for name, module in model.named_modules()
         ]
-        with random.seeded(derive(runner.seed, "summary")):
+        with rng_state.seeded(derive(runner.seed, "summary")):
             count = self._pass(runner, model, rows)
         shown = [row for row in rows if self.depth is None or _level(row.name) <= self.depth]
         table: list[tuple[str, ...]] = [HEADER if self.flops else HEADER[:-1]]
@@ -119,20 +120,15 @@ def _end(row: Row, count: Any, module: nn.Module, inputs: Any, output: Any) -> N
 def _flops() -> Iterator[Any]:
     """Counts the floating-point operations inside the block; gives a function that returns how many there were."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils import flop_counter
+    from torch.utils.flop_counter import FlopCounterMode
 
-    # Its wrapper imports torch._dynamo, which takes seconds, to have it disabled in here.
-    counting: Any = flop_counter._FlopCounterMode
-    wrapped = counting.__torch_dispatch__
-    counting.__torch_dispatch__ = inspect.unwrap(wrapped)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # that, and most kernels of attention on the CPU, are not counted
     try:
-        with sdpa_kernel(SDPBackend.MATH), flop_counter.FlopCounterMode(display=False) as counter:
+        with flops_without_dynamo(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             yield counter.get_total_flops
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        counting.__torch_dispatch__ = wrapped
 
 
 def _level(name: str) -> int:

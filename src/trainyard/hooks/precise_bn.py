@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainyard import rng_state
 from trainyard.batch import samples
 from trainyard.checks import integer
 from trainyard.hooks.batches import of_first_member
 from trainyard.models import call
 from trainyard.rng import derive
-from trainyard.runner import Runner, random
+from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class PreciseBN(Hook):
@@ -49,7 +52,7 @@ class PreciseBN(Hook):
         alone.train()
         layers = {name: layer for name, layer in alone.named_modules() if _updates(layer)}
         if layers:
-            with random.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # dropout draws for training as ever
+            with rng_state.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # dropout draws for training as ever
                 self._measure(runner, model, alone, layers)
         model.train(mode)
 
@@ -79,7 +82,7 @@ class _Statistics:
     A batch's own are read from the running ones: where these were 0, they are `momentum` times the batch's.
     """
 
-    def __init__(self, layer: _BatchNorm, name: str, buffers: Mapping[str, Tensor]) -> None:
+    def __init__(self, layer: BatchNorm, name: str, buffers: Mapping[str, Tensor]) -> None:
         self.name = name
         self.momentum = 1.0 if layer.momentum is None else layer.momentum
         keys = ("running_mean", "running_var", "num_batches_tracked")
@@ -118,7 +121,7 @@ class _Statistics:
 
 def _updates(layer: nn.Module) -> bool:
     """Whether a training step updates the layer's running statistics."""
-    return isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.training
+    return isinstance(layer, BATCH_NORMS) and layer.track_running_stats and layer.training
 
 
 def _forward(model: nn.Module) -> Any:

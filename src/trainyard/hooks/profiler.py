@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from trainyard._torch_internals import without_inductor
 from trainyard.checks import boolean, integer
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -83,13 +80,13 @@ class Profiler(Hook):
             on_trace_ready=partial(self._save, runner),
             **self.notes,
         )
-        with _without_inductor():
+        with without_inductor():
             self._profile.start()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self._profile is None:
             return
-        with _without_inductor():
+        with without_inductor():
             self._profile.step()
         self._left -= 1
         if self._left == 0:
@@ -103,7 +100,7 @@ class Profiler(Hook):
 
     def _stop(self) -> None:
         if self._profile is not None:
-            with _without_inductor():
+            with without_inductor():
                 self._profile.stop()
             self._profile = None
 
@@ -121,18 +118,3 @@ class Profiler(Hook):
         for ending in ("json.gz", "txt"):
             member.journal.artifact(folder / f"{name}.{ending}", to="profile")
         log.info("Profiled until iteration %d: profile/%s.json.gz, and .txt.", runner.iter, name)
-
-
-@contextmanager
-def _without_inductor() -> Iterator[None]:
-    """Where nothing has been compiled, the profiler's question `hasattr(torch, "_inductor")` is answered with no.
-
-    Otherwise the question imports it, and `torch._dynamo` with it, which takes seconds.
-    """
-    lazy: set[str] = getattr(torch, "_lazy_modules", set())
-    hidden = lazy & {"_inductor"}
-    lazy.difference_update(hidden)
-    try:
-        yield
-    finally:
-        lazy.update(hidden)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainyard.distributed.shares import local
-from trainyard.optim import plain
+from trainyard.optim import without_dynamo
 from trainyard.step.precision import ScaledAutocast
 from trainyard.step.stacked import StackedScaledAutocast
 
@@ -41,18 +41,18 @@ class SkipNonFinite:
         return getattr(self._precision, name)
 
     @torch.no_grad()
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+    def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
         """One step; alone, it waits for the device, which has to say whether there is one."""
         bad = self._bad(optimizer)
         if self._agree is not None:
             bad.fill_(self._agree(bool(bad.any())))
         self.skipped += bad
         if self._scales:
-            self._precision.step(optimizer, plain_step)
+            self._precision.step(optimizer, unwrapped_step)
         elif self._stacked:
-            plain.method(optimizer, "step")(skip=bad)
+            without_dynamo.method(optimizer, "step")(skip=bad)
         elif not bad.any():
-            self._precision.step(optimizer, plain_step)
+            self._precision.step(optimizer, unwrapped_step)
 
     def _bad(self, optimizer: Optimizer) -> Tensor:
         """Whether a gradient of a member is not finite, bool `[K]`: it shows in the greatest or the least number."""

@@ -11,7 +11,7 @@ from threading import Event, Thread
 import torch
 
 from trainyard.checks import number
-from trainyard.hooks.nvml import Gpu
+from trainyard.nvml import Gpu
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 

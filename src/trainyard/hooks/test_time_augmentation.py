@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard.batch import target_of
 from trainyard.checks import boolean, choice
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
 from trainyard.hooks.inputs import input_of, with_input
 from trainyard.rng import derive
-from trainyard.runner import Runner, random
+from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
@@ -93,7 +94,7 @@ class TestTimeAugmentation(Hook):
         model = runner.eval_model
         mode = model.training
         model.eval()
-        with random.seeded(derive(0, "test_time_augmentation")), torch.no_grad():
+        with rng_state.seeded(derive(0, "test_time_augmentation")), torch.no_grad():
             predict = self._prediction(runner)(sets[0].split("/")[0])
             loader = runner.loader(sets[0])
             predict(next(chain(loader.batches(), runner.strategy.idle(loader))))
@@ -141,7 +142,7 @@ class TestTimeAugmentation(Hook):
     def _predict(self, predict: Callable[[Any], Any], stacked: bool, batch: Any) -> Tensor:
         """Predictions for a batch, in single precision at least: `[B, ...]`, or `[K, B, ...]` of K members."""
         x, outputs = input_of(batch), [predict(batch)]
-        with random.seeded(derive(0, "test_time_augmentation")):
+        with rng_state.seeded(derive(0, "test_time_augmentation")):
             for transform in self.transforms:
                 outputs.append(predict(with_input(batch, transform(x))))
         shapes = {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for output in outputs}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainyard._torch_internals import own_buffers
 from trainyard.models.patterns import fits, listed, unknown
 
 
@@ -62,12 +63,12 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
     """Inside the block the module has copies of its buffers: what is written to them is lost."""
-    held = [(each, dict(each._buffers)) for each in module.modules()]
+    held = [(each, dict(own_buffers(each))) for each in module.modules()]
     for each, buffers in held:
         for name, buffer in buffers.items():
-            each._buffers[name] = None if buffer is None else buffer.clone()
+            own_buffers(each)[name] = None if buffer is None else buffer.clone()
     try:
         yield
     finally:
         for each, buffers in held:
-            each._buffers.update(buffers)
+            own_buffers(each).update(buffers)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainyard._torch_internals import own_parameters
 from trainyard.batch import to_device
 from trainyard.errors import ConfigError, TrainyardError
 
@@ -49,7 +50,7 @@ class BaseModel(nn.Module):
     def __init__(self, data_preprocessor: Preprocessor = None) -> None:
         super().__init__()
         self.data_preprocessor = as_module(data_preprocessor)
-        self._anchor: tuple[dict[str, nn.Parameter | None], str] | None = None
+        self._anchor: tuple[Mapping[str, nn.Parameter | None], str] | None = None
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
         """See the class."""
@@ -84,7 +85,12 @@ class BaseModel(nn.Module):
         parameter = self._anchor[0].get(self._anchor[1]) if self._anchor is not None else None
         if parameter is None:
             self._anchor = next(
-                ((m._parameters, name) for m in self.modules() for name, p in m._parameters.items() if p is not None),
+                (
+                    (own, name)
+                    for own in map(own_parameters, self.modules())
+                    for name, p in own.items()
+                    if p is not None
+                ),
                 None,
             )
             if self._anchor is None:

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from trainyard._torch_internals import own_parameters
 from trainyard.checks import is_number
 from trainyard.config.build import build, check_node, is_node
 from trainyard.errors import ConfigError
@@ -74,13 +75,13 @@ def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
         fitting = {name: module for name, module in modules.items() if fits(pattern, name, module)}
         if not fitting:
             raise unknown("init", pattern, modules)
-        leaves = dict.fromkeys(leaf for module in fitting.values() for leaf in module._parameters)
+        leaves = dict.fromkeys(leaf for module in fitting.values() for leaf in own_parameters(module))
         for leaf, initializer in by_leaf.items():
             if leaf not in leaves:
                 accepted = f"a parameter of the modules that fit {pattern!r}: {', '.join(leaves) or 'they have none'}"
                 raise ConfigError(f"init.{pattern}", leaf, accepted, options=leaves)
             for name, module in fitting.items():
-                parameter = module._parameters.get(leaf)
+                parameter = own_parameters(module).get(leaf)
                 if parameter is not None:
                     chosen[id(parameter)] = parameter, initializer, f"init.{pattern}", f"{name}.{leaf}".lstrip(".")
     for parameter, initializer, key, name in chosen.values():

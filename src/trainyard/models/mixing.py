@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainyard._torch_internals import standard_gamma
 from trainyard.batch import TARGET_KEYS
 from trainyard.checks import integer, is_number, number
 from trainyard.errors import ConfigError, TrainyardError
@@ -40,6 +41,7 @@ class BatchMix(nn.Module, ABC):
         self.alpha = number("alpha", alpha, above=0)
         self.probability = number("probability", probability, at_least=0, at_most=1)
         self.label_smoothing = number("label_smoothing", label_smoothing, at_least=0, below=1)
+        self._standard_gamma = standard_gamma()
 
     @abstractmethod
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +63,7 @@ class BatchMix(nn.Module, ABC):
         x, y = batch[place], self.shares(batch[to], batch[place])
         # Of two numbers from Gamma(alpha) the first one's share is from Beta(alpha, alpha). torch.distributions has it
         # through a function that vmap does not take.
-        drawn = torch._standard_gamma(torch.full((2,), self.alpha, device=x.device))
+        drawn = self._standard_gamma(torch.full((2,), self.alpha, device=x.device))
         kept = drawn[0] / drawn.sum()
         kept = torch.where(torch.rand((), device=x.device) < self.probability, kept, 1.0)
         x, kept = self.mix(x, kept)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard._torch_internals import compiled_from
 from trainyard.batch import no_target, split_target
 from trainyard.errors import ConfigError
 from trainyard.models.base import MODES, BaseModel, Preprocessor
@@ -65,7 +66,7 @@ def has_mode_contract(module: nn.Module) -> bool:
 
     Wrappers that pass everything on (DDP, `torch.compile`) are judged by what they wrap.
     """
-    inner = getattr(module, "_orig_mod", None)
+    inner = compiled_from(module)
     if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):
         inner = module.module
     if isinstance(inner, nn.Module):

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from trainyard.config.build import build as config_build
 from trainyard.config.build import is_node
 from trainyard.errors import ConfigError
-from trainyard.optim import plain
+from trainyard.optim import without_dynamo
 from trainyard.optim.paramwise import Paramwise
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
     # A constructor writes its defaults into the groups, and a second one may follow: each has its own.
     params = [dict(item) if isinstance(item, dict) else item for item in params]
     try:
-        with plain.constructing():
+        with without_dynamo.constructing():
             return partial(params)
     except (ValueError, TypeError, RuntimeError) as error:
         name, keywords = _name(partial), getattr(partial, "keywords", {})
@@ -155,8 +155,8 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
             continue  # whole numbers are never stepped
         probe.grad = torch.zeros_like(probe)
         try:
-            with plain.constructing(), torch.no_grad():
-                plain.method(type(optimizer)([probe], **_arguments(optimizer)), "step")()
+            with without_dynamo.constructing(), torch.no_grad():
+                without_dynamo.method(type(optimizer)([probe], **_arguments(optimizer)), "step")()
         except RuntimeError as error:
             return str(error)
     return None

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from trainyard._torch_internals import fused_kernel
+
 State = dict[str, Any]
 
 
 @dataclass
-class _Kept:
+class _KeptGroup:
     """What is known of a parameter group: its parameters, their states, and the counts of their steps in one tensor."""
 
     group: dict[str, Any]
@@ -77,12 +79,13 @@ class FusedAdam:
         self._optimizer = optimizer
         self._own_step = step
         self._states: list[State] = []
-        self._kept: list[_Kept] = []
+        self._kept: list[_KeptGroup] = []
 
     @staticmethod
     def takes(optimizer: Optimizer) -> bool:
-        """Whether this is torch's own Adam or AdamW, fused."""
-        return type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
+        """Whether this is torch's own Adam or AdamW, fused, and torch has the kernel."""
+        groups = optimizer.param_groups
+        return type(optimizer) in (Adam, AdamW) and all(group["fused"] and _kernel(group) for group in groups)
 
     def __call__(self) -> None:
         if not self._stands():
@@ -100,7 +103,7 @@ class FusedAdam:
         return (
             len(self._kept) == len(self._optimizer.param_groups)
             and self._same_states()
-            and all(map(_Kept.stands, self._kept))
+            and all(map(_KeptGroup.stands, self._kept))
         )
 
     def _same_states(self) -> bool:
@@ -118,7 +121,7 @@ class FusedAdam:
         self._states = list(state.values())
 
 
-def _kept(group: dict[str, Any], state: dict[Tensor, State]) -> _Kept | None:
+def _kept(group: dict[str, Any], state: dict[Tensor, State]) -> _KeptGroup | None:
     """None where a parameter has had no step yet, or they are not all of one device, dtype and class."""
     params = list(group["params"])
     kinds = {(type(param), param.device, param.dtype) for param in params}
@@ -131,5 +134,9 @@ def _kept(group: dict[str, Any], state: dict[Tensor, State]) -> _Kept | None:
     steps = list(counts.unbind())
     for own, step in zip(states, steps, strict=True):
         own["step"] = step
-    kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-    return _Kept(group, params, states, counts, steps, kernel)
+    kernel = _kernel(group)
+    return None if kernel is None else _KeptGroup(group, params, states, counts, steps, kernel)
+
+
+def _kernel(group: dict[str, Any]) -> Callable[..., None] | None:
+    return fused_kernel("adamw" if group["decoupled_weight_decay"] else "adam")

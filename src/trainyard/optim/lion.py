@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from trainyard._torch_internals import foreach as torch_foreach
 from trainyard.checks import boolean, is_number, number
 from trainyard.errors import ConfigError
 
@@ -74,6 +75,7 @@ class Lion(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
         }
+        torch_foreach.resolve()
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -104,17 +106,17 @@ class Lion(Optimizer):
 def _update(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], group: dict[str, Any]) -> None:
     lr, (beta1, beta2) = group["lr"], group["betas"]
     if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
+        grads = list(torch_foreach.neg(grads))
     if group["weight_decay"] != 0:
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    updates = torch._foreach_lerp(exp_avgs, grads, 1 - beta1)
-    torch._foreach_sign_(updates)
+        torch_foreach.mul_(params, 1 - lr * group["weight_decay"])
+    updates = torch_foreach.lerp(exp_avgs, grads, 1 - beta1)
+    torch_foreach.sign_(updates)
     if isinstance(lr, Tensor):  # read on the device: no synchronisation, and a captured graph sees it change
-        torch._foreach_mul_(updates, lr)
-        torch._foreach_sub_(params, updates)
+        torch_foreach.mul_(updates, lr)
+        torch_foreach.sub_(params, updates)
     else:
-        torch._foreach_sub_(params, updates, alpha=lr)
-    torch._foreach_lerp_(exp_avgs, grads, 1 - beta2)
+        torch_foreach.sub_(params, updates, alpha=lr)
+    torch_foreach.lerp_(exp_avgs, grads, 1 - beta2)
 
 
 def _plain(value: Any) -> Any:

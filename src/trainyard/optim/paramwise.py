@@ -8,10 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from trainyard._torch_internals import own_parameters
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError
 
@@ -19,7 +17,12 @@ MULTS = ("lr_mult", "decay_mult")
 REST = "default"
 """The name of the group of all parameters that no rule is about; it comes first."""
 
-_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORM_NAME = re.compile(r"Norm([123]d)?$")
 
 
@@ -133,7 +136,7 @@ class Paramwise:
         bias = name.rpartition(".")[2].endswith("bias") and not norm
         kinds = {
             "norm": norm,
-            "dwconv": isinstance(module, _ConvNd) and module.in_channels == module.groups > 1,
+            "dwconv": isinstance(module, _CONVS) and module.in_channels == module.groups > 1,
             "bias": bias,
             "flat": param.ndim == 1,
         }
@@ -164,7 +167,7 @@ def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     """For each parameter, by its id, its names and the modules that hold it there."""
     found: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        for leaf, param in module._parameters.items():
+        for leaf, param in own_parameters(module).items():
             if param is not None:
                 found.setdefault(id(param), []).append((f"{path}.{leaf}" if path else leaf, module))
     return found

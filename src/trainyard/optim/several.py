@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainyard.errors import ConfigError
-from trainyard.optim import plain
+from trainyard.optim import without_dynamo
 from trainyard.optim.build import build
 from trainyard.schedules import Schedule
 
@@ -54,7 +54,7 @@ class OptimizerDict(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each, by name."""
-        return {"optimizers": {name: plain.method(it, "state_dict")() for name, it in self.optimizers.items()}}
+        return {"optimizers": {name: without_dynamo.method(it, "state_dict")() for name, it in self.optimizers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
@@ -66,7 +66,7 @@ class OptimizerDict(Optimizer):
         if set(states) != set(self.optimizers):
             raise ValueError(f"its optimisers are {', '.join(states)}, here {', '.join(self.optimizers)}")
         for name, optimizer in self.optimizers.items():
-            plain.method(optimizer, "load_state_dict")(states[name])
+            without_dynamo.method(optimizer, "load_state_dict")(states[name])
 
 
 def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDict:

@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard.batch import split_target
-from trainyard.runner import Runner, checkpoint, random
+from trainyard.runner import Runner, checkpoint
 from trainyard.track import RunInfo, facts, membership
 
 CONFIG = "config.yaml"
@@ -102,7 +103,7 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
     if split is None:
         return None
     loader = runner.loader(split)
-    with random.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
+    with rng_state.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
         batch = next(iter(loader.batches()), None)
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))

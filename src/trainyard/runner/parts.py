@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainyard import optim as optimizers
+from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments
 from trainyard.data import SPLITS, Data, Loader, as_data
@@ -23,7 +24,6 @@ from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
 from trainyard.rng import derive
-from trainyard.runner import random
 from trainyard.runner.agreement import hooks_of_rank
 from trainyard.runner.contract import EvalLoop, Loop, checked
 from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch, build_hooks, stages_of
@@ -83,7 +83,7 @@ class Parts:
     @cached_property
     def model(self) -> nn.Module:
         config = self.model_config
-        with random.seeded(derive(self.seed, "init")):
+        with rng_state.seeded(derive(self.seed, "init")):
             model = build(config, "model")
         if not isinstance(model, nn.Module) or not has_mode_contract(model):
             raise ConfigError(
@@ -94,7 +94,7 @@ class Parts:
             )
         own = {"member": self.members[0]}
         if init := self.settings["init"]:
-            with random.seeded(derive(self.seed, "init", 1)):
+            with rng_state.seeded(derive(self.seed, "init", 1)):
                 log.info("%s.", initialize(model, init), extra=own)
         if frozen := self.settings["freeze"]:
             log.info("%s.", freeze(model, frozen), extra=own)

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard.checks import integer
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
@@ -19,7 +20,7 @@ from trainyard.distributed import as_strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
-from trainyard.runner import random, weights
+from trainyard.runner import weights
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.member import Direction, Member, Objective
@@ -230,7 +231,7 @@ class Runner(Parts):
             _ = self.optimizer, self.schedule, self.step
             sanity_check(self)
             rank = self.strategy.rank  # the first draws what one device draws
-            random.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+            rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
@@ -292,7 +293,7 @@ class Runner(Parts):
 
     def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
         """The whole state of these members (default: all): what their checkpoint files hold. The tensors are live."""
-        generators = random.state()
+        generators = rng_state.state()
         return [capture(member, generators) for member in (self.members if members is None else members)]
 
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from trainyard import rng_state
 from trainyard.errors import ConfigError
-from trainyard.runner import random
 
 if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
@@ -23,7 +23,7 @@ def sanity_check(runner: Runner) -> None:
     """
     names, none = list[str](), "none, since the data has no validation"
     known = names
-    with random.seeded(runner.seed):
+    with rng_state.seeded(runner.seed):
         getattr(runner.train_loop, "sanity_check", _nothing)(runner)
         if runner.has_split("val"):
             none = "it has none; metrics={...} gives it some"

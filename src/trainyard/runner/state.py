@@ -11,11 +11,12 @@ import torch
 from torch.optim import Optimizer
 
 import trainyard
+from trainyard import rng_state
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
-from trainyard.optim import plain
-from trainyard.runner import checkpoint, random, weights
+from trainyard.optim import without_dynamo
+from trainyard.runner import checkpoint, weights
 from trainyard.runner.member import Member
 from trainyard.track import journal
 
@@ -88,7 +89,7 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
         "iter": member.iter,
         "batches": len(runner.loader("train")),
         "model": member.model.state_dict(),
-        "optimizer": plain.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
+        "optimizer": without_dynamo.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
         "schedule": {"type": _name(member.schedule)} | (member.schedule.state_dict() if member.schedule else {}),
         "step": member.step_state(),
         "loop": runner.train_loop.state_dict(),
@@ -144,7 +145,7 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
     if "eval_model" in state and member.eval_model is not member.model:
         load_state(member.eval_model, state["eval_model"])
     if "random" in state:
-        random.restore(state["random"])
+        rng_state.restore(state["random"])
     place = (start.path, member.epoch, member.iter)
     log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": member})
 
@@ -161,7 +162,7 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     rates = _rates(optimizer)
     saved = optimizer_state(_untyped(state["optimizer"]), optimizer)
-    plain.method(optimizer, "load_state_dict")(saved)
+    without_dynamo.method(optimizer, "load_state_dict")(saved)
     if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
         kept = ", ".join(f"{rate:g}" for rate in _rates(optimizer))
         log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)

@@ -12,7 +12,7 @@ from trainyard.checks import boolean, choice, integer, number
 from trainyard.errors import ConfigError
 from trainyard.schedules.part import Part, check_milestones, check_position, is_share
 from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, plain, standin_of
-from trainyard.schedules.window import Plan, Unit, Window
+from trainyard.schedules.window import ScheduleSpec, ScheduleWindow, Unit
 
 BLOCK = 1024
 """Rows grown at a time, shared out among the groups: milliseconds of work, and what a resume steps through again."""
@@ -110,7 +110,7 @@ class Schedule:
         if warmup and together:
             hint = "Put a LinearLR into the list, or give milestones."
             raise ConfigError("warmup", warmup, "0 where several schedulers run at once", hint=hint)
-        plan = Plan(
+        plan = ScheduleSpec(
             parts=tuple(parts),
             milestones=tuple(milestones or ()),
             together=together,
@@ -153,7 +153,7 @@ class Schedule:
         self._length = integer("length", length, at_least=1)
         self._groups = groups_of(optimizer)
         self._defaults = numbers(optimizer.defaults)
-        self._windows: list[Window] = []
+        self._windows: list[ScheduleWindow] = []
         trials: list[LRScheduler] = []
         clock = self.by or unit
         for plan in self._plans:
@@ -237,7 +237,7 @@ class Schedule:
         self._count = len(self._rows)
         return self._rows[index - first]
 
-    def _tried(self, window: Window) -> LRScheduler:
+    def _tried(self, window: ScheduleWindow) -> LRScheduler:
         """The scheduler of a window, made on its own: what cannot work is known at once, however late it begins."""
         standin = standin_of(self._groups, self._defaults, window.param)
         scheduler = window.build(standin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from trainyard._torch_internals import unwrapped
 from trainyard.errors import ConfigError
 
 PARAMS = ("lr", "momentum", "weight_decay")
@@ -50,7 +50,7 @@ class StandIn(Optimizer):
         self.written.clear()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        inspect.unwrap(Optimizer.add_param_group)(self, param_group)  # the wrapper imports torch._dynamo
+        unwrapped(Optimizer.add_param_group)(self, param_group)  # the wrapper imports torch._dynamo
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Does nothing; schedulers ask that it be called once before theirs is."""

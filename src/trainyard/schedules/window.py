@@ -18,7 +18,7 @@ Unit = Literal["epoch", "iter"]
 
 
 @dataclass(frozen=True)
-class Turn:
+class SchedulerSpan:
     """A scheduler's turn in a window: where it begins, counted from the window's beginning, and how long it is."""
 
     part: Part
@@ -27,7 +27,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Window:
+class ScheduleWindow:
     """The rows of a table during which one number is driven.
 
     Attributes:
@@ -43,7 +43,7 @@ class Window:
     first: int
     last: int | None
     stride: int
-    turns: tuple[Turn, ...]
+    turns: tuple[SchedulerSpan, ...]
     together: bool
 
     def steps_into(self, row: int) -> bool:
@@ -66,7 +66,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScheduleSpec:
     """One schedule, checked as far as it can be before the run is known. See `trainyard.schedules.Schedule`.
 
     Attributes:
@@ -94,7 +94,7 @@ class Plan:
     def empty(self) -> bool:
         return not self.parts and not self.warmup
 
-    def window(self, rows: int, *, clock: Unit, unit: Unit, epoch_length: int | None) -> Window | None:
+    def window(self, rows: int, *, clock: Unit, unit: Unit, epoch_length: int | None) -> ScheduleWindow | None:
         """Its window in a table of so many rows; None where nothing ever changes.
 
         Args:
@@ -130,7 +130,7 @@ class Plan:
         last = end
         if end is not None and any(turn.part.make is OneCycleLR for turn in (turns if self.together else turns[-1:])):
             last = end - 1  # it counts its values, not its steps: one more would lead beyond its end
-        return Window(
+        return ScheduleWindow(
             self.param,
             first=begin * stride,
             last=None if last is None else last * stride,
@@ -139,11 +139,11 @@ class Plan:
             together=self.together,
         )
 
-    def _turns(self, length: int, scale: int) -> list[Turn]:
+    def _turns(self, length: int, scale: int) -> list[SchedulerSpan]:
         """The schedulers' turns in a window of `length`, where the config's unit is `scale` of the window's."""
         parts = [part.scaled(scale) for part in self.parts]
         if self.together:
-            return [Turn(part, 0, length) for part in parts]
+            return [SchedulerSpan(part, 0, length) for part in parts]
         check_milestones("milestones", self.milestones, least=0, length=length / scale)
         later = _places(self.milestones, scale, length)
         if later and later[-1] >= length:
@@ -163,7 +163,9 @@ class Plan:
         ends = [*begins, length][1:]
         # A share of a short run can round to nothing: such a part is left out.
         return [
-            Turn(part, begin, end - begin) for part, begin, end in zip(parts, begins, ends, strict=True) if begin < end
+            SchedulerSpan(part, begin, end - begin)
+            for part, begin, end in zip(parts, begins, ends, strict=True)
+            if begin < end
         ]
 
     @property

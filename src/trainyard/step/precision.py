@@ -17,7 +17,7 @@ Losses = dict[str, Any]
 class Precision:
     """Full precision (`fp32`): forward, backward and step as they are.
 
-    `step` is given the optimiser and its `PlainStep`, and uses the one that it can.
+    `step` is given the optimizer and its `UnwrappedStep`, and uses the one that it can.
     """
 
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
@@ -30,9 +30,9 @@ class Precision:
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients to their own scale, before anybody looks at them."""
 
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+    def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
         with torch.no_grad():
-            plain_step()
+            unwrapped_step()
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -69,7 +69,7 @@ class ScaledAutocast(Autocast):
     def unscale(self, optimizer: Optimizer) -> None:
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+    def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
         self.scaler.step(optimizer)
         self.scaler.update()
 

@@ -1,4 +1,4 @@
-"""The step of a model with several optimisers, which take turns."""
+"""The step of a model with several optimizers, which take turns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainyard.step.clip import NoClip
 from trainyard.step.precision import Losses, Precision
 from trainyard.step.step import Step, make_step
 
-Turn = tuple[str, Losses]
+OptimizerTurn = tuple[str, Losses]
 
 
 class SeveralStep(Step):
@@ -34,7 +34,7 @@ class SeveralStep(Step):
     """
 
     def __init__(
-        self, train_steps: Callable[[Any], Iterator[Turn]], steps: Mapping[str, Step], optimizer: OptimizerDict
+        self, train_steps: Callable[[Any], Iterator[OptimizerTurn]], steps: Mapping[str, Step], optimizer: OptimizerDict
     ) -> None:
         self.train_steps = train_steps
         self.steps = dict(steps)
@@ -82,7 +82,7 @@ class SeveralStep(Step):
         outputs["loss"] = sum(losses[1:], losses[0])
         return outputs
 
-    def _next(self, turns: Iterator[Turn]) -> Turn | None:
+    def _next(self, turns: Iterator[OptimizerTurn]) -> OptimizerTurn | None:
         # The generator's code up to its next yield is a forward pass.
         turn: Any = self.precision.forward(lambda _: next(turns, None), None)  # type: ignore[arg-type]
         if turn is not None and not (isinstance(turn, tuple) and len(turn) == 2 and turn[0] in self.steps):

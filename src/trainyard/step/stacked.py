@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard._torch_internals import foreach
 from trainyard.errors import Unfusable
 from trainyard.step.clip import ClipGradNorm, ClipGradValue, NoClip, make_clip
 from trainyard.step.precision import Autocast
@@ -152,7 +153,7 @@ class StackedScaledAutocast(Autocast):
         self._overflowed = ~finite
         _scale(grads, scale.double().reciprocal().float())
 
-    def step(self, optimizer: Optimizer, plain_step: Callable[[], None]) -> None:
+    def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
         """Steps the members whose gradients are finite, and adjusts every member's scale."""
         self.unscale(optimizer)
         stacked: Any = optimizer
@@ -202,4 +203,4 @@ def _flat(grad: Tensor) -> Tensor:
 def _scale(grads: list[Tensor], factors: Tensor) -> None:
     """Multiplies each member's part of every gradient by its factor, in place."""
     if grads:
-        torch._foreach_mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])
+        foreach.mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from trainyard.checks import integer
 from trainyard.distributed.shares import like
 from trainyard.models.base import total_loss
-from trainyard.optim.plain import PlainStep
+from trainyard.optim.without_dynamo import UnwrappedStep
 from trainyard.step.clip import NoClip
 from trainyard.step.precision import Losses, Precision
 
@@ -34,7 +34,7 @@ class Step:
         self.optimizer = optimizer
         self.precision = precision
         self.clip = clip
-        self.plain_step = PlainStep(optimizer)
+        self.unwrapped_step = UnwrappedStep(optimizer)
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ class Step:
     def _update(self) -> dict[str, Tensor]:
         self.precision.unscale(self.optimizer)
         norms = self.clip(self.parameters)
-        self.precision.step(self.optimizer, self.plain_step)
+        self.precision.step(self.optimizer, self.unwrapped_step)
         for parameter in self.parameters:  # what zero_grad does, without its bookkeeping for profilers
             parameter.grad = None
         return norms

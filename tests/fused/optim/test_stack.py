@@ -284,7 +284,7 @@ for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.R
     optimizer = stack_optimizers([build(kind, [param]) for param in params], {params[0]: whole})
     whole.grad = torch.ones(4, 3)
     optimizer.step()
-    plain.PlainStep(optimizer)()
+    without_dynamo.UnwrappedStep(optimizer)()
     optimizer.step(skip=torch.tensor([True, False, False, True]))
     optimizer.load_member_state_dict(1, optimizer.member_state_dict(0))
     whole.data = whole.data[:2]

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, rehearsed, same, step_of
+from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, same, step_of, warmed_up
 
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Hook, ParamSchedule
@@ -40,7 +40,7 @@ def assert_captured(monkeypatch, model, optim, *, close=2e-3, **settings):
     assert step.refusal is None
     assert step._captured
     drawn = torch.cuda.get_rng_state()
-    same(state, rehearsed(monkeypatch, CudaGraph(torch.device(CUDA)), model, optim, data, **more))
+    same(state, warmed_up(monkeypatch, CudaGraph(torch.device(CUDA)), model, optim, data, **more))
     assert torch.equal(drawn, torch.cuda.get_rng_state())
     if close is not None:
         same(state["losses"], drive(None, model, optim, data, **more)[1]["losses"], close)
@@ -92,8 +92,8 @@ def test_a_capture_that_fails_leaves_all_as_it_was(said):
     """The random generator too, which torch has told that a capture is going on."""
 
     class Unheeding(CudaGraph):
-        def rehearse(self, function):
-            return super().rehearse(function)[0], None
+        def warm_up(self, function):
+            return super().warm_up(function)[0], None
 
     made = partial(Waiting, in_features=64, num_classes=3, hidden=[8], dropout=0.2)
     states = [

@@ -22,7 +22,7 @@ from trainyard.schedules import Schedule, Several
 from trainyard.step.clip import make_clip
 from trainyard.step.cuda_graph import rate_table
 from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
-from trainyard.step.cuda_graph.optimizer_numbers import TorchNumbers
+from trainyard.step.cuda_graph.graph_hyperparameters import TorchGraphHyperparameters
 
 pytestmark = pytest.mark.usefixtures("capturable_on_the_cpu")
 
@@ -59,14 +59,14 @@ class Sent(TorchDispatchMode):
 @pytest.fixture
 def sent(monkeypatch):
     """A list a step of the operators that bringing the numbers to the device took."""
-    mode, refresh = Sent(), TorchNumbers.refresh
+    mode, refresh = Sent(), TorchGraphHyperparameters.refresh
 
     def watched(self):
         with mode:
             mode.calls.append([])
             refresh(self)
 
-    monkeypatch.setattr(TorchNumbers, "refresh", watched)
+    monkeypatch.setattr(TorchGraphHyperparameters, "refresh", watched)
     return mode.calls
 
 

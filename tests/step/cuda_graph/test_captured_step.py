@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, rehearsed, same, step_of
+from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, same, step_of, warmed_up
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorded_graph import RecordedGraph
@@ -31,7 +31,7 @@ def assert_captured(monkeypatch, model, optim, *, close=1e-4, **settings):
     graph = RecordedGraph()
     step, state = drive(graph, model, optim, data, **settings)
     assert step.refusal is None
-    same(state, rehearsed(monkeypatch, RecordedGraph(), model, optim, data, **settings))
+    same(state, warmed_up(monkeypatch, RecordedGraph(), model, optim, data, **settings))
     if close is not None:
         _, plain = drive(None, model, optim, data, **settings)
         same(state, plain, close)  # plain numbers all the same: no tensor for a learning rate, no flag
@@ -188,7 +188,7 @@ def test_a_capture_that_fails_has_done_nothing(monkeypatch, said):
     """The step is run as ever in its place, from the state before."""
 
     class Failing(RecordedGraph):
-        def rehearse(self, function):
+        def warm_up(self, function):
             return function(), None
 
     states = []

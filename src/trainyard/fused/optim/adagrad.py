@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Run, Tensors
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import KernelSlice, MemberSlice, Tensors
 from trainyard.fused.optim.kernel import KernelOptimizer
-from trainyard.fused.optim.numbers import Numbers
 from trainyard.fused.optim.optimizer import Columns, Group
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedAdagrad(KernelOptimizer):
@@ -19,6 +20,7 @@ class StackedAdagrad(KernelOptimizer):
 
     keys: ClassVar = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value")
     shaping: ClassVar = ("maximize",)
+    kernels: ClassVar = ("adagrad",)
     shared: ClassVar = ("eps",)
     scaling: ClassVar = ("lr", "weight_decay", "lr_decay")
 
@@ -30,35 +32,35 @@ class StackedAdagrad(KernelOptimizer):
     def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
         return list(state)
 
-    def _rates(self, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _rates(self, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values = numbers.device
         return {"rate": values["lr"] / (1 + (clock["step"].double() - 1) * values["lr_decay"])}
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         return super()._fixed(group, numbers) | {"eps": numbers.device["eps"]}
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         return {"over": -1 / self._rates(numbers, clock)["rate"]}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         sums = block.state("sum")
-        torch._foreach_addcmul_(sums, grads, grads)
-        denominators = torch._foreach_sqrt(sums)
-        torch._foreach_add_(denominators, block.column("eps"))
-        torch._foreach_mul_(denominators, block.column("over"))
-        torch._foreach_addcdiv_(block.params, grads, denominators)
+        foreach.addcmul_(sums, grads, grads)
+        denominators = foreach.sqrt(sums)
+        foreach.add_(denominators, block.column("eps"))
+        foreach.mul_(denominators, block.column("over"))
+        foreach.addcdiv_(block.params, grads, denominators)
 
-    def _whole_kernel(self, group: Group, numbers: Numbers, run: Run, grads: Tensors) -> None:
+    def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         lr, weight_decay, lr_decay = (numbers.of(name, run.rows.start) for name in self.scaling)
         self._call(run.params, run, grads, lr, weight_decay, lr_decay, maximize=group["maximize"])
 
-    def _kernel(self, group: Group, params: list[Tensor], run: Run, grads: Tensors) -> None:
+    def _kernel(self, group: Group, params: list[Tensor], run: KernelSlice, grads: Tensors) -> None:
         self._call(params, run, grads, 1.0, 0.0, 0.0, maximize=False)
 
     def _call(
         self,
         params: list[Tensor],
-        run: Run,
+        run: KernelSlice,
         grads: Tensors,
         lr: float,
         weight_decay: float,
@@ -66,7 +68,7 @@ class StackedAdagrad(KernelOptimizer):
         *,
         maximize: bool,
     ) -> None:
-        torch._fused_adagrad_(
+        self._kernels["adagrad"](
             params,
             grads,
             run.state("sum"),

@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Run, Tensors
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import KernelSlice, MemberSlice, Tensors
 from trainyard.fused.optim.kernel import KernelOptimizer
-from trainyard.fused.optim.numbers import Numbers
 from trainyard.fused.optim.optimizer import Columns, Group
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedAdam(KernelOptimizer):
@@ -22,54 +23,54 @@ class StackedAdam(KernelOptimizer):
 
     keys: ClassVar = ("lr", "betas", "eps", "weight_decay")
     shaping: ClassVar = ("amsgrad", "maximize", "decoupled_weight_decay")
+    kernels: ClassVar = ("adam", "adamw")
     shared: ClassVar = ("beta1", "beta2", "eps")
 
     def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
         return super().new_state(group, param) | {name: torch.zeros_like(param.detach()) for name in names}
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         weights = {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
         return super()._fixed(group, numbers) | weights | {"rate": values["lr"]}
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values, step = numbers.device, clock["step"].double()
         scale = (1 - values["beta2"] ** step).sqrt_()
         return {"eps": values["eps"] * scale, "over": (values["beta1"] ** step - 1) / (values["lr"] * scale)}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         exp_avgs, squares = block.state("exp_avg"), block.state("exp_avg_sq")
-        torch._foreach_lerp_(exp_avgs, grads, block.column("weight1"))
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
+        foreach.lerp_(exp_avgs, grads, block.column("weight1"))
+        foreach.lerp_(squares, foreach.mul(grads, grads), block.column("weight2"))
         if group["amsgrad"]:
-            torch._foreach_maximum_(block.state("max_exp_avg_sq"), squares)
+            foreach.maximum_(block.state("max_exp_avg_sq"), squares)
             squares = block.state("max_exp_avg_sq")
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, block.column("eps"))
-        torch._foreach_mul_(denominators, block.column("over"))
-        torch._foreach_addcdiv_(block.params, exp_avgs, denominators)
+        denominators = foreach.sqrt(squares)
+        foreach.add_(denominators, block.column("eps"))
+        foreach.mul_(denominators, block.column("over"))
+        foreach.addcdiv_(block.params, exp_avgs, denominators)
 
-    def _whole_kernel(self, group: Group, numbers: Numbers, run: Run, grads: Tensors) -> None:
+    def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         lr, decay = (numbers.of(name, run.rows.start) for name in self.scaling)
         self._call(group, run.params, run, grads, lr, decay, maximize=group["maximize"])
 
-    def _kernel(self, group: Group, params: list[Tensor], run: Run, grads: Tensors) -> None:
+    def _kernel(self, group: Group, params: list[Tensor], run: KernelSlice, grads: Tensors) -> None:
         self._call(group, params, run, grads, 1.0, 0.0, maximize=False)
 
     def _call(
         self,
         group: Group,
         params: list[Tensor],
-        run: Run,
+        run: KernelSlice,
         grads: Tensors,
         lr: float,
         weight_decay: float,
         *,
         maximize: bool,
     ) -> None:
-        kernel = torch._fused_adamw_ if self._decoupled(group) else torch._fused_adam_
-        kernel(
+        self._kernels["adamw" if self._decoupled(group) else "adam"](
             params,
             grads,
             run.state("exp_avg"),

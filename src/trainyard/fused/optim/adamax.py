@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedAdamax(StackedOptimizer):
@@ -22,20 +23,20 @@ class StackedAdamax(StackedOptimizer):
         states = {name: torch.zeros_like(param.detach()) for name in ("exp_avg", "exp_inf")}
         return super().new_state(group, param) | states
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         columns = {"weight1": 1 - values["beta1"], "beta2": values["beta2"], "eps": values["eps"]}
         return super()._fixed(group, numbers) | columns
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values = numbers.device
         return {"over": (values["beta1"] ** clock["step"].double() - 1) / values["lr"]}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, norms = block.state("exp_avg"), block.state("exp_inf")
-        torch._foreach_lerp_(averages, grads, block.column("weight1"))
-        torch._foreach_mul_(norms, block.column("beta2"))
-        sizes = torch._foreach_abs(grads)
-        torch._foreach_add_(sizes, block.column("eps"))
-        torch._foreach_maximum_(norms, sizes)
-        torch._foreach_addcdiv_(block.params, averages, torch._foreach_mul(norms, block.column("over")))
+        foreach.lerp_(averages, grads, block.column("weight1"))
+        foreach.mul_(norms, block.column("beta2"))
+        sizes = foreach.abs(grads)
+        foreach.add_(sizes, block.column("eps"))
+        foreach.maximum_(norms, sizes)
+        foreach.addcdiv_(block.params, averages, foreach.mul(norms, block.column("over")))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 """What torch's `_foreach` functions take."""
@@ -19,7 +19,7 @@ LIMIT = 2**18
 of any size Adam's update of 256 MLPs of 9k parameters took 10 ms, with these 3.7 ms."""
 
 
-class Block:
+class MemberSlice:
     """The rows of some members: what one update works on. All lists are parallel to the bucket's parameters.
 
     Attributes:
@@ -27,7 +27,7 @@ class Block:
         params: views `[members, *shape]` of the parameters, outside autograd.
     """
 
-    def __init__(self, bucket: Bucket, start: int, stop: int) -> None:
+    def __init__(self, bucket: ParameterBucket, start: int, stop: int) -> None:
         self.rows = slice(start, stop)
         self.params = [param.detach()[self.rows] for param in bucket.params]
         self._bucket = bucket
@@ -48,7 +48,7 @@ class Block:
         return self._columns[name]
 
 
-class Run(Block):
+class KernelSlice(MemberSlice):
     """Neighbouring members with the same `shared` numbers, which one call of a kernel updates.
 
     Attributes:
@@ -56,7 +56,9 @@ class Run(Block):
         steps: for each parameter, the count of its steps, a tensor of no dimension.
     """
 
-    def __init__(self, bucket: Bucket, numbers: Numbers, shared: Sequence[str], start: int, stop: int) -> None:
+    def __init__(
+        self, bucket: ParameterBucket, numbers: StackedHyperparameters, shared: Sequence[str], start: int, stop: int
+    ) -> None:
         super().__init__(bucket, start, stop)
         self.numbers = {name: numbers.of(name, start) for name in shared}
         self.steps = [bucket.clock["step"][start]] * len(self.params)
@@ -65,7 +67,7 @@ class Run(Block):
         self._seen: list[Tensor] = []
         self._alike = False
 
-    def alike(self, numbers: Numbers, names: Sequence[str]) -> bool:
+    def alike(self, numbers: StackedHyperparameters, names: Sequence[str]) -> bool:
         """Whether the members are equal in `names` too."""
         if self.rows.stop - self.rows.start == 1:
             return True
@@ -86,7 +88,7 @@ class Run(Block):
         return self._zeros
 
 
-class Bucket:
+class ParameterBucket:
     """Parameters of one group, of one dtype, whose members have stepped equally often.
 
     Args:
@@ -112,8 +114,8 @@ class Bucket:
         self.numel = sum(param[0].numel() for param in params)
         self.size = min(self.members, max(1, LIMIT // max(1, self.numel))) if self.on_cpu else self.members
         self._scratch: Tensor | None = None
-        self.runs: tuple[list[Tensor], list[Run]] | None = None
-        self.blocks = [Block(self, start, stop) for start, stop in self.cut(0, self.members)]
+        self.runs: tuple[list[Tensor], list[KernelSlice]] | None = None
+        self.blocks = [MemberSlice(self, start, stop) for start, stop in self.cut(0, self.members)]
 
     def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The members from `start` to `stop` in pieces of at most `size`."""
@@ -133,7 +135,7 @@ class Bucket:
             else:
                 self.columns[name] = value.to(self.params[0].dtype, copy=True)
 
-    def grads(self, blocks: Sequence[Block] | Sequence[Run]) -> list[list[Tensor]]:
+    def grads(self, blocks: Sequence[MemberSlice] | Sequence[KernelSlice]) -> list[list[Tensor]]:
         """The gradients, cut as `blocks` are."""
         grads = [param.grad for param in self.params]
         whole = [grad if grad.is_contiguous() else grad.contiguous() for grad in grads if grad is not None]

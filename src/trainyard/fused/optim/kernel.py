@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Bucket, Run, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard._torch_internals import Kernel, foreach, fused_kernel
+from trainyard.fused.optim.bucket import KernelSlice, ParameterBucket, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 ALONE = 2**15
 """Numbers in a member from which on the kernel is called for each member by itself. For 256 MLPs of 51k parameters and
@@ -24,28 +24,36 @@ class KernelOptimizer(StackedOptimizer):
     9k parameters and Adam that takes 0.3 ms; a call for each member takes 0.75 ms, broadcast arithmetic 0.6 ms. Large
     members (`ALONE`) are called for one by one, each with what its own optimiser would call.
 
-    Everywhere else (on CUDA, or where small members have stepped unequally often or have too little in common) the
-    arithmetic is `_update`'s.
+    Everywhere else (on CUDA, without the kernel, or where small members have stepped unequally often or have too little
+    in common) the arithmetic is `_update`'s.
     """
 
+    kernels: ClassVar[tuple[Kernel, ...]]
+    """The kernels that it calls."""
     shared: ClassVar[tuple[str, ...]]
     """The numbers that the members of a run have in common."""
     scaling: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     """The numbers that may differ within a run."""
 
-    def _rates(self, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
+        found = {name: fused_kernel(name) for name in self.kernels}
+        self._kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
+        self._has_kernels = len(self._kernels) == len(self.kernels)
+        super().__init__(groups, members, defaults)
+
+    def _rates(self, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         """The column `rate`: by how much the kernel's update counts; {} where `_fixed` has it."""
         return {}
 
-    def _kernel(self, group: Group, params: list[Tensor], run: Run, grads: Tensors) -> None:
+    def _kernel(self, group: Group, params: list[Tensor], run: KernelSlice, grads: Tensors) -> None:
         """Step `params` at a learning rate of 1, without weight decay; `maximize` is in `grads` already."""
         raise NotImplementedError
 
-    def _whole_kernel(self, group: Group, numbers: Numbers, run: Run, grads: Tensors) -> None:
+    def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         """Step the parameters of a run whose members are equal in all numbers, as their own optimisers would."""
         raise NotImplementedError
 
-    def _advance(self, group: Group, numbers: Numbers, bucket: Bucket) -> None:
+    def _advance(self, group: Group, numbers: StackedHyperparameters, bucket: ParameterBucket) -> None:
         runs = self._runs(numbers, bucket)
         if not runs:
             super()._advance(group, numbers, bucket)
@@ -58,11 +66,11 @@ class KernelOptimizer(StackedOptimizer):
             else:
                 updates = run.zeros()
                 self._kernel(group, updates, run, self._decayed(group, numbers, run, grads))
-                torch._foreach_addcmul_(run.params, updates, run.column("rate"))
+                foreach.addcmul_(run.params, updates, run.column("rate"))
 
-    def _runs(self, numbers: Numbers, bucket: Bucket) -> list[Run]:
+    def _runs(self, numbers: StackedHyperparameters, bucket: ParameterBucket) -> list[KernelSlice]:
         """The runs of a bucket; none where the kernel is not for it."""
-        if not bucket.on_cpu:
+        if not (bucket.on_cpu and self._has_kernels):
             return []
         key = [numbers.host[name] for name in self.shared]
         if bucket.runs is None or any(a is not b for a, b in zip(key, bucket.runs[0], strict=True)):
@@ -75,6 +83,6 @@ class KernelOptimizer(StackedOptimizer):
                 if len(edges) > max(1, bucket.members // 8) or bool((steps != steps[0]).any()):
                     edges = []
             pieces = [piece for start, stop in edges for piece in bucket.cut(start, stop)]
-            runs = [Run(bucket, numbers, self.shared, start, stop) for start, stop in pieces]
+            runs = [KernelSlice(bucket, numbers, self.shared, start, stop) for start, stop in pieces]
             bucket.runs = (key, runs)
         return bucket.runs[1]

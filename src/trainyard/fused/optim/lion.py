@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedLion(StackedOptimizer):
@@ -31,14 +32,14 @@ class StackedLion(StackedOptimizer):
     def _decoupled(self, group: Group) -> bool:
         return True
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         weights = {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
         return super()._fixed(group, numbers) | weights | {"rate": -values["lr"]}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages = block.state("exp_avg")
-        updates = torch._foreach_lerp(averages, grads, block.column("weight1"))
-        torch._foreach_sign_(updates)
-        torch._foreach_addcmul_(block.params, updates, block.column("rate"))
-        torch._foreach_lerp_(averages, grads, block.column("weight2"))
+        updates = foreach.lerp(averages, grads, block.column("weight1"))
+        foreach.sign_(updates)
+        foreach.addcmul_(block.params, updates, block.column("rate"))
+        foreach.lerp_(averages, grads, block.column("weight2"))

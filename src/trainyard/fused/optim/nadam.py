@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.member_state import scalar_dtype
-from trainyard.fused.optim.numbers import Numbers
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedNAdam(StackedOptimizer):
@@ -25,11 +26,11 @@ class StackedNAdam(StackedOptimizer):
         averages = {name: torch.zeros_like(param.detach()) for name in ("exp_avg", "exp_avg_sq")}
         return super().new_state(group, param) | {"mu_product": product} | averages
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         return super()._fixed(group, numbers) | {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values, step, product = numbers.device, clock["step"].double(), clock["mu_product"]
         mu = values["beta1"] * (1 - 0.5 * 0.96 ** (step * values["momentum_decay"]))
         mu_next = values["beta1"] * (1 - 0.5 * 0.96 ** ((step + 1) * values["momentum_decay"]))
@@ -43,12 +44,12 @@ class StackedNAdam(StackedOptimizer):
             "eps": values["eps"] * scale,
         }
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, squares = block.state("exp_avg"), block.state("exp_avg_sq")
-        torch._foreach_lerp_(averages, grads, block.column("weight1"))
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, block.column("eps"))
-        updates = torch._foreach_mul(grads, block.column("by_grad"))
-        torch._foreach_addcmul_(updates, averages, block.column("by_average"))
-        torch._foreach_addcdiv_(block.params, updates, denominators)
+        foreach.lerp_(averages, grads, block.column("weight1"))
+        foreach.lerp_(squares, foreach.mul(grads, grads), block.column("weight2"))
+        denominators = foreach.sqrt(squares)
+        foreach.add_(denominators, block.column("eps"))
+        updates = foreach.mul(grads, block.column("by_grad"))
+        foreach.addcmul_(updates, averages, block.column("by_average"))
+        foreach.addcdiv_(block.params, updates, denominators)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard._torch_internals import foreach
 from trainyard.errors import Unfusable
 from trainyard.fused.optim import member_state
-from trainyard.fused.optim.bucket import Block, Bucket, Tensors, restore
-from trainyard.fused.optim.numbers import Numbers
+from trainyard.fused.optim.bucket import MemberSlice, ParameterBucket, Tensors, restore
+from trainyard.fused.optim.graph_hyperparameters import StackedGraphHyperparameters
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 Group = dict[str, Any]
 Columns = dict[str, Tensor]
@@ -47,6 +49,7 @@ class StackedOptimizer(Optimizer):
     """The flags that change what is computed."""
 
     def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
+        foreach.resolve()
         super().__init__(groups, defaults)
         self.members = members
         self.version = 0
@@ -94,6 +97,10 @@ class StackedOptimizer(Optimizer):
                 for bucket in self._plans[index][1]:
                     bucket.fill(self._fixed(group, numbers))
         return other
+
+    def graph_hyperparameters(self) -> StackedGraphHyperparameters:
+        """The hyperparameters as a captured step reads them."""
+        return StackedGraphHyperparameters(self)
 
     def keep(self, index: Tensor) -> None:
         """Go on with the members `index` (`[k]`, whole numbers); the parameters have been cut to them already."""
@@ -153,7 +160,7 @@ class StackedOptimizer(Optimizer):
         steps: Tensor | float = saved["step"]
         return steps
 
-    def _tick(self, numbers: Numbers) -> Tensor | float:
+    def _tick(self, numbers: StackedHyperparameters) -> Tensor | float:
         """What a step adds to `step`."""
         return 1.0
 
@@ -161,38 +168,39 @@ class StackedOptimizer(Optimizer):
         """Whether weight decay shrinks the parameter, and is no part of the gradient."""
         return bool(group.get("decoupled_weight_decay", False))
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         if self._decoupled(group):
             return {"decay": 1 - values["lr"] * values["weight_decay"]}
         return {"weight_decay": values["weight_decay"]}
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         return {}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         raise NotImplementedError
 
     # What all families share.
 
-    def _advance(self, group: Group, numbers: Numbers, bucket: Bucket) -> None:
+    def _advance(self, group: Group, numbers: StackedHyperparameters, bucket: ParameterBucket) -> None:
         bucket.clock["step"].add_(self._tick(numbers))
         bucket.fill(self._clocked(group, numbers, bucket.clock))
         for block, grads in zip(bucket.blocks, bucket.grads(bucket.blocks), strict=True):
             self._update(group, numbers, block, self._decayed(group, numbers, block, grads))
 
-    def _decayed(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> Tensors:
+    def _decayed(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> Tensors:
         """The gradients to go down along, after the weight decay. `p.grad` itself is not written to."""
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = foreach.neg(grads)
         if not numbers.some("weight_decay"):
             return grads
         if self._decoupled(group):
-            torch._foreach_mul_(block.params, block.column("decay"))
+            foreach.mul_(block.params, block.column("decay"))
             return grads
-        return torch._foreach_addcmul(grads, block.params, block.column("weight_decay"))
+        decayed: list[Tensor] = foreach.addcmul(grads, block.params, block.column("weight_decay"))
+        return decayed
 
-    def _plan(self, index: int) -> list[Bucket]:
+    def _plan(self, index: int) -> list[ParameterBucket]:
         """The buckets of a group, made anew when other parameters have gradients than at the step before."""
         group = self.param_groups[index]
         key = [None if param.grad is None else param.data_ptr() for param in group["params"]]
@@ -203,7 +211,7 @@ class StackedOptimizer(Optimizer):
             self._plans[index] = (key, buckets)
         return self._plans[index][1]
 
-    def _gather(self, group: Group) -> list[Bucket]:
+    def _gather(self, group: Group) -> list[ParameterBucket]:
         together: list[tuple[list[Tensor], list[dict[str, Any]]]] = []
         for param in group["params"]:
             if param.grad is None:
@@ -225,7 +233,7 @@ class StackedOptimizer(Optimizer):
             clock = {name: states[0][name].clone() for name in self.clock}  # shared with no parameter outside
             for state in states:
                 state.update(clock)
-            buckets.append(Bucket(params, states, clock))
+            buckets.append(ParameterBucket(params, states, clock))
         return buckets
 
     def _forget(self) -> None:
@@ -233,10 +241,10 @@ class StackedOptimizer(Optimizer):
         self.version += 1
         devices = [group["params"][0].device if group["params"] else None for group in self.param_groups]
         self._numbers = [
-            Numbers(group, self.keys, device or torch.device("cpu"))
+            StackedHyperparameters(group, self.keys, device or torch.device("cpu"))
             for group, device in zip(self.param_groups, devices, strict=True)
         ]
-        self._plans: list[tuple[list[int | None], list[Bucket]]] = [([], []) for _ in self.param_groups]
+        self._plans: list[tuple[list[int | None], list[ParameterBucket]]] = [([], []) for _ in self.param_groups]
         self._branching = [name for name in ("weight_decay", "momentum", "dampening") if name in self.keys]
 
 

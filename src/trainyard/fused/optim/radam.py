@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedRAdam(StackedOptimizer):
@@ -22,12 +23,12 @@ class StackedRAdam(StackedOptimizer):
         averages = {name: torch.zeros_like(param.detach()) for name in ("exp_avg", "exp_avg_sq")}
         return super().new_state(group, param) | averages
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         weights = {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
         return super()._fixed(group, numbers) | weights | {"eps": values["eps"]}
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values, step = numbers.device, clock["step"].double()
         decayed = values["beta2"] ** step
         correction2 = 1 - decayed
@@ -41,13 +42,13 @@ class StackedRAdam(StackedOptimizer):
             "plain": torch.where(rectified, 0.0, rate),
         }
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, squares = block.state("exp_avg"), block.state("exp_avg_sq")
-        torch._foreach_lerp_(averages, grads, block.column("weight1"))
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), block.column("weight2"))
-        factors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(factors, block.column("eps"))
-        torch._foreach_reciprocal_(factors)
-        torch._foreach_mul_(factors, block.column("rectified"))
-        torch._foreach_add_(factors, block.column("plain"))
-        torch._foreach_addcmul_(block.params, averages, factors)
+        foreach.lerp_(averages, grads, block.column("weight1"))
+        foreach.lerp_(squares, foreach.mul(grads, grads), block.column("weight2"))
+        factors = foreach.sqrt(squares)
+        foreach.add_(factors, block.column("eps"))
+        foreach.reciprocal_(factors)
+        foreach.mul_(factors, block.column("rectified"))
+        foreach.add_(factors, block.column("plain"))
+        foreach.addcmul_(block.params, averages, factors)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedRMSprop(StackedOptimizer):
@@ -29,27 +30,27 @@ class StackedRMSprop(StackedOptimizer):
         names = super().has(group, state, member)
         return [name for name in names if name != "momentum_buffer" or group["momentum"][member] > 0]
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         values = numbers.device
         columns = {"weight": 1 - values["alpha"], "eps": values["eps"], "momentum": values["momentum"]}
         return super()._fixed(group, numbers) | columns | {"rate": -values["lr"], "over": -1 / values["lr"]}
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         squares, weight = block.state("square_avg"), block.column("weight")
-        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), weight)
+        foreach.lerp_(squares, foreach.mul(grads, grads), weight)
         if group["centered"]:
             averages = block.state("grad_avg")
-            torch._foreach_lerp_(averages, grads, weight)
-            denominators = torch._foreach_addcmul(squares, averages, averages, value=-1)
-            torch._foreach_sqrt_(denominators)
+            foreach.lerp_(averages, grads, weight)
+            denominators = foreach.addcmul(squares, averages, averages, value=-1)
+            foreach.sqrt_(denominators)
         else:
-            denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, block.column("eps"))
+            denominators = foreach.sqrt(squares)
+        foreach.add_(denominators, block.column("eps"))
         if numbers.some("momentum"):
             buffers = block.state("momentum_buffer")
-            torch._foreach_mul_(buffers, block.column("momentum"))
-            torch._foreach_addcdiv_(buffers, grads, denominators)
-            torch._foreach_addcmul_(block.params, buffers, block.column("rate"))
+            foreach.mul_(buffers, block.column("momentum"))
+            foreach.addcdiv_(buffers, grads, denominators)
+            foreach.addcmul_(block.params, buffers, block.column("rate"))
         else:
-            torch._foreach_mul_(denominators, block.column("over"))
-            torch._foreach_addcdiv_(block.params, grads, denominators)
+            foreach.mul_(denominators, block.column("over"))
+            foreach.addcdiv_(block.params, grads, denominators)

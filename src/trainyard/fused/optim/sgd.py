@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.fused.optim.bucket import Block, Tensors
-from trainyard.fused.optim.numbers import Numbers
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.bucket import MemberSlice, Tensors
 from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
+from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedSGD(StackedOptimizer):
@@ -33,10 +34,10 @@ class StackedSGD(StackedOptimizer):
     def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float:
         return 1.0 if "momentum_buffer" in saved else 0.0
 
-    def _tick(self, numbers: Numbers) -> Tensor | float:
+    def _tick(self, numbers: StackedHyperparameters) -> Tensor | float:
         return 1.0 if numbers.every("momentum") else (numbers.device["momentum"] != 0).float()
 
-    def _fixed(self, group: Group, numbers: Numbers) -> Columns:
+    def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         lr, momentum = -numbers.device["lr"], numbers.device["momentum"]
         if not numbers.some("momentum"):
             return super()._fixed(group, numbers) | {"by_grad": lr}
@@ -48,25 +49,25 @@ class StackedSGD(StackedOptimizer):
         }
         return super()._fixed(group, numbers) | columns
 
-    def _clocked(self, group: Group, numbers: Numbers, clock: dict[str, Tensor]) -> Columns:
+    def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         if not self._weighs(numbers):
             return {}
         moving, later = numbers.device["momentum"] != 0, clock["step"] > 1
         return {"added": moving * (1 - numbers.device["dampening"] * later)}
 
-    def _weighs(self, numbers: Numbers) -> bool:
+    def _weighs(self, numbers: StackedHyperparameters) -> bool:
         """Whether some gradients go into the buffers with a weight other than 1."""
         return numbers.some("momentum") and (numbers.some("dampening") or not numbers.every("momentum"))
 
-    def _update(self, group: Group, numbers: Numbers, block: Block, grads: Tensors) -> None:
+    def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         if numbers.some("momentum"):
             buffers = block.state("momentum_buffer")
-            torch._foreach_mul_(buffers, block.column("kept"))
+            foreach.mul_(buffers, block.column("kept"))
             if self._weighs(numbers):
-                torch._foreach_addcmul_(buffers, grads, block.column("added"))
+                foreach.addcmul_(buffers, grads, block.column("added"))
             else:
-                torch._foreach_add_(buffers, grads)
-            torch._foreach_addcmul_(block.params, buffers, block.column("by_buffer"))
+                foreach.add_(buffers, grads)
+            foreach.addcmul_(block.params, buffers, block.column("by_buffer"))
             if numbers.every("momentum") and not group["nesterov"]:
                 return
-        torch._foreach_addcmul_(block.params, grads, block.column("by_grad"))
+        foreach.addcmul_(block.params, grads, block.column("by_grad"))

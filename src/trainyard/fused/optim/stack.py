@@ -19,7 +19,7 @@ from trainyard.fused.optim.optimizer import StackedOptimizer
 from trainyard.fused.optim.radam import StackedRAdam
 from trainyard.fused.optim.rmsprop import StackedRMSprop
 from trainyard.fused.optim.sgd import StackedSGD
-from trainyard.optim import Lion, plain
+from trainyard.optim import Lion, without_dynamo
 
 FAMILIES: Mapping[type[Optimizer], type[StackedOptimizer]] = {
     SGD: StackedSGD,
@@ -58,7 +58,7 @@ def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, n
         raise Unfusable("the optimisers differ in their parameter groups")
     columns = zip(*[optimizer.param_groups for optimizer in optimizers], strict=True)
     groups = [_stacked_group(members, stacked) for members in columns]
-    with plain.constructing():
+    with without_dynamo.constructing():
         result = family(groups, len(optimizers), dict(first.defaults))
     for member, optimizer in enumerate(optimizers):
         params = [param for group in optimizer.param_groups for param in group["params"]]

@@ -1,24 +1,28 @@
-"""The optimisation step as a CUDA graph: one launch in place of one for each kernel."""
+"""The optimization step captured into a CUDA graph: one launch in place of one for each kernel."""
 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainyard._torch_internals import foreach
 from trainyard.models.base import total_loss
+from trainyard.rng_state import cpu_states
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
-from trainyard.step.cuda_graph.guards import Surroundings
-from trainyard.step.cuda_graph.optimizer_numbers import Numbers, numbers_of, uncaptured_update
+from trainyard.step.cuda_graph.graph_hyperparameters import (
+    GraphHyperparameters,
+    graph_hyperparameters,
+    uncaptured_update,
+)
+from trainyard.step.cuda_graph.guards import ModuleGuards
 from trainyard.step.cuda_graph.rate_table import Foresight
-from trainyard.step.cuda_graph.static_inputs import filled, shape_of
+from trainyard.step.cuda_graph.static_inputs import signature_of, with_tensors
 from trainyard.step.precision import Autocast, Precision
 from trainyard.step.stacked import StackedScaledAutocast
 from trainyard.step.step import AccumulatedStep, Step
@@ -35,8 +39,8 @@ HASTY = 3
 """Captures in a row that have not paid, after which there are no more."""
 
 
-class Place(NamedTuple):
-    """A batch's place in its group of `size` batches, after which the optimiser steps."""
+class GroupPosition(NamedTuple):
+    """A batch's position in its group of `size` batches, after which the optimizer steps."""
 
     first: bool
     last: bool
@@ -71,11 +75,12 @@ class CapturedStep(AccumulatedStep):
         super().__init__(
             step.train_step, step.optimizer, step.precision, step.clip, accumulate=getattr(step, "accumulate", 1)
         )
+        foreach.resolve()
         self.refusal: str | None = None
         self._graph = graph
-        self._surroundings = Surroundings(modules)
+        self._guards = ModuleGuards(modules)
         self._device = self.parameters[0].device
-        self._numbers: Numbers | None = None
+        self._hyperparameters: GraphHyperparameters | None = None
         self._foresight: Foresight | None = None
         self._own_clip = self._other_clip = self.clip
         self._shapes: set[Hashable] = set()
@@ -87,7 +92,7 @@ class CapturedStep(AccumulatedStep):
         if self.refusal is not None:
             return super().__call__(batch, position, total)
         tensors: list[Tensor] = []
-        shape = shape_of(batch, tensors, self._device)
+        shape = signature_of(batch, tensors, self._device)
         self._look(shape)
         if self.refusal is not None:
             return super().__call__(batch, position, total)
@@ -97,19 +102,19 @@ class CapturedStep(AccumulatedStep):
                 outputs = super().__call__(batch, position, total)
         else:
             outputs = self._run(batch, tensors, shape, position, total)
-        if self._numbers is not None:
-            self._numbers.stepped()
+        if self._hyperparameters is not None:
+            self._hyperparameters.stepped()
         return outputs
 
     def _run(self, batch: Any, tensors: list[Tensor], shape: Hashable, position: int, total: int) -> dict[str, Tensor]:
         """A step that is captured, or will be."""
         within, size = self.group(position, total)
-        place = Place(within == 0, within + 1 == size, size)
+        place = GroupPosition(within == 0, within + 1 == size, size)
         captured = self._captured.get((shape, place))
         if captured is None:
             self._seen[shape, place] = self._seen.get((shape, place), 0) + 1
             if self._seen[shape, place] <= WARM_UP:
-                return self._rehearse(batch, place, judge=self._seen[shape, place] == WARM_UP)
+                return self._warm_up(batch, place, judge=self._seen[shape, place] == WARM_UP)
             try:
                 captured = self._captured[shape, place] = self._capture(batch, tensors, place)
             except Uncapturable as error:
@@ -120,7 +125,7 @@ class CapturedStep(AccumulatedStep):
     def foresee(self, foresight: Foresight) -> None:
         """Take the learning rates from a table on the device, which `foresight` fills ahead."""
         self._foresight = foresight
-        self._leave_numbers()
+        self._release_hyperparameters()
         self._forget()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,11 +147,11 @@ class CapturedStep(AccumulatedStep):
         if len(self._shapes) > SHAPES:
             self._refuse(f"the batches have more than {SHAPES} shapes")
             return
-        if self._numbers is not None:
-            self._numbers.refresh()
+        if self._hyperparameters is not None:
+            self._hyperparameters.refresh()
         if self._begun:
-            of_model = self._surroundings.changed()
-            of_optimizer = self._numbers.changed() if self._numbers is not None else None
+            of_model = self._guards.changed()
+            of_optimizer = self._hyperparameters.changed() if self._hyperparameters is not None else None
             if of_model or of_optimizer or self.precision is not self._precision:
                 in_vain = self._forget_soon()
                 if in_vain and of_model:
@@ -160,7 +165,7 @@ class CapturedStep(AccumulatedStep):
     def _begin(self) -> None:
         """Take everything as it stands: what is captured from here on is good as long as it stays."""
         self._begun = True
-        self._surroundings.take()
+        self._guards.take()
         self._precision = self.precision
         if self._uncaptured_update is None:
             if type(self.precision) not in (Precision, Autocast, StackedScaledAutocast):
@@ -169,16 +174,18 @@ class CapturedStep(AccumulatedStep):
             elif (reason := uncaptured_update(self.optimizer)) is not None:
                 self._leave_update(reason)
             else:
-                self._numbers = self._numbers or numbers_of(self.optimizer, self._device, self._foresight)
-                self._numbers.refresh()
-                self._numbers.take()
+                self._hyperparameters = self._hyperparameters or graph_hyperparameters(
+                    self.optimizer, self._device, self._foresight
+                )
+                self._hyperparameters.refresh()
+                self._hyperparameters.take()
 
     def _forget(self) -> None:
         """Drop the graphs."""
         self._graph.forget()
         self._begun = False
-        self._captured: dict[tuple[Hashable, Place], _Captured] = {}
-        self._seen: dict[tuple[Hashable, Place], int] = {}
+        self._captured: dict[tuple[Hashable, GroupPosition], _Captured] = {}
+        self._seen: dict[tuple[Hashable, GroupPosition], int] = {}
         self._gradients: list[Tensor | None] | None = None
 
     def _forget_soon(self) -> bool:
@@ -192,19 +199,19 @@ class CapturedStep(AccumulatedStep):
         log.info("The step is not captured: %s.", reason)
         self.refusal = reason
         self._forget()
-        self._leave_numbers()
+        self._release_hyperparameters()
 
     def _leave_update(self, reason: str) -> None:
         """From here on the optimiser steps outside of the graphs."""
         log.info("The step is captured without the optimiser's: %s.", reason)
         self._uncaptured_update = reason
         self._hasty = 0
-        self._leave_numbers()
+        self._release_hyperparameters()
 
-    def _leave_numbers(self) -> None:
-        if self._numbers is not None:
-            self._numbers.release()
-            self._numbers = None
+    def _release_hyperparameters(self) -> None:
+        if self._hyperparameters is not None:
+            self._hyperparameters.release()
+            self._hyperparameters = None
 
     def _is_measured(self) -> bool:
         """Whether another `clip` is in place, for this batch alone; one that is there twice has come to stay."""
@@ -219,38 +226,38 @@ class CapturedStep(AccumulatedStep):
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _work(self, batch: Any, place: Place) -> dict[str, Tensor]:
+    def _work(self, batch: Any, place: GroupPosition) -> dict[str, Tensor]:
         """What is captured of a step."""
         self._advance()
         losses = self.precision.forward(self.train_step, batch)
         loss = total_loss(losses)
         self.precision.backward(loss / place.size)
         outputs = self.outputs(losses, loss)
-        if place.last and self._numbers is not None:
+        if place.last and self._hyperparameters is not None:
             with self._placed():
                 outputs |= self._update()
         return outputs
 
     def _advance(self) -> None:
         """Let the numbers of this step be where the optimiser reads them."""
-        if self._numbers is not None:
-            self._numbers.advance()
+        if self._hyperparameters is not None:
+            self._hyperparameters.advance()
 
     def _placed(self) -> AbstractContextManager[None]:
         """Inside the block the optimiser steps as it does in a graph, where it is captured."""
-        return nullcontext() if self._numbers is None else self._numbers.placed()
+        return nullcontext() if self._hyperparameters is None else self._hyperparameters.placed()
 
-    def _rehearse(self, batch: Any, place: Place, *, judge: bool) -> dict[str, Tensor]:
-        """A step before the capture; the last of them tells whether there can be one."""
+    def _warm_up(self, batch: Any, place: GroupPosition, *, judge: bool) -> dict[str, Tensor]:
+        """A warm-up step before the capture; the last of them tells whether there can be one."""
         drawn = _drawn() if judge else None
-        outputs, reason = self._graph.rehearse(lambda: self._work(batch, place))
-        if place.last and self._numbers is None:
+        outputs, reason = self._graph.warm_up(lambda: self._work(batch, place))
+        if place.last and self._hyperparameters is None:
             outputs |= self._update()
         if not place.last and self._gradients is None:
             grads = [parameter.grad for parameter in self.parameters]
             self._gradients = [None if grad is None else torch.zeros_like(grad) for grad in grads]
         if judge:
-            changed = self._surroundings.changed()
+            changed = self._guards.changed()
             if changed is not None:
                 reason = f"the model's code changes {changed}"
             elif drawn != _drawn():
@@ -259,9 +266,9 @@ class CapturedStep(AccumulatedStep):
                 self._refuse(reason)
         return outputs
 
-    def _capture(self, batch: Any, tensors: list[Tensor], place: Place) -> _Captured:
+    def _capture(self, batch: Any, tensors: list[Tensor], place: GroupPosition) -> _Captured:
         inputs = [tensor.clone() for tensor in tensors]
-        batch = filled(batch, iter(inputs))
+        batch = with_tensors(batch, iter(inputs))
         before = [parameter.grad for parameter in self.parameters]
         if place.alone:
             self._set_gradients([None] * len(before))
@@ -270,7 +277,7 @@ class CapturedStep(AccumulatedStep):
 
         def work() -> _Outputs:
             if place.first and not place.last:
-                torch._foreach_zero_([grad for grad in self._gradients or () if grad is not None])
+                foreach.zero_([grad for grad in self._gradients or () if grad is not None])
             return _Outputs(self._work(batch, place))
 
         try:
@@ -280,22 +287,22 @@ class CapturedStep(AccumulatedStep):
             self._set_gradients(before)
         return _Captured(inputs, replay, outputs, gradients)
 
-    def _replay(self, captured: _Captured, tensors: list[Tensor], place: Place) -> dict[str, Tensor]:
-        torch._foreach_copy_(captured.inputs, tensors)
+    def _replay(self, captured: _Captured, tensors: list[Tensor], place: GroupPosition) -> dict[str, Tensor]:
+        foreach.copy_(captured.inputs, tensors)
         if not place.alone:
             self._gather_gradients(place)
         captured.replay()
         self._replays += 1
         outputs = captured.outputs.read()
         if place.last:
-            if self._numbers is None:
+            if self._hyperparameters is None:
                 self._set_gradients(captured.gradients)
                 outputs |= self._update()
             elif not place.alone:
                 self._set_gradients([None] * len(self.parameters))
         return outputs
 
-    def _gather_gradients(self, place: Place) -> None:
+    def _gather_gradients(self, place: GroupPosition) -> None:
         """Let the parameters' gradients be the ones that the graphs of a group of batches add to."""
         assert self._gradients is not None
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
@@ -350,9 +357,9 @@ class _Outputs:
 
 
 def _drawn() -> tuple[Any, ...]:
-    """How far Python's and numpy's generators are."""
-    state: Any = np.random.get_state(legacy=True)
-    return random.getstate(), state[1].tobytes(), *state[2:]
+    """How far Python's and NumPy's generators are."""
+    python, numpy, _ = cpu_states()
+    return python, numpy[1].tobytes(), *numpy[2:]
 
 
 def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:

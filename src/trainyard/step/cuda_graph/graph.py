@@ -1,4 +1,4 @@
-"""The work of a function, recorded once and launched as one from then on."""
+"""Capture and replay of a CUDA graph."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Graph(Protocol):
     stay what they were. Everything that lives on between two replays must have been made outside of `capture`.
     """
 
-    def rehearse(self, function: Callable[[], T]) -> tuple[T, str | None]:
-        """Run `function` as it will be run when it is recorded.
+    def warm_up(self, function: Callable[[], T]) -> tuple[T, str | None]:
+        """Run `function` before it is recorded, in the way in which it will be recorded.
 
         Returns:
             What it returns, and why it cannot be recorded; None where nothing speaks against it.
@@ -68,7 +68,7 @@ class CudaGraph:
         self.forget()
         self._generator = torch.cuda.default_generators[index]
 
-    def rehearse(self, function: Callable[[], T]) -> tuple[T, str | None]:
+    def warm_up(self, function: Callable[[], T]) -> tuple[T, str | None]:
         drawn, mode = torch.get_rng_state(), torch.cuda.get_sync_debug_mode()
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)

@@ -1,4 +1,4 @@
-"""What a captured step takes for granted: whatever its code reads besides the contents of tensors."""
+"""Guards of a captured step: what its code reads besides the contents of tensors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from trainyard._torch_internals import own_buffers, own_parameters
+
 PLAIN = (bool, int, float, str)
 
 
-class Surroundings:
+class ModuleGuards:
     """The plain values of a model's modules (`training` among them), and where its tensors lie.
 
     A graph holds them as they were when it was captured. So they are compared before every step: a captured step leaves
@@ -27,7 +29,7 @@ class Surroundings:
     def take(self) -> None:
         """From here on `changed` compares with what stands now."""
         self._values: list[tuple[dict[str, Any], str]] = []
-        self._tensors: list[tuple[dict[str, Any], str]] = []
+        self._tensors: list[tuple[Mapping[str, Any], str]] = []
         self._names: list[str] = []
         names = []
         for path, module in self._modules.items():
@@ -35,7 +37,7 @@ class Surroundings:
                 if isinstance(value, PLAIN):
                     self._values.append((vars(module), key))
                     self._names.append(f"{path}.{key}".lstrip("."))
-            for tensors in (module._parameters, module._buffers):
+            for tensors in (own_parameters(module), own_buffers(module)):
                 for key, tensor in tensors.items():
                     if tensor is not None:
                         self._tensors.append((tensors, key))

@@ -1,4 +1,4 @@
-"""Batches as nests of tensors, for which a captured step has memory of its own."""
+"""Static inputs of a captured step: batches whose tensors stay where the graph reads them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 
-def shape_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashable | None:
-    """What two batches that one graph takes have in common; None where none takes this one.
+def signature_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashable | None:
+    """What two batches that one graph takes have in common: structure, shapes, strides and dtypes.
 
     Args:
-        batch: tensors in a nest of tuples, lists and dicts.
+        batch: tensors, in tuples, lists and dicts of any depth.
         tensors: filled with them.
         device: where they must be.
+
+    Returns:
+        None where no graph takes this batch.
     """
     if isinstance(batch, Tensor):
         if batch.device != device or batch.layout is not torch.strided or type(batch) is not Tensor:
@@ -23,19 +26,19 @@ def shape_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashabl
         tensors.append(batch)
         return (*batch.shape, *batch.stride(), batch.dtype)
     if type(batch) is dict:
-        parts = [(key, shape_of(value, tensors, device)) for key, value in batch.items()]
+        parts = [(key, signature_of(value, tensors, device)) for key, value in batch.items()]
         return None if any(part is None for _, part in parts) else (dict, *parts)
     if isinstance(batch, tuple | list):
-        shapes = [shape_of(value, tensors, device) for value in batch]
-        return None if None in shapes else (type(batch), *shapes)
+        signatures = [signature_of(value, tensors, device) for value in batch]
+        return None if None in signatures else (type(batch), *signatures)
     return None
 
 
-def filled(batch: Any, tensors: Iterator[Tensor]) -> Any:
-    """A nest like `batch`, of other tensors."""
+def with_tensors(batch: Any, tensors: Iterator[Tensor]) -> Any:
+    """A batch of the structure of `batch`, of other tensors."""
     if isinstance(batch, Tensor):
         return next(tensors)
     if type(batch) is dict:
-        return {key: filled(value, tensors) for key, value in batch.items()}
-    parts = [filled(value, tensors) for value in batch]
+        return {key: with_tensors(value, tensors) for key, value in batch.items()}
+    parts = [with_tensors(value, tensors) for value in batch]
     return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from trainyard.checks import integer
 from trainyard.errors import ConfigError
+from trainyard.nvml import gpu_uuids
 from trainyard.sweep.jobs import Slot
 
 
@@ -36,7 +36,7 @@ def find_slots(
         ConfigError: a number that is out of range.
     """
     cores = sorted(os.sched_getaffinity(0))
-    gpus = visible_devices(nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus = visible_devices(gpu_uuids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if jobs_per_gpu != "auto":
         integer("jobs_per_gpu", jobs_per_gpu, at_least=1, other="auto")
     if threads_per_job != "auto":
@@ -56,29 +56,6 @@ def find_slots(
         shares = [tuple(cores[first : first + threads]) for first in range(0, len(cores) - threads + 1, threads)]
         slots = [Slot(index, "cpu", share, threads) for index, share in enumerate(shares)]
     return slots[:max_jobs]
-
-
-def nvidia_gpus() -> list[str]:
-    """The UUIDs of the machine's NVIDIA GPUs; empty where there is no driver."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return []
-    if nvml.nvmlInit_v2() != 0:
-        return []
-    try:
-        count = ctypes.c_uint(0)
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return []
-        uuids = []
-        for index in range(count.value):
-            handle, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-            if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
-                nvml.nvmlDeviceGetUUID(handle, uuid, 96)
-            uuids.append(uuid.value.decode())
-        return uuids
-    finally:
-        nvml.nvmlShutdown()
 
 
 def visible_devices(gpus: Sequence[str], setting: str | None) -> list[str]:

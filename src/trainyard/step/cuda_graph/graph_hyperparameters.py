@@ -1,16 +1,16 @@
-"""The numbers of an optimiser, where a captured step reads them."""
+"""Hyperparameters of an optimizer on the device, where a captured step reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from trainyard.fused.optim import StackedOptimizer
+from trainyard._torch_internals import may_have_step_hooks
 from trainyard.optim import Lion
 from trainyard.step.cuda_graph.rate_table import Foresight, RateTable
 
@@ -22,8 +22,8 @@ COUNTS = ("step", "mu_product")
 """What of a parameter's state torch keeps on the CPU unless it is told that a step will be captured."""
 
 
-class Numbers(Protocol):
-    """What a captured step asks of an optimiser's numbers."""
+class GraphHyperparameters(Protocol):
+    """What a captured step asks of an optimizer's hyperparameters."""
 
     def refresh(self) -> None:
         """Bring the numbers that have changed to the device; before every step."""
@@ -47,8 +47,16 @@ class Numbers(Protocol):
         """No step will be captured any more."""
 
 
-class TorchNumbers:
-    """The numbers of one of torch's optimisers, or of ours.
+@runtime_checkable
+class OnDevice(Protocol):
+    """An optimizer whose step reads all hyperparameters from the device: it can be captured as it is."""
+
+    def graph_hyperparameters(self) -> GraphHyperparameters:
+        """Those hyperparameters."""
+
+
+class TorchGraphHyperparameters:
+    """The hyperparameters of one of torch's optimizers, or of `Lion`.
 
     In the parameter groups they are plain numbers at all times, which schedules write and checkpoints hold. Only while
     the optimiser steps is the learning rate a tensor of no dimension, and `capturable` on. It is filled before the step
@@ -148,58 +156,24 @@ class TorchNumbers:
         return [group.get(key) for group, key in self._keys]
 
 
-class StackedNumbers:
-    """The numbers of a stacked optimiser, which keeps all of them on the device.
-
-    A row of a schedule holds the numbers of all members, and goes to the device as one tensor when it changes.
-    """
-
-    def __init__(self, optimizer: StackedOptimizer) -> None:
-        self._optimizer = optimizer
-        self._branched = False
-        self._version = -1
-
-    def refresh(self) -> None:
-        self._branched |= self._optimizer.refresh()
-
-    def take(self) -> None:
-        self._branched = False
-        self._version = self._optimizer.version
-
-    def changed(self) -> str | None:
-        if self._version != self._optimizer.version:
-            return "the optimiser's state"
-        return "whether a number of the optimiser is 0" if self._branched else None
-
-    def advance(self) -> None:
-        """They are there before the step."""
-
-    def stepped(self) -> None:
-        """Nothing is counted."""
-
-    def placed(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def release(self) -> None:
-        """They are where they are."""
-
-
-def numbers_of(optimizer: Optimizer, device: torch.device, foresight: Foresight | None = None) -> Numbers:
-    """The numbers of an optimiser for which `uncaptured_update` gives None."""
-    if isinstance(optimizer, StackedOptimizer):
-        return StackedNumbers(optimizer)
-    return TorchNumbers(optimizer, device, foresight)
+def graph_hyperparameters(
+    optimizer: Optimizer, device: torch.device, foresight: Foresight | None = None
+) -> GraphHyperparameters:
+    """The hyperparameters of an optimizer for which `uncaptured_update` gives None."""
+    if isinstance(optimizer, OnDevice):
+        return optimizer.graph_hyperparameters()
+    return TorchGraphHyperparameters(optimizer, device, foresight)
 
 
 def uncaptured_update(optimizer: Optimizer) -> str | None:
-    """Why the steps of this optimiser cannot be captured; None where they can."""
-    if isinstance(optimizer, StackedOptimizer):
+    """Why the steps of this optimizer cannot be captured; None where they can."""
+    if isinstance(optimizer, OnDevice):
         return None
     kind = type(optimizer)
     if kind not in (*CAPTURABLE, *CAPTURABLE_FUSED):
         return f"{kind.__name__} is not known to read its numbers from the device"
-    if getattr(optimizer, "_optimizer_step_pre_hooks", None) or getattr(optimizer, "_optimizer_step_post_hooks", None):
-        return "hooks are registered on the optimiser"
+    if may_have_step_hooks(optimizer):
+        return "hooks are registered on the optimiser, or may be, as fast paths are off"
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             return "optim.differentiable is on"

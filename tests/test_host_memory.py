@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from trainyard.host_memory import tunables
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is what is set here")
 
 FREED_AND_TAKEN_AGAIN = """
@@ -43,3 +45,9 @@ def test_a_step_takes_no_new_pages():
 def test_what_the_user_says_stands(variable):
     value = "131072" if variable.startswith("MALLOC") else "glibc.malloc.trim_threshold=131072"
     assert page_faults(keep=True, **{variable: value}) > 50_000
+
+
+def test_a_process_that_is_started_keeps_memory_too():
+    started = {"GLIBC_TUNABLES": tunables({"GLIBC_TUNABLES": "glibc.cpu.hwcap_mask=0"})}
+    assert started["GLIBC_TUNABLES"].startswith("glibc.cpu.hwcap_mask=0:glibc.malloc.hugetlb=1:")
+    assert page_faults(keep=False, GLIBC_TUNABLES=tunables({})) < 1_000

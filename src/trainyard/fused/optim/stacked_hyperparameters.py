@@ -20,7 +20,7 @@ def rows(group: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, T
             yield key, group[key]
 
 
-class Numbers:
+class StackedHyperparameters:
     """Copies of a group's numbers on the device of its parameters, refreshed where a schedule put a new tensor.
 
     The copies stay the same tensors, so that a captured CUDA graph reads what was written last.

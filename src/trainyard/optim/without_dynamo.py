@@ -1,4 +1,4 @@
-"""torch's optimisers without the import of `torch._dynamo`, which takes a second.
+"""torch's optimizers without the import of `torch._dynamo`, which takes a second.
 
 The methods of `torch.optim.Optimizer` are wrapped, for `torch.compile` and for profilers, in functions that import
 dynamo when they are first called. `functools.wraps` leaves what they wrap in reach of `inspect.unwrap`; a training that
@@ -7,7 +7,6 @@ compiles no optimiser calls that. It also saves the wrappers' time, a seventh of
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +14,10 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from trainyard._torch_internals import may_have_step_hooks, unwrapped
 from trainyard.optim.fused_adam import FusedAdam
 
 _OURS = ("torch.optim.", "trainyard.optim.", "trainyard.fused.optim.")
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _REGISTERS = ("register_step_pre_hook", "register_step_post_hook")
 
 
@@ -26,7 +25,7 @@ _REGISTERS = ("register_step_pre_hook", "register_step_post_hook")
 def constructing() -> Iterator[None]:
     """Inside the block optimisers are made without dynamo."""
     wrapped = Optimizer.add_param_group
-    Optimizer.add_param_group = inspect.unwrap(wrapped)  # type: ignore[method-assign]
+    Optimizer.add_param_group = unwrapped(wrapped)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -41,10 +40,10 @@ def method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
     kind = type(optimizer)
     if name in vars(optimizer) or not kind.__module__.startswith(_OURS):
         return getattr(optimizer, name)  # type: ignore[no-any-return]
-    return partial(inspect.unwrap(getattr(kind, name)), optimizer)
+    return partial(unwrapped(getattr(kind, name)), optimizer)
 
 
-class PlainStep:
+class UnwrappedStep:
     """`optimizer.step()` without its wrappers; call it where gradients are off.
 
     The wrappers call the hooks that are registered on the optimiser itself: once there is one, they are back.
@@ -52,8 +51,7 @@ class PlainStep:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        hooked = any(getattr(optimizer, hooks, None) for hooks in _HOOKS)
-        self._step: Callable[..., Any] = optimizer.step if hooked else _step(optimizer)
+        self._step: Callable[..., Any] = optimizer.step if may_have_step_hooks(optimizer) else _step(optimizer)
         for name in _REGISTERS:
             setattr(optimizer, name, partial(self._register, getattr(optimizer, name)))
 

@@ -1,10 +1,12 @@
+"""What NVML says of GPUs, asked of a library built here with the signatures of nvml.h."""
+
 import shutil
 import subprocess
 
 import pytest
 import torch
 
-from trainyard.hooks import nvml
+from trainyard import nvml
 from trainyard.hooks.system_metrics import _gpu
 
 # The functions of NVML that are called, with the signatures of nvml.h, for a GPU that says what is known here.
@@ -13,7 +15,14 @@ DRIVER = r"""
 typedef struct { unsigned int gpu, memory; } utilization;
 typedef struct { unsigned long long total, free, used; } memory;
 static int it;
-int nvmlInit_v2(void) { return 0; }
+int nvmlInit_v2(void) { return INIT; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) { *device = index ? 0 : &it; return index == 2; }
+int nvmlDeviceGetUUID(void *device, char *uuid, unsigned int size) {
+    strncpy(uuid, device ? "GPU-1234" : "GPU-5678", size);
+    return 0;
+}
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     *device = &it;
     return strcmp(uuid, "GPU-1234") ? 6 : 0;
@@ -34,10 +43,11 @@ def driver(tmp_path, monkeypatch):
     if compiler is None:
         pytest.skip("needs a C compiler")
 
-    def driver(power):
-        source, library = tmp_path / "nvml.c", tmp_path / f"nvml{power}.so"
+    def driver(power=0, init=0):
+        source, library = tmp_path / "nvml.c", tmp_path / f"nvml{power}{init}.so"
         source.write_text(DRIVER)
-        subprocess.run([compiler, "-shared", "-fPIC", f"-DPOWER={power}", "-o", library, source], check=True)
+        given = [f"-DPOWER={power}", f"-DINIT={init}"]
+        subprocess.run([compiler, "-shared", "-fPIC", *given, "-o", library, source], check=True)
         monkeypatch.setattr(nvml, "LIBRARY", str(library))
 
     return driver
@@ -65,8 +75,19 @@ def test_a_gpu_that_it_does_not_know(driver):
         nvml.Gpu("5678")
 
 
+def test_the_gpus_of_the_machine(driver):
+    driver()
+    assert nvml.gpu_uuids() == ["GPU-1234", "GPU-5678"]
+
+
+def test_a_driver_that_does_not_start(driver):
+    driver(init=9)  # NVML_ERROR_DRIVER_NOT_LOADED
+    assert nvml.gpu_uuids() == []
+
+
 def test_a_machine_without_it(monkeypatch, tmp_path):
     monkeypatch.setattr(nvml, "LIBRARY", str(tmp_path / "none.so"))
     with pytest.raises(OSError, match="cannot open shared object"):
         nvml.Gpu("1234")
+    assert nvml.gpu_uuids() == []
     assert _gpu(torch.device("cpu")) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainyard.optim import Lion, plain
+from trainyard.optim import Lion, without_dynamo
 from trainyard.step.clip import NoClip
 from trainyard.step.precision import Precision
 from trainyard.step.step import Step
@@ -26,9 +26,9 @@ def test_the_same_bits_as_with_wrappers(name):
     wrapped_model = nn.Linear(4, 3)
     plain_model = copy.deepcopy(wrapped_model)
     wrapped = _kind(name)(wrapped_model.parameters(), lr=0.01)
-    with plain.constructing():
+    with without_dynamo.constructing():
         bare = _kind(name)(plain_model.parameters(), lr=0.01)
-    step = plain.PlainStep(bare)
+    step = without_dynamo.UnwrappedStep(bare)
     for _ in range(5):
         x = torch.randn(8, 4)
         for model in (wrapped_model, plain_model):
@@ -39,14 +39,14 @@ def test_the_same_bits_as_with_wrappers(name):
             step()
     for a, b in zip(wrapped_model.parameters(), plain_model.parameters(), strict=True):
         assert torch.equal(a, b)
-    state = plain.method(bare, "state_dict")()
+    state = without_dynamo.method(bare, "state_dict")()
     assert state["param_groups"] == wrapped.state_dict()["param_groups"]
-    plain.method(bare, "load_state_dict")(wrapped.state_dict())
+    without_dynamo.method(bare, "load_state_dict")(wrapped.state_dict())
 
 
 def test_add_param_group_is_put_back():
     before = torch.optim.Optimizer.add_param_group
-    with pytest.raises(ValueError, match="learning rate"), plain.constructing():
+    with pytest.raises(ValueError, match="learning rate"), without_dynamo.constructing():
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=-1)
     assert torch.optim.Optimizer.add_param_group is before
 
@@ -74,7 +74,7 @@ def test_a_users_own_optimiser_keeps_its_wrappers():
             return super().step(closure)
 
     optimizer = Mine([torch.zeros(1, requires_grad=True)], lr=0.1)
-    plain.PlainStep(optimizer)()
+    without_dynamo.UnwrappedStep(optimizer)()
     assert calls == ["mine"]
 
 

@@ -1,6 +1,6 @@
 """The process's random generators, and the seed that decides what a Runner draws from them."""
 
-import random as python
+import random
 
 import numpy as np
 import pytest
@@ -8,80 +8,81 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.runner import Runner, checkpoint, copy_tensors, random
+from trainyard import rng_state
+from trainyard.runner import Runner, checkpoint, copy_tensors
 
 seeds = st.integers(0, 2**63 - 1)
 
 
 @pytest.fixture(autouse=True)
 def _kept():
-    before = random.state()
+    before = rng_state.state()
     yield
-    random.restore(before)
+    rng_state.restore(before)
 
 
 def draw():
     """Numbers of every generator; `gauss` and `normal` keep a second one for later."""
-    return [python.random(), python.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()]
+    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()]
 
 
 @settings(max_examples=25, deadline=None)
 @given(seeds, st.integers(0, 5))
 def test_a_state_that_was_put_back_goes_on_as_it_was(seed, drawn):
-    random.seed_all(seed)
+    rng_state.seed_all(seed)
     for _ in range(drawn):
         draw()
-    saved = random.state()
+    saved = rng_state.state()
     expected = [draw() for _ in range(3)]
-    random.restore(saved)
+    rng_state.restore(saved)
     assert [draw() for _ in range(3)] == expected
 
 
 @settings(max_examples=25, deadline=None)
 @given(seeds, seeds)
 def test_a_seeded_block_leaves_no_trace(seed, inner):
-    random.seed_all(seed)
+    rng_state.seed_all(seed)
     expected = [draw(), draw()]
-    random.seed_all(seed)
+    rng_state.seed_all(seed)
     first = draw()
-    with random.seeded(inner):
+    with rng_state.seeded(inner):
         within = draw()
     assert [first, draw()] == expected
-    with random.seeded(inner):
+    with rng_state.seeded(inner):
         assert draw() == within
 
 
 def test_a_block_that_fails_leaves_no_trace():
-    random.seed_all(1)
+    rng_state.seed_all(1)
     expected = draw()
-    random.seed_all(1)
-    with pytest.raises(LookupError), random.seeded(2):
+    rng_state.seed_all(1)
+    with pytest.raises(LookupError), rng_state.seeded(2):
         raise LookupError
     assert draw() == expected
 
 
 def test_every_generator_is_seeded():
-    random.seed_all(1)
+    rng_state.seed_all(1)
     one = draw()
-    random.seed_all(2)
+    rng_state.seed_all(2)
     assert all(a != b for a, b in zip(one, draw(), strict=True))
 
 
 def test_a_checkpoint_can_hold_the_state(tmp_path):
-    python.gauss(0, 1)
+    random.gauss(0, 1)
     np.random.normal()
-    checkpoint.save(tmp_path / "state.pt", {"model": {}, "random": copy_tensors(random.state())})
+    checkpoint.save(tmp_path / "state.pt", {"model": {}, "random": copy_tensors(rng_state.state())})
     expected = draw()
-    random.restore(checkpoint.load(tmp_path / "state.pt")["random"])
+    rng_state.restore(checkpoint.load(tmp_path / "state.pt")["random"])
     assert draw() == expected
 
 
 @pytest.mark.gpu
 def test_the_generators_of_cuda():
     torch.rand(1, device="cuda")
-    saved = copy_tensors(random.state())
+    saved = copy_tensors(rng_state.state())
     expected = torch.rand(5, device="cuda")
-    random.restore(saved)
+    rng_state.restore(saved)
     assert torch.equal(torch.rand(5, device="cuda"), expected)
 
 

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of a GPU, through its library NVML; no package is needed for it."""
+"""NVIDIA's management library NVML: which GPUs there are, and how busy one is. No package is needed for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,29 @@ class _Utilization(ctypes.Structure):
 
 class _Memory(ctypes.Structure):
     _fields_ = (("total", c_ulonglong), ("free", c_ulonglong), ("used", c_ulonglong))
+
+
+def gpu_uuids() -> list[str]:
+    """The UUIDs of the machine's NVIDIA GPUs; empty where there is no driver. It makes no CUDA context."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return []
+    if library.nvmlInit_v2() != 0:
+        return []
+    try:
+        count = c_uint(0)
+        if library.nvmlDeviceGetCount_v2(byref(count)) != 0:
+            return []
+        uuids = []
+        for index in range(count.value):
+            handle, uuid = c_void_p(), ctypes.create_string_buffer(96)
+            if library.nvmlDeviceGetHandleByIndex_v2(index, byref(handle)) == 0:
+                library.nvmlDeviceGetUUID(handle, uuid, 96)
+            uuids.append(uuid.value.decode())
+        return uuids
+    finally:
+        library.nvmlShutdown()
 
 
 class Gpu:

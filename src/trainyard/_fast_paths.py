@@ -1,0 +1,82 @@
+"""The switch for private functions of the libraries below (`env.fast_paths`), and the list of them.
+
+Each has a public replacement, which is used where the library no longer has the private part or has changed it, and
+everywhere while fast paths are off. This module imports none of the libraries.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Internal:
+    """A private part of a library.
+
+    Attributes:
+        name: where it is in the library.
+        used_by: the modules of this package that depend on it.
+        gain: what it is used for.
+        replacement: what is public and does the same.
+        check: tries it on a few numbers; what it raises, or False, says that the library has changed it.
+    """
+
+    name: str
+    used_by: tuple[str, ...]
+    gain: str
+    replacement: str
+    check: Callable[[], bool]
+
+
+INTERNALS: dict[str, Internal] = {}
+"""The private parts that were registered, by their names."""
+
+
+class _Switch:
+    on = True
+    listeners: tuple[Callable[[], object], ...] = ()
+
+
+def register(internals: Iterable[Internal], when_switched: Callable[[], object]) -> None:
+    """Add private parts to the list.
+
+    Args:
+        internals: the parts.
+        when_switched: is called when fast paths are switched on or off.
+    """
+    INTERNALS.update((internal.name, internal) for internal in internals)
+    _Switch.listeners += (when_switched,)
+
+
+def fast_paths() -> bool:
+    """Whether fast paths are on in this process."""
+    return _Switch.on
+
+
+def use_fast_paths(on: bool) -> None:
+    """Use the private parts, or their public replacements, in all that is built from here on in this process."""
+    if on != _Switch.on:
+        _Switch.on = on
+        for listener in _Switch.listeners:
+            listener()
+
+
+def usable(name: str) -> bool:
+    """Whether a private part is to be used: fast paths are on, and the library has it as it is known here."""
+    return _Switch.on and _works(name)
+
+
+@cache
+def _works(name: str) -> bool:
+    try:
+        works = INTERNALS[name].check()
+    except Exception:  # whatever it is, it is not what is known here
+        works = False
+    if not works:
+        log.warning("%s is gone or has changed. In its place: %s.", name, INTERNALS[name].replacement)
+    return works

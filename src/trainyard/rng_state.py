@@ -1,0 +1,88 @@
+"""The process's random generators: seeded for a purpose, saved and restored.
+
+There are four: Python's, NumPy's, torch's on the CPU, and torch's on each CUDA device. `trainyard.rng` derives seeds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+CpuStates = tuple[Any, Any, torch.Tensor]
+"""The states of Python's, NumPy's and torch's generators, as the libraries give them."""
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (every CUDA device too)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """Seed the generators that draw on the CPU: Python's, NumPy's and torch's. It takes no CUDA call."""
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would take 100 us to queue the same for every device
+
+
+def cpu_states() -> CpuStates:
+    """The states of the generators that draw on the CPU, for `set_cpu_states` in this process."""
+    return random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
+
+
+def set_cpu_states(states: CpuStates) -> None:
+    """Put the generators that draw on the CPU into `states`."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@contextmanager
+def cpu_states_kept() -> Iterator[None]:
+    """Let the generators that draw on the CPU come out of the block as they went in."""
+    states = cpu_states()
+    try:
+        yield
+    finally:
+        set_cpu_states(states)
+
+
+def state() -> dict[str, Any]:
+    """The state of every generator, as tensors and plain values: the form of a checkpoint."""
+    (version, words, gauss), (name, keys, position, has_gauss, cached), of_torch = cpu_states()
+    found: dict[str, Any] = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": of_torch,
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    return found
+
+
+def restore(saved: Mapping[str, Any]) -> None:
+    """Put every generator back to a state that `state` gave."""
+    version, words, gauss = saved["python"]
+    name, keys, position, has_gauss, cached = saved["numpy"]
+    python = (version, tuple(words.tolist()), gauss)
+    numpy = (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
+    set_cpu_states((python, numpy, saved["torch"]))
+    if "cuda" in saved and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every generator inside the block; afterwards they go on as if the block had drawn nothing."""
+    before = state()
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        restore(before)
