@@ -151,7 +151,9 @@ def test_every_built_in_hook_is_described_under_its_name() -> None:
     }
     assert told == kept
     assert {kind for kind, _, _ in told.values()} == set(BUILT_IN)
-    assert {name: kind for name, (kind, _) in described().items()} == {name: kind for name, (kind, _, _) in kept.items()}
+    assert {name: kind for name, (kind, _) in described().items()} == {
+        name: kind for name, (kind, _, _) in kept.items()
+    }
 
 
 def test_all_of_ours_know_of_members() -> None:

@@ -27,6 +27,7 @@ from trainyard.sweep.sweep import Settings
 from trainyard.track import MLflowTracker
 
 CONF = Path(__file__).parents[2] / "conf"
+ABSENT = "\N{EN DASH}"  # the cell of an argument that a class does not take
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def test_every_setting_of_train_yaml_is_an_argument_with_its_default() -> None:
 def test_every_argument_of_the_loops_has_a_row() -> None:
     rows = table(section(page("runner.md"), "Loops"), "argument")
     for loop, chosen in ((EpochBasedTrainLoop, "loop/epoch"), (IterBasedTrainLoop, "loop/iter")):
-        own = [row for row in rows if row[f"`{loop.__name__}`"] != "–"]
+        own = [row for row in rows if row[f"`{loop.__name__}`"] != ABSENT]
         assert names(own, "argument") == list(arguments(loop))
         code = arguments(loop)
         shown = defaults(own, f"`{loop.__name__}`", "argument")
@@ -117,7 +118,9 @@ def test_every_group_has_a_row_with_its_default() -> None:
     for entry in OmegaConf.load(CONF / "train.yaml").defaults:
         for key, choice in entry.items() if OmegaConf.is_config(entry) else ():
             chosen[key.removeprefix("override ")] = plain(choice)
-    shown = {codes(row["group"])[0]: value(codes(row["default"])[0]) for row in table(page("configuration.md"), "group")}
+    shown = {
+        codes(row["group"])[0]: value(codes(row["default"])[0]) for row in table(page("configuration.md"), "group")
+    }
     assert shown == {group: chosen[group] for group in groups()}
 
 
@@ -151,7 +154,7 @@ def test_every_option_of_the_tracker_has_a_row() -> None:
 
 @pytest.mark.parametrize(("strategy", "chosen"), [(DDP, "ddp"), (FSDP, "fsdp")])
 def test_every_option_of_a_strategy_has_a_row(strategy: type, chosen: str) -> None:
-    rows = [row for row in table(page("distributed.md"), "`strategy.`") if row[f"`{chosen}`"] != "–"]
+    rows = [row for row in table(page("distributed.md"), "`strategy.`") if row[f"`{chosen}`"] != ABSENT]
     shown = defaults(rows, f"`{chosen}`", "`strategy.`")
     assert_defaults(shown, arguments(strategy))
     assert_defaults(shown, option(f"strategy/{chosen}"))
@@ -198,7 +201,7 @@ def test_every_schedule_has_a_row() -> None:
     for row in rows:
         name = codes(row["`schedule=`"])[0]
         config = OmegaConf.load(CONF / "schedule" / f"{name}.yaml")
-        numbers = "scheduler" in config and config.scheduler or config
+        numbers = ("scheduler" in config and config.scheduler) or config
         assert set(codes(row["its numbers, under `schedule.scheduler.`"].partition("(")[0])) <= set(numbers), name
         if name not in ("plateau", "several"):
             assert row["unit (`schedule.by`)"] == (config.by or "loop's own"), name
@@ -230,7 +233,9 @@ def test_every_rule_for_single_parameters_has_a_row() -> None:
 
 def test_the_modes_and_arguments_of_compile_are_told() -> None:
     rows = table(page("optim.md"), "setting")
-    with_mode, with_arguments = (row for row in rows if "=max-autotune" in row["setting"] or "fullgraph" in row["setting"])
+    with_mode, with_arguments = (
+        row for row in rows if "=max-autotune" in row["setting"] or "fullgraph" in row["setting"]
+    )
     assert codes(with_mode["1"]) == list(MODES)
     assert codes(with_arguments["1"]) == list(ARGUMENTS)
 
