@@ -19,9 +19,8 @@ def page(name: str) -> str:
 
 def without_blocks(text: str) -> str:
     """The text with blanks in place of its blocks of code: every other character is where it was."""
-    return re.sub(
-        r"^ *```.*?^ *```$", lambda block: re.sub(r"[^\n]", " ", block[0]), text, flags=re.DOTALL | re.MULTILINE
-    )
+    blocks = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+    return blocks.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), text)
 
 
 def section(text: str, heading: str) -> str:
