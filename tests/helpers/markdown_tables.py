@@ -37,7 +37,7 @@ def tables(text: str) -> list[tuple[list[str], list[Row]]]:
     found: list[tuple[list[str], list[Row]]] = []
     block: list[str] = []
     for line in [*without_blocks(text).splitlines(), ""]:
-        if line.startswith("|"):
+        if line.lstrip().startswith("|"):
             block.append(line)
         elif block:
             header, _, *rows = [cells(each) for each in block]
