@@ -26,7 +26,8 @@ class Hook:
     | `after_val_loss` | `runner, losses`: the means by name |
     | `after_idle_iter` | `runner, data_batch`: this rank has no batch of an evaluation left and others have: what a
       hook puts through a model after every batch, it puts through here too, for nothing |
-    | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint`: the dict that is written, or was read |
+    | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: the dict that is written, or was
+      read, and whose it is; `member` may be left out |
     | `before_leave` | `runner, leaving`: numbers of members that end before the others of their fused group |
 
     A loop of the user's own may have further stages. `runner.iter` and `runner.epoch` count what is finished: in
@@ -34,9 +35,8 @@ class Hook:
     hook that writes does so for each of `runner.members`.
 
     A hook that knows of members says so with `stackable = True`; a sweep fuses no job that has another. To such a hook
-    the losses of K members are `[K]` and the predictions `[K, ...]`, in the order of `runner.members`; checkpoints are
-    handed to it one by one, with a runner of one member, whose `whole` is the runner that trains. Its `state_dict` and
-    `load_state_dict` take the number of a member.
+    the losses of K members are `[K]` and the predictions `[K, ...]`, in the order of `runner.members`; the stages of a
+    checkpoint are called once for each member. Its `state_dict` and `load_state_dict` take the index of a member.
 
     A hook with an attribute `monitor` (the name of a metric, None for the objective) or `monitors` (names, each to the
     argument that gave it) is told before the training where nobody computes one of these.

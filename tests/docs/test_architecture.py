@@ -1,0 +1,97 @@
+"""docs/architecture.md and docs/glossary.md are complete, and name what there is; the diagram holds the import rule."""
+
+import re
+from pathlib import Path
+
+import pytest
+from markdown_tables import ROOT, codes, names, page, section, table, tables, without_blocks
+
+PAGE = page("architecture.md")
+PACKAGE = ROOT / "src/trainyard"
+TERMS = """run, Runner, loop, step, hook, member, stack, lane, sweep, job, slot, proposer, scheduler, executor, agent,
+manifest, journal, shipper"""  # one word for one concept, everywhere
+
+
+def test_every_package_has_a_line() -> None:
+    folders = {file.parent for file in PACKAGE.rglob("*.py")} - {PACKAGE}
+    found = sorted(f"{folder.relative_to(ROOT)}/" for folder in folders)
+    told = names(table(PAGE, "package"), "package")
+    assert sorted(told) == [*["src/hydra_plugins/"], *found]
+    assert len(told) == len(set(told))
+
+
+def test_every_module_beside_the_packages_has_a_line() -> None:
+    found = {str(file.relative_to(ROOT)) for file in PACKAGE.glob("*.py") if file.name != "__init__.py"}
+    assert set(names(table(PAGE, "module"), "module")) == found
+
+
+def test_every_path_is_there() -> None:
+    """From the top of the repository, or from the package."""
+    paths = [code for code in codes(without_blocks(PAGE)) if re.fullmatch(r"[a-z_0-9]+(/[a-z_0-9.]+)*(/|\.py)", code)]
+    assert len(paths) > 50
+    for path in paths:
+        assert any((top / path).exists() for top in (ROOT, PACKAGE)), path
+
+
+def test_the_diagram_has_every_package_of_the_rule() -> None:
+    rule = section(PAGE, "The import rule")
+    line = rule[: rule.index("\n- ")]
+    ordered = [name for span in codes(line) for name in span.split(", ")]
+    nodes = dict(re.findall(r'^    (\w+)\["([\w, ]+?)(?:<br/>.*)?"\]$', PAGE, re.MULTILINE))
+    drawn = {name for label in nodes.values() for name in label.split(", ")}
+    assert drawn == {*ordered, "sweep", "hydra_plugins"}
+    place = {name: number for number, name in enumerate(ordered)}
+    arrows = re.findall(r"^    (\w+) --> (\w+)$", PAGE, re.MULTILINE)
+    assert len(arrows) > 8
+    for user, used in arrows:
+        if user != "sweep":
+            assert place[nodes[user].split(", ")[0]] > place[nodes[used].split(", ")[-1]], f"{user} --> {used}"
+
+
+def test_every_term_is_defined_once() -> None:
+    told = []
+    for header, rows in tables(page("glossary.md")):
+        assert header == ["term", "meaning"]
+        for row in rows:
+            told += [name for bold in re.findall(r"\*\*(.+?)\*\*", row["term"]) for name in bold.split(", ")]
+            assert row["meaning"].endswith((".", ")")), row
+    missing = {term.strip() for term in TERMS.split(",")} - set(told)
+    assert not missing
+    assert len(told) == len(set(told))
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", re.sub(r"\[(.+?)\]\(.+?\)", r"\1", heading)).strip().lower().replace(" ", "-")
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    anchors: dict[Path, set[str]] = {}
+    links = []
+    for file in pages:
+        text = without_blocks(file.read_text())
+        anchors[file] = {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+        links += [(file, link) for link in re.findall(r"\]\(([^)\s]+)\)", re.sub("`[^`]+`", "", text))]
+    assert len(links) > 100
+    for file, link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), f"{file.name}: {link}"
+        if anchor and target in anchors:
+            assert anchor in anchors[target], f"{file.name}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = page("README.md")
+    for file in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{file.name})" in text, file.name
+
+
+def test_every_row_has_a_cell_for_each_column() -> None:
+    """Reading a table checks it."""
+    assert sum(len(tables(file.read_text())) for file in (ROOT / "docs").glob("*.md")) > 50
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        tables("| a | b |\n|---|---|\n| `one | cell` |")

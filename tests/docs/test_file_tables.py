@@ -1,0 +1,41 @@
+"""The tables of docs/ about files say what is in the files."""
+
+import json
+from pathlib import Path
+
+import torch
+from markdown_tables import codes, names, page, table
+
+from trainyard.runner import Runner
+from trainyard.track import Journal
+
+
+def test_every_entry_of_a_checkpoint_has_a_row(tmp_path: Path) -> None:
+    Runner(
+        {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [2]},
+        {"_target_": "trainyard.data.Rings", "num_samples": 30, "val_fraction": 0},
+        {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
+        loop={"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 1},
+        hooks={"ema": {"_target_": "trainyard.hooks.EMA"}, "checkpoint": {"_target_": "trainyard.hooks.Checkpoint"}},
+        device="cpu",
+        work_dir=tmp_path,
+    ).train()
+    state = torch.load(tmp_path / "checkpoints/epoch_0001.pt", weights_only=True)
+    shown = names(table(page("resume.md"), "key"), "key")
+    assert sorted(shown) == sorted(state)
+
+
+def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.metrics(1, {"train/loss": 0.5}, epoch=1)
+        journal.array("val/confusion", 1, [[1, 0], [0, 1]])
+        journal.artifact("figures", "figures")
+        journal.model("checkpoints/best.pt", "mine:load")
+        journal.params({"optim.lr": 0.1})
+        journal.tags({"team": "vision"})
+        journal.status("FINISHED")
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    records = {record["kind"]: set(record) - {"kind", "time"} for record in found}
+    assert len(records) == len(found) == 7
+    rows = table(page("tracking.md"), "kind")
+    assert {codes(row["kind"])[0]: set(codes(row["fields"])) for row in rows} == records
