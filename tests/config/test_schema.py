@@ -94,8 +94,11 @@ def test_any_integer_from_0_is_a_seed(seed):
             {"clip_grad_value": True},
             "clip_grad_value: True given; accepted: a number above 0, or null for no clipping.",
         ),
-        ({"clip_grad_norm": 0.0}, "clip_grad_norm: 0.0 given; accepted: a number above 0"),
-        ({"clip_grad_norm": 1, "clip_grad_value": 1}, "clip_grad_value: 1 given; accepted: null where clip_grad_norm"),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm: 0.0 given; accepted: a number above 0, or null for no clipping."),
+        (
+            {"clip_grad_norm": 1, "clip_grad_value": 1},
+            "clip_grad_value: 1 given; accepted: null where clip_grad_norm is given.",
+        ),
         (
             {"compile": "max-autotun"},
             "compile: 'max-autotun' given; accepted: true, false, or a mode: default, reduce-overhead, max-autotune, "

@@ -163,7 +163,7 @@ def test_alone_a_validation_has_one_result(make):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"momentum": 0}, "momentum: 0 given; accepted: a number above 0, up to 1"),
+        ({"momentum": 0}, "momentum: 0 given; accepted: a number above 0 and of at most 1"),
         ({"kind": "swag"}, "kind: 'swag' given; accepted: one of exponential, swa, annealing. Did you mean 'swa'?"),
         ({"by": "epochs"}, "Did you mean 'epoch'?"),
         ({"begin": 0}, "begin: 0 given; accepted: an integer of at least 1"),

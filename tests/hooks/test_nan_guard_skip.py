@@ -104,7 +104,7 @@ def test_under_a_gradient_scaler(make):
 
 
 def test_an_action_that_there_is_not():
-    with pytest.raises(ConfigError, match="action: 'ignore' given; accepted: stop or skip"):
+    with pytest.raises(ConfigError, match="action: 'ignore' given; accepted: one of stop, skip"):
         NaNGuard(action="ignore")
 
 
