@@ -17,7 +17,7 @@ from trainyard import rng_state
 from trainyard._torch_internals import flops_without_dynamo
 from trainyard.batch import samples
 from trainyard.checks import boolean, integer
-from trainyard.hooks.batches import of_first_member
+from trainyard.hooks._batch import of_first_member
 from trainyard.rng import derive
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook

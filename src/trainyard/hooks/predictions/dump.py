@@ -1,4 +1,4 @@
-"""Predictions of a test, written to a file."""
+"""Prediction files: what the model predicts in a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File of predictions: parquet, written batch by batch, read back as the same batches. See docs/evaluation.md."""
+"""File format of predictions: parquet, written batch by batch, read back as the same batches."""
 
 from __future__ import annotations
 
