@@ -1,7 +1,7 @@
-"""Metrics of predictions that are in a file, without the model.
+"""Metrics of a file of predictions, without the model.
 
-python -m trainyard.evaluate outputs/…/predictions.npz                          # the metrics of the run
-python -m trainyard.evaluate outputs/…/predictions.npz metric=classification    # or others
+python -m trainyard.evaluate outputs/…/predictions.parquet                          # the metrics of the run
+python -m trainyard.evaluate outputs/…/predictions.parquet metric=classification    # or others
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CONFIG = "config.yaml"  # what a run of the application leaves beside its predic
 def offline(
     file: str | Path, metrics: Mapping[str, Any], *, chunk_size: int | None = None
 ) -> dict[str, float | NDArray[Any]]:
-    """What metrics make of the predictions that a test has written: what they would have made of them in that test.
+    """Compute metrics from the predictions that a test has written: what they would have been in that test.
 
     The batches are those of the test, so that sums are rounded as they were: for a test on the CPU the numbers are the
     same to the bit. On CUDA they differ by the rounding of its kernels.
 
     Args:
-        file: `predictions.npz` or `predictions.parquet` of a run.
+        file: `predictions.parquet` of a run.
         metrics: by name, objects or their configs; a value `auto` is what the data of the run said of itself.
         chunk_size: samples at a time; None: the batches of the test.
 
@@ -74,7 +74,7 @@ def offline(
 
 
 def metric_config(file: Path, overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
-    """The group `metric` that these overrides describe.
+    """Compose the group `metric` from overrides.
 
     Args:
         file: the predictions. Where no option is chosen, the metrics are those of the run that wrote them.
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainyard.evaluate", description="Compute metrics from the predictions that a test has written."
     )
-    parser.add_argument("file", type=Path, help="predictions.npz or predictions.parquet of a run")
+    parser.add_argument("file", type=Path, help="predictions.parquet of a run")
     parser.add_argument("overrides", nargs="*", help="metric=…, metric.accuracy.topk=…; default: the run's own metrics")
     parser.add_argument("--config-dir", "-cd", help="a folder with a group `metric` of your own")
     parser.add_argument("--chunk-size", type=int, help="samples at a time; default: the batches of the test")

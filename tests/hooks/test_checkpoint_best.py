@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
 from trainyard.hooks import EMA, Checkpoint, Hook
-from trainyard.hooks.host_copy import HostBuffers
+from trainyard.hooks._host_copy import HostBuffers
 from trainyard.runner import EpochBasedTrainLoop, checkpoint
 
 RULES = {"val/score": "maximize", "val/easy/loss": "minimize"}

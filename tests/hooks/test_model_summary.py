@@ -1,4 +1,5 @@
 import logging
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -100,6 +101,25 @@ def test_it_is_logged_once_and_an_artifact(make, tmp_path, caplog):
     assert "FLOPs" not in text
     uploaded = [record["path"] for record, _ in read(tmp_path / "metrics.jsonl") if record["kind"] == "artifact"]
     assert uploaded == ["summary.txt"]
+
+
+def test_it_is_plain_text_of_80_columns(make, tmp_path, monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    inner = nn.Sequential(nn.Linear(2, 2))
+    for name in ("a_module_with_a_long_name", "another_with_a_long_name", "and_a_third_one"):
+        inner = nn.Sequential(OrderedDict({name: inner}))
+    model = Supervised(inner, nn.functional.cross_entropy)
+    make({"summary": ModelSummary(depth=None)}, model=model, work_dir=tmp_path).train()
+    text = (tmp_path / "summary.txt").read_text()
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = [line[: lines[2].index("type")].strip() for line in lines[3:]]
+    assert "net.and_a_third_one.another_with_a_long_name.a_module_with_a_long_name.0" in "".join(first), (
+        "no letter is lost"
+    )
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainyard.errors import ConfigError
 from trainyard.fused.runner import FusedRunner
-from trainyard.hooks.publish import publish
+from trainyard.hooks.checkpoint import publish
 from trainyard.models import CNN, MLP
 from trainyard.runner import Runner, checkpoint
 from trainyard.runner.weights import LoadFrom, load, load_from, read

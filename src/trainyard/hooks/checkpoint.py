@@ -1,7 +1,8 @@
-"""Checkpoints at intervals, the best ones, and the last."""
+"""Checkpoints: at intervals, the best ones, and the last."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,8 @@ from trainyard.distributed import Strategy
 from trainyard.distributed.shares import is_sharded
 from trainyard.errors import ConfigError
 from trainyard.files import remove
-from trainyard.hooks.best import BestOf
-from trainyard.hooks.host_copy import HostBuffers, HostCopy
-from trainyard.hooks.publish import publish
-from trainyard.runner import Member, Runner, checkpoint
+from trainyard.hooks._host_copy import HostBuffers, HostCopy
+from trainyard.runner import Best, Member, Objective, Runner, checkpoint
 from trainyard.runner.hook import Hook
 
 BEST = "best.pt"
@@ -273,3 +272,81 @@ def _place(runner: Runner) -> tuple[Any, ...]:
     """Where the training stands, and who has stopped: what was saved there need not be saved again."""
     stopped = [member.stop_reason for member in runner.members]
     return runner.iter, runner.train_loop.val_due, *stopped
+
+
+class BestOf:
+    """Keeps the best value of each of these metrics, for each member, and where in the training it was seen.
+
+    Args:
+        rules: for each metric `maximize` or `minimize`.
+
+    Attributes:
+        files: for each metric the checkpoint of its best state: `best_accuracy.pt` for `val/accuracy`.
+
+    Raises:
+        ConfigError: a rule that is neither, or two metrics whose files would have one name.
+    """
+
+    def __init__(self, rules: Mapping[str, Any]) -> None:
+        self._objectives = {name: _objective(name, rule) for name, rule in rules.items()}
+        self.files = {name: f"best_{name.removeprefix('val/').replace('/', '_')}.pt" for name in rules}
+        if len(set(self.files.values())) < len(self.files):
+            raise ConfigError("save_best", dict(rules), "metrics whose best states have files of different names")
+        self._best: dict[int, dict[str, Best]] = {}
+
+    def judge(self, index: int, member: Member, *, step: int, epoch: int) -> None:
+        """Compare a member's latest values with its best.
+
+        Raises:
+            ConfigError: nobody computes one of the metrics.
+        """
+        best = self._best.setdefault(index, {})
+        for name, objective in self._objectives.items():
+            value = member.latest(name, "hook.checkpoint.save_best")
+            if objective.better(value, best[name].value if name in best else None):
+                best[name] = Best(value, epoch, step)
+
+    def files_of(self, index: int, step: int) -> set[str]:
+        """The files of the metrics whose best was seen at iteration `step`."""
+        return {self.files[name] for name, best in self._best.get(index, {}).items() if best.iter == step}
+
+    def forget_missing(self, index: int, member: Member) -> None:
+        """Forget each best whose file is not there: it is found anew among the states that are saved here."""
+        known = self._best.get(index, {})
+        self._best[index] = {name: it for name, it in known.items() if (member.checkpoints / self.files[name]).exists()}
+
+    def state_dict(self, index: int) -> dict[str, Any]:
+        return {name: vars(best).copy() for name, best in self._best.get(index, {}).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], index: int) -> None:
+        self._best[index] = {name: Best(**best) for name, best in state.items() if name in self.files}
+
+    def keep(self, members: Sequence[int]) -> None:
+        self._best = {new: self._best.get(old, {}) for new, old in enumerate(members)}
+
+
+def _objective(name: str, rule: Any) -> Objective:
+    try:
+        return Objective(name, rule)
+    except ConfigError as error:
+        raise error.under(f"save_best.{name}") from None
+
+
+def publish(source: Path, directory: Path, stem: str) -> Path:
+    """Write the weights that a checkpoint was evaluated with as `<directory>/<stem>-<hash>.pt`.
+
+    The hash is the first 8 hex digits of the file's SHA-256, which `torch.hub` checks (`check_hash=True`). What was
+    published under the same stem before is removed. `load_from` takes such a file.
+
+    Returns:
+        The file.
+    """
+    state = checkpoint.load(source)
+    unnamed = directory / f".{stem}.pt"
+    checkpoint.save(unnamed, {"model": state.get("eval_model", state["model"])})
+    with unnamed.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    named = unnamed.rename(directory / f"{stem}-{digest[:8]}.pt")
+    for other in set(directory.glob(f"{stem}-*.pt")) - {named}:
+        other.unlink()
+    return named

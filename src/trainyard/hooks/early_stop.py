@@ -1,4 +1,4 @@
-"""Stop when a metric no longer gets better, or is good enough."""
+"""Early stopping: when a metric no longer gets better, or is good enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hand CUDA memory back that torch holds for later."""
+"""Release of the CUDA memory that torch's allocator holds."""
 
 from __future__ import annotations
 

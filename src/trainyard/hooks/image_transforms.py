@@ -1,4 +1,4 @@
-"""Small changes of images that leave what they show as it is, for test-time augmentation."""
+"""Image transforms for test-time augmentation: flip, shift, center crop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of an iteration goes."""
+"""Iteration times: how long an iteration takes, and how long it waits for data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and results into the journal, and as lines of text."""
+"""Logger: losses and results in the journal, and as lines of text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainyard.checks import choice, integer, number
-from trainyard.hooks.windows import EVERY, Window, window_kinds
+from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
@@ -60,7 +60,7 @@ class Logger(Hook):
         self.by = by
         self.interval_exp_name = interval_exp_name
         self._kinds = window_kinds(window, smoothing)
-        self._windows: dict[str, Window] = {}
+        self._windows: dict[str, LogWindow] = {}
         self._window: list[dict[str, Tensor]] = []
         self._loaded: dict[int, dict[str, Any]] = {}
 
@@ -105,7 +105,7 @@ class Logger(Hook):
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "test")
 
-    def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, Window]]:
+    def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
         """The means of a point, `[]` or `[K]`, and the windows as they are after it."""
         window, windows = self._window, self._windows
         means = window[0] if len(window) == 1 else _means(window)
@@ -115,7 +115,7 @@ class Logger(Hook):
             means = runner.strategy.mean(means)
         return means, windows
 
-    def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, Window]]:
+    def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
         """The means over the windows that were asked for, in place of those since the last point."""
         windows = dict(self._windows)
         first = step - len(self._window) + 1

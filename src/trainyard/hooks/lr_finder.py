@@ -1,4 +1,4 @@
-"""Find a learning rate: train a little with ever larger ones, and look at the loss."""
+"""Learning-rate range test: a short training with ever larger rates, and the loss at each."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What the model is made of: a table of its modules."""
+"""Model summary: a table of the modules."""
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +17,14 @@ from trainyard import rng_state
 from trainyard._torch_internals import flops_without_dynamo
 from trainyard.batch import samples
 from trainyard.checks import boolean, integer
-from trainyard.hooks.batches import of_first_member
+from trainyard.hooks._batch import of_first_member
 from trainyard.rng import derive
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 
-HEADER = ("module", "type", "output", "parameters", "FLOPs")
+WIDTH = 80  # of the table, in columns of a terminal
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Row:
 
 
 class ModelSummary(Hook):
-    """Says once, before the training, what the model is made of; `summary.txt` has it too, an artifact of the run.
+    """Logs a table of the model's modules once, before the training, and writes it to `summary.txt`, an artifact.
 
     For each module: its type, the shape of its output, its parameters, and the floating-point operations of its forward
     pass, as `torch.utils.flop_counter` counts them: those of matrix products, convolutions and attention, an addition
@@ -76,18 +77,12 @@ class ModelSummary(Hook):
         with rng_state.seeded(derive(runner.seed, "summary")):
             count = self._pass(runner, model, rows)
         shown = [row for row in rows if self.depth is None or _level(row.name) <= self.depth]
-        table: list[tuple[str, ...]] = [HEADER if self.flops else HEADER[:-1]]
-        table += [self._cells(row, count) for row in shown]
         root = rows[0]
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         flops = f", {_short(root.flops / count)}FLOPs a sample" if self.flops else ""
         title = f"{root.kind}: {root.parameters:,} parameters, {trained:,} of them trained{flops}"
-        note = ["", f"FLOPs of a forward pass, for one of the {count} samples of the batch."] if self.flops else []
-        return "\n".join([title, "", *_columns(table), *note])
-
-    def _cells(self, row: Row, count: int) -> tuple[str, ...]:
-        cells = (row.name or "(all)", row.kind, row.output, f"{row.parameters:,}")
-        return (*cells, _short(row.flops / count)) if self.flops else cells
+        note = f"\n\nFLOPs of a forward pass, for one of the {count} samples of the batch." if self.flops else ""
+        return f"{title}\n\n{_table(shown, count if self.flops else None)}{note}"
 
     def _pass(self, runner: Runner, model: nn.Module, rows: list[Row]) -> int:
         """Send one batch through the model and note in `rows` what comes out; returns its number of samples."""
@@ -151,13 +146,27 @@ def _short(number: float) -> str:
     raise AssertionError
 
 
-def _columns(table: list[tuple[str, ...]]) -> list[str]:
-    """Lines of aligned columns; all but the first three hold numbers."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < 3 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
+def _table(rows: Sequence[Row], samples: int | None) -> str:
+    """Render the rows as plain text, at most `WIDTH` wide; what is longer goes on in the next line.
+
+    Args:
+        rows: the modules.
+        samples: of the batch, to show FLOPs of one; None shows no FLOPs.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("module", "type", "output"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "FLOPs") if samples else ("parameters",):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [row.name or "(all)", row.kind, row.output, f"{row.parameters:,}"]
+        if samples:
+            cells.append(_short(row.flops / samples))
+        table.add_row(*map(Text, cells))  # in plain strings rich would read `[...]` as markup
+    file = io.StringIO()
+    Console(file=file, width=WIDTH, color_system=None, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

@@ -1,4 +1,4 @@
-"""How large gradients and weights are."""
+"""Norms of gradients and weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parameter schedule: hand the optimiser this epoch's or iteration's numbers."""
+"""Parameter schedule: write the values of this epoch or iteration into the optimizer."""
 
 from __future__ import annotations
 

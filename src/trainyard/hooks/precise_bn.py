@@ -1,4 +1,4 @@
-"""BatchNorm's statistics, made anew before each validation."""
+"""Precise BatchNorm: statistics computed anew before each validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard.batch import samples
 from trainyard.checks import integer
-from trainyard.hooks.batches import of_first_member
+from trainyard.hooks._batch import of_first_member
 from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import Runner

@@ -1,4 +1,4 @@
-"""What ran when in some iterations, as a Chrome trace."""
+"""Profiler: a Chrome trace of some iterations."""
 
 from __future__ import annotations
 

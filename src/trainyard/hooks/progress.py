@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; nothing elsewhere, where the Logger's lines do."""
+"""Progress bar on a terminal; elsewhere there are the Logger's lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this run is made of, said once at its start."""
+"""Runtime information: what the run is made of, logged once at its start."""
 
 from __future__ import annotations
 

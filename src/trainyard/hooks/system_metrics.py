@@ -1,4 +1,4 @@
-"""What the run asks of the machine: CPU, memory, GPU."""
+"""System metrics: use of CPU, memory and GPU."""
 
 from __future__ import annotations
 

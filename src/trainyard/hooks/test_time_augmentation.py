@@ -1,4 +1,4 @@
-"""Predictions averaged over changed copies of each batch."""
+"""Test-time augmentation: predictions averaged over transformed copies of each batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trainyard import rng_state
 from trainyard.batch import target_of
 from trainyard.checks import boolean, choice
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.hooks._batch import input_of, with_input
 from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
-from trainyard.hooks.inputs import input_of, with_input
 from trainyard.rng import derive
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook

@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,13 @@ from trainyard.hooks.predictions.file import Predictions
 from trainyard.models import Supervised
 from trainyard.runner import Runner
 from trainyard.track import read
+
+
+def columns(path):
+    """What is in the file, as pandas reads it."""
+    frame = pd.read_parquet(path)
+    return {name: np.stack(frame[name]) for name in frame}
+
 
 METRICS = {
     "accuracy": {"_target_": "trainyard.metrics.Accuracy", "topk": [1, 2]},
@@ -42,19 +50,18 @@ def artifacts(folder):
     return [record["path"] for record, _ in read(folder / "metrics.jsonl") if record["kind"] == "artifact"]
 
 
-@pytest.mark.parametrize("ending", ["npz", "parquet"])
-def test_from_them_come_the_numbers_of_the_test(tested, tmp_path, ending):
-    runner = tested(PredictionDump(format=ending))
-    results = offline(tmp_path / f"predictions.{ending}", METRICS)
+def test_from_them_come_the_numbers_of_the_test(tested, tmp_path):
+    runner = tested(PredictionDump())
+    results = offline(tmp_path / "predictions.parquet", METRICS)
     confusion = results.pop("test/confusion")
     assert results == runner.results, "to the bit"
     assert confusion.sum() == runner.loader("test").num_samples
-    assert artifacts(tmp_path) == [f"predictions.{ending}"]
+    assert artifacts(tmp_path) == ["predictions.parquet"]
 
 
 def test_they_are_in_the_order_of_the_data(tested, tmp_path):
     runner = tested(PredictionDump())
-    found = Predictions.read(tmp_path / "predictions.npz").arrays
+    found = columns(tmp_path / "predictions.parquet")
     x, y = (torch.cat(parts) for parts in zip(*runner.loader("test").batches(), strict=True))
     assert found["index"].tolist() == list(range(len(y)))
     assert np.array_equal(found["targets"], y)
@@ -67,7 +74,7 @@ def test_they_are_in_the_order_of_the_data(tested, tmp_path):
 def test_inputs_too(tested, tmp_path):
     runner = tested(PredictionDump(inputs=True))
     x = torch.cat([x for x, _ in runner.loader("test").batches()])
-    assert np.array_equal(Predictions.read(tmp_path / "predictions.npz").arrays["batch.0"], x)
+    assert np.array_equal(columns(tmp_path / "predictions.parquet")["batch.0"], x)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -81,7 +88,7 @@ def test_a_test_set_that_is_shuffled_has_its_index(make, tmp_path, kind, workers
     hooks = {"predictions": PredictionDump(inputs=True)}
     runner = Runner(Supervised(nn.Linear(2, 2)), {"test": loader}, hooks=hooks, work_dir=tmp_path, device="cpu")
     runner.test()
-    found = Predictions.read(tmp_path / "predictions.npz").arrays
+    found = columns(tmp_path / "predictions.parquet")
     assert found["index"].tolist() != list(range(40))
     assert np.array_equal(found["batch.0"], x[found["index"]])
 
@@ -92,9 +99,9 @@ def test_not_after_a_training_unless_asked(make, tmp_path):
         with runner.session():
             runner.train()
             runner.test()
-        assert (tmp_path / folder / "predictions.npz").exists() == after
+        assert (tmp_path / folder / "predictions.parquet").exists() == after
         runner.test()  # this one is by itself
-        assert (tmp_path / folder / "predictions.npz").exists()
+        assert (tmp_path / folder / "predictions.parquet").exists()
 
 
 def test_nothing_without_a_directory(make, tmp_path, monkeypatch):
@@ -106,10 +113,10 @@ def test_nothing_without_a_directory(make, tmp_path, monkeypatch):
 def test_large_ones(tested, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     tested(PredictionDump(upload_mb=0))
-    assert (tmp_path / "predictions.npz").exists()
+    assert (tmp_path / "predictions.parquet").exists()
     assert artifacts(tmp_path) == []
     assert "it stays there" in caplog.text
-    (tmp_path / "predictions.npz").unlink()
+    (tmp_path / "predictions.parquet").unlink()
     caplog.clear()
     runner = tested(PredictionDump(max_mb=0.0001), resume=True)
     assert "not written: they take more than" in caplog.text
@@ -140,7 +147,7 @@ def test_several_test_sets(tmp_path):
     )
     (results,) = runner.test()
     for name, count in (("easy", 20), ("hard", 5)):
-        file = tmp_path / f"predictions_{name}.npz"
+        file = tmp_path / f"predictions_{name}.parquet"
         assert len(Predictions.read(file)) == count
         found = offline(file, METRICS)
         assert found[f"test/{name}/accuracy"] == results[f"test/{name}/accuracy"]
@@ -163,12 +170,12 @@ def test_those_of_a_fused_group(tmp_path):
         results = runner.test()
     assert len({result["test/loss"] for result in results}) == 3
     for folder, result in zip(folders, results, strict=True):
-        found = offline(folder / "predictions.npz", METRICS)
+        found = offline(folder / "predictions.parquet", METRICS)
         assert found["test/loss"] == pytest.approx(result["test/loss"], rel=1e-12)
-        assert artifacts(folder) == ["predictions.npz"]
+        assert artifacts(folder) == ["predictions.parquet"]
 
 
-@pytest.mark.parametrize(("key", "given"), [("format", "csv"), ("max_mb", -1), ("upload_mb", "ten")])
+@pytest.mark.parametrize(("key", "given"), [("inputs", "all"), ("max_mb", -1), ("upload_mb", "ten")])
 def test_settings_that_cannot_be(key, given):
     with pytest.raises(ConfigError) as error:
         PredictionDump(**{key: given})

@@ -2,7 +2,7 @@
 
 import threading
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -80,7 +80,7 @@ def predicted_by(ranks, folder, model, rows=20, **options):
     for thread in threads:
         thread.join()
     assert failed == []
-    return folder / "predictions.npz"
+    return folder / "predictions.parquet"
 
 
 @pytest.mark.parametrize(("ranks", "rows"), [(2, 20), (3, 18), (3, 6)])  # of 5 batches, 5 and 2: a rank may have none
@@ -91,15 +91,14 @@ def test_they_write_one_file(tmp_path, ranks, rows):
     together = Predictions.read(predicted_by(ranks, tmp_path / "ranks", model, rows))
     assert together.sizes == alone.sizes
     assert together.facts == alone.facts
-    for name, array in alone.arrays.items():
-        assert np.array_equal(array, together.arrays[name])
+    pd.testing.assert_frame_equal(pd.read_parquet(together.path), pd.read_parquet(alone.path))
     records = [record for record, _ in read(tmp_path / "ranks" / "metrics.jsonl") if record["kind"] == "artifact"]
-    assert [record["path"] for record in records] == ["predictions.npz"]
-    assert not list((tmp_path / "ranks").glob(".predictions*"))
+    assert [record["path"] for record in records] == ["predictions.parquet"]
+    assert not list((tmp_path / "ranks").glob(".*"))
 
 
 @pytest.mark.parametrize("options", [{}, {"max_mb": 0.0001}])
 def test_where_one_cannot_none_does(tmp_path, caplog, options):
     assert not predicted_by(2, tmp_path, Fails() if not options else Supervised(nn.Linear(2, 2)), **options).exists()
     assert caplog.text.count("not written") == 1
-    assert not list(tmp_path.glob(".predictions*"))
+    assert not list(tmp_path.glob(".*"))

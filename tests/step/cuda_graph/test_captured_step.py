@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from recorded_graph import RecordedGraph
 from torch import nn
 
-from trainyard.hooks.skip_step import SkipNonFinite
+from trainyard.hooks.nan_guard import SkipNonFinite
 from trainyard.models import MLP, BaseModel
 from trainyard.step.clip import make_clip
 from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep

@@ -1,4 +1,4 @@
-"""Predictions: written to a file, and shown as figures."""
+"""Hooks for predictions: written to a file, and shown as figures."""
 
 from trainyard.hooks.predictions.dump import PredictionDump
 from trainyard.hooks.predictions.log import PredictionLog

@@ -1,4 +1,4 @@
-"""What the model predicts in a test, in a file."""
+"""Prediction files: what the model predicts in a test."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard.checks import boolean, choice, number
+from trainyard.checks import boolean, number
 from trainyard.data import Loader
 from trainyard.data.transfer import apply
 from trainyard.errors import TrainyardError
-from trainyard.hooks.predictions.file import FORMATS, Predictions, PredictionWriter, UnfitError, join
+from trainyard.hooks.predictions.file import Predictions, PredictionWriter, UnfitError, join
 from trainyard.runner import Member, Runner
 from trainyard.runner.hook import Hook
 
@@ -21,16 +21,16 @@ log = logging.getLogger("trainyard")
 
 
 class PredictionDump(Hook):
-    """Writes the predictions of a test into the run's directory, as `predictions.npz`, beside their targets.
+    """Writes the predictions of a test into the run's directory, as `predictions.parquet`, beside their targets.
 
     `trainyard.evaluate` computes metrics from it without the model. Of a test set with a name of its own,
-    `test/easy`, the file is `predictions_easy.npz`. It is an artifact of the run in MLflow, unless it is large.
+    `test/easy`, the file is `predictions_easy.parquet`. It is an artifact of the run in MLflow, unless it is large.
 
-    Predictions that do not fit into arrays with a row for each sample are not written, and the log says why; the test
-    goes on. In memory there is one batch at a time. With several ranks, rank 0 puts together what all have written.
+    Predictions that do not fit into columns with a row for each sample are not written, and the log says why; the test
+    goes on. They are written while the test runs, so that memory does not grow. With several ranks, rank 0 puts
+    together what all have written.
 
     Args:
-        format: `npz` or `parquet`.
         inputs: write the whole batch, not its target alone, for metrics that read the inputs.
         after_training: also where the test follows a training in one session, as `mode=train` does.
         max_mb: megabytes; a larger file is not kept.
@@ -42,13 +42,11 @@ class PredictionDump(Hook):
 
     def __init__(
         self,
-        format: str = "npz",  # noqa: A002 - the word that people use
         inputs: bool = False,
         after_training: bool = False,
         max_mb: float = 4096,
         upload_mb: float = 100,
     ) -> None:
-        self.format = choice("format", format, FORMATS)
         self.inputs = boolean("inputs", inputs)
         self.after_training = boolean("after_training", after_training)
         self.max_mb = number("max_mb", max_mb, at_least=0, finite=False, unit="megabytes")
@@ -56,6 +54,7 @@ class PredictionDump(Hook):
         self._on = self._trained = False
         self._writers: dict[str, list[PredictionWriter]] = {}
         self._reasons: dict[str, str] = {}
+        self._orders: dict[str, list[int] | None] = {}
 
     def before_run(self, runner: Runner) -> None:
         self._trained = False
@@ -66,13 +65,15 @@ class PredictionDump(Hook):
     def before_test(self, runner: Runner) -> None:
         self._close()
         self._on = runner.work_dir is not None and (self.after_training or not self._trained)
+        if self._on and runner.strategy.is_main:  # now, while no loader is being iterated
+            self._orders = {name: _order(runner.loader(name)) for name in runner.sets("test")}
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         name = runner.test_loop.current
         if not self._on or name in self._reasons:
             return
         if name not in self._writers:
-            self._writers[name] = [self._writer(member.directory) for member in runner.members]
+            self._writers[name] = self._begun(runner, name)
         group = runner.stacked  # its outputs have an axis of members
         try:
             for k, writer in enumerate(self._writers[name]):
@@ -91,16 +92,21 @@ class PredictionDump(Hook):
     def after_run(self, runner: Runner) -> None:
         self._close()  # of a test that was interrupted
 
-    def _writer(self, folder: Path) -> PredictionWriter:
-        return PredictionWriter(folder, inputs=self.inputs, max_bytes=self.max_mb * 1e6)
+    def _begun(self, runner: Runner, name: str) -> list[PredictionWriter]:
+        """A writer for each member; of several ranks, one for what this rank predicts."""
+        if runner.strategy.world_size > 1:
+            return [self._writer(_part(runner, name))]
+        return [self._writer(member.directory / _file_name(name), self._orders[name]) for member in runner.members]
+
+    def _writer(self, file: Path, index: list[int] | None = None) -> PredictionWriter:
+        return PredictionWriter(file, inputs=self.inputs, max_bytes=self.max_mb * 1e6, index=index)
 
     def _share(self, runner: Runner, name: str) -> None:
-        """Rank 0 takes over what the others have gathered, through files in the run's directory."""
-        strategy, folder = runner.strategy, runner.members[0].directory
-        part = folder / f".predictions.{strategy.rank}.npz"
+        """Rank 0 takes over what the others have written, through files in the run's directory."""
+        strategy, part = runner.strategy, _part(runner, name)
         try:
-            for writer in self._writers.get(name, ()):
-                writer.finish(part)
+            if name in self._writers and name not in self._reasons:
+                self._writers[name][0].finish()
         except (UnfitError, OSError) as error:
             self._give_up(name, error)
         try:
@@ -110,7 +116,8 @@ class PredictionDump(Hook):
                     if reason is not None:
                         self._give_up(name, reason)
                 if name not in self._reasons:
-                    self._writers[name] = [self._writer(folder)]
+                    file = runner.members[0].directory / _file_name(name)
+                    self._writers[name] = [self._writer(file, self._orders[name])]
                     join([Predictions.read(path) for _, path in ranks if path], self._writers[name][0])
         except (TrainyardError, OSError) as error:
             self._give_up(name, error)
@@ -121,11 +128,10 @@ class PredictionDump(Hook):
     def _write(self, runner: Runner, name: str) -> None:
         spec = _plain(runner.data.spec) if runner.data else {}
         try:
-            for writer, member in zip(self._writers[name], runner.members, strict=True):
-                file = member.directory / f"predictions{name.removeprefix('test').replace('/', '_')}.{self.format}"
-                if name not in self._reasons:
-                    writer.finish(file, index=_order(runner.loader(name)), split=name, spec=spec)
-                    self._tell(member, file)
+            if name not in self._reasons:
+                for writer, member in zip(self._writers[name], runner.members, strict=True):
+                    writer.finish(split=name, spec=spec)
+                    self._tell(member, member.directory / _file_name(name))
         except (UnfitError, OSError) as error:
             self._give_up(name, error)
         if name in self._reasons:
@@ -148,18 +154,28 @@ class PredictionDump(Hook):
         for writers in self._writers.values():
             for writer in writers:
                 writer.close()
-        self._writers, self._reasons = {}, {}
+        self._writers, self._reasons, self._orders = {}, {}, {}
 
 
 def _member(outputs: Any, k: int) -> Any:
     return apply(lambda leaf: leaf[k] if isinstance(leaf, Tensor) else leaf, outputs)
 
 
+def _file_name(name: str) -> str:
+    return f"predictions{name.removeprefix('test').replace('/', '_')}.parquet"
+
+
+def _part(runner: Runner, name: str) -> Path:
+    """The file of what this rank predicts for a test set."""
+    return runner.members[0].directory / f".{runner.strategy.rank}.{_file_name(name)}"
+
+
 def _order(loader: Loader) -> list[int] | None:
     """The number of each sample in the data set, where the loader serves them in another order and tells it."""
     order = getattr(loader, "order", None) if getattr(loader, "shuffle", True) else None
     found = order(0) if order else None
-    return found[: loader.num_samples].tolist() if isinstance(found, Tensor) else found
+    numbers = found.tolist() if isinstance(found, Tensor) else found
+    return numbers if numbers and all(type(number) is int for number in numbers) else None
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figures of a prediction log: images, points, tables, dots, and the confusion matrix.
+"""Figures of predictions: images, points, tables, numbers, and the confusion matrix.
 
 Colours are of Okabe and Ito's palette, which the colour-blind can tell apart; what is wrong is marked by form as well.
 """

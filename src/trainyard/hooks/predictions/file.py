@@ -1,16 +1,15 @@
-"""Predictions in a file: written batch by batch, read back as the batches that they were. See docs/evaluation.md."""
+"""File format of predictions: parquet, written batch by batch, read back as the same batches."""
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,71 +19,64 @@ from torch import Tensor
 from trainyard.batch import target_of
 from trainyard.errors import TrainyardError
 
-FORMATS = ("npz", "parquet")
-META = "trainyard"  # the entry that says how the arrays make up batches
-VERSION = 1
+META = "trainyard"  # the entry of the file's metadata that says how the columns make up batches
+VERSION = 2
+GROUP_BYTES = 1 << 22  # batches are gathered up to this size and written as one row group
+
+_AGAIN = "Run the test again to write one: python train.py mode=test load_from=<checkpoint>."
 
 Array = NDArray[Any]
+Kind = tuple[torch.dtype, tuple[int, ...]]
+"""The type of a tensor, and the shape of its rows."""
 
 
 class UnfitError(TrainyardError):
-    """Predictions that do not fit into one array a tensor, with a row for each sample."""
+    """Predictions that do not fit into one column for each tensor, with a row for each sample."""
 
 
 class MissingError(TrainyardError):
     """Something was read that the file does not hold."""
 
 
-@dataclass
-class _Column:
-    """The rows of one tensor, as they come, in a file without a name."""
-
-    file: IO[bytes]
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]  # of a row
-    rows: int = 0
-
-    def add(self, name: str, array: Array) -> None:
-        if (array.dtype, array.shape[1:]) != (self.dtype, self.shape):
-            now, before = f"{array.dtype} {list(array.shape[1:])}", f"{self.dtype} {list(self.shape)}"
-            raise UnfitError(f"{name} of a sample is {now} in one batch and {before} in others")
-        self.file.write(array.tobytes())
-        self.rows += len(array)
-
-    def array(self) -> Array:
-        """All rows, read from the file as they are needed."""
-        self.file.flush()
-        shape = (self.rows, *self.shape)
-        return np.memmap(self.file, self.dtype, "r", shape=shape) if math.prod(shape) else np.empty(shape, self.dtype)
-
-
 class PredictionWriter:
-    """Gathers predictions on disk, so that in memory there is no more than one batch.
+    """Writer of a file of predictions, which holds at most `GROUP_BYTES`, or one batch that is larger, in memory.
 
-    Each tensor that the model predicts becomes an array with a row for each sample: `outputs`, or `outputs.0`,
-    `outputs.logits` where it predicts a tuple or a mapping. The batch's target becomes `targets` in the same way.
-    Floating-point numbers narrower than float32 are widened to it, which changes none.
+    Each tensor that the model predicts becomes a column with a row for each sample: `outputs`, or `outputs.0`,
+    `outputs.logits` where it predicts a tuple or a mapping. The batch's target becomes `targets` in the same way. The
+    column `index` is the number of each sample in the data set.
+
+    Until `finish` the file has a temporary name; before the first row group there is no file.
 
     Args:
-        folder: where to gather; what lies there meanwhile has no name.
-        inputs: take the rest of the batch too, as `batch.0`, `batch.image`.
-        max_bytes: how much to take.
+        path: the file to write.
+        inputs: write the rest of the batch too, as `batch.0`, `batch.image`.
+        max_bytes: the size of all tensors at which to give up.
+        index: the number of each sample in the data set, in the order in which they come; None: 0, 1, 2, …
     """
 
-    def __init__(self, folder: Path, *, inputs: bool = False, max_bytes: float = math.inf) -> None:
-        self._folder = folder
+    def __init__(
+        self, path: Path, *, inputs: bool = False, max_bytes: float = math.inf, index: Sequence[int] | None = None
+    ) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
         self._inputs = inputs
         self._max_bytes = max_bytes
-        self._columns: dict[str, _Column] = {}
+        self._index = index
         self._structure: dict[str, Any] | None = None
+        self._kinds: dict[str, Kind] = {}
         self._sizes: list[int] = []
         self._bytes = 0
+        self._gathered: list[dict[str, Array]] = []
+        self._gathered_bytes = 0
+        self._written_rows = 0
+        self._file: Any = None
 
     def add(self, batch: Any, outputs: Any) -> None:
-        """Takes the predictions for a batch.
+        """Take the predictions for a batch.
 
         Raises:
             UnfitError: they have no row for each sample, or not the structure of those before; or there are too many.
+            OSError: they cannot be written.
         """
         tensors: dict[str, Tensor] = {}
         structure = {"outputs": _flatten(outputs, "outputs", tensors), "batch": self._flatten_batch(batch, tensors)}
@@ -92,55 +84,83 @@ class PredictionWriter:
             self._structure = structure
         elif structure != self._structure:
             raise UnfitError("batches differ in how they are nested")
-        lengths = {name: len(tensor) if tensor.ndim else None for name, tensor in tensors.items()}
-        if None in lengths.values() or len(set(lengths.values())) != 1:
+        lengths = {len(tensor) if tensor.ndim else None for tensor in tensors.values()}
+        rows = lengths.pop() if len(lengths) == 1 else None
+        if rows is None:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
             raise UnfitError(f"not every tensor has a row for each sample: {shapes or 'there is none'}")
-        self._bytes += sum(tensor.numel() * max(tensor.itemsize, 4) for tensor in tensors.values())
+        for name, tensor in tensors.items():
+            now: Kind = (tensor.dtype, tuple(tensor.shape[1:]))
+            before = self._kinds.setdefault(name, now)
+            if now != before:
+                raise UnfitError(f"{name} of a sample is {_shown(now)} in one batch and {_shown(before)} in others")
+        arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
+        size = sum(array.nbytes for array in arrays.values())
+        self._bytes += size
         if self._bytes > self._max_bytes:
             raise UnfitError(f"they take more than {self._max_bytes / 1e6:.0f} MB")
-        for name, tensor in tensors.items():
-            array = _array(tensor)
-            if name not in self._columns:
-                file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed with this object)
-                self._columns[name] = _Column(file, array.dtype, array.shape[1:])
-            self._columns[name].add(name, array)
-        self._sizes += [length for length in lengths.values() if length is not None][:1]
+        if self._gathered and self._gathered_bytes + size > GROUP_BYTES:
+            self._write_group()
+        self._sizes.append(rows)
+        self._gathered.append(arrays)
+        self._gathered_bytes += size
 
-    def finish(self, path: Path, *, index: Sequence[int] | None = None, **facts: Any) -> None:
-        """Writes the file, in one move.
+    def finish(self, **facts: Any) -> None:
+        """Write what is left and give the file its name.
 
         Args:
-            path: its ending says in which format, `.npz` or `.parquet`.
-            index: the number of each sample in the data set, in the order in which they came; None: 0, 1, 2, …
             **facts: what else to note, in plain values.
 
         Raises:
-            UnfitError: nothing was predicted, or the format does not take it.
+            UnfitError: nothing was predicted.
+            OSError: it cannot be written.
         """
-        rows = sum(self._sizes)
-        if not rows:
-            raise UnfitError("there is no sample")
-        known = index is not None and len(index) == rows and all(type(number) is int for number in index)
-        numbers = np.array(index if known else range(rows), np.int64)
-        arrays = {"index": numbers, **{name: column.array() for name, column in self._columns.items()}}
-        meta = {"version": VERSION, "structure": self._structure, "sizes": self._sizes, **facts}
-        temporary = path.with_name(f".{path.name}")
         try:
-            if path.suffix == ".npz":
-                _write_npz(temporary, arrays, meta)
-            else:
-                _write_parquet(temporary, arrays, meta)
-            temporary.replace(path)
+            if not sum(self._sizes):
+                raise UnfitError("there is no sample")
+            self._write_group()
+            columns = {name: [_name(dtype), shape] for name, (dtype, shape) in self._kinds.items()}
+            meta = {"version": VERSION, "structure": self._structure, "columns": columns, "sizes": self._sizes, **facts}
+            self._file.add_key_value_metadata({META: json.dumps(meta)})
+            self._file.close()
+            self._temporary.replace(self._path)
         finally:
-            temporary.unlink(missing_ok=True)
             self.close()
 
     def close(self) -> None:
-        """Throws away what was gathered."""
-        for column in self._columns.values():
-            column.file.close()
-        self._columns = {}
+        """Throw away what is not finished."""
+        self._gathered = []
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # of a full disk, say, which was told already
+                file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _write_group(self) -> None:
+        """Write the gathered batches as one row group."""
+        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+        end = sum(self._sizes)
+        columns = {"index": pa.array(self._numbers(self._written_rows, end), pa.int64())}
+        for name, kind in self._kinds.items():
+            if _has_column(kind):
+                parts = [arrays[name] for arrays in self._gathered]
+                columns[name] = _to_column(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        table = pa.table(columns)
+        if self._file is None:
+            # No dictionaries: in one, all NaNs are the same. Statistics serve queries, which nobody makes here.
+            options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+            self._file = pq.ParquetWriter(self._temporary, table.schema, **options)
+        self._file.write_table(table, row_group_size=len(table))
+        self._gathered, self._gathered_bytes, self._written_rows = [], 0, end
+
+    def _numbers(self, first: int, end: int) -> Sequence[int | None]:
+        """The numbers of these rows in the data set; None for a row more than the index has."""
+        if self._index is None:
+            return range(first, end)
+        known = self._index[first:end]
+        return [*known, *[None] * (end - first - len(known))]
 
     def _flatten_batch(self, batch: Any, tensors: dict[str, Tensor]) -> Any:
         try:
@@ -150,21 +170,23 @@ class PredictionWriter:
         return _flatten(batch, "batch", tensors, inputs=self._inputs, target=target)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Predictions:
-    """The predictions of one pass over a split.
+    """The predictions of one pass over a split, in a file.
 
     Attributes:
-        arrays: by name, with a row for each sample: `outputs…`, `targets…`, `batch…`, and `index`, its number in the
-            data set.
+        path: the file.
         sizes: samples in each batch.
+        structure: how tensors make up a batch, and the predictions for it.
+        kinds: by name, the type of each tensor and the shape of its rows.
         facts: what was noted beside them.
     """
 
-    arrays: dict[str, Array]
+    path: Path
     sizes: list[int]
     structure: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, Kind]
+    facts: dict[str, Any]
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -172,42 +194,87 @@ class Predictions:
     def batches(self, size: int | None = None) -> Iterator[tuple[Any, Any]]:
         """Batches and the predictions for them, as a metric's `process` takes them, on the CPU.
 
-        What is not in the file of a batch has a stand-in there; to read from it raises a `MissingError`.
+        They are read one row group at a time. What the file does not hold of a batch has a stand-in there; to read from
+        it raises a `MissingError`.
 
         Args:
             size: samples in each; None: the batches that they were.
+
+        Raises:
+            TrainyardError: the file is damaged.
         """
-        sizes = self.sizes if size is None else [size] * -(-len(self) // size)
-        first = 0
+        total = len(self)
+        sizes = self.sizes if size is None else [min(size, total - first) for first in range(0, total, size)]
+        groups = self._groups()
+        held, rows = next(groups)
         for count in sizes:
-            part = {name: torch.from_numpy(array[first : first + count]) for name, array in self.arrays.items()}
-            yield _rebuilt(self.structure["batch"], part), _rebuilt(self.structure["outputs"], part)
-            first += count
+            parts = [held]
+            while rows < count:
+                group, more = next(groups)
+                parts.append(group)
+                rows += more
+            if len(parts) > 1:
+                held = {name: torch.cat([part[name] for part in parts]) for name in self.kinds}
+            batch = {name: tensor[:count] for name, tensor in held.items()}
+            yield _rebuilt(self.structure["batch"], batch), _rebuilt(self.structure["outputs"], batch)
+            held, rows = {name: tensor[count:] for name, tensor in held.items()}, rows - count
+
+    def _groups(self) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """The tensors of each row group, and how many rows it has."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+                for number in range(file.num_row_groups):
+                    table = file.read_row_group(number)
+                    rows = file.metadata.row_group(number).num_rows
+                    tensors = {name: _to_tensor(table, name, kind, rows) for name, kind in self.kinds.items()}
+                    yield tensors, rows
+        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
+            raise _damaged(self.path, error) from None
 
     @classmethod
     def read(cls, path: str | Path) -> Predictions:
-        """The predictions in a file.
+        """Open a file; its batches are read later. Nothing in it can run code.
 
         Raises:
             TrainyardError: there is none, it is damaged, or it is something else.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = Path(path)
         try:
             with path.open("rb") as file:
-                parquet = file.read(4) == b"PAR1"
-            arrays, meta = _read_parquet(path) if parquet else _read_npz(path)
-            version, structure, sizes = meta.pop("version"), meta.pop("structure"), meta.pop("sizes")
+                zipped = file.read(4) == b"PK\x03\x04"
+            if zipped:
+                raise TrainyardError(
+                    f"{path} is a zip archive, such as the .npz files of predictions of earlier versions; accepted: a "
+                    f"parquet file. {_AGAIN}"
+                )
+            stored = pq.read_metadata(path)
+            meta = json.loads(stored.metadata[META.encode()])
+            version = meta.pop("version")
+            if version != VERSION:
+                raise TrainyardError(
+                    f"{path} has version {version!r} of the format; accepted: version {VERSION}. {_AGAIN}"
+                )
+            structure, sizes = meta.pop("structure"), meta.pop("sizes")
+            kinds = {name: (_dtype(dtype), tuple(shape)) for name, (dtype, shape) in meta.pop("columns").items()}
+            for entry in (structure["batch"], structure["outputs"]):
+                _rebuilt(entry, dict.fromkeys(kinds, torch.empty(0)))
+            if not sum(sizes) == stored.num_rows > 0:
+                raise ValueError(f"{sum(sizes)} samples in batches, {stored.num_rows} rows")
         except FileNotFoundError:
             raise TrainyardError(f"{path}: there is no such file.") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise TrainyardError(f"{path} is no file of predictions, or a damaged one ({error!r}).") from None
-        if version != VERSION:
-            raise TrainyardError(f"{path} has the version {version} of the format; this trainyard reads {VERSION}.")
-        return cls(arrays, sizes, structure, meta)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+            raise _damaged(path, error) from None
+        return cls(path, sizes, structure, kinds, meta)
 
 
 def join(parts: Sequence[Predictions], writer: PredictionWriter) -> None:
-    """Gives `writer` the batches of the ranks of a run, which took turns: the first of each, the second of each, …"""
+    """Give `writer` the batches of the ranks of a run, which took turns: the first of each, the second of each, …"""
     ends = object()
     iterators = [part.batches() for part in parts]
     for turn in zip_longest(*iterators, fillvalue=ends):
@@ -290,61 +357,68 @@ def _rebuilt(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
     return _Absent(value)
 
 
-def _array(tensor: Tensor) -> Array:
-    tensor = tensor.detach()
-    if tensor.is_floating_point() and tensor.itemsize < 4:
-        tensor = tensor.float()
+def _damaged(path: Path, error: Exception) -> TrainyardError:
+    return TrainyardError(f"{path} is no file of predictions, or a damaged one ({error!r}).")
+
+
+def _shown(kind: Kind) -> str:
+    return f"{_name(kind[0])} {list(kind[1])}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"no type is called {name}")
+    return found
+
+
+def _has_column(kind: Kind) -> bool:
+    """Whether a row holds anything: parquet has no lists of length 0."""
+    return math.prod(kind[1]) > 0
+
+
+def _is_widened(dtype: torch.dtype) -> bool:
+    """Whether parquet lacks this floating-point type; it is stored as float32, which loses nothing."""
+    return dtype.is_floating_point and dtype.itemsize < 4 and dtype != torch.float16
+
+
+def _to_array(tensor: Tensor) -> Array:
+    """A copy of a tensor as parquet can hold it; a complex number is two numbers."""
     try:
-        array: Array = tensor.cpu().numpy()
+        tensor = tensor.detach()
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        elif _is_widened(tensor.dtype):
+            tensor = tensor.float()
+        array: Array = tensor.to("cpu", copy=True).numpy(force=True)
     except (TypeError, RuntimeError) as error:  # a sparse one, say
         raise UnfitError(f"a tensor that is no array ({error})") from None
     return array
 
 
-def _write_npz(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **{**arrays, META: np.array(json.dumps(meta))})  # type: ignore[arg-type]
-
-
-def _read_npz(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError("a lone array")
-    with file:
-        arrays = {name: file[name] for name in file.files}
-    meta: dict[str, Any] = json.loads(str(arrays.pop(META)))
-    return arrays, meta
-
-
-def _write_parquet(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
-    """A column for each array; a row that is no number is a list of numbers, whose shape is in the metadata."""
-    import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
-
-    shapes = {name: list(array.shape[1:]) for name, array in arrays.items()}
-    try:
-        table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
-        pq.write_table(table.replace_schema_metadata({META: json.dumps({"shapes": shapes, **meta})}), path)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise UnfitError(f"parquet does not take them ({error})") from None
-
-
-def _to_arrow(array: Array) -> Any:
+def _to_column(array: Array) -> Any:
+    """The rows as numbers, or as lists of numbers."""
     import pyarrow as pa
 
     flat = pa.array(array.reshape(-1))
     return flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, math.prod(array.shape[1:]))
 
 
-def _read_parquet(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    meta: dict[str, Any] = json.loads(table.schema.metadata[META.encode()])
-    shapes = meta.pop("shapes")
-    arrays = {}
-    for name, shape in shapes.items():
-        column = table.column(name).combine_chunks()
-        flat = column.flatten() if shape else column
-        arrays[name] = np.array(flat.to_numpy(zero_copy_only=False)).reshape(-1, *shape)
-    return arrays, meta
+def _to_tensor(table: Any, name: str, kind: Kind, rows: int) -> Tensor:
+    """The tensor `[rows, ...]` of a column: the reverse of `_to_array` and `_to_column`."""
+    dtype, shape = kind
+    if not _has_column(kind):
+        return torch.empty((rows, *shape), dtype=dtype)
+    column = table.column(name).combine_chunks()
+    stored = (rows, *shape, 2) if dtype.is_complex else (rows, *shape)
+    flat = column if len(stored) == 1 else column.flatten()
+    tensor = torch.from_numpy(np.array(flat.to_numpy(zero_copy_only=False)).reshape(stored))
+    if dtype.is_complex:
+        return torch.view_as_complex(tensor)
+    if dtype == torch.bfloat16:  # its bits are the upper half of float32's; a conversion would make all NaNs one
+        return (tensor.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+    return tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""Samples with what was predicted for them, and the confusion matrix, as figures."""
+"""Prediction log: samples with what was predicted for them, and the confusion matrix, as figures."""
 
 from __future__ import annotations
 

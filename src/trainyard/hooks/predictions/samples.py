@@ -1,4 +1,4 @@
-"""Which samples of an evaluation are shown, and what was predicted for them."""
+"""Samples for the prediction log: which are shown, and what was predicted for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainyard.batch import target_of
 from trainyard.errors import TrainyardError
-from trainyard.hooks.inputs import input_of
+from trainyard.hooks._batch import input_of
 from trainyard.metrics import ConfusionMatrix
 from trainyard.rng import generator
 

@@ -1,4 +1,4 @@
-"""Predicted tokens beneath the true ones, as text."""
+"""Text of the prediction log: predicted tokens beneath the true ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input of a batch, for hooks that look at it or put another in its place."""
+"""Parts of a batch: its input, and the first member's share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainyard.batch import TARGET_KEYS
+from trainyard.data import Loader
 
 
 def input_of(batch: Any) -> Any:
@@ -27,6 +28,11 @@ def with_input(batch: Any, value: Any) -> Any:
     if isinstance(batch, tuple | list):
         return (value, *batch[1:])
     return value
+
+
+def of_first_member(batch: Any, loader: Loader) -> Any:
+    """The part of a batch that is the first member's, where the loader serves each member its own."""
+    return tuple(part[0] for part in batch) if getattr(loader, "stacked", False) else batch
 
 
 def _name(batch: Mapping[Any, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Means of what the iterations of a training give, over other stretches than the last point's."""
+"""Windows of the Logger: what a logged mean is taken over, where it is not the iterations since the last point."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ EVERY = "*"
 
 
 @dataclass(frozen=True)
-class Window:
-    """What a mean has seen so far; it is not changed but extended.
+class LogWindow:
+    """The values that a mean has seen so far; it is not changed but extended.
 
     Attributes:
         tensors: each `[]`, or `[K]`.
@@ -61,7 +61,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class LastN(Window):
+class LastN(LogWindow):
     """The mean of the last `n` values."""
 
     n: int = 1
@@ -74,7 +74,7 @@ class LastN(Window):
 
 
 @dataclass(frozen=True)
-class Since(Window):
+class Since(LogWindow):
     """The mean of all values of the present epoch, or of the whole run (`whole`)."""
 
     whole: bool = False
@@ -94,7 +94,7 @@ class Since(Window):
 
 
 @dataclass(frozen=True)
-class Smoothed(Window):
+class Smoothed(LogWindow):
     """The exponentially weighted mean, `decay` to each value before; unbiased, as Adam's moments and TensorBoard's."""
 
     decay: float = 0.9
@@ -110,7 +110,7 @@ class Smoothed(Window):
         return self.tensors[0] / (1 - self.decay**self.count) if self.tensors else None
 
 
-def window_kinds(window: Any, smoothing: Any) -> dict[str, Window]:
+def window_kinds(window: Any, smoothing: Any) -> dict[str, LogWindow]:
     """The empty window of each name, as the Logger's `window` and `smoothing` ask for it.
 
     Raises:
@@ -129,11 +129,11 @@ def _key(argument: str, name: str) -> str:
     return argument if name == EVERY else f"{argument}.{name}"
 
 
-def _plain(key: str, given: Any) -> Window:
+def _plain(key: str, given: Any) -> LogWindow:
     if is_integer(given):
         return LastN(n=integer(key, given, at_least=1, other="epoch or global"))
     return Since(whole=choice(key, given, ("epoch", "global"), other="an integer of at least 1") == "global")
 
 
-def _smoothed(key: str, given: Any) -> Window:
+def _smoothed(key: str, given: Any) -> LogWindow:
     return Smoothed(decay=number(key, given, above=0, below=1))

@@ -1,4 +1,4 @@
-"""Copies of a state in memory of the host that is used again and again."""
+"""Host copies: copies of a state, in memory of the host that is used again."""
 
 from __future__ import annotations
 
