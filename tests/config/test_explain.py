@@ -6,13 +6,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from trainyard.config.explain import explain
+from trainyard.config.hydra_versions import VERSION_BASE
 
 CONF = str(Path(__file__).parents[2] / "conf")
 
 
 def told(*overrides):
     """What is said of a command with these overrides."""
-    with pytest.raises(Exception) as raised, initialize_config_dir(CONF, version_base="1.3"):  # noqa: PT011 - Hydra has many
+    with pytest.raises(Exception) as raised, initialize_config_dir(CONF, **VERSION_BASE):  # noqa: PT011 - Hydra has many
         compose("train", overrides=["tracker=none", *overrides])
     explained = explain(raised.value, ["tracker=none", *overrides], CONF, "train")
     return None if explained is None else str(explained)

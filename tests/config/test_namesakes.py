@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from trainyard.config.explain import explain
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check
 from trainyard.errors import ConfigError
 
@@ -23,7 +24,7 @@ def checked(tmp_path):
         (tmp_path / "hook").mkdir()
         for name, text in files.items():
             (tmp_path / "hook" / f"{name}.yaml").write_text(text)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             given = [*overrides, f"hydra.searchpath=[file://{tmp_path}]", "work_dir=null"]
             config = compose("train", given, return_hydra_config=True)
         HydraConfig.instance().set_config(config)

@@ -12,6 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
 
 
@@ -99,7 +100,7 @@ def _composed_without(
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir, version_base="1.3"):
+        with initialize_config_dir(config_dir, **VERSION_BASE):
             for attempt in (others, []):
                 try:
                     cfg = compose(config_name, overrides=list(attempt), return_hydra_config=True)
@@ -114,7 +115,7 @@ def _composed_without(
 
 def _options(group: str, config_dir: str) -> list[str]:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir, version_base="1.3"):
+    with initialize_config_dir(config_dir, **VERSION_BASE):
         return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
