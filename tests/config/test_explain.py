@@ -35,7 +35,7 @@ def told(*overrides):
         (["~optim.lrr"], "optim.lrr: 'lrr' given; accepted: a key of optim"),
         (["hook.logger.intervall=3"], "Did you mean 'interval'?"),
         (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' given; accepted: a key of hook: runtime_info, timer, logger, "),
-        (["hook.ema.decay=0.9"], "ema is an option of hook that is not chosen."),
+        (["hook.ema.decay=0.9"], "ema is an option of hook that is not chosen: hook=ema adds it."),
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' given; accepted: a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
         (["optim.lr=[1"], "'optim.lr=[1' cannot be read as an override"),

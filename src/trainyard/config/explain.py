@@ -66,6 +66,8 @@ def _explain_key(
         return ConfigError(key, name, "a group or key of this config", options=options, hint=_how_to_add(key))
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
+    if chosen_with and parent == "hook":
+        hint = f"{hint[:-1]}: hook={name} adds it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
 

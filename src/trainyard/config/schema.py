@@ -83,7 +83,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: names the key, what was given, what is accepted and the nearest name.
     """
-    check_hook_names()
+    check_hook_names(cfg)
     values = resolve(cfg)
     missing = sorted(_missing(values))
     if missing:
