@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from trainyard.config.explain import explain
+from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused import train as stack_trainer
 from trainyard.run import ranks
@@ -49,7 +50,8 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     if status is not None:
         sys.exit(status)
     try:
-        hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(Application())()
+        with any_target():
+            hydra.main(config_path=directory, config_name=config_name, **VERSION_BASE)(Application())()
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
         known: TrainyardError | None = error if isinstance(error, TrainyardError) else None

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.checks import integer
 from trainyard.config.build import build_all, fill_auto
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.predictions.file import MissingError, Predictions
 from trainyard.metrics import as_metric, results_of
@@ -109,7 +110,7 @@ def metric_config(file: Path, overrides: Sequence[str], config_dir: str | None =
 def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:
     """The option of the group `metric`, composed without a primary config: nothing else is needed."""
     where = None if config_dir is None else str(Path(config_dir).resolve())
-    with initialize(None, version_base="1.3") if where is None else initialize_config_dir(where, version_base="1.3"):
+    with initialize(None, **VERSION_BASE) if where is None else initialize_config_dir(where, **VERSION_BASE):
         options = GlobalHydra.instance().config_loader().get_group_options("metric")
         lines = []
         for override in overrides:

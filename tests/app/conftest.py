@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 
 from trainyard.app import main
 
 ROOT = Path(__file__).parents[2]
+# Hydra 1.4 registers the configs of its plugins once in a process: before `hydra_restore_singletons` looks.
+Plugins.instance()
 QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=2", "model.hidden=[8]", "tracker=none"]
 
 

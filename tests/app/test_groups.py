@@ -40,10 +40,10 @@ def test_schedules_in_an_iteration_loop(command, option):
     assert status == 0, message
 
 
-@pytest.mark.parametrize("option", [name for name in _options("hook") if name != "default"])
+@pytest.mark.parametrize("option", [name for name in _options("hook") if name != "progress"])
 def test_hooks(command, option):
     data = DIGITS if option == "test_time_augmentation" else RINGS  # flips are for pictures
-    assert command(f"hook=[default,{option}]", quick=[*data, *SMALL["mlp"]]) == (0, "")
+    assert command(f"hook={option}", quick=[*data, *SMALL["mlp"]]) == (0, "")
 
 
 @pytest.mark.parametrize("option", _options("model"))

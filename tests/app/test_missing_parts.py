@@ -26,5 +26,5 @@ def test_what_was_tested_without_a_best_checkpoint(train):
 
 
 def test_a_schedule_that_no_hook_applies(train):
-    assert "Nothing applies the schedule" in train("hook=[ema]", "schedule=cosine").stdout
+    assert "Nothing applies the schedule" in train("~hook.param_schedule", "schedule=cosine").stdout
     assert "Nothing applies the schedule" not in train("schedule=cosine").stdout

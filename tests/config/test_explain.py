@@ -6,13 +6,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from trainyard.config.explain import explain
+from trainyard.config.hydra_versions import VERSION_BASE
 
 CONF = str(Path(__file__).parents[2] / "conf")
 
 
 def told(*overrides):
     """What is said of a command with these overrides."""
-    with pytest.raises(Exception) as raised, initialize_config_dir(CONF, version_base="1.3"):  # noqa: PT011 - Hydra has many
+    with pytest.raises(Exception) as raised, initialize_config_dir(CONF, **VERSION_BASE):  # noqa: PT011 - Hydra has many
         compose("train", overrides=["tracker=none", *overrides])
     explained = explain(raised.value, ["tracker=none", *overrides], CONF, "train")
     return None if explained is None else str(explained)
@@ -34,7 +35,7 @@ def told(*overrides):
         (["~optim.lrr"], "optim.lrr: 'lrr' given; accepted: a key of optim"),
         (["hook.logger.intervall=3"], "Did you mean 'interval'?"),
         (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' given; accepted: a key of hook: runtime_info, timer, logger, "),
-        (["hook.ema.decay=0.9"], "ema is an option of hook that is not chosen."),
+        (["hook.ema.decay=0.9"], "ema is an option of hook that is not chosen: hook=ema adds it."),
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' given; accepted: a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
         (["optim.lr=[1"], "'optim.lr=[1' cannot be read as an override"),

@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
 from trainyard.runner import EpochBasedTrainLoop, Runner
 
@@ -14,7 +15,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 def test_from_cfg_takes_a_composed_config():
     overrides = ["data=rings", "data.num_samples=320", "model.hidden=[8]", "loop.max_epochs=2", "work_dir=null"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("train", overrides=[*overrides, "hook=[default,ema]", "hook.ema.decay=0.5", "tracker=none"])
     runner = Runner.from_cfg(cfg, seed=3)
     assert (runner.seed, runner.work_dir, runner.members[0].objective.name) == (3, None, "val/accuracy")

@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from trainyard.config.explain import explain
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check
 from trainyard.errors import ConfigError
 
@@ -20,10 +21,10 @@ def checked(tmp_path):
     """Checks what the overrides compose, with these files beside our own options of `hook`."""
 
     def run(files, *overrides):
-        (tmp_path / "hook").mkdir()
+        (tmp_path / "hook").mkdir(exist_ok=True)
         for name, text in files.items():
             (tmp_path / "hook" / f"{name}.yaml").write_text(text)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             given = [*overrides, f"hydra.searchpath=[file://{tmp_path}]", "work_dir=null"]
             config = compose("train", given, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -35,6 +36,9 @@ def checked(tmp_path):
 
 
 MINE = {"mine": TIMER.format(name="timer", kind="EmptyCache")}
+ADDED = "defaults: [default, _self_]\n"
+OFTEN = {"often": ADDED + "logger:\n  interval: 5\n"}
+RARE = {"rare": "logger:\n  interval: 5\n"}  # as options were written before they brought default along
 
 
 def test_they_are_told_with_both_files(checked):
@@ -43,7 +47,7 @@ def test_they_are_told_with_both_files(checked):
     assert str(error.value) == (
         "hook.timer: 'trainyard.hooks.EmptyCache' given; accepted: one hook of that name, where hook/default.yaml has "
         "trainyard.hooks.IterTimer. Give the one in hook/mine.yaml another name; or, to have it replace the other, "
-        "choose it without default and put `defaults: [default]` at its top."
+        "put `defaults: [default, _self_]` at its top."
     )
 
 
@@ -57,6 +61,9 @@ def test_two_of_ones_own_files(checked):
     ("files", "override"),
     [
         ({"mine": "defaults: [default]\n" + MINE["mine"]}, "hook=[mine,progress]"),
+        ({"mine": ADDED + MINE["mine"]}, "hook=[ema,mine]"),
+        ({"mine": ADDED + MINE["mine"]}, "hook=mine"),
+        (OFTEN, "hook=[ema,often]"),
         ({"mine": TIMER.format(name="other", kind="EmptyCache")}, "hook=[default,mine]"),
         ({"mine": TIMER.format(name="timer", kind="IterTimer")}, "hook=[default,mine]"),
         ({"mine": "logger:\n  interval: 5\n"}, "hook=[default,mine]"),
@@ -64,10 +71,68 @@ def test_two_of_ones_own_files(checked):
         ({}, "hook=[]"),
         ({}, "hook=[default,ema,default]"),
     ],
-    ids=["replaced", "other name", "same hook", "changed", "alone", "none", "twice"],
+    ids=[
+        "replaced",
+        "replaced last",
+        "replaced alone",
+        "changed last",
+        "other name",
+        "same hook",
+        "changed",
+        "alone",
+        "none",
+        "twice",
+    ],
 )
 def test_what_loses_nothing_passes(checked, files, override):
     assert isinstance(checked(files, override), dict)
+
+
+SET_BACK = (
+    "hook.logger.interval: 5 given; accepted: 10 where hook/{0}.yaml is not the last: ema brings hook/default.yaml "
+    "again, which sets it back. Choose {0} after ema, or set hook.logger.interval on the command line."
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "override"), [(OFTEN, "hook=[often,ema]"), (RARE, "hook=[default,rare,ema]")], ids=["often", "rare"]
+)
+def test_a_value_that_a_later_option_sets_back(checked, files, override):
+    with pytest.raises(ConfigError) as error:
+        checked(files, override)
+    assert str(error.value) == SET_BACK.format(*files)
+
+
+def test_a_hook_that_a_later_option_brings_back(checked):
+    with pytest.raises(
+        ConfigError, match=r"^hook\.timer\._target_: 'trainyard\.hooks\.EmptyCache' given; .* Choose mine"
+    ):
+        checked({"mine": ADDED + MINE["mine"]}, "hook=[mine,ema]")
+
+
+def test_a_removed_hook_that_a_later_option_brings_back(checked):
+    with pytest.raises(ConfigError, match=r"^hook\.predictions: None given; .* ema brings hook/default\.yaml again"):
+        checked({"mine": ADDED + "predictions: null\n"}, "hook=[mine,ema]")
+
+
+def test_what_is_set_by_key_is_not_lost(checked):
+    assert checked(OFTEN, "hook=[often,ema]", "hook.logger.interval=7")["logger"]["interval"] == 7
+
+
+def test_in_one_defaults_list(checked):
+    files = OFTEN | {"both": "defaults: [often, ema, _self_]\n"}
+    with pytest.raises(ConfigError, match=r"Name often last in the defaults list of hook/both\.yaml, or set hook\.log"):
+        checked(files, "hook=both")
+
+
+def test_options_that_an_experiment_chooses(checked, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [override /hook: {}]\n"
+    (tmp_path / "experiment/wrong.yaml").write_text(text.format("[often, ema]"))
+    (tmp_path / "experiment/right.yaml").write_text(text.format("[ema, often]"))
+    with pytest.raises(ConfigError, match=r"^hook\.logger\.interval: 5 given"):
+        checked(OFTEN, "experiment=wrong")
+    assert checked({}, "experiment=right")["logger"]["interval"] == 5
 
 
 def test_two_in_one_file(checked, tmp_path):

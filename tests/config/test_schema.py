@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import MODES, Settings, check
 from trainyard.errors import ConfigError
 from trainyard.runner import Runner
@@ -165,5 +166,5 @@ def test_what_is_wrong_with_a_config(config, told):
 @pytest.mark.parametrize("experiment", ["null", "digits_cnn", "text_transformer"])
 def test_our_own_configs_pass(experiment):
     overrides = ["work_dir=null", *([] if experiment == "null" else [f"experiment={experiment}"])]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         check(compose("train", overrides=overrides))

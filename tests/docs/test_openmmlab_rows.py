@@ -12,9 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import configure_log
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
+from trainyard.config.hydra_versions import VERSION_BASE, configure_log
 from trainyard.hooks import Checkpoint, Hook
 from trainyard.models import CNN
 from trainyard.models.activation_checkpointing import checkpoint_activations
@@ -47,7 +47,7 @@ def composed(tmp_path, monkeypatch):
 
     def run(*overrides, hydra=False, quick=QUICK):
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             return compose("train", overrides=[*quick, *overrides], return_hydra_config=hydra)
 
     yield run

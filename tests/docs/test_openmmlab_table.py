@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from trainyard import evaluate, models, runner
 from trainyard.config.build import build
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check
 from trainyard.data import Rings
 from trainyard.models import MLP
@@ -109,7 +110,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory):
     (folder / "mine.py").write_text(MINE)
     sys.path.insert(0, str(folder))
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         yield lambda overrides: compose(
             "train", overrides=[*shlex.split(overrides), "work_dir=null"], return_hydra_config="hydra." in overrides
         )

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import resolve
 from trainyard.errors import Unfusable
 from trainyard.fused import train as stack_trainer
@@ -93,7 +94,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def jobs(count: int, folder: Path, *overrides: str) -> list[DictConfig]:
     """Jobs of a sweep over the learning rate and the seed, as Hydra composes them."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         base = compose("train", ["tracker=none", "model.hidden=[16]", *overrides], return_hydra_config=True)
     made = []
     for num in range(count):
@@ -185,7 +186,7 @@ def test_a_probe_tells_the_width_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_probe_names_the_operation_and_the_line_that_vmap_refuses() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         base = compose("train", ["tracker=none", "work_dir=null", "hook=[]"])
     values = resolve(base) | {"model": {"_target_": Branching}}
     fit = probe([values, values | {"seed": 1}], 2)
@@ -197,7 +198,7 @@ def test_a_probe_names_the_operation_and_the_line_that_vmap_refuses() -> None:
 
 
 def test_a_hook_for_one_member_is_named(tmp_path: Path) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         base = compose("train", ["tracker=none", "work_dir=null", "hook=[default]"])
     values = resolve(base)
     values["hook"]["mine"] = {"_target_": Alone}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainyard.config.build import build, fill_auto
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models import CNN, CutMix, DataPreprocessor, Mixup, RandomChoice, mixing, total_loss
@@ -225,7 +226,7 @@ FACTS = {"in_channels": 1, "num_classes": C, "in_features": 64}
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("model", ["cnn", "mlp", "resnet"])
 def test_every_option_composes_with_every_image_model_and_trains(model: str, option: str) -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, **VERSION_BASE):
         cfg = compose("train", [f"model={model}", f"+model/data_preprocessor={option}", "work_dir=x", "tracker=none"])
     values = check(cfg)
     built = build(fill_auto(values["model"], "model", FACTS), "model")
@@ -240,7 +241,7 @@ def test_options_are_combined_by_name() -> None:
     """As docs/models.md says."""
     at = "+model/data_preprocessor@model.data_preprocessor"
     overrides = [f"{at}.normalize=normalize", f"{at}.mix=mixup_cutmix", "work_dir=x", "tracker=none"]
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with initialize_config_dir(CONF, **VERSION_BASE):
         cfg = compose("train", ["model=cnn", *overrides, "model.data_preprocessor.mix.choices.mixup.alpha=0.4"])
     built = build(fill_auto(check(cfg)["model"], "model", FACTS), "model")
     normalize, mix = built.data_preprocessor

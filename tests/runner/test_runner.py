@@ -388,7 +388,7 @@ def test_resume_needs_a_directory_or_a_path(make):
         ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: 'val/los' given"),
         ({"hooks": [EMA()]}, "hook: 'list' given; accepted: a mapping of names"),
         ({"hooks": {"ema": EMA}}, "accepted: a trainyard.hooks.Hook, or its config"),
-        ({"hooks": {"ema": {"decay": 0.9}}}, "hook=[default,ema] chooses the option of that name"),
+        ({"hooks": {"ema": {"decay": 0.9}}}, "hook=ema chooses the option of that name"),
         ({"metrics": {"a": {"topk": 1}}}, "metric: {'topk': 1} given; accepted: a trainyard.metrics.Metric"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

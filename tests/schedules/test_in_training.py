@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.hooks import Checkpoint, Hook, ParamSchedule
 from trainyard.runner import Runner
 
@@ -98,7 +99,7 @@ def numbers_of(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         return compose("train", overrides=[*QUICK, *overrides])
 
 

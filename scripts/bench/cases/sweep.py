@@ -30,6 +30,8 @@ from time import perf_counter
 from environment import ROOT
 from measure import Comparison, Session, Table, Turn, compared, take_turns, take_turns_here
 
+from trainyard.config.hydra_versions import VERSION_BASE
+
 EXPERIMENT = "bench"
 EPOCHS = 20
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)
@@ -159,7 +161,7 @@ def compose(count: int, ours: bool) -> Iterator[Turn]:
     from trainyard.sweep.compose.composer import Composer
 
     points = grid(count)
-    with initialize_config_dir(str(ROOT / "conf"), job_name="train", version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), job_name="train", **VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         loader = hydra.config_loader

@@ -10,12 +10,13 @@ from types import ModuleType
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from trainyard.config.hydra_versions import full_key, instantiate, is_tuple
 from trainyard.errors import ConfigError, TrainyardError
 
 _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # what a target raises for values that it does not take
 AUTO = "auto"
 
 
@@ -41,11 +42,12 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
     if _is_plain(value):
         return _called(value, key, args)
     try:
-        return instantiate(value, *args, _convert_="all")
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, TrainyardError | TypeError | ValueError | OSError):
-            raise (error.__cause__ or error) from None  # an error in somebody's code, not in the config
-        raise _explain(error, error.__cause__, key) from error.__cause__
+        return instantiate(value, *args)
+    except (InstantiationException, *_REFUSALS) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(cause, _REFUSALS):
+            raise (cause or error) from None  # an error in somebody's code, not in the config
+        raise _explain(error, cause, key) from cause
 
 
 def _is_plain(node: Mapping[str, Any] | DictConfig) -> bool:
@@ -63,7 +65,7 @@ def _called(node: dict[str, Any], key: str, args: tuple[Any, ...]) -> Any:
         return target(*args, **named)
     except ConfigError as error:
         raise error.under(key) from error
-    except (TrainyardError, TypeError, ValueError, OSError) as error:
+    except _REFUSALS as error:
         raise TrainyardError(f"{key}: {error if isinstance(error, TrainyardError) else repr(error)}") from error
 
 
@@ -72,8 +74,8 @@ def _argument(value: Any, key: str) -> Any:
         if "_target_" in value:
             return build(value, key)
         return {name: _argument(entry, f"{key}.{name}") for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_argument(entry, f"{key}.{index}") for index, entry in enumerate(value)]
+    if type(value) in (list, tuple):
+        return type(value)(_argument(entry, f"{key}.{index}") for index, entry in enumerate(value))
     return value
 
 
@@ -126,8 +128,8 @@ def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
 def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> Any:
     if isinstance(entry, Mapping):
         return fill_auto(entry, key, facts)
-    if isinstance(entry, list):
-        return [fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry)]
+    if type(entry) in (list, tuple):
+        return type(entry)(fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry))
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
     if facts is None:
@@ -149,7 +151,7 @@ def check_tree(value: Any, key: str = "") -> None:
             check_node(value, key)
         for name, entry in value.items():
             check_tree(entry, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | ListConfig):
+    elif isinstance(value, list | tuple | ListConfig) or is_tuple(value):
         for index, entry in enumerate(value):
             check_tree(entry, f"{key}.{index}")
 
@@ -232,12 +234,9 @@ def _paths(where: str, found: Any) -> list[str]:
     return [f"{where}.{name}" for name in dir(found) if not name.startswith("_")]
 
 
-def _explain(error: InstantiationException, cause: Exception, key: str) -> TrainyardError:
-    where = key
-    for line in str(error).splitlines():
-        if line.startswith("full_key: "):
-            full = line.removeprefix("full_key: ")  # from the root, or from the node where that has no parent
-            where = full if f"{full}.".startswith(f"{key}.") else f"{key}.{full}"
+def _explain(error: Exception, cause: Exception, key: str) -> TrainyardError:
+    full = full_key(error)  # from the root, or from the node where that has no parent
+    where = full if f"{full}.".startswith(f"{key}.") else f"{key}.{full}" if full else key
     if isinstance(cause, ConfigError):
         return cause.under(where)
     return TrainyardError(f"{where}: {cause}" if isinstance(cause, TrainyardError) else f"{where}: {cause!r}")

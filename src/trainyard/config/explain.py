@@ -12,6 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
 
 
@@ -65,6 +66,8 @@ def _explain_key(
         return ConfigError(key, name, "a group or key of this config", options=options, hint=_how_to_add(key))
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
+    if chosen_with and parent == "hook":
+        hint = f"{hint[:-1]}: hook={name} adds it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
 
@@ -99,7 +102,7 @@ def _composed_without(
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir, version_base="1.3"):
+        with initialize_config_dir(config_dir, **VERSION_BASE):
             for attempt in (others, []):
                 try:
                     cfg = compose(config_name, overrides=list(attempt), return_hydra_config=True)
@@ -114,7 +117,7 @@ def _composed_without(
 
 def _options(group: str, config_dir: str) -> list[str]:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir, version_base="1.3"):
+    with initialize_config_dir(config_dir, **VERSION_BASE):
         return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 

@@ -1,12 +1,15 @@
-"""Options of `hook` that are chosen together and give different hooks one name."""
+"""Options of `hook` that are chosen together and say different things of one hook."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -14,50 +17,197 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.errors import ConfigError
 
 Sources = tuple[tuple[str, str], ...]
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def check_hook_names() -> None:
-    """Refuse `hook=[default,mine]` where both files have a hook `timer`, each with another `_target_`.
+@dataclass(frozen=True)
+class _Lost:
+    """A value that a later file sets back.
 
-    Hydra merges the two nodes, and one of the hooks would be lost without a word. A file that is to replace a hook of
-    another says so by having that one in its own defaults list. Outside a job of Hydra's there is nothing to check.
+    Attributes:
+        key: of the value.
+        value: what `file` says; `option` is the chosen one that brings it.
+        back: what `by` says, a file that stands before `file` as well; `later` is the chosen one that brings it again.
+    """
+
+    key: str
+    value: Any
+    file: str
+    option: str
+    back: Any
+    by: str
+    later: str
+
+
+class _File(NamedTuple):
+    """An option at one place of the order in which files are merged."""
+
+    option: str  # the chosen one that brings it
+    name: str
+    hooks: Mapping[str, Any]
+
+
+def check_hook_names(cfg: DictConfig) -> None:
+    """Refuse options of `hook` of which one takes away what another says, without a word.
+
+    Hydra merges the files of all options that are chosen, in order, and each option brings `default` along. So
+
+    - of two hooks of one name with different `_target_`, one would be lost. A file that is to replace a hook of another
+      says so by having that one in its own defaults list.
+    - a value of a file is set back where a later option brings a file along that came before it.
+
+    Outside a job of Hydra's there is nothing to check.
+
+    Args:
+        cfg: as it was composed.
 
     Raises:
         ConfigError: names both files.
     """
-    if HydraConfig.initialized():
-        config = HydraConfig.get()
-        overrides: Any = OmegaConf.to_container(config.overrides.task)  # as they were given: ${…} is another's affair
-        chosen = [entry for entry in overrides if entry.startswith("hook=[")]
-        if chosen:
-            _check(chosen[-1], tuple((source.schema, source.path) for source in config.runtime.config_sources))
-
-
-@lru_cache(maxsize=64)
-def _check(override: str, sources: Sources) -> None:
-    options: Any = OverridesParser.create().parse_override(override).value()
-    seen: dict[str, tuple[str, str]] = {}
-    for option in map(str, options):
-        for name, target in _targets(option, sources).items():
-            other, of_other = seen.setdefault(name, (option, target))
-            if target != of_other:
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    sources = tuple((source.schema, source.path) for source in hydra.runtime.config_sources)
+    options = _chosen(hydra, sources)
+    if not options or options == ("default",):
+        return
+    lost = _lost(options, sources)
+    if lost:
+        raw: Any = OmegaConf.to_container(cfg, resolve=False)
+        for each in lost:
+            if _is_set_back(each, raw):
+                again = f"hook/{each.by}.yaml sets it back"
+                if each.later != each.by:
+                    again = f"{each.later} brings hook/{each.by}.yaml again, which sets it back"
+                way = f"Choose {each.option} after {each.later}"
+                if each.option == each.later:
+                    way = f"Name {each.file} last in the defaults list of hook/{each.option}.yaml"
                 raise ConfigError(
-                    f"hook.{name}",
-                    target,
-                    f"one hook of that name, where hook/{other}.yaml has {of_other}",
-                    hint=f"Give the one in hook/{option}.yaml another name; or, to have it replace the other, choose "
-                    f"it without {other} and put `defaults: [{other}]` at its top.",
+                    each.key,
+                    each.value,
+                    f"{each.back!r} where hook/{each.file}.yaml is not the last: {again}",
+                    hint=f"{way}, or set {each.key} on the command line.",
                 )
 
 
-def _targets(option: str, sources: Sources) -> dict[str, str]:
-    """The hooks that a file itself has, each with its `_target_`."""
+def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
+    """The options of `hook`. Hydra keeps the choice of one; of several it keeps where they were chosen."""
+    given: Any = OmegaConf.to_container(hydra.overrides.task)  # as they were given: ${…} is another's affair
+    for entry in reversed(given):
+        if entry.startswith("hook=["):
+            return _listed(entry)
+    choices: Any = OmegaConf.to_container(hydra.runtime.choices)
+    if "hook" in choices:
+        return () if choices["hook"] is None else (str(choices["hook"]),)
+    files = [f"{group}/{option}" for group, option in choices.items() if option and not group.startswith("hydra/")]
+    return _listed_in((str(hydra.job.config_name), *files), sources)
+
+
+@lru_cache(maxsize=64)
+def _listed(override: str) -> tuple[str, ...]:
+    options: Any = OverridesParser.create().parse_override(override).value()
+    return tuple(map(str, options))
+
+
+@lru_cache(maxsize=64)
+def _listed_in(files: tuple[str, ...], sources: Sources) -> tuple[str, ...]:
+    found: tuple[str, ...] = ()
+    for file in files:
+        for entry in _read(file, sources).get("defaults") or ():
+            for group, options in entry.items() if isinstance(entry, Mapping) else ():
+                if str(group).removeprefix("override ").lstrip("/") == "hook" and isinstance(options, list):
+                    found = tuple(map(str, options))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
+    """What later files set back.
+
+    Raises:
+        ConfigError: two hooks of one name.
+    """
+    order = [file for option in options for file in _merged(option, option, sources)]
+    lost: list[_Lost] = []
+    writes: dict[tuple[str, ...], tuple[int, Any]] = {}  # by key: the last that has it, and its value there
+    for index, file in enumerate(order):
+        for key, value in _leaves(file.hooks):
+            for depth in range(1, len(key) + 1):
+                at, before = writes.get(key[:depth], (index, value))
+                other = order[at]
+                if other.name == file.name or (depth == len(key) and before == value):
+                    continue
+                path = ".".join(("hook", *key[:depth]))
+                if any(earlier.name == file.name for earlier in order[:at]):
+                    lost.append(_Lost(path, before, other.name, other.option, value, file.name, file.option))
+                elif key[1:] == ("_target_",) and other.name not in _included(file.name, sources):
+                    raise ConfigError(
+                        f"hook.{key[0]}",
+                        value,
+                        f"one hook of that name, where hook/{other.name}.yaml has {before}",
+                        hint=f"Give the one in hook/{file.name}.yaml another name; or, to have it replace the other, "
+                        f"put `defaults: [{other.name}, _self_]` at its top.",
+                    )
+            writes[key] = index, value
+    return tuple(lost)
+
+
+def _merged(name: str, option: str, sources: Sources, within: tuple[str, ...] = ()) -> Iterator[_File]:
+    """A file and those that it brings along, in the order in which they are merged."""
+    content = _read(f"hook/{name}", sources)
+    own = _File(option, name, {key: value for key, value in content.items() if key != "defaults"})
+    entries = [entry for entry in content.get("defaults") or () if isinstance(entry, str)]
+    for entry in entries if "_self_" in entries else [*entries, "_self_"]:
+        other = entry.removeprefix("/hook/")
+        if entry == "_self_":
+            yield own
+        elif other not in (name, *within):
+            yield from _merged(other, option, sources, (name, *within))
+
+
+def _included(name: str, sources: Sources) -> set[str]:
+    return {file.name for file in _merged(name, name, sources)}
+
+
+def _leaves(value: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            yield from _leaves(entry, (*key, str(name)))
+        else:
+            yield (*key, str(name)), entry
+
+
+def _is_set_back(lost: _Lost, config: Any) -> bool:
+    """Whether the value stands in the config that came of it all: an experiment or the command line may have set it."""
+    found = config
+    for name in lost.key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return False
+        found = found[name]
+    if lost.value is None:  # a hook that was removed
+        return found is not None
+    return _is_same(lost.back, found) and not _is_same(lost.value, found)
+
+
+def _is_same(written: Any, found: Any) -> bool:
+    if isinstance(written, str) and isinstance(found, float):  # 1e-3 is a text to YAML and a number to OmegaConf
+        try:
+            return float(written) == found
+        except ValueError:
+            return False
+    return bool(written == found)
+
+
+def _read(name: str, sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The content of a config file; nothing of one that is not there or that puts its content elsewhere."""
     for schema, path in sources:
         folder = Path(path) if schema == "file" else resources.files(path) if schema == "pkg" and path else None
-        file = None if folder is None else folder.joinpath("hook", f"{option}.yaml")
+        file = None if folder is None else folder.joinpath(*f"{name}.yaml".split("/"))
         if file is not None and file.is_file():
-            content = OmegaConf.create(file.read_text(encoding="utf-8"))
-            raw: Any = OmegaConf.to_container(content) if isinstance(content, DictConfig) else {}
-            nodes = {name: node for name, node in raw.items() if isinstance(node, dict) and "_target_" in node}
-            return {str(name): str(node["_target_"]) for name, node in nodes.items()}
+            text = file.read_text(encoding="utf-8")
+            content: Any = yaml.load(text, Loader=_LOADER)
+            if not isinstance(content, dict):
+                return {}
+            elsewhere = name.startswith("hook/") and "@package" in text
+            return {"defaults": content.get("defaults")} if elsewhere else content
     return {}

@@ -83,7 +83,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: names the key, what was given, what is accepted and the nearest name.
     """
-    check_hook_names()
+    check_hook_names(cfg)
     values = resolve(cfg)
     missing = sorted(_missing(values))
     if missing:
@@ -146,7 +146,7 @@ def _missing(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, dict):
         for name, entry in value.items():
             yield from _missing(entry, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
             yield from _missing(entry, f"{key}[{index}]")
     elif isinstance(value, str) and value == "???":
@@ -190,5 +190,5 @@ def _schema() -> DictConfig:
 
 def _converted(name: str, given: Any) -> Any:
     schema = _schema()
-    schema[name] = given
+    OmegaConf.update(schema, name, given, merge=False)
     return schema[name]

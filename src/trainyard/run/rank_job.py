@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log, setup_globals
+from hydra.core.utils import setup_globals
 from hydra.main import get_args_parser  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.config.current_job import current_job
+from trainyard.config.hydra_versions import VERSION_BASE, configure_log
 from trainyard.errors import TrainyardError
 from trainyard.track.sweep_position import SweepPosition
 
@@ -180,7 +181,7 @@ def _composed(config_dir: str, config_name: str) -> DictConfig | None:
     if arguments.multirun:
         return None
     try:
-        with initialize_config_dir(config_dir, version_base="1.3"):
+        with initialize_config_dir(config_dir, **VERSION_BASE):
             return compose(arguments.config_name or config_name, [*arguments.overrides, *more])
     except Exception:
         return None

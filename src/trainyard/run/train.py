@@ -136,10 +136,34 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
     with _interruptible(runner) as caught, runner.session():
         if is_main:
             record.write_files(runner, configs)
+            _warn_of_missing_hooks(runner, configs[0])
         _run(runner, configs[0]["mode"])
         if is_main:
             record.name_artifacts(runner)
     return caught
+
+
+def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
+    """Say that a training has no log or no checkpoints, unless somebody asked for that.
+
+    An option file of `hook` that does not bring `default` along leaves both out.
+    """
+    from trainyard.hooks import Checkpoint, Logger
+
+    hooks = runner.dispatch.hooks.values()
+    if config["mode"] != "train" or not hooks:
+        return
+    kinds = {"logger": Logger, "checkpoint": Checkpoint}
+    missing = [name for name, kind in kinds.items() if not any(isinstance(hook, kind) for hook in hooks)]
+    removed = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
+    missing = [name for name in missing if name not in (config.get("hook") or {}) and f"~hook.{name}" not in removed]
+    if missing:
+        what = {"logger": "logs (hook.logger)", "checkpoint": "saves checkpoints (hook.checkpoint)"}
+        log.warning(
+            "No hook %s. An option file of hook that is to add to the default hooks begins with "
+            "`defaults: [default, _self_]`; or choose them as well: hook=[default,…].",
+            " and none ".join(what[name] for name in missing),
+        )
 
 
 def _run(runner: Runner, mode: str) -> None:

@@ -198,7 +198,7 @@ class Dispatch:
         hook = self.hooks[name]
         needed = ("priority", "state_dict", "load_state_dict")
         if isinstance(hook, type) or not all(hasattr(hook, member) for member in needed):
-            hint = f"hook=[default,{name}] chooses the option of that name, ~hook.{name} removes this."
+            hint = f"hook={name} chooses the option of that name, ~hook.{name} removes this."
             accepted = "a trainyard.hooks.Hook, or its config with `_target_`"
             raise ConfigError(f"hook.{name}", hook, accepted, hint=hint if isinstance(hook, Mapping) else "")
 

@@ -37,7 +37,7 @@ def sanity_check(runner: Runner) -> None:
         elif name not in known and not name.startswith("train/"):
             raise ConfigError(key, name, f"a metric of this run: {', '.join(known) or none}", options=known)
     if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
-        log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=[default,…] has it).")
+        log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=default has it).")
 
 
 def _watched(runner: Runner) -> Iterator[tuple[str, str]]:

@@ -173,8 +173,8 @@ def _masked(config: Values, rules: Values) -> dict[str, Any]:
 def _without_numbers(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_numbers(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_numbers(entry) for entry in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_without_numbers(entry) for entry in value)
     return _NUMBER if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -183,7 +183,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, entry in value.items():
             yield from _leaves(entry, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(entry, Mapping | list) for entry in value):
+    elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping | list | tuple) for entry in value):
         for index, entry in enumerate(value):
             yield from _leaves(entry, f"{path}[{index}]")
     else:

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
+
+from trainyard.config.hydra_versions import configure_log
 
 
 class MemberHandler(logging.Handler):

@@ -22,9 +22,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
-from trainyard.sweep.compose.composer import Composer, SweepLoader
+from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.sweep.compose.composer import Composer, SweepLoader, internals
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 
 # What the project's configs do not do, but Hydra can.
 EXTRA = {
@@ -119,7 +120,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("composer") / "conf"
     shutil.copytree(CONF, folder)
     write(folder, EXTRA)
-    with initialize_config_dir(str(folder), job_name="train", version_base="1.3"):
+    with initialize_config_dir(str(folder), job_name="train", **VERSION_BASE):
         yield folder
 
 
@@ -131,14 +132,14 @@ def shared(conf: Path) -> Launched:  # what the composer keeps from one example 
 
 def count_calls(loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often Hydra is asked from now on, by the name of what is called."""
-    calls = {"load_configuration": 0, "load_sweep_config": 0}
+    calls = {"load": 0, "load_sweep_config": 0}
 
     def call(name: str, method: Callable[..., DictConfig], *args: Any, **kwargs: Any) -> DictConfig:
         calls[name] += 1
         return method(*args, **kwargs)
 
-    for name in calls:
-        monkeypatch.setattr(loader, name, partial(call, name, getattr(loader, name)))
+    for owner, name in ((internals, "load"), (loader, "load_sweep_config")):
+        monkeypatch.setattr(owner, name, partial(call, name, getattr(owner, name)))
     return calls
 
 
@@ -289,7 +290,7 @@ def test_ordinary_points_are_composed_once_for_each_choice_of_groups(shared: Lau
         calls = count_calls(shared[0], patch)
         first, second = shared[2].compose_all([[*point, "accumulate=1"], [*point, "accumulate=2"]])
     assert (first.accumulate, second.accumulate) == (1, 2)
-    assert calls["load_configuration"] <= 1
+    assert calls["load"] <= 1
     assert calls["load_sweep_config"] == 0
 
 
@@ -300,7 +301,7 @@ def test_the_projects_own_configs(conf: Path, monkeypatch: pytest.MonkeyPatch) -
     hydras = [state(loader.load_sweep_config(master, point)) for point in grid]
     calls = count_calls(loader, monkeypatch)
     assert [state(cfg) for cfg in composer.compose_all(grid)] == hydras
-    assert calls == {"load_configuration": 2, "load_sweep_config": 0}
+    assert calls == {"load": 2, "load_sweep_config": 0}
 
 
 def test_changing_one_config_changes_no_other(shared: Launched) -> None:
@@ -357,7 +358,7 @@ def test_errors_of_many_points_are_found_without_hydra(shared: Launched, monkeyp
         for i in range(10)
     ]
     found = [type(each).__name__ for each in composer.attempt_all(points)]
-    assert calls == {"load_configuration": 2, "load_sweep_config": 0}
+    assert calls == {"load": 2, "load_sweep_config": 0}
     missing, wrong, unread = "MissingConfigException", "ConfigCompositionException", "OverrideParseException"
     assert found[:40] == ["DictConfig"] * 10 + [wrong] * 10 + [unread] * 10 + [wrong] * 10
     assert found[40:] == [missing] * 20 + [unread] * 10 + [missing] * 10
@@ -379,7 +380,7 @@ def test_sweepers_check_points_with_the_composer(conf: Path, monkeypatch: pytest
     assert state(sent.load_sweep_config(master, points[0])) == hydras[0][0]
     calls = count_calls(loader, monkeypatch)
     sweepers.load_sweep_config(master, ["db=mysql", "seed=6"])
-    assert calls == {"load_configuration": 0, "load_sweep_config": 0}
+    assert calls == {"load": 0, "load_sweep_config": 0}
 
 
 def test_a_schema_that_does_not_pickle(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +394,7 @@ def test_a_schema_that_does_not_pickle(conf: Path, monkeypatch: pytest.MonkeyPat
     calls = count_calls(loader, monkeypatch)
     point = ["+composer_local=local", "composer_local.value=4"]
     first, second = composer.compose_all([point, point])
-    assert calls == {"load_configuration": 1, "load_sweep_config": 0}
+    assert calls == {"load": 1, "load_sweep_config": 0}
     first.composer_local.value = 9
     assert state(second) == state(loader.load_sweep_config(master, point))
 
@@ -416,7 +417,7 @@ def test_groups_in_folders_of_the_search_path(conf: Path, tmp_path: Path, monkey
         assert_equal(both, point)
     calls = count_calls(loader, monkeypatch)
     both[2].compose(["far=b", "far.x=5"])
-    assert calls == {"load_configuration": 0, "load_sweep_config": 0}
+    assert calls == {"load": 0, "load_sweep_config": 0}
     loader, master = start(conf, "composed", [])
     assert_equal((loader, master, Composer(loader, master)), [f"hydra.searchpath=['file://{tmp_path}']", "+far=b"])
 

@@ -24,7 +24,7 @@ from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.compose.hydra_files import HydraFiles, _dump
 from trainyard.sweep.compose.plain import assign, plain
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 POINTS = [
     ["optim.lr=0.1", "seed=1"],
     ["optim.lr=1", "seed=2"],

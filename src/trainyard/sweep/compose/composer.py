@@ -17,14 +17,20 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from trainyard.config.hydra_versions import IS_14
+
+if IS_14:
+    from trainyard.sweep.compose import hydra14 as internals
+else:
+    from trainyard.sweep.compose import hydra13 as internals  # type: ignore[no-redef]
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +66,11 @@ class Composer:
     def __init__(self, config_loader: ConfigLoader, master: DictConfig) -> None:
         self._loader = config_loader
         self._master = master
-        self._config_name: str | None = master.hydra.job.config_name
         prefix: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
         self._prefix: list[str] = prefix
         self._shared: dict[tuple[str, ...], _Shared | Exception] = {}
         self._parse = cache(self._parse_line)
-        self._is_group = cache(self._find_group)
+        self._chooses = cache(self._find_choice)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config of one point: equal to `config_loader.load_sweep_config(master, list(overrides))`, key for key.
@@ -137,7 +142,7 @@ class Composer:
 
     def _split(self, overrides: list[Override]) -> tuple[list[Override], list[Override]]:
         """Those that points share (choices of groups, and all up to the last of Hydra's own values), and the rest."""
-        chooses = [self._is_group(each.key_or_group) and not isinstance(each.value(), dict) for each in overrides]
+        chooses = [self._chooses(str(each.input_line)) for each in overrides]
         hydras = [index for index, each in enumerate(overrides) if not chooses[index] and _is_of_hydra(each)]
         first = hydras[-1] + 1 if hydras else 0  # overrides are not moved past one of Hydra's: that one may read them
         common = [each for index, each in enumerate(overrides) if chooses[index] or index < first]
@@ -147,15 +152,16 @@ class Composer:
     def _share(self, overrides: list[Override]) -> _Shared:
         lines = tuple(str(override.input_line) for override in overrides)
         if lines not in self._shared:
-            self._shared[lines] = self._try_to_share(overrides, list(lines))  # what fails is not tried again
+            self._shared[lines] = self._try_to_share(overrides)  # what fails is not tried again
         shared = self._shared[lines]
         if isinstance(shared, Exception):
             raise shared.with_traceback(None)
         return shared
 
-    def _try_to_share(self, overrides: list[Override], lines: list[str]) -> _Shared | Exception:
+    def _try_to_share(self, overrides: list[Override]) -> _Shared | Exception:
+        assert isinstance(self._loader, ConfigLoaderImpl)
         try:
-            cfg = self._loader.load_configuration(self._config_name, lines, RunMode.RUN)
+            cfg = internals.load(self._loader, self._master, overrides)
         except Exception as error:  # one without a message is OmegaConf's; a value of the point's own may prevent it
             return error if str(error) else _UncertainError(repr(error.__cause__))
         if not _finishes_alone(cfg):
@@ -166,10 +172,10 @@ class Composer:
     @cached_property
     def _repository(self) -> IConfigRepository:
         assert isinstance(self._loader, ConfigLoaderImpl)
-        return self._loader._parse_overrides_and_create_caching_repo(self._config_name, self._prefix)[1]
+        return internals.repository(self._loader, self._master, [self._parse(line) for line in self._prefix])
 
-    def _find_group(self, name: str) -> bool:
-        return self._repository.group_exists(name)
+    def _find_choice(self, line: str) -> bool:
+        return internals.chooses(self._repository, self._parse(line))
 
     @cached_property
     def _parser(self) -> OverridesParser:
@@ -215,7 +221,7 @@ def _keeps_to_itself(cfg: DictConfig, override: Override) -> bool:
     The copy it is applied to is further than Hydra's config is at that moment: Hydra's node is complete. This would
     show only through an interpolation that is followed on the way.
     """
-    if override.is_sweep_override() or not override.key_or_group:
+    if override.is_sweep_override() or not override.key_or_group or not internals.is_simple(override):
         return False
     node: Any = cfg
     key: Any
@@ -229,8 +235,8 @@ def _keeps_to_itself(cfg: DictConfig, override: Override) -> bool:
         node = node[key]
         if not OmegaConf.is_config(node):
             return True
-    if not (override.is_add() or override.is_delete() or isinstance(override.value(), dict)):
-        return True  # the old value is replaced unread
+    if internals.reads_no_value(override):
+        return True
     key = int(last) if isinstance(node, ListConfig) else last
     if isinstance(node, DictConfig) and key not in node.keys():  # noqa: SIM118
         return True
@@ -251,14 +257,11 @@ def _finishes_alone(cfg: DictConfig) -> bool:
 
 def _record(cfg: DictConfig, overrides: list[Override], num_tasks: int) -> None:
     """Write down the task's overrides where Hydra writes them."""
-    job, tasks = cfg.hydra.job, cfg.hydra.overrides.task
+    tasks = cfg.hydra.overrides.task
     del tasks[num_tasks:]
     for override in overrides:
         tasks.append(override.input_line)
-    form = job.config.override_dirname
-    job.override_dirname = get_overrides_dirname(
-        overrides, kv_sep=form.kv_sep, item_sep=form.item_sep, exclude_keys=form.exclude_keys
-    )
+    internals.record_dirname(cfg, overrides)
 
 
 def _copier(cfg: DictConfig) -> Callable[[], DictConfig]:

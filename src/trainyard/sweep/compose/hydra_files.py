@@ -84,7 +84,7 @@ def _named(value: Any) -> Any:
     """With the name in the place of each enum, as Hydra writes it."""
     if isinstance(value, dict):
         return {key: _named(entry) for key, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_named(entry) for entry in value]
     return value.name if isinstance(value, Enum) else value
 

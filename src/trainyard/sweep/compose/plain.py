@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, Node, flag_override
+
+from trainyard.config.hydra_versions import is_tuple
 
 
 def plain(node: Node) -> Any:
@@ -17,8 +19,9 @@ def plain(node: Node) -> Any:
     if isinstance(content, dict):
         return {key: plain(child) for key, child in content.items()}
     if isinstance(content, list):
-        return [plain(child) for child in content]
-    return content  # null, or an interpolation to a whole container
+        entries = [plain(child) for child in content]
+        return tuple(entries) if is_tuple(node) else entries
+    return plain(content) if isinstance(content, Node) else content  # of a union; null, or an interpolation
 
 
 def assign(node: DictConfig | ListConfig, values: Any) -> None:
@@ -41,16 +44,17 @@ def assign(node: DictConfig | ListConfig, values: Any) -> None:
     for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
         child = content[key] if isinstance(content, list) else content.get(key)
         inside = {} if child is None else vars(child)
-        if "_val" in inside and not isinstance(value, Mapping | list):
+        if "_val" in inside and not isinstance(value, Mapping | list | tuple):
             inside["_val"] = value
-        elif _is_like(inside.get("_content"), value):
+        elif _is_like(child, inside.get("_content"), value):
             assign(child, value)
-        elif inside.get("_content", child) != value or child is None:
+        elif child is None or plain(child) != value:
             with flag_override(node, ["readonly", "struct"], False):
                 node[key] = value
 
 
-def _is_like(content: Any, value: Any) -> bool:
+def _is_like(node: Any, content: Any, value: Any) -> bool:
+    """Whether a node can become this value entry by entry; a tuple is replaced as a whole."""
     if isinstance(content, dict):
         return isinstance(value, Mapping)
-    return isinstance(content, list) and isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(content, list) and isinstance(value, list) and not is_tuple(node)

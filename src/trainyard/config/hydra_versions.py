@@ -1,0 +1,65 @@
+"""What Hydra 1.3 and 1.4, and OmegaConf 2.3 and 2.4, do differently.
+
+All other code is the same for both. What the fast composition of sweeps needs beside this is in
+`trainyard.sweep.compose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import hydra.core.utils
+import hydra.utils
+from omegaconf import OmegaConf
+
+_whitelist: Callable[..., AbstractContextManager[object]] | None = getattr(hydra.utils, "execution_whitelist", None)
+_is_tuple: Callable[[Any], bool] | None = getattr(OmegaConf, "is_tuple", None)
+
+IS_14 = _whitelist is not None
+
+VERSION_BASE: dict[str, Any] = {} if IS_14 else {"version_base": "1.3"}
+"""Arguments of `hydra.main` and `hydra.initialize…`. Hydra 1.3 needs this one; Hydra 1.4 warns of it."""
+
+
+def any_target() -> AbstractContextManager[object]:
+    """Inside, Hydra imports every target that a config names, as Hydra 1.3 does.
+
+    The classes that a config may name are its user's choice, so there is no list of those that are allowed. Hydra 1.4
+    warns where it is given neither a list nor this.
+    """
+    if _whitelist is None:
+        return nullcontext()
+    return _whitelist(hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS)  # type: ignore[attr-defined,unused-ignore]
+
+
+def instantiate(node: Any, *args: Any) -> Any:
+    """Build the object that a node describes, with plain lists and dicts as arguments.
+
+    Raises:
+        InstantiationException: as Hydra does. The error of a target is its cause in Hydra 1.3; Hydra 1.4 raises the
+            error itself. `full_key` tells of either where the node stands.
+    """
+    with any_target():
+        return hydra.utils.instantiate(node, *args, _convert_="all")
+
+
+def full_key(error: Exception) -> str:
+    """The key of the node that could not be built, from the root or from the node that was to be built."""
+    lines: list[str] = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
+    for line in lines:
+        if line.startswith("full_key: "):
+            return line.removeprefix("full_key: ")
+    return ""
+
+
+def configure_log(settings: Any, verbose: Any = False) -> None:
+    """Set up Python's logging as the node `hydra.job_logging` says."""
+    with any_target():
+        hydra.core.utils.configure_log(settings, verbose)
+
+
+def is_tuple(node: object) -> bool:
+    """Whether this is a tuple in a config. OmegaConf 2.3 has none: it makes lists of them."""
+    return _is_tuple is not None and _is_tuple(node)
