@@ -16,10 +16,11 @@ from trainyard.data import TensorLoader
 from trainyard.hooks import Hook
 from trainyard.models import Supervised
 from trainyard.runner import EpochBasedTrainLoop, Runner
-from trainyard.runner.dispatch import DEFAULT_HOOKS
+from trainyard.runner.default_hooks import default_hooks
 from trainyard.track import MLflowTracker, journal
 from trainyard.track.shipped import Shipped
 
+DEFAULT_HOOKS = default_hooks()
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": RATE, "fused": True}  # as conf/optim/adam.yaml
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
-from trainyard.runner import EpochBasedTrainLoop, Runner
+from trainyard.runner import EpochBasedTrainLoop, Runner, default_hooks
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -44,8 +44,10 @@ def test_from_cfg_takes_a_plain_dict_and_passes_over_other_keys(hook):
 
 
 def test_from_cfg_without_hooks_takes_the_default_ones():
-    default = OmegaConf.load(CONF / "hook" / "default.yaml")
-    assert list(Runner.from_cfg(CFG).dispatch.hooks) == list(default)
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        composed = OmegaConf.to_container(compose("train", ["hydra/launcher=basic"]).hook)
+    assert default_hooks() == composed
+    assert list(Runner.from_cfg(CFG).dispatch.hooks) == list(composed)
 
 
 def test_from_cfg_without_a_model():

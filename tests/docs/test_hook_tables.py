@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from trainyard import hooks
 from trainyard.hooks import Hook
-from trainyard.runner import Member, Runner
-from trainyard.runner.dispatch import DEFAULT_HOOKS, OF_MEMBER, PRIORITIES, STAGES
+from trainyard.runner import Member, Runner, default_hooks
+from trainyard.runner.dispatch import OF_MEMBER, PRIORITIES, STAGES
 from trainyard.runner.dispatch import priority as number_of
 
 CONF = Path(__file__).parents[2] / "conf/hook"
@@ -192,7 +192,7 @@ def test_every_argument_of_a_hook_has_a_row(name: str) -> None:
 
 def test_the_default_hooks_are_named() -> None:
     rows = table(section(PAGE, "The built-in hooks"), "name")
-    assert [codes(row["name"])[0] for row in rows if "`default`" in row["option"]] == list(DEFAULT_HOOKS)
+    assert [codes(row["name"])[0] for row in rows if "`default`" in row["option"]] == list(default_hooks())
 
 
 def test_what_a_hook_reads_is_there() -> None:

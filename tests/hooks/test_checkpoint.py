@@ -8,9 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainyard.data import Rings
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint, Hook
-from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, checkpoint
+from trainyard.models import MLP
+from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
 
 BATCHES = 6
 
@@ -175,3 +177,22 @@ def test_settings_that_cannot_work(settings, told):
     with pytest.raises(ConfigError) as error:
         Checkpoint(**settings)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("interval", "by", "expected"), [(None, None, [4, 8]), (3, None, [3, 6, 8]), (None, "epoch", [6, 8])]
+)
+def test_the_default_interval_is_that_of_validation(tmp_path, interval, by, expected):
+    runner = Runner(
+        model=MLP(in_features=2, hidden=[4], num_classes=2),
+        data=Rings(num_samples=320, batch_size=32),  # 6 batches an epoch
+        optim={"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},
+        loop=IterBasedTrainLoop(8, val_interval=4),
+        hooks={"checkpoint": Checkpoint(interval, by=by, max_keep=None)},
+        metrics={"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        work_dir=tmp_path,
+        device="cpu",
+    )
+    runner.train()
+    folder = tmp_path / "checkpoints"
+    assert [checkpoint.load(folder / name)["iter"] for name in checkpoint.read_last(folder)] == expected

@@ -25,7 +25,7 @@ from trainyard.data import TensorLoader
 from trainyard.fused.runner import FusedRunner
 from trainyard.models import Supervised
 from trainyard.runner import EpochBasedTrainLoop, Runner
-from trainyard.runner.dispatch import DEFAULT_HOOKS
+from trainyard.runner.default_hooks import default_hooks
 
 OURS, EAGER, PLAIN, RESIDENT = (
     "trainyard, captured",
@@ -94,7 +94,7 @@ def trainyard(work: Work, folder: Path, **arguments: Any) -> float:
         model=Supervised(net(work), work.loss),
         data={"train": TensorLoader(work.tensors, work.batch, shuffle=True, device=work.device)},
         optim=ours.ADAM,
-        hooks={**DEFAULT_HOOKS, "clock": clock},
+        hooks={**default_hooks(), "clock": clock},
         loop=EpochBasedTrainLoop(work.epochs),
         device=work.device,
         work_dir=tempfile.mkdtemp(dir=folder),

@@ -24,7 +24,7 @@ from work import RATE, Work
 from trainyard.hooks import Hook
 from trainyard.models import Supervised
 from trainyard.runner import IterBasedTrainLoop, Runner
-from trainyard.runner.dispatch import DEFAULT_HOOKS
+from trainyard.runner.default_hooks import default_hooks
 
 AT = 1_000_000
 SKIPPED = 10_000
@@ -68,7 +68,7 @@ def make(folder: Path, hooks: dict[str, Any], *, resident: bool, length: int, re
         model=Supervised(WORK.net()),
         data=ours.data(WORK, resident=resident),
         optim=ours.ADAM,
-        hooks={**DEFAULT_HOOKS, **hooks},
+        hooks={**default_hooks(), **hooks},
         loop=IterBasedTrainLoop(length),
         device="cpu",
         work_dir=folder,

@@ -24,7 +24,7 @@ from work import Work
 from trainyard.hooks import Hook
 from trainyard.models import Supervised
 from trainyard.runner import Runner
-from trainyard.runner.dispatch import DEFAULT_HOOKS
+from trainyard.runner.default_hooks import default_hooks
 
 METRICS = {
     "accuracy": {"_target_": "trainyard.metrics.Accuracy"},
@@ -66,7 +66,7 @@ def trainyard(
         runner = Runner(
             model=Supervised(work.net()),
             data=ours.data(work, resident=resident, split="val"),
-            hooks={**DEFAULT_HOOKS, "clock": clock},
+            hooks={**default_hooks(), "clock": clock},
             metrics=metrics,
             device="cpu",
             work_dir=f"{folder}/run",

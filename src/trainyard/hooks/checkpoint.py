@@ -39,7 +39,8 @@ class Checkpoint(Hook):
     for a copy in memory, which is used again: on a GPU it waits for none of it.
 
     Args:
-        interval: epochs (or iterations) between two checkpoints.
+        interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop; 1 where the
+            loop has none, or counts by the other unit.
         by: "epoch" or "iter"; None is the unit of the loop.
         begin: no regular checkpoint before this epoch (or iteration), counted from 1. The best is kept all the same.
         max_keep: how many of them to keep, the newest; None keeps all.
@@ -58,7 +59,7 @@ class Checkpoint(Hook):
 
     def __init__(
         self,
-        interval: int = 1,
+        interval: int | None = None,
         by: str | None = None,
         begin: int = 1,
         max_keep: int | None = 3,
@@ -74,7 +75,9 @@ class Checkpoint(Hook):
         if not isinstance(save_best, bool | Mapping):
             accepted = "true, false, or a rule for each metric, such as {val/accuracy: maximize}"
             raise ConfigError("save_best", save_best, accepted)
-        self.interval = integer("interval", interval, at_least=1)
+        if interval is not None:
+            interval = integer("interval", interval, at_least=1, other="null for the loop's val_interval")
+        self.interval = interval
         self.by = by
         self.begin = integer("begin", begin, at_least=1)
         self.max_keep = max_keep
@@ -94,7 +97,10 @@ class Checkpoint(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._strategy = runner.strategy
-        self._unit = self.by or runner.train_loop.unit
+        loop = runner.train_loop
+        self._unit = self.by or loop.unit
+        default: int = getattr(loop, "val_interval", 1) if self._unit == loop.unit else 1
+        self._interval = self.interval or default
         self._begin = _place(runner)
         for index, member in enumerate(runner.members):
             if member.work_dir is not None:
@@ -149,8 +155,8 @@ class Checkpoint(Hook):
     def _due(self, runner: Runner) -> bool:
         """Whether this is the end of every `interval`-th epoch, or iteration, from `begin` on."""
         if self._unit == "iter":
-            return runner.iter % self.interval == 0 and runner.iter >= self.begin
-        return runner.epoch % self.interval == 0 and runner.epoch >= self.begin and self._between_epochs(runner)
+            return runner.iter % self._interval == 0 and runner.iter >= self.begin
+        return runner.epoch % self._interval == 0 and runner.epoch >= self.begin and self._between_epochs(runner)
 
     @staticmethod
     def _between_epochs(runner: Runner) -> bool:

@@ -1,6 +1,7 @@
 """The Runner, its loops, its members and their checkpoints."""
 
 from trainyard.runner import checkpoint
+from trainyard.runner.default_hooks import default_hooks
 from trainyard.runner.env import Env
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import EpochBasedTrainLoop, IterBasedTrainLoop, TrainLoop
@@ -21,5 +22,6 @@ __all__ = [
     "ValLoop",
     "checkpoint",
     "copy_tensors",
+    "default_hooks",
     "read",
 ]

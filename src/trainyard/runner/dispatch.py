@@ -56,16 +56,6 @@ PRIORITIES = {
     "LOWEST": 100,
 }
 
-# The hooks of a Runner that is given none: those of conf/hook/default.yaml.
-DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
-    "runtime_info": {"_target_": "trainyard.hooks.RuntimeInfo"},
-    "timer": {"_target_": "trainyard.hooks.IterTimer"},
-    "logger": {"_target_": "trainyard.hooks.Logger"},
-    "param_schedule": {"_target_": "trainyard.hooks.ParamSchedule"},
-    "checkpoint": {"_target_": "trainyard.hooks.Checkpoint", "min_seconds": 1.0},
-    "predictions": {"_target_": "trainyard.hooks.PredictionDump"},
-}
-
 
 class HookLike(Protocol):
     """What the Runner asks of a hook; `trainyard.hooks.Hook` is the base that has it."""

@@ -26,7 +26,8 @@ from trainyard.models.initialize import initialize
 from trainyard.rng import derive
 from trainyard.runner.agreement import hooks_of_rank
 from trainyard.runner.contract import EvalLoop, Loop, checked
-from trainyard.runner.dispatch import DEFAULT_HOOKS, Dispatch, build_hooks, stages_of
+from trainyard.runner.default_hooks import default_hooks
+from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
@@ -165,7 +166,7 @@ class Parts:
     def hook_settings(self) -> Mapping[str, Any]:
         """The hooks or their configs, by name."""
         hooks: Mapping[str, Any] | None = self.settings["hooks"]
-        return DEFAULT_HOOKS if hooks is None else hooks
+        return default_hooks() if hooks is None else hooks
 
     @property
     def own_stages(self) -> tuple[str, ...]:
