@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,10 +20,12 @@ from omegaconf import DictConfig
 
 from trainyard.config.explain import explain
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.fused import train as group
+from trainyard.fused import train as stack_trainer
 from trainyard.run import ranks
 from trainyard.run.rank_job import follow
 from trainyard.run.train import train
+from trainyard.sweep.sweepable import SweepableTask
+from trainyard.track.sweep_position import SweepPosition
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks also where a message explains all
 
@@ -46,7 +49,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     if status is not None:
         sys.exit(status)
     try:
-        hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=directory, config_name=config_name)(Application())()
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
         known: TrainyardError | None = error if isinstance(error, TrainyardError) else None
@@ -62,46 +65,60 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def job(cfg: DictConfig) -> float | None:
-    """`train`, as Hydra calls it: a run by itself ends here, where its error is explained, and Hydra adds no words."""
-    try:
-        return train(cfg)
-    except TrainyardError as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
-            raise
-        sys.exit(_tell(error))
-
-
-def check_job(config: DictConfig) -> dict[str, Any]:
-    """Check a job of a sweep before any is started.
+@dataclass(frozen=True)
+class Application(SweepableTask):
+    """`trainyard.run.train.train`, as Hydra calls it: the task function of single runs and of the jobs of sweeps.
 
     Args:
-        config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
-
-    Returns:
-        The config in plain Python, without its `hydra` node.
-
-    Raises:
-        ConfigError: see `trainyard.config.schema.check`.
+        position: the job's position in its sweep; None for a run by itself.
     """
-    from trainyard.config.schema import check
 
-    values = check(config)
-    if ranks.spread(values).world is not None:
-        hint = "A sweep is started by itself, without torchrun or another launcher."
-        raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
-    return values
+    position: SweepPosition | None = None
 
+    resumes = True
+    preload = ("torch", "numpy.random", "trainyard.hooks", "trainyard.run.record", __name__, "trainyard.fused.runner")
+    fuse = stack_trainer
 
-def slots(values: dict[str, Any]) -> int:
-    """How many slots of a sweep a job takes: one for each device that it trains on."""
-    return ranks.spread(values).devices
+    def __call__(self, cfg: DictConfig, /) -> float | None:
+        """Train; a run by itself ends here, where its error is explained, and Hydra adds no words.
 
+        Returns:
+            The best objective; None where the run has none.
+        """
+        try:
+            return train(cfg, self.position)
+        except TrainyardError as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
+                raise
+            sys.exit(_tell(error))
 
-job.check = check_job  # type: ignore[attr-defined]
-job.slots = slots  # type: ignore[attr-defined]
-job.fuse = group  # type: ignore[attr-defined]
-job.resumes = True  # type: ignore[attr-defined]
+    def check(self, config: DictConfig) -> dict[str, Any]:
+        """Check a job of a sweep before any is started.
+
+        Args:
+            config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
+
+        Returns:
+            The config in plain Python, without its `hydra` node.
+
+        Raises:
+            ConfigError: see `trainyard.config.schema.check`.
+        """
+        from trainyard.config.schema import check
+
+        values = check(config)
+        if ranks.spread(values).world is not None:
+            hint = "A sweep is started by itself, without torchrun or another launcher."
+            raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
+        return values
+
+    def slots(self, values: dict[str, Any] | None) -> int:
+        """Return how many slots of a sweep a job takes: one for each device that it trains on."""
+        return ranks.spread(values or {}).devices
+
+    def at(self, position: SweepPosition) -> Application:
+        """Return the task function of the job at this position of a sweep."""
+        return replace(self, position=position)
 
 
 def _tell(error: TrainyardError) -> int:

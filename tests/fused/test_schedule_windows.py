@@ -29,7 +29,7 @@ from trainyard.data import Rings
 from trainyard.errors import Unfusable
 from trainyard.fused.runner import FusedRunner
 from trainyard.fused.schedule import StackedPlateau, StackedSchedule, stack_schedules
-from trainyard.fused.train import ALLOWED, ELSEWHERE
+from trainyard.fused.train import ALLOWED, NOT_COMPARED
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
 from trainyard.schedules import Plateau, Schedule, Several
@@ -223,7 +223,7 @@ def test_jobs_whose_schedules_differ_in_numbers_are_of_one_kind() -> None:
         schedule["schedules"]["cosine"]["scheduler"]["T_max"] = steps
         return {"schedule": schedule}
 
-    found = grouping.kinds([of(100, 9), of(0.1, 0.5), of(100, 9, "momentum")], ALLOWED, ELSEWHERE)
+    found = grouping.kinds([of(100, 9), of(0.1, 0.5), of(100, 9, "momentum")], ALLOWED, NOT_COMPARED)
     assert [kind.members for kind in found] == [[0, 1], [2]]
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from trainyard.config.schema import resolve
 from trainyard.errors import Unfusable
-from trainyard.fused import train as group
+from trainyard.fused import train as stack_trainer
 from trainyard.fused.probe import probe
 from trainyard.hooks import Hook
 from trainyard.runner import Runner, checkpoint
-from trainyard.track.membership import Membership
+from trainyard.track.sweep_position import SweepPosition
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -107,8 +107,8 @@ def jobs(count: int, folder: Path, *overrides: str) -> list[DictConfig]:
     return made
 
 
-def places(count: int) -> list[Membership]:
-    return [Membership(None, ("seed", "optim.lr"), f"seed={num}") for num in range(count)]
+def positions(count: int) -> list[SweepPosition]:
+    return [SweepPosition(None, ("seed", "optim.lr"), f"seed={num}") for num in range(count)]
 
 
 def last(folder: Path) -> dict[str, float]:
@@ -119,27 +119,28 @@ def last(folder: Path) -> dict[str, float]:
     return values
 
 
-def test_a_group_leaves_a_directory_for_each_member(tmp_path: Path) -> None:
-    results = group.train_group(jobs(3, tmp_path / "group", "loop.max_epochs=3"), places(3))
+def test_a_stack_leaves_a_directory_for_each_member(tmp_path: Path) -> None:
+    results = stack_trainer.train_stack(jobs(3, tmp_path / "stack", "loop.max_epochs=3"), positions(3))
     alone = [
-        group.train_group(jobs(3, tmp_path / "alone", "loop.max_epochs=3")[num:][:1], places(1)) for num in range(3)
+        stack_trainer.train_stack(jobs(3, tmp_path / "alone", "loop.max_epochs=3")[num:][:1], positions(1))
+        for num in range(3)
     ]
     for num, (result, (solo,)) in enumerate(zip(results, alone, strict=True)):
         assert result.state == solo.state == "done"
         assert result.value == pytest.approx(solo.value, abs=0.006)  # one picture of 180
-        ours, theirs = tmp_path / "group" / str(num), tmp_path / "alone" / str(num)
+        ours, theirs = tmp_path / "stack" / str(num), tmp_path / "alone" / str(num)
         names = {str(path.relative_to(theirs)) for path in theirs.rglob("*") if path.is_file()}
         assert {str(path.relative_to(ours)) for path in ours.rglob("*") if path.is_file()} == names
         assert last(ours)["test/accuracy"] == pytest.approx(last(theirs)["test/accuracy"], abs=0.012)
-        mine, its = ((folder / "config.yaml").read_text().replace("/group/", "/alone/") for folder in (ours, theirs))
+        mine, its = ((folder / "config.yaml").read_text().replace("/stack/", "/alone/") for folder in (ours, theirs))
         assert mine == its
 
 
-def test_a_group_that_was_killed_goes_on_from_where_each_member_stood(tmp_path: Path) -> None:
+def test_a_stack_that_was_killed_goes_on_from_where_each_member_stood(tmp_path: Path) -> None:
     """One member's newest checkpoint is an epoch behind the others': killed while they were being written."""
     options = ("loop.max_epochs=4", "hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=null")
-    whole = group.train_group(jobs(3, tmp_path / "whole", *options), places(3))
-    group.train_group(jobs(3, tmp_path / "cut", *options), places(3))
+    whole = stack_trainer.train_stack(jobs(3, tmp_path / "whole", *options), positions(3))
+    stack_trainer.train_stack(jobs(3, tmp_path / "cut", *options), positions(3))
     for num, kept in enumerate((2, 1, 2)):
         folder = tmp_path / "cut" / str(num) / "checkpoints"
         for path in folder.glob("*.pt"):
@@ -149,34 +150,34 @@ def test_a_group_that_was_killed_goes_on_from_where_each_member_stood(tmp_path: 
     again = jobs(3, tmp_path / "cut", *options)
     for config in again:
         config.resume = True
-    results = group.train_group(again, places(3))
+    results = stack_trainer.train_stack(again, positions(3))
     for num, (result, expected) in enumerate(zip(results, whole, strict=True)):
         assert result.value == expected.value
         cut, undisturbed = (
             checkpoint.load(tmp_path / name / str(num) / "checkpoints" / "epoch_0004.pt") for name in ("cut", "whole")
         )
         for name, tensor in undisturbed["model"].items():
-            assert torch.equal(cut["model"][name], tensor), "the group went back to what all of its members had"
+            assert torch.equal(cut["model"][name], tensor), "the stack went back to what all of its members had"
 
 
-def test_out_of_memory_halves_the_group(tmp_path: Path) -> None:
-    configs = jobs(4, tmp_path / "group", "loop.max_epochs=3", "hook.checkpoint.min_seconds=0")
+def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:
+    configs = jobs(4, tmp_path / "stack", "loop.max_epochs=3", "hook.checkpoint.min_seconds=0")
     for config in configs:
         with open_dict(config):
             config.model = {"_target_": f"{__name__}.Hungry"}
     Hungry.steps = 0
-    results = group.train_group(configs, places(4))
+    results = stack_trainer.train_stack(configs, positions(4))
     assert [result.state for result in results] == ["done"] * 4
     assert Hungry.steps > 60
     for num in range(4):
         steps = [
-            json.loads(line) for line in (tmp_path / "group" / str(num) / "metrics.jsonl").read_text().splitlines()
+            json.loads(line) for line in (tmp_path / "stack" / str(num) / "metrics.jsonl").read_text().splitlines()
         ]
         assert max(line.get("step", 0) for line in steps) == 60
 
 
 def test_a_probe_tells_the_width_and_leaves_nothing(tmp_path: Path) -> None:
-    fit = group.probe(jobs(6, tmp_path / "group"), 6)
+    fit = stack_trainer.probe(jobs(6, tmp_path / "stack"), 6)
     assert fit.note
     assert fit.width >= 1
     assert fit.width == 1 or fit.reason is None
@@ -191,7 +192,7 @@ def test_a_probe_names_the_operation_and_the_line_that_vmap_refuses() -> None:
     assert fit.width == 1
     assert fit.reason is not None
     assert ".item()" in fit.reason
-    assert "test_group.py" in fit.reason
+    assert "test_train.py" in fit.reason
     assert "if logits.mean().item() > 1e6" in fit.reason
 
 
@@ -207,14 +208,14 @@ def test_a_hook_for_one_member_is_named(tmp_path: Path) -> None:
 
 def test_what_cannot_be_stacked_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(Unfusable, match="compile"):
-        group.train_group(jobs(2, tmp_path / "group", "compile=true"), places(2))
-    assert not (tmp_path / "group").exists()
+        stack_trainer.train_stack(jobs(2, tmp_path / "stack", "compile=true"), positions(2))
+    assert not (tmp_path / "stack").exists()
 
 
 def test_one_that_stopped_is_tested_though_all_others_fail(tmp_path: Path) -> None:
-    configs = jobs(2, tmp_path / "group", "loop.max_epochs=4", f"+hook.ends._target_={__name__}.Ends")
-    stopped, failed = group.train_group(configs, places(2))
+    configs = jobs(2, tmp_path / "stack", "loop.max_epochs=4", f"+hook.ends._target_={__name__}.Ends")
+    stopped, failed = stack_trainer.train_stack(configs, positions(2))
     assert (stopped.state, failed.state) == ("done", "failed")
     assert failed.error == "The training failed: it was told to."
-    assert "test/accuracy" in last(tmp_path / "group" / "0")
-    assert "test/accuracy" not in last(tmp_path / "group" / "1")
+    assert "test/accuracy" in last(tmp_path / "stack" / "0")
+    assert "test/accuracy" not in last(tmp_path / "stack" / "1")

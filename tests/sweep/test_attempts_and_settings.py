@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, varying
-from trainyard.sweep.sweep import Settings
+from trainyard.sweep.settings import SweepSettings
 from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_
 )
 def test_settings_of_another_kind(values, message):
     with pytest.raises(ConfigError) as caught:
-        Settings.from_config(values)
+        SweepSettings.from_config(values)
     assert message in str(caught.value)
 
 
@@ -199,9 +199,9 @@ def test_settings():
         "fail_fast": True,
         "grace": 0,
     }
-    assert Settings.from_config(given) == Settings(threads_per_job=2, timeout=3, fail_fast=True, grace=0)
-    assert Settings.from_config({"fuse": False}).fuse == "off", "as YAML reads it"
-    assert Settings.from_config({"fuse": 8}).fuse == 8
+    assert SweepSettings.from_config(given) == SweepSettings(threads_per_job=2, timeout=3, fail_fast=True, grace=0)
+    assert SweepSettings.from_config({"fuse": False}).fuse == "off", "as YAML reads it"
+    assert SweepSettings.from_config({"fuse": 8}).fuse == 8
 
 
 def test_what_varies_is_what_the_sweeper_chose():

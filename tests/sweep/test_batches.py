@@ -100,7 +100,7 @@ def test_a_failing_job_does_not_end_the_later_batches(sweep, tmp_path):
     assert [row["job"] for row in _ranked(tmp_path)[3:]] == ["1", "4"]
     assert len(_ranked(tmp_path)) == 5
     assert result.stdout.count("Report: ") == 1
-    assert _started(tmp_path, "executor.server import serve") == 1
+    assert _started(tmp_path, "executor.agent_process import serve") == 1
     assert _started(tmp_path, "-m trainyard.track.shipper") == 1
 
 
@@ -140,7 +140,7 @@ def test_a_sweeper_that_learns(sweep, tmp_path):
     assert {row["job"] for row in _ranked(tmp_path)} == set("012345")
     assert result.stdout.count("Report: ") == 1
     assert "6 runs below 'sweep" in result.stdout
-    assert _started(tmp_path, "executor.server import serve") == 1
+    assert _started(tmp_path, "executor.agent_process import serve") == 1
     assert _started(tmp_path, "-m trainyard.track.shipper") == 1
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("trainyard").experiment_id])
@@ -176,7 +176,7 @@ def test_optuna(sweep, tmp_path):
     assert result.returncode == 0, result.stderr
     assert _states(tmp_path) == dict.fromkeys(range(6), "done")
     assert len({row["optim.lr"] for row in _ranked(tmp_path)}) == 6
-    assert _started(tmp_path, "executor.server import serve") == 1
+    assert _started(tmp_path, "executor.agent_process import serve") == 1
     assert (
         "best_value: " + json.dumps(float(_ranked(tmp_path)[0]["objective"]))
         in (tmp_path / "s/optimization_results.yaml").read_text()

@@ -12,8 +12,9 @@ import pytest
 
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import LocalExecutor
-from trainyard.sweep.executor.queue import Backlog
-from trainyard.sweep.jobs import Slot, Task
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.task_queue import TaskQueue
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
@@ -225,7 +226,8 @@ def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path):
             import dataclasses, pickle, sys
             print("script runs")
             from trainyard.sweep.executor import LocalExecutor
-            from trainyard.sweep.jobs import Slot, Task
+            from trainyard.sweep.executor.slots import Slot
+            from trainyard.sweep.executor.task import Task
 
             @dataclasses.dataclass
             class Result:
@@ -259,10 +261,10 @@ def test_the_longest_task_is_first_and_those_of_unknown_length_before_it():
 
 def test_tasks_go_to_the_device_with_the_least_to_do():
     slots = [Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")]
-    backlog = Backlog(slots, [Task(num, print) for num in range(3)])
+    queue = TaskQueue(slots, [Task(num, print) for num in range(3)])
     running = {}
     order = []
-    while taken := backlog.take(running):
+    while taken := queue.take(running):
         job, (slot,) = taken
         running[slot.index] = job
         order.append(slot.index)
@@ -270,38 +272,38 @@ def test_tasks_go_to_the_device_with_the_least_to_do():
 
 
 def test_a_job_that_must_be_alone_waits_for_its_device_and_holds_it():
-    backlog = Backlog([Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")], [Task(num, print) for num in range(4)])
-    (first, (a,)), (second, (b,)), (third, (c,)) = (backlog.take({}) for _ in range(3))
+    queue = TaskQueue([Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")], [Task(num, print) for num in range(4)])
+    (first, (a,)), (second, (b,)), (third, (c,)) = (queue.take({}) for _ in range(3))
     assert [a.index, b.index, c.index] == [0, 0, 0]  # nothing was said to run
     first.alone_on = ("cuda:0",)
-    backlog.put_back(first)
-    assert backlog.take({1: second, 2: third}) is None  # slot 0 is free, but not its device
-    job, (slot,) = backlog.take({2: third})
+    queue.put_back(first)
+    assert queue.take({1: second, 2: third}) is None  # slot 0 is free, but not its device
+    job, (slot,) = queue.take({2: third})
     assert (job, slot.device) == (first, "cuda:0")
-    assert backlog.take({slot.index: first, 2: third}) is None
-    job, (slot,) = backlog.take({slot.index: first})
+    assert queue.take({slot.index: first, 2: third}) is None
+    job, (slot,) = queue.take({slot.index: first})
     assert (job.task.num, slot.device) == (3, "cuda:1")
-    assert len(backlog) == 0
+    assert len(queue) == 0
 
 
 def test_a_job_of_several_slots_waits_until_they_are_free_and_nobody_overtakes_it():
     slots = [Slot(0, "cuda:0"), Slot(1, "cuda:1"), Slot(2, "cuda:0"), Slot(3, "cuda:1")]
-    backlog = Backlog(slots, [Task(0, print), Task(1, print, slots=2), Task(2, print, slots=2), Task(3, print)])
-    first, (a,) = backlog.take({})
+    queue = TaskQueue(slots, [Task(0, print), Task(1, print, slots=2), Task(2, print, slots=2), Task(3, print)])
+    first, (a,) = queue.take({})
     assert a.index == 0
-    second, both = backlog.take({0: first})
+    second, both = queue.take({0: first})
     assert [slot.index for slot in both] == [1, 2]  # the least busy device first, and each one once
     running = {0: first, 1: second, 2: second}
-    assert backlog.take(running) is None  # slot 3 would do for task 3
-    third, both = backlog.take({0: first})
+    assert queue.take(running) is None  # slot 3 would do for task 3
+    third, both = queue.take({0: first})
     assert third.task.num == 2
     third.alone_on = tuple(slot.device for slot in both)
-    backlog.put_back(third)
-    assert backlog.take({0: first}) is None  # it waits for all of both devices
-    assert backlog.take({})[0] is third
-    fourth, (slot,) = backlog.take({})
+    queue.put_back(third)
+    assert queue.take({0: first}) is None  # it waits for all of both devices
+    assert queue.take({})[0] is third
+    fourth, (slot,) = queue.take({})
     assert (fourth.task.num, slot.index) == (3, 0)
-    assert len(backlog) == 0
+    assert len(queue) == 0
 
 
 def test_tasks_of_several_slots_never_share_one():

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.sweep.executor import LocalExecutor
-from trainyard.sweep.jobs import Slot, Task
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 

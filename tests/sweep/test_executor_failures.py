@@ -10,8 +10,9 @@ import pytest
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor import LocalExecutor
-from trainyard.sweep.executor.forkserver import ExecutorError
-from trainyard.sweep.jobs import Slot, Task
+from trainyard.sweep.executor.agent import ExecutorError
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 

@@ -16,7 +16,8 @@ SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from trainyard.sweep.executor import LocalExecutor
-from trainyard.sweep.jobs import Slot, Task
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
 
 folder = Path(sys.argv[1])
 

@@ -6,7 +6,7 @@ import pytest
 
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import find_slots, slots
-from trainyard.sweep.jobs import Slot
+from trainyard.sweep.executor.slots import Slot
 
 GPUS = ["GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3"]
 

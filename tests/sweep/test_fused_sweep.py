@@ -89,7 +89,7 @@ def test_jobs_are_what_they_would_be_alone(sweep, tmp_path):
     alone = sweep("alone", *POINTS, "hydra.launcher.fuse=off")
     fused = sweep("fused", *POINTS, "hydra.launcher.fuse=4")
     assert alone.returncode == fused.returncode == 0, fused.stderr
-    assert "#0-#3  fused, 4 wide on one slot" in fused.stdout
+    assert "#0-#3  a stack of 4 on one slot" in fused.stdout
     for num in range(4):
         ours, theirs = tmp_path / f"fused/{num}", tmp_path / f"alone/{num}"
         files = {str(file.relative_to(ours)) for file in ours.rglob("*")}
@@ -109,7 +109,7 @@ def test_a_member_that_diverges_fails_alone(sweep, tmp_path):
     assert _states(tmp_path / "s") == {0: "done", 1: "failed"}
 
 
-def test_a_killed_group_ends_as_if_it_had_not_been(start, sweep, tmp_path):
+def test_a_killed_stack_ends_as_if_it_had_not_been(start, sweep, tmp_path):
     process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4", "hydra.launcher.retries=1")
     pid = _wait_for(tmp_path / "pid")
     (tmp_path / "go").touch()
@@ -121,13 +121,13 @@ def test_a_killed_group_ends_as_if_it_had_not_been(start, sweep, tmp_path):
     assert undisturbed.returncode == 0, undisturbed.stderr
     for num in range(4):
         # To rounding: the kill may have found the checkpoints of some members written and not those of others, which
-        # then go on in a group of their own.
+        # then go on in a stack of their own.
         mine, its = _points(tmp_path / f"s/{num}"), _points(tmp_path / f"undisturbed/{num}")
         assert mine.keys() == its.keys()
         assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
 
 
-def test_an_interrupted_group_is_finished_later(start, sweep, tmp_path):
+def test_an_interrupted_stack_is_finished_later(start, sweep, tmp_path):
     process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4")
     _wait_for(tmp_path / "pid")
     process.send_signal(signal.SIGINT)
@@ -137,7 +137,7 @@ def test_an_interrupted_group_is_finished_later(start, sweep, tmp_path):
     (tmp_path / "go").touch()
     finished = sweep("s", *POINTS, HOOK, "hydra.launcher.fuse=2")
     assert finished.returncode == 0, finished.stderr
-    assert "#2-#3  fused, 2 wide" in finished.stdout, "grouped afresh"
+    assert "#2-#3  a stack of 2" in finished.stdout, "planned afresh"
     records = [json.loads(line) for line in (tmp_path / "s/manifest.jsonl").read_text().splitlines()]
     assert Counter(record["num"] for record in records if record.get("state") == "done") == dict.fromkeys(range(4), 1)
     undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")

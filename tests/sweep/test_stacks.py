@@ -1,4 +1,4 @@
-"""Groups before they run: their width, how they are shared out, what the plan says of them."""
+"""Stacks before they run: their width, how they are shared out, what the plan says of them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.jobs import Event, Outcome
+from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
 from trainyard.sweep.manifest import Entry, Manifest
-from trainyard.sweep.plan import Group, Job, Plan, spans
-from trainyard.sweep.progress import Watch
-from trainyard.sweep.stacks import Fusing, chunks
+from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
+from trainyard.sweep.progress import SweepProgress
+from trainyard.sweep.stacks import StackPlanner, chunks
+from trainyard.sweep.sweepable import SweepableTask
 from trainyard.track import Journal
 
 
@@ -57,13 +58,11 @@ def test_spans():
     assert spans(range(0, 64, 2)) == "#0, #2, … #62"
 
 
-def _function(fuse=None):
-    def function(config):
-        return None
+def _application(trainer=None):
+    class Application(SweepableTask):
+        fuse = trainer
 
-    if fuse is not None:
-        function.fuse = fuse
-    return function
+    return Application()
 
 
 @pytest.mark.parametrize(
@@ -76,16 +75,16 @@ def _function(fuse=None):
 )
 def test_widths_that_cannot_be(setting, fuse, message):
     with pytest.raises(ConfigError) as caught:
-        Fusing(None, _function(fuse), setting, None)
+        StackPlanner(None, _application(fuse), setting, None)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("setting", "fuse"), [("off", object()), ("auto", None), (1, object())])
-def test_nothing_is_arranged_where_nothing_can_be(setting, fuse):
-    fusing = Fusing(None, _function(fuse), setting, SimpleNamespace(slots=[0]))
-    assert not fusing.active
-    arranged = fusing.arrange([_job(0), _job(1)])
-    assert (arranged.groups, arranged.alone) == ([], {})
+def test_nothing_is_stacked_where_nothing_can_be(setting, fuse):
+    planner = StackPlanner(None, _application(fuse), setting, SimpleNamespace(slots=[0]))
+    assert not planner.active
+    stacking = planner.plan([_job(0), _job(1)])
+    assert (stacking.stacks, stacking.alone) == ([], {})
 
 
 def _job(num, directory=Path()):
@@ -93,19 +92,19 @@ def _job(num, directory=Path()):
     return Job(num, (f"lr={num}",), config, directory / str(num), {"lr": num})
 
 
-def _plan(count, groups=(), alone=None, directory=Path()):
+def _plan(count, stacks=(), alone=None, directory=Path()):
     jobs = [_job(num, directory) for num in range(count)]
     entries = {job.num: Entry(list(job.overrides)) for job in jobs}
-    grouped = [Group(tuple(jobs[num] for num in nums), "8 times one by one") for nums in groups]
-    return Plan(jobs, entries, [], ["lr"], directory, grouped, alone or {})
+    stacked = [Stack(tuple(jobs[num] for num in nums), "8 times one by one") for nums in stacks]
+    return SweepPlan(jobs, entries, [], ["lr"], directory, stacked, alone or {})
 
 
-def test_the_plan_shows_groups_and_reasons():
+def test_the_plan_shows_stacks_and_reasons():
     plan = _plan(6, [range(4)], {4: "alone in model=cnn"})
     plan.entries[5].state = "failed"
     lines = str(plan).splitlines()[2:]
     assert lines == [
-        "  #0-#3  fused, 4 wide on one slot (8 times one by one)",
+        "  #0-#3  a stack of 4 on one slot (8 times one by one)",
         *(f"    #{num}    lr={num}" for num in range(4)),
         "  #4    lr=4  (alone in model=cnn)",
         "  #5    lr=5  (failed)",
@@ -128,30 +127,30 @@ def test_a_plan_of_many_jobs_is_short():
     assert len(str(_plan(300, [range(n, n + 2) for n in range(0, 200, 2)])).splitlines()) < 90
 
 
-def test_a_row_for_each_group(tmp_path):
+def test_a_row_for_each_stack(tmp_path):
     plan = _plan(257, [range(128), range(128, 256)], directory=tmp_path)
-    watch = Watch(plan)
+    progress = SweepProgress(plan)
     for num in range(257):
         (tmp_path / str(num)).mkdir()
         with Journal(tmp_path / str(num)) as journal:
             journal.metrics(3, {"val/loss": 1 + num / 1000}, epoch=2)
-    for number, group in enumerate(plan.groups, 1):
-        watch.group_started(Event("started", -number, number - 1, 1, 0.0), group)
-    watch.event(Event("started", 256, 2, 1, 0.0))
+    for number, stack in enumerate(plan.stacks, 1):
+        progress.stack_started(TaskEvent("started", -number, number - 1, 1, 0.0), stack)
+    progress.event(TaskEvent("started", 256, 2, 1, 0.0))
     for _ in range(10):
-        table = watch.table()
+        table = progress.table()
     columns = {column.header: [str(cell) for cell in column.cells] for column in table.columns}
     assert columns["job"] == ["#0-#127", "#128-#255", "#256"]
-    assert columns[""] == ["128 fused", "128 fused", "lr=256"]
+    assert columns[""] == ["a stack of 128", "a stack of 128", "lr=256"]
     assert columns["epoch"] == ["2", "2", "2"]
     assert columns["latest"] == ["val/loss 1.0000 to 1.1270", "val/loss 1.1280 to 1.2550", "val/loss 1.2560"]
-    watch.group_ended(-1)
-    watch.ended(plan.jobs[0], Outcome(0, "done", seconds=1.0, attempts=1))
-    assert watch.table().row_count == 2
-    assert str(watch.table().title).startswith("1/257 jobs, ")
+    progress.stack_ended(-1)
+    progress.ended(plan.jobs[0], TaskOutcome(0, "done", seconds=1.0, attempts=1))
+    assert progress.table().row_count == 2
+    assert str(progress.table().title).startswith("1/257 jobs, ")
 
 
-def test_the_manifest_knows_what_a_job_of_a_group_cost(tmp_path):
+def test_the_manifest_knows_what_a_job_of_a_stack_cost(tmp_path):
     manifest = Manifest.open(tmp_path)
     manifest.define(0, [])
     assert manifest.entries[0].cost is None

@@ -184,7 +184,7 @@ def nothing(argument: object) -> None:
 @contextmanager
 def executor(count: int) -> Iterator[Turn]:
     from trainyard.sweep.executor import LocalExecutor, find_slots
-    from trainyard.sweep.jobs import Task
+    from trainyard.sweep.executor.task import Task
 
     with LocalExecutor(find_slots()) as local:
 

@@ -30,7 +30,7 @@ class LocalLauncher(Launcher):
     sweeper that knows nothing of `close` closes it by letting go of the launcher.
 
     Args:
-        **settings: those of `trainyard.sweep.sweep.Settings`, where each is explained.
+        **settings: those of `trainyard.sweep.settings.SweepSettings`, where each is explained.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -48,10 +48,11 @@ class LocalLauncher(Launcher):
             hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from trainyard.sweep.sweep import Settings, Sweep
+        from trainyard.sweep.settings import SweepSettings
+        from trainyard.sweep.sweep import Sweep
 
         if self.sweep is None:
-            settings = Settings.from_config(self.settings)
+            settings = SweepSettings.from_config(self.settings)
             self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
             # Where the sweeper ends with an error this happens at the exit; what is imported then may need this, which
             # cannot be imported then.

@@ -1,4 +1,4 @@
-"""Whether a group can train as one program, and how wide it pays: found out by trying."""
+"""Whether a stack can train as one program, and how wide it pays: found out by trying."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FIRST = 16
 GROWTH = 4
 """The first width that is timed, and how many times wider each is than the one before it."""
 BUDGET = 0.02
-"""Share of the group's run that timing may take."""
+"""Share of the stack's run that timing may take."""
 PAYS = 1.05
-"""How many times faster than one by one a group is to be."""
+"""How many times faster than one by one a stack is to be."""
 STEPS = 3
 
 
@@ -33,7 +33,7 @@ class Fit:
     """What a probe has found.
 
     Attributes:
-        width: members to a group; 1: they train one by one.
+        width: members to a stack; 1: they train one by one.
         reason: why they do; None where they are fused.
         note: what was measured, for the plan.
     """
@@ -44,13 +44,13 @@ class Fit:
 
 
 def probe(configs: Sequence[Values], of: int) -> Fit:
-    """Try a group: one step of training and one of validation, stacked; then time growing widths.
+    """Try a stack: one step of training and one of validation, stacked; then time growing widths.
 
     The timing ends where wider is no faster, where the next width would not fit into memory, or where it has taken 2 %
-    of the time that the group will train; what was fastest a member is the width. Nothing is left on the disk.
+    of the time that the stack will train; what was fastest a member is the width. Nothing is left on the disk.
 
     Args:
-        configs: of some of the members, resolved: no group will be wider.
+        configs: of some of the members, resolved: no stack will be wider.
         of: how many members there are.
     """
     bare = [values | {"work_dir": None, "tracker": None, "resume": False} for values in configs]
@@ -99,7 +99,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
 
 
 def _fused(configs: Sequence[Values]) -> Runner:
-    """A group that is ready to train, and has taken one step."""
+    """A stack that is ready to train, and has taken one step."""
     from trainyard.fused.runner import FusedRunner
 
     runner = FusedRunner(configs)
@@ -161,6 +161,6 @@ def _is_library(file: str) -> bool:
     """Whether a source file belongs to torch, or to what stacks: the line in somebody's model is wanted."""
     import torch
 
-    ours = Path(__file__).parent
-    inside = (ours / "fused", ours / "runner", ours / "probe.py", Path(torch.__file__).parent)
+    ours = Path(__file__).parents[1]
+    inside = (*(ours / name for name in ("fused", "runner", "step")), Path(torch.__file__).parent)
     return any(Path(file).is_relative_to(place) for place in inside)

@@ -1,27 +1,26 @@
-"""Several configs in, one program: what an application tells the launcher of sweeps about fusing.
+"""Several configs in, one program: a `trainyard.sweep.sweepable.StackTrainer`.
 
-The launcher puts jobs together whose configs differ in no more than `ALLOWED`, has `probe` find out how wide a group
-pays, and gives each group to `train_group`.
+A sweep puts jobs together whose configs differ in no more than `ALLOWED`, has `probe` find out how wide a stack pays,
+and gives each stack to `train_stack`.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from trainyard.config.build import build
+from trainyard.config.current_job import current_job
 from trainyard.config.schema import resolve
 from trainyard.fused.probe import Fit
-from trainyard.track import NoTracker, Tracker, facts, membership
-from trainyard.track.membership import Membership
+from trainyard.track import NoTracker, Tracker, facts
+from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.runner import Member
@@ -29,22 +28,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "clip_grad_value", "hook.ema.decay", "hook.ema.momentum")
-"""Where the configs of a group may differ: in numbers at these places or below."""
+"""Where the configs of a stack may differ: in numbers at these places or below."""
 
-ELSEWHERE = ("work_dir", "name", "resume")
-"""What says where a job runs, not what it is: not compared."""
+NOT_COMPARED = ("work_dir", "name", "resume")
+"""What says where a job runs, not what it is."""
+
+PRELOAD = ("torch.fx.experimental.symbolic_shapes",)
+"""Half a second, at the first loss under vmap."""
 
 Values = dict[str, Any]
 Start = tuple[Path, dict[str, Any]]
 
 
 def widest(device: str) -> int:
-    """The widest group that is tried. On a CPU a stack of more than 64 leaves the caches, and no model got faster."""
+    """The widest stack that is tried. On a CPU a stack of more than 64 leaves the caches, and no model got faster."""
     return 64 if device == "cpu" else 1024
 
 
 def probe(configs: Sequence[DictConfig], of: int) -> Fit:
-    """Find out how wide a group of these jobs is to be: see `trainyard.fused.probe.probe`.
+    """Find out how wide a stack of these jobs is to be: see `trainyard.fused.probe.probe`.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
@@ -54,7 +56,7 @@ def probe(configs: Sequence[DictConfig], of: int) -> Fit:
 
     members = []
     for config in configs:
-        with _as_job(config, None):
+        with current_job(config):
             members.append(resolve(config))
     return probe(members, of)
 
@@ -74,15 +76,15 @@ class MemberResult:
     error: str | None = None
 
 
-def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]) -> list[MemberResult]:
+def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> list[MemberResult]:
     """Train jobs of a sweep as one program.
 
     Members that are to be resumed and stand at different places are trained one place after the other. Where a CUDA
-    device runs out of memory, the group goes on in two halves from its last checkpoints.
+    device runs out of memory, the stack goes on in two halves from its last checkpoints.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
-        memberships: the members' places in the sweep.
+        positions: the members' positions in the sweep.
 
     Raises:
         Unfusable: they cannot train as one program. Nothing has been written.
@@ -97,12 +99,12 @@ def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]
     tracker.start()
     members = []
     found = collected()
-    for config, place in zip(configs, memberships, strict=True):
-        with _as_job(config, place):
+    for config, position in zip(configs, positions, strict=True):
+        with current_job(config):
             values = resolve(config)
-            members.append((values, record.describe(values, found)))
+            members.append((values, record.describe(values, found, position)))
     try:
-        with _as_job(configs[0], memberships[0]):
+        with current_job(configs[0]):
             return _train(members, tracker)
     finally:
         tracker.finish()
@@ -111,11 +113,11 @@ def train_group(configs: Sequence[DictConfig], memberships: Sequence[Membership]
 def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
     """Train members that may stand at different places: those at one place together, one place after the other."""
     results: dict[int, MemberResult] = {}
-    for group in _at_one_place([values for values, _ in members]):
+    for stack in _at_one_place([values for values, _ in members]):
         if any(result.state == "interrupted" for result in results.values()):
-            results |= dict.fromkeys(group, MemberResult("interrupted"))
+            results |= dict.fromkeys(stack, MemberResult("interrupted"))
         else:
-            results |= dict(zip(group, _train_together([members[index] for index in group], tracker), strict=True))
+            results |= dict(zip(stack, _train_together([members[index] for index in stack], tracker), strict=True))
     return [results[index] for index in range(len(members))]
 
 
@@ -143,7 +145,7 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
         half = len(members) // 2
         log.warning("%d members do not fit into memory: going on with %d.", len(members), half)
     runner = None  # type: ignore[assignment] # what it holds on the device is to go first
-    gc.collect()  # members and group refer to each other
+    gc.collect()  # members and stack refer to each other
     torch.cuda.empty_cache()
     again = [(values | {"resume": True}, info) for values, info in members]
     first = _train(again[:half], tracker)
@@ -164,7 +166,7 @@ def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
     """The members by the place in the training from which they go on.
 
     Those that were killed while their checkpoints were being written go back to the newest that all of them have: the
-    group is then what it was, to the bit. Members without one in common go on from where each stands.
+    stack is then what it was, to the bit. Members without one in common go on from where each stands.
     """
     from trainyard.runner import checkpoint
 
@@ -203,15 +205,3 @@ def _place(start: Start | None) -> tuple[Any, ...]:
         return ()
     state = start[1]
     return state["epoch"], state["iter"], state["loop"]["val_due"], state["member"]["stop_reason"] is not None
-
-
-@contextmanager
-def _as_job(config: DictConfig, place: Membership | None) -> Iterator[None]:
-    """`${hydra:…}` and the run's record read of this job."""
-    hydra = HydraConfig.instance()
-    before = hydra.cfg, membership.current
-    hydra.cfg, membership.current = config, place  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        hydra.cfg, membership.current = before

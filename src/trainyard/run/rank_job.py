@@ -1,4 +1,4 @@
-"""The task of one rank: started by `trainyard.run.ranks`, or by torchrun, Slurm or MPI."""
+"""The job of one rank: started by `trainyard.run.ranks`, or by torchrun, Slurm or MPI."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.main import get_args_parser  # type: ignore[attr-defined]
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from trainyard.config.current_job import current_job
 from trainyard.errors import TrainyardError
-from trainyard.track import membership
-from trainyard.track.membership import Membership
+from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
@@ -38,17 +38,17 @@ class RankJob:
 
     Args:
         config: with its `hydra` node.
-        function: called with the config as Hydra gives it to its task, and with which rank this is.
-        membership: the run's place in its sweep.
+        function: called with the config as Hydra gives it to its task function, which rank this is, and `position`.
+        position: the run's position in its sweep; None for a run by itself.
     """
 
     config: DictConfig
-    function: Callable[[DictConfig, World], float | None]
-    membership: Membership | None = None
+    function: Callable[[DictConfig, World, SweepPosition | None], float | None]
+    position: SweepPosition | None = None
 
 
 def whole(cfg: DictConfig) -> DictConfig:
-    """The config of a task together with its `hydra` node."""
+    """The config that a task function was given, together with its `hydra` node."""
     hydra: Any = HydraConfig.instance().cfg
     config = cfg.copy()
     with read_write(config), open_dict(config):
@@ -66,27 +66,26 @@ def run_started(job: RankJob) -> float | None:
 
 
 def _run(job: RankJob, own: World) -> float | None:
-    """Do the job as Hydra would have its task do it, and log as the rank does."""
+    """Do the job as Hydra would have its task function do it, and log as the rank does."""
     rank = own.rank
     setup_globals()
-    membership.current = job.membership
-    HydraConfig.instance().set_config(job.config)
-    if rank:
-        _keep_quiet(job.config, rank)
-    else:
-        configure_log(job.config.hydra.job_logging, job.config.hydra.verbose)
-    cfg = job.config.copy()
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
-    try:
-        return job.function(cfg, own)
-    except TrainyardError as error:
-        _note(str(error))
-        raise
-    except Exception as error:
-        place = where([frame for frame, _ in traceback.walk_tb(error.__traceback__)])
-        _note(f"{traceback.format_exc().rstrip()}\nThis was {place or 'in no hook'}.")
-        raise
+    with current_job(job.config):
+        if rank:
+            _keep_quiet(job.config, rank)
+        else:
+            configure_log(job.config.hydra.job_logging, job.config.hydra.verbose)
+        cfg = job.config.copy()
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        try:
+            return job.function(cfg, own, job.position)
+        except TrainyardError as error:
+            _note(str(error))
+            raise
+        except Exception as error:
+            place = where([frame for frame, _ in traceback.walk_tb(error.__traceback__)])
+            _note(f"{traceback.format_exc().rstrip()}\nThis was {place or 'in no hook'}.")
+            raise
 
 
 def _keep_quiet(config: DictConfig, rank: int) -> None:

@@ -170,7 +170,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
     except KeyboardInterrupt:
         following.note("KILLED", "interrupted")
         raise
-    return _told(outcome, following, "" if job.membership else go_on(work_dir))
+    return _told(outcome, following, "" if job.position else go_on(work_dir))
 
 
 def _told(outcome: Outcome, following: _Following, further: str) -> float | None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard.batch import split_target
 from trainyard.runner import Runner, checkpoint
-from trainyard.track import RunInfo, facts, membership
+from trainyard.track import RunInfo, facts
+from trainyard.track.sweep_position import SweepPosition
 
 CONFIG = "config.yaml"
 EXAMPLE = "example.npy"
@@ -26,18 +27,18 @@ LOADER = f"{__name__}:load_model"
 _ELSEWHERE = ("work_dir", "tracker", "name")
 
 
-def describe(values: Mapping[str, Any], facts: Mapping[str, str]) -> RunInfo:
+def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: SweepPosition | None = None) -> RunInfo:
     """The record of a run: every value of its config as a param, and the option chosen of each group.
 
     Args:
         values: the resolved config of the job that Hydra's config describes.
         facts: of the machine and the code (`trainyard.track.facts`).
+        position: the job's position in its sweep; None for a run by itself.
     """
     job = HydraConfig.get()
-    member = membership.current
     params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
-    if member is not None:  # of a sweep's jobs, what tells them apart; of an option chosen, its name says all
-        varying = [key for key in member.varying if key not in job.runtime.choices]
+    if position is not None:  # of a sweep's jobs, what tells them apart; of an option chosen, its name says all
+        varying = [key for key in position.varying if key not in job.runtime.choices]
         params = {key: value for key, value in params.items() if _is_below(key, varying)}
     choices = {
         str(group): str(choice)
@@ -47,8 +48,8 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str]) -> RunInfo:
     # A part that the config describes in place has no group to choose from.
     own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
     return RunInfo(
-        name=values["name"] or (member.name if member else " ".join(own)),
-        parent=member.parent if member else None,
+        name=values["name"] or (position.name if position else " ".join(own)),
+        parent=position.parent if position else None,
         params=choices | params,
         tags={"overrides": " ".join(job.overrides.task)},
         facts=dict(facts),

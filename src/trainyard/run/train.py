@@ -21,7 +21,8 @@ from trainyard.errors import TrainyardError
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
-from trainyard.track import NoTracker, Shipment, Tracker, facts, membership
+from trainyard.track import NoTracker, Shipment, Tracker, facts
+from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
@@ -36,8 +37,12 @@ class RunFailedError(TrainyardError):
     status = 1
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | None:
     """Train (or evaluate) what a composed config describes, in a job of Hydra's.
+
+    Args:
+        cfg: as Hydra gives it to a task function.
+        position: the job's position in its sweep, which has checked its config; None for a run by itself.
 
     Returns:
         The best objective; None where the run has none.
@@ -49,38 +54,39 @@ def train(cfg: DictConfig) -> float | None:
     runner: Runner | None = None
     with _nothing_left_behind(directory):
         tracker = build(cfg.get("tracker"), "tracker") or NoTracker()
-        if membership.current is not None:
+        if position is not None:
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
         collected = facts.begin(Path.cwd())
         from trainyard.config.schema import check, resolve
 
         # The jobs of a sweep were checked before the first of them began.
-        values = check(cfg) if membership.current is None else resolve(cfg)
+        values = check(cfg) if position is None else resolve(cfg)
         over = ranks.spread(values)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
-                lead(_rank_job(cfg), over.world, over.strategy.timeout)
-            runner = _prepared(values, tracker, collected, over.world)
+                lead(_rank_job(cfg, position), over.world, over.strategy.timeout)
+            runner = _prepared(values, tracker, collected, position, over.world)
     try:
         if runner is None:
             with _nothing_left_behind(directory):
-                return ranks.train(_rank_job(cfg), Path(values["work_dir"]), over, tracker)
+                return ranks.train(_rank_job(cfg, position), Path(values["work_dir"]), over, tracker)
         return _trained(runner, values)
     finally:
         _report(_ship(tracker))
 
 
-def _rank_job(cfg: DictConfig) -> RankJob:
-    return RankJob(whole(cfg), train_rank, membership.current)
+def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
+    return RankJob(whole(cfg), train_rank, position)
 
 
-def train_rank(cfg: DictConfig, own: World) -> float | None:
+def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | None:
     """As `train`, as one of several ranks; the first journals, and another process ships.
 
     Args:
         cfg: checked.
         own: which rank.
+        position: as for `train`.
     """
     tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
     tracker.leave_shipping()
@@ -88,17 +94,21 @@ def train_rank(cfg: DictConfig, own: World) -> float | None:
     from trainyard.config.schema import resolve
 
     values = resolve(cfg)
-    return _trained(_prepared(values, tracker, collected, own), values)
+    return _trained(_prepared(values, tracker, collected, position, own), values)
 
 
 def _prepared(
-    values: Mapping[str, Any], tracker: Tracker, collected: Callable[[], dict[str, str]], own: World | None
+    values: Mapping[str, Any],
+    tracker: Tracker,
+    collected: Callable[[], dict[str, str]],
+    position: SweepPosition | None,
+    own: World | None,
 ) -> Runner:
     from trainyard.run import record
     from trainyard.runner import Runner
 
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
-    runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found))
+    runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
     runner.prepare(values["mode"])
     return runner
 

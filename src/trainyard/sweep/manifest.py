@@ -5,7 +5,7 @@ One JSON object a line, appended and never changed; a last line that was cut off
 | kind | fields |
 |---|---|
 | `job` | `num`, `overrides`: the job's definition, once |
-| `state` | `num`, `state` (`running`, or an `Outcome`'s), `time`, `attempt`, `seconds`, `objective`, `error`, `width` |
+| `state` | `num`, `state` (`running` or a `TaskState`), `time`, `attempt`, `seconds`, `objective`, `error`, `width` |
 
 `width` says how many jobs trained as one program, where they did; `seconds` are then those of them all.
 """

@@ -12,17 +12,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
-from trainyard.sweep.jobs import Slot
+from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
 
-SHOWN = 20  # jobs, or groups, in a plan on the terminal
-FEWEST = 3  # jobs of each group there
+SHOWN = 20  # jobs, or stacks, in a plan on the terminal
+FEWEST = 3  # jobs of each stack there
 SPANNED = 4  # numbers that are told one by one
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point of a sweep.
+    """One run of a sweep.
 
     Attributes:
         num: its number.
@@ -66,7 +66,7 @@ def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Group:
+class Stack:
     """Jobs that train as one program.
 
     Attributes:
@@ -92,7 +92,7 @@ def spans(nums: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The jobs of a sweep, those among them that are to run, and the slots that they run on.
 
     Args:
@@ -101,7 +101,7 @@ class Plan:
         slots: of this machine.
         keys: of the overrides that tell the jobs apart.
         directory: the sweep's.
-        groups: those among the jobs to run that train as one program.
+        stacks: those among the jobs to run that train as one program.
         alone: why others do not, by number.
     """
 
@@ -110,7 +110,7 @@ class Plan:
     slots: Sequence[Slot]
     keys: Sequence[str]
     directory: Path
-    groups: Sequence[Group] = ()
+    stacks: Sequence[Stack] = ()
     alone: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -118,12 +118,12 @@ class Plan:
         """The jobs that are not done."""
         return [job for job in self.jobs if self.entries[job.num].state != "done"]
 
-    def followed_by(self, later: Plan) -> Plan:
+    def followed_by(self, later: SweepPlan) -> SweepPlan:
         """This and a later plan of the same sweep in one: what there is of both."""
         return replace(
             later,
             jobs=(*self.jobs, *later.jobs),
-            groups=(*self.groups, *later.groups),
+            stacks=(*self.stacks, *later.stacks),
             alone={**self.alone, **later.alone},
         )
 
@@ -154,17 +154,17 @@ class Plan:
         for title, jobs, told in shown:
             lines += ([f"  {title}"] if title else []) + self._lines(jobs, each, "    " if title else "  ", told)
         if len(sections) > len(shown):
-            lines.append(f"  … and {len(sections) - len(shown)} more groups")
+            lines.append(f"  … and {len(sections) - len(shown)} more stacks")
         return "\n".join(lines)
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
-        """The groups, those alone for one reason, and the rest: with a title, and whether it tells the reason."""
+        """The stacks, those alone for one reason, and the rest: with a title, and whether it tells the reason."""
         sections: list[tuple[str, Sequence[Job], bool]] = []
-        for group in self.groups:
-            note = f" ({group.note})" if group.note else ""
-            sections.append((f"{group}  fused, {len(group.jobs)} wide on one slot{note}", group.jobs, False))
-        fused = {job.num for group in self.groups for job in group.jobs}
-        rest = [job for job in self.jobs if job.num not in fused]
+        for stack in self.stacks:
+            note = f" ({stack.note})" if stack.note else ""
+            sections.append((f"{stack}  a stack of {len(stack.jobs)} on one slot{note}", stack.jobs, False))
+        stacked = {job.num for stack in self.stacks for job in stack.jobs}
+        rest = [job for job in self.jobs if job.num not in stacked]
         reasons = Counter(self.alone[job.num] for job in rest if job.num in self.alone)
         for reason in [reason for reason, count in reasons.items() if count > 1]:
             jobs = [job for job in rest if self.alone.get(job.num) == reason]

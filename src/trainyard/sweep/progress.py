@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from omegaconf import OmegaConf
 
-from trainyard.sweep.jobs import Event, Outcome
-from trainyard.sweep.plan import Group, Job, Plan
+from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
+from trainyard.sweep.plan import Job, Stack, SweepPlan
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WORDS = {"done": "done", "failed": "FAILED", "timeout": "OUT OF TIME", "lost": "KILLED", "interrupted": "interrupted"}
-LOOKED_AT = 16  # journals of a group, at each look
+LOOKED_AT = 16  # journals of a stack, at each look
 
 
-class Watch:
+class SweepProgress:
     """Tells what happens to the jobs of a plan as it happens."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         self.plan = plan
         self._jobs = {job.num: job for job in plan.jobs}
         self._objective = OmegaConf.select(plan.jobs[0].config, "objective", throw_on_resolution_failure=False)
@@ -55,7 +55,7 @@ class Watch:
             self._live.stop()
             self._live = None
 
-    def event(self, event: Event) -> None:
+    def event(self, event: TaskEvent) -> None:
         """Tell of what happened to a job that runs alone: failures whole, at once."""
         job = self._jobs[event.num]
         if event.kind == "started":
@@ -67,21 +67,21 @@ class Watch:
         else:
             self.ended(job, event.outcome, job.directory / "output.log")
 
-    def group_started(self, event: Event, group: Group) -> None:
-        self._started(event, str(group), f"{len(group.jobs)} fused", group.jobs)
+    def stack_started(self, event: TaskEvent, stack: Stack) -> None:
+        self._started(event, str(stack), f"a stack of {len(stack.jobs)}", stack.jobs)
 
-    def group_again(self, event: Event, group: Group) -> None:
+    def stack_again(self, event: TaskEvent, stack: Stack) -> None:
         """There will be another attempt."""
         self._running.pop(event.num, None)
-        print(f"again    {group}: {event.error}", flush=True)
+        print(f"again    {stack}: {event.error}", flush=True)
 
-    def group_split(self, group: Group, reason: str, trace: str | None) -> None:
+    def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
         """Its jobs run alone from here on."""
-        print(f"alone    {group}, not fused after all: {reason}", flush=True)
+        print(f"alone    {stack}, not stacked after all: {reason}", flush=True)
         if trace:
             print(trace, flush=True)
 
-    def group_ended(self, num: int) -> None:
+    def stack_ended(self, num: int) -> None:
         """What became of each of its jobs is told next."""
         self._running.pop(num, None)
 
@@ -91,7 +91,7 @@ class Watch:
         if trace:
             print(trace, flush=True)
 
-    def ended(self, job: Job, outcome: Outcome, output: Path | None = None) -> None:
+    def ended(self, job: Job, outcome: TaskOutcome, output: Path | None = None) -> None:
         """Tell how a job came to its end.
 
         Args:
@@ -121,7 +121,7 @@ class Watch:
             self._live.update(self.table(), refresh=True)
 
     def table(self) -> Table:
-        """What runs: a row for each job, or group of jobs."""
+        """What runs: a row for each job, or stack."""
         from rich.table import Table
         from rich.text import Text
 
@@ -136,7 +136,7 @@ class Watch:
             table.add_row(row.label, title, str(row.slot), *row.tail.look())
         return table
 
-    def _started(self, event: Event, label: str, title: str, jobs: Sequence[Job]) -> None:
+    def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, _Tail(jobs, self._objective))
         if self._live is None:
             print(f"started  {label} {title}", flush=True)

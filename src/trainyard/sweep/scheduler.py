@@ -1,4 +1,4 @@
-"""The run of a plan: tasks are made of its jobs and groups, and what happens to tasks is noted for each job."""
+"""The scheduler: makes tasks of the jobs and stacks of a plan, and notes for each job what happens to its task."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext
 
-from trainyard.sweep import worker_jobs as work
+from trainyard.sweep import worker_tasks
 from trainyard.sweep.executor.local import LocalExecutor
-from trainyard.sweep.jobs import Event, Outcome, State, Task
+from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Manifest
-from trainyard.sweep.plan import Group, Job, Plan
-from trainyard.sweep.progress import Watch
-from trainyard.sweep.stacks import Fusing
+from trainyard.sweep.plan import Job, Stack, SweepPlan
+from trainyard.sweep.progress import SweepProgress
+from trainyard.sweep.stacks import StackPlanner
+from trainyard.sweep.sweepable import Sweepable
 from trainyard.sweep.tracking import SweepTracking
-from trainyard.track.membership import Membership
+from trainyard.track.sweep_position import SweepPosition
 
-GROUPS = "groups"  # the folder of what groups print
+STACKS = "stacks"  # the folder of what stacks print
 
 
-class Course:
+class Scheduler:
     """Runs what is left of a plan, once.
 
     Args:
@@ -33,34 +34,33 @@ class Course:
         tracking: follows the jobs.
         executor: runs them.
         context: of Hydra.
-        function: the task function.
-        fusing: knows how to send a group.
+        application: of the jobs.
+        stacks: knows how to send a stack.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SweepPlan,
         manifest: Manifest,
         tracking: SweepTracking,
         executor: LocalExecutor,
         context: HydraContext,
-        function: TaskFunction,
-        fusing: Fusing,
+        application: Sweepable,
+        stacks: StackPlanner,
     ) -> None:
         self._plan = plan
         self._manifest = manifest
         self._tracking = tracking
         self._executor = executor
         self._context = context
-        self._function = function
-        self._fusing = fusing
-        self._resumes = bool(getattr(function, "resumes", False))
-        self._watch = Watch(plan)
+        self._application = application
+        self._planner = stacks
+        self._progress = SweepProgress(plan)
         self._jobs = {job.num: job for job in plan.jobs}
-        self._groups: dict[int, tuple[Group, work.GroupWork]] = {}  # by the number of the task
-        self._outcomes: dict[int, Outcome] = {}  # of jobs
+        self._stacks: dict[int, tuple[Stack, worker_tasks.StackWork]] = {}  # by the number of the task
+        self._outcomes: dict[int, TaskOutcome] = {}  # of jobs
 
-    def run(self) -> dict[int, Outcome]:
+    def run(self) -> dict[int, TaskOutcome]:
         """Run all.
 
         Returns:
@@ -68,13 +68,13 @@ class Course:
         """
         known = [entry.cost for entry in self._plan.entries.values() if entry.cost is not None]
         typical = statistics.median(known) if known else None
-        fused = {job.num for group in self._plan.groups for job in group.jobs}
-        # Groups first: a task of unknown length is started in the order given, and they are the longer ones.
-        tasks = [self._group_task(number, group, typical) for number, group in enumerate(self._plan.groups, 1)]
-        tasks += [self._task(job, typical) for job in self._plan.left if job.num not in fused]
+        stacked = {job.num for stack in self._plan.stacks for job in stack.jobs}
+        # Stacks first: a task of unknown length is started in the order given, and they are the longer ones.
+        tasks = [self._stack_task(number, stack, typical) for number, stack in enumerate(self._plan.stacks, 1)]
+        tasks += [self._task(job, typical) for job in self._plan.left if job.num not in stacked]
         self._tracking.expect(self._plan.left)
         self._executor.on_event, self._executor.on_tick = self._on_event, self._on_tick
-        with self._watch:
+        with self._progress:
             self._executor.run(tasks)
         return self._outcomes
 
@@ -84,8 +84,10 @@ class Course:
         self._prepare(job)
         return Task(
             job.num,
-            work.run,
-            work.Work(self._context, self._function, job.config, Singleton.get_state(), self._membership(job)),
+            worker_tasks.run_one,
+            worker_tasks.JobWork(
+                self._context, self._application, job.config, Singleton.get_state(), self._position(job)
+            ),
             expected_seconds=self._plan.entries[job.num].cost or typical,
             log=job.directory / "output.log",
             name=f"#{job.num}",
@@ -93,20 +95,20 @@ class Course:
             slots=job.slots,
         )
 
-    def _group_task(self, number: int, group: Group, typical: float | None) -> Task:
-        for job in group.jobs:
+    def _stack_task(self, number: int, stack: Stack, typical: float | None) -> Task:
+        for job in stack.jobs:
             self._prepare(job)
-        argument = self._fusing.work(group.jobs, [self._membership(job) for job in group.jobs])
-        self._groups[-number] = group, argument
-        costs = [self._plan.entries[job.num].cost or typical for job in group.jobs]
-        first, last = group.jobs[0].num, group.jobs[-1].num
+        argument = self._planner.work(stack.jobs, [self._position(job) for job in stack.jobs])
+        self._stacks[-number] = stack, argument
+        costs = [self._plan.entries[job.num].cost or typical for job in stack.jobs]
+        first, last = stack.jobs[0].num, stack.jobs[-1].num
         return Task(
             -number,
-            work.run_group,
+            worker_tasks.run_stack,
             argument,
             expected_seconds=None if None in costs else sum(cost for cost in costs if cost is not None),
-            log=self._plan.directory / GROUPS / f"{first}-{last}.log",
-            name=str(group),
+            log=self._plan.directory / STACKS / f"{first}-{last}.log",
+            name=str(stack),
         )
 
     def _prepare(self, job: Job) -> None:
@@ -114,25 +116,23 @@ class Course:
             self._go_on(job)
         job.directory.mkdir(parents=True, exist_ok=True)
 
-    def _membership(self, job: Job) -> Membership | None:
-        if not self._resumes:
-            return None
-        return Membership(self._tracking.parent, tuple(self._plan.keys), self._plan.name(job))
+    def _position(self, job: Job) -> SweepPosition:
+        return SweepPosition(self._tracking.parent, tuple(self._plan.keys), self._plan.name(job))
 
     def _go_on(self, job: Job) -> None:
         """Where there is another attempt, it goes on where this one has ended."""
-        if self._resumes:
+        if self._application.resumes:
             job.config.resume = True
 
     # -- events --------------------------------------------------------------------------------------------------------
 
     def _on_tick(self) -> None:
         self._tracking.look()
-        self._watch.tick()
+        self._progress.tick()
 
-    def _on_event(self, event: Event) -> None:
-        if event.num in self._groups:
-            self._on_group_event(event, *self._groups[event.num])
+    def _on_event(self, event: TaskEvent) -> None:
+        if event.num in self._stacks:
+            self._on_stack_event(event, *self._stacks[event.num])
             return
         job, outcome = self._jobs[event.num], event.outcome
         if event.kind == "started":
@@ -141,69 +141,69 @@ class Course:
             self._go_on(job)
         else:
             self._conclude(job, outcome)
-        self._watch.event(event)
+        self._progress.event(event)
 
-    def _on_group_event(self, event: Event, group: Group, argument: work.GroupWork) -> None:
+    def _on_stack_event(self, event: TaskEvent, stack: Stack, argument: worker_tasks.StackWork) -> None:
         outcome = event.outcome
         if event.kind == "started":
-            for job in group.jobs:
+            for job in stack.jobs:
                 self._manifest.note(job.num, "running", attempt=event.attempt)
-            self._watch.group_started(event, group)
+            self._progress.stack_started(event, stack)
         elif outcome is None:
-            for job, member in zip(group.jobs, argument.members, strict=True):
+            for job, own in zip(stack.jobs, argument.jobs, strict=True):
                 self._go_on(job)
-                if self._resumes:
-                    member.values["resume"] = True
-            self._watch.group_again(event, group)
+                if self._application.resumes:
+                    own.values["resume"] = True
+            self._progress.stack_again(event, stack)
         else:
-            self._watch.group_ended(event.num)
-            self._conclude_group(group, outcome)
+            self._progress.stack_ended(event.num)
+            self._conclude_stack(stack, outcome)
 
-    def _conclude_group(self, group: Group, outcome: Outcome) -> None:
+    def _conclude_stack(self, stack: Stack, outcome: TaskOutcome) -> None:
         if outcome.state == "done" and outcome.value.results is None:
-            self._let_run_alone(group, outcome)
+            self._let_run_alone(stack, outcome)
             return
         failed = []
-        for index, job in enumerate(group.jobs):
-            own = self._of_member(job, index, outcome)
+        for index, job in enumerate(stack.jobs):
+            own = self._of_stacked(job, index, outcome)
             retries = self._executor.policy.retries
             if outcome.state == "done" and own.state == "failed" and outcome.attempts <= retries:
                 self._go_on(job)
-                self._watch.again(job, own.error)
+                self._progress.again(job, own.error)
                 self._executor.add(self._task(job, attempts=outcome.attempts))
                 continue
-            self._conclude(job, own, len(group.jobs))
-            self._watch.ended(job, own)
+            self._conclude(job, own, len(stack.jobs))
+            self._progress.ended(job, own)
             if own.state == "failed" or (own.state == "timeout" and outcome.state == "done"):
                 failed.append(job)
         if failed and outcome.state == "done" and self._executor.policy.fail_fast:
             self._executor.stop(f"stopped, for #{failed[0].num} failed")
 
-    def _of_member(self, job: Job, index: int, outcome: Outcome) -> Outcome:
-        """What became of a member, as if it had run alone."""
+    def _of_stacked(self, job: Job, index: int, outcome: TaskOutcome) -> TaskOutcome:
+        """What became of a job of a stack, as if it had run alone."""
         if outcome.state != "done":
             return replace(outcome, num=job.num)
         result, timeout = outcome.value.results[index], self._executor.policy.timeout
-        state: State = result.state
+        state: TaskState = result.state
         value: Any = None
         error = result.error
         if state == "interrupted":
-            error = error or "its group was interrupted"
+            error = error or "its stack was interrupted"
             if timeout is not None and outcome.seconds >= timeout:
                 state, error = "timeout", f"took longer than {timeout:g} s"
         elif state == "done":
-            value = work.MemberReturn(job.config, result.value)
+            value = worker_tasks.StackedJobReturn(job.config, result.value)
         return replace(outcome, num=job.num, state=state, value=value, error=error)
 
-    def _let_run_alone(self, group: Group, outcome: Outcome) -> None:
+    def _let_run_alone(self, stack: Stack, outcome: TaskOutcome) -> None:
         found = outcome.value
-        self._watch.group_split(group, found.reason, found.traceback)
-        for job in group.jobs:
+        self._progress.stack_split(stack, found.reason, found.traceback)
+        for job in stack.jobs:
             if found.traceback is not None:  # there may be something to go on from
                 self._go_on(job)
             self._executor.add(self._task(job))
 
-    def _conclude(self, job: Job, outcome: Outcome, width: int = 1) -> None:
+    def _conclude(self, job: Job, outcome: TaskOutcome, width: int = 1) -> None:
         self._outcomes[job.num] = outcome
         if outcome.attempts or outcome.state != "interrupted":
             value = outcome.value.return_value if isinstance(outcome.value, JobReturn) else None
@@ -214,4 +214,4 @@ class Course:
             self._tracking.ended(job)
 
 
-__all__: Sequence[str] = ["Course"]
+__all__: Sequence[str] = ["Scheduler"]

@@ -10,32 +10,33 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from hydra.core.singleton import Singleton
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext
 
 from trainyard.checks import integer
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep import kinds as grouping
-from trainyard.sweep import worker_jobs as work
+from trainyard.sweep import kinds, worker_tasks
 from trainyard.sweep.compose.plain import plain
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
-from trainyard.sweep.executor.loop import Policy
-from trainyard.sweep.jobs import Outcome, Task
-from trainyard.sweep.plan import Group, Job
+from trainyard.sweep.executor.task import Task, TaskOutcome
+from trainyard.sweep.executor.task_loop import Policy
+from trainyard.sweep.plan import Job, Stack
+from trainyard.sweep.sweepable import Sweepable
+from trainyard.track.sweep_position import SweepPosition
 
 PROBE = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
 
 
 @dataclass(frozen=True)
-class Arrangement:
-    """The groups, in the order of their first jobs, and why other jobs are in none, by their number."""
+class Stacking:
+    """The stacks, in the order of their first jobs, and why other jobs are in none, by their number."""
 
-    groups: list[Group]
+    stacks: list[Stack]
     alone: dict[int, str]
 
 
 @dataclass(frozen=True)
-class _Fit:
+class _KnownFit:
     """What is known of jobs of a kind: how wide they may be, why no wider than one, what was measured, of how many."""
 
     width: int
@@ -44,15 +45,12 @@ class _Fit:
     tried: int
 
 
-class Fusing:
-    """Arranges the jobs of a sweep in groups, where their application can train several as one program.
-
-    Its task function then has an attribute `fuse` with `ALLOWED`, `ELSEWHERE`, `widest`, `probe` and `train_group`: see
-    `trainyard.fused.train`.
+class StackPlanner:
+    """Puts the jobs of a sweep into stacks, where their application can train several as one program.
 
     Args:
         context: of Hydra.
-        function: the task function.
+        application: of the jobs.
         setting: `auto`: as wide as pays; `off`; or the width.
         executor: on whose slots widths are tried.
 
@@ -63,43 +61,43 @@ class Fusing:
     def __init__(
         self,
         context: HydraContext,
-        function: TaskFunction,
+        application: Sweepable,
         setting: int | Literal["auto", "off"],
         executor: LocalExecutor,
     ) -> None:
         self._context = context
-        self._function = function
+        self._application = application
         self._executor = executor
-        self._fuse: Any = getattr(function, "fuse", None)
+        self._fuse = application.fuse
         self._width = setting if isinstance(setting, int) else None
         if self._width is not None:
             integer("fuse", setting, at_least=1, other="auto or off")
         if self._width is not None and self._fuse is None:
             raise ConfigError("fuse", setting, "auto or off", hint="This application trains one job at a time.")
         self.active = self._fuse is not None and setting != "off" and self._width != 1
-        self._fits: dict[str, _Fit] = {}
+        self._fits: dict[str, _KnownFit] = {}  # by kind
 
-    def arrange(self, jobs: Sequence[Job]) -> Arrangement:
-        """Arrange these jobs; what is not known of them yet is tried, on the slots.
+    def plan(self, jobs: Sequence[Job]) -> Stacking:
+        """Put these jobs into stacks; what is not known of them yet is probed, on the slots.
 
         Args:
             jobs: those that are to run, in the order of their numbers, with their values.
 
         Raises:
-            TrainyardError: jobs cannot be fused though a width was asked for, or the trial was interrupted.
+            TrainyardError: jobs cannot be fused though a width was asked for, or the probe was interrupted.
         """
-        if not self.active:
-            return Arrangement([], {})
+        if not self.active or self._fuse is None:
+            return Stacking([], {})
         alone = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
         alone |= {job.num: reason for job in jobs if (reason := _by_strategy(job))}
         fit = [job for job in jobs if job.num not in alone]
         values = [_compared(job) for job in fit]
-        kinds = grouping.kinds(values, self._fuse.ALLOWED, self._fuse.ELSEWHERE)
-        found = grouping.reasons(kinds, [job.num for job in fit], [job.choices for job in fit])
+        found_kinds = kinds.kinds(values, self._fuse.ALLOWED, self._fuse.NOT_COMPARED)
+        found = kinds.reasons(found_kinds, [job.num for job in fit], [job.choices for job in fit])
         alone |= {fit[index].num: reason for index, reason in found.items()}
-        several = [(kind.key, [fit[index] for index in kind.members]) for kind in kinds if len(kind.members) > 1]
+        several = [(kind.key, [fit[index] for index in kind.members]) for kind in found_kinds if len(kind.members) > 1]
         self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
-        groups = []
+        stacks = []
         for key, members in several:
             known = self._fits[key]
             if known.width < 2:
@@ -108,17 +106,17 @@ class Fusing:
             slots = math.ceil(len(self._executor.slots) * len(members) / len(jobs))
             for chunk in chunks(members, known.width, slots, exactly=self._width is not None):
                 if len(chunk) > 1:
-                    groups.append(Group(tuple(chunk), known.note))
+                    stacks.append(Stack(tuple(chunk), known.note))
                 else:
-                    alone[chunk[0].num] = f"left over by groups of {known.width}"
-        return Arrangement(sorted(groups, key=lambda group: group.jobs[0].num), alone)
+                    alone[chunk[0].num] = f"left over by stacks of {known.width}"
+        return Stacking(sorted(stacks, key=lambda stack: stack.jobs[0].num), alone)
 
     def _knows(self, key: str, count: int) -> bool:
         known = self._fits.get(key)
         return known is not None and (known.tried >= count or known.width < known.tried)
 
     def _try(self, several: Sequence[tuple[str, Sequence[Job]]]) -> None:
-        if not several:
+        if not several or self._fuse is None:
             return
         if sys.stdout.isatty():
             print("Measuring how many jobs are best trained as one program …", flush=True)
@@ -128,9 +126,9 @@ class Fusing:
             tasks.append(
                 Task(
                     num,
-                    work.probe,
+                    worker_tasks.probe_stack,
                     replace(self.work(jobs[:limit]), of=len(jobs)),
-                    name=f"the trial of {Group(tuple(jobs))}",
+                    name=f"the probe of {Stack(tuple(jobs))}",
                 )
             )
         self._executor.on_event = self._executor.on_tick = None
@@ -140,43 +138,42 @@ class Fusing:
         for (key, jobs), outcome in zip(several, outcomes, strict=True):
             self._fits[key] = self._judged(jobs, outcome)
 
-    def _judged(self, jobs: Sequence[Job], outcome: Outcome) -> _Fit:
-        """What comes of a trial.
+    def _judged(self, jobs: Sequence[Job], outcome: TaskOutcome) -> _KnownFit:
+        """What comes of a probe.
 
         Raises:
             TrainyardError: these jobs cannot be fused though a width was asked for.
         """
         if outcome.state == "done":
-            fit = _Fit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
+            fit = _KnownFit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
         else:
             what = "took too long" if outcome.state == "timeout" else f"ended with: {outcome.error}"
-            fit = _Fit(1, f"the trial of fusing {what}", "", len(jobs))
+            fit = _KnownFit(1, f"the probe {what}", "", len(jobs))
         if self._width is None:
             return fit
         if fit.width < 2 and not fit.note:  # with figures, it can be done but does not pay
             raise TrainyardError(
-                f"Nothing was started. hydra.launcher.fuse={self._width}: {Group(tuple(jobs))} cannot be fused: "
+                f"Nothing was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be fused: "
                 f"{fit.reason.rstrip('.')}."
             )
         return replace(fit, width=self._width)
 
-    def work(self, jobs: Sequence[Job], memberships: Sequence[Any] = ()) -> work.GroupWork:
+    def work(self, jobs: Sequence[Job], positions: Sequence[SweepPosition] = ()) -> worker_tasks.StackWork:
         """What a worker needs for these jobs."""
-        members = [
-            work.Member(plain(job.config), job.directory, memberships[index] if memberships else None)
-            for index, job in enumerate(jobs)
-        ]
-        return work.GroupWork(self._context, self._function, jobs[0].config, Singleton.get_state(), members)
+        stacked = [worker_tasks.StackedJob(plain(job.config), job.directory) for job in jobs]
+        return worker_tasks.StackWork(
+            self._context, self._application, jobs[0].config, Singleton.get_state(), stacked, positions
+        )
 
 
 def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False) -> Iterator[Sequence[Job]]:
-    """Jobs of a kind in groups, for so many slots.
+    """Jobs of a kind in stacks, for so many slots.
 
     Args:
         jobs: in the order of their numbers.
-        width: no group is wider.
-        slots: that are all to be busy, where there are jobs enough to make groups of at least two.
-        exactly: make groups as wide as can be, for however many slots.
+        width: no stack is wider.
+        slots: that are all to be busy, where there are jobs enough to make stacks of at least two.
+        exactly: make stacks as wide as can be, for however many slots.
     """
     total = len(jobs)
     if exactly:

@@ -1,128 +1,65 @@
-"""A sweep from its points to its ranking: compose, check, plan, run, rank."""
+"""A sweep from the overrides of its jobs to its ranking: compose, check, plan, run, rank."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainyard.config.current_job import current_job
 from trainyard.config.explain import explain
 from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
+from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.executor.local import LocalExecutor
-from trainyard.sweep.executor.slots import find_slots
-from trainyard.sweep.jobs import Outcome, capacity
+from trainyard.sweep.executor.slots import capacity, find_slots
+from trainyard.sweep.executor.task import TaskOutcome
 from trainyard.sweep.manifest import Entry, Manifest
-from trainyard.sweep.plan import Job, Plan, varying
-from trainyard.sweep.results import conclude, warm_up
-from trainyard.sweep.scheduler import Course
-from trainyard.sweep.stacks import Fusing
+from trainyard.sweep.plan import Job, SweepPlan, varying
+from trainyard.sweep.scheduler import Scheduler
+from trainyard.sweep.settings import SweepSettings
+from trainyard.sweep.stacks import StackPlanner
+from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
 
-# What jobs import, once in the process that they are forked from: our own trainings, and all others.
-OURS = ("torch", "numpy.random", "trainyard.hooks", "trainyard.run.record", "trainyard.app", "trainyard.fused.runner")
-FUSED = ("torch.fx.experimental.symbolic_shapes",)  # half a second, at the first loss under vmap
-ANY = ("trainyard.sweep.worker_jobs",)
+WORKER_TASKS = "trainyard.sweep.worker_tasks"  # what workers do, imported once in the process that they are forked from
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a sweep runs.
-
-    Args:
-        jobs_per_gpu: jobs that share a GPU; `auto` is 1.
-        threads_per_job: threads of a job on the CPU; `auto` is 1.
-        max_jobs: jobs at a time, at most; None for as many as there are slots.
-        retries: further attempts at a job that fails.
-        timeout: seconds after which a job is ended; None for never.
-        fail_fast: stop the others when one has failed.
-        grace: seconds that a job has to end when `timeout` or `fail_fast` ends it; then it is killed.
-        fuse: train jobs that differ only in numbers as one program: `auto` as many as pays, `off`, or so many.
-        dry_run: print the plan and stop.
-    """
-
-    jobs_per_gpu: int | Literal["auto"] = "auto"
-    threads_per_job: int | Literal["auto"] = "auto"
-    max_jobs: int | None = None
-    retries: int = 0
-    timeout: float | None = None
-    fail_fast: bool = False
-    grace: float = 30.0
-    fuse: int | Literal["auto", "off"] = "auto"
-    dry_run: bool = False
-
-    @classmethod
-    def from_config(cls, values: Mapping[str, Any]) -> Settings:
-        """The settings that stand in `hydra.launcher`.
-
-        Raises:
-            ConfigError: one that there is not, or of another type.
-        """
-        kinds = get_type_hints(cls)
-        if values.get("fuse") is False:  # how YAML reads `off`
-            values = {**values, "fuse": "off"}
-        for name, value in values.items():
-            if name not in kinds:
-                raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
-            if not _fits(value, kinds[name]):
-                raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
-        return cls(**values)
-
-
-_ACCEPTED = {
-    bool: "true or false",
-    int: "an integer",
-    int | None: "an integer, or null",
-    float: "a number of seconds",
-    float | None: "a number of seconds, or null",
-    int | Literal["auto"]: "an integer, or auto",
-    int | Literal["auto", "off"]: "an integer, or auto or off",
-}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    options = get_args(kind) or (kind,)
-    if isinstance(value, str):
-        return any(value in get_args(option) for option in options)
-    return type(value) in options or (type(value) is int and float in options)
 
 
 class Sweep:
     """Launches the jobs that a sweeper asks for, batch by batch. `close` ends it, with the ranking of all.
 
-    A task function may say more of itself: `check`, a function that a job's config is put through before any job
-    starts, and `resumes = True`, that it goes on from its checkpoint when its config says `resume: true`. With `fuse`
-    it can train several jobs as one program: see `trainyard.sweep.stacks`. `slots`, given what `check` returns, is how
-    many slots a job takes.
-
     Args:
         context: of Hydra.
-        function: the task function.
+        function: the task function. It may be a `trainyard.sweep.sweepable.Sweepable`, which says more of itself.
         config: of the whole sweep.
         settings: how it runs.
 
     Raises:
         ConfigError: a setting that cannot work here.
+        TrainyardError: a task function with a part of that protocol, which would not be read.
     """
 
     def __init__(
-        self, context: HydraContext, function: TaskFunction, config: DictConfig, settings: Settings = Settings()
+        self,
+        context: HydraContext,
+        function: TaskFunction,
+        config: DictConfig,
+        settings: SweepSettings,
     ) -> None:
         self.context = context
-        self.function = function
+        self.application = as_sweepable(function)
         self.config = config
         self.settings = settings
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
@@ -136,22 +73,22 @@ class Sweep:
                 timeout=settings.timeout,
                 fail_fast=settings.fail_fast,
                 grace=settings.grace,
-                preload=(*OURS, *FUSED * (settings.fuse != "off"), *ANY) if self._is_ours else ANY,
+                preload=self._preload(),
             )
-            self._fusing = Fusing(context, function, settings.fuse, self._executor)
+            self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
         self._manifest = Manifest.open(self.directory)
-        self._plan: Plan | None = None  # of all jobs so far
+        self._plan: SweepPlan | None = None  # of all jobs so far
         self._tracking: SweepTracking | None = None
         self._open = ExitStack()
         self._open.callback(self._executor.close)
 
-    def launch(self, points: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    def launch(self, overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Run the jobs that are not done yet.
 
         Args:
-            points: the overrides of each job.
+            overrides: those of each job.
             first: the number of the first of them.
 
         Returns:
@@ -168,11 +105,11 @@ class Sweep:
         setup_globals()
         self._executor.start()  # gets ready while this process composes
         with rare_collections():
-            jobs = self._checked(points, first)
+            jobs = self._checked(overrides, first)
         entries = self._entries(jobs)
-        arranged = self._fusing.arrange([job for job in jobs if entries[job.num].state != "done"])
+        stacking = self._stacks.plan([job for job in jobs if entries[job.num].state != "done"])
         keys = self._varying([*before, *jobs])
-        plan = Plan(jobs, entries, self._slots, keys, self.directory, arranged.groups, arranged.alone)
+        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacking.stacks, stacking.alone)
         if settings.dry_run:
             print(plan)
             return []
@@ -186,13 +123,16 @@ class Sweep:
         print(plan, flush=True)
         self._plan = plan if self._plan is None else self._plan.followed_by(plan)
         if self._tracking is None:
-            self._tracking = SweepTracking(self.directory, jobs[0].config if self._is_ours else None, self._plan)
+            self._tracking = SweepTracking(
+                self.directory, jobs[0].config if self.application.resumes else None, self._plan
+            )
         else:
             self._tracking.extend(self._plan)
         threading.Thread(target=warm_up, daemon=True).start()
         try:
-            course = Course(plan, manifest, self._tracking, self._executor, self.context, self.function, self._fusing)
-            outcomes = course.run()
+            outcomes = Scheduler(
+                plan, manifest, self._tracking, self._executor, self.context, self.application, self._stacks
+            ).run()
         except KeyboardInterrupt:
             shipment = self._tracking.abort()
             self._plan = None  # ended at once: nothing is to be ranked
@@ -218,21 +158,22 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self._is_ours)
+                conclude(plan, tracking, self.application.resumes)
 
-    @property
-    def _is_ours(self) -> bool:
-        return bool(getattr(self.function, "resumes", False))
+    def _preload(self) -> list[str]:
+        fuse = self.application.fuse
+        stacked = fuse.PRELOAD if fuse is not None and self.settings.fuse != "off" else ()
+        return [*self.application.preload, *stacked, WORKER_TASKS]
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._open.enter_context(self._manifest.held())
         if self._starts_over(jobs):
-            # Hydra runs a finished sweep again when it is asked to; our own trainings are never repeated.
+            # Hydra runs a finished sweep again when it is asked to; jobs that resume are never repeated.
             self._manifest.clear()
 
     def _starts_over(self, jobs: Sequence[Job]) -> bool:
-        return self._plan is None and not self._is_ours and self._manifest.is_done(job.num for job in jobs)
+        return self._plan is None and not self.application.resumes and self._manifest.is_done(job.num for job in jobs)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
         """What is known of these jobs, before anything is noted.
@@ -246,44 +187,43 @@ class Sweep:
             self._manifest.check(job.num, job.overrides)
         return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
 
-    def _checked(self, points: Sequence[Sequence[str]], first: int) -> list[Job]:
-        """The jobs of these points, composed and checked.
+    def _checked(self, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+        """The jobs of these overrides, composed and checked.
 
         Raises:
             TrainyardError: all that is wrong with them.
         """
-        check = getattr(self.function, "check", None)
         jobs: list[Job] = []
         wrong: list[tuple[Job, Exception]] = []
-        for num, (overrides, config) in enumerate(zip(points, self._composer.attempt_all(points), strict=True), first):
-            job = Job(num, tuple(overrides), self.config, self.directory)
+        composed = self._composer.attempt_all(overrides)
+        for num, (own, config) in enumerate(zip(overrides, composed, strict=True), first):
+            job = Job(num, tuple(own), self.config, self.directory)
             if isinstance(config, Exception):
                 wrong.append((job, config))
             else:
                 try:
-                    job = self._job(num, overrides, config)
-                    with _known_to_hydra(job.config):
-                        values = check(job.config) if check is not None else None
+                    job = self._job(num, own, config)
+                    with current_job(job.config):
+                        values = self.application.check(job.config)
                         job = replace(job, slots=self._slots_of(values))
-                        if self._fusing.active:
-                            job = replace(job, values=values if isinstance(values, dict) else resolve(job.config))
+                        if self._stacks.active:
+                            job = replace(job, values=resolve(job.config) if values is None else values)
                 except (TrainyardError, OmegaConfBaseException) as error:
                     wrong.append((job, error))
             jobs.append(job)
         if wrong:
-            plan = Plan(jobs, {}, (), self._varying(jobs), self.directory)
+            plan = SweepPlan(jobs, {}, (), self._varying(jobs), self.directory)
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."
-            raise TrainyardError("\n".join([what, *_told(wrong, plan, self._is_ours)])) from wrong[0][1]
+            raise TrainyardError("\n".join([what, *_told(wrong, plan, self.application.resumes)])) from wrong[0][1]
         return jobs
 
-    def _slots_of(self, values: Any) -> int:
+    def _slots_of(self, values: dict[str, Any] | None) -> int:
         """How many slots a job takes.
 
         Raises:
             TrainyardError: more than there are.
         """
-        tell = getattr(self.function, "slots", None)
-        count, limit = 1 if tell is None else int(tell(values)), capacity(self._slots)
+        count, limit = self.application.slots(values), capacity(self._slots)
         if count > limit:
             most = self.settings.max_jobs
             few = "" if most is None else f" hydra.launcher.max_jobs={most} allows no more."
@@ -293,7 +233,7 @@ class Sweep:
     def _job(self, num: int, overrides: Sequence[str], config: DictConfig) -> Job:
         config.hydra.job.id = str(num)
         config.hydra.job.num = num
-        with _known_to_hydra(config):
+        with current_job(config):
             directory = Path(_sweep_dir(config) or self.directory, str(config.hydra.sweep.subdir)).absolute()
         config.hydra.runtime.output_dir = str(directory)
         return Job(num, tuple(overrides), config, directory)
@@ -301,7 +241,7 @@ class Sweep:
     def _varying(self, jobs: Sequence[Job]) -> list[str]:
         return varying(jobs, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
 
-    def _returned(self, job: Job, outcome: Outcome | None) -> JobReturn:
+    def _returned(self, job: Job, outcome: TaskOutcome | None) -> JobReturn:
         """The job's return as Hydra knows it; of a job that was done before, what the manifest kept of it."""
         if outcome is not None and outcome.state == "done":
             return outcome.value  # type: ignore[no-any-return]
@@ -314,19 +254,21 @@ class Sweep:
         return result
 
 
-def _told(wrong: Sequence[tuple[Job, Exception]], plan: Plan, is_ours: bool) -> list[str]:
-    """Every distinct error, how many jobs have it, and the first that does."""
+def _told(wrong: Sequence[tuple[Job, Exception]], plan: SweepPlan, in_own_words: bool) -> list[str]:
+    """Every distinct error, how many jobs have it, and the first that does; Hydra's in its words or `explain`'s."""
     jobs: dict[str, list[Job]] = {}
     words: dict[tuple[str, str], str] = {}
     for job, error in wrong:
-        # Values, which differ from point to point, are in later lines; to put one into words takes a tenth of a second.
+        # Values, which differ from job to job, are in later lines; to put one into words takes a tenth of a second.
         start = str(error).partition("\n")[0] or repr(error.__cause__), getattr(error, "override", "")
         if isinstance(error, TrainyardError):
             text = str(error)
         elif start in words:
             text = words[start]
         else:
-            text = words[start] = (is_ours and _explained(error, job)) or f"{type(error).__name__}: {error}".strip()
+            text = words[start] = (
+                in_own_words and _explained(error, job)
+            ) or f"{type(error).__name__}: {error}".strip()
         jobs.setdefault(text, []).append(job)
     return [
         f"{text}\n    in {len(those)} of {len(plan.jobs)} jobs, first in #{those[0].num}: {plan.name(those[0])}"
@@ -359,16 +301,4 @@ def _sweep_dir(config: DictConfig) -> str | None:
     return str(config.hydra.sweep.dir) if "${" in text.replace("${now:", "") else None
 
 
-@contextmanager
-def _known_to_hydra(config: DictConfig) -> Iterator[None]:
-    """`${hydra:…}` reads from this config; `HydraConfig.set_config` does that too, on a copy that takes its time."""
-    hydra = HydraConfig.instance()
-    before = hydra.cfg
-    hydra.cfg = config  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        hydra.cfg = before
-
-
-__all__: list[Any] = ["InterruptedSweepError", "Settings", "Sweep", "SweepFailedError"]
+__all__: list[Any] = ["InterruptedSweepError", "Sweep", "SweepFailedError"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
-from trainyard.sweep.plan import Job, Plan
+from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.track import Journal, RunInfo, Shipment, Tracker
 from trainyard.track.run_info import FILE
 
@@ -28,7 +28,7 @@ class SweepTracking:
         parent: the id of the sweep's own run; None where nothing is tracked.
     """
 
-    def __init__(self, directory: Path, config: DictConfig | None, plan: Plan) -> None:
+    def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan) -> None:
         self.directory = directory
         self.parent: str | None = None
         self._expected: dict[int, Path] = {}
@@ -49,7 +49,7 @@ class SweepTracking:
         self._journal.status("RUNNING")
         self.extend(plan)
 
-    def extend(self, plan: Plan) -> None:
+    def extend(self, plan: SweepPlan) -> None:
         """This is the plan of all jobs so far: a sweeper may launch batch after batch."""
         if self._tracker is not None:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from trainyard.sweep.jobs import Outcome, Task
+from trainyard.sweep.executor.task import Task, TaskOutcome
 
 
 class Executor(ABC):
@@ -22,7 +22,7 @@ class Executor(ABC):
         """Begins what takes a while to be ready, and returns at once. Without it `run` does so, and waits."""
 
     @abstractmethod
-    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def run(self, tasks: Sequence[Task]) -> list[TaskOutcome]:
         """Runs all tasks.
 
         Returns:

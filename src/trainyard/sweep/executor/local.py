@@ -1,4 +1,4 @@
-"""The executor for this machine: a process for each task, forked from a server that has torch imported."""
+"""The executor for this machine: a process for each task, forked from an agent that has torch imported."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 
 from trainyard.checks import boolean, integer, number
 from trainyard.errors import ConfigError
+from trainyard.sweep.executor.agent import Agent
 from trainyard.sweep.executor.base import Executor
-from trainyard.sweep.executor.forkserver import ForkServer
-from trainyard.sweep.executor.loop import Policy, Run
-from trainyard.sweep.executor.slots import environment
-from trainyard.sweep.jobs import Event, Outcome, Slot, Task, capacity
+from trainyard.sweep.executor.slots import Slot, capacity, environment
+from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
+from trainyard.sweep.executor.task_loop import Policy, TaskLoop
 
 
 class LocalExecutor(Executor):
@@ -47,7 +47,7 @@ class LocalExecutor(Executor):
     Raises:
         ConfigError: a value out of range; from `run`, tasks that share a number, a preloaded module that cannot be
             imported.
-        ExecutorError: from `run`, the workers' server cannot be started.
+        ExecutorError: from `run`, the agent cannot be started.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LocalExecutor(Executor):
         fail_fast: bool = False,
         grace: float = 30.0,
         preload: Sequence[str] = ("torch",),
-        on_event: Callable[[Event], object] | None = None,
+        on_event: Callable[[TaskEvent], object] | None = None,
         on_tick: Callable[[], object] | None = None,
     ) -> None:
         if not slots or len({slot.index for slot in slots}) < len(slots):
@@ -77,14 +77,14 @@ class LocalExecutor(Executor):
         self.on_event = on_event
         self.on_tick = on_tick
         self.signum: int | None = None
-        self._server: ForkServer | None = None
-        self._run: Run | None = None
+        self._agent: Agent | None = None
+        self._loop: TaskLoop | None = None
 
     def start(self) -> None:
-        if self._server is None:
-            self._server = ForkServer(self.preload, max(slot.threads for slot in self.slots))
+        if self._agent is None:
+            self._agent = Agent(self.preload, max(slot.threads for slot in self.slots))
 
-    def run(self, tasks: Sequence[Task], policy: Policy | None = None) -> list[Outcome]:
+    def run(self, tasks: Sequence[Task], policy: Policy | None = None) -> list[TaskOutcome]:
         """As `Executor.run`.
 
         Args:
@@ -96,20 +96,20 @@ class LocalExecutor(Executor):
         widest, limit = max((task.slots for task in tasks), default=1), capacity(self.slots)
         if widest > limit:
             raise ConfigError("tasks", widest, f"tasks of at most {limit} slots")
-        keep = self._server is not None
+        keep = self._agent is not None
         self.start()
-        assert self._server is not None
+        assert self._agent is not None
         with _signals_caught() as caught:
             try:
-                self._run = Run(
-                    self._server, self.slots, tasks, policy or self.policy, caught, self.on_event, self.on_tick
+                self._loop = TaskLoop(
+                    self._agent, self.slots, tasks, policy or self.policy, caught, self.on_event, self.on_tick
                 )
-                outcomes = self._run.outcomes()
+                outcomes = self._loop.outcomes()
             except BaseException:
                 keep = False  # there are tasks to kill
                 raise
             finally:
-                self._run = None
+                self._loop = None
                 self.signum = caught[0] if caught else None
                 if not keep:
                     self.close()
@@ -117,18 +117,18 @@ class LocalExecutor(Executor):
 
     def add(self, task: Task) -> None:
         """One more task, from a callback of `run`, which gives the outcome to the callbacks only."""
-        assert self._run is not None
-        self._run.add(task)
+        assert self._loop is not None
+        self._loop.add(task)
 
     def stop(self, why: str) -> None:
         """From a callback of `run`: end it, as a task that fails does with `fail_fast`."""
-        assert self._run is not None
-        self._run.stop(why)
+        assert self._loop is not None
+        self._loop.stop(why)
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._agent is not None:
+            self._agent.close()
+            self._agent = None
 
 
 @contextmanager

@@ -1,15 +1,37 @@
-"""The shares of this machine, and the environment in which a task sees no more than its share."""
+"""Slots: the shares of this machine, and the environment in which a task sees no more than its share."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.nvml import gpu_uuids
-from trainyard.sweep.jobs import Slot
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of the machine, on which one task runs at a time.
+
+    Attributes:
+        index: its number; no two slots of an executor share one.
+        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its one as `cuda:0`.
+        cpus: the cores that the task is bound to; None leaves them all to it.
+        threads: threads that torch, OpenMP and MKL use in the task.
+    """
+
+    index: int
+    device: str = "cpu"
+    cpus: tuple[int, ...] | None = None
+    threads: int = 1
+
+
+def capacity(slots: Sequence[Slot]) -> int:
+    """How many of these slots a task can take at once: all on the CPU, one on each CUDA device."""
+    return len({slot.index if slot.device == "cpu" else slot.device for slot in slots})
 
 
 def find_slots(

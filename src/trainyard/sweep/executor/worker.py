@@ -25,7 +25,7 @@ _MAGIC = b"trainyard report"
 
 
 @dataclass(frozen=True)
-class Setting:
+class WorkerSetting:
     """Where a task runs: all that a worker takes over from the process whose task it is."""
 
     environ: dict[str, str]
@@ -38,7 +38,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Report:
+class TaskReport:
     """How a task ended, in the words of its worker.
 
     Attributes:
@@ -54,7 +54,7 @@ class Report:
     out_of_memory: bool = False
 
 
-def write_task(file: BinaryIO, setting: Setting, function: Callable[[Any], Any], argument: Any) -> None:
+def write_task(file: BinaryIO, setting: WorkerSetting, function: Callable[[Any], Any], argument: Any) -> None:
     """Writes what `work` reads. Raises whatever the pickling of the function or its argument raises."""
     pickle.dump(setting, file)
     cloudpickle.dump((function, argument), file)
@@ -69,7 +69,7 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
             _take_over(pickle.load(task))
             function, argument = pickle.load(task)
         stand_in_for_main(function)
-        outcome = Report("done", _pickled(function(argument)))
+        outcome = TaskReport("done", _pickled(function(argument)))
     except BaseException as error:  # whatever it is, it is the task's, and belongs into its report
         outcome = _report_of(error)
     if os.getpid() == process:  # else it is a child that the task has forked and let go on as if it were the task
@@ -77,7 +77,7 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
     _end()
 
 
-def read_report(file: BinaryIO) -> Report | None:
+def read_report(file: BinaryIO) -> TaskReport | None:
     """The report that a worker left; None where it left none, or died while it wrote."""
     file.seek(0)
     content = file.read()
@@ -89,7 +89,7 @@ def read_report(file: BinaryIO) -> Report | None:
         report = pickle.loads(content[begin:])
     except Exception:
         return None
-    return report if isinstance(report, Report) else None
+    return report if isinstance(report, TaskReport) else None
 
 
 def one_line(error: BaseException) -> str:
@@ -101,7 +101,7 @@ def one_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])[:1000]
 
 
-def _take_over(setting: Setting) -> None:
+def _take_over(setting: WorkerSetting) -> None:
     output = os.open(os.devnull, os.O_WRONLY)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -133,9 +133,10 @@ def stand_in_for_main(function: Callable[[Any], Any]) -> None:
 
     Only what came with the function is there: the script itself is not run again.
     """
-    if getattr(function, "__module__", None) == "__main__" and hasattr(function, "__globals__"):
+    code = function if hasattr(function, "__globals__") else type(function).__call__  # a function, or an object
+    if getattr(function, "__module__", None) == "__main__" and hasattr(code, "__globals__"):
         main = vars(sys.modules["__main__"])
-        main.update({name: value for name, value in function.__globals__.items() if not name.startswith("__")})
+        main.update({name: value for name, value in code.__globals__.items() if not name.startswith("__")})
 
 
 def _pickled(value: Any) -> bytes:
@@ -146,10 +147,10 @@ def _pickled(value: Any) -> bytes:
     return pickled
 
 
-def _report_of(error: BaseException) -> Report:
+def _report_of(error: BaseException) -> TaskReport:
     code = error.code if isinstance(error, SystemExit) else getattr(error, "status", None)
     if isinstance(error, SystemExit) and code in (None, 0):
-        return Report("done", pickle.dumps(None))
+        return TaskReport("done", pickle.dumps(None))
     try:
         # Without the frame of work().
         trace = "".join(
@@ -163,7 +164,7 @@ def _report_of(error: BaseException) -> Report:
         isinstance(error, SystemExit | TrainyardError) and code in INTERRUPTED
     )
     kind: Literal["failed", "interrupted"] = "interrupted" if asked else "failed"
-    return Report(kind, error=one_line(error), traceback=trace, out_of_memory=_is_out_of_memory(error))
+    return TaskReport(kind, error=one_line(error), traceback=trace, out_of_memory=_is_out_of_memory(error))
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
@@ -177,7 +178,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _write_report(file: BinaryIO, report: Report) -> None:
+def _write_report(file: BinaryIO, report: TaskReport) -> None:
     content = pickle.dumps(report)
     file.seek(0)
     file.truncate()

@@ -24,7 +24,7 @@ class Row:
     Attributes:
         num: its number.
         overrides: what varied, as it was written: `{"optim.lr": "0.001", "model": "mlp"}`.
-        state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (`trainyard.sweep.jobs.Outcome`).
+        state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
         objective: the number that ranks it; None where it has none.
         seconds: how long it took; None where nobody knows.
         directory: its directory, which may be missing.

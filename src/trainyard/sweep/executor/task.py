@@ -1,36 +1,14 @@
-"""The words that a plan and an executor share: slots, tasks, what became of them, and what is told on the way."""
+"""A task: what an executor runs in a process of its own, a job, a stack or a measurement; and what became of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-State = Literal["done", "failed", "interrupted", "timeout", "lost"]
+TaskState = Literal["done", "failed", "interrupted", "timeout", "lost"]
 EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A share of the machine, on which one task runs at a time.
-
-    Attributes:
-        index: its number; no two slots of an executor share one.
-        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its one as `cuda:0`.
-        cpus: the cores that the task is bound to; None leaves them all to it.
-        threads: threads that torch, OpenMP and MKL use in the task.
-    """
-
-    index: int
-    device: str = "cpu"
-    cpus: tuple[int, ...] | None = None
-    threads: int = 1
-
-
-def capacity(slots: Sequence[Slot]) -> int:
-    """How many of these slots a task can take at once: all on the CPU, one on each CUDA device."""
-    return len({slot.index if slot.device == "cpu" else slot.device for slot in slots})
 
 
 @dataclass(frozen=True)
@@ -38,7 +16,7 @@ class Task:
     """`function(argument)`, to be called once in a process of its own.
 
     Attributes:
-        num: its number; no two tasks of a run share one.
+        num: its number; no two tasks that run together share one.
         function: what to call. It and its argument travel by cloudpickle, so lambdas and functions of a script will do.
         argument: its argument.
         expected_seconds: how long it takes, where that is known: longer tasks are started first.
@@ -59,7 +37,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What became of a task.
 
     Attributes:
@@ -82,7 +60,7 @@ class Outcome:
     """
 
     num: int
-    state: State
+    state: TaskState
     value: Any = None
     error: str | None = None
     traceback: str | None = None
@@ -92,7 +70,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Event:
+class TaskEvent:
     """What just happened to a task.
 
     Attributes:
@@ -116,4 +94,4 @@ class Event:
     pid: int | None = None
     error: str | None = None
     traceback: str | None = None
-    outcome: Outcome | None = None
+    outcome: TaskOutcome | None = None

@@ -7,7 +7,7 @@ import sys
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from trainyard.sweep.plan import Job, Plan
+from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.report import Row, ranking
 from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
@@ -20,7 +20,7 @@ def warm_up() -> None:
     from trainyard.sweep.report import html, tables  # noqa: F401
 
 
-def conclude(plan: Plan, tracking: SweepTracking, named: bool) -> None:
+def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 
     Args:
@@ -52,7 +52,7 @@ def conclude(plan: Plan, tracking: SweepTracking, named: bool) -> None:
         print(shipment)
 
 
-def _row(job: Job, plan: Plan) -> Row:
+def _row(job: Job, plan: SweepPlan) -> Row:
     entry = plan.entries[job.num]
     value = entry.objective
     return Row(

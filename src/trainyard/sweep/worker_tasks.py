@@ -1,11 +1,11 @@
-"""What happens in a worker: a job of a sweep, as Hydra runs it, or several as one program."""
+"""The tasks of workers: a job of a sweep, as Hydra runs it; a stack of jobs, as one program; how wide a stack pays."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,96 +13,97 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, env_override, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from trainyard.config.current_job import current_job
 from trainyard.errors import Unfusable
 from trainyard.sweep import member_log
 from trainyard.sweep.compose.hydra_files import HydraFiles
 from trainyard.sweep.compose.plain import assign
+from trainyard.sweep.executor.task import TaskState
 from trainyard.sweep.executor.worker import INTERRUPTED, one_line, stand_in_for_main
-from trainyard.sweep.jobs import State
-from trainyard.track import membership
-from trainyard.track.membership import Membership
+from trainyard.sweep.sweepable import StackFit, StackTrainer, Sweepable
+from trainyard.track.sweep_position import SweepPosition
 
 # Found once, in the process that workers are forked from: without it `set_state` would look for them in every job.
 _PLUGINS = Plugins.instance()
 
 
 @dataclass(frozen=True)
-class Work:
+class JobWork:
     """All that a worker needs for one job."""
 
     context: HydraContext
-    function: TaskFunction
+    application: Sweepable
     config: DictConfig
     singletons: Any
-    membership: Membership | None
+    position: SweepPosition
 
 
 @dataclass(frozen=True)
-class Member:
-    """A job of a group.
+class StackedJob:
+    """A job of a stack.
 
     Attributes:
         values: its config, unresolved, as `trainyard.sweep.compose.plain.plain` gives it, with its `hydra` node.
         directory: where Hydra lets it run.
-        membership: its place in the sweep.
     """
 
     values: dict[str, Any]
     directory: Path
-    membership: Membership | None
 
 
 @dataclass(frozen=True)
-class GroupWork:
-    """All that a worker needs for a group.
+class StackWork:
+    """All that a worker needs for a stack.
 
     Attributes:
-        config: of one of the members, of which those of all are made: a config takes forty times as long to send as
+        config: of one of the jobs, of which those of all are made: a config takes forty times as long to send as
             its values.
+        jobs: in the order of their numbers.
+        positions: in the sweep, of each; none where the stack is only tried.
         of: how many jobs there are of this kind, where these are a sample.
     """
 
     context: HydraContext
-    function: TaskFunction
+    application: Sweepable
     config: DictConfig
     singletons: Any
-    members: Sequence[Member]
+    jobs: Sequence[StackedJob]
+    positions: Sequence[SweepPosition] = ()
     of: int = 0
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of a member."""
+class StackedJobResult:
+    """What became of a job of a stack."""
 
-    state: State
+    state: TaskState
     value: Any = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
-class GroupReturn:
-    """What became of a group.
+class StackReturn:
+    """What became of a stack.
 
     Attributes:
-        results: of each member, in their order; None where they did not train as one program.
+        results: of each job, in their order; None where they did not train as one program.
         reason: why not, on one line.
         traceback: of the error that ended it; None where it was found, before anything was written, that it could not
             be.
     """
 
-    results: Sequence[Result] | None
+    results: Sequence[StackedJobResult] | None
     reason: str = ""
     traceback: str | None = None
 
 
-class MemberReturn(JobReturn):
+class StackedJobReturn(JobReturn):
     """What Hydra returns for a job. Its configs are copied when somebody asks for them: that takes long."""
 
     def __init__(self, config: DictConfig, value: Any) -> None:
@@ -130,13 +131,13 @@ class MemberReturn(JobReturn):
         return OmegaConf.masked_copy(self._config, "hydra")
 
 
-def run(work: Work) -> JobReturn:
+def run_one(work: JobWork) -> JobReturn:
     """Run a job in its directory; what the job raises is raised here."""
-    _take_over(work.function, work.singletons)
-    membership.current = work.membership
+    function = work.application.at(work.position)
+    _take_over(function, work.singletons)
     result = run_job(
         hydra_context=work.context,
-        task_function=work.function,
+        task_function=function,
         config=work.config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -146,45 +147,44 @@ def run(work: Work) -> JobReturn:
     return result
 
 
-def probe(work: GroupWork) -> Any:
-    """How wide these jobs can be fused, in the words of their application."""
-    _take_over(work.function, work.singletons)
+def probe_stack(work: StackWork) -> StackFit:
+    """Measure how wide a stack of these jobs pays, as their application does it."""
+    fuse = _stack_trainer(work)
     with _collected_never():
         configs = _configs(work)
-    with _known_to_hydra(configs[0]), env_override(configs[0].hydra.job.env_set):
-        return work.function.fuse.probe(configs, work.of)  # type: ignore[attr-defined]
+    with current_job(configs[0]), env_override(configs[0].hydra.job.env_set):
+        return fuse.probe(configs, work.of)
 
 
-def run_group(work: GroupWork) -> GroupReturn:
+def run_stack(work: StackWork) -> StackReturn:
     """Run jobs as one program, each with the directory and files that it would have alone.
 
     An error that belongs to none of them does not end the sweep: they can still run one by one.
     """
-    _take_over(work.function, work.singletons)
-    fuse: Any = work.function.fuse  # type: ignore[attr-defined]
+    fuse = _stack_trainer(work)
     with _collected_never():
         configs = _configs(work)
-    with _known_to_hydra(configs[0]):
+    with current_job(configs[0]):
         with _collected_never():
             files = HydraFiles()
-            for config, member in zip(configs, work.members, strict=True):
-                member.directory.mkdir(parents=True, exist_ok=True)
+            for config, job in zip(configs, work.jobs, strict=True):
+                job.directory.mkdir(parents=True, exist_ok=True)
                 if config.hydra.output_subdir is not None:
-                    files.write(member.values, member.directory / str(config.hydra.output_subdir))
-            member_log.configure(configs, _work_dirs(configs, work.members))
+                    files.write(job.values, job.directory / str(config.hydra.output_subdir))
+            member_log.configure(configs, _work_dirs(configs, work.jobs))
         with env_override(configs[0].hydra.job.env_set):
-            _call_back(work, configs, "on_job_start")
+            _call_back(work, configs)
             try:
-                found = fuse.train_group(configs, [member.membership for member in work.members])
-                results = [Result(each.state, each.value, each.error) for each in found]
-                assert len(results) == len(configs), "a result for each member"
+                found = fuse.train_stack(configs, work.positions)
+                results = [StackedJobResult(each.state, each.value, each.error) for each in found]
+                assert len(results) == len(configs), "a result for each job"
             except Exception as error:
                 if getattr(error, "status", None) in INTERRUPTED:
                     raise
                 unfit = isinstance(error, Unfusable)
-                return GroupReturn(None, _reason(error), None if unfit else traceback.format_exc())
-        _call_back(work, configs, "on_job_end", results)
-    return GroupReturn(results)
+                return StackReturn(None, _reason(error), None if unfit else traceback.format_exc())
+        _call_back(work, configs, results)
+    return StackReturn(results)
 
 
 def _reason(error: Exception) -> str:
@@ -192,45 +192,52 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines and isinstance(error, Unfusable) else one_line(error)
 
 
-def _take_over(function: Callable[[Any], Any], singletons: Any) -> None:
+def _stack_trainer(work: StackWork) -> StackTrainer:
+    _take_over(work.application, work.singletons)
+    assert work.application.fuse is not None, "the plan has no stacks for an application without"
+    return work.application.fuse
+
+
+def _take_over(function: TaskFunction, singletons: Any) -> None:
     stand_in_for_main(function)
     setup_globals()
     Singleton.set_state({**singletons, Plugins: _PLUGINS})
 
 
-def _configs(work: GroupWork) -> list[DictConfig]:
-    """The members' configs, each a whole one of its own."""
+def _configs(work: StackWork) -> list[DictConfig]:
+    """The jobs' configs, each a whole one of its own."""
     pickled = cloudpickle.dumps(work.config)
     configs = []
-    for member in work.members:
+    for job in work.jobs:
         config: DictConfig = cloudpickle.loads(pickled)
-        assign(config, member.values)
+        assign(config, job.values)
         configs.append(config)
     return configs
 
 
-def _work_dirs(configs: Sequence[DictConfig], members: Sequence[Member]) -> list[Path]:
-    """Where the members train: what their configs call `work_dir`, else Hydra's directory."""
+def _work_dirs(configs: Sequence[DictConfig], jobs: Sequence[StackedJob]) -> list[Path]:
+    """Where the jobs train: what their configs call `work_dir`, else Hydra's directory."""
     work_dirs = []
-    for config, member in zip(configs, members, strict=True):
-        with _known_to_hydra(config):
+    for config, job in zip(configs, jobs, strict=True):
+        with current_job(config):
             own = OmegaConf.select(config, "work_dir", throw_on_resolution_failure=False)
-        work_dirs.append(Path(str(own) if own else member.directory).absolute())
+        work_dirs.append(Path(str(own) if own else job.directory).absolute())
     return work_dirs
 
 
 def _call_back(
-    work: GroupWork, configs: Sequence[DictConfig], stage: str, results: Sequence[Result] | None = None
+    work: StackWork, configs: Sequence[DictConfig], results: Sequence[StackedJobResult] | None = None
 ) -> None:
-    """Tell Hydra's callbacks of each job, as `run_job` does."""
+    """Tell Hydra's callbacks of each job's start, or end, as `run_job` does."""
     if not work.context.callbacks.callbacks:
         return
     for index, config in enumerate(configs):
-        with _known_to_hydra(config):
+        with current_job(config):
             if results is None:
-                work.context.callbacks.on_job_start(config=config, task_function=work.function)
+                function = work.application.at(work.positions[index])
+                work.context.callbacks.on_job_start(config=config, task_function=function)
                 continue
-            result = MemberReturn(config, results[index].value)
+            result = StackedJobReturn(config, results[index].value)
             if results[index].state != "done":
                 result.status = JobStatus.FAILED
                 result.return_value = RuntimeError(results[index].error or results[index].state)
@@ -248,25 +255,14 @@ def _collected_never() -> Iterator[None]:
         gc.enable()
 
 
-@contextmanager
-def _known_to_hydra(config: DictConfig) -> Iterator[None]:
-    """`${hydra:…}` reads from this config."""
-    hydra = HydraConfig.instance()
-    before, hydra.cfg = hydra.cfg, config  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        hydra.cfg = before
-
-
 __all__: list[Any] = [
-    "GroupReturn",
-    "GroupWork",
-    "Member",
-    "MemberReturn",
-    "Result",
-    "Work",
-    "probe",
-    "run",
-    "run_group",
+    "JobWork",
+    "StackReturn",
+    "StackWork",
+    "StackedJob",
+    "StackedJobResult",
+    "StackedJobReturn",
+    "probe_stack",
+    "run_one",
+    "run_stack",
 ]

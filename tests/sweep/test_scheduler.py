@@ -1,4 +1,4 @@
-"""Groups of jobs in real processes: an application of a few lines that can train its jobs one by one or together."""
+"""Stacks of jobs in real processes: an application of a few lines that can train its jobs one by one or together."""
 
 import json
 import os
@@ -16,16 +16,17 @@ from trainyard.sweep.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 
-# Gradient descent on x² from 10, a step of all members at a time; `how` says what goes wrong in the group.
+# Gradient descent on x² from 10, a step of all members at a time; `how` says what goes wrong in the stack.
 QUAD = """
 import json, logging, os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from trainyard.errors import Unfusable
+from trainyard.sweep.sweepable import SweepableTask
 
 log = logging.getLogger(__name__)
-ALLOWED, ELSEWHERE = ("lr", "seed"), ("resume",)
+ALLOWED, NOT_COMPARED, PRELOAD = ("lr", "seed"), ("resume",), ()
 here = Path.cwd()
 
 @dataclass
@@ -66,13 +67,13 @@ def probe(configs, of):
         return Fit(1, "one by one is faster", "0.5 times")
     return Fit(len(configs), None, f"{len(configs)} tried")
 
-def train_group(configs, memberships):
-    assert len(configs) == len(memberships)
+def train_stack(configs, positions):
+    assert len(configs) == len(positions)
     how = configs[0].how
     if how == "unfit after all":
         raise Unfusable("the batches differ in size")
     members = [Member(config, Path(config.hydra.runtime.output_dir)) for config in configs]
-    print("a group of", len(members), flush=True)
+    print("a stack of", len(members), flush=True)
     ended = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     while True:
@@ -95,22 +96,24 @@ def train_group(configs, memberships):
         Result("done", m.x) if abs(m.x) < 1e6 else Result("failed", error="x is too large") for m in members
     ]
 
-def task(config):
-    member = Member(config, Path(HydraConfig.get().runtime.output_dir))
-    while member.step < config.steps:
-        if abs(member.x) >= 1e6:
-            raise ArithmeticError("x is too large")
-        member.train()
-    return member.x
+class Quad(SweepableTask):
+    resumes = True
+    fuse = sys.modules[__name__]
 
-task.fuse, task.resumes = sys.modules[__name__], True
+    def __call__(self, config):
+        member = Member(config, Path(HydraConfig.get().runtime.output_dir))
+        while member.step < config.steps:
+            if abs(member.x) >= 1e6:
+                raise ArithmeticError("x is too large")
+            member.train()
+        return member.x
 """
 APP = """
 import os
 import hydra
 import quad
 
-hydra.main(version_base="1.3", config_path=os.getcwd(), config_name="conf")(quad.task)()
+hydra.main(version_base="1.3", config_path=os.getcwd(), config_name="conf")(quad.Quad())()
 """
 CONF = """
 lr: 0.1
@@ -174,16 +177,16 @@ def _wait_for(*files):
 ONE = "hydra.launcher.max_jobs=1"
 
 
-def test_a_group_leaves_what_its_jobs_would_leave_alone(sweep, tmp_path):
+def test_a_stack_leaves_what_its_jobs_would_leave_alone(sweep, tmp_path):
     points = ("lr=0.1,0.2", "seed=0,1")
     alone = sweep(*points, "hydra.launcher.fuse=off")
     assert alone.returncode == 0, alone.stderr
-    assert "fused" not in alone.stdout
+    assert "a stack of" not in alone.stdout
     (tmp_path / "s").rename(tmp_path / "alone")
     result = sweep(*points, ONE)
     assert result.returncode == 0, result.stderr
-    assert "  #0-#3  fused, 4 wide on one slot (4 tried)\n    #0    lr=0.1 seed=0\n" in result.stdout
-    assert "started  #0-#3 4 fused" in result.stdout
+    assert "  #0-#3  a stack of 4 on one slot (4 tried)\n    #0    lr=0.1 seed=0\n" in result.stdout
+    assert "started  #0-#3 a stack of 4" in result.stdout
     assert result.stdout.count("done     ") == 4
     assert f"done     #3 lr=0.2 seed=1  {10 * 0.6**5:.4f}" in result.stdout
     for num in range(4):
@@ -199,21 +202,21 @@ def test_a_group_leaves_what_its_jobs_would_leave_alone(sweep, tmp_path):
         lines = (ours / "quad.log").read_text().splitlines()
         assert sum("x is" in line for line in lines) == 5
         assert sum("step" in line for line in lines) == 5
-    assert (tmp_path / "s/groups/0-3.log").read_text().startswith("a group of 4")
-    assert "x is" not in (tmp_path / "s/groups/0-3.log").read_text()
+    assert (tmp_path / "s/stacks/0-3.log").read_text().startswith("a stack of 4")
+    assert "x is" not in (tmp_path / "s/stacks/0-3.log").read_text()
     assert all(entry.width == 4 and entry.objective is not None for entry in _entries(tmp_path).values())
 
     again = sweep(*points)
     assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
-    assert "fused" not in again.stdout
+    assert "a stack of" not in again.stdout
 
 
 def test_the_plan_says_who_is_alone_and_why(sweep, tmp_path):
     result = sweep("lr=0.1,0.2", "steps=5,6,5", "hydra.launcher.dry_run=true", ONE)
     assert result.returncode == 0, result.stderr
     lines = [line.strip() for line in result.stdout.splitlines()]
-    assert "#0, #2, #3, #5  fused, 4 wide on one slot (4 tried)" in lines
-    assert "#1, #4  fused, 2 wide on one slot (2 tried)" in lines
+    assert "#0, #2, #3, #5  a stack of 4 on one slot (4 tried)" in lines
+    assert "#1, #4  a stack of 2 on one slot (2 tried)" in lines
     result = sweep("lr=0.1", "steps=5,6", "hydra.launcher.dry_run=true")
     assert "#1    steps=6  (alone in steps=6)" in result.stdout
     result = sweep("lr=0.1,0.2", "hydra.launcher.dry_run=true", "hydra.job.chdir=true")
@@ -226,7 +229,7 @@ def test_the_plan_says_who_is_alone_and_why(sweep, tmp_path):
     [
         ("unfit", "its model draws random numbers"),
         ("slow", "one by one is faster"),
-        ("crash", "the trial of fusing ended with: its process was killed by SIGKILL before it gave a result"),
+        ("crash", "the probe ended with: its process was killed by SIGKILL before it gave a result"),
     ],
 )
 def test_what_cannot_be_fused_runs_alone(sweep, tmp_path, how, reason):
@@ -237,7 +240,7 @@ def test_what_cannot_be_fused_runs_alone(sweep, tmp_path, how, reason):
     assert (tmp_path / "s/0/output.log").exists()
     forced = sweep("lr=0.1,0.2", f"how={how}", "hydra.launcher.fuse=2", "hydra.sweep.dir=forced")
     if how == "slow":
-        assert "#0-#1  fused, 2 wide on one slot (0.5 times)" in forced.stdout
+        assert "#0-#1  a stack of 2 on one slot (0.5 times)" in forced.stdout
         return
     assert f"hydra.launcher.fuse=2: #0-#1 cannot be fused: {reason}." in forced.stderr
     assert not (tmp_path / "forced/manifest.jsonl").exists()
@@ -246,23 +249,23 @@ def test_what_cannot_be_fused_runs_alone(sweep, tmp_path, how, reason):
 def test_a_width_is_kept_to(sweep, tmp_path):
     result = sweep("seed=0,1,2,3,4,5,6", "hydra.launcher.fuse=3")
     assert result.returncode == 0, result.stderr
-    assert "#0-#2  fused, 3 wide" in result.stdout
-    assert "#3-#5  fused, 3 wide" in result.stdout
-    assert "#6    seed=6  (left over by groups of 3)" in result.stdout
+    assert "#0-#2  a stack of 3" in result.stdout
+    assert "#3-#5  a stack of 3" in result.stdout
+    assert "#6    seed=6  (left over by stacks of 3)" in result.stdout
     wrong = sweep("seed=0,1", "hydra.launcher.fuse=0", "hydra.sweep.dir=wrong")
     assert "hydra.launcher.fuse: 0 given" in wrong.stderr
 
 
 @pytest.mark.parametrize("how", ["unfit after all", "raises"])
-def test_a_group_that_cannot_go_on_runs_one_by_one(sweep, tmp_path, how):
+def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep, tmp_path, how):
     result = sweep("seed=0,1,2", f"how='{how}'", ONE)
     assert result.returncode == 0, result.stderr
     reason = "the batches differ in size" if how != "raises" else "ArithmeticError: something in all of them"
-    assert f"alone    #0-#2, not fused after all: {reason}" in result.stdout
+    assert f"alone    #0-#2, not stacked after all: {reason}" in result.stdout
     assert ("quad.py" in result.stdout) == (how == "raises"), "the traceback"
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(3):
-        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "it went on where the group had ended"
+        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "it went on where the stack had ended"
 
 
 def test_a_member_that_fails_is_a_failed_job(sweep, tmp_path):
@@ -291,7 +294,7 @@ def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep, tmp_pat
     assert Counter(states.values())["waiting"] == 4
 
 
-def test_a_killed_group_goes_on_as_a_group(command, tmp_path):
+def test_a_killed_stack_goes_on_as_a_stack(command, tmp_path):
     process = command("lr=0.1,0.1,0.2", "how=waits", ONE, "hydra.launcher.retries=1")
     (pid,) = _wait_for(tmp_path / "pid0")
     (tmp_path / "pid0").unlink()
@@ -308,7 +311,7 @@ def test_a_killed_group_goes_on_as_a_group(command, tmp_path):
     assert attempts == {1: 3, 2: 3}
 
 
-def test_a_killed_group_without_another_attempt_has_failed(command, tmp_path):
+def test_a_killed_stack_without_another_attempt_has_failed(command, tmp_path):
     process = command("lr=0.1,0.2", "how=waits", ONE)
     (pid,) = _wait_for(tmp_path / "pid0")
     os.kill(int(pid), signal.SIGKILL)
@@ -317,7 +320,7 @@ def test_a_killed_group_without_another_attempt_has_failed(command, tmp_path):
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
 
 
-def test_interrupted_groups_are_gone_on_with_later(command, sweep, tmp_path):
+def test_interrupted_stacks_are_gone_on_with_later(command, sweep, tmp_path):
     process = command("lr=0.1,0.1,0.2,0.2", "how=waits", "hydra.launcher.max_jobs=2")
     _wait_for(tmp_path / "pid0")
     process.send_signal(signal.SIGINT)
@@ -329,13 +332,13 @@ def test_interrupted_groups_are_gone_on_with_later(command, sweep, tmp_path):
     (tmp_path / "go").touch()
     result = sweep("lr=0.1,0.1,0.2,0.2", "how=waits", ONE)
     assert result.returncode == 0, result.stderr
-    assert "#0-#3  fused, 4 wide on one slot" in result.stdout, "grouped afresh"
+    assert "#0-#3  a stack of 4 on one slot" in result.stdout, "planned afresh"
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(4):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]
 
 
-def test_a_timeout_is_the_groups(sweep, tmp_path):
+def test_a_timeout_is_the_stacks(sweep, tmp_path):
     result = sweep("lr=0.1,0.2", "how=waits", ONE, "hydra.launcher.timeout=2")
     assert result.returncode != 0
     assert "OUT OF TIME  #1 lr=0.2: took longer than 2 s" in result.stdout
@@ -365,7 +368,7 @@ def test_callbacks_and_environment(sweep, tmp_path):
         "lr=0.1,9000", ONE, "+hydra.callbacks.c._target_=called.Called", "hydra.output_subdir=null",
         "+hydra.job.env_set.QUAD=1",
     )  # fmt: skip
-    assert "fused, 2 wide" in result.stdout
+    assert "a stack of 2" in result.stdout
     lines = (tmp_path / "called.txt").read_text().splitlines()
     assert lines[:2] == ["start 0 0.1", "start 1 9000"]
     assert lines[2].startswith("end COMPLETED 3.27")

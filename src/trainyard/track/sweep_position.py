@@ -1,4 +1,4 @@
-"""What a run of a sweep is told by the process that launched it."""
+"""A job's position in its sweep, as the process that launched it tells it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Membership:
-    """A run's place in its sweep.
+class SweepPosition:
+    """A job's position in its sweep.
 
     Args:
         parent: the id of the sweep's own run (`RunInfo.id`); None where the sweep is not tracked.
@@ -18,7 +18,3 @@ class Membership:
     parent: str | None
     varying: tuple[str, ...]
     name: str
-
-
-# Set once in a worker process, before its job begins; None for a run on its own.
-current: Membership | None = None

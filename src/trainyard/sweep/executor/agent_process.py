@@ -1,4 +1,4 @@
-"""The fork server's own process: it has imported what tasks need, and forks a worker whenever it is told to.
+"""The agent's own process, a fork server: it has imported what tasks need, and forks a worker whenever it is told to.
 
 `multiprocessing` has a fork server too. It runs the user's script again in every worker, does not know the caller's
 `sys.path` (before Python 3.14), is one for the whole process, and leaves its workers alone when the caller dies.
@@ -34,15 +34,15 @@ _PR_SET_PDEATHSIG = 1
 def serve(fd: int, preload: Sequence[str]) -> NoReturn:
     """Imports the modules of `preload`, then serves the socket `fd` until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server = _Server(socket.socket(fileno=fd))
-    server.load(preload)
-    server.loop()
-    server.kill_all()
+    agent = _Agent(socket.socket(fileno=fd))
+    agent.load(preload)
+    agent.loop()
+    agent.kill_all()
     os._exit(0)
 
 
 @dataclass
-class _Server:
+class _Agent:
     owner: socket.socket
     libc: ctypes.CDLL = field(default_factory=lambda: ctypes.CDLL(None))
     pids: dict[int, int] = field(default_factory=dict)  # by worker
@@ -59,7 +59,7 @@ class _Server:
             if torch is not None and torch.cuda.is_initialized():
                 self.say("failed", module, "it touches CUDA when it is imported, after which no worker could use CUDA")
                 return
-        # What is here now is the server's: workers neither collect it nor finalize it, which would copy the pages that
+        # What is here now is the agent's: workers neither collect it nor finalize it, which would copy the pages that
         # they share with it. (Torch would take back each of its libraries of operators: 20 ms.)
         for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
             finalizer.atexit = False
@@ -94,7 +94,7 @@ class _Server:
         return True
 
     def fork(self, worker: int, task: int, report: int) -> None:
-        server = os.getpid()
+        agent = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -102,7 +102,7 @@ class _Server:
             return
         if pid == 0:
             try:
-                self.become_worker(server)
+                self.become_worker(agent)
                 work(os.fdopen(task, "rb"), os.fdopen(report, "wb"))
             finally:  # whatever happens, a worker does not come back to serve
                 os._exit(1)
@@ -112,10 +112,10 @@ class _Server:
         self.watched[os.pidfd_open(pid)] = worker
         self.say("forked", worker, pid)
 
-    def become_worker(self, server: int) -> None:
+    def become_worker(self, agent: int) -> None:
         os.setpgid(0, 0)
         self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != server:  # it died before that
+        if os.getppid() != agent:  # it died before that
             os._exit(1)
         self.owner.close()
         for pidfd in self.watched:

@@ -1,4 +1,4 @@
-"""One run of the local executor: the loop that hands tasks to workers and hears what became of them."""
+"""The loop of the local executor: it hands tasks to workers and hears what became of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.forkserver import ForkServer, ServerEndedError, in_words
-from trainyard.sweep.executor.queue import Backlog, Job, new
-from trainyard.sweep.executor.slots import environment
-from trainyard.sweep.executor.worker import INTERRUPTED, Report, Setting, one_line, read_report, write_task
-from trainyard.sweep.jobs import Event, EventKind, Outcome, Slot, State, Task
+from trainyard.sweep.executor.agent import Agent, AgentEndedError, in_words
+from trainyard.sweep.executor.slots import Slot, environment
+from trainyard.sweep.executor.task import EventKind, Task, TaskEvent, TaskOutcome, TaskState
+from trainyard.sweep.executor.task_queue import QueuedTask, TaskQueue, new
+from trainyard.sweep.executor.worker import (
+    INTERRUPTED,
+    TaskReport,
+    WorkerSetting,
+    one_line,
+    read_report,
+    write_task,
+)
 
 TICK = 0.2  # seconds
 
@@ -35,18 +42,18 @@ class Policy:
 
 @dataclass
 class _Worker:
-    """A process at work on a job.
+    """A process at work on a task.
 
     Attributes:
         slots: those that it takes.
         report: the file into which it writes how the task ended.
         begun: when; by `time.monotonic`.
-        pid: None until the server has forked it.
+        pid: None until the agent has forked it.
         ending: why it was asked to end.
         kill_at: when it is killed if it has not ended; by `time.monotonic`.
     """
 
-    job: Job
+    queued: QueuedTask
     slots: tuple[Slot, ...]
     report: BinaryIO
     begun: float
@@ -55,48 +62,48 @@ class _Worker:
     kill_at: float | None = None
 
 
-class Run:
+class TaskLoop:
     """Runs tasks, once.
 
     Args:
-        server: forks the workers. It is started again if somebody kills it.
+        agent: forks the workers. It is started again if somebody kills it.
         slots, tasks, policy, on_event, on_tick: see `LocalExecutor`.
         signals: a list to which signals are appended while this runs.
     """
 
     def __init__(
         self,
-        server: ForkServer,
+        agent: Agent,
         slots: Sequence[Slot],
         tasks: Sequence[Task],
         policy: Policy,
         signals: list[int],
-        on_event: Callable[[Event], object] | None,
+        on_event: Callable[[TaskEvent], object] | None,
         on_tick: Callable[[], object] | None,
     ) -> None:
-        self._server = server
+        self._agent = agent
         self._policy = policy
         self._signals = signals
         self._on_event = on_event
         self._on_tick = on_tick
-        self._backlog = Backlog(slots, tasks)
+        self._queue = TaskQueue(slots, tasks)
         self._workers: dict[int, _Worker] = {}
-        self._outcomes: dict[int, Outcome] = {}
+        self._outcomes: dict[int, TaskOutcome] = {}
         self._stopping = False
         self._why = ""
         self._next_tick = 0.0
 
-    def outcomes(self) -> dict[int, Outcome]:
+    def outcomes(self) -> dict[int, TaskOutcome]:
         """Runs all tasks. Gives their outcomes by number."""
-        while self._backlog or self._workers:
+        while self._queue or self._workers:
             self._tick()
             self._obey_signals()
             self._end_late_workers()
             try:
                 self._start_one()
                 self._hear()
-            except ServerEndedError:
-                self._restart_server()
+            except AgentEndedError:
+                self._restart_agent()
         return self._outcomes
 
     def add(self, task: Task) -> None:
@@ -104,7 +111,7 @@ class Run:
         if self._stopping:
             self._conclude(new(task), "interrupted", error=self._why)
         else:
-            self._backlog.put_back(new(task))
+            self._queue.put_back(new(task))
 
     def stop(self, why: str) -> None:
         """End the run, from a callback, as a failed task does with `fail_fast`."""
@@ -133,47 +140,47 @@ class Run:
         if stubborn:
             for number in stubborn:
                 self._workers[number].kill_at = None
-            self._server.send_signal(stubborn, signal.SIGKILL)
+            self._agent.send_signal(stubborn, signal.SIGKILL)
 
     def _start_one(self) -> None:
         """Asks for a worker, where there is a task for it; one at a time."""
-        if not self._server.ready or any(worker.pid is None for worker in self._workers.values()):
+        if not self._agent.ready or any(worker.pid is None for worker in self._workers.values()):
             return
-        running = {slot.index: worker.job for worker in self._workers.values() for slot in worker.slots}
-        taken = self._backlog.take(running)
+        running = {slot.index: worker.queued for worker in self._workers.values() for slot in worker.slots}
+        taken = self._queue.take(running)
         if taken is None:
             return
-        job, slots = taken
+        queued, slots = taken
         with _memory_file() as file:
             try:
-                write_task(file, _setting(job.task, slots), job.task.function, job.task.argument)
+                write_task(file, _setting(queued.task, slots), queued.task.function, queued.task.argument)
             except Exception as error:
                 error_line = f"the task cannot be pickled: {one_line(error)}"
-                self._conclude(job, "failed", error=error_line, trace=traceback.format_exc())
+                self._conclude(queued, "failed", error=error_line, trace=traceback.format_exc())
                 return
             report = _memory_file()
             try:
-                number = self._server.fork(file, report)
-            except ServerEndedError:
-                self._backlog.put_back(job)
+                number = self._agent.fork(file, report)
+            except AgentEndedError:
+                self._queue.put_back(queued)
                 raise
-        job.attempts += 1
-        job.slot = slots[0].index
-        self._workers[number] = _Worker(job, slots, report, begun=time.monotonic())
+        queued.attempts += 1
+        queued.slot = slots[0].index
+        self._workers[number] = _Worker(queued, slots, report, begun=time.monotonic())
 
     def _hear(self) -> None:
-        """Waits for the server's next message, no longer than until something is due here, and acts on it."""
+        """Waits for the agent's next message, no longer than until something is due here, and acts on it."""
         due = [self._next_tick]
         for worker in self._workers.values():
             if worker.kill_at is not None:
                 due.append(worker.kill_at)
             if self._policy.timeout is not None and not worker.ending:
                 due.append(worker.begun + self._policy.timeout)
-        match self._server.receive(max(0.0, min(due) - time.monotonic())):
+        match self._agent.receive(max(0.0, min(due) - time.monotonic())):
             case ["forked", number, pid]:
                 worker = self._workers[number]
                 worker.pid = pid
-                self._tell("started", worker.job, pid)
+                self._tell("started", worker.queued, pid)
             case ["refused", number, error]:
                 self._ended(self._workers.pop(number), f"no process could be started: {error}")
             case ["ended", number, status]:
@@ -182,9 +189,9 @@ class Run:
             case ["failed", module, error]:
                 raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
 
-    def _restart_server(self) -> None:
-        """Somebody killed the server, and so all workers: each job has lost an attempt."""
-        how = self._server.restart()
+    def _restart_agent(self) -> None:
+        """Somebody killed the agent, and so all workers: each task has lost an attempt."""
+        how = self._agent.restart()
         workers, self._workers = self._workers, {}
         for worker in workers.values():
             self._ended(worker, f"the process that workers are forked from {how}")
@@ -192,8 +199,8 @@ class Run:
     def _stop(self, why: str, grace: float | None) -> None:
         """Starts no more, and asks those at work to end."""
         self._stopping, self._why = True, why
-        for job in self._backlog.clear():
-            self._conclude(job, "interrupted", error=why)
+        for queued in self._queue.clear():
+            self._conclude(queued, "interrupted", error=why)
         self._ask_to_end([n for n, worker in self._workers.items() if not worker.ending], "interrupted", grace)
 
     def _ask_to_end(self, numbers: list[int], why: Literal["interrupted", "timeout"], grace: float | None) -> None:
@@ -207,12 +214,12 @@ class Run:
                 worker.kill_at = time.monotonic() + grace
             elif self._policy.timeout is not None:
                 worker.kill_at = worker.begun + self._policy.timeout + self._policy.grace
-        self._server.send_signal(numbers, signal.SIGTERM)
+        self._agent.send_signal(numbers, signal.SIGTERM)
 
     def _ended(self, worker: _Worker, how: str, status: int | None = None) -> None:
-        """A worker's process is gone: is its job done, or is there to be another attempt?"""
-        job = worker.job
-        job.seconds = time.monotonic() - worker.begun
+        """A worker's process is gone: is its task done, or is there to be another attempt?"""
+        queued = worker.queued
+        queued.seconds = time.monotonic() - worker.begun
         with worker.report as file:
             report = read_report(file)
         value: Any = None
@@ -220,7 +227,7 @@ class Run:
         if report is not None and report.kind == "done":
             report, value = _open(report)
         if report is None:
-            state: State = "interrupted" if status in INTERRUPTED else "lost"
+            state: TaskState = "interrupted" if status in INTERRUPTED else "lost"
             error, trace = how, None
         else:
             state, error, trace = report.kind, report.error, report.traceback
@@ -231,52 +238,53 @@ class Run:
 
         may_go_on = state in ("failed", "lost") and not self._stopping
         devices = tuple(slot.device for slot in worker.slots)
-        if may_go_on and report and report.out_of_memory and "cpu" not in devices and not job.alone_on:
-            self._tell("retried", job, worker.pid, error, trace)
-            job.alone_on = devices
-            job.attempts -= 1
-            self._backlog.put_back(job)
-        elif may_go_on and job.attempts <= self._policy.retries:
-            self._tell("retried", job, worker.pid, error, trace)
-            self._backlog.put_back(job)
+        if may_go_on and report and report.out_of_memory and "cpu" not in devices and not queued.alone_on:
+            self._tell("retried", queued, worker.pid, error, trace)
+            queued.alone_on = devices
+            queued.attempts -= 1
+            self._queue.put_back(queued)
+        elif may_go_on and queued.attempts <= self._policy.retries:
+            self._tell("retried", queued, worker.pid, error, trace)
+            self._queue.put_back(queued)
         else:
-            self._conclude(job, state, value, error, trace, worker.pid)
+            self._conclude(queued, state, value, error, trace, worker.pid)
 
     def _conclude(
         self,
-        job: Job,
-        state: State,
+        queued: QueuedTask,
+        state: TaskState,
         value: Any = None,
         error: str | None = None,
         trace: str | None = None,
         pid: int | None = None,
     ) -> None:
-        num = job.task.num
-        outcome = Outcome(num, state, value, error, trace, job.seconds, job.attempts, job.slot)
+        num = queued.task.num
+        outcome = TaskOutcome(num, state, value, error, trace, queued.seconds, queued.attempts, queued.slot)
         self._outcomes[num] = outcome
         kind: EventKind = "ended" if state == "done" else "interrupted" if state == "interrupted" else "failed"
-        self._tell(kind, job, pid, error, trace, outcome)
+        self._tell(kind, queued, pid, error, trace, outcome)
         if kind == "failed" and self._policy.fail_fast and not self._stopping:
-            self._stop(f"stopped, for {job.task.name or f'task {num}'} failed", self._policy.grace)
+            self._stop(f"stopped, for {queued.task.name or f'task {num}'} failed", self._policy.grace)
 
     def _tell(
         self,
         kind: EventKind,
-        job: Job,
+        queued: QueuedTask,
         pid: int | None,
         error: str | None = None,
         trace: str | None = None,
-        outcome: Outcome | None = None,
+        outcome: TaskOutcome | None = None,
     ) -> None:
         if self._on_event is not None:
-            self._on_event(Event(kind, job.task.num, job.slot, job.attempts, time.time(), pid, error, trace, outcome))
+            num, now = queued.task.num, time.time()
+            self._on_event(TaskEvent(kind, num, queued.slot, queued.attempts, now, pid, error, trace, outcome))
 
 
-def _setting(task: Task, slots: Sequence[Slot]) -> Setting:
+def _setting(task: Task, slots: Sequence[Slot]) -> WorkerSetting:
     environ = environment(slots, os.environ)
     path = [str(entry) for entry in sys.path]
     cpus = None if slots[0].cpus is None else tuple(cpu for slot in slots for cpu in slot.cpus or ())
-    return Setting(environ, str(Path.cwd()), path, list(sys.argv), cpus, slots[0].threads, task.log)
+    return WorkerSetting(environ, str(Path.cwd()), path, list(sys.argv), cpus, slots[0].threads, task.log)
 
 
 def _memory_file() -> BinaryIO:
@@ -284,10 +292,10 @@ def _memory_file() -> BinaryIO:
     return os.fdopen(os.memfd_create("trainyard"), "w+b")
 
 
-def _open(report: Report) -> tuple[Report, Any]:
+def _open(report: TaskReport) -> tuple[TaskReport, Any]:
     """The report of a task that is done, and what the task returned."""
     try:
         return report, pickle.loads(report.value)
     except Exception as error:
         error_line = f"what the task returned cannot be unpickled: {one_line(error)}"
-        return Report("failed", error=error_line, traceback=traceback.format_exc()), None
+        return TaskReport("failed", error=error_line, traceback=traceback.format_exc()), None

@@ -1,4 +1,4 @@
-"""Which task comes next, and where."""
+"""The queue of tasks: which task comes next, and on which slots."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainyard.sweep.jobs import Slot, Task
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
 
 
 @dataclass
-class Job:
+class QueuedTask:
     """A task and its history.
 
     Attributes:
@@ -27,7 +28,7 @@ class Job:
     alone_on: tuple[str, ...] = ()
 
 
-class Backlog:
+class TaskQueue:
     """The tasks that wait for a slot, or for several.
 
     Longest first, so that no long task is left for the end while slots stand idle (Graham, 1969, "Bounds on
@@ -38,42 +39,42 @@ class Backlog:
 
     def __init__(self, slots: Sequence[Slot], tasks: Iterable[Task]) -> None:
         self._slots = sorted(slots, key=lambda slot: slot.index)
-        self._jobs = deque(new(task) for task in sorted(tasks, key=_seconds, reverse=True))
-        self._alone: list[Job] = []
+        self._waiting = deque(new(task) for task in sorted(tasks, key=_seconds, reverse=True))
+        self._alone: list[QueuedTask] = []
 
     def __len__(self) -> int:
-        return len(self._jobs) + len(self._alone)
+        return len(self._waiting) + len(self._alone)
 
-    def take(self, running: Mapping[int, Job]) -> tuple[Job, tuple[Slot, ...]] | None:
-        """The next job and its slots; None where no job can start now.
+    def take(self, running: Mapping[int, QueuedTask]) -> tuple[QueuedTask, tuple[Slot, ...]] | None:
+        """The next task and its slots; None where no task can start now.
 
         Args:
-            running: the jobs that run, by the index of each of their slots.
+            running: the tasks that run, by the index of each of their slots.
         """
         busy = Counter(slot.device for slot in self._slots if slot.index in running)
-        reserved = {device for job in running.values() for device in job.alone_on}
+        reserved = {device for queued in running.values() for device in queued.alone_on}
         free = [slot for slot in self._slots if slot.index not in running and slot.device not in reserved]
         free.sort(key=lambda slot: busy[slot.device])  # the least busy device; the sort is stable
-        for job in self._alone:
-            if not any(busy[device] or device in reserved for device in job.alone_on):
-                self._alone.remove(job)
-                return job, _chosen([slot for slot in free if slot.device in job.alone_on], job.task.slots)
-            reserved.update(job.alone_on)  # it waits for these: nobody else starts on them
+        for queued in self._alone:
+            if not any(busy[device] or device in reserved for device in queued.alone_on):
+                self._alone.remove(queued)
+                return queued, _chosen([slot for slot in free if slot.device in queued.alone_on], queued.task.slots)
+            reserved.update(queued.alone_on)  # it waits for these: nobody else starts on them
         free = [slot for slot in free if slot.device not in reserved]
-        if self._jobs and (slots := _chosen(free, self._jobs[0].task.slots)):
-            return self._jobs.popleft(), slots
+        if self._waiting and (slots := _chosen(free, self._waiting[0].task.slots)):
+            return self._waiting.popleft(), slots
         return None
 
-    def put_back(self, job: Job) -> None:
-        """Another attempt at a job."""
-        (self._alone if job.alone_on else self._jobs).append(job)
+    def put_back(self, queued: QueuedTask) -> None:
+        """Another attempt at a task."""
+        (self._alone if queued.alone_on else self._waiting).append(queued)
 
-    def clear(self) -> list[Job]:
-        """Takes all jobs out, in the order of their numbers."""
-        jobs = [*self._jobs, *self._alone]
-        self._jobs.clear()
+    def clear(self) -> list[QueuedTask]:
+        """Takes all tasks out, in the order of their numbers."""
+        tasks = [*self._waiting, *self._alone]
+        self._waiting.clear()
         self._alone.clear()
-        return sorted(jobs, key=lambda job: job.task.num)
+        return sorted(tasks, key=lambda queued: queued.task.num)
 
 
 def _chosen(free: Sequence[Slot], count: int) -> tuple[Slot, ...]:
@@ -83,9 +84,9 @@ def _chosen(free: Sequence[Slot], count: int) -> tuple[Slot, ...]:
     return tuple(slots) if len(slots) == count else ()
 
 
-def new(task: Task) -> Job:
+def new(task: Task) -> QueuedTask:
     """A task that this run has not begun yet."""
-    return Job(task, task.attempts)
+    return QueuedTask(task, task.attempts)
 
 
 def _seconds(task: Task) -> float:

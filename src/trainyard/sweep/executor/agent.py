@@ -1,4 +1,4 @@
-"""The fork server as its owner sees it: a handle on the process that `server.py` runs in."""
+"""The agent (the fork server) as its owner sees it: a handle on the process of `agent_process.py`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 from trainyard.errors import TrainyardError
 from trainyard.host_memory import tunables
-from trainyard.sweep.executor.server import PACKET
+from trainyard.sweep.executor.agent_process import PACKET
 
 _CODE = (
-    "import sys; fd, preload, *sys.path = sys.argv[1:]; from trainyard.sweep.executor.server import serve; "
+    "import sys; fd, preload, *sys.path = sys.argv[1:]; from trainyard.sweep.executor.agent_process import serve; "
     "serve(int(fd), preload.split())"
 )
 
@@ -31,12 +31,12 @@ class ExecutorError(TrainyardError):
     status = 1
 
 
-class ServerEndedError(Exception):
-    """The server's process is gone, and its workers with it."""
+class AgentEndedError(Exception):
+    """The agent's process is gone, and its workers with it."""
 
 
-class ForkServer:
-    """Starts a fork server. Returns at once; `ready` is set when the server has said so.
+class Agent:
+    """Starts an agent. Returns at once; `ready` is set when the agent has said so.
 
     Args:
         preload: modules to import before the first fork. They must not touch CUDA, nor start threads.
@@ -75,7 +75,7 @@ class ForkServer:
         try:
             socket.send_fds(self._socket, [json.dumps(["fork", worker]).encode()], [task.fileno(), report.fileno()])
         except ConnectionError as error:
-            raise ServerEndedError from error
+            raise AgentEndedError from error
         return worker
 
     def send_signal(self, workers: Iterable[int], signum: int) -> None:
@@ -84,15 +84,15 @@ class ForkServer:
             self._socket.send(json.dumps(["signal", list(workers), signum]).encode())
 
     def receive(self, timeout: float) -> list[Any] | None:
-        """The server's next message; None where it says nothing for `timeout` seconds."""
+        """The agent's next message; None where it says nothing for `timeout` seconds."""
         if not connection.wait([self._socket], timeout):
             return None
         try:
             packet = self._socket.recv(PACKET)
         except ConnectionError as error:
-            raise ServerEndedError from error
+            raise AgentEndedError from error
         if not packet:
-            raise ServerEndedError
+            raise AgentEndedError
         message: list[Any] = json.loads(packet)
         match message:
             case ["ready"]:
@@ -104,7 +104,7 @@ class ForkServer:
         return message
 
     def restart(self) -> str:
-        """Starts another server after this one ended. Returns how it ended.
+        """Starts another agent after this one ended. Returns how it ended.
 
         Raises:
             ExecutorError: it was not yet ready, and the next would do no better.
@@ -125,7 +125,7 @@ class ForkServer:
         return how
 
     def close(self, timeout: float = 1.0) -> None:
-        """Kills all workers, with all that they have started, and ends the server."""
+        """Kills all workers, with all that they have started, and ends the agent."""
         self._socket.close()
         self._output.close()
         if not self.ready:  # busy with its imports, and without workers
@@ -138,7 +138,7 @@ class ForkServer:
             self._kill_orphans()
 
     def _kill_orphans(self) -> None:
-        """Kills what the server left behind: workers have asked the kernel to die with it, but not their children."""
+        """Kills what the agent left behind: workers have asked the kernel to die with it, but not their children."""
         for pid in self._pids.values():
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)

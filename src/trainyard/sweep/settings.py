@@ -1,0 +1,71 @@
+"""The settings of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from trainyard.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How a sweep runs: the node `hydra.launcher`.
+
+    Args:
+        jobs_per_gpu: jobs that share a GPU; `auto` is 1.
+        threads_per_job: threads of a job on the CPU; `auto` is 1.
+        max_jobs: jobs at a time, at most; None for as many as there are slots.
+        retries: further attempts at a job that fails.
+        timeout: seconds after which a job is ended; None for never.
+        fail_fast: stop the others when one has failed.
+        grace: seconds that a job has to end when `timeout` or `fail_fast` ends it; then it is killed.
+        fuse: train jobs that differ only in numbers as one program: `auto` as many as pays, `off`, or so many.
+        dry_run: print the plan and stop.
+    """
+
+    jobs_per_gpu: int | Literal["auto"] = "auto"
+    threads_per_job: int | Literal["auto"] = "auto"
+    max_jobs: int | None = None
+    retries: int = 0
+    timeout: float | None = None
+    fail_fast: bool = False
+    grace: float = 30.0
+    fuse: int | Literal["auto", "off"] = "auto"
+    dry_run: bool = False
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> SweepSettings:
+        """The settings that stand in `hydra.launcher`.
+
+        Raises:
+            ConfigError: one that there is not, or of another type.
+        """
+        kinds = get_type_hints(cls)
+        if values.get("fuse") is False:  # how YAML reads `off`
+            values = {**values, "fuse": "off"}
+        for name, value in values.items():
+            if name not in kinds:
+                raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
+            if not _fits(value, kinds[name]):
+                raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
+        return cls(**values)
+
+
+_ACCEPTED = {
+    bool: "true or false",
+    int: "an integer",
+    int | None: "an integer, or null",
+    float: "a number of seconds",
+    float | None: "a number of seconds, or null",
+    int | Literal["auto"]: "an integer, or auto",
+    int | Literal["auto", "off"]: "an integer, or auto or off",
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    options = get_args(kind) or (kind,)
+    if isinstance(value, str):
+        return any(value in get_args(option) for option in options)
+    return type(value) in options or (type(value) is int and float in options)

@@ -1,0 +1,205 @@
+"""What an application tells sweeps about itself: the protocol `Sweepable`.
+
+Sweeps run any task function of Hydra's. The jobs of one that is a `Sweepable` object are checked before any of them
+starts, resumed, and trained as stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from hydra.types import TaskFunction
+from omegaconf import DictConfig
+
+from trainyard.errors import TrainyardError
+from trainyard.track.sweep_position import SweepPosition
+
+
+class StackFit(Protocol):
+    """How wide a stack pays.
+
+    Attributes:
+        width: jobs in a stack; 1: they run one by one.
+        reason: why they do; None where they are stacked.
+        note: what was measured, for the plan. A width of 1 with a note: a stack is possible, but does not pay.
+    """
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def note(self) -> str: ...
+
+
+class JobResult(Protocol):
+    """What became of one job of a stack.
+
+    Attributes:
+        state: how it ended.
+        value: its objective; None where it has none.
+        error: why it failed, on one line.
+    """
+
+    @property
+    def state(self) -> Literal["done", "failed", "interrupted"]: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+class StackTrainer(Protocol):
+    """Trains several jobs as one program. A module with these names is one: `trainyard.fused.train`.
+
+    Attributes:
+        ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack.
+        NOT_COMPARED: the places that may differ in any way.
+        PRELOAD: modules that only stacks import.
+    """
+
+    @property
+    def ALLOWED(self) -> Sequence[str]: ...  # noqa: N802 - a constant where a module is the trainer
+    @property
+    def NOT_COMPARED(self) -> Sequence[str]: ...  # noqa: N802
+    @property
+    def PRELOAD(self) -> Sequence[str]: ...  # noqa: N802
+
+    def widest(self, device: str) -> int:
+        """Return the width of the widest stack that is tried on a device (`cpu`, `cuda:0`)."""
+
+    def probe(self, configs: Sequence[DictConfig], of: int) -> StackFit:
+        """Measure how wide a stack of these jobs pays, in a worker process.
+
+        Args:
+            configs: as Hydra composed them, each with its `hydra` node.
+            of: how many jobs there are of this kind.
+        """
+
+    def train_stack(self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> Sequence[JobResult]:
+        """Train jobs as one program, in a worker process.
+
+        Args:
+            configs: as Hydra composed them, each with its `hydra` node.
+            positions: the jobs' positions in the sweep.
+
+        Returns:
+            A result for each job, in order.
+
+        Raises:
+            Unfusable: they cannot train as one program. Nothing has been written, and they run one by one.
+        """
+
+
+@runtime_checkable
+class Sweepable(Protocol):
+    """An application that sweeps know: an object that is called with a config, as a task function is.
+
+    Attributes:
+        resumes: a job goes on from the checkpoint in its directory if its config says `resume: true`. Its config then
+            has what a training's has: `objective` and `direction` rank the sweep, `tracker` tracks it.
+        preload: modules that its jobs import: imported once, in the process that jobs are forked from. They must not
+            touch CUDA, nor start threads, on import.
+        fuse: trains jobs that differ only in numbers as one program; None: jobs run one by one.
+    """
+
+    @property
+    def resumes(self) -> bool: ...
+    @property
+    def preload(self) -> Sequence[str]: ...
+    @property
+    def fuse(self) -> StackTrainer | None: ...
+
+    def __call__(self, cfg: DictConfig, /) -> Any:
+        """Run a job; returns its objective."""
+
+    def check(self, config: DictConfig) -> dict[str, Any] | None:
+        """Check a job before any is started.
+
+        Args:
+            config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
+
+        Returns:
+            The config in plain Python, resolved, without its `hydra` node; None where that was not needed.
+
+        Raises:
+            TrainyardError: the config cannot work.
+        """
+
+    def slots(self, values: dict[str, Any] | None) -> int:
+        """Return how many slots a job takes, given what `check` returned."""
+
+    def at(self, position: SweepPosition) -> TaskFunction:
+        """Return the task function of the job at this position of the sweep."""
+
+
+class SweepableTask:
+    """A base for `Sweepable` objects, which does what sweeps do with a plain function. Override what is different.
+
+    Example:
+        >>> class App(SweepableTask):
+        ...     resumes = True
+        ...
+        ...     def __call__(self, cfg):
+        ...         return cfg.x**2
+        ...
+        ...     def check(self, config):
+        ...         if config.x < 0:
+        ...             raise TrainyardError(f"x: {config.x} given; accepted: a number of at least 0.")
+        >>> isinstance(App(), Sweepable)
+        True
+
+        `hydra.main(version_base="1.3", config_path="conf", config_name="app")(App())()` runs it.
+    """
+
+    resumes: bool = False
+    preload: Sequence[str] = ()
+    fuse: StackTrainer | None = None
+
+    def __call__(self, cfg: DictConfig, /) -> Any:
+        raise NotImplementedError
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The function of the class: its file is where Hydra looks for a relative `config_path`."""
+        return type(self).__call__
+
+    def check(self, config: DictConfig) -> dict[str, Any] | None:
+        return None
+
+    def slots(self, values: dict[str, Any] | None) -> int:
+        return 1
+
+    def at(self, position: SweepPosition) -> TaskFunction:
+        return self
+
+
+class PlainTask(SweepableTask):
+    """A task function that is nothing but a function."""
+
+    def __init__(self, function: TaskFunction) -> None:
+        self.function = function
+
+    def __call__(self, cfg: DictConfig, /) -> Any:
+        return self.function(cfg)
+
+    def at(self, position: SweepPosition) -> TaskFunction:
+        return self.function
+
+
+def as_sweepable(function: TaskFunction) -> Sweepable:
+    """Return what Hydra was given as its task function, as an object that sweeps know.
+
+    Raises:
+        TrainyardError: it has a part of the protocol, which would not be read.
+    """
+    if isinstance(function, Sweepable):
+        return function
+    names = [name for name in ("check", "slots", "resumes", "fuse") if hasattr(function, name)]
+    if names:
+        raise TrainyardError(
+            f"The task function {getattr(function, '__name__', function)!r} has {', '.join(names)}, which sweeps do "
+            "not read there. Make it an object of a subclass of trainyard.sweep.sweepable.SweepableTask that defines them."
+        )
+    return PlainTask(function)
