@@ -166,6 +166,6 @@ def test_plugins_import_hydra_and_sweeps_only() -> None:
     for module in MODULES:
         if module.startswith("hydra_plugins"):
             known = {imported for imported in _imported(module) if imported.startswith(ROOT)}
-            assert {_package(imported) for imported in known} <= {"sweep", "errors"}, module
+            assert {_package(imported) for imported in known} <= {"sweep", "errors", "checks"}, module
             eager = {imported for imported in _imported(module, at_import=True) if imported.startswith(ROOT)}
             assert not eager, module
