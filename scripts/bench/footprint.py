@@ -75,7 +75,7 @@ class Line(NamedTuple):
     places: list[str]
 
 
-class Row(NamedTuple):
+class JobRow(NamedTuple):
     """What an event passes through; `frames` and `once` are None where only functions are known."""
 
     name: str
@@ -178,14 +178,14 @@ def traced(*arguments: str, look: bool = False) -> dict[str, list[list[Line]]]:
         return found
 
 
-def row(name: str, lines: Sequence[Line], frames: bool = False) -> Row:
+def row(name: str, lines: Sequence[Line], frames: bool = False) -> JobRow:
     what = [line.what for line in lines if not line.places[0].startswith("mark:")]
     functions = sorted({each for line in lines for each in line.places if not each.startswith("mark:")})
     files = sorted({function.partition(":")[0] for function in functions})
-    return Row(name, len(what) if frames else None, what.count("call") if frames else None, functions, files)
+    return JobRow(name, len(what) if frames else None, what.count("call") if frames else None, functions, files)
 
 
-def run() -> Iterator[Row]:
+def run() -> Iterator[JobRow]:
     """A run alone: its batches, its learning rate, a metric."""
     settings = ["model=mlp", "optim=adam", f"optim.lr={VALUES['lr']}", "loop.max_epochs=3", "hook.progress=null"]
     settings += ["tracker.log_model=false", "tracker.log_checkpoints=[]"]
@@ -204,7 +204,7 @@ def run() -> Iterator[Row]:
     yield row("one metric value, to MLflow", metric)
 
 
-def job() -> Iterator[Row]:
+def job() -> Iterator[JobRow]:
     """A sweep of one job."""
     found = traced("-m", "seed=0", "hydra.launcher.fuse=off", "hydra.sweep.dir=sweep", "loop.max_epochs=2")
     launcher, worker = ([line for lines in found[kind] for line in lines] for kind in ("root", "forked"))
@@ -213,7 +213,7 @@ def job() -> Iterator[Row]:
     yield row("one job, in the worker, with its parts", worker)
 
 
-def checkpoint() -> Iterator[Row]:
+def checkpoint() -> Iterator[JobRow]:
     """Saves of a stack of two members."""
     settings = ["-m", "seed=0,1", "hydra.launcher.fuse=2", "hydra.sweep.dir=sweep", "loop.max_epochs=4", "tracker=none"]
     settings += ["hook.checkpoint.min_seconds=0", MARK.format(89), MARK.format(91)]  # Checkpoint has 90

@@ -200,6 +200,6 @@ def as_sweepable(function: TaskFunction) -> Sweepable:
     if names:
         raise TrainyardError(
             f"The task function {getattr(function, '__name__', function)!r} has {', '.join(names)}, which sweeps do "
-            "not read there. Make it an object of a subclass of trainyard.sweep.sweepable.SweepableTask."
+            "not read there. Make it an object: trainyard.sweep.sweepable.SweepableTask is the base of its class."
         )
     return PlainTask(function)
