@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -51,7 +51,7 @@ def arguments(windows):
     }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(loss=WINDOWS, norm=WINDOWS, interval=st.integers(1, 12), accumulate=st.integers(1, 3), at=st.integers(0, 17))
 def test_points_are_means_over_the_windows_also_over_a_resume(
     make, points, interrupt_at, loss, norm, interval, accumulate, at
