@@ -266,7 +266,7 @@ def test_killed_at_random_until_it_is_done(tmp_path):
     def progress():
         return tuple(path.stat().st_size if path.exists() else 0 for path in (iterations, manifest))
 
-    for most in (0, 5, 10, 20, 20):  # iterations, of all jobs together, until the next kill
+    for most in (0, 5, 15, 25):  # iterations, of all jobs together, until the next kill
         before, further = progress(), moments.randint(1, most) if most else 0
         (tmp_path / "waits").unlink(missing_ok=True)
         process = _start(tmp_path)
