@@ -9,6 +9,17 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Properties are tried on a number of examples, however long a busy machine takes for them. Those that write into a
+# tmp_path make a folder of their own for each example, or do no harm to one another.
+settings.register_profile(
+    "trainyard",
+    parent=settings.default,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("trainyard")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

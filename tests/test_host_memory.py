@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import LIMIT
 
 from trainyard.host_memory import tunables
 
@@ -32,7 +33,7 @@ def page_faults(keep, **variables):
     inherited = {key: value for key, value in os.environ.items() if "MALLOC" not in key and key != "GLIBC_TUNABLES"}
     environment = {**inherited, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN.format(keep=keep)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT)
     return int(done.stdout)
 
 

@@ -26,7 +26,7 @@ def draw():
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, st.integers(0, 5))
 def test_a_state_that_was_put_back_goes_on_as_it_was(seed, drawn):
     rng_state.seed_all(seed)
@@ -38,7 +38,7 @@ def test_a_state_that_was_put_back_goes_on_as_it_was(seed, drawn):
     assert [draw() for _ in range(3)] == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, seeds)
 def test_a_seeded_block_leaves_no_trace(seed, inner):
     rng_state.seed_all(seed)

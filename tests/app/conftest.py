@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from waiting import LIMIT
 
 from trainyard.app import main
 
@@ -32,7 +33,14 @@ def train(tmp_path):
             **(env or {}),
         }
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False, **options
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+            **options,
         )
 
     run.quick = QUICK

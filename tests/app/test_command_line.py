@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import LIMIT
 
 from trainyard.run.record import load_model
 from trainyard.runner import checkpoint
@@ -154,7 +155,7 @@ def test_interrupted_and_resumed(train, tmp_path, signum):
         if "at 5" in line:
             break
     process.send_signal(signum)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 128 + signum, stderr
     assert "resume=true" in stderr
     assert _last(tmp_path / "run")["iter"] == 5

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = "loop.max_epochs=100000"
@@ -55,7 +56,7 @@ def test_before_the_run_began(start, tmp_path, signum):
     process = start("model._target_=slow.build")
     _until(process, "building")
     os.killpg(process.pid, signum)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 128 + signum, said
     assert said.strip() == "Interrupted before the run began."
     assert not (tmp_path / "run").exists()
@@ -66,7 +67,7 @@ def test_a_process_group_with_loaders(start, tmp_path):
     process = start("data.workers=2", ENDLESS)
     _until(process, "epoch 2 ")
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
     assert said.count("saving a checkpoint") == 1, "the loaders' processes say nothing"
     assert "Traceback" not in said
@@ -78,7 +79,7 @@ def test_without_checkpoints(start):
     process = start("~hook.checkpoint", ENDLESS)
     _until(process, "epoch 2 ")
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
     assert "there is no checkpoint to go on from" in said
     assert "resume=true" not in said
@@ -95,6 +96,6 @@ def test_a_second_signal_ends_the_run_without_a_traceback(start, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _until(process, "saving a checkpoint")
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
     assert "Traceback" not in said

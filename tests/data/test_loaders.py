@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
+from waiting import LIMIT
 
 import trainyard.data
 from trainyard.data import Data, Loaders, TensorLoader, WorkerLoader, as_data, epoch_order
@@ -66,7 +67,7 @@ heavy = ("sklearn", "pandas", "pyarrow", "mlflow", "torchvision", "scipy", "matp
 print(json.dumps([name for name in heavy if name in sys.modules]))
 """
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=True, timeout=LIMIT
     )
     assert json.loads(run.stdout) == []
 

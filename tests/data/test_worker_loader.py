@@ -124,7 +124,7 @@ def test_order_and_start_with_workers():
     loader = wrapped(source, seed=2)
 
     @given(epoch=st.integers(0, 9), start=st.integers(0, 13))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def check(epoch, start):
         assert flat(loader.batches(epoch, start)) == epoch_order(N, 2, epoch)[4 * start :].tolist()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from waiting import LIMIT
 
 HERE = Path(__file__).parent
 
@@ -41,5 +42,5 @@ def run(script: str, arguments: Sequence[str], ranks: int = 2) -> None:
         )
         for rank in range(ranks)
     ]
-    outputs = [process.communicate(timeout=240)[0].decode() for process in processes]
+    outputs = [process.communicate(timeout=LIMIT)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)

@@ -5,7 +5,9 @@ import signal
 import time
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from trainyard.hooks import Hook
 
@@ -21,13 +23,22 @@ class Slow(Hook):
 
 
 class Wrong(Hook):
-    """One rank does this at one iteration, once."""
+    """One rank does this at one iteration, once.
 
-    def __init__(self, what, at=20, rank=1, once=None):
+    Args:
+        impatient: at this iteration the ranks' patience with one another ends a hundred times sooner than
+            `strategy.timeout`, which has to suffice for a busy machine until then.
+    """
+
+    def __init__(self, what, at=20, rank=1, once=None, impatient=False):
+        self.impatient = impatient
         self.what, self.at, self.rank = what, at, rank
         self.once = None if once is None else Path(once)
 
     def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if runner.iter == self.at and self.impatient:
+            timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+            distributed_c10d._set_pg_timeout(timeout / 100, dist.group.WORLD)
         if runner.iter != self.at or runner.strategy.rank != self.rank:
             return
         if self.once is not None:

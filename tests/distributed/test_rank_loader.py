@@ -32,7 +32,7 @@ from trainyard.distributed.rank_loader import Share, rows, share_of, turns_of
 from trainyard.errors import ConfigError, TrainyardError
 
 CPU = torch.device("cpu")
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 Make = Callable[[int, int, bool, bool], Loader]  # samples, batch size, shuffle, drop_last
 
 

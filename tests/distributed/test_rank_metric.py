@@ -16,6 +16,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from waiting import LIMIT
 
 from trainyard.distributed.rank_metric import RankMetric
 from trainyard.errors import TrainyardError
@@ -171,7 +172,7 @@ class Ranks:
     """Gathers what threads give that stand for ranks."""
 
     def __init__(self, world_size: int) -> None:
-        self.barrier = threading.Barrier(world_size, timeout=60)
+        self.barrier = threading.Barrier(world_size, timeout=LIMIT)
         self.values: list[Any] = [None] * world_size
         self.calls = 0
 
@@ -216,7 +217,7 @@ def together(name: str, given: list[Batch], world_size: int) -> list[Result]:
 
 
 @every
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(world_size=st.integers(1, 5), count=st.integers(1, 12), seed=st.integers(0, 2**31))
 def test_every_rank_has_the_bits_of_one_process(name: str, world_size: int, count: int, seed: int) -> None:
     given = batches(name, count, seed)
@@ -378,7 +379,7 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[st
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0].decode() for process in processes]
+    outputs = [process.communicate(timeout=LIMIT)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

@@ -7,10 +7,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT, until, until_gone
 
 from trainyard.distributed.launch import cores
 from trainyard.errors import ConfigError
@@ -64,7 +64,7 @@ def train(start):
 
     def run(*arguments, **options):
         process = start(*arguments, **options)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=LIMIT)
         return process.returncode, out, err
 
     return run
@@ -78,20 +78,6 @@ def records(folder, kind):
 def epochs(folder):
     """The epochs that were validated, in the order of the journal."""
     return [record["epoch"] for record in records(folder, "metrics") if "val/accuracy" in record["values"]]
-
-
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def children(pid):
@@ -122,9 +108,7 @@ def test_a_rank_killed_leaves_a_whole_run_to_those_that_are_left(train, tmp_path
 
 def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train, start, tmp_path):
     folder = tmp_path / "run"
-    began = time.monotonic()
     status, out, err = train(*TWO, WRONG, "+hook.wrong.what=die", SLOW, "hydra.run.dir=run")
-    assert time.monotonic() - began < 60
     assert status == 1
     assert out.count("Rank") + err.count("Rank") == 1
     assert err == ("Rank 1 was killed by SIGKILL; go on with the same command and hydra.run.dir=run resume=true\n")
@@ -133,16 +117,16 @@ def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train, start, tmp_pat
     done = len(epochs(folder))
 
     process = start(*TWO, SLOW, "hydra.run.dir=run", "resume=true")
-    wait_for(lambda: len(epochs(folder)) > done)
+    until(lambda: len(epochs(folder)) > done)
     pids = children(process.pid)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 143
     assert err.count("saving a checkpoint") == 1
     assert err.count("go on with the same command and hydra.run.dir=run resume=true") == 1
     assert records(folder, "status")[-1]["status"] == "KILLED"
     assert len(pids) >= 2
-    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 5)
+    until_gone(*pids)
 
     status, out, err = train(*TWO, "hydra.run.dir=run", "resume=true")
     assert (status, err) == (0, "")
@@ -177,7 +161,7 @@ def test_what_a_rank_raises_is_told_once(train, tmp_path):
 )
 def test_a_hook_that_makes_others_wait_is_named(train, what, rank, said):
     wrong = [WRONG, f"+hook.wrong.what={what}", f"+hook.wrong.rank={rank}", "+hook.wrong.at=5"]
-    status, _, err = train(*TWO, "strategy.timeout=2", *wrong)
+    status, _, err = train(*TWO, "strategy.timeout=200", *wrong, "+hook.wrong.impatient=true")
     assert status == 1
     assert err.startswith(said)
     assert "Timed out waiting 2000ms" in err
@@ -252,15 +236,15 @@ def test_jobs_of_a_sweep_take_a_slot_for_each_device(train, start, tmp_path):
 
     process = start(*jobs)
     journal = tmp_path / "sweep/0/metrics.jsonl"
-    wait_for(lambda: journal.exists() and epochs(journal.parent))
+    until(lambda: journal.exists() and epochs(journal.parent))
     (server,) = [pid for pid in children(process.pid) if children(pid)]
     (worker,) = children(server)  # the other job waits for both slots
     pids = children(worker)
     assert len(pids) >= 2
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 10)
-    wait_for(lambda: (tmp_path / "sweep/1/metrics.jsonl").exists())
-    out, _ = process.communicate(timeout=120)
+    until_gone(*pids)
+    until(lambda: (tmp_path / "sweep/1/metrics.jsonl").exists())
+    out, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert "one by one: strategy=ddp trains on several devices" in out
     assert "#0    seed=0  (2 slots)" in out

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -263,7 +263,7 @@ def test_each_kind_resumes_the_other(tmp_path: Path, double: None) -> None:
         )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 @given(data=st.data())
 def test_any_group_follows_its_solo_runs(data: st.DataObject, double: None) -> None:
     """Sweeps drawn at random from what may differ, and from what the members share."""

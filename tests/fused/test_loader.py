@@ -100,7 +100,7 @@ def test_a_batch_too_large_for_a_block_and_many_in_one() -> None:
         assert_fed(stack_loader(loaders(data, [0])[0], [0, 1, 2]), loaders(data, [0, 1, 2]), 4, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 60),
     batch_size=st.integers(1, 70),

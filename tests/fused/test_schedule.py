@@ -309,7 +309,7 @@ def test_what_cannot_be_stacked() -> None:
         stack_schedules([cosine()]).row(-1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), option=st.sampled_from(sorted(NUMBERS)), length=st.integers(71, 150))
 def test_any_members_in_any_order(data: st.DataObject, option: str, length: int) -> None:
     lrs = data.draw(st.lists(st.floats(1e-6, 10), min_size=1, max_size=6))

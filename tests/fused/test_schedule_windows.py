@@ -120,7 +120,7 @@ def test_every_row_is_that_of_the_solo_runs(kind: str, name: str) -> None:
         assert_row(stacked.row(index), solos, optimizers, index)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(kind=st.sampled_from(sorted(MAKES)), name=st.sampled_from(sorted(OPTIMIZERS)), data=st.data())
 def test_members_leave_and_rows_are_asked_for_in_any_order(kind: str, name: str, data: st.DataObject) -> None:
     optimizers = [optimizer_of(name, k) for k in range(4)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.data import Rings
@@ -32,7 +32,7 @@ def expected_names(unit, by, interval, length):
     return names
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(
     unit=st.sampled_from(["epoch", "iter"]),
     by=st.sampled_from([None, "epoch", "iter"]),
@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_the_weights_of_its_moment(make, tmp_path):
 VALUES = st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=4, max_size=4)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(values=VALUES, direction=st.sampled_from(["minimize", "maximize"]), interval=st.integers(1, 3))
 def test_the_best_is_the_first_with_the_best_objective(make, scripted, values, direction, interval):
     numbers = [value for value in values if value == value]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -40,7 +40,7 @@ def test_no_regular_one_before_begin(make, scripted, tmp_path, by, names):
     assert (tmp_path / "checkpoints" / "best.pt").exists()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(score=VALUES, easy=VALUES, interval=st.integers(1, 3), seconds=st.sampled_from([0.0, 1000.0]))
 def test_each_best_is_the_first_with_the_best_value(make, scripted, score, easy, interval, seconds):
     with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +185,7 @@ def test_an_interrupted_run_publishes_nothing(make, interrupt_at, tmp_path):
 SHAPES = st.lists(st.sampled_from([(3,), (128, 64), (64, 128), (20_000,), ()]), max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes=st.lists(SHAPES, min_size=1, max_size=4), out=st.integers(1, 2))
 def test_copies_hold_what_was_there_whatever_memory_they_share(shapes, out):
     buffers, pending = HostBuffers(), []

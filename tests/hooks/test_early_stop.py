@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.data import ArrayData, Rings
@@ -35,7 +35,7 @@ def quick():
 EIGHTHS = st.integers(0, 16).map(lambda eighth: eighth / 8)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     values=st.lists(st.one_of(EIGHTHS, st.just(math.nan)), min_size=1, max_size=12),
     direction=st.sampled_from(["minimize", "maximize"]),

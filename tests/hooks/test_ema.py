@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -26,7 +26,7 @@ def by_hand(weights, decay):
     return average
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 @given(decay=st.floats(0, 0.999), epochs=st.integers(1, 3))
 def test_it_is_the_average_of_the_weights_of_every_iteration(make, decay, epochs):
     weights = Weights()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,7 +38,7 @@ def reference(states, share, interval=1):
     return average
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from(["exponential", "swa", "annealing"]),
     interval=st.integers(1, 5),

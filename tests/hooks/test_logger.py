@@ -1,12 +1,11 @@
 import logging
 import tempfile
 from collections import defaultdict
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -45,7 +44,7 @@ def of_training(points):
     return {key: value for key, value in points.items() if key[0].startswith("train/")}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(
     interval=st.integers(1, 20),
     iterations=st.integers(1, 20),
@@ -99,27 +98,41 @@ def _lines(caplog, of_progress):
     return [record for record in caplog.records if getattr(record, "of_progress", False) is of_progress]
 
 
-def test_lines_of_text_are_at_least_so_far_apart(make, caplog):
-    with caplog.at_level(logging.INFO, "trainyard"):
-        make({"logger": Logger(1, line_every=0.02)}, epochs=60).train()
-    times = [record.created for record in _lines(caplog, of_progress=True)]
-    assert 0 < len(times) < 360
-    assert all(later - earlier > 0.019 for earlier, later in pairwise(times))
+class Clock(Hook):
+    """An iteration takes so many seconds."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, monkeypatch, seconds=1.0):
+        self.now = 0.0
+        self.seconds = seconds
+        monkeypatch.setattr("trainyard.hooks.logger.perf_counter", lambda: self.now)
+
+    def before_train_iter(self, runner, batch_idx, data_batch):
+        self.now += self.seconds
 
 
-def test_every_point_has_a_line_where_that_is_asked_for(make, caplog):
+def test_lines_of_text_are_at_least_so_far_apart(make, caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "trainyard"):
-        make({"logger": Logger(5, line_every=0)}).train()
+        make({"clock": Clock(monkeypatch), "logger": Logger(1, line_every=4.5)}).train()
+    lines = [record.getMessage().split("  ")[1] for record in _lines(caplog, of_progress=True)]
+    assert lines == ["iter 5/18", "iter 10/18", "iter 15/18"]
+
+
+def test_every_point_has_a_line_where_that_is_asked_for(make, caplog, monkeypatch):
+    with caplog.at_level(logging.INFO, "trainyard"):
+        make({"clock": Clock(monkeypatch), "logger": Logger(5, line_every=0)}).train()
     lines = [record.getMessage() for record in _lines(caplog, of_progress=True)]
     places = [tuple(line.split("  ")[:2]) for line in lines]
     steps = [(1, 5), (2, 10), (3, 15), (3, 18)]
     assert places == [(f"epoch {epoch}/3", f"iter {step}/18") for epoch, step in steps]
-    assert all("loss 0." in line and "lr 0.01" in line and "eta 0:00:00" in line for line in lines)
+    assert all("loss 0." in line and "lr 0.01" in line for line in lines)
+    assert [line.split("eta ")[1] for line in lines] == ["0:00:13", "0:00:08", "0:00:03", "0:00:00"]
 
 
-def test_a_short_run_has_no_lines_of_progress(make, caplog):
+def test_a_short_run_has_no_lines_of_progress(make, caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "trainyard"):
-        make({"logger": Logger(1)}).train()
+        make({"clock": Clock(monkeypatch, 0.25), "logger": Logger(1)}).train()
     assert _lines(caplog, of_progress=True) == []
 
 

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -51,7 +51,7 @@ def arguments(windows):
     }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(loss=WINDOWS, norm=WINDOWS, interval=st.integers(1, 12), accumulate=st.integers(1, 3), at=st.integers(0, 17))
 def test_points_are_means_over_the_windows_also_over_a_resume(
     make, points, interrupt_at, loss, norm, interval, accumulate, at
@@ -106,7 +106,7 @@ def test_lines_by_epoch_and_by_iteration(make, caplog, by, begins):
         make({"logger": Logger(5, line_every=0, by=by)}).train()
     lines = [record.getMessage() for record in caplog.records if getattr(record, "of_progress", False)]
     assert [line.split("  loss ")[0] for line in lines] == begins
-    assert all(line.split("  ")[-1].startswith("eta 0:00:0") for line in lines)
+    assert all(line.split("  ")[-1].startswith("eta 0:") for line in lines)
 
 
 def test_the_run_is_named_now_and_then(make, caplog):

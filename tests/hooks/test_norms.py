@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -113,7 +113,6 @@ names = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names)
 def test_modules_share_out_all_weights(names):
     weights = {name: torch.tensor(index) for index, name in enumerate(names)}

@@ -23,7 +23,7 @@ def is_right(row: list[float], target: int, k: int) -> bool:
     return before < k
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), classes=st.integers(1, 4), ignored=st.sampled_from([-100, 0, 2]))
 def test_every_sample_is_judged_by_the_rules(data: st.DataObject, classes: int, ignored: int) -> None:
     rows = data.draw(st.lists(st.lists(VALUES, min_size=classes, max_size=classes), min_size=1, max_size=8))

@@ -88,7 +88,7 @@ def dealt(data: st.DataObject, make: Callable[[torch.Generator, int], Batch]) ->
 
 
 @pytest.mark.parametrize("name", OURS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_ours(name: str, data: st.DataObject) -> None:
     """Counts merge to the bit; sums in float64 to its rounding."""
@@ -105,7 +105,7 @@ def test_ours(name: str, data: st.DataObject) -> None:
     close(first.compute(), whole.compute(), 1e-12)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_those_of_a_fused_group(data: st.DataObject) -> None:
     metrics = {"accuracy": Accuracy([1, 2]), "energy": EnergyDistance()}
@@ -161,7 +161,7 @@ THEIRS: dict[str, tuple[Callable[[], Any], Callable[[torch.Generator, int], Batc
 @theirs
 @pytest.mark.filterwarnings("ignore::UserWarning")  # theirs: what is rare in so few samples
 @pytest.mark.parametrize("name", THEIRS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_theirs(name: str, data: st.DataObject) -> None:
     build, make = THEIRS[name]

@@ -30,7 +30,7 @@ from trainyard.metrics import (
 )
 
 Data = tuple[Tensor, Tensor]  # outputs, target
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 seeds = st.integers(0, 2**31)
 
 

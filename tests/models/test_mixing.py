@@ -41,7 +41,7 @@ def test_examples_in_docstrings_run() -> None:
 
 
 @given(st.integers(0, 2**31), st.floats(0.05, 8), st.floats(0, 0.9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_mixup_mixes_inputs_and_targets_alike(seed: int, alpha: float, smoothing: float) -> None:
     torch.manual_seed(seed)
     x, y = images()
@@ -54,7 +54,7 @@ def test_mixup_mixes_inputs_and_targets_alike(seed: int, alpha: float, smoothing
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 4), st.integers(1, 9), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cutmix_takes_a_rectangle_and_mixes_targets_by_its_area(seed: int, alpha: float, h: int, w: int) -> None:
     torch.manual_seed(seed)
     x, y = images(6, h, w)

@@ -21,7 +21,7 @@ IMAGE = {"in_channels": 1, "num_classes": 10}
 TEXT = {"vocab_size": 11, "context_length": 8, "dim": 16, "heads": 4, "layers": 2}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     hidden=st.lists(st.integers(1, 9), max_size=3),
     activation=st.sampled_from(sorted(ACTIVATIONS)),

@@ -72,7 +72,7 @@ def state_of(side):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([torch.optim.Adam, torch.optim.AdamW]),
     st.sampled_from([torch.float32, torch.float64]),

@@ -57,7 +57,7 @@ def run(optimizer: Lion, params: list[torch.nn.Parameter], steps: range) -> None
         optimizer.step()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lr=st.floats(1e-5, 0.1),
     betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import ConfigError
@@ -28,7 +28,7 @@ def test_round_trip_leaves_no_temporary_file(whole):
     assert [file.name for file in whole.parent.iterdir()] == [whole.name]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(st.data())
 def test_a_changed_byte_is_noticed_or_changes_nothing(whole, tmp_path, data):
     content = bytearray(whole.read_bytes())
@@ -43,7 +43,7 @@ def test_a_changed_byte_is_noticed_or_changes_nothing(whole, tmp_path, data):
     assert _equal(state)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(st.floats(0, 0.999))
 def test_a_file_cut_short_is_noticed(whole, tmp_path, share):
     content = whole.read_bytes()

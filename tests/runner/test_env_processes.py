@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from waiting import LIMIT
 
 from trainyard.data import Loaders
 from trainyard.errors import ConfigError
@@ -28,7 +29,7 @@ def process(monkeypatch):
 def in_a_process(code, **variables):
     environment = {"PYTHONPATH": ":".join(sys.path), **variables}
     command = [sys.executable, "-c", f"import torch\nfrom trainyard.runner import Env\n{code}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT)
     return done.stdout.split(), done.stderr
 
 

@@ -134,7 +134,7 @@ def test_what_hooks_count(unit):
     assert [batch for _, _, batch in recorder.at("after_val_iter")][:4] == [0, 1, 0, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     unit=st.sampled_from(sorted(LOOPS)),
     length=st.integers(1, 9),
@@ -157,7 +157,7 @@ def test_when_validation_runs(unit, length, begin, interval, batches):
     assert len(recorder.at("before_train_iter")) == made.iter
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     unit=st.sampled_from(sorted(LOOPS)),
     length=st.integers(1, 12),
@@ -185,7 +185,7 @@ def test_milestones_are_pairs_in_order(given):
         EpochBasedTrainLoop(3, dynamic_intervals=given)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(iterations=st.integers(1, 11), batches=st.integers(1, 5))
 def test_an_endless_loader_begins_anew_in_another_order(iterations, batches):
     seen = []

@@ -100,7 +100,7 @@ def test_turns_come_where_mmcv_has_them(workflow, length):
     assert bool(made) is any(mode == "val" for mode, _ in workflow)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(unit=st.sampled_from(sorted(LOOPS)), workflow=WORKFLOWS, length=st.integers(1, 5))
 def test_both_loops_follow_it(unit, workflow, length):
     """Validation for metrics goes on beside it, and comes first where both are due."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.optim import SGD, Adam
@@ -31,7 +31,6 @@ def rates(optimizer: SGD) -> list[dict[str, Any]]:
     return [{"lr": group["lr"]} for group in optimizer.param_groups]
 
 
-@settings(deadline=None)
 @given(
     values=VALUES,
     cut=st.integers(0, 40),

@@ -127,7 +127,7 @@ MAKES: dict[str, Callable[[int], Any]] = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from(sorted(MAKES)),
     name=st.sampled_from(sorted(OPTIMIZERS)),
@@ -357,7 +357,7 @@ def saved(state: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(stop=st.integers(0, LENGTH - 1), more=st.lists(st.integers(0, LENGTH + 9), max_size=4))
 def test_a_resumed_table_goes_on_and_rows_may_be_asked_for_in_any_order(stop: int, more: list[int]) -> None:
     first, second = mixed(), mixed()

@@ -169,7 +169,7 @@ def regression(batch_size, count):
     return ArrayData({"train": (x, y)}, {}, batch_size=batch_size)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     accumulate=st.integers(1, 6),
     per_epoch=st.integers(1, 7),

@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from waiting import LIMIT
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.manifest import Manifest
@@ -28,8 +28,8 @@ def command(tmp_path):
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
         path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
         return subprocess.run(
-            [sys.executable, str(script), "-m", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200,
-            env=clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}, check=False,
+            [sys.executable, str(script), "-m", *arguments], cwd=tmp_path, capture_output=True, text=True,
+            timeout=LIMIT, env=clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}, check=False,
         )  # fmt: skip
 
     return run
@@ -148,7 +148,7 @@ import hydra
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(60)
+    time.sleep(3600)
 
 main()
 """
@@ -156,7 +156,6 @@ main()
 
 def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_path):
     (tmp_path / "app.py").write_text(DEAF)
-    begin = time.monotonic()
     result = command(
         tmp_path / "app.py", "+a=1", "hydra/launcher=local", "hydra.sweep.dir=s", "hydra.launcher.timeout=0.5",
         "hydra.launcher.grace=0.5",
@@ -165,7 +164,6 @@ def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_
     assert "Report: " in result.stdout, "also from a sweeper that ends with the error"
     assert "Exception ignored" not in result.stderr
     assert result.returncode == 1
-    assert time.monotonic() - begin < 25
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 from trainyard.sweep.manifest import Manifest
 
@@ -72,7 +73,7 @@ def sweep(tmp_path):
     def run(*arguments):
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments], cwd=tmp_path, capture_output=True,
-            text=True, timeout=200, check=False,
+            text=True, timeout=LIMIT, check=False,
             env=clean | own,
         )  # fmt: skip
 

@@ -1,5 +1,4 @@
 import os
-import statistics
 import subprocess
 import sys
 import textwrap
@@ -9,11 +8,13 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
+from waiting import FOREVER
 
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import LocalExecutor
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.task_loop import TICK
 from trainyard.sweep.executor.task_queue import TaskQueue
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -325,17 +326,29 @@ def test_tasks_of_several_slots_never_share_one():
 
 def test_events_tell_what_happens_in_order():
     events = []
+    begin = time.time()
     (outcome,) = run(lambda x: os.getpid(), on_event=events.append)
     assert [event.kind for event in events] == ["started", "ended"]
     assert {(event.num, event.attempt, event.slot, event.pid) for event in events} == {(0, 1, 0, outcome.value)}
     assert [event.outcome for event in events] == [None, outcome]
-    assert time.time() - 60 < events[0].time <= events[1].time <= time.time()
+    assert begin <= events[0].time <= events[1].time <= time.time()
 
 
-def test_ticks_come_while_tasks_run():
+def test_ticks_come_while_tasks_run(tmp_path):
+    def task(_):
+        while not (tmp_path / "enough").exists():
+            time.sleep(0.01)
+
+    def tick():
+        ticks.append(time.monotonic())
+        if len(ticks) == 4:
+            (tmp_path / "enough").touch()
+
     ticks = []
-    run(lambda _: time.sleep(1), on_tick=lambda: ticks.append(time.monotonic()))
-    assert 4 <= len(ticks) <= 12
+    begin = time.monotonic()
+    run(task, on_tick=tick)
+    assert len(ticks) >= 4
+    assert (len(ticks) - 1) * TICK <= time.monotonic() - begin, "no more often than that"
 
 
 def test_an_error_in_a_callback_ends_the_run_and_its_tasks():
@@ -344,10 +357,8 @@ def test_an_error_in_a_callback_ends_the_run_and_its_tasks():
         raise RuntimeError("broken table")
 
     pids = []
-    begin = time.monotonic()
     with pytest.raises(RuntimeError, match="broken table"):
-        run(lambda _: time.sleep(60), on_event=callback)
-    assert time.monotonic() - begin < 10
+        run(lambda _: time.sleep(FOREVER), on_event=callback)
     assert not Path(f"/proc/{pids[0]}").exists()
 
 
@@ -378,21 +389,21 @@ def test_two_tasks_with_one_number_are_a_config_error():
 # The cost
 
 
-def test_a_task_that_does_nothing_costs_less_than_100_ms(with_torch):
-    with_torch.run([Task(0, lambda _: None)])
-    begin = time.perf_counter()
-    outcomes = with_torch.run([Task(num, lambda _: "torch" in sys.modules) for num in range(20)])
-    each = (time.perf_counter() - begin) / len(outcomes)
-    assert all(outcome.value for outcome in outcomes)
-    assert statistics.median(outcome.seconds for outcome in outcomes) < 0.1
-    assert each < 0.1
+def test_a_task_costs_a_fork_and_no_import(with_torch):
+    def task(_):
+        return os.getppid(), "torch" in sys.modules
+
+    outcomes = with_torch.run([Task(num, task) for num in range(5)])
+    assert len({outcome.value for outcome in outcomes}) == 1, "one process has them all for its children"
+    assert outcomes[0].value[1]
 
 
-def test_the_server_starts_while_its_owner_does_other_things():
-    begin = time.perf_counter()
-    executor = LocalExecutor(CPU)
-    executor.start()
-    started = time.perf_counter() - begin
-    executor.run([Task(0, lambda _: None)])
-    assert started < (time.perf_counter() - begin) / 2  # the rest is importing torch, which nobody waited for
-    executor.close()
+def test_the_server_starts_while_its_owner_does_other_things(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\nwhile not pathlib.Path(__file__).with_name('go').exists(): time.sleep(0.01)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with LocalExecutor(CPU, preload=("slow",)) as executor:
+        (tmp_path / "go").touch()  # its start has not waited for it
+        (outcome,) = executor.run([Task(0, lambda _: "slow" in sys.modules)])
+    assert outcome.value

@@ -61,7 +61,7 @@ def expectation(behaviour, retries, cuda):
             return ENDS[end], attempts, begun
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     tasks=st.lists(st.tuples(behaviours, st.none() | st.floats(0, 10)), max_size=8),
     devices=st.lists(st.sampled_from(["cpu", "cuda:0", "cuda:1"]), min_size=1, max_size=4),

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
+from waiting import FOREVER, Clock, until_gone
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor import LocalExecutor
@@ -29,17 +31,20 @@ def states(outcomes):
     return [outcome.state for outcome in outcomes]
 
 
-def gone(pid, seconds=2.0):
-    """Whether the process ends in that time: it may be a zombie that its new parent has not noticed."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
+def wait_for(path):
+    """In a task: until the test, or another task, has made this file."""
+    while not path.exists():
         time.sleep(0.01)
-    return False
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Gives the executor a clock that stands still until something holds."""
+
+    def give(*arguments):
+        monkeypatch.setattr("trainyard.sweep.executor.task_loop.time", Clock(*arguments))
+
+    return give
 
 
 def nth_time(folder):
@@ -52,15 +57,20 @@ def nth_time(folder):
 # Exceptions
 
 
-def test_a_task_that_raises_fails_at_once_and_the_others_go_on():
+def test_a_task_that_raises_fails_at_once_and_the_others_go_on(tmp_path):
     def task(x):
         if x == 0:
             raise ValueError(f"x is {x}\nand that is bad")
-        time.sleep(0.3)
+        wait_for(tmp_path / "told")
         return x
 
+    def note(event):
+        events.append(event)
+        if event.kind == "failed":
+            (tmp_path / "told").touch()
+
     events = []
-    outcomes = run(task, 0, 1, 2, on_event=events.append)
+    outcomes = run(task, 0, 1, 2, on_event=note)
     assert states(outcomes) == ["failed", "done", "done"]
     assert (outcomes[0].error, outcomes[0].attempts) == ("ValueError: x is 0", 1)
     lines = outcomes[0].traceback.splitlines()
@@ -213,11 +223,13 @@ def test_a_child_that_goes_on_as_if_it_were_the_task_does_not_report():
     def task(_):
         import atexit
 
+        begin, go = os.pipe()
         child = os.fork()
         if child == 0:
-            time.sleep(0.1)
+            os.read(begin, 1)
             return "child"
-        atexit.register(time.sleep, 0.4)
+        # When the task has reported.
+        atexit.register(lambda: (os.write(go, b"!"), os.waitpid(child, 0)))
         return "task"
 
     (outcome,) = run(task)
@@ -238,29 +250,27 @@ def test_a_crash_leaves_its_stack_in_the_log(tmp_path):
 def test_children_that_a_task_leaves_behind_are_killed():
     def task(_):
         # One holds all files of the worker, the other none.
-        children = [subprocess.Popen(["sleep", "60"]).pid, os.fork()]
+        children = [subprocess.Popen(["sleep", str(FOREVER)]).pid, os.fork()]
         if children[1] == 0:
-            time.sleep(60)
+            time.sleep(FOREVER)
         return children
 
-    begin = time.monotonic()
     (outcome,) = run(task)
-    assert all(gone(pid) for pid in outcome.value)
-    assert time.monotonic() - begin < 10
+    until_gone(*outcome.value)
 
 
 def test_the_server_s_death_costs_the_tasks_at_work_an_attempt(tmp_path):
     def task(x):
         if x == 1 and nth_time(tmp_path) == 1:
-            child = subprocess.Popen(["sleep", "60"])
+            child = subprocess.Popen(["sleep", str(FOREVER)])
             (tmp_path / "pids").write_text(f"{os.getpid()} {child.pid}")
             os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)
+            time.sleep(FOREVER)
         return x
 
     outcomes = run(task, 0, 1, 2, retries=1, slots=[Slot(0)])
     assert [(outcome.value, outcome.attempts) for outcome in outcomes] == [(0, 1), (1, 2), (2, 1)]
-    assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
+    until_gone(*(tmp_path / "pids").read_text().split())
 
 
 # Preload
@@ -281,64 +291,87 @@ def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path, monkeypatch):
 # Timeout, fail_fast
 
 
-def test_a_hung_task_gets_a_signal_and_may_clean_up(tmp_path):
+def test_a_hung_task_gets_a_signal_and_may_clean_up(tmp_path, clock):
     def task(folder):
         try:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            time.sleep(60)
+            (folder / "hangs").touch() or time.sleep(FOREVER)
         finally:
             (folder / "checkpoint").touch()
 
-    begin = time.monotonic()
+    clock((tmp_path / "hangs").exists, 1.0)
     (outcome,) = run(task, tmp_path, timeout=0.3, retries=3)
     assert (outcome.state, outcome.error, outcome.attempts) == ("timeout", "took longer than 0.3 s", 1)
-    assert "time.sleep(60)" in outcome.traceback
+    assert "time.sleep(FOREVER)" in outcome.traceback
     assert (tmp_path / "checkpoint").exists()
-    assert 0.3 <= outcome.seconds < time.monotonic() - begin < 10
+    assert 0.3 <= outcome.seconds <= 1.1
 
 
-def test_the_server_s_start_is_not_counted(tmp_path, monkeypatch):
-    (tmp_path / "slow.py").write_text("import time; time.sleep(1)")
+def test_the_server_s_start_is_not_counted(tmp_path, monkeypatch, clock):
+    looks = []
+
+    def starts():
+        """The server has its module when time has passed."""
+        looks.append(None)
+        if len(looks) == 50:
+            (tmp_path / "go").touch()
+        return len(looks) < 50
+
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\nwhile not pathlib.Path(__file__).with_name('go').exists(): time.sleep(0.01)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
+    clock(starts)
     (outcome,) = run(lambda _: 1, preload=("slow",), timeout=0.9)
-    assert outcome.state == "done"
-    assert outcome.seconds < 0.9
+    assert (outcome.state, outcome.seconds) == ("done", 0)
+    assert len(looks) > 50
 
 
-def test_a_task_that_ignores_the_signal_is_killed_after_the_grace():
+def test_a_task_that_ignores_the_signal_is_killed_after_the_grace(tmp_path, clock):
     def task(x):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if x:
+            (tmp_path / x).write_text(str(os.getpid()))
         if x == "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while x:
             pass
 
+    def hang():
+        stopped = tmp_path / "stopped"
+        if not ((tmp_path / "busy").exists() and stopped.exists() and (pid := stopped.read_text())):
+            return False
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return True
+
+    clock(hang, 1.0)
     outcomes = run(task, "busy", "stopped", "", timeout=0.5, grace=0.2)
     assert states(outcomes) == ["timeout", "timeout", "done"]
-    assert all(0.7 <= outcome.seconds < 10 for outcome in outcomes[:2])
+    assert all(0.7 <= outcome.seconds <= 1.1 for outcome in outcomes[:2])
 
 
-def test_what_a_task_returns_within_the_grace_counts():
+def test_what_a_task_returns_within_the_grace_counts(tmp_path, clock):
     def task(x):
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        begin = time.monotonic()
-        while time.monotonic() < begin + 0.5:
-            time.sleep(0.1)
+        signal.signal(signal.SIGTERM, lambda *_: (tmp_path / "signal").touch())
+        (tmp_path / "begun").touch()
+        wait_for(tmp_path / "signal")
         return x
 
+    clock((tmp_path / "begun").exists, 1.0)
     (outcome,) = run(task, 1, timeout=0.2)
     assert (outcome.state, outcome.value) == ("done", 1)
+    assert outcome.seconds > 0.2
 
 
 def test_fail_fast_stops_the_others(tmp_path):
     def task(x):
         if x == "fails":
-            while not list(tmp_path.glob("*")):
-                time.sleep(0.01)
+            wait_for(tmp_path / "stubborn")
             raise ValueError("bad")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (tmp_path / x).touch()
-        time.sleep(60)
+        time.sleep(FOREVER)
 
     events = []
     outcomes = run(task, "fails", "stubborn", "waits", fail_fast=True, grace=0.2, on_event=events.append)
@@ -367,21 +400,29 @@ def test_fail_fast_waits_for_the_retries(tmp_path):
 @pytest.fixture
 def memory(tmp_path):
     """A task that runs out of memory where its device has another task, or always; it notes when it ran."""
+    at_work, marks = tmp_path / "at_work", tmp_path / "marks"
+    at_work.mkdir()
+    marks.mkdir()
 
     def task(argument):
         name, always = argument
         import torch
 
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-        mine = tmp_path / f"{name}.{os.getpid()}"
+        mine = at_work / f"{name}.{os.getpid()}"
         mine.touch()
         try:
-            time.sleep(0.3)
-            others = [path for path in tmp_path.iterdir() if path != mine]
+            if name == "small0":
+                wait_for(marks / "large was out of memory")  # it is beside the large one
+            elif name == "large" and not always and nth_time(marks) == 1:
+                while not list(at_work.glob("small0.*")):
+                    time.sleep(0.01)
+            others = [path for path in at_work.iterdir() if path != mine]
             if name == "large" and (others or always):
+                (marks / "large was out of memory").touch()
                 raise RuntimeError("training failed") from torch.cuda.OutOfMemoryError("CUDA out of memory. Tried …")
-            time.sleep(0.2)
-            return sorted({path.name.partition(".")[0] for path in [*others, *tmp_path.iterdir()] if path != mine})
+            time.sleep(0.1)
+            return sorted({path.name.partition(".")[0] for path in [*others, *at_work.iterdir()] if path != mine})
         finally:
             mine.unlink()
 

@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT, until
 
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from trainyard.sweep.executor import LocalExecutor
+from trainyard.sweep.executor import LocalExecutor, task_loop
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 
@@ -27,24 +27,37 @@ def polite(num):
         sys.exit(143)
     signal.signal(signal.SIGTERM, stop)
     (folder / f"running{num}").touch()
-    time.sleep(60)
+    time.sleep(3600)
 
 def stubborn(num):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    subprocess.Popen(["sleep", "60"])
+    subprocess.Popen(["sleep", "3600"])
     if os.fork() == 0:
-        time.sleep(60)
+        time.sleep(3600)
     (folder / f"running{num}").touch()
-    time.sleep(60)
+    time.sleep(3600)
 
 def plain(num):
     (folder / f"running{num}").touch()
-    time.sleep(60)
+    time.sleep(3600)
+
+class Clock:  # stands still until the test says that it is late
+    time = time.time
+
+    def monotonic(self):
+        return 1000.0 * (folder / "late").exists()
+
+def note(event):
+    (folder / f"{event.kind}{event.num}").touch()
 
 tasks = [Task(num, globals()[name], num) for num, name in enumerate(sys.argv[2].split(","))]
 options = json.loads(sys.argv[4])
-executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split(), on_tick=(folder / "begun").touch, **options)
+if "timeout" in options:
+    task_loop.time = Clock()
+executor = LocalExecutor(
+    [Slot(0), Slot(1)], preload=sys.argv[3].split(), on_event=note, on_tick=(folder / "begun").touch, **options
+)
 try:
     outcomes = executor.run(tasks)
 except KeyboardInterrupt:
@@ -73,11 +86,7 @@ class Command:
         )
 
     def wait_for(self, *names):
-        deadline = time.monotonic() + 30
-        while not all((self.folder / name).exists() for name in names):
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: all((self.folder / name).exists() for name in names), self.process)
 
     def server(self):
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
@@ -93,14 +102,11 @@ class Command:
                 continue
         return found
 
-    def wait_until_gone(self, seconds=2.0):
-        begin = time.monotonic()
-        while alive := self.alive():
-            assert time.monotonic() - begin < seconds, alive
-            time.sleep(0.01)
+    def wait_until_gone(self):
+        until(lambda: not self.alive())
 
     def result(self):
-        output, errors = self.process.communicate(timeout=20)
+        output, errors = self.process.communicate(timeout=LIMIT)
         assert self.process.returncode == 0, errors.decode()
         assert errors == b""
         return json.loads(output)
@@ -150,14 +156,17 @@ def test_a_signal_before_the_first_task_begins(command, preload):
     script.wait_until_gone()
 
 
-def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command):
-    script = command("stubborn,plain", "", '{"timeout": 2, "grace": 0.1}')
+def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command, tmp_path):
+    script = command("stubborn,plain,plain", "", '{"timeout": 2, "grace": 0.1}')
     script.wait_for("running0", "running1")
     script.process.send_signal(signal.SIGINT)
+    script.wait_for("interrupted2")
+    (tmp_path / "late").touch()
     _, outcomes = script.result()
     assert [error for _, error, _ in outcomes] == [
         "its process was killed by SIGKILL before it gave a result",
         "its process was killed by SIGTERM before it gave a result",
+        "interrupted by SIGINT",
     ]
     assert {state for state, *_ in outcomes} == {"interrupted"}
     script.wait_until_gone()
@@ -169,23 +178,21 @@ def test_the_second_signal_kills_all_children_and_theirs(command, second):
     script.wait_for("running0", "running1")
     assert len(script.alive()) == 8  # the script, its server, two workers with two children each
     script.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    script.wait_for("interrupted2")
     assert len(script.alive()) == 8
-    begin = time.monotonic()
     script.process.send_signal(second)
-    script.wait_until_gone(2.0)
+    script.wait_until_gone()
     assert script.result() == "KeyboardInterrupt"
-    assert time.monotonic() - begin < 2.0
 
 
 def test_the_second_signal_even_while_the_server_hangs(command):
-    script = command("stubborn,plain")
+    script = command("stubborn,plain,plain")
     script.wait_for("running0", "running1")
     os.kill(script.server(), signal.SIGSTOP)
     script.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    script.wait_for("interrupted2")
     script.process.send_signal(signal.SIGINT)
-    script.wait_until_gone(2.0)
+    script.wait_until_gone()
     assert script.result() == "KeyboardInterrupt"
 
 
@@ -195,7 +202,7 @@ def test_when_the_caller_is_killed_nothing_is_left(command, tasks):
     script.wait_for("running0", "running1")
     assert len(script.alive()) >= 4
     script.process.kill()
-    script.wait_until_gone(2.0)
+    script.wait_until_gone()
 
 
 def test_when_the_caller_and_its_server_are_killed_no_task_is_left(command):
@@ -206,12 +213,12 @@ def test_when_the_caller_and_its_server_are_killed_no_task_is_left(command):
     script.process.kill()
     script.process.wait()
     os.kill(server, signal.SIGKILL)
-    script.wait_until_gone(2.0)
+    script.wait_until_gone()
 
 
 def test_when_the_caller_is_killed_before_the_server_is_ready(command):
     script = command("plain", "torch")
     script.wait_for("begun")
     script.process.kill()
-    script.wait_until_gone(20.0)
+    script.wait_until_gone()
     assert not (script.folder / "running0").exists()

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT, until
 
 from trainyard.sweep.manifest import Manifest
 from trainyard.track import read
@@ -59,7 +59,7 @@ def start(tmp_path):
 def sweep(start):
     def run(directory, *arguments):
         process = start(directory, *arguments)
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess((), process.returncode, out, err)
 
     return run
@@ -75,10 +75,7 @@ def _points(folder):
 
 
 def _wait_for(file):
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return int(file.read_text())
+    return int(until(lambda: file.exists() and file.read_text()))
 
 
 def _states(folder):
@@ -114,7 +111,7 @@ def test_a_killed_stack_ends_as_if_it_had_not_been(start, sweep, tmp_path):
     pid = _wait_for(tmp_path / "pid")
     (tmp_path / "go").touch()
     os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert "again    #0-#3: its process was killed by SIGKILL" in out
     undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")
@@ -131,7 +128,7 @@ def test_an_interrupted_stack_is_finished_later(start, sweep, tmp_path):
     process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4")
     _wait_for(tmp_path / "pid")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, err
     assert _states(tmp_path / "s") == dict.fromkeys(range(4), "interrupted")
     (tmp_path / "go").touch()

@@ -54,7 +54,7 @@ def _together_at(a, b, path=""):
     return _together(a, b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(configs, max_size=6))
 def test_together_are_those_that_differ_in_allowed_numbers_only(points):
     kinds = grouping.kinds(points, ALLOWED, ELSEWHERE)
@@ -71,7 +71,7 @@ def test_together_are_those_that_differ_in_allowed_numbers_only(points):
     assert all(text.startswith(("alone in ", "differs from #")) for text in reasons.values())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(configs, st.data())
 def test_numbers_at_the_allowed_places_do_not_part(config, data):
     number = st.one_of(st.integers(), st.floats(allow_nan=True))

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import TrainyardError
@@ -17,7 +17,7 @@ def _write(directory, history):
     return manifest
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 2), states), max_size=12), st.floats(0, 1))
 def test_a_file_cut_off_at_any_byte_tells_what_was_whole(tmp_path_factory, history, share):
     directory = tmp_path_factory.mktemp("sweep")

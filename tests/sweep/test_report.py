@@ -18,7 +18,7 @@ from trainyard.sweep.report.importance import importance
 from trainyard.sweep.report.rows import Direction, duration, number, parse, varying
 from trainyard.track import Journal
 
-SOME = settings(max_examples=100, deadline=None)
+SOME = settings(max_examples=100)
 STATES = st.sampled_from(["done", "done", "failed", "interrupted", "timeout", "lost"])
 OBJECTIVES = st.none() | st.floats() | st.sampled_from([0.5, 0.75])
 DIRECTIONS = st.sampled_from(["maximize", "minimize"])
@@ -291,7 +291,7 @@ def test_page_where_all_failed(tmp_path: Path) -> None:
     assert "No job has recorded any." in words
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=sweeps(), direction=DIRECTIONS)
 def test_page_of_anything(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
     page_of(rows, tmp_path_factory.mktemp("page"), direction)

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import LIMIT, until
 
 from trainyard.sweep.manifest import Manifest
 
@@ -149,7 +149,7 @@ def command(tmp_path):
 def sweep(command):
     def run(*arguments):
         process = command(*arguments)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess((), process.returncode, out, err)
 
     return run
@@ -168,9 +168,7 @@ def _steps(folder, num):
 
 
 def _wait_for(*files):
-    deadline = time.monotonic() + 60
-    while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: all(file.exists() and file.read_text() for file in files))
     return [file.read_text() for file in files]
 
 
@@ -300,7 +298,7 @@ def test_a_killed_stack_goes_on_as_a_stack(command, tmp_path):
     (tmp_path / "pid0").unlink()
     (tmp_path / "go").touch()
     os.kill(int(pid), signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert "again    #0-#2: its process was killed by SIGKILL" in out
     for num in range(3):
@@ -315,7 +313,7 @@ def test_a_killed_stack_without_another_attempt_has_failed(command, tmp_path):
     process = command("lr=0.1,0.2", "how=waits", ONE)
     (pid,) = _wait_for(tmp_path / "pid0")
     os.kill(int(pid), signal.SIGKILL)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=LIMIT)
     assert out.count("KILLED  #") == 2
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
 
@@ -324,7 +322,7 @@ def test_interrupted_stacks_are_gone_on_with_later(command, sweep, tmp_path):
     process = command("lr=0.1,0.1,0.2,0.2", "how=waits", "hydra.launcher.max_jobs=2")
     _wait_for(tmp_path / "pid0")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LIMIT)
     assert "the same command with hydra.sweep.dir" in err
     states = Counter(_states(tmp_path).values())
     assert states["interrupted"] >= 2

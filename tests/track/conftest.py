@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT, until
 
 from trainyard.track import Journal, RunInfo, Status, read
 from trainyard.track.shipper.__main__ import configure
@@ -152,14 +152,17 @@ class Server:
             )
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
+        def healthy() -> bool:
             try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
+                urllib.request.urlopen(f"{self.uri}/health", timeout=LIMIT).close()
             except OSError:
-                time.sleep(0.1)
-        raise TimeoutError((self.folder / "server.log").read_text())
+                return False
+            return True
+
+        try:
+            until(healthy)
+        except TimeoutError as error:
+            raise TimeoutError((self.folder / "server.log").read_text()) from error
 
     def stop(self) -> None:
         if self._process is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import LIMIT
 
 from trainyard.track import NoTracker, RunInfo, facts
 
@@ -88,4 +89,4 @@ assert found["cuda.version"] == torch.version.cuda
 assert found["cuda.cudnn"] == str(torch.backends.cudnn.version())
 assert "NVCC" in found["environment"] or "CUDA" in found["environment"]
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)}, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)}, timeout=LIMIT)

@@ -6,15 +6,15 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT, until
 
 from trainyard.track import RunInfo
-from trainyard.track.shipped import FILE, summary
+from trainyard.track.shipped import FILE, ShipperLock, summary
 from trainyard.track.shipper.fleet import ship_now
 from trainyard.track.shipper.store import Stores
 
@@ -24,22 +24,22 @@ COMMAND = """
 import signal, sys
 from pathlib import Path
 from trainyard.track import Journal, MLflowTracker, RunInfo
-caught = []
-signal.signal(signal.SIGINT, lambda *_: caught.append(1))
 tracker = MLflowTracker(uri=sys.argv[1])
 tracker.start()
 for number in range(int(sys.argv[2])):
     work_dir = Path("outputs", str(number))
-    work_dir.mkdir(parents=True)
+    work_dir.mkdir(parents=True, exist_ok=True)
     tracker.open(work_dir, RunInfo(name=str(number)))
     with Journal(work_dir) as journal:
         for step in range(1000):
             journal.metrics(step, {"loss": 1.0})
         journal.status("FINISHED")
     tracker.close(work_dir)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 print(tracker._process.pid, flush=True)
-while len(caught) < 2:
-    signal.pause()
+signal.sigwait([signal.SIGINT])
+print("once", flush=True)
+signal.sigwait([signal.SIGINT])
 print(tracker.abort(), flush=True)
 """
 
@@ -55,23 +55,15 @@ def command(uri: str, runs: int, environment: dict[str, str]) -> Iterator[tuple[
 
 
 def end(process: subprocess.Popen[str], shipper: int) -> str:
-    """Sends the second Ctrl-C; what the command says, if both are gone within two seconds."""
+    """Sends two Ctrl-C; what the command says, if both are gone then."""
+    assert process.stdout is not None
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    begin = time.monotonic()
+    assert process.stdout.readline() == "once\n"
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=20)
-    assert time.monotonic() - begin < 2.0
+    said, _ = process.communicate(timeout=LIMIT)
     assert not Path(f"/proc/{shipper}").exists()
     assert process.returncode == 0
     return said
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_amid_its_start(uri: str, environment: dict[str, str]) -> None:
@@ -90,9 +82,13 @@ def test_amid_its_work(
     stored: Callable[[str, str], Points],
 ) -> None:
     outputs = tmp_path / "outputs"
+    (outputs / "59").mkdir(parents=True)
+    lock = ShipperLock(outputs / "59")
+    assert lock.acquire()  # so that there is something left to ship
     with command(uri, 60, environment) as (process, shipper):
-        until(lambda: list(outputs.glob(f"*/{FILE}")))
+        until(lambda: any(summary(file.parent).complete for file in outputs.glob(f"*/{FILE}")))
         said = end(process, shipper)
+    lock.release()
     work_dirs = sorted(outputs.iterdir())
     missing = [work_dir for work_dir in work_dirs if not summary(work_dir).complete]
     assert 0 < len(missing) < 60
@@ -109,7 +105,7 @@ def test_amid_its_work(
 def test_while_it_waits_for_a_server(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        silent.settimeout(40)
+        silent.settimeout(LIMIT)
         with command(uri, 1, environment) as (process, shipper), silent.accept()[0]:
             said = end(process, shipper)
     assert "1001 records of run 0 are not in MLflow" in said

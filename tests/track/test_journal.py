@@ -19,7 +19,7 @@ from trainyard.errors import TrainyardError
 from trainyard.track import Journal, read
 from trainyard.track.journal import FILE, being_written
 
-SOME = settings(max_examples=50, deadline=None)
+SOME = settings(max_examples=50)
 NAMES = st.sampled_from(["train/loss", "val/accuracy", "lr"])
 VALUES = st.dictionaries(NAMES, st.floats(), min_size=1)
 POINTS = st.lists(st.tuples(st.integers(0, 10), VALUES), max_size=20)
@@ -232,9 +232,9 @@ from trainyard.track import Journal
 journal = Journal({str(tmp_path)!r})
 loader = os.fork()
 if loader == 0:
-    time.sleep(60)
+    time.sleep(3600)
 print(loader, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
     path = tmp_path / FILE
     assert not being_written(path)

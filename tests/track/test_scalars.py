@@ -51,7 +51,7 @@ def spread(value, count):
     return [value + index for index in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stream=st.lists(st.tuples(POINT, OTHERS), max_size=20), count=st.integers(1, 3), most=st.integers(1, 6))
 def test_the_journal_is_as_if_each_point_were_written_at_once(stream, count, most):
     before, scalars.MOST = scalars.MOST, most

@@ -10,6 +10,7 @@ from typing import Protocol
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from waiting import LIMIT
 
 from trainyard.track import Journal, MLflowTracker, RunInfo
 from trainyard.track.shipped import Shipped
@@ -38,7 +39,7 @@ def test_a_server_that_comes_later(
     work_dir = tmp_path / "outputs" / "run"
     work_dir.mkdir(parents=True)
     (work_dir / "a.txt").write_text("a")
-    tracker = MLflowTracker(uri=absent_server.uri, experiment="later")
+    tracker = MLflowTracker(uri=absent_server.uri, experiment="later", wait=LIMIT)
     tracker.open(work_dir, RunInfo(name="digits"))
     with Journal(work_dir) as journal:
         journal.metrics(1, {"loss": 1.0})

@@ -208,7 +208,7 @@ def test_what_mlflow_would_refuse(uri: str, new_run: NewRun) -> None:
     assert run.info.status == "FINISHED"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=300))
 def test_mlflow_takes_a_clean_name(name: str) -> None:
     clean = clean_name(name)

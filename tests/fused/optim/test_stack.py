@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from waiting import LIMIT
 
 from trainyard.errors import Unfusable
 from trainyard.fused.optim import StackedOptimizer, bucket, kernel, stack_optimizers
@@ -252,7 +253,7 @@ def sweeps(draw):
     return kind, numbers, shapes, draw(st.integers(1, len(shapes))), draw(st.integers(0, 2**16))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(sweep=sweeps(), data=st.data())
 def test_any_sweep_follows_its_solo_runs(pair, sweep, data):
     kind, numbers, shapes, split, seed = sweep
@@ -296,7 +297,7 @@ assert "torch._dynamo" not in sys.modules
 
 def test_dynamo_is_not_imported():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", STEPS], check=True, timeout=120, env=environment)
+    subprocess.run([sys.executable, "-c", STEPS], check=True, timeout=LIMIT, env=environment)
 
 
 @pytest.mark.gpu

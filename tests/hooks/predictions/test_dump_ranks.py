@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from waiting import LIMIT
 
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed import Strategy
@@ -42,9 +43,9 @@ class Threads(Strategy):
 
     def gather(self, value):
         self.box[self.rank] = value
-        self.barrier.wait(timeout=20)
+        self.barrier.wait(timeout=LIMIT)
         found = list(self.box)
-        self.barrier.wait(timeout=20)
+        self.barrier.wait(timeout=LIMIT)
         return found
 
 

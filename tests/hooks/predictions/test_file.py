@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -92,7 +92,7 @@ def made(nest: Any, n: int) -> Any:
     return type(nest)(made(entry, n) for entry in nest)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(data=st.data(), nest=nests, sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 @pytest.mark.parametrize("group_bytes", [1, 100, 1 << 22])
 def test_batches_come_back(
@@ -324,7 +324,7 @@ def test_a_page_that_is_damaged(tmp_path: Path) -> None:
         list(predictions.batches())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(1, 9), ranks=st.integers(1, 3))
 def test_ranks_take_turns(tmp_path_factory: pytest.TempPathFactory, count: int, ranks: int) -> None:
     folder = tmp_path_factory.mktemp("ranks")

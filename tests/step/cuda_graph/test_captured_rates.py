@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from captured_training import SCHEDULES, pictures, same, step_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_graph import RecordedGraph
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, StepLR
@@ -137,7 +137,7 @@ EVENTS = st.dictionaries(
     double=st.booleans(),
     rows=st.sampled_from([3, 16, 1024]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 def test_whatever_happens_the_rates_are_the_hosts(monkeypatch, events, table, optim, accumulate, double, rows):
     """The bits are those of a step to which the host sends every rate that changes."""
     more = {"table": table, "optim": optim, "accumulate": accumulate, "double": double}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from captured_training import MODELS, OPTIMS, SCHEDULES, UNCAPTURABLE, drive, pictures, same, step_of, warmed_up
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_graph import RecordedGraph
 from torch import nn
@@ -74,7 +74,7 @@ def test_a_number_that_changes_all_the_time_keeps_the_optimiser_out(monkeypatch,
     precision=st.sampled_from(["fp32", "bf16"]),
     batch=st.sampled_from([6, 15, 20]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_any_settings(monkeypatch, model, optim, schedule, accumulate, clip, precision, batch):
     """Also groups of batches and batches that are shorter at the end of an epoch."""
     more = {"schedule": schedule, "accumulate": accumulate, "clip": clip, "precision": precision, "batch": batch}

@@ -256,7 +256,7 @@ unlikely = st.one_of(
 points = st.lists(likely, max_size=5) | st.lists(likely | unlikely, min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(points)
 @example([])
 @example(["optim=sgd", "optim.lr=0.1", "seed=3", "name='a, b'"])
@@ -283,7 +283,7 @@ ordinary = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ordinary)
 def test_ordinary_points_are_composed_once_for_each_choice_of_groups(shared: Launched, point: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
