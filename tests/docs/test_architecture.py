@@ -1,5 +1,6 @@
 """docs/architecture.md and docs/glossary.md are complete, and name what there is; the diagram holds the import rule."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -33,19 +34,37 @@ def test_every_path_is_there() -> None:
         assert any((top / path).exists() for top in (ROOT, PACKAGE)), path
 
 
-def test_the_diagram_has_every_package_of_the_rule() -> None:
+def layers() -> list[set[str]]:
+    """The layers of the test that holds the import rule, without what is not there and what this page does not list."""
+    spec = importlib.util.spec_from_file_location("test_imports", ROOT / "tests/packaging/test_imports.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    there = {file.parent.name for file in PACKAGE.glob("*/__init__.py")} | {"app"}
+    return [names for layer in module.LAYERS if (names := set(layer) & there)]
+
+
+def test_the_rule_is_the_one_that_is_held() -> None:
     rule = section(PAGE, "The import rule")
-    line = rule[: rule.index("\n- ")]
-    ordered = [name for span in codes(line) for name in span.split(", ")]
-    nodes = dict(re.findall(r'^    (\w+)\["([\w, ]+?)(?:<br/>.*)?"\]$', PAGE, re.MULTILINE))
-    drawn = {name for label in nodes.values() for name in label.split(", ")}
-    assert drawn == {*ordered, "sweep", "hydra_plugins"}
-    place = {name: number for number, name in enumerate(ordered)}
+    line = rule[rule.index("`config`") : rule.index("\n- ")]
+    told = [{name for span in codes(part) for name in span.split(", ")} for part in line.split("←")]
+    assert told == layers()
+
+
+def test_the_diagram_has_every_package_and_arrows_that_the_rule_allows() -> None:
+    nodes = {
+        node: set(label.split(", "))
+        for node, label in re.findall(r'^    (\w+)\["([\w, ]+?)(?:<br/>.*)?"\]$', PAGE, re.MULTILINE)
+    }
+    place = {name: number for number, layer in enumerate(layers()) for name in layer}
+    assert set.union(*nodes.values()) == {*place, "sweep", "hydra_plugins"}
     arrows = re.findall(r"^    (\w+) --> (\w+)$", PAGE, re.MULTILINE)
     assert len(arrows) > 8
     for user, used in arrows:
-        if user != "sweep":
-            assert place[nodes[user].split(", ")[0]] > place[nodes[used].split(", ")[-1]], f"{user} --> {used}"
+        if "sweep" not in (user, used):
+            above, below = (min(place[name] for name in nodes[user]), max(place[name] for name in nodes[used]))
+            assert above > below, f"{user} --> {used}"
 
 
 def test_every_term_is_defined_once() -> None:

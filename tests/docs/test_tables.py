@@ -27,6 +27,7 @@ from trainyard.sweep.settings import SweepSettings
 from trainyard.track import MLflowTracker
 
 CONF = Path(__file__).parents[2] / "conf"
+HYDRAS = ("_target_", "_partial_", "_recursive_", "defaults")
 ABSENT = "\N{EN DASH}"  # the cell of an argument that a class does not take
 
 
@@ -39,7 +40,7 @@ def option(path: str) -> dict[str, Any]:
     """The keys of an option, without those of Hydra's."""
     loaded = OmegaConf.to_container(OmegaConf.load(CONF / f"{path}.yaml"))
     assert isinstance(loaded, dict)
-    return {str(key): plain(each) for key, each in loaded.items() if key not in ("_target_", "_partial_", "defaults")}
+    return {str(key): plain(each) for key, each in loaded.items() if key not in HYDRAS}
 
 
 def options(group: str) -> set[str]:
