@@ -304,6 +304,18 @@ def test_the_projects_own_configs(conf: Path, monkeypatch: pytest.MonkeyPatch) -
     assert calls == {"load": 2, "load_sweep_config": 0}
 
 
+def test_hydra_composes_every_job_where_fast_paths_are_off(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, master = start(conf, "train", ["hydra.sweep.dir=here"])
+    jobs = [["env.fast_paths=false", f"optim.lr={lr}"] for lr in (0.1, 0.01)]
+    hydras = [state(loader.load_sweep_config(master, job)) for job in jobs]
+    composer = Composer(loader, master)
+    calls = count_calls(loader, monkeypatch)
+    assert [state(cfg) for cfg in composer.compose_all(jobs)] == hydras
+    assert calls["load_sweep_config"] == 2
+    composer.compose(["env.fast_paths=true"])
+    assert calls["load_sweep_config"] == 2
+
+
 def test_changing_one_config_changes_no_other(shared: Launched) -> None:
     composer = shared[2]
     point = ["db=mysql", "seed=5", "+extra={list: [1, {a: 2}]}"]

@@ -34,6 +34,9 @@ else:
 
 log = logging.getLogger(__name__)
 
+FAST_PATHS = "env.fast_paths"
+"""The setting that turns the private functions of Hydra off, as those of torch: Hydra then composes every job."""
+
 
 class _UncertainError(Exception):
     """The short way is not certain to give what Hydra gives."""
@@ -68,6 +71,7 @@ class Composer:
         self._master = master
         prefix: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
         self._prefix: list[str] = prefix
+        self._off = OmegaConf.select(master, FAST_PATHS, default=True) is False
         self._shared: dict[tuple[str, ...], _Shared | Exception] = {}
         self._parse = cache(self._parse_line)
         self._chooses = cache(self._find_choice)
@@ -127,6 +131,9 @@ class Composer:
         if type(self._loader) is not ConfigLoaderImpl:
             raise _UncertainError("another loader may do other things")
         overrides = [self._parse(line) for line in self._prefix + point]
+        off = [override.value() is False for override in overrides if override.key_or_group == FAST_PATHS]
+        if off[-1] if off else self._off:
+            raise _UncertainError(f"{FAST_PATHS} is off")
         if any(override.key_or_group == "hydra.searchpath" for override in overrides[len(self._prefix) :]):
             raise _UncertainError("other folders have other groups")
         common, own = self._split(overrides)
