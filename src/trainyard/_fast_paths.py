@@ -1,4 +1,4 @@
-"""The switch for private functions of the libraries below (`env.fast_paths`), and the list of them.
+"""Switch for private functions of libraries (`env.fast_paths`), and the list of them.
 
 Each has a public replacement, which is used where the library no longer has the private part or has changed it, and
 everywhere while fast paths are off. This module imports none of the libraries.
@@ -19,11 +19,11 @@ class Internal:
     """A private part of a library.
 
     Attributes:
-        name: where it is in the library.
+        name: its path in the library.
         used_by: the modules of this package that depend on it.
-        gain: what it is used for.
-        replacement: what is public and does the same.
-        check: tries it on a few numbers; what it raises, or False, says that the library has changed it.
+        gain: its use.
+        replacement: the public equivalent.
+        check: tests it on a few numbers; an exception or False means that the library has changed it.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Internal:
 
 
 INTERNALS: dict[str, Internal] = {}
-"""The private parts that were registered, by their names."""
+"""The registered private parts, by name."""
 
 
 class _Switch:
@@ -47,19 +47,19 @@ def register(internals: Iterable[Internal], when_switched: Callable[[], object])
 
     Args:
         internals: the parts.
-        when_switched: is called when fast paths are switched on or off.
+        when_switched: called when fast paths are switched on or off.
     """
     INTERNALS.update((internal.name, internal) for internal in internals)
     _Switch.listeners += (when_switched,)
 
 
 def fast_paths() -> bool:
-    """Whether fast paths are on in this process."""
+    """Return whether fast paths are on in this process."""
     return _Switch.on
 
 
 def use_fast_paths(on: bool) -> None:
-    """Use the private parts, or their public replacements, in all that is built from here on in this process."""
+    """Use the private parts, or their public replacements, in everything built from now on in this process."""
     if on != _Switch.on:
         _Switch.on = on
         for listener in _Switch.listeners:
@@ -67,7 +67,7 @@ def use_fast_paths(on: bool) -> None:
 
 
 def usable(name: str) -> bool:
-    """Whether a private part is to be used: fast paths are on, and the library has it as it is known here."""
+    """Return whether to use a private part: fast paths are on, and the library has it in the known form."""
     return _Switch.on and _works(name)
 
 
@@ -75,7 +75,7 @@ def usable(name: str) -> bool:
 def _works(name: str) -> bool:
     try:
         works = INTERNALS[name].check()
-    except Exception:  # whatever it is, it is not what is known here
+    except Exception:  # any error means that the part has changed
         works = False
     if not works:
         log.warning("%s is gone or has changed. In its place: %s.", name, INTERNALS[name].replacement)

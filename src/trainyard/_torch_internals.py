@@ -1,9 +1,11 @@
-"""Private parts of torch: the only file of the package that names them, with a public replacement of each.
+"""Private parts of torch, each with a public replacement.
+
+This is the only file of the package that names them.
 
 `trainyard._fast_paths` has the switch and lists the parts; a test of each fails by its name.
 
-What is asked for once, when a part of a run is built, is a function here. What is called in every step is an attribute
-of `foreach`, which holds torch's own function or its replacement: a call costs what it costs without this module.
+Parts that are used once, when a part of a run is built, are functions here. Parts that every step calls are attributes
+of `foreach`, which holds torch's own function or its replacement: a call costs the same as without this module.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from trainyard._fast_paths import Internal, register, usable
 
 F = TypeVar("F", bound=Callable[..., Any])
 Kernel = Literal["adam", "adamw", "adagrad"]
-"""The optimizers whose fused kernels are called."""
+"""Names of the optimizers whose fused kernels are called."""
 
 
 # -- functions on lists of tensors -------------------------------------------------------------------------------------
@@ -32,8 +34,8 @@ Kernel = Literal["adam", "adamw", "adagrad"]
 class Foreach:
     """torch's `_foreach` functions: one call for a list of tensors. The replacement is a loop of public calls.
 
-    A name that ends in `_` changes the tensors of the first list. A function is tried out when it is first asked for;
-    who uses it in a step calls `resolve` before, where no mode of torch can be on that would watch this.
+    A name that ends in `_` changes the tensors of the first list. A function is tested at its first use; code that uses
+    one in a step calls `resolve` before, outside of any mode of torch that would record the test.
     """
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -74,7 +76,7 @@ FOREACH: Mapping[str, Sequence[tuple[Any, ...]]] = {
 
 
 def _each(name: str, first: Sequence[Tensor], *others: Any, **keywords: Any) -> list[Tensor]:
-    """`torch._foreach_<name>`, tensor by tensor."""
+    """Compute `torch._foreach_<name>` tensor by tensor."""
     if name == "maximum_":
         return [torch.maximum(tensor, other, out=tensor) for tensor, other in zip(first, others[0], strict=True)]
     method = getattr(Tensor, name)
@@ -99,7 +101,7 @@ def _check_foreach(name: str) -> bool:
 
 
 def fused_kernel(name: Kernel) -> Callable[..., None] | None:
-    """torch's fused kernel of an optimizer; None where the optimizer's own `step` is to be called."""
+    """Return torch's fused kernel of an optimizer; None where the optimizer's own `step` is to be called."""
     path = f"torch._fused_{name}_"
     return getattr(torch, f"_fused_{name}_") if usable(path) else None
 
@@ -128,7 +130,7 @@ def _check_fused(name: str) -> bool:
 
 
 def unwrapped(function: F) -> F:
-    """A method of torch's optimizers without its decorators, which import `torch._dynamo`; else as it is."""
+    """Return a method of torch's optimizers without its decorators, which import `torch._dynamo`, if possible."""
     return inspect.unwrap(function) if usable("torch.optim.Optimizer.step.__wrapped__") else function
 
 
@@ -143,7 +145,7 @@ def _is_decorated(method: Callable[..., Any]) -> bool:
 
 
 def may_have_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether hooks are registered on the optimizer; True also where that cannot be told."""
+    """Return whether hooks are registered on the optimizer; True also where this is unknown."""
     if not usable("torch.optim.Optimizer._optimizer_step_pre_hooks"):
         return True
     return any(getattr(optimizer, name, None) for name in _STEP_HOOKS)
@@ -153,13 +155,13 @@ _STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 class _Bare(Optimizer):
-    """An optimizer without parameters, made without `torch._dynamo`."""
+    """An optimizer without parameters, built without `torch._dynamo`."""
 
     def __init__(self) -> None:
         super().__init__([torch.zeros(1)], {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Ignore the group."""
 
 
 def _check_step_hooks() -> bool:
@@ -174,19 +176,19 @@ def _check_step_hooks() -> bool:
 
 
 def own_parameters(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
-    """A module's own parameters by name, those that are None too; what is written goes into the module."""
+    """Return a module's own parameters by name, including None; writes go to the module."""
     if usable("torch.nn.Module._parameters"):
         return module._parameters
     return _Attributes(module, "named_parameters")
 
 
 def own_buffers(module: nn.Module) -> MutableMapping[str, Tensor | None]:
-    """A module's own buffers by name, those that are None too; what is written goes into the module."""
+    """Return a module's own buffers by name, including None; writes go to the module."""
     return module._buffers if usable("torch.nn.Module._buffers") else _Attributes(module, "named_buffers")
 
 
 class _Attributes(MutableMapping[str, Any]):
-    """A module's parameters or buffers, through its attributes."""
+    """A mapping of a module's parameters or buffers, through its attributes."""
 
     def __init__(self, module: nn.Module, kind: str) -> None:
         self._module = module
@@ -208,7 +210,7 @@ class _Attributes(MutableMapping[str, Any]):
         module = self._module
         for name, _ in getattr(module, self._kind)(recurse=False, remove_duplicate=False):
             yield name
-        for name in dir(module):  # one that is None is in no list of torch's
+        for name in dir(module):  # torch lists none that is None
             registered = name not in vars(module) and not hasattr(type(module), name)
             if registered and getattr(module, name, self) is None:
                 yield name
@@ -236,7 +238,7 @@ def _check_tensors_of_modules(kind: str) -> bool:
 
 
 def standard_gamma() -> Callable[[Tensor], Tensor]:
-    """What draws numbers from Gamma(concentration, 1), in `torch.vmap` too."""
+    """Return a sampler of Gamma(concentration, 1) that also works in `torch.vmap`."""
     return torch._standard_gamma if usable("torch._standard_gamma") else _public_gamma
 
 
@@ -254,7 +256,7 @@ def _check_standard_gamma() -> bool:
 
 @contextmanager
 def flops_without_dynamo() -> Iterator[None]:
-    """Inside the block `FlopCounterMode` counts without importing `torch._dynamo` to have that disabled."""
+    """Let `FlopCounterMode` count inside the block without an import of `torch._dynamo`."""
     if not usable("torch.utils.flop_counter._FlopCounterMode"):
         yield
         return
@@ -277,9 +279,9 @@ def _check_flop_counter() -> bool:
 
 @contextmanager
 def without_inductor() -> Iterator[None]:
-    """Where nothing has been compiled, the profiler's question `hasattr(torch, "_inductor")` is answered with no.
+    """Hide `torch._inductor` from the profiler's `hasattr` inside the block, if nothing has been compiled.
 
-    Otherwise the question imports it, and `torch._dynamo` with it, which takes seconds.
+    Otherwise the query imports it, and `torch._dynamo` with it, which takes seconds.
     """
     lazy: set[str] = getattr(torch, "_lazy_modules", set()) if usable("torch._lazy_modules") else set()
     hidden = lazy & {"_inductor"}
@@ -295,7 +297,7 @@ def _check_lazy_modules() -> bool:
 
 
 def compiled_from(module: nn.Module) -> nn.Module | None:
-    """The module that `torch.compile` made this one from; None for any other."""
+    """Return the module that `torch.compile` made this one from; None for any other."""
     inner = getattr(module, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else None
 

@@ -1,4 +1,7 @@
-"""What a batch is made of: its inputs, its target, and the device it lies on. Models and metrics read it here alone."""
+"""Input, target and device of a batch.
+
+Models and metrics read a batch only through these functions.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from torch import Tensor
 from trainyard.errors import TrainyardError
 
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
-"""The keys under which a mapping may hold its target; the first that is there is taken."""
+"""The keys under which a mapping may hold its target; the first that is present is used."""
 
 
 def target_of(batch: Any) -> Any:
-    """The target of a batch: the last element of a tuple or list of at least two, or the target key of a mapping.
+    """Return the target of a batch: the last element of a tuple or list of two or more, or a mapping's target key.
 
     Raises:
         TrainyardError: the batch holds none.
@@ -30,10 +33,10 @@ def target_of(batch: Any) -> Any:
 
 
 def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
-    """What `forward(*args, **named)` was given, as (positional inputs, named inputs, target or None).
+    """Split the arguments of `forward(*args, **named)` into (positional inputs, named inputs, target or None).
 
     The last of two or more positional arguments is the target; one alone is an input. Among named ones it is the one
-    under a target key, and if one other remains, that is *the* input, whatever its name.
+    under a target key. If one other remains, it is the input under any name.
     """
     if len(args) > 1:
         return args[:-1], named, args[-1]
@@ -52,13 +55,13 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
 
 
 def samples(batch: Any) -> int:
-    """How many samples a batch has: the length of its first tensor; 1 where it has none."""
+    """Return the number of samples in a batch: the length of its first tensor; 1 where it has none."""
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
     return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), 1)
 
 
 def no_target(batch: Any) -> TrainyardError:
-    """The error for a batch in which no target is found."""
+    """Return the error for a batch in which no target is found."""
     if isinstance(batch, Mapping):
         what = f"a mapping with the keys {', '.join(map(str, batch)) or '(none)'}"
     elif isinstance(batch, (tuple, list)):
@@ -72,13 +75,13 @@ def no_target(batch: Any) -> TrainyardError:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """`batch` with every tensor in it, at any depth, on `device`; a tensor that is there already is not touched.
+    """Move every tensor in `batch`, at any depth, to `device`; a tensor that is there already is not touched.
 
-    Tuples, named tuples, lists and mappings are walked; other objects with a `to` method are asked to move; anything
+    Tuples, named tuples, lists and mappings are walked; other objects with a `to` method are moved by it; anything
     else is left as it is.
     """
     if isinstance(batch, Tensor):
-        # Out of pinned memory the copy then overlaps with the host; towards the CPU it would not be safe.
+        # From pinned memory the copy then overlaps with the host; towards the CPU it would not be safe.
         return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
     if type(batch) is tuple or type(batch) is list:
         return type(batch)([to_device(item, device) for item in batch])

@@ -1,7 +1,7 @@
 """Checks of single values: numbers, integers, booleans, names, files.
 
-Each function takes the key of a value, the value, and what is accepted. It returns the value in its type, or raises
-`ConfigError`. `True` and `False` are booleans only: no function takes them for numbers.
+Each function takes the key of a value, the value, and the accepted range. It returns the value in its type, or raises
+`ConfigError`. `True` and `False` are booleans only, never numbers.
 
     >>> integer("interval", 10, at_least=1)
     10
@@ -24,7 +24,7 @@ from trainyard.errors import ConfigError
 
 
 def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
-    """Whether `value` is an integer, of Python or NumPy, within the bounds. A float such as 3.0 is none."""
+    """Return whether `value` is an integer, of Python or NumPy, within the bounds. A float such as 3.0 is none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         return False
     return (at_least is None or int(value) >= at_least) and (at_most is None or int(value) <= at_most)
@@ -39,7 +39,7 @@ def is_number(
     at_most: float | None = None,
     finite: bool = True,
 ) -> TypeGuard[float]:
-    """Whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is none.
+    """Return whether `value` is an integer or a float, of Python or NumPy, within the bounds. NaN is none.
 
     Infinity is none either unless `finite` is false; so is an integer that is too large for a float.
     """
@@ -86,7 +86,7 @@ def integers(key: str, value: object, *, at_least: int | None = None, length: in
     """Return the list or tuple `value` as a list of at least `length` ints.
 
     Raises:
-        ConfigError: it is something else, too short, or holds what is no such integer.
+        ConfigError: it is something else, too short, or an element is no such integer.
     """
     if (
         isinstance(value, list | tuple)
@@ -119,7 +119,7 @@ def number(
         above: a bound that is not accepted itself, `below` likewise; None for no limit.
         at_least: a bound that is accepted itself, `at_most` likewise.
         finite: refuse infinity. NaN is refused always.
-        unit: what it is a number of, such as "seconds"; for the message.
+        unit: the unit of the number, such as "seconds"; for the message.
         other: what else the caller accepts and has handled, such as "null for none"; the message lists it.
 
     Raises:
@@ -134,7 +134,7 @@ def number(
 
 
 def boolean(key: str, value: object, *, other: str = "") -> bool:
-    """Return `value`.
+    """Return `value`, a boolean.
 
     Args:
         key: where the value stands.
@@ -150,7 +150,7 @@ def boolean(key: str, value: object, *, other: str = "") -> bool:
 
 
 def choice(key: str, value: object, options: Collection[str], *, other: str = "") -> str:
-    """Return `value`.
+    """Return `value`, one of `options`.
 
     Args:
         key: where the value stands.

@@ -1,4 +1,4 @@
-"""Log lines on the terminal, beside a progress bar that may be on it."""
+"""Log handler for the terminal, beside a progress bar."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import logging
 import sys
 from typing import TextIO
 
-# Whether a progress bar is drawn: lines that it makes needless are then left to the log file.
+# Whether a progress bar is drawn. Log records that it duplicates then go to the log file only.
 live = False
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stdout` is at that moment, so that lines appear above a progress bar."""
+    """Writes to the current `sys.stdout`, so that lines appear above a progress bar."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing more where nobody listens any more (`train.py … | head`)."""
+        """Ignore a broken pipe (`train.py … | head`)."""
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
 

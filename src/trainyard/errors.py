@@ -1,4 +1,4 @@
-"""What users are told when something they wrote cannot work."""
+"""Exceptions whose messages are written for users."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option that `name` was most likely meant to be, or None where nothing is close."""
+    """Return the option nearest to `name`, or None where nothing is close."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 class TrainyardError(Exception):
-    """An error that its message explains in full: it is shown without a traceback.
+    """An error with a complete message; it is shown without a traceback.
 
     Attributes:
         status: the exit status of a command that it ends.
@@ -26,12 +26,12 @@ class ConfigError(TrainyardError):
     """A value of the config that cannot work.
 
     Args:
-        key: where it stands. A part names its own argument (`batch_size`); whoever builds the part
-            puts the group's name before it (`data.batch_size`).
+        key: its place in the config. A part names its own argument (`batch_size`); the builder of the
+            part prefixes the group's name (`data.batch_size`).
         given: what was given.
         accepted: what would be accepted, as the end of the sentence "accepted: …".
         hint: a further sentence, if one helps.
-        options: names that were possible; the nearest to `given` is offered.
+        options: accepted names; the message offers the nearest to `given`.
     """
 
     def __init__(self, key: str, given: object, accepted: str, *, hint: str = "", options: Iterable[str] = ()) -> None:
@@ -43,7 +43,7 @@ class ConfigError(TrainyardError):
         self.options = tuple(options)
 
     def under(self, prefix: str) -> ConfigError:
-        """The same error, its key seen from further up: `batch_size` under `data` is `data.batch_size`."""
+        """Return the same error with its key under `prefix`: `batch_size` under `data` is `data.batch_size`."""
         key = ".".join(part for part in (prefix, self.key) if part)
         error = ConfigError(key, self.given, self.accepted, hint=self.hint, options=self.options)
         error.__cause__ = self.__cause__

@@ -30,20 +30,20 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.predictions.file import MissingError, Predictions
 from trainyard.metrics import as_metric, results_of
 
-CONFIG = "config.yaml"  # what a run of the application leaves beside its predictions
+CONFIG = "config.yaml"  # written by a run beside its predictions
 
 
 def offline(
     file: str | Path, metrics: Mapping[str, Any], *, chunk_size: int | None = None
 ) -> dict[str, float | NDArray[Any]]:
-    """Compute metrics from the predictions that a test has written: what they would have been in that test.
+    """Compute metrics from the predictions of a test, with the same results as in that test.
 
     The batches are those of the test, so that sums are rounded as they were: for a test on the CPU the numbers are the
     same to the bit. On CUDA they differ by the rounding of its kernels.
 
     Args:
         file: `predictions.parquet` of a run.
-        metrics: by name, objects or their configs; a value `auto` is what the data of the run said of itself.
+        metrics: by name, objects or their configs; a value `auto` is replaced by the fact that the run's data gave.
         chunk_size: samples at a time; None: the batches of the test.
 
     Returns:
@@ -108,7 +108,7 @@ def metric_config(file: Path, overrides: Sequence[str], config_dir: str | None =
 
 
 def _composed(overrides: Sequence[Any], config_dir: str | None) -> dict[str, Any]:
-    """The option of the group `metric`, composed without a primary config: nothing else is needed."""
+    """Compose an option of the group `metric` without a primary config."""
     where = None if config_dir is None else str(Path(config_dir).resolve())
     with initialize(None, **VERSION_BASE) if where is None else initialize_config_dir(where, **VERSION_BASE):
         options = GlobalHydra.instance().config_loader().get_group_options("metric")
@@ -132,7 +132,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m trainyard.evaluate", description="Compute metrics from the predictions that a test has written."
     )
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", "-cd", help="a folder with a group `metric` of your own")
     parser.add_argument("--chunk-size", type=int, help="samples at a time; default: the batches of the test")
     given = parser.parse_intermixed_args(arguments)
-    sys.path.insert(0, str(Path.cwd()))  # where the classes of your own are that a config names
+    sys.path.insert(0, str(Path.cwd()))  # for classes in the working folder that a config names
     try:
         config = metric_config(given.file, given.overrides, given.config_dir)
         results = offline(given.file, config, chunk_size=given.chunk_size)

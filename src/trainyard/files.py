@@ -1,4 +1,4 @@
-"""Files and folders put in the place of others."""
+"""Replacement and removal of files and folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where there is one."""
+    """Remove the file or folder at `path`, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -15,9 +15,9 @@ def remove(path: Path) -> None:
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Rename a file or a folder to `path`, in the place of a file or a folder of that name.
+    """Rename a file or folder to `path`, and replace the file or folder of that name.
 
-    A file takes the place of a file in one step. Otherwise what was there is moved aside first and then removed.
+    A file replaces a file atomically. Otherwise the old entry is first moved aside and then removed.
     """
     if not path.is_dir() and not (temporary.is_dir() and path.exists()):
         temporary.replace(path)

@@ -1,9 +1,9 @@
-"""Settings of glibc's allocator: memory that a step frees stays with the process for the next one.
+"""Settings of glibc's allocator that keep freed memory in the process.
 
-By itself glibc gives the top of its heap back as soon as 128 KiB of it are free (or somewhat more, which it works out
-as it goes), and takes large blocks from the system one by one. A training frees its activations and gradients at every
-step and wants them again at the next: thousands of page faults a step, a sixth of that of a small ResNet. With these
-settings only blocks of 1 GiB and more, and what is free beyond 2 GiB, go back to the system.
+By default glibc gives the top of its heap back as soon as 128 KiB of it are free (or more, by a threshold that it
+adapts), and takes large blocks from the system one by one. A training frees its activations and gradients at every
+step and allocates them again at the next: thousands of page faults, a sixth of a step of a small ResNet. With these
+settings only blocks of 1 GiB and more, and free memory beyond 2 GiB, go back to the system.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Mapping
 
 _MMAP_THRESHOLD = 2**30
 _TRIM_THRESHOLD = 2**31 - 1
-# Numbers of glibc's <malloc.h>.
+# Parameter numbers of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep memory that it frees, where glibc does the allocating (Linux).
+    """Let this process keep memory that it frees, if glibc is its allocator (Linux).
 
     Returns:
-        False where there is no glibc, or where the user has said by `MALLOC_…_` or `GLIBC_TUNABLES` how it is to work.
+        False without glibc, or if the user has configured it by `MALLOC_…_` or `GLIBC_TUNABLES`.
     """
     told = any(name in os.environ for name in _VARIABLES) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
@@ -35,13 +35,13 @@ def keep_freed_memory() -> bool:
 
 
 def tunables(environment: Mapping[str, str]) -> str:
-    """`GLIBC_TUNABLES` for a process to be started that keeps memory it frees, in huge pages.
+    """Return `GLIBC_TUNABLES` for a process to be started that keeps memory it frees, in huge pages.
 
-    Huge pages can be asked for at the start of a process alone. A fused step of 64 to 256 members took 17 % less time
+    Huge pages can be set only at the start of a process. A step of a stack of 64 to 256 members took 17 % less time
     with them. Other C libraries do not read the variable.
 
     Args:
-        environment: of the process; what it sets already comes first.
+        environment: that of the process; settings already in it take precedence.
     """
     settings = {"hugetlb": 1, "mmap_threshold": _MMAP_THRESHOLD, "trim_threshold": _TRIM_THRESHOLD}
     ours = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())

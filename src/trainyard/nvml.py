@@ -1,4 +1,7 @@
-"""NVIDIA's management library NVML: which GPUs there are, and how busy one is. No package is needed for it."""
+"""Bindings of NVML, NVIDIA's management library: the GPUs of the machine and their utilization.
+
+No package is needed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class _Memory(ctypes.Structure):
 
 
 def gpu_uuids() -> list[str]:
-    """The UUIDs of the machine's NVIDIA GPUs; empty where there is no driver. It makes no CUDA context."""
+    """Return the UUIDs of the machine's NVIDIA GPUs; empty without a driver. No CUDA context is created."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -40,13 +43,13 @@ def gpu_uuids() -> list[str]:
 
 
 class Gpu:
-    """One GPU. Reading it needs no CUDA and waits for nothing that runs there.
+    """One GPU. Reading it needs no CUDA and does not wait for running work.
 
     Args:
         uuid: `GPU-…`, as `torch.cuda.get_device_properties` has it, with or without the prefix.
 
     Raises:
-        OSError: there is no NVML here, or it does not know the GPU.
+        OSError: NVML is not installed, or does not know the GPU.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -58,7 +61,7 @@ class Gpu:
             raise OSError(f"NVML does not know {name} (status {status})")
 
     def read(self) -> dict[str, float]:
-        """Its numbers, under the ends of MLflow's names; what the driver does not tell is absent."""
+        """Return the GPU's metrics under the ends of MLflow's names; values the driver does not report are absent."""
         found: dict[str, float] = {}
         utilization, memory, milliwatts = _Utilization(), _Memory(), c_uint()
         if not self._nvml.nvmlDeviceGetUtilizationRates(self._handle, byref(utilization)):

@@ -1,4 +1,4 @@
-"""Randomness as a function of `(seed, purpose, index)`, never of how much was drawn before (docs/resume.md)."""
+"""Derived seeds and generators: a function of `(seed, purpose, index)`, not of earlier draws (docs/resume.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def derive(seed: int, purpose: str, *index: int) -> int:
-    """A 63-bit seed for one purpose, e.g. `derive(seed, "order", epoch)`.
+    """Return a 63-bit seed for one purpose, e.g. `derive(seed, "order", epoch)`.
 
     Equal arguments give equal seeds on every machine; arguments that differ anywhere give independent ones
     (`numpy.random.SeedSequence`, after O'Neill's `seed_seq_fe`).
@@ -17,7 +17,7 @@ def derive(seed: int, purpose: str, *index: int) -> int:
 
 
 def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
-    """A numpy generator for one purpose; see `derive`."""
+    """Return a numpy generator for one purpose; see `derive`."""
     return np.random.default_rng(_sequence(seed, purpose, *index))
 
 

@@ -1,4 +1,4 @@
-"""The process's random generators: seeded for a purpose, saved and restored.
+"""Seeding, saving and restoring of the process's random generators.
 
 There are four: Python's, NumPy's, torch's on the CPU, and torch's on each CUDA device. `trainyard.rng` derives seeds.
 """
@@ -25,14 +25,14 @@ def seed_all(seed: int) -> None:
 
 
 def seed_cpu(seed: int) -> None:
-    """Seed the generators that draw on the CPU: Python's, NumPy's and torch's. It takes no CUDA call."""
+    """Seed the generators that draw on the CPU: Python's, NumPy's and torch's, without a CUDA call."""
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would take 100 us to queue the same for every device
 
 
 def cpu_states() -> CpuStates:
-    """The states of the generators that draw on the CPU, for `set_cpu_states` in this process."""
+    """Return the states of the generators that draw on the CPU, for `set_cpu_states` in this process."""
     return random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
 
 
@@ -45,7 +45,7 @@ def set_cpu_states(states: CpuStates) -> None:
 
 @contextmanager
 def cpu_states_kept() -> Iterator[None]:
-    """Let the generators that draw on the CPU come out of the block as they went in."""
+    """Restore the generators that draw on the CPU at the end of the block."""
     states = cpu_states()
     try:
         yield
@@ -54,7 +54,7 @@ def cpu_states_kept() -> Iterator[None]:
 
 
 def state() -> dict[str, Any]:
-    """The state of every generator, as tensors and plain values: the form of a checkpoint."""
+    """Return the state of every generator, as tensors and plain values: the form of a checkpoint."""
     (version, words, gauss), (name, keys, position, has_gauss, cached), of_torch = cpu_states()
     found: dict[str, Any] = {
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
@@ -79,7 +79,7 @@ def restore(saved: Mapping[str, Any]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed every generator inside the block; afterwards they go on as if the block had drawn nothing."""
+    """Seed every generator inside the block; restore their states afterwards."""
     before = state()
     seed_all(seed)
     try:

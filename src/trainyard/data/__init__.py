@@ -1,4 +1,4 @@
-"""Data: what a run trains, validates and tests on (docs/data.md)."""
+"""Data sets, and the loaders of their splits (docs/data.md)."""
 
 from trainyard.data.array_data import ArrayData, input_spec
 from trainyard.data.arrays import Arrays

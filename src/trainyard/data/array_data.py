@@ -1,4 +1,4 @@
-"""Data of which every split is a set of resident tensors, or a map-style data set."""
+"""Data whose splits are resident tensors or map-style data sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ArrayData(Data):
         spec: see `Data`.
         batch_size: samples a training batch. More than there are makes one batch of them all.
         eval_batch_size: samples a validation or test batch. Default: the greater of `batch_size` and 256.
-        drop_last: leave out the last training batch of an epoch where it is not full.
+        drop_last: leave out the last training batch of an epoch if it is not full.
         workers: processes that make the batches; 0 makes them in the training process, which for tensors is far
             quicker.
 
@@ -61,7 +61,7 @@ class ArrayData(Data):
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
-        """The loader of `split`; loaders of one split and device share their tensors."""
+        """Return the loader of `split`; loaders of one split and device share their tensors."""
         choice("split", split, self.splits)
         source = self.sources[split]
         if isinstance(source, Dataset):
@@ -75,14 +75,14 @@ class ArrayData(Data):
         return self.tensor_loader(split, seed=seed, device=device)
 
     def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
-        """The loader of a split that is tensors. Override to gather differently."""
+        """Return the loader of a split that is tensors. Override to gather differently."""
         tensors = self.resident(split, device)
         batch_size, shuffle, drop_last = self._batching(split)
         kind = ImageLoader if tensors[0].dtype == torch.uint8 else TensorLoader
         return kind(tensors, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, device=device)
 
     def resident(self, split: str, device: torch.device) -> tuple[Tensor, ...]:
-        """The tensors of `split` on `device`, moved there once."""
+        """Return the tensors of `split` on `device`; they are moved there once."""
         source = self.sources[split]
         assert not isinstance(source, Dataset)
         key = (split, torch.device(device))
@@ -91,13 +91,13 @@ class ArrayData(Data):
         return self._resident[key]
 
     def _batching(self, split: str) -> tuple[int, bool, bool]:
-        """Batch size, shuffle and drop_last of a split."""
+        """Return the batch size, shuffle and drop_last of a split."""
         train = split == "train"
         return self.batch_size if train else self.eval_batch_size, train, self.drop_last and train
 
 
 def input_spec(shape: Sequence[int]) -> dict[str, Any]:
-    """The facts that the shape of one input gives: `[F]` features, `[C, H, W]` an image."""
+    """Return the facts that the shape of one input gives: `[F]` features, `[C, H, W]` an image."""
     spec: dict[str, Any] = {"input_shape": list(shape), "in_features": math.prod(shape)}
     if len(shape) == 3:
         spec["in_channels"] = shape[0]

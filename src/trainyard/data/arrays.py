@@ -1,4 +1,4 @@
-"""The user's own arrays and tables, from files."""
+"""Arrays and tables of the user, read from files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Arrays(ArrayData):
             by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
         val_fraction, test_fraction: shares of the training data for splits that have none of their own; 0 leaves
             such a split out.
-        split_seed: which of the possible splits. It is not the run's seed: runs compare on the same test samples.
+        split_seed: the seed of the split. It is not the run's seed: runs compare on the same test samples.
         standardize: shift and scale each feature (images: each channel) to mean 0 and standard deviation 1, as
             measured on the training split.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
@@ -132,7 +132,7 @@ def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
 
 
 def _check_alike(tables: dict[str, Table]) -> None:
-    """A ConfigError where the splits' inputs or targets do not have one shape and kind."""
+    """Raise a ConfigError unless the splits' inputs and targets have one shape and kind."""
     train = tables["train"]
     for split, table in tables.items():
         if table.x.shape[1:] != train.x.shape[1:]:
@@ -144,7 +144,7 @@ def _check_alike(tables: dict[str, Table]) -> None:
 
 
 def _key(split: str) -> str:
-    """The argument that names the file of a split: `val_path`, or `val_path.easy`."""
+    """Return the argument that names the file of a split: `val_path`, or `val_path.easy`."""
     name, _, own = split.partition("/")
     return f"{name}_path.{own}" if own else f"{name}_path"
 
@@ -155,7 +155,7 @@ def _kind(y: npt.NDArray[Any]) -> str:
 
 
 def _moments(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Mean and standard deviation of each feature, of each channel for images `[N, C, H, W]`; 1 for a constant."""
+    """Return mean and standard deviation (1 for a constant) of each feature, or channel of images `[N, C, H, W]`."""
     axes = (0, 2, 3) if x.ndim == 4 else (0,)
     mean = x.mean(axis=axes, keepdims=True, dtype=np.float64)[0].astype(np.float32)
     std = x.std(axis=axes, keepdims=True, dtype=np.float64)[0].astype(np.float32)

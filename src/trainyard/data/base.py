@@ -1,4 +1,4 @@
-"""What the Runner asks of data: a `Data` object makes a `Loader` for each of its splits."""
+"""Data and loader protocols, which the Runner uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 
 
 def arranged(names: Iterable[str]) -> tuple[str, ...]:
-    """The splits of these names: training first, then the validation sets, then the test sets, each as they come.
+    """Return the splits of these names: training first, then validation sets, then test sets, each in given order.
 
     Raises:
         ConfigError: a name that is none of "train", "val" and "test", nor "val/<name>" or "test/<name>".
@@ -36,17 +36,17 @@ class Loader(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Samples in a full batch."""
+        """Number of samples in a full batch."""
 
     @property
     def num_samples(self) -> int:
-        """Samples that one epoch serves."""
+        """Number of samples that one epoch serves."""
 
     def __len__(self) -> int:
-        """Batches of one epoch."""
+        """Return the number of batches in an epoch."""
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from batch number `start` on: the same ones each time, nothing before them read."""
+        """Yield the batches of `epoch` from number `start` on, the same each time; earlier ones are not read."""
 
 
 class Data(ABC):
@@ -56,7 +56,7 @@ class Data(ABC):
         spec: what a model may ask for with the value `auto` in its config, as far as it applies: `in_features: int`,
             `input_shape: [C, H, W] | [F]`, `in_channels: int`, `image_size: int`, `num_classes: int`,
             `out_features: int` (regression), `vocab_size: int`, `context_length: int`.
-        splits: which of "train", "val" and "test" there are; several validation or test sets are "val/easy",
+        splits: those present of "train", "val" and "test"; several validation or test sets are "val/easy",
             "val/hard".
     """
 
@@ -65,8 +65,8 @@ class Data(ABC):
 
     @abstractmethod
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
-        """The loader of `split`. The order of its epochs is a function of `seed`; its batches lie on `device`."""
+        """Return the loader of `split`. `seed` and the epoch give its order; its batches lie on `device`."""
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Losses that a model has to beat on `split` to have learnt something, by name; empty where none is known."""
+        """Return losses, by name, that a model that learnt something beats on `split`; empty if none is known."""
         return {}

@@ -1,4 +1,4 @@
-"""A `torch.utils.data.DataLoader` as a `Loader`: a derived order, a start at any batch, batches on the device."""
+"""Loader over a `torch.utils.data.DataLoader`: derived order, a start at any batch, batches on the device."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class WorkerLoader:
     - where it shuffles or reads in order, the order is an `EpochBatchSampler`'s. With a sampler of the user's own,
       that sampler is replayed under a seed for the epoch. Either way a start at batch n reads no sample before it;
     - with workers, what their global generators give is a function of (seed, epoch, batch number). Without, samples
-      are read in this process and draw from its global generators, as anything else does;
+      are read in this process and draw from its global generators, like other code;
     - the process's global generators are not drawn from otherwise;
     - on CUDA, batches come through pinned memory, and with workers the next one is copied while one is in use.
 
     An `IterableDataset` cannot be entered in the middle: a start at batch n reads the n before it and drops them.
-    So do a loader of a class with its own `__iter__` and one over a data pipe, which are used as they are: their
-    order and randomness are their own affair. `in_order=False` gives up the same order, by its nature.
+    The same holds for a loader of a class with its own `__iter__` and one over a data pipe. They are used as they
+    are, without control of their order and randomness. `in_order=False` makes the order vary by design.
 
     Args:
         loader: any DataLoader.
@@ -64,11 +64,11 @@ class WorkerLoader:
 
     Attributes:
         picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
-        picks_batches: and that sampler picks batches, which is not so where samples are batches themselves.
+        picks_batches: whether that sampler picks batches; it does not where samples are batches themselves.
 
     Raises:
         ConfigError: no batch in an epoch.
-        RuntimeError: with `persistent_workers`, an iteration that goes on after a newer one has begun.
+        RuntimeError: with `persistent_workers`, an iteration that is continued after a newer one has begun.
     """
 
     def __init__(
@@ -86,27 +86,27 @@ class WorkerLoader:
         self.picks_batches = self.picks and loader.batch_sampler is not None
 
     def wrapped(self, wrap: Wrap) -> WorkerLoader:
-        """A loader like this one which reads what `wrap` makes of its sampler, where it has one, always in order."""
+        """Return a loader like this one that reads `wrap(sampler)`, if it has a sampler, always in order."""
         return WorkerLoader(self._given, seed=self.seed, device=self.device, wrap=wrap)
 
     @property
     def samplers(self) -> tuple[object, object]:
-        """The sampler of the loader that was given, and the one within its batch sampler."""
+        """Sampler of the given loader, and the sampler within its batch sampler."""
         return self._given.sampler, getattr(self._given.batch_sampler, "sampler", None)
 
     @property
     def stated_batch_size(self) -> int | None:
-        """Samples in a full batch; None where the loader cannot say (a batch sampler without `batch_size`)."""
+        """Number of samples in a full batch; None where it is not stated (a batch sampler without `batch_size`)."""
         return self._given.batch_size or getattr(self._given.batch_sampler, "batch_size", None)
 
     @property
     def batch_size(self) -> int:
-        """Samples in a full batch; 1 where the loader cannot say."""
+        """Number of samples in a full batch; 1 where the loader does not state it."""
         return int(self.stated_batch_size or 1)
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch; the length of the data set where the loader cannot say."""
+        """Number of samples in an epoch; the length of the data set where the loader does not state it."""
         given = self._given
         drop_last = given.drop_last or getattr(given.batch_sampler, "drop_last", False)
         if drop_last:
@@ -116,7 +116,11 @@ class WorkerLoader:
         return len(cast(Sized, given.dataset if stream or sampler is None else sampler))
 
     def __len__(self) -> int:
-        """Batches in an epoch. A ConfigError where the data set is a stream that does not know its length."""
+        """Return the number of batches in an epoch.
+
+        Raises:
+            ConfigError: the data set is a stream without a length.
+        """
         try:
             return len(self._given)
         except TypeError:
@@ -124,7 +128,7 @@ class WorkerLoader:
             raise ConfigError("dataset", kind, "a data set that knows its length: give its class a __len__") from None
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from batch number `start` on."""
+        """Yield the batches of `epoch` from batch number `start` on."""
         self._turn += 1
         self._generator.manual_seed(derive(self.seed, "loader", epoch))
         unwanted = self._seek(epoch, start)
@@ -138,7 +142,7 @@ class WorkerLoader:
         return self._on_device(batches)
 
     def order(self, epoch: int = 0) -> list[Any] | None:
-        """The keys of the samples of `epoch` as they are served, numbers as a rule; None where nobody knows them."""
+        """Return the keys (mostly indices) of the samples of `epoch` in serving order; None if unknown."""
         loader = self._loader
         if loader is self._given or isinstance(loader.dataset, IterableDataset):
             return None
@@ -148,7 +152,7 @@ class WorkerLoader:
         return [key for entry in keys for key in (entry if isinstance(entry, list) else [entry])]
 
     def _alone(self, batches: Iterator[Batch], turn: int) -> Iterator[Batch]:
-        """Batches of workers that persist, which serve one iteration at a time: a newer one takes them over."""
+        """Yield the batches of persistent workers. They serve one iteration at a time; a newer one takes them over."""
         end = object()
         while self._turn == turn:
             batch = next(batches, end)
@@ -166,7 +170,7 @@ class WorkerLoader:
         return (to_device(batch, self.device) for batch in batches)
 
     def _made_like(self, given: DataLoader[Any]) -> tuple[DataLoader[Any], Callable[[int, int], int]]:
-        """A loader like `given`, and what puts it at (epoch, start) and says how many batches are left to skip."""
+        """Build a loader like `given`, and a function that seeks (epoch, start) and returns the batches to skip."""
         dataset, workers = given.dataset, given.num_workers > 0
         if type(given).__iter__ is not DataLoader.__iter__ or isinstance(dataset, IterDataPipe | MapDataPipe):
 
@@ -215,7 +219,7 @@ class WorkerLoader:
 
 
 def gathered_by_workers(loader: TensorLoader, workers: int, device: torch.device | str) -> WorkerLoader:
-    """The batches of `loader`, whose tensors lie on the CPU, made by worker processes and moved to `device`."""
+    """Return the batches of `loader`, whose tensors lie on the CPU, made by worker processes and moved to `device`."""
     sampler = EpochBatchSampler(
         loader.rows, loader.batch_size, shuffle=loader.shuffle, drop_last=loader.drop_last, seed=loader.seed
     )
@@ -229,7 +233,7 @@ def dataset_loader(
     device: torch.device | str,
     collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> WorkerLoader:
-    """A map-style data set's batches, read by `workers` processes that live as long as the loader (0: this one)."""
+    """Serve a map-style data set with `workers` processes that live as long as the loader (0: in this process)."""
     loader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate_fn
     )
@@ -265,7 +269,7 @@ def _positioned(loader: DataLoader[Any], seed: int) -> PositionedSampler:
 
 
 def _is_permutation(sampler: object) -> bool:
-    """Whether it is what `shuffle=True` makes: each sample once."""
+    """Return whether the sampler is one that `shuffle=True` makes: each sample once."""
     return (
         type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
     )

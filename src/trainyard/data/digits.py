@@ -1,4 +1,4 @@
-"""Handwritten digits: the data set that comes with scikit-learn."""
+"""Handwritten digits, the data set of scikit-learn."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from trainyard.errors import ConfigError
 
 
 class Digits(ArrayData):
-    """1797 grey images of 8x8 pixels, ten classes: "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak,
-    1998), the test part, as scikit-learn ships it. The file is read; scikit-learn itself is not imported.
+    """Handwritten digits of 8x8 grey pixels: 1797 images, ten classes.
+
+    The test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998), as scikit-learn ships it.
+    The file is read; scikit-learn itself is not imported.
 
     A batch is `(x, y)`: x float32 `[B, 1, 8, 8]` in [0, 1], y int64 `[B]`.
 
     Args:
         val_fraction, test_fraction: shares of the images, stratified by class; 0 leaves the split out.
-        split_seed: which of the possible splits. It is not the run's seed: runs compare on the same test images.
+        split_seed: the seed of the split. It is not the run's seed: runs compare on the same test images.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The user's own loaders as data."""
+"""Data from the user's own loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Loaders(Data):
     """One loader a split, each a `torch.utils.data.DataLoader` or an object that is a `Loader` itself.
 
     A DataLoader is served by a `WorkerLoader`: the same batches, in an order that can be replayed, on the training
-    device. A `Loader` is used as it is; seed and device are its own affair.
+    device. A `Loader` is used as it is, with its own seed and device.
 
         >>> data = Loaders(train=DataLoader(range(10), batch_size=4, shuffle=True))
         >>> data.splits
@@ -61,16 +61,16 @@ class Loaders(Data):
         self.splits = arranged(self.loaders)
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
-        """The loader of `split`."""
+        """Return the loader of `split`."""
         loader = self.loaders[choice("split", split, self.splits)]
         return WorkerLoader(loader, seed=seed, device=device) if isinstance(loader, DataLoader) else loader
 
 
 def as_data(data: Data | Mapping[str, Any]) -> Data:
-    """`data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.
+    """Return `data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.
 
     Raises:
-        ConfigError: neither, or a mapping with other keys. Its key is empty: it is `data` itself that is wrong.
+        ConfigError: neither, or a mapping with other keys. Its key is empty, because `data` itself is wrong.
     """
     if isinstance(data, Data):
         return data

@@ -1,4 +1,4 @@
-"""The order of the data in an epoch: a pure function of (seed, epoch)."""
+"""Sample order of an epoch, a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from trainyard.rng import generator
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """A permutation of `0..n-1`: the order of `n` samples in `epoch`."""
+    """Return a permutation of `0..n-1`: the order of `n` samples in `epoch`."""
     return generator(seed, "order", epoch).permutation(n)
 
 
 def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
-    """Batches in an epoch of `n` samples. An epoch without a batch would train nothing, silently: it is an error."""
+    """Return the number of batches in an epoch of `n` samples.
+
+    Raises:
+        ConfigError: `n` is 0, or `drop_last` leaves no batch: the epoch would train nothing.
+    """
     if n < 1:
         raise ConfigError("batch_size", batch_size, "any, but there is no sample to serve")
     if drop_last and n < batch_size:
@@ -41,8 +45,8 @@ class EpochBatchSampler(Sampler[list[int]]):
         n: samples in the data set.
         batch_size: samples a batch.
         shuffle: a new order each epoch; else `0..n-1`.
-        drop_last: leave out the last batch where it is not full.
-        seed: which family of orders.
+        drop_last: leave out the last batch if it is not full.
+        seed: the seed of the orders of all epochs.
     """
 
     def __init__(
@@ -58,20 +62,20 @@ class EpochBatchSampler(Sampler[list[int]]):
         self._batches = num_batches(n, self.batch_size, drop_last)
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """The next iteration is `epoch`, from batch number `start` on."""
+        """Set the next iteration to `epoch`, from batch number `start` on."""
         self.epoch, self.start = epoch, start
 
     @property
     def num_samples(self) -> int:
-        """Samples in a whole epoch."""
+        """Number of samples in a full epoch."""
         return self._batches * self.batch_size if self.drop_last else self.n
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever the next iteration starts."""
+        """Return the number of batches in a full epoch, independent of where the next iteration starts."""
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        # The position is read now, not at the first batch: iterators that are open together keep their own.
+        # The position is read now, not at the first batch, so that each of several open iterators keeps its own.
         return self._indices(self.epoch, self.start)
 
     def _indices(self, epoch: int, start: int) -> Iterator[list[int]]:

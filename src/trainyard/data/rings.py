@@ -1,4 +1,4 @@
-"""Two noisy rings in the plane: the smallest data set that a linear model cannot learn."""
+"""Two noisy rings in the plane, a small data set that a linear model cannot learn."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Rings(ArrayData):
 
     Args:
         num_samples: points in all, half of them of each class.
-        noise: standard deviation of what is added to each coordinate. At 0.1 a good model is right 99 times in 100.
-        data_seed: which points, and which of the possible splits. It is not the run's seed.
+        noise: standard deviation of the noise of each coordinate. At 0.1 a good model is right 99 times in 100.
+        data_seed: the seed of the points and of the split. It is not the run's seed.
         val_fraction, test_fraction: shares of the points, stratified by class; 0 leaves the split out.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 

@@ -1,4 +1,4 @@
-"""Randomness of a user's samplers, data sets and workers, made a function of (seed, epoch, batch number)."""
+"""Seeding of a user's samplers, data sets and workers by (seed, epoch, batch number)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ReplayedSampler(Sampler[Any]):
     """A user's own sampler (or batch sampler), its draws made a function of (seed, epoch).
 
     At the start of an epoch its `set_epoch` is called if it has one, its `generator` is seeded if it has one, and
-    it runs under seeded global generators, which the rest of the process does not notice. What comes before the
-    start is drawn and thrown away; no sample is read for it. A sampler that keeps a generator of another kind
-    should derive it in `set_epoch`. It is asked for 16 batches at a time.
+    it runs under seeded global generators, whose states are restored afterwards. The items before the
+    start are drawn and dropped; no sample is read for them. A sampler that keeps a generator of another kind
+    should derive it in `set_epoch`. The sampler is read 16 items at a time.
     """
 
     def __init__(self, inner: Iterable[Any], seed: int) -> None:
@@ -40,7 +40,7 @@ class ReplayedSampler(Sampler[Any]):
         self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """The next iteration is `epoch`, from item number `start` on."""
+        """Set the next iteration to `epoch`, from item number `start` on."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class ReplayedSampler(Sampler[Any]):
 
 
 class Request(NamedTuple):
-    """What a worker is sent: which batch it is, the keys of its samples (or of the one sample), for which rank."""
+    """A request to a worker: epoch and number of a batch, the keys of its samples (or its one sample), rank."""
 
     epoch: int
     number: int
@@ -82,7 +82,7 @@ class Request(NamedTuple):
 
 
 class NumberedSampler(Sampler[Request]):
-    """Puts the epoch and the number of the batch beside what a positioned sampler yields."""
+    """Adds the epoch and the batch number to the items of a positioned sampler."""
 
     def __init__(self, inner: PositionedSampler) -> None:
         self.inner = inner
@@ -90,7 +90,7 @@ class NumberedSampler(Sampler[Request]):
         self.start = 0
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """The next iteration is `epoch`, from item number `start` on."""
+        """Set the next iteration to `epoch`, from item number `start` on."""
         self.epoch, self.start = epoch, start
         self.inner.set_position(epoch, start)
 
@@ -105,8 +105,8 @@ class NumberedSampler(Sampler[Request]):
 class SeededDataset(Dataset[Any]):
     """Serves requests in a worker: seeds its global generators for the batch, then reads the batch.
 
-    So augmentations (and a `collate_fn`) that draw from `random`, `numpy.random` or `torch` give the same batch
-    whichever worker reads it and whatever it read before.
+    Augmentations (and a `collate_fn`) that draw from `random`, `numpy.random` or `torch` thus give the same batch,
+    no matter which worker reads it and what it read before.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
@@ -123,12 +123,12 @@ class SeededDataset(Dataset[Any]):
         return self.dataset[request.keys]
 
     def _seed_for(self, request: Request) -> None:
-        rank = (request.rank,) if request.rank else ()  # the first draws what a process alone draws
+        rank = (request.rank,) if request.rank else ()  # rank 0 draws what a single process draws
         seed_cpu(derive(self.seed, "worker", request.epoch, request.number, *rank))
 
 
 class SeededStream(IterableDataset[Any]):
-    """An iterable data set in workers: each is seeded at the start of an epoch, and told which epoch it is."""
+    """An iterable data set in workers; an epoch starts by seeding each worker and setting the epoch."""
 
     def __init__(self, dataset: IterableDataset[Any], seed: int) -> None:
         self.dataset = dataset
@@ -137,7 +137,7 @@ class SeededStream(IterableDataset[Any]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration, in every worker, is `epoch`."""
+        """Set the epoch of the next iteration in every worker."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Any]:
@@ -150,8 +150,8 @@ class SeededStream(IterableDataset[Any]):
 class WorkerInit:
     """The `worker_init_fn` of a loader whose data set is wrapped: the user's function sees the user's data set.
 
-    The worker does not hear SIGINT: Ctrl-C signals the whole process group, and the trainer, which ends its run in
-    good order, needs its workers until then. It must hear SIGTERM, with which the trainer ends it.
+    The worker ignores SIGINT: Ctrl-C signals the whole process group, and the trainer, which ends its run
+    cleanly, needs its workers until then. It does not ignore SIGTERM, with which the trainer ends it.
     """
 
     def __init__(self, inner: Callable[[int], None] | None) -> None:
@@ -169,7 +169,7 @@ class WorkerInit:
 
 
 def set_epoch(part: object, epoch: int) -> None:
-    """Tells a sampler or data set the epoch, if it wants to know."""
+    """Pass the epoch to a sampler or data set that has `set_epoch`."""
     tell = getattr(part, "set_epoch", None)
     if callable(tell):
         tell(epoch)

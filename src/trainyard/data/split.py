@@ -1,4 +1,4 @@
-"""Splits of the rows of a data set, a pure function of a seed."""
+"""Seeded splits of the rows of a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
-    """The share of validation and test, checked: each in [0, 1), and something is left to train on."""
+    """Return the shares of validation and test, after a check that each is in [0, 1) and that training rows remain."""
     shares = {
         split: number(f"{split}_fraction", given, at_least=0, below=1)
         for split, given in (("val", val_fraction), ("test", test_fraction))
@@ -31,14 +31,14 @@ def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
 def split_rows(
     n: int, shares: dict[str, float], seed: int, labels: npt.NDArray[np.integer[Any]] | None = None
 ) -> dict[str, Rows]:
-    """Row numbers of "train", "val" and "test", each sorted; together every row of `0..n-1` once.
+    """Return the row numbers of "train", "val" and "test", each sorted; together they hold every row of `0..n-1` once.
 
     Args:
         n: rows.
         shares: the fraction of rows of "val" and of "test"; 0 leaves the split out. The rest trains. Split sizes are
             these fractions of `n`, rounded, and at least 1.
-        seed: which of the possible splits.
-        labels: `[n]` class numbers `0..C-1`. With them the split is stratified: of each class, a split holds its
+        seed: the seed of the split.
+        labels: `[n]` class numbers `0..C-1`. With them the split is stratified: for each class, a split holds its
             fraction, to within two samples.
 
     Raises:
@@ -56,7 +56,7 @@ def split_rows(
         size = max(1, round(n * share))
         if size >= len(rest):
             raise ConfigError(f"{split}_fraction", share, f"a fraction that leaves some of the {n} samples to train on")
-        # Taken at even distances along the rows in order of class: so each class gives its share.
+        # Taken at even distances along the rows in order of class, so that each class gives its share.
         taken = np.diff(np.arange(len(rest) + 1) * size // len(rest)) > 0
         rows[split], rest = np.sort(rest[taken]), rest[~taken]
     rows["train"] = np.sort(rest)

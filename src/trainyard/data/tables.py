@@ -1,4 +1,4 @@
-"""Reading inputs and targets from `.npz`, `.npy`, `.csv` and `.parquet` files."""
+"""Readers of inputs and targets from `.npz`, `.npy`, `.csv` and `.parquet` files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 
 def read_tables(key: str, path: str, target: Target, features: Sequence[str] | None) -> dict[str, Table]:
-    """The tables of one file, by split. A file that names no split has one, under "train".
+    """Return the tables of one file, by split. A file that names no split has one, under "train".
 
     Args:
         key: the argument that named the file, for errors.
@@ -39,7 +39,7 @@ def read_tables(key: str, path: str, target: Target, features: Sequence[str] | N
         features: for `.csv` and `.parquet`, the columns of the inputs. Default: all that are not targets.
 
     Raises:
-        ConfigError: anything about the file that does not fit.
+        ConfigError: the file is missing, unreadable, or does not have the expected form.
     """
     file = existing_file(key, path)
     suffix = file.suffix.lower()
@@ -86,7 +86,7 @@ def _held(arrays: dict[str, Any]) -> str:
 
 
 def _load(key: str, file: Path) -> Any:
-    """The array of an `.npy` file, or the dict of arrays of an `.npz`; nothing is unpickled."""
+    """Return the array of an `.npy` file, or the dict of arrays of an `.npz`; nothing is unpickled."""
     try:
         loaded = np.load(file, allow_pickle=False)
         if file.suffix.lower() == ".npz":

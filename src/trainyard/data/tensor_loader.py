@@ -1,4 +1,7 @@
-"""Batches from tensors that lie on the training device: no workers, no collate, one gather for many batches."""
+"""Loader of batches from tensors on the training device.
+
+There are no workers and no collate function: one gather serves many batches.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 from trainyard.checks import boolean, integer
 from trainyard.data.order import epoch_order, num_batches
 
-# A gather serves as many batches as fit here. On a CPU the block should stay in the cache until it is used;
+# Bytes that one gather fills at most. On a CPU the block should stay in the cache until it is used;
 # elsewhere a larger one saves launches.
 BLOCK_BYTES_CPU = 1 << 20
 BLOCK_BYTES = 1 << 24
@@ -26,8 +29,8 @@ class TensorLoader:
         tensors: `[N, ...]` each; moved to `device` if they are not there.
         batch_size: samples a batch.
         shuffle: a new order each epoch, a function of (seed, epoch).
-        drop_last: leave out the last batch where it is not full.
-        seed: which family of orders.
+        drop_last: leave out the last batch if it is not full.
+        seed: the seed of the orders of all epochs.
         device: where the tensors lie and the batches are made.
         rows: how many indices an epoch has, for a subclass whose `gather` does not take row `i` for index `i`.
             Default: N.
@@ -62,24 +65,24 @@ class TensorLoader:
 
     @property
     def num_samples(self) -> int:
-        """Samples in an epoch."""
+        """Number of samples in an epoch."""
         return self._batches * self.batch_size if self.drop_last else self.rows
 
     def __len__(self) -> int:
         return self._batches
 
     def order(self, epoch: int) -> Tensor:
-        """The indices of a shuffled epoch, int64 `[rows]`, on the device."""
+        """Return the indices of a shuffled epoch, int64 `[rows]`, on the device."""
         return torch.from_numpy(epoch_order(self.rows, self.seed, epoch)).to(self.device)
 
     def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
-        """The samples at `indices` (int64 `[n]` on the device, or a slice) as one batch. Override to make others."""
+        """Return the samples at `indices` (int64 `[n]` on the device, or a slice) as a batch. Can be overridden."""
         if isinstance(indices, slice):
             return tuple(tensor[indices] for tensor in self.tensors)
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of `epoch` from batch number `start` on."""
+        """Yield the batches of `epoch` from batch number `start` on."""
         order = self.order(epoch) if self.shuffle else None
         end = self.num_samples
         step = self.batch_size * self._batches_per_block()

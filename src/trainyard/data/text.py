@@ -1,4 +1,4 @@
-"""The characters of a text, in windows, for language models."""
+"""Text data for language models, as windows of characters."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ class Text(ArrayData):
         )
 
     def encode(self, text: str) -> Tensor:
-        """The tokens of `text`, int64 `[len(text)]`. ValueError at a character that is not in the vocabulary."""
+        """Return the tokens of `text`, int64 `[len(text)]`.
+
+        Raises:
+            ValueError: a character is not in the vocabulary.
+        """
         codes = _code_points(text)
         tokens = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         if (unknown := self._codes[tokens] != codes).any():
@@ -89,11 +93,11 @@ class Text(ArrayData):
         return torch.from_numpy(tokens)
 
     def decode(self, tokens: Tensor) -> str:
-        """The text of `tokens`, integers `[N]`."""
+        """Return the text of `tokens`, integers `[N]`."""
         return "".join(self.vocab[token] for token in tokens.tolist())
 
     def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
-        """The loader of `split`'s windows."""
+        """Return the loader of `split`'s windows."""
         (tokens,) = self.resident(split, device)
         batch_size, shuffle, drop_last = self._batching(split)
         return WindowLoader(
@@ -108,14 +112,14 @@ class Text(ArrayData):
         )
 
     def baselines(self, split: str) -> dict[str, float]:
-        """`{"bigram_loss": ...}`; see `bigram_loss`."""
+        """Return `{"bigram_loss": ...}`; see `bigram_loss`."""
         return {"bigram_loss": self.bigram_loss(split)}
 
     def bigram_loss(self, split: str) -> float:
-        """Cross entropy, in nats a character, of predicting each character from the one before it alone.
+        """Return the cross entropy, in nats a character, of predicting each character from the one before it alone.
 
         The model is the table of pairs in the training part with one added to every count (Laplace smoothing). It
-        is judged on the targets that the loader of `split` serves; for "train", whose windows move from epoch to
+        is evaluated on the targets that the loader of `split` serves; for "train", whose windows move from epoch to
         epoch, on every character but the first.
         """
         train, judged = (self.sources[name][0].numpy() for name in ("train", split))
@@ -156,7 +160,7 @@ class WindowLoader(TensorLoader):
     ) -> None:
         starts = len(tokens) - length
         self.stride = min(stride, starts)
-        # Shuffled, a window may start anywhere, and `order` says where; else row i is the i-th window. Both are views.
+        # Shuffled, a window may start anywhere, as `order` gives; else row i is the i-th window. Both are views.
         windows = tokens.to(device).unfold(0, length + 1, 1 if shuffle else self.stride)
         super().__init__(
             (windows,),
@@ -169,12 +173,12 @@ class WindowLoader(TensorLoader):
         )
 
     def order(self, epoch: int) -> Tensor:
-        """Where the windows of a shuffled epoch start, int64 `[rows]`."""
+        """Return the positions at which the windows of a shuffled epoch start, int64 `[rows]`."""
         phase = int(generator(self.seed, "phase", epoch).integers(self.stride))
         return super().order(epoch).mul_(self.stride).add_(phase)
 
     def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
-        """The windows at `indices`, as tokens and next tokens."""
+        """Return the windows at `indices`, as tokens and next tokens."""
         (windows,) = super().gather(indices)
         # Two copies rather than two views of one, so that both are contiguous: models and losses call .view on them.
         return (
@@ -205,5 +209,5 @@ def _code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 def _pairs(tokens: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.int64]:
-    """The number of each pair of neighbours, `first * size + second`."""
+    """Return the number of each pair of neighbours, `first * size + second`."""
     return tokens[:-1].astype(np.int64) * size + tokens[1:]

@@ -1,4 +1,4 @@
-"""Image classification sets by name, from torchvision or of its interface."""
+"""Image classification sets by name, from torchvision or with its interface."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from trainyard.errors import ConfigError
 
 
 class Torchvision(ArrayData):
-    """A classification set of `torchvision.datasets`, with its own test part; validation is drawn from its training
-    part.
+    """A classification set of `torchvision.datasets`, with its own test part.
+
+    Validation is drawn from its training part.
 
     A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`. A set that holds its images as one array
     (`.data`, with `.targets` or `.labels`: MNIST, CIFAR10, SVHN, ...) is served from memory, as bytes on the training
@@ -34,7 +35,7 @@ class Torchvision(ArrayData):
         download: fetch them if they are not there.
         image_size: for a set that reads a file an image: resize to this many pixels square.
         val_fraction: share of the training part, stratified by class where the set lists its labels; 0: no validation.
-        split_seed: which of the possible splits.
+        split_seed: the seed of the split.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
@@ -149,7 +150,7 @@ def _part(kind: Any, name: str, root: str, download: bool, train: bool) -> Any:
 
 
 def _labels(parts: list[Any]) -> list[npt.NDArray[np.int64]] | None:
-    """The class numbers `0..C-1` of every sample of the parts; None where they do not list them."""
+    """Return the class numbers `0..C-1` of every sample of the parts; None where they do not list them."""
     for attribute in ("targets", "labels"):
         given = [getattr(part, attribute, None) for part in parts]
         if all(labels is not None for labels in given):
@@ -160,7 +161,7 @@ def _labels(parts: list[Any]) -> list[npt.NDArray[np.int64]] | None:
 
 
 def _images(part: Any) -> Tensor | None:
-    """The images of a set that holds them all, uint8 `[N, C, H, W]`; None for any other."""
+    """Return the images of a set that holds them all, uint8 `[N, C, H, W]`; None for any other."""
     data = getattr(part, "data", None)
     if not isinstance(data, np.ndarray | Tensor) or getattr(part, "transform", None) is not None:
         return None

@@ -1,4 +1,4 @@
-"""Moving batches of any structure to the training device."""
+"""Transfer of batches of any structure to the training device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainyard.data.base import Batch
 
 
 def apply(function: Callable[[Any], Any], batch: Batch) -> Batch:
-    """`function` on every leaf that can be moved (it has a method `to`: tensors, packed sequences, graph batches).
+    """Apply `function` to every leaf with a method `to` (tensors, packed sequences, graph batches).
 
     Tuples, named tuples, lists and mappings keep their type; any other leaf stays as it is.
     """
@@ -22,7 +22,7 @@ def apply(function: Callable[[Any], Any], batch: Batch) -> Batch:
         parts = {key: apply(function, value) for key, value in batch.items()}
         if not isinstance(batch, MutableMapping):
             return parts
-        moved = copy.copy(batch)  # its type may need more than items to be made: a defaultdict does
+        moved = copy.copy(batch)  # a copy, because a type may need more than its items to be built (defaultdict)
         moved.update(parts)
         return moved
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -33,12 +33,12 @@ def apply(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`; the copy does not block where the batch lies in pinned memory."""
+    """Return the batch on `device`; the copy does not block where the batch lies in pinned memory."""
     return apply(lambda leaf: leaf.to(device, non_blocking=True), batch)
 
 
 def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on a CUDA `device`: while one is in use, the next is copied on a stream of its own."""
+    """Yield the batches on a CUDA `device`: while one is in use, the next is copied on a stream of its own."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
@@ -70,5 +70,5 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
 
 
 def _recordable(leaf: Any) -> bool:
-    """Whether the leaf can be told which stream uses it; one that cannot is copied on that stream, when it is due."""
+    """Return whether the leaf has `record_stream`; others are copied on the consumer's stream, when due."""
     return hasattr(leaf, "record_stream")

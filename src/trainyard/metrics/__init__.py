@@ -1,4 +1,4 @@
-"""Metrics. See docs/models.md."""
+"""Metrics (docs/models.md)."""
 
 from trainyard.metrics.accuracy import Accuracy
 from trainyard.metrics.confusion import ConfusionMatrix

@@ -1,4 +1,4 @@
-"""How often the right class is among the first k."""
+"""Accuracy, top-1 and top-k."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Accuracy(SumMetric):
 
     Outputs `[B, ..., C]` (logits or probabilities), target `[B, ...]`. Of equal outputs the class of the lower index
     comes first, as in `argmax`. Where `k` exceeds the number of classes, every sample counts as right. An output that
-    is NaN outranks every number, and a NaN for the right class is wrong, so a model that diverged does not shine. A
+    is NaN ranks above every number, and a NaN for the right class is wrong, so a diverged model scores low. A
     target that is no class, and not `ignore_index`, is never right.
 
     Args:
@@ -38,30 +38,30 @@ class Accuracy(SumMetric):
         self.largest = max(ks)
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Samples that are right at each k, and samples, as int64."""
+        """Count the samples that are right at each k, and all samples, as int64."""
         return self._sums(outputs, target, None)
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The same for each member."""
+        """Count the same for each member, `[K]`."""
         return self._sums(outputs, target.expand(outputs.shape[:-1]), tuple(range(1, outputs.ndim - 1)))
 
     def _sums(self, outputs: Tensor, target: Tensor, axes: tuple[int, ...] | None) -> dict[str, Tensor]:
-        """Summed over these axes of the target, None for all."""
+        """Sum the counts over these axes of the target; None for all."""
         counts = target != self.ignore_index
         hits = self._first(outputs, target) if self.largest == 1 else self._ranked(outputs, target)
         if self.ignore_index >= 0:  # else it is no class, which is never right
             hits = [hit & counts for hit in hits]
-        # Of booleans a count is faster than a sum.
+        # Counting is faster than summing for booleans.
         sums = {name: hit.count_nonzero(axes) for name, hit in zip(self.names, hits, strict=True)}
         return {**sums, "count": counts.count_nonzero(axes)}
 
     def _first(self, outputs: Tensor, target: Tensor) -> list[Tensor]:
-        """Which samples are right at k = 1, where nobody asks for more."""
+        """Return which samples are right at k = 1, if no other k is needed."""
         highest, first = outputs.max(-1)
         return [(first == target) & (highest == highest)]  # NaN is not equal to itself
 
     def _ranked(self, outputs: Tensor, target: Tensor) -> list[Tensor]:
-        """Which samples are right at each k, by how many classes come after the right one, which itself counts too."""
+        """Return which samples are right at each k, by the number of classes ranked at or below the right one."""
         size = outputs.shape[-1]
         index = target.clamp(0, size - 1)
         is_class, index = index == target, index.unsqueeze(-1)
@@ -71,6 +71,6 @@ class Accuracy(SumMetric):
         return [(after > size - k) & is_class for k in self.names.values()]
 
     def compute(self) -> Result:
-        """In [0, 1], float64."""
+        """Return the share or shares in [0, 1], float64."""
         shares = {name: self.total(name).double() / self.total("count") for name in self.names}
         return next(iter(shares.values())) if self.single else shares

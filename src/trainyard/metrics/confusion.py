@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion matrix."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from trainyard.metrics.metric import SumMetric
 class ConfusionMatrix(SumMetric):
     """Counts `[C, C]`: rows are the true class, columns the predicted one, the class with the highest output.
 
-    Outputs `[B, ..., C]` say how many classes there are; a target outside of them (padding) counts for nothing.
+    Outputs `[B, ..., C]` give the number of classes; a target outside of them (padding) is ignored.
     """
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The counts of a batch, int64."""
+        """Count the classes of a batch, int64 `[C, C]`."""
         return {"matrix": _counts(outputs.argmax(-1).flatten(), target.flatten(), outputs.shape[-1])}
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The same for each member."""
+        """Count the same for each member, `[K, C, C]`."""
         predicted = outputs.argmax(-1)
         true = target.expand(predicted.shape).flatten(1)
         return {"matrix": _counts(predicted.flatten(1), true, outputs.shape[-1])}
 
     def compute(self) -> Tensor:
-        """`[C, C]`, or `[K, C, C]` for K members, int64."""
+        """Return the counts `[C, C]`, or `[K, C, C]` for K members, int64."""
         return self.total("matrix")
 
 
 def _counts(predicted: Tensor, true: Tensor, size: int) -> Tensor:
-    """`[N]` and `[N]` to `[C, C]`, or `[K, N]` and `[K, N]` to `[K, C, C]`.
+    """Count pairs of classes: `[N]` and `[N]` to `[C, C]`, or `[K, N]` and `[K, N]` to `[K, C, C]`.
 
     A product of indicators needs neither a scatter (not deterministic on CUDA) nor a bincount (waits for the device);
     float32 counts exactly up to 2^24 targets a batch.

@@ -1,4 +1,4 @@
-"""How far generated samples are from those of the data."""
+"""Energy distance between generated samples and those of the data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from trainyard.metrics.metric import Metric
 
 
 class EnergyDistance(Metric):
-    """The energy distance between generated and real points: 0 where they have one distribution.
+    """The energy distance between generated and real points; 0 where their distributions are equal.
 
     2 E|X - Y| - E|X - X'| - E|Y - Y'|, without the pairs of a point with itself, over the points of each batch and
-    averaged by samples: without bias, so that it may come out a little below 0. A batch is `(x, y)`, with `x` and the
+    averaged by samples: without bias, so that it may be slightly below 0. A batch is `(x, y)`, with `x` and the
     outputs `[B, ...]`; only pairs of one class in `y`, `[B]`, are compared, so that the classes must fit too.
 
     Source: Székely and Rizzo, Energy statistics: A class of statistics based on distances, 2013.
@@ -33,5 +33,5 @@ class EnergyDistance(Metric):
         self.add({"distance": distance * len(y), "count": y.new_full((), len(y), dtype=torch.int64)})
 
     def compute(self) -> Tensor:
-        """The distance, float64."""
+        """Return the distance, float64."""
         return self.state["distance"] / self.state["count"]

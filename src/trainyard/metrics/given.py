@@ -1,4 +1,4 @@
-"""A metric in whatever form it is given."""
+"""Conversion of metrics of other libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainyard.metrics.torchmetrics import TorchMetric
 
 
 def as_metric(given: Any) -> Metric:
-    """A metric as it is; one of torchmetrics, or one with MMEngine's methods, in its adapter.
+    """Return a metric unchanged, or one of torchmetrics or with MMEngine's methods in its adapter.
 
     Raises:
         ConfigError: it is none of these.

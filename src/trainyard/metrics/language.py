@@ -1,4 +1,4 @@
-"""What language models are measured by; all are functions of the mean cross-entropy per token."""
+"""Metrics of language models, functions of the mean cross-entropy per token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainyard.metrics.loss import CrossEntropy
 
 
 class Perplexity(CrossEntropy):
-    """`exp` of the mean cross-entropy per token: logits `[B, T, V]`, tokens `[B, T]`. A uniform guess has V."""
+    """`exp` of the mean cross-entropy per token (V for a uniform guess): logits `[B, T, V]`, tokens `[B, T]`."""
 
     def compute(self) -> Tensor:
-        """At least 1, float64."""
+        """Return the perplexity, at least 1, float64."""
         return super().compute().exp()
 
 
@@ -21,5 +21,5 @@ class BitsPerCharacter(CrossEntropy):
     """The mean cross-entropy in bits, where each token is a character: logits `[B, T, V]`, characters `[B, T]`."""
 
     def compute(self) -> Tensor:
-        """At least 0, float64."""
+        """Return the bits per character, at least 0, float64."""
         return super().compute() / math.log(2)

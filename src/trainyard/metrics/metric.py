@@ -1,4 +1,4 @@
-"""The metric contract, and the base class of metrics whose state is a sum over samples."""
+"""Metric contract, and the base class of metrics whose state is a sum over samples."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NOTHING = nullcontext()
 class Metric(ABC):
     """A measure over a whole split, gathered batch by batch.
 
-    A subclass writes `process` and `compute`. What it gathers it keeps in `state`, as sums over samples, so that
-    batches of any size weigh as they should and the states of two ranks merge by adding. `state` starts empty and is
-    on the device of what was added first; nothing in `process` may wait for the device (`.item()`, `if tensor`).
+    A subclass writes `process` and `compute`. It keeps what it gathers in `state`, as sums over samples, so that
+    batches of any size have the right weight and the states of two ranks merge by adding. `state` starts empty and is
+    on the device of the first sums; `process` must not synchronize with the device (`.item()`, `if tensor`).
 
     Args:
-        prefix: its results are named `<prefix>/<name>`, where another metric's would have the same names.
+        prefix: its results are named `<prefix>/<name>`, to differ from those of another metric.
 
     Attributes:
         state: name -> sum. Empty before the first batch.
-        stackable: whether `process` takes the outputs of K members at once, `[K, ...]`. Where it does not, a fused
-            group gives each member a metric of its own.
-        members: K where the outputs have a leading axis of K members, None where they have not. Whoever feeds a
-            stackable metric with stacked outputs sets it.
+        stackable: whether `process` takes the outputs of K members at once, `[K, ...]`. Where it does not, a stack
+            gives each member its own metric.
+        members: K where the outputs have a leading axis of K members, else None. The caller that gives stacked outputs
+            to a stackable metric sets it.
     """
 
     stackable: bool = False
@@ -49,24 +49,24 @@ class Metric(ABC):
 
     @abstractmethod
     def process(self, batch: Any, outputs: Any) -> None:
-        """Adds a batch and the predictions for it to the state."""
+        """Add a batch and the predictions for it to the state."""
 
     @abstractmethod
     def compute(self) -> Result:
-        """The measure: a scalar, `[K]` for K members, or an array per member; or several of them by name."""
+        """Return the measure: a scalar, `[K]` for K members, or an array per member; or several of them by name."""
 
     def reset(self) -> None:
-        """Back to the state before the first batch."""
+        """Reset to the state before the first batch."""
         self.state = {}
 
     def merge(self, other: Metric) -> None:
-        """Adds what another metric of the same kind has gathered, on whatever device."""
+        """Add the state of another metric of the same kind, on any device."""
         if type(other) is not type(self):
             raise TypeError(f"a {type(other).__name__} cannot be merged into a {type(self).__name__}")
         self.add(other.state)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Adds to the state, entry by entry."""
+        """Add `sums` to the state, entry by entry."""
         for key, value in sums.items():
             held = self.state.get(key)
             if held is None:
@@ -80,7 +80,7 @@ class Metric(ABC):
                 self.state[key] = held + (value if value.device == held.device else value.to(held.device))
 
     def total(self, key: str) -> Tensor:
-        """The entry of the state under `key`.
+        """Return the entry of the state under `key`.
 
         Raises:
             TrainyardError: nothing was processed.
@@ -91,11 +91,11 @@ class Metric(ABC):
 
 
 class SumMetric(Metric):
-    """A metric made of sums that are a pure function of one experiment's outputs and target.
+    """A metric made of sums that are a pure function of one member's outputs and target.
 
     A subclass writes `sums` and `compute`. The outputs of K members, `[K, ...]`, are given to `sums` one member at a
-    time, as `torch.vmap` sees it, so a subclass need not know of members; the target may be `[K, B]` or shared, `[B]`.
-    Where that is too slow it writes `stacked_sums` too.
+    time, by `torch.vmap`, so a subclass can ignore members; the target may be `[K, B]` or shared, `[B]`.
+    Where that is too slow, it writes `stacked_sums` too.
     """
 
     stackable = True
@@ -104,22 +104,22 @@ class SumMetric(Metric):
 
     @abstractmethod
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The sums over one batch: outputs `[B, ..., C]` and target `[B, ...]` (without a class axis: of one shape)."""
+        """Return sums over a batch: outputs `[B, ..., C]`, target `[B, ...]` (without class axis: of one shape)."""
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or shared, `[B, ...]`."""
+        """Return sums `[K, ...]` of K members: outputs `[K, B, ..., C]`, target `[K, B, ...]` or shared, `[B, ...]`."""
         shared = target.ndim == outputs.ndim - self.class_axis - 1
         sums: dict[str, Tensor] = torch.vmap(self.sums, in_dims=(0, None if shared else 0))(outputs, target)
         return sums
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class that writes `sums` anew does not inherit what another has in its place for a stack."""
+        """Drop an inherited `stacked_sums` from a class that defines its own `sums`."""
         super().__init_subclass__(**kwargs)
         if "sums" in vars(cls) and "stacked_sums" not in vars(cls):
             setattr(cls, "stacked_sums", SumMetric.stacked_sums)  # noqa: B010 (a type checker refuses to assign it)
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Adds the sums over a batch; the target is found by `trainyard.batch.target_of`."""
+        """Add the sums over a batch; the target is found by `trainyard.batch.target_of`."""
         target = target_of(batch)
         if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
             kinds = f"outputs {type(outputs).__name__}, target {type(target).__name__}"
@@ -132,7 +132,7 @@ class SumMetric(Metric):
             raise self._mismatch(outputs, target)
         if target.device != outputs.device:
             target = target.to(outputs.device)
-        with torch.no_grad() if torch.is_grad_enabled() else NOTHING:  # a loop has it off, and to enter costs
+        with torch.no_grad() if torch.is_grad_enabled() else NOTHING:  # off in loops already, and entering costs
             stacked = shared or self.members is not None
             self.add(self.stacked_sums(outputs, target) if stacked else self.sums(outputs, target))
 

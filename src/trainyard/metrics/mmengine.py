@@ -1,4 +1,4 @@
-"""Metrics as MMEngine has them, used as they are: known by their methods, the library is not imported."""
+"""Adapter for MMEngine metrics. They are recognized by their methods; the library is not imported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trainyard.metrics.metric import Metric
 class MMEngineMetric(Metric):
     """Gives the metric contract to a metric with MMEngine's two methods.
 
-    `process(data_batch, data_samples)` appends to `self.results` what it needs of a batch and its predictions;
+    `process(data_batch, data_samples)` appends to `self.results` the values it needs of a batch and its predictions;
     `compute_metrics(results)` makes a dict of numbers (or arrays) from all of it, on the CPU. A class with these two is
-    enough; one that derives from `mmengine.evaluator.BaseMetric` will do as well. `results` is kept here, and so
+    enough, such as one that derives from `mmengine.evaluator.BaseMetric`. `results` is kept here, and thus
     collected across ranks. Not stackable.
 
     Args:
@@ -44,16 +44,16 @@ class MMEngineMetric(Metric):
         self.reset()
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Hands the metric a batch and its predictions; MMEngine's data elements as the dicts that they hold."""
+        """Give the metric a batch and its predictions; MMEngine's data elements are passed as dicts."""
         if isinstance(outputs, tuple | list):
             outputs = [sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in outputs]
         self.metric.process(batch, outputs)
 
     def compute(self) -> dict[str, Tensor]:
-        """What the metric computes of all results.
+        """Return the metric's results over all batches.
 
         Raises:
-            TrainyardError: it is no dict of numbers and arrays.
+            TrainyardError: the results are no dict of numbers and arrays.
         """
         found = self.metric.compute_metrics(apply(lambda leaf: leaf.cpu(), self.metric.results))
         if not isinstance(found, Mapping):
@@ -61,11 +61,11 @@ class MMEngineMetric(Metric):
         return {str(name): self._tensor(name, value) for name, value in found.items()}
 
     def reset(self) -> None:
-        """Forgets the results."""
+        """Clear the results."""
         self.metric.results = []
 
     def merge(self, other: Metric) -> None:
-        """Puts the other's results behind its own."""
+        """Append the other's results to its own."""
         if not isinstance(other, MMEngineMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
             raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")

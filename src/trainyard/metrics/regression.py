@@ -1,4 +1,4 @@
-"""Errors of predicted numbers."""
+"""Regression metrics: mean squared and mean absolute error."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class _MeanError(SumMetric):
 
     @abstractmethod
     def error(self, difference: Tensor) -> Tensor:
-        """The error of each number."""
+        """Return the error of each number."""
 
     def sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The summed error (float64) and the number of numbers."""
+        """Return the summed error (float64) and the number of numbers."""
         error = self.error(outputs.double() - target).sum()
         return {"error": error, "count": torch.full_like(error, outputs.numel(), dtype=torch.int64)}
 
     def stacked_sums(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The same for each member."""
+        """Return the same for each member, `[K]`."""
         error = self.error(outputs.double() - target).flatten(1).sum(1)
         return {"error": error, "count": torch.full_like(error, outputs[0].numel(), dtype=torch.int64)}
 
     def compute(self) -> Tensor:
-        """At least 0, float64."""
+        """Return the mean error, at least 0, float64."""
         return self.total("error") / self.total("count")
 
 
@@ -36,7 +36,7 @@ class MeanSquaredError(_MeanError):
     """The mean of `(output - target)^2` over all numbers; outputs and target have the same shape, e.g. `[B]`."""
 
     def error(self, difference: Tensor) -> Tensor:
-        """Squared."""
+        """Return the square of `difference`."""
         return difference.square()
 
 
@@ -44,5 +44,5 @@ class MeanAbsoluteError(_MeanError):
     """The mean of `|output - target|` over all numbers; outputs and target have the same shape, e.g. `[B]`."""
 
     def error(self, difference: Tensor) -> Tensor:
-        """Absolute."""
+        """Return the absolute value of `difference`."""
         return difference.abs()

@@ -1,4 +1,4 @@
-"""The results of several metrics, each under one name."""
+"""Named results of several metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainyard.metrics.metric import Metric
 
 
 def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
-    """What the metrics compute, by name: a lone result has the name of its metric, one of several its own.
+    """Compute the metrics by name: a lone result has its metric's name, one of several has its own.
 
     A metric with a `prefix` has it before the name: `coarse/accuracy`.
 

@@ -1,4 +1,4 @@
-"""Metrics of the torchmetrics library, used as they are: known by their methods, the library is not imported."""
+"""Adapter for metrics of torchmetrics. They are recognized by their methods; the library is not imported."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric, Result
 
 FOLDS = ("dim_zero_sum", "dim_zero_max", "dim_zero_min")
-"""The reductions of torchmetrics that may be done two by two."""
+"""Reductions of torchmetrics that can be done pairwise."""
 
 
 class TorchMetric(Metric):
     """Gives a `torchmetrics.Metric` (or `MetricCollection`) the metric contract.
 
     `process` calls `update(outputs, target)`. The wrapped metric keeps its own state, and where `torch.distributed` is
-    initialised it gathers the ranks itself in `compute`: `state` stays empty, there is nothing for others to reduce.
+    initialized it gathers the ranks itself in `compute`: `state` stays empty, and the caller has nothing to reduce.
     Not stackable.
 
     Args:
@@ -37,7 +37,7 @@ class TorchMetric(Metric):
         self._device: torch.device | None = None
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Updates the metric, moved first to the device of the outputs."""
+        """Update the metric, after moving it to the device of the outputs."""
         target = target_of(batch)
         device = getattr(outputs, "device", None)
         if device is not None:
@@ -49,26 +49,26 @@ class TorchMetric(Metric):
         self.metric.update(outputs, target)
 
     def compute(self) -> Result:
-        """What the metric computes."""
+        """Compute the metric's results."""
         whole = _reduced([self.metric, *self._merged]) if self._merged else self.metric
         result: Result = whole.compute()
         return result
 
     def reset(self) -> None:
-        """Resets the metric."""
+        """Reset the metric."""
         self.metric.reset()
         self._merged = []
 
     def merge(self, other: Metric) -> None:
-        """Takes a copy of the other metric, for `compute` to reduce all at once, as torchmetrics does with ranks.
+        """Take a copy of the other metric, for `compute` to reduce all at once, as torchmetrics does with ranks.
 
-        `torchmetrics.Metric.merge_state` takes two by two, which is wrong for states that are means, and refuses
+        `torchmetrics.Metric.merge_state` merges pairwise, which is wrong for states that are means, and refuses
         metrics that are not marked for it.
         """
         if not isinstance(other, TorchMetric) or type(other.metric) is not type(self.metric):
             kind = type(getattr(other, "metric", other)).__name__
             raise TypeError(f"a {kind} cannot be merged into a {type(self.metric).__name__}")
-        if not isinstance(self.metric, nn.Module):  # an object that is like one
+        if not isinstance(self.metric, nn.Module):  # an object with the same methods
             if not hasattr(self.metric, "merge_state"):
                 kind = type(self.metric).__name__
                 raise TrainyardError(
@@ -80,8 +80,9 @@ class TorchMetric(Metric):
 
 
 def _reduced(parts: Sequence[Any]) -> Any:
-    """One metric with the states of all of them, reduced as `torchmetrics.Metric._sync_dist` does; they stay as they
-    are. Parts that were never updated are left out.
+    """Merge metrics into one, with states reduced as `torchmetrics.Metric._sync_dist` does; the parts stay unchanged.
+
+    Parts that were never updated are left out.
     """
     whole = copy.deepcopy(parts[0])
     for own, *modules in zip(whole.modules(), *(part.modules() for part in parts), strict=True):
@@ -100,7 +101,7 @@ def _reduced(parts: Sequence[Any]) -> Any:
 
 
 def _reduced_state(states: Sequence[torch.Tensor], reduction: Any) -> torch.Tensor:
-    if getattr(reduction, "__name__", "") in FOLDS:  # one by one, as a process alone adds its batches
+    if getattr(reduction, "__name__", "") in FOLDS:  # one by one, as a single process adds its batches
         return functools.reduce(lambda one, other: cast(torch.Tensor, reduction(torch.stack([one, other]))), states)
     stacked = torch.stack(list(states))
     return stacked if reduction is None else cast(torch.Tensor, reduction(stacked))

@@ -1,4 +1,4 @@
-"""Models, and what makes a module one. See docs/models.md."""
+"""Models and the model contract (docs/models.md)."""
 
 from trainyard.models.base import BaseModel, call, total_loss
 from trainyard.models.cnn import CNN

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory saved by computing parts of the forward pass a second time."""
+"""Activation checkpointing, which saves memory by computing parts of the forward pass twice."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from trainyard.models.patterns import fits, listed, unknown
 
 
 def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Let the matching modules of `model` keep no activations: the backward pass computes them anew.
+    """Recompute the activations of the matching modules of `model` in the backward pass, in place of keeping them.
 
     The gradients are the same bit for bit: random numbers are drawn as before, and the buffers that a forward pass
-    changes (BatchNorm's statistics) are changed once. Where gradients are off a module runs as ever. Names and state
+    changes (BatchNorm's statistics) are changed once. With gradients off a module runs as usual. Names and state
     dicts stay as they are.
 
     Args:
         model: changed in place.
         patterns: globs for the full name of a module (`net.blocks.*`, `*.attn`) or for its class (`TransformerBlock`).
-            Of a matching module's own parts none is checkpointed once more.
+            Submodules of a matching module are not checkpointed again.
 
     Raises:
-        ConfigError: no list of texts, or a pattern that no module fits.
+        ConfigError: not a list of strings, or a pattern that matches no module.
     """
     key = "activation_checkpointing"
     patterns = listed(key, patterns)
@@ -40,7 +40,7 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[str]) -> None:
         inside = any(name.startswith(f"{outer}.") for outer in chosen)
         if not inside and any(fits(pattern, name, module) for pattern in patterns):
             chosen.append(name)
-            # Of an instance, as torch.compile and hooks expect; a partial is copied along with its module.
+            # Set on the instance, as torch.compile and hooks expect; a partial is copied along with its module.
             module.forward = functools.partial(_forward, module)
 
 
@@ -48,21 +48,21 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = functools.partial(type(module).forward, module)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    from torch.utils.checkpoint import checkpoint  # with torch._dynamo, which takes a second: only where it is used
+    from torch.utils.checkpoint import checkpoint  # imports torch._dynamo, which takes a second, so only where used
 
-    if torch.compiler.is_compiling():  # it keeps buffers right by itself, and takes no contexts
+    if torch.compiler.is_compiling():  # torch.compile handles buffers itself, and takes no contexts
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=functools.partial(_contexts, module), **kwargs)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the forward pass, and around its repetition."""
+    """Return the contexts of the forward pass and of its repetition."""
     return nullcontext(), _buffers_kept(module)
 
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Inside the block the module has copies of its buffers: what is written to them is lost."""
+    """Give the module copies of its buffers inside the block; writes to them are lost."""
     held = [(each, dict(own_buffers(each))) for each in module.modules()]
     for each, buffers in held:
         for name, buffer in buffers.items():

@@ -1,4 +1,4 @@
-"""The model contract, and the base class that gives it."""
+"""Model contract and its base class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BaseModel(nn.Module):
     * `"tensor"`: the raw output of the network.
 
     A batch that is a tuple or list arrives as `*batch`, a mapping as `**batch`, anything else as one argument. To be
-    trained as part of a fused group, `forward` must be one that `torch.func.vmap` can take: no `.item()`, no control
+    trained as a member of a stack, `forward` must be one that `torch.func.vmap` can take: no `.item()`, no control
     flow that depends on the data.
 
     Args:
@@ -53,34 +53,34 @@ class BaseModel(nn.Module):
         self._anchor: tuple[Mapping[str, nn.Parameter | None], str] | None = None
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
-        """See the class."""
+        """Compute losses, predictions or the raw output, by `mode`; see the class."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(*batch, mode)")
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of a batch: scalars, not yet summed (see `total_loss`), still on the device."""
+        """Return the losses of a batch: scalars, not yet summed (see `total_loss`), still on the device."""
         losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
         return losses
 
     def val_step(self, batch: Any) -> Any:
-        """The predictions for a batch of the validation data. The loop sets `eval()` and turns gradients off."""
+        """Return the predictions for a batch of the validation data. The loop sets `eval()` and turns gradients off."""
         return call(self, self.preprocess(batch), "predict")
 
     def test_step(self, batch: Any) -> Any:
-        """The predictions for a batch of the test data."""
+        """Return the predictions for a batch of the test data."""
         return self.val_step(batch)
 
     def preprocess(self, batch: Any) -> Any:
-        """The batch on the model's device, passed through `data_preprocessor` if there is one."""
+        """Move the batch to the model's device, and pass it through `data_preprocessor` if there is one."""
         device = self._device()
         if device is not None:
             batch = to_device(batch, device)
         return batch if self.data_preprocessor is None else self.data_preprocessor(batch)
 
     def _device(self) -> torch.device | None:
-        """The device of the first parameter; None for a model without any.
+        """Return the device of the first parameter; None for a model without any.
 
-        Walking `parameters()` costs more than the rest of a step's overhead, so the place of the first parameter is
-        remembered: its module's dict and its name. What lies there may be replaced (`to`, `functional_call`, FSDP).
+        Walking `parameters()` costs more than the rest of a step's overhead. The place of the first parameter is
+        thus cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`, FSDP).
         """
         parameter = self._anchor[0].get(self._anchor[1]) if self._anchor is not None else None
         if parameter is None:
@@ -101,7 +101,7 @@ class BaseModel(nn.Module):
 
 
 def call(model: nn.Module, batch: Any, mode: str) -> Any:
-    """`model.forward` on a batch in one of the modes, for any module that keeps the contract.
+    """Call `model.forward` on a batch in one of the modes, for any module that follows the contract.
 
     A tuple or list is passed as `*batch`, a mapping as `**batch`, anything else as one argument.
     """
@@ -113,7 +113,7 @@ def call(model: nn.Module, batch: Any, mode: str) -> Any:
 
 
 def as_module(preprocessor: Preprocessor) -> nn.Module | None:
-    """A preprocessor as one module: of several, one after another.
+    """Return a preprocessor as one module; several are called one after another.
 
     Raises:
         ConfigError: neither a module nor several.
@@ -124,7 +124,7 @@ def as_module(preprocessor: Preprocessor) -> nn.Module | None:
 
 
 def modules(key: str, given: Any) -> list[nn.Module]:
-    """Modules from a list, or from a mapping by name, in order; a name whose value is None is left out.
+    """Return modules from a list, or from a mapping by name, in order; a name whose value is None is left out.
 
     Raises:
         ConfigError: something else.
@@ -137,7 +137,7 @@ def modules(key: str, given: Any) -> list[nn.Module]:
 
 
 def total_loss(losses: Mapping[str, Any]) -> Tensor:
-    """The sum of the entries whose key contains `loss`; a list of tensors counts as the sum of its elements.
+    """Sum the entries whose key contains `loss`; a list of tensors counts as the sum of its elements.
 
     Losses are scalars, or `[K]` for a stack of K members; the total has their shape. The other entries (an accuracy of
     the training batch, say) are left out.

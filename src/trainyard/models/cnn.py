@@ -1,4 +1,4 @@
-"""A small convolutional network."""
+"""Small convolutional network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainyard.models.supervised import Supervised
 
 
 class CNN(Supervised):
-    """Stages of 3x3 convolution, batch normalisation, ReLU and 2x2 max pooling; the last one averages over the image.
+    """Stages of 3x3 convolution, batch normalization, ReLU and 2x2 max pooling; the last one averages over the image.
 
     Takes images `[B, in_channels, H, W]` of any size and gives logits `[B, num_classes]`.
 

@@ -1,4 +1,4 @@
-"""Parameters that are not trained, by the names of what they belong to."""
+"""Freezing of parameters by name pattern."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from trainyard.models.patterns import fits, listed, unknown
 
 
 def parse(patterns: Any) -> list[str]:
-    """The patterns for `freeze`; None stands for none.
+    """Return the patterns for `freeze` as a list; None means none.
 
     Raises:
-        ConfigError: under `freeze`: no list of texts.
+        ConfigError: under `freeze`: not a list of strings.
     """
     return listed("freeze", patterns)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
-    """Take the parameters that fit a pattern out of the training.
+    """Exclude the parameters that match a pattern from training.
 
-    They have no gradients, and the optimiser does not see them. A module that fits a pattern itself, or all of whose
-    parameters are frozen by some, is kept in evaluation mode: the running statistics of its BatchNorm stay as they are
-    and are what it normalises by, and its dropout drops nothing. That is what `frozen_stages` and `norm_eval` of the
-    OpenMMLab's networks do.
+    They have no gradients, and the optimizer does not get them. A module that matches a pattern itself, or all of whose
+    parameters are frozen, is kept in evaluation mode: the running statistics of its BatchNorm are used and not
+    updated, and its dropout drops nothing. `frozen_stages` and `norm_eval` of the OpenMMLab networks do the
+    same.
 
     Args:
         model: changed in place.
@@ -35,10 +35,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
             (`BatchNorm2d`), or for the full name of a parameter (`*.bias`).
 
     Returns:
-        What is frozen, for the log.
+        A summary of the frozen parts, for the log.
 
     Raises:
-        ConfigError: no list of texts, a pattern that nothing fits, or nothing is left to train.
+        ConfigError: not a list of strings, a pattern that matches nothing, or nothing is left to train.
     """
     patterns = parse(patterns)
     modules = {name: module for name, module in model.named_modules() if name}
@@ -61,8 +61,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
         own = {id(parameter) for parameter in module.parameters()}
         if id(module) in chosen or (own and own <= frozen):
             still.append(name)
-    # Of an instance, as hooks and copies expect: a partial is copied along with its module. Of the model, and by name,
-    # because modules may be replaced later (BatchNorm by SyncBatchNorm).
+    # Set on the instance, as hooks and copies expect: a partial is copied along with its module. It holds the model,
+    # and names of modules, because modules may be replaced later (BatchNorm by SyncBatchNorm).
     model.train = functools.partial(_train, model, still)  # type: ignore[method-assign]
     model.train(model.training)
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
@@ -71,7 +71,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
 
 
 def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Module:
-    """What `train` of a model does, some modules of which stay in evaluation mode."""
+    """Set the model's training mode, except for the modules that stay in evaluation mode."""
     type(model).train(model, mode)
     for name in still:
         model.get_submodule(name).train(False)

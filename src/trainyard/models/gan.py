@@ -1,4 +1,4 @@
-"""A generative adversarial network: two nets, each with an optimiser of its own."""
+"""Generative adversarial network: two nets, each with its own optimizer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class GAN(BaseModel):
         self.discriminator = _mlp([features + self.num_classes, *widths, 1], act)
 
     def train_steps(self, batch: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """A turn of the discriminator, then one of the generator."""
+        """Yield the losses of the discriminator's step, then those of the generator's."""
         x, y = self.preprocess(batch)
         x = x.detach().requires_grad_(self.r1 > 0)
         real = self._judge(x, y)
@@ -72,20 +72,20 @@ class GAN(BaseModel):
         yield "generator", {"loss": F.softplus(-self._judge(self.generate(y), y)).mean()}
 
     def generate(self, y: Tensor) -> Tensor:
-        """A point `[B, in_features]` of each class in `y`, `[B]`."""
+        """Return a point `[B, in_features]` of each class in `y`, `[B]`."""
         one_hot = F.one_hot(y, self.num_classes).to(next(self.generator.parameters()).dtype)
         noise = torch.randn(len(y), self.latent, device=y.device, dtype=one_hot.dtype)
         points: Tensor = self.generator(torch.cat([noise, one_hot], 1))
         return points
 
     def forward(self, x: Tensor, y: Tensor, mode: str = "tensor") -> Tensor:  # type: ignore[override]
-        """Generated points; the losses come from `train_steps`."""
+        """Return generated points; the losses come from `train_steps`."""
         if mode not in MODES or mode == "loss":
             raise ValueError(f"mode {mode!r} given; a GAN has predict and tensor, and its losses in train_steps")
         return self.generate(y)
 
     def _judge(self, x: Tensor, y: Tensor) -> Tensor:
-        """Logits `[B, 1]`: whether `x` is of the data."""
+        """Return logits `[B, 1]`: whether `x` is of the data."""
         logits: Tensor = self.discriminator(torch.cat([x, F.one_hot(y, self.num_classes).to(x.dtype)], 1))
         return logits
 

@@ -1,4 +1,4 @@
-"""Initial values of parameters, by the names of the modules that they belong to."""
+"""Rules for initial values of parameters, by module name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainyard.models.patterns import fits, unknown
 Initializer = Callable[[Tensor], Any]
 
 NAMES = tuple(name[:-1] for name in dir(nn.init) if name.endswith("_") and not name.startswith("_"))
-"""What `torch.nn.init` offers: kaiming_normal, trunc_normal, constant, orthogonal, …"""
+"""Functions of `torch.nn.init`: kaiming_normal, trunc_normal, constant, orthogonal, …"""
 
 
 def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
-    """Rules for `initialize`: by pattern, then by the parameter's own name.
+    """Return the rules for `initialize`: by pattern, then by the parameter's own name.
 
     Raises:
-        ConfigError: under `init`: no such rules, an unknown initialiser, or one that does not take these arguments.
+        ConfigError: under `init`: no valid rules, an unknown initializer, or one that does not take these arguments.
     """
     rules = OmegaConf.to_container(rules, resolve=True) if OmegaConf.is_config(rules) else rules
     if not isinstance(rules, Mapping | None):
@@ -45,21 +45,21 @@ def parse(rules: Any) -> dict[str, dict[str, Initializer]]:
 def initialize(model: nn.Module, rules: Mapping[str, Any]) -> str:
     """Give parameters of `model` new initial values, drawn from torch's global generator.
 
-    A rule is an initialiser for the `weight` of the modules that fit its pattern, or a mapping of their own parameters'
-    names, each to one. An initialiser is a number; the name of a function of `torch.nn.init`, with or without its last
-    underscore; or a mapping of `_target_`, such a name or a dotted path, and its arguments. Where several rules are
-    about a parameter, the last one holds. Parameters that a module has not (`bias=False`) are passed over.
+    A rule is an initializer for the `weight` of the modules that fit its pattern, or a mapping of their own parameters'
+    names, each to one. An initializer is a number; the name of a function of `torch.nn.init`, with or without its last
+    underscore; or a mapping of `_target_`, such a name or a dotted path, and its arguments. Where several rules match
+    a parameter, the last one applies. Parameters that a module does not have (`bias=False`) are skipped.
 
     Args:
         model: changed in place.
         rules: by pattern: a glob for the full name of a module (`net.blocks.*`), or for its class (`Conv2d`).
 
     Returns:
-        How much was initialised, for the log.
+        A count of the initialized parameters, for the log.
 
     Raises:
-        ConfigError: under `init`: a rule that cannot be, a pattern that no module fits, a name that no parameter of the
-            fitting ones has, or an initialiser that does not take a parameter's shape.
+        ConfigError: under `init`: an invalid rule, a pattern that matches no module, a name that no parameter of the
+            matching ones has, or an initializer that does not take a parameter's shape.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

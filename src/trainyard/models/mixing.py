@@ -1,4 +1,4 @@
-"""Batch augmentation on the device: mixup and CutMix, as (part of) a `data_preprocessor`."""
+"""Mixup and CutMix, batch augmentation on the device for a `data_preprocessor`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class BatchMix(nn.Module, ABC):
 
     A batch is a tuple or list `(x, y)`, or a mapping of an input and a target. Classes `[B]` become shares
     `[B, num_classes]`, which `torch.nn.CrossEntropyLoss` takes; a target that is shares already is mixed as it is.
-    Everything is tensor arithmetic on the batch's device, with that device's generator: nothing waits for it, and each
-    member of a fused group draws numbers of its own.
+    Everything is tensor arithmetic on the batch's device, with that device's generator: there is no synchronization,
+    and each member of a stack draws its own numbers.
 
     Args:
         num_classes: classes that the data has.
         alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once a batch. Above 0; the smaller, the
             nearer to 0 or 1.
-        probability: that a batch is mixed.
+        probability: the probability that a batch is mixed.
         label_smoothing: this much of each target is spread evenly over the classes, mixed or not; in [0, 1).
     """
 
@@ -45,24 +45,24 @@ class BatchMix(nn.Module, ABC):
 
     @abstractmethod
     def mix(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs `[B, ...]`, each mixed with the one before it.
+        """Mix each of the inputs `[B, ...]` with the one before it.
 
         Args:
             x: the inputs.
             kept: the share that a sample is to keep of itself, `[]`, in the default precision; 1 leaves it as it is.
 
         Returns:
-            The mixed inputs, and the share that they keep in fact.
+            The mixed inputs, and the share that they actually keep.
         """
 
     def forward(self, batch: Any) -> Any:
-        """The batch, mixed in training."""
+        """Return the batch, mixed in training."""
         if not self.training:
             return batch
         place, to = _places(batch)
         x, y = batch[place], self.shares(batch[to], batch[place])
-        # Of two numbers from Gamma(alpha) the first one's share is from Beta(alpha, alpha). torch.distributions has it
-        # through a function that vmap does not take.
+        # Of two numbers from Gamma(alpha), the share of the first is from Beta(alpha, alpha). torch.distributions draws
+        # it by a function that vmap does not support.
         drawn = self._standard_gamma(torch.full((2,), self.alpha, device=x.device))
         kept = drawn[0] / drawn.sum()
         kept = torch.where(torch.rand((), device=x.device) < self.probability, kept, 1.0)
@@ -74,7 +74,7 @@ class BatchMix(nn.Module, ABC):
         return (x, y)
 
     def shares(self, y: Tensor, x: Tensor) -> Tensor:
-        """Classes `[B]` as shares `[B, num_classes]`, smoothed, in the precision of `x`; shares are smoothed alone."""
+        """Convert classes `[B]` to shares `[B, num_classes]` in the precision of `x`, and smooth the shares."""
         if not y.is_floating_point():
             if y.ndim != 1:
                 raise TrainyardError(f"{self._name} mixes a class for each sample, [B]; the target is {_shape(y)}.")
@@ -93,7 +93,7 @@ class BatchMix(nn.Module, ABC):
 
 
 class Mixup(BatchMix):
-    """Each sample and its target become a mean of themselves and of the sample before them, with random weights.
+    """Replaces each sample and its target by a mean of themselves and the sample before them, with random weights.
 
     Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The paper's alpha
     for ImageNet is 0.2, for CIFAR-10 1. A batch is in random order, so that its neighbours are random pairs.
@@ -117,11 +117,11 @@ class Mixup(BatchMix):
 
 
 class CutMix(BatchMix):
-    """A rectangle of each image is replaced by that of the image before it; targets are mixed by area.
+    """Replaces a rectangle of each image by that of the image before it; targets are mixed by area.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019
-    (its alpha is 1). The rectangle is the same for all images of a batch; its centre is drawn evenly, and what of it
-    lies outside is cut off.
+    (its alpha is 1). The rectangle is the same for all images of a batch; its centre is drawn uniformly, and the part
+    outside of the image is cut off.
 
     Args: see `BatchMix`. The input is `[B, ..., H, W]`, of any number type.
 
@@ -141,14 +141,14 @@ class CutMix(BatchMix):
 
 
 class RandomChoice(nn.Module):
-    """One of several preprocessors for each training batch, drawn anew; in evaluation mode a batch stays as it is.
+    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode a batch stays as it is.
 
-    All of them are computed and one is kept, so that nothing waits for the device to say which; they have to give
+    All of them are computed and one is kept, so that the choice needs no synchronization; they must give
     tensors of the same shapes.
 
     Args:
         choices: modules that take a batch and give one, such as `Mixup` and `CutMix`, in a list or by name.
-        weights: how often each is taken, in their order and in relation to the others; None: all alike.
+        weights: the relative frequency of each, in their order; None: all equal.
 
     Example:
         >>> either = RandomChoice([Mixup(num_classes=3, alpha=0.2), CutMix(num_classes=3)])
@@ -173,7 +173,7 @@ class RandomChoice(nn.Module):
         self.bounds = [upto / sum(given) for upto in accumulate(given)][:-1]
 
     def forward(self, batch: Any) -> Any:
-        """The batch, passed through one of the choices in training."""
+        """Return the batch, passed through one of the choices in training."""
         if not self.training:
             return batch
         made, *others = [choice(batch) for choice in self.choices]
@@ -184,7 +184,7 @@ class RandomChoice(nn.Module):
 
 
 def _span(size: int, half: Tensor) -> Tensor:
-    """Which of `size` places lie within `half * size` of a place that is drawn: `[size]`, bool."""
+    """Return which of `size` places lie within `half * size` of a random place: `[size]`, bool."""
     places = torch.arange(size, device=half.device)
     reach = (half * size).long()
     middle = torch.randint(size, (), device=half.device)
@@ -192,7 +192,7 @@ def _span(size: int, half: Tensor) -> Tensor:
 
 
 def _places(batch: Any) -> tuple[Any, Any]:
-    """Where the input and the target of a batch stand."""
+    """Return the keys or indices of the input and the target of a batch."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return 0, 1
     if isinstance(batch, Mapping):
@@ -207,14 +207,14 @@ def _places(batch: Any) -> tuple[Any, Any]:
 
 
 def _first(batch: Any) -> Tensor:
-    """A tensor of the batch."""
+    """Return a tensor of the batch."""
     while not isinstance(batch, Tensor):
         batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
     return batch
 
 
 def _where(chosen: Tensor, one: Any, other: Any) -> Any:
-    """`one` where `chosen`, else `other`; both are nests of the same form."""
+    """Return `one` where `chosen`, else `other`; both are nests of the same form."""
     if isinstance(one, Mapping):
         return {key: _where(chosen, value, other[key]) for key, value in one.items()}
     if isinstance(one, (tuple, list)):

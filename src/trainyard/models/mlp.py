@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""Multi-layer perceptron."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(Supervised):
     """Fully connected layers: `[B, ...]`, flattened to `[B, in_features]`, to logits `[B, num_classes]`.
 
-    Initialised after He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
+    Initialized after He et al., 2015 ("Delving Deep into Rectifiers"): variance 2 / fan-in, biases 0.
 
     Args:
         in_features: numbers per sample.
@@ -34,7 +34,7 @@ class MLP(Supervised):
         hidden: the widths of the hidden layers; `[]` leaves a linear classifier.
         activation: the name of the function between the layers (see `ACTIVATIONS`).
         dropout: the share of hidden units that is dropped while training, in [0, 1).
-        batch_norm: batch normalisation before each activation.
+        batch_norm: batch normalization before each activation.
         loss: see `Supervised`.
         data_preprocessor: see `BaseModel`.
     """

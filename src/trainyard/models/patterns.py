@@ -1,4 +1,4 @@
-"""The patterns by which a config names modules and parameters."""
+"""Patterns by which a config names modules and parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trainyard.errors import ConfigError
 
 
 def listed(key: str, given: Any) -> list[str]:
-    """Patterns as a list; none where None is given.
+    """Return the patterns as a list; None means none.
 
     Raises:
-        ConfigError: no list of texts.
+        ConfigError: not a list of strings.
     """
     if given is None:
         return []
@@ -25,17 +25,17 @@ def listed(key: str, given: Any) -> list[str]:
 
 
 def fits(pattern: str, name: str, module: nn.Module | None = None) -> bool:
-    """Whether a pattern is a glob for this full name (`net.blocks.*`, `*.attn`), or for the class of this module."""
+    """Return whether a pattern matches this full name (`net.blocks.*`, `*.attn`), or the class of this module."""
     return fnmatchcase(name, pattern) or (module is not None and fnmatchcase(type(module).__name__, pattern))
 
 
 def fits_within(pattern: str, name: str) -> bool:
-    """Whether a pattern is a glob for this full name, or for that of a module above it."""
+    """Return whether a pattern matches this full name, or that of a module above it."""
     return any(fnmatchcase(above, pattern) for above in (name, *above_all([name])))
 
 
 def above_all(names: Iterable[str]) -> list[str]:
-    """The modules in which these names lie: for `net.0.weight` they are `net` and `net.0`."""
+    """Return the modules in which these names lie: for `net.0.weight` they are `net` and `net.0`."""
     found: dict[str, None] = {}
     for name in names:
         words = name.split(".")
@@ -44,7 +44,7 @@ def above_all(names: Iterable[str]) -> list[str]:
 
 
 def unknown(key: str, pattern: str, modules: Mapping[str, nn.Module], parameters: Iterable[str] = ()) -> ConfigError:
-    """The error for a pattern that fits none of these modules, nor, where patterns may name them, of the parameters."""
+    """Return the error for a pattern that matches none of these modules, nor of the parameters it may name."""
     kinds = dict.fromkeys(type(module).__name__ for module in modules.values())
     names = [name for name in modules if name]
     accepted = "a glob that fits a module's name or class" + (", or a parameter's name" if parameters else "")

@@ -1,4 +1,4 @@
-"""What is done to a batch on the device, before the network sees it."""
+"""Data preprocessor that normalizes a batch on the device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainyard.errors import ConfigError
 
 
 class DataPreprocessor(nn.Module):
-    """Normalises the input of a batch: `(x.float() - mean) / std`. The rest of the batch passes through.
+    """Normalizes the input of a batch: `(x.float() - mean) / std`. The rest of the batch passes through.
 
     The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the lone
-    tensor itself. Bytes (`uint8`) may so be kept on the device and become floats here.
+    tensor itself. Bytes (`uint8`) can thus be kept on the device and become floats here.
 
     Args:
         mean: one number, or one per channel of `[B, C, ...]` (per feature of `[B, F]`), in the units of the input.
@@ -43,7 +43,7 @@ class DataPreprocessor(nn.Module):
             raise ConfigError("std", std, f"as many numbers as `mean` has ({len(self.mean)}), or one")
 
     def forward(self, batch: Any) -> Any:
-        """The batch, its input normalised."""
+        """Return the batch with its input normalized."""
         if isinstance(batch, Mapping):
             name = next((key for key in batch if key not in TARGET_KEYS), None)
             return batch if name is None else {**batch, name: self.normalise(batch[name])}
@@ -52,7 +52,7 @@ class DataPreprocessor(nn.Module):
         return self.normalise(batch)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """`x` `[B, C, ...]` of any number type, as floats."""
+        """Normalize `x` `[B, C, ...]` of any number type, and return floats."""
         shape = (-1, *[1] * (x.ndim - 2))
         x = x if x.is_floating_point() else x.float()
         return (x - self.mean.view(shape)) / self.std.view(shape)

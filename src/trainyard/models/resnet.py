@@ -1,4 +1,4 @@
-"""Residual networks for small images."""
+"""Residual network for small images."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ResNet(Supervised):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a path around them: `[B, in, H, W]` to `[B, out, H / stride, W / stride]`."""
+    """Two 3x3 convolutions with a shortcut: `[B, in, H, W]` to `[B, out, H / stride, W / stride]`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.widen = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """The residual, added to the input (subsampled and padded with zero channels where the shape changes)."""
+        """Add the residual to the input (subsampled and padded with zero channels where the shape changes)."""
         out = F.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
         if self.stride > 1:

@@ -1,4 +1,4 @@
-"""Any network plus any loss is a model."""
+"""Supervised model from any network and loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainyard.models.base import MODES, BaseModel, Preprocessor
 
 
 class Supervised(BaseModel):
-    """Makes a plain `nn.Module` keep the model contract, so that a network of any library trains as it is.
+    """Gives a plain `nn.Module` the model contract, so that a network of any library trains unchanged.
 
     The last element of a tuple batch is the target and the others go to the network; in a mapping the target stands
     under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only
@@ -49,7 +49,7 @@ class Supervised(BaseModel):
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
-        """`{"loss": scalar}`, or the network's output."""
+        """Return `{"loss": scalar}`, or the network's output."""
         inputs, named, target = split_target(args, kwargs)
         output = self.net(*inputs, **named)
         if mode == "loss":
@@ -62,9 +62,9 @@ class Supervised(BaseModel):
 
 
 def has_mode_contract(module: nn.Module) -> bool:
-    """Whether the module's `forward` takes `mode`: what does not must be wrapped in `Supervised`.
+    """Return whether the module's `forward` takes `mode`; other modules must be wrapped in `Supervised`.
 
-    Wrappers that pass everything on (DDP, `torch.compile`) are judged by what they wrap.
+    For wrappers that pass everything on (DDP, `torch.compile`) the wrapped module decides.
     """
     inner = compiled_from(module)
     if inner is None and isinstance(module, nn.parallel.DistributedDataParallel):

@@ -1,4 +1,4 @@
-"""A decoder-only transformer for sequences of characters (or any small vocabulary)."""
+"""Decoder-only transformer for sequences of characters (or any small vocabulary)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Transformer(Supervised):
 
 
 def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """The mean over all positions: logits `[B, T, V]` and tokens `[B, T]` to a scalar."""
+    """Return the mean over all positions: logits `[B, T, V]` and tokens `[B, T]` to a scalar."""
     return F.cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
 
-        # GPT-2: N(0, 0.02), and what adds to the residual stream scaled down by the number of additions.
+        # GPT-2: N(0, 0.02), with layers that add to the residual stream scaled down by the number of additions.
         for name, parameter in self.named_parameters():
             if name.endswith("out.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers))
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits for the token after each position."""
+        """Return the logits for the token after each position."""
         length = tokens.shape[-1]
         if length > self.context_length:
             raise TrainyardError(f"A sequence of {length} tokens was given; context_length is {self.context_length}.")
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        # Tied, the read-out is no parameter of its own: optimisers, checkpoints and stacks see the matrix once.
+        # Tied, the read-out is no parameter of its own: optimizers, checkpoints and stacks have the matrix once.
         return F.linear(self.norm(x), self.tokens.weight if self.head is None else self.head.weight)
 
 
@@ -135,7 +135,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """Compute the block's output."""
         x = x + self.attention(self.norm1(x))
         residual: Tensor = self.mlp(self.norm2(x))
         return x + residual
@@ -162,7 +162,7 @@ class Attention(nn.Module):
             self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The attention's output."""
+        """Compute the attention's output."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, T, dim / heads]
@@ -173,7 +173,7 @@ class Attention(nn.Module):
         return F.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)), dropout)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys `[B, heads, T, D]` turned by an angle that grows with the position (RoFormer, eq. 34)."""
+        """Rotate queries or keys `[B, heads, T, D]` by an angle that grows with the position (RoFormer, eq. 34)."""
         length = x.shape[-2]
         cos, sin = self.cos[:length], self.sin[:length]
         a, b = x.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""Optimisers: torch's own, and Lion; and rules for single parameters. See `docs/optim.md`."""
+"""Optimizers of torch, Lion, and rules for single parameters (`docs/optim.md`)."""
 
 from trainyard.optim.build import build, from_config
 from trainyard.optim.for_model import for_model

@@ -1,4 +1,4 @@
-"""Builds the optimiser that a config names, on the parameters of a model."""
+"""Construction of the optimizer that a config names, on the parameters of a model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from trainyard.optim.paramwise import Paramwise
 log = logging.getLogger(__name__)
 
 SMALL = 2**16
-"""Numbers in a parameter up to which `foreach` is faster than a loop on the CPU. From 2**18 on it was up to 5 times
-slower, measured on MLPs of 32 to 1024 units."""
+"""Largest parameter size for which `foreach` is faster than a loop on the CPU. From 2**18 numbers on it was up to 5
+times slower, measured on MLPs of 32 to 1024 units."""
 
 _NUMBER = "a number of at least 0"
 _ACCEPTED = {
@@ -36,13 +36,13 @@ _ACCEPTED = {
     "nesterov": "true only with a momentum above 0 and a dampening of 0",
 }
 _SPELT = {"lr": "learning rate", "eps": "epsilon", "betas": "beta parameter", "weight_decay": "weight decay"}
-"""What torch's messages call an argument where they do not use its name."""
+"""Names of arguments in torch's messages, where they differ from the arguments' own."""
 
 
 def from_config(node: Any, key: str = "optim") -> Any:
-    """The partial that a config describes, or those of a mapping of names; anything else is given back as it is.
+    """Return the partial that a config describes, or those of a mapping of names; other values are returned unchanged.
 
-    `paramwise`, which is no argument of the optimiser's class, becomes one of the partial's, as `build` reads it.
+    `paramwise`, which is no argument of the optimizer's class, becomes one of the partial, where `build` reads it.
 
     Raises:
         ConfigError: under `key`.
@@ -57,22 +57,22 @@ def from_config(node: Any, key: str = "optim") -> Any:
 
 
 def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Module | None = None) -> Optimizer:
-    """The optimiser on `params`.
+    """Build the optimizer on `params`.
 
     Two switches follow the parameters. Where torch refuses `fused=True` for them (their device, or their dtype), the
-    optimiser is built without it, and the log says so. Where a class has no fused kernels and `foreach` is left open
+    optimizer is built without it, and the log says so. Where a class has no fused kernels and `foreach` is left open
     (None), it is set for small models on the CPU, which torch leaves to a slower loop.
 
     Args:
-        partial: the optimiser's class with its numbers, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. An
+        partial: the optimizer's class with its numbers, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`. An
             argument `paramwise` among them, the arguments of a `Paramwise`, makes the parameter groups.
-        params: parameters, `(name, parameter)` pairs, or parameter groups, as torch's optimisers take them; with
+        params: parameters, `(name, parameter)` pairs, or parameter groups, as torch's optimizers take them; with
             `paramwise`, parameters alone.
         model: whose parameters they are; `paramwise` needs it.
 
     Raises:
-        ConfigError: the optimiser refuses one of its numbers; `key` is the argument's name, and empty where the
-            refusal does not tell which it is.
+        ConfigError: the optimizer refuses one of its numbers; `key` is the argument's name, or empty where the
+            message does not name it.
     """
     partial, rules = _split(partial)
     params = [_listed(item) for item in params]
@@ -96,7 +96,7 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Mo
 
 
 def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer], Paramwise | None]:
-    """The partial without its `paramwise`, and the rules that this describes."""
+    """Return the partial without its `paramwise`, and the rules that this describes."""
     if not isinstance(partial, functools.partial) or "paramwise" not in partial.keywords:
         return partial, None
     keywords = {key: value for key, value in partial.keywords.items() if key != "paramwise"}
@@ -110,14 +110,14 @@ def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer],
 
 
 def _listed(item: Any) -> Any:
-    """A parameter as it is; a group with its parameters listed, because an iterator cannot be read twice."""
+    """Return a parameter unchanged, a group with its parameters listed, because an iterator cannot be read twice."""
     if isinstance(item, dict) and isinstance(item.get("params"), Iterator):
         return {**item, "params": list(item["params"])}
     return item
 
 
 def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimizer:
-    # A constructor writes its defaults into the groups, and a second one may follow: each has its own.
+    # A constructor writes its defaults into the groups, and a second one may follow, so each gets copies.
     params = [dict(item) if isinstance(item, dict) else item for item in params]
     try:
         with without_dynamo.constructing():
@@ -133,7 +133,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
 
 
 def _foreach_pays(optimizer: Optimizer) -> bool:
-    """Whether `foreach` is left open, torch would not take it, and it is faster: its temporaries fit the cache."""
+    """Return whether `foreach` is open, torch would not use it, and it is faster (its temporaries fit the cache)."""
     defaults = optimizer.defaults
     if "fused" in defaults or defaults.get("foreach", False) is not None or defaults.get("differentiable"):
         return False
@@ -142,9 +142,9 @@ def _foreach_pays(optimizer: Optimizer) -> bool:
 
 
 def _refusal_of_fused(optimizer: Optimizer) -> str | None:
-    """Why the fused kernels do not take the parameters of `optimizer`; None where they do, or are not asked for.
+    """Return why the fused kernels do not take the parameters of `optimizer`; None if they do, or are not requested.
 
-    torch looks at the first step only, so one is taken, with one number of each kind of parameter.
+    torch checks only at the first step, so one is made, with one number of each kind of parameter.
     """
     if not optimizer.defaults.get("fused"):
         return None
@@ -152,7 +152,7 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
     for device, dtype in kinds:
         probe = torch.zeros(1, device=device, dtype=dtype, requires_grad=dtype.is_floating_point or dtype.is_complex)
         if not probe.requires_grad:
-            continue  # whole numbers are never stepped
+            continue  # integers are never stepped
         probe.grad = torch.zeros_like(probe)
         try:
             with without_dynamo.constructing(), torch.no_grad():
@@ -163,13 +163,13 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
 
 
 def _arguments(optimizer: Optimizer) -> dict[str, Any]:
-    """The arguments with which `optimizer` was built: its defaults, less what its class does not take."""
+    """Return the arguments with which `optimizer` was built: its defaults, less those its class does not take."""
     taken = inspect.signature(type(optimizer)).parameters
     return {key: value for key, value in optimizer.defaults.items() if key in taken}
 
 
 def _blamed(message: str, defaults: Mapping[str, Any], keywords: Mapping[str, Any]) -> str | None:
-    """The argument that an optimiser's refusal is about."""
+    """Return the argument that an optimizer's error message is about."""
     if "unexpected keyword" in message:
         return None
     places = {}
@@ -179,7 +179,7 @@ def _blamed(message: str, defaults: Mapping[str, Any], keywords: Mapping[str, An
             places[key] = found.start()
     if places:
         return min(places, key=places.__getitem__)
-    # A comparison with what is not a number does not say whose it was.
+    # The message of a failed comparison with a value that is no number does not name the argument.
     odd = [
         key
         for key, value in keywords.items()

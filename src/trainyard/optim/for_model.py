@@ -1,4 +1,4 @@
-"""The optimiser of a model, from whatever the Runner was given for it."""
+"""Optimizer of a model, from any form that the Runner accepts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainyard.optim.several import OptimizerDict, build_several
 
 
 def for_model(given: Any, model: nn.Module) -> Optimizer:
-    """The optimiser of the trainable parameters of `model`; an `OptimizerDict` where that has `train_steps`.
+    """Return the optimizer of the trainable parameters of `model`; an `OptimizerDict` if it has `train_steps`.
 
     Args:
-        given: an optimiser of this model, a partial that makes one, or its config; for a model with `train_steps` a
+        given: an optimizer of this model, a partial that makes one, or its config; for a model with `train_steps` a
             mapping of those by name.
-        model: already where it will be trained.
+        model: already on the device of the training.
 
     Raises:
         ConfigError: under `optim`.

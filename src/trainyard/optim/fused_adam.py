@@ -1,6 +1,6 @@
-"""Steps of `torch.optim.Adam` and `AdamW` by their fused kernel, without collecting its arguments anew each time.
+"""Fused steps of `torch.optim.Adam` and `AdamW` that keep the kernel's arguments.
 
-`Adam.step` spends half of its time on a small model before its kernel starts: it looks up the state of every
+`Adam.step` spends half of its time on a small model before its kernel starts. It looks up the state of every
 parameter, sorts all tensors by device and dtype, and counts each parameter's steps by itself. None of that changes
 from one step to the next.
 """
@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @dataclass
 class _KeptGroup:
-    """What is known of a parameter group: its parameters, their states, and the counts of their steps in one tensor."""
+    """The cached parts of a parameter group: its parameters, their states, and their step counts in one tensor."""
 
     group: dict[str, Any]
     params: list[Tensor]
@@ -33,7 +33,7 @@ class _KeptGroup:
     kernel: Callable[..., None]
 
     def stands(self) -> bool:
-        """Whether all of it is still so."""
+        """Return whether the cached parts are still those of the group."""
         params = self.group["params"]
         return (
             len(params) == len(self.params)
@@ -65,10 +65,10 @@ class _KeptGroup:
 
 
 class FusedAdam:
-    """`optimizer.step()`, the same to the bit; where it cannot tell that it would be, it calls that.
+    """A faster `optimizer.step()` with bitwise equal results; it calls the original where it cannot guarantee that.
 
     The first step, the one after a state was loaded, and every one in which a parameter has no gradient are the
-    optimiser's own. The state stays where it is; the count of each parameter becomes a view into those of its group.
+    optimizer's own. The state stays where it is; the count of each parameter becomes a view into those of its group.
 
     Args:
         optimizer: one for which `takes` is true.
@@ -83,7 +83,7 @@ class FusedAdam:
 
     @staticmethod
     def takes(optimizer: Optimizer) -> bool:
-        """Whether this is torch's own Adam or AdamW, fused, and torch has the kernel."""
+        """Return whether this is torch's own Adam or AdamW, fused, and torch has the kernel."""
         groups = optimizer.param_groups
         return type(optimizer) in (Adam, AdamW) and all(group["fused"] and _kernel(group) for group in groups)
 
@@ -107,12 +107,12 @@ class FusedAdam:
         )
 
     def _same_states(self) -> bool:
-        """Whether the optimiser has the states that it had when it was looked through."""
+        """Return whether the optimizer still has the states that were cached."""
         state = self._optimizer.state
         return len(state) == len(self._states) and all(map(is_, state.values(), self._states))
 
     def _adopt(self) -> None:
-        """Keep what the groups and their state are made of; where that failed, not before the state is another."""
+        """Cache the parts of the groups and their states; after a failure, only once the state has changed."""
         if not self._kept and self._same_states():
             return
         state = self._optimizer.state
@@ -122,7 +122,7 @@ class FusedAdam:
 
 
 def _kept(group: dict[str, Any], state: dict[Tensor, State]) -> _KeptGroup | None:
-    """None where a parameter has had no step yet, or they are not all of one device, dtype and class."""
+    """Return the cached group; None if a parameter has had no step, or devices, dtypes or classes differ."""
     params = list(group["params"])
     kinds = {(type(param), param.device, param.dtype) for param in params}
     if len(kinds) != 1 or next(iter(kinds))[0] not in (nn.Parameter, Tensor) or not all(map(state.get, params)):

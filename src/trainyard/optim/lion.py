@@ -1,4 +1,4 @@
-"""Lion: sign of an interpolated momentum."""
+"""Lion optimizer: sign of an interpolated momentum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lion(Optimizer):
         param  = param * (1 - lr * weight_decay) - lr * update
         m      = beta2 * m + (1 - beta2) * grad
 
-    As every update has the size of `lr`, `lr` is to be 3 to 10 times smaller than AdamW's, and `weight_decay` as much
+    As every update has the size of `lr`, choose `lr` 3 to 10 times smaller than AdamW's, and `weight_decay` as much
     larger. The state is one tensor a parameter (`exp_avg`), half of Adam's.
 
     Source: Chen et al., Symbolic Discovery of Optimization Algorithms, 2023 (arXiv:2302.06675), Algorithm 2.
@@ -35,7 +35,7 @@ class Lion(Optimizer):
         weight_decay: the share of a parameter that a step takes away, times `lr`.
         maximize: go up the gradient.
         foreach: all parameters in a few calls, at the cost of one temporary copy of them, or (False) one by one; None
-            is True on CUDA, as in torch's optimisers.
+            is True on CUDA, as in torch's optimizers.
 
     Raises:
         ConfigError: a number out of its range.
@@ -80,7 +80,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; `closure`, if given, is called first and its loss returned."""
+        """Make one step; `closure`, if given, is called first and its loss returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -111,7 +111,7 @@ def _update(params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], g
         torch_foreach.mul_(params, 1 - lr * group["weight_decay"])
     updates = torch_foreach.lerp(exp_avgs, grads, 1 - beta1)
     torch_foreach.sign_(updates)
-    if isinstance(lr, Tensor):  # read on the device: no synchronisation, and a captured graph sees it change
+    if isinstance(lr, Tensor):  # read on the device: no synchronization, and a captured graph sees it change
         torch_foreach.mul_(updates, lr)
         torch_foreach.sub_(params, updates)
     else:

@@ -1,4 +1,4 @@
-"""Learning rates and weight decays that differ between the parameters of a model."""
+"""Learning rates and weight decays by parameter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainyard.errors import ConfigError
 
 MULTS = ("lr_mult", "decay_mult")
 REST = "default"
-"""The name of the group of all parameters that no rule is about; it comes first."""
+"""The name of the group of all parameters that no rule matches; it comes first."""
 
 _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -27,24 +27,24 @@ _NORM_NAME = re.compile(r"Norm([123]d)?$")
 
 
 class Paramwise:
-    """Factors on the optimiser's `lr` and `weight_decay`, by what a parameter is or how it is called.
+    """Factors on the optimizer's `lr` and `weight_decay`, by the kind or the name of a parameter.
 
     The rules are those of MMEngine's `DefaultOptimWrapperConstructor`. A parameter whose name fits a pattern of
     `custom_keys` follows that entry and nothing else. For all others: `bias_lr_mult` is for the biases of layers that
-    do not normalise; and of the factors on the weight decay, the first of `norm_decay_mult`, `dwconv_decay_mult`,
-    `bias_decay_mult` and `flat_decay_mult` that is given and about the parameter holds. A factor that is None is no
+    do not normalize. Of the factors on the weight decay `norm_decay_mult`, `dwconv_decay_mult`,
+    `bias_decay_mult` and `flat_decay_mult`, the first that is given and matches the parameter applies. None is no
     rule.
 
-    Parameters under the same rules share one group, so that an optimiser still steps them together; the groups follow
-    from which rules there are, not from their numbers.
+    Parameters under the same rules share one group, so that an optimizer still steps them together; the groups depend
+    on the rules that are given, not on their numbers.
 
     Args:
         custom_keys: by pattern a mapping with `lr_mult` and `decay_mult` (1 where left out). A pattern is a part of a
             parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the whole of it
-            (`net.*.weight`). Where several fit, the longest holds; of two of one length, the alphabetically first.
+            (`net.*.weight`). Where several match, the longest applies; of equal length, the alphabetically first.
         bias_lr_mult: for the learning rate of biases (a name that ends in `bias`).
         bias_decay_mult: for their weight decay.
-        norm_decay_mult: for the weights and biases of layers that normalise: torch's own, and classes whose name ends
+        norm_decay_mult: for the weights and biases of layers that normalize: torch's own, and classes whose name ends
             in `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
         dwconv_decay_mult: for the weights and biases of depthwise convolutions.
         flat_decay_mult: for parameters of one dimension.
@@ -77,18 +77,18 @@ class Paramwise:
         self._bypass_duplicate = boolean("bypass_duplicate", bypass_duplicate)
 
     def groups(self, model: nn.Module, params: Iterable[Tensor], numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The parameter groups of an optimiser, each with a `name`.
+        """Return the parameter groups of an optimizer, each with a `name`.
 
         Args:
             model: gives the parameters their names and layers.
-            params: those to optimise, each in `model`.
-            numbers: what the optimiser is built with: `lr` and, where it has one, `weight_decay`.
+            params: those to optimize, each in `model`.
+            numbers: the optimizer's arguments: `lr` and, where it has one, `weight_decay`.
 
         Returns:
             `{"name", "params", "lr", "weight_decay"}`, the numbers where a rule changes them.
 
         Raises:
-            ConfigError: a pattern that fits no name, a factor for a number that the optimiser does not have, or a
+            ConfigError: a pattern that matches no name, a factor for a number that the optimizer does not have, or a
                 parameter of two names whose rules differ.
         """
         names = _names(model)
@@ -118,7 +118,7 @@ class Paramwise:
                 raise _without(f"{kind}_decay_mult", factor, "weight_decay")
 
     def _rules_of(self, param: Tensor, places: Sequence[tuple[str, nn.Module]]) -> tuple[str | None, ...]:
-        """The pattern that a parameter follows, or what its learning rate and its weight decay follow."""
+        """Return the pattern that a parameter follows, or the rules of its learning rate and its weight decay."""
         found = {name: self._rules_at(param, name, module) for name, module in places}
         if len(set(found.values())) > 1 and not self._bypass_duplicate:
             raise ConfigError(
@@ -153,18 +153,18 @@ class Paramwise:
         group: dict[str, Any] = {"params": params, "name": "+".join(dict.fromkeys(filter(None, rules))) or REST}
         for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
             factor, base = factors[mult], numbers.get(field)
-            if factor is not None and isinstance(base, int | float | Tensor):  # else its constructor will complain
+            if factor is not None and isinstance(base, int | float | Tensor):  # else its constructor will raise
                 group[field] = base * factor
         return group
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Whether a name contains a pattern, or, where that has one of `*?[`, is what the pattern describes."""
+    """Return whether a name contains a pattern, or matches it if that has one of `*?[`."""
     return fnmatchcase(name, pattern) if any(sign in pattern for sign in "*?[") else pattern in name
 
 
 def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
-    """For each parameter, by its id, its names and the modules that hold it there."""
+    """Return, for each parameter by its id, its names and the modules that hold it there."""
     found: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf, param in own_parameters(module).items():
@@ -174,7 +174,7 @@ def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
 
 
 def _checked_keys(custom_keys: Any) -> dict[str, dict[str, float]]:
-    """The patterns in the order in which they are tried."""
+    """Return the patterns in the order in which they are tried."""
     if not isinstance(custom_keys, Mapping | None):
         raise ConfigError("custom_keys", custom_keys, "a mapping of patterns, each to lr_mult and decay_mult")
     checked = {}
@@ -198,7 +198,7 @@ def _without(key: str, factor: float | None, number: str) -> ConfigError:
 
 
 def _parts(names: Iterable[str]) -> list[str]:
-    """The names, those of the modules above them, and every word in them."""
+    """Return the names, those of the modules above them, and every word in them."""
     found: dict[str, None] = {}
     for name in names:
         words = name.split(".")

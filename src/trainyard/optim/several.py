@@ -1,4 +1,4 @@
-"""Several optimisers, each for a part of a model, as one; and a schedule for each."""
+"""Several optimizers, each for a part of a model, and their schedules."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from trainyard.schedules import Schedule
 
 
 class OptimizerDict(Optimizer):
-    """Optimisers under names, as far as schedules, checkpoints and hooks see them: one with all their groups.
+    """Optimizers under names, which schedules, checkpoints and hooks use as one with all groups.
 
     Args:
-        optimizers: each of parameters of its own.
+        optimizers: each with its own parameters.
 
     Attributes:
         optimizers: by name.
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
-        # It has no groups and no state of its own, so that the base class has nothing to set up.
+        # It has no groups and no state of its own, so the base class has nothing to set up.
         self.optimizers = dict(optimizers)
         self.defaults = next(iter(self.optimizers.values())).defaults
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The groups of all, in the order of the names."""
+        """Groups of all, in the order of the names."""
         return list(chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers.values()))
 
     @property
     def state(self) -> dict[Any, Any]:  # type: ignore[override]
-        """The state of every parameter."""
+        """State of every parameter."""
         return {key: value for optimizer in self.optimizers.values() for key, value in optimizer.state.items()}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """A step of each."""
+        """Make a step of each."""
         loss = None if closure is None else closure()
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -53,14 +53,14 @@ class OptimizerDict(Optimizer):
             optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each, by name."""
+        """Return the state of each, by name."""
         return {"optimizers": {name: without_dynamo.method(it, "state_dict")() for name, it in self.optimizers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Restore a state from `state_dict`.
 
         Raises:
-            ValueError: it is of optimisers of other names, or of other parameter groups.
+            ValueError: it is of optimizers of other names, or of other parameter groups.
         """
         states = state_dict["optimizers"]
         if set(states) != set(self.optimizers):
@@ -70,7 +70,7 @@ class OptimizerDict(Optimizer):
 
 
 def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDict:
-    """An optimiser for each entry of the model's `optimizer_groups`.
+    """Build an optimizer for each entry of the model's `optimizer_groups`.
 
     Args:
         partials: by name, as `build` takes them.
@@ -78,7 +78,7 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
             parameters (`*.embedding.*`), or a list of those.
 
     Raises:
-        ConfigError: the names are not those of the model, or an optimiser refuses a number; `key` begins with the name.
+        ConfigError: the names are not those of the model, or an optimizer refuses a number; `key` begins with the name.
         ValueError: a parameter that is to be trained belongs to no entry, or to several.
     """
     groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
@@ -119,7 +119,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
-    """The schedules of several optimisers as one.
+    """Return the schedules of several optimizers as one.
 
     Raises:
         ConfigError: under `schedule`.
@@ -131,13 +131,13 @@ def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
 
 
 class ScheduleDict(Schedule):
-    """A schedule for each of several optimisers, as one: a row has the groups of all.
+    """A schedule for each of several optimizers, as one; a row has the groups of all.
 
     Args:
-        schedules: by the optimiser's name; one that is left out keeps its numbers.
+        schedules: by the optimizer's name; an optimizer that is left out keeps its numbers.
 
     Raises:
-        ConfigError: no table (`plateau` looks at a metric, and is for all optimisers together), or different units.
+        ConfigError: no table (`plateau` reads a metric, and is for all optimizers together), or different units.
     """
 
     def __init__(self, schedules: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ class ScheduleDict(Schedule):
         unit: Literal["epoch", "iter"] = "epoch",
         epoch_length: int | None = None,
     ) -> None:
-        """See `Schedule.bind`."""
+        """Begin one run; see `Schedule.bind`."""
         if not isinstance(optimizer, OptimizerDict):
             raise ConfigError("", list(self._schedules), "one schedule, since there is one optimiser")
         for name, schedule in self._schedules.items():
@@ -180,7 +180,7 @@ class ScheduleDict(Schedule):
         self._counts = {name: len(it.param_groups) for name, it in optimizer.optimizers.items()}
 
     def row(self, index: int) -> list[dict[str, Any]]:
-        """What each parameter group must hold, in the order of the optimisers; see `Schedule.row`."""
+        """Return the values for each parameter group, in the order of the optimizers; see `Schedule.row`."""
         rows: list[dict[str, Any]] = []
         for name, count in self._counts.items():
             schedule = self._schedules.get(name)
@@ -188,11 +188,11 @@ class ScheduleDict(Schedule):
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each, by name."""
+        """Return the state of each, by name."""
         return {"schedules": {name: schedule.state_dict() for name, schedule in self._schedules.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; a schedule that was not there begins at the beginning."""
+        """Restore a state from `state_dict`; a schedule without one starts at the beginning."""
         for name, schedule in self._schedules.items():
             if name in state["schedules"]:
                 schedule.load_state_dict(state["schedules"][name])

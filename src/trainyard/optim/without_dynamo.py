@@ -1,8 +1,8 @@
-"""torch's optimizers without the import of `torch._dynamo`, which takes a second.
+"""Optimizers of torch without the import of `torch._dynamo`, which takes a second.
 
 The methods of `torch.optim.Optimizer` are wrapped, for `torch.compile` and for profilers, in functions that import
-dynamo when they are first called. `functools.wraps` leaves what they wrap in reach of `inspect.unwrap`; a training that
-compiles no optimiser calls that. It also saves the wrappers' time, a seventh of a step of a small model.
+dynamo when they are first called. `functools.wraps` lets `inspect.unwrap` reach the wrapped functions; a training that
+compiles no optimizer calls those. It also saves the wrappers' time, a seventh of a step of a small model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REGISTERS = ("register_step_pre_hook", "register_step_post_hook")
 
 @contextmanager
 def constructing() -> Iterator[None]:
-    """Inside the block optimisers are made without dynamo."""
+    """Construct optimizers inside the block without dynamo."""
     wrapped = Optimizer.add_param_group
     Optimizer.add_param_group = unwrapped(wrapped)  # type: ignore[method-assign]
     try:
@@ -33,9 +33,9 @@ def constructing() -> Iterator[None]:
 
 
 def method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
-    """`optimizer.<name>` without its wrappers, where the class is one of torch's or ours; else as it is.
+    """Return `optimizer.<name>` without its wrappers if the class is one of torch's or ours, else unchanged.
 
-    Whoever wrote another class may have wrapped its methods for a purpose.
+    Other classes may have wrapped their methods for a purpose.
     """
     kind = type(optimizer)
     if name in vars(optimizer) or not kind.__module__.startswith(_OURS):
@@ -44,9 +44,9 @@ def method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
 
 
 class UnwrappedStep:
-    """`optimizer.step()` without its wrappers; call it where gradients are off.
+    """The method `optimizer.step()` without its wrappers; call it where gradients are off.
 
-    The wrappers call the hooks that are registered on the optimiser itself: once there is one, they are back.
+    The wrappers call the hooks registered on the optimizer itself. They are used again once there is a hook.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

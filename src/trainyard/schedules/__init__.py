@@ -1,4 +1,4 @@
-"""Schedules of the optimiser's numbers: torch's own schedulers, read as tables. See `docs/optim.md`."""
+"""Schedules of the optimizer's numbers: torch's own schedulers, read as tables (`docs/optim.md`)."""
 
 from trainyard.schedules.plateau import Plateau
 from trainyard.schedules.schedule import Schedule

@@ -1,4 +1,4 @@
-"""One scheduler of a schedule, as a config gives it: its arguments checked, and "auto" and shares made numbers."""
+"""Scheduler config, with its arguments checked and "auto" and shares resolved."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Part:
     """A scheduler to be built.
 
     Attributes:
-        key: where it stands in the config, for messages.
-        make: the scheduler's class, or a function that takes an optimiser and returns a scheduler.
+        key: its place in the config, for messages.
+        make: the scheduler's class, or a function that takes an optimizer and returns a scheduler.
         keywords: its arguments, with "auto" and shares as they were given.
     """
 
@@ -43,7 +43,7 @@ class Part:
 
     @classmethod
     def of(cls, key: str, given: Any) -> Part:
-        """Checks what does not depend on the run's length.
+        """Check everything that does not depend on the run's length, and return the part.
 
         Raises:
             ConfigError: not a scheduler, an argument that it does not take, or a number that it cannot use.
@@ -64,7 +64,7 @@ class Part:
 
     @property
     def _torchs(self) -> bool:
-        """Whether it is one of torch's own, whose arguments are known by name."""
+        """True if the scheduler is one of torch's own, whose arguments are known by name."""
         return getattr(self.make, "__module__", "") == LRScheduler.__module__
 
     def _check(self) -> None:
@@ -94,10 +94,10 @@ class Part:
             number(key, value, finite=False)
 
     def scaled(self, units: int) -> Part:
-        """The same where a step is a unit and is to be one of `units` to a unit: epochs as iterations.
+        """Return the part for `units` steps per unit: a schedule of epochs stepped at iterations.
 
-        Lengths are multiplied; a factor that torch applies at every step is taken apart, so that the product over a
-        whole unit is what it was. What a class or function of the user's counts is its own affair.
+        Lengths are multiplied. Factors that torch applies at every step become their root, so that the product over a
+        whole unit is unchanged. Counts of a user's class or function are not scaled.
         """
         if units == 1 or not self._torchs:
             return self
@@ -114,7 +114,7 @@ class Part:
         return replace(self, keywords=keywords)
 
     def build(self, optimizer: StandIn, length: int) -> LRScheduler:
-        """The scheduler on `optimizer`, where `length` is how long it will run.
+        """Build the scheduler on `optimizer`; `length` is how long it will run.
 
         Raises:
             ConfigError: torch's scheduler refuses its arguments, or would end before `length`.
@@ -138,7 +138,7 @@ class Part:
         return scheduler
 
     def _tell_beyond(self, keywords: Mapping[str, Any], length: int) -> None:
-        """Say which lengths and milestones the run does not come to."""
+        """Log the lengths and milestones that the run does not reach."""
         for name, value in keywords.items() if self._torchs else ():
             ends = value if name == "milestones" else [value] if name in DURATIONS and value is not None else []
             for end in ends:
@@ -160,12 +160,12 @@ class Part:
 
 
 def is_count(value: Any, least: int) -> bool:
-    """Whether `value` is an integer of at least `least`. A float such as 1e3, as YAML reads it, is one too."""
+    """Return whether `value` is an integer of at least `least`, or a float equal to one, such as 1e3 from YAML."""
     return is_number(value, at_least=least) and value == value // 1
 
 
 def is_share(value: Any) -> bool:
-    """Whether `value` is a share of the run."""
+    """Return whether `value` is a share of the run."""
     return is_number(value, above=0, below=1)
 
 
@@ -185,7 +185,7 @@ def _tell_once(key: str, end: int, length: int) -> None:
 
 
 def positions(given: Sequence[float], length: int) -> list[int]:
-    """Milestones as positions in a run of `length`; shares are rounded to the nearest before its end."""
+    """Return milestones as positions in a run of `length`; shares are rounded to the nearest before its end."""
     return [min(round(value * length), length - 1) if is_share(value) else int(value) for value in given]
 
 

@@ -1,4 +1,4 @@
-"""The one schedule that has to look: it lowers the learning rate, say, when a metric stops improving."""
+"""Plateau schedule, which lowers the learning rate (say) when a metric stops improving."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Plateau:
         threshold_mode: "rel": `threshold` is a share of the best value; "abs": it is an amount.
         cooldown: values to let pass after the learning rate was lowered.
         min_lr: the lowest value, one for all groups or one for each.
-        eps: a change smaller than this is not made.
+        eps: smaller changes are not made.
         param: the number that is lowered: "lr", "momentum" (of Adam and its like the first of the betas) or
             "weight_decay".
 
@@ -89,15 +89,15 @@ class Plateau:
         unit: Unit = "epoch",
         epoch_length: int | None = None,
     ) -> None:
-        """Begins one run; call it before the optimiser's own state is loaded from a checkpoint.
+        """Begin one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
-            optimizer: whose groups' learning rates are the first. It is read, not kept or changed.
+            optimizer: its groups' learning rates are the initial ones. It is read, not kept or changed.
             length, unit, epoch_length: not read here: `Schedule` has the same signature.
-            direction: of the run's objective; it decides `mode` where that was left open.
+            direction: that of the run's objective; it decides `mode` where that is None.
 
         Raises:
-            ConfigError: `direction` is neither, `min_lr` has not one value for each group, or the optimiser has not the
+            ConfigError: `direction` is neither, `min_lr` lacks a value for a group, or the optimizer does not have the
                 number that is to be lowered.
         """
         if direction not in _MODES:
@@ -111,21 +111,21 @@ class Plateau:
         self._row = self._read()
 
     def row(self, index: int) -> Row:
-        """What each parameter group must hold now, whatever `index`: `[{"lr": …}, …]`."""
+        """Return the current values for each parameter group, for any `index`: `[{"lr": …}, …]`."""
         return self._row
 
     def observe(self, value: float) -> None:
-        """Takes the metric's next value, and lowers the learning rate if it is time."""
+        """Read the metric's next value, and lower the learning rate if it is due."""
         self._scheduler.step(value)
         self._row = self._read()
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers and what was observed; plain data."""
+        """Return the numbers and observations; plain data."""
         history = {key: getattr(self._scheduler, key) for key in _HISTORY}
         return {"values": [group["lr"] for group in self._standin.param_groups], "history": history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`, under the arguments that this plateau was given; call it after `bind`."""
+        """Continue from `state`, under the arguments of this plateau; call it after `bind`."""
         for group, value in zip(self._standin.param_groups, state["values"], strict=True):
             group["lr"] = value
         self._scheduler.load_state_dict(dict(state["history"]))

@@ -1,4 +1,7 @@
-"""Schedules as tables: a scheduler is run ahead against a stand-in optimiser, and training reads a row."""
+"""Schedules as tables.
+
+A scheduler is run ahead against a stand-in optimizer, and training reads its rows.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, plain
 from trainyard.schedules.window import ScheduleSpec, ScheduleWindow, Unit
 
 BLOCK = 1024
-"""Rows grown at a time, shared out among the groups: milliseconds of work, and what a resume steps through again."""
+"""Rows grown at a time, over all groups: milliseconds of work, and the rows that a resume steps through again."""
 
 Row = list[dict[str, Any]]
 Scheduler = Callable[..., LRScheduler]
 
 
 class Schedule:
-    """What each parameter group must hold during each epoch, or each iteration, of a run.
+    """The values of each parameter group during each epoch, or each iteration, of a run.
 
-    The values are those of torch's own schedulers stepped once after every unit, bit for bit. The real optimiser
-    is never touched: whoever steps it writes the row into its groups first.
+    The values are those of torch's own schedulers stepped once after every unit, bit for bit. The real optimizer
+    is never changed here: the caller writes the row into its groups before each step.
 
     Args:
         scheduler: a `torch.optim.lr_scheduler` class as a partial (`_partial_: true`), a list of them, or None for
@@ -36,27 +39,27 @@ class Schedule:
         warmup: the length of a linear warm-up before the rest, as an integer or a share of the run.
         warmup_factor: the share of the learning rate at which the warm-up begins, in (0, 1].
         param: the number that is driven: "lr", "momentum" (of Adam and its like the first of the betas) or
-            "weight_decay". Of the last two, all that is said of the learning rate is true in its place.
+            "weight_decay". For the last two, read the number for the learning rate below.
         begin: where the schedule begins, in its unit or as a share of the run. Until then the number stays; then the
             scheduler is made as if training began there, with the number as it stands.
-        end: where it ends: the scheduler makes its last step into that epoch or iteration, and there the number stays.
+        end: where it ends: the scheduler makes its last step into that epoch or iteration, and the number stays there.
             None for the end of the run. Milestones and the warm-up count from `begin`, and shares are of the window.
         by: the unit of a row: "epoch", "iter", or None for the unit of the training loop.
         convert_to_iter_based: lengths are given in epochs (or as shares), and the scheduler is stepped every iteration.
             Each length in epochs is multiplied by the length of an epoch, and the `gamma` of `ExponentialLR` and
-            `CyclicLR` is taken apart, so that an epoch's steps together multiply by it.
+            `CyclicLR` becomes its root, so that an epoch's steps together multiply by it.
 
     In a scheduler's arguments, "auto" stands for a fact of the run: for `max_lr` and `base_lr` the group's own
-    learning rate, for `cycle_momentum` whether the optimiser has a momentum, and for all else the length of the run in
+    learning rate, for `cycle_momentum` whether the optimizer has a momentum, and for all else the length of the run in
     the schedule's unit (with `begin` or `end`: of what they leave of it; in a sequence, or after a warm-up: of that
     scheduler's part, which is counted from where it begins). Those of torch's arguments that count in the unit
     (`T_max`, `step_size`, `milestones`, …) may be shares of that length too.
 
-    What lies beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
+    A point beyond the end of the run (a milestone of `MultiStepLR`, a longer `T_max`) is allowed and never
     reached; a schedule, or a part of a sequence, that would never begin is an error.
 
     Raises:
-        ConfigError: for a value that cannot work; what depends on the run's length is checked by `bind`.
+        ConfigError: for a value that cannot work; `bind` checks what depends on the run's length.
 
     Example:
         >>> from functools import partial
@@ -70,7 +73,7 @@ class Schedule:
 
     by: Literal["epoch", "iter"] | None
     constant: bool
-    """Nothing ever changes: the rows are empty, and the caller may skip them."""
+    """True if nothing ever changes: the rows are empty, and the caller may skip them."""
 
     def __init__(
         self,
@@ -138,17 +141,17 @@ class Schedule:
         unit: Unit = "epoch",
         epoch_length: int | None = None,
     ) -> None:
-        """Begins the table for one run; call it before the optimiser's own state is loaded from a checkpoint.
+        """Begin the table for one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
-            optimizer: whose groups and numbers the schedule begins from. It is read, not kept or changed.
+            optimizer: its groups and numbers are the initial ones. It is read, not kept or changed.
             length: the length of the whole run, in this schedule's unit.
             direction: not read here: `Plateau` has the same signature.
             unit: the training loop's own, for a schedule that has none.
             epoch_length: iterations in an epoch; read where a row is an iteration, and a length is in epochs.
 
         Raises:
-            ConfigError: the schedule does not fit a run of this length or this optimiser.
+            ConfigError: the schedule does not fit a run of this length or this optimizer.
         """
         self._length = integer("length", length, at_least=1)
         self._groups = groups_of(optimizer)
@@ -171,11 +174,11 @@ class Schedule:
         self._restart()
 
     def row(self, index: int) -> Row:
-        """What each parameter group must hold during epoch or iteration `index` (0-based).
+        """Return the values for each parameter group during epoch or iteration `index` (0-based).
 
-        A dict per group, holding only the keys that the schedule changes: the one of its `param`, and `momentum` or
-        `betas` where a scheduler of the learning rate cycles it. It belongs to the table: read it, and leave it as it
-        is. Past the end of the run the last row holds. Going forward is cheap; going back to an earlier block of rows
+        A row has a dict per group with only the keys that the schedule changes: that of its `param`, and `momentum` or
+        `betas` where a scheduler of the learning rate cycles it. It belongs to the table: do not change
+        it. Past the end of the run the last row applies. Going forward is cheap; going back to an earlier block of rows
         steps again from the beginning.
         """
         offset = index - self._first
@@ -184,26 +187,26 @@ class Schedule:
         return self._seek(index)
 
     def ahead(self, index: int) -> Sequence[Row]:
-        """The row of `index`, and those after it that are made already (see `row`); at least that one."""
+        """Return the row of `index` and those after it that are made already (see `row`); at least that one."""
         row = self.row(index)
         return self._rows[index - self._first :] or [row]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on from the current block of rows; plain data.
+        """Return the state that a resumed run needs to continue from the current block of rows; plain data.
 
         A scheduler whose own state is not plain data is stepped again from the beginning instead.
         """
         return {"start": self._start, "first": self._first, "at_first": self._at_first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the block of rows at which `state` was taken; call it after `bind`.
+        """Go to the block of rows at which `state` was taken; call it after `bind`.
 
-        The table is a function of the config and the run's length. Where either has changed, `state` says nothing
-        about it and is passed over: the rows asked for are stepped to from the beginning.
+        The table is a function of the config and the run's length. Where either has changed, `state` does not apply
+        and is ignored: the requested rows are stepped to from the beginning.
         """
         if state["at_first"] is None or self._start is None or state["start"] != self._start:
             return
-        saved = plain(state["at_first"])  # a copy: torch's schedulers keep what they are given
+        saved = plain(state["at_first"])  # a copy: torch's schedulers keep the object
         self._restart()
         for index, held in enumerate(saved["schedulers"]):
             if held is not None:
@@ -214,7 +217,7 @@ class Schedule:
         self._begin(state["first"])
 
     def _seek(self, index: int) -> Row:
-        """Grows the block of rows that holds `index`."""
+        """Grow the block of rows that holds `index`, and return its row."""
         if not self._length:
             raise RuntimeError("a schedule has no rows before bind()")
         if index < 0:
@@ -238,7 +241,7 @@ class Schedule:
         return self._rows[index - first]
 
     def _tried(self, window: ScheduleWindow) -> LRScheduler:
-        """The scheduler of a window, made on its own: what cannot work is known at once, however late it begins."""
+        """Build the scheduler of a window on its own, so that errors show at once, however late it begins."""
         standin = standin_of(self._groups, self._defaults, window.param)
         scheduler = window.build(standin)
         cycled = standin.written & {"momentum", "betas"} if window.param == "lr" else None
@@ -248,7 +251,7 @@ class Schedule:
         return scheduler
 
     def _fingerprint(self, schedulers: Sequence[LRScheduler]) -> dict[str, Any] | None:
-        """What the table is a function of, as plain data; None where a scheduler's state is none."""
+        """Return the inputs of the table as plain data; None where a scheduler's state is not plain."""
         windows = [(window.param, window.first, window.last, window.stride) for window in self._windows]
         try:
             states = [plain(scheduler.state_dict()) for scheduler in schedulers]
@@ -257,36 +260,36 @@ class Schedule:
         return {"length": self._length, "windows": windows, "schedulers": states, "groups": plain(self._groups)}
 
     def _restart(self) -> None:
-        """Fresh stand-ins, at row 0."""
+        """Make fresh stand-ins, at row 0."""
         self._standins = {param: standin_of(self._groups, self._defaults, param) for param in self._written}
         self._schedulers: list[LRScheduler | None] = [None] * len(self._windows)
         self._make_those_of(0)
         for param, standin in self._standins.items():
-            standin.written |= self._written[param]  # a row that has been handed out may have to be taken back
+            standin.written |= self._written[param]  # a row that was returned before may have to be reverted
             self._written[param] = standin.written
         self._begin(0)
 
     def _make(self, number: int) -> LRScheduler:
         window = self._windows[number]
         scheduler = self._schedulers[number] = window.build(self._standins[window.param])
-        self._standins[window.param].step()  # schedulers warn unless the optimiser is stepped before they are
+        self._standins[window.param].step()  # schedulers warn unless the optimizer is stepped before they are
         return scheduler
 
     def _make_those_of(self, row: int) -> None:
-        """Makes the schedulers whose windows begin at this row."""
+        """Make the schedulers whose windows begin at this row."""
         for index, window in enumerate(self._windows):
             if window.first == row:
                 self._make(index)
 
     def _begin(self, first: int) -> None:
-        """A new block of rows: the stand-ins hold its first."""
+        """Begin a new block of rows; the stand-ins hold its first."""
         self._at = self._first = first
         self._rows = []
         self._count = 0
         self._at_first = self._snapshot()
 
     def _step(self) -> bool:
-        """Goes to the next row; whether it may differ from the one before."""
+        """Go to the next row; return whether it may differ from the one before."""
         self._at += 1
         changed = False
         for window, scheduler in zip(self._windows, self._schedulers, strict=True):

@@ -1,4 +1,4 @@
-"""Several schedules of one optimiser, as one table."""
+"""Several schedules of one optimizer as one table."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from trainyard.schedules.schedule import Schedule
 
 
 class Several(Schedule):
-    """Schedules of different numbers, of different stretches of the run, or both, each in its own unit.
+    """Schedules of different numbers, of different parts of the run, or both, each in its own unit.
 
-    Each is made when it begins, from where its number stands then. Where several drive one number at the same time,
+    Each is made when it begins, from the value its number has then. Where several drive one number at the same time,
     they are stepped one after the other, as by torch's `ChainedScheduler`: those that multiply (a warm-up, steps, a
-    cosine) multiply each other, and one that computes its value from the optimiser's own number (`LambdaLR`,
-    `OneCycleLR`, a sequence, …) replaces what those before it made.
+    cosine) multiply each other, and one that computes its value from the optimizer's own number (`LambdaLR`,
+    `OneCycleLR`, a sequence, …) replaces the value of those before it.
 
-    Where the units differ, a row is an iteration, and what counts epochs is stepped at the start of each.
+    Where the units differ, a row is an iteration, and schedules of epochs are stepped at the start of each.
 
     Args:
-        schedules: by any names, or a list; None for one that is not wanted.
+        schedules: by any names, or a list; None leaves one out.
 
     Raises:
-        ConfigError: something else than a `Schedule`.
+        ConfigError: one that is no `Schedule`.
 
     Example:
         >>> from functools import partial

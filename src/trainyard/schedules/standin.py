@@ -1,4 +1,4 @@
-"""The optimiser that a scheduler is run against in place of the real one."""
+"""Stand-in optimizer that a scheduler is run against in place of the real one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARAMS = ("lr", "momentum", "weight_decay")
 
 
 class _Group(dict[str, Any]):
-    """A parameter group that remembers which of its keys were written."""
+    """A parameter group that records which of its keys were written."""
 
     def __init__(self, values: Mapping[str, Any], written: set[str]) -> None:
         super().__init__(values)
@@ -33,7 +33,7 @@ class _Group(dict[str, Any]):
 
 
 class StandIn(Optimizer):
-    """An optimiser with another's groups and numbers and nothing to optimise: a scheduler writes into it.
+    """An optimizer with another's groups and numbers and nothing to optimize, for a scheduler to write into.
 
     Args:
         groups: the numbers of each parameter group (see `groups_of`).
@@ -42,9 +42,9 @@ class StandIn(Optimizer):
 
     def __init__(self, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
         self.written: set[str] = set()
-        """The keys that a scheduler has written so far, in whichever group."""
+        """The keys that a scheduler has written so far, in any group."""
         self.base = [dict(group) for group in groups]
-        """What the groups held before any scheduler wrote."""
+        """The groups before any scheduler wrote."""
         params = [_Group({**group, "params": [torch.zeros(1)]}, self.written) for group in self.base]
         super().__init__(params, numbers(defaults))
         self.written.clear()
@@ -53,19 +53,19 @@ class StandIn(Optimizer):
         unwrapped(Optimizer.add_param_group)(self, param_group)  # the wrapper imports torch._dynamo
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Does nothing; schedulers ask that it be called once before theirs is."""
+        """Do nothing; schedulers expect one call before their own step."""
 
 
 def standin_of(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], param: str = "lr") -> StandIn:
-    """What a scheduler is run against to drive one number of an optimiser: its `lr` is that number.
+    """Return a stand-in for a scheduler to drive one number of an optimizer: its `lr` is that number.
 
     Args:
-        groups: the optimiser's, as `groups_of` gives them.
-        defaults: the optimiser's, as `numbers` gives them.
+        groups: the optimizer's, as `groups_of` gives them.
+        defaults: the optimizer's, as `numbers` gives them.
         param: one of `PARAMS`.
 
     Raises:
-        ConfigError: the optimiser has no such number.
+        ConfigError: the optimizer has no such number.
     """
     if param == "lr":
         return StandIn(groups, defaults)
@@ -80,31 +80,31 @@ def standin_of(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any],
 
 
 def entry(group: Mapping[str, Any], param: str, value: Any) -> dict[str, Any]:
-    """What a parameter group is to hold for its number `param` to be `value`."""
+    """Return the entries of a parameter group whose number `param` is `value`."""
     key = str(_place(group, param))
     return {key: (value, *group[key][1:]) if isinstance(group[key], tuple) else value}
 
 
 def _place(group: Mapping[str, Any], param: str) -> str | None:
-    """The key that holds the number: the momentum of Adam and its like is the first of the betas."""
+    """Return the key that holds the number: the momentum of Adam and its like is the first of the betas."""
     keys = ("momentum", "betas") if param == "momentum" else (param,)
     return next((key for key in keys if key in group), None)
 
 
 def groups_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The numbers of each parameter group.
+    """Return the numbers of each parameter group.
 
-    A group that has an `initial_lr` was scheduled before: that is where a schedule begins, not its `lr` of the moment.
+    A group that has an `initial_lr` was scheduled before: a schedule begins there, not at its current `lr`.
     """
     groups = [numbers(group) for group in optimizer.param_groups]
     return [{**group, "lr": group.get("initial_lr", group["lr"])} for group in groups]
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that a schedule can depend on: numbers, tuples of numbers and names.
+    """Return those of `values` that a schedule can depend on: numbers, tuples of numbers and names.
 
     Tensors of one element become floats. Switches (`fused`, `foreach`) are left out: they may differ between the
-    machine on which a run began and the one on which it goes on.
+    machine on which a run began and the one on which it is resumed.
     """
     found = {}
     for key, value in values.items():
@@ -117,7 +117,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A copy of `value` in types that `torch.load(weights_only=True)` opens and `==` compares.
+    """Copy `value` in types that `torch.load(weights_only=True)` opens and `==` compares.
 
     Raises:
         TypeError: `value` holds anything else (a function, a tensor).

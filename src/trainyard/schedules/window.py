@@ -1,4 +1,4 @@
-"""What one schedule of a config says, and the stretch of a run that this comes to."""
+"""Window of a schedule: the part of a run in which it drives a number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Unit = Literal["epoch", "iter"]
 
 @dataclass(frozen=True)
 class SchedulerSpan:
-    """A scheduler's turn in a window: where it begins, counted from the window's beginning, and how long it is."""
+    """The span of a scheduler in a window: its first row, counted from the window's beginning, and its length."""
 
     part: Part
     begin: int
@@ -33,10 +33,10 @@ class ScheduleWindow:
     Attributes:
         param: the number.
         first: the row at which the scheduler is made; it holds the scheduler's first value.
-        last: the last row that the scheduler may step into; None where it goes on to the end.
+        last: the last row that the scheduler may step into; None for the end of the run.
         stride: rows from one step to the next.
         turns: the schedulers, one after the other.
-        together: they all run at once instead.
+        together: whether they all run at once instead.
     """
 
     param: str
@@ -47,12 +47,12 @@ class ScheduleWindow:
     together: bool
 
     def steps_into(self, row: int) -> bool:
-        """Whether the scheduler is stepped between the row before and this one."""
+        """Return whether the scheduler is stepped between the row before and this one."""
         since = row - self.first
         return since > 0 and since % self.stride == 0 and (self.last is None or row <= self.last)
 
     def build(self, standin: StandIn) -> LRScheduler:
-        """The scheduler on the stand-in: one, several at once, or several in turn.
+        """Build the scheduler on the stand-in: one, several at once, or several in turn.
 
         Raises:
             ConfigError: torch's scheduler refuses its arguments.
@@ -70,7 +70,7 @@ class ScheduleSpec:
     """One schedule, checked as far as it can be before the run is known. See `trainyard.schedules.Schedule`.
 
     Attributes:
-        key: where it stands among several, for messages.
+        key: its key among several, for messages.
     """
 
     parts: tuple[Part, ...]
@@ -87,7 +87,7 @@ class ScheduleSpec:
 
     @property
     def clock(self) -> Unit | None:
-        """How often its number may change; None: as often as the loop counts."""
+        """Unit in which its number may change; None for that of the loop."""
         return "iter" if self.convert else self.by
 
     @property
@@ -95,11 +95,11 @@ class ScheduleSpec:
         return not self.parts and not self.warmup
 
     def window(self, rows: int, *, clock: Unit, unit: Unit, epoch_length: int | None) -> ScheduleWindow | None:
-        """Its window in a table of so many rows; None where nothing ever changes.
+        """Return its window in a table of `rows` rows; None where nothing ever changes.
 
         Args:
             rows: the length of the run.
-            clock: what a row stands for.
+            clock: the unit of a row.
             unit: the loop's own.
             epoch_length: iterations in an epoch.
 
@@ -129,7 +129,7 @@ class ScheduleSpec:
             return None
         last = end
         if end is not None and any(turn.part.make is OneCycleLR for turn in (turns if self.together else turns[-1:])):
-            last = end - 1  # it counts its values, not its steps: one more would lead beyond its end
+            last = end - 1  # it counts values, not steps: one more would go beyond its end
         return ScheduleWindow(
             self.param,
             first=begin * stride,
@@ -140,7 +140,7 @@ class ScheduleSpec:
         )
 
     def _turns(self, length: int, scale: int) -> list[SchedulerSpan]:
-        """The schedulers' turns in a window of `length`, where the config's unit is `scale` of the window's."""
+        """Return the schedulers' spans in a window of `length`, where the config's unit is `scale` of the window's."""
         parts = [part.scaled(scale) for part in self.parts]
         if self.together:
             return [SchedulerSpan(part, 0, length) for part in parts]
