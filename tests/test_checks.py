@@ -38,7 +38,7 @@ import trainyard.sweep.executor.local
 import trainyard.track
 from trainyard.checks import boolean, choice, existing_file, integer, integers, is_integer, is_number, number
 from trainyard.errors import ConfigError
-from trainyard.sweep.jobs import Slot
+from trainyard.sweep.executor.slots import Slot
 
 SRC = Path(trainyard.data.__file__).parents[1]
 

@@ -23,7 +23,7 @@ from trainyard.runner import Env, EpochBasedTrainLoop, IterBasedTrainLoop, Runne
 from trainyard.runner.weights import LoadFrom
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.precision import make_precision
-from trainyard.sweep.sweep import Settings
+from trainyard.sweep.settings import SweepSettings
 from trainyard.track import MLflowTracker
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -136,7 +136,7 @@ def test_every_argument_of_env_has_a_row() -> None:
 
 def test_every_option_of_the_launcher_has_a_row() -> None:
     shown = defaults(table(page("sweeps.md"), "`hydra.launcher.`"), "default", "`hydra.launcher.`")
-    assert_defaults(shown, arguments(Settings))
+    assert_defaults(shown, arguments(SweepSettings))
     assert_defaults(shown, option("hydra/launcher/local"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep.report import Row, html, rank, table, tables, text
+from trainyard.sweep.report import JobRow, html, rank, table, tables, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.curves import POINTS, read_curves
 from trainyard.sweep.report.importance import importance
@@ -26,23 +26,23 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 @st.composite
-def sweeps(draw: st.DrawFn) -> list[Row]:
+def sweeps(draw: st.DrawFn) -> list[JobRow]:
     texts = st.text(max_size=12) | st.sampled_from(["1", "1e-3", "true", "[1,2]", "<b>", "null", "nan", "9" * 30])
     overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b"]), texts)
     outcomes = draw(st.lists(st.tuples(overrides, STATES, OBJECTIVES, st.none() | st.floats(0, 1e6)), max_size=12))
     rows = [
-        Row(num, varied, state, objective, seconds, Path("/nowhere", str(num)), None if state == "done" else "why")
+        JobRow(num, varied, state, objective, seconds, Path("/nowhere", str(num)), None if state == "done" else "why")
         for num, (varied, state, objective, seconds) in enumerate(outcomes)
     ]
     return draw(st.permutations(rows))
 
 
-def row(num: int, overrides: dict[str, str], objective: float | None = None, directory: Path = Path("none")) -> Row:
+def row(num: int, overrides: dict[str, str], objective: float | None = None, directory: Path = Path("none")) -> JobRow:
     state, error = ("done", None) if objective is not None else ("failed", "RuntimeError: <no> & [never]")
-    return Row(num, overrides, state, objective, 1.5 + num, directory / str(num), error)
+    return JobRow(num, overrides, state, objective, 1.5 + num, directory / str(num), error)
 
 
-def grid(root: Path, axes: dict[str, Sequence[str]], epochs: int = 5) -> list[Row]:
+def grid(root: Path, axes: dict[str, Sequence[str]], epochs: int = 5) -> list[JobRow]:
     """A finished sweep over every combination, with the journals that its jobs leave."""
     rows = []
     for num, values in enumerate(itertools.product(*axes.values())):
@@ -88,7 +88,7 @@ class Page(HTMLParser):
         return [attributes["data-job"] for name, attributes in self.tags if name == tag and "data-job" in attributes]
 
 
-def page_of(rows: Sequence[Row], directory: Path, direction: Direction = "maximize", title: str = "Sweep") -> Page:
+def page_of(rows: Sequence[JobRow], directory: Path, direction: Direction = "maximize", title: str = "Sweep") -> Page:
     source = html.write(rows, directory, title=title, objective="val/accuracy", direction=direction).read_text()
     assert not re.search(r"https?:|//\w|url\(|@import|<link|<img|<iframe|src=", source)
     page = Page(source)
@@ -99,7 +99,7 @@ def page_of(rows: Sequence[Row], directory: Path, direction: Direction = "maximi
 
 @SOME
 @given(rows=sweeps(), direction=DIRECTIONS)
-def test_rank_is_a_sorted_permutation(rows: list[Row], direction: Direction) -> None:
+def test_rank_is_a_sorted_permutation(rows: list[JobRow], direction: Direction) -> None:
     ranking = rank(rows, direction)
     assert sorted(each.num for each in ranking) == sorted(each.num for each in rows)
     for before, after in itertools.pairwise(ranking):
@@ -146,7 +146,7 @@ def test_table_keeps_brackets_and_fits() -> None:
 
 @SOME
 @given(rows=sweeps(), direction=DIRECTIONS)
-def test_tables_round_trip(rows: list[Row], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_tables_round_trip(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tables")
     csv, parquet = tables.write(rows, folder, direction)
     ranking = rank(rows, direction)
@@ -270,7 +270,7 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
 def test_page_escapes_text(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>\"'&"
     rows = [row(num, {evil: f"{evil}{num}"}, num / 10, tmp_path / evil.replace("/", ":")) for num in range(3)]
-    rows.append(Row(3, {evil: "x"}, "failed", None, None, tmp_path / os.fsdecode(b"\xff?#%"), evil))
+    rows.append(JobRow(3, {evil: "x"}, "failed", None, None, tmp_path / os.fsdecode(b"\xff?#%"), evil))
     page = page_of(rows, tmp_path, title=evil)
     assert sum(name == "script" for name, _ in page.tags) == 1
     assert evil in page.words
@@ -293,7 +293,7 @@ def test_page_where_all_failed(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(rows=sweeps(), direction=DIRECTIONS)
-def test_page_of_anything(rows: list[Row], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_page_of_anything(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
     page_of(rows, tmp_path_factory.mktemp("page"), direction)
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from trainyard.sweep.plan import Job, SweepPlan
-from trainyard.sweep.report import Row, ranking
+from trainyard.sweep.report import JobRow, ranking
 from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
 
@@ -52,10 +52,10 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
         print(shipment)
 
 
-def _row(job: Job, plan: SweepPlan) -> Row:
+def _row(job: Job, plan: SweepPlan) -> JobRow:
     entry = plan.entries[job.num]
     value = entry.objective
-    return Row(
+    return JobRow(
         num=job.num,
         overrides={key: job.choices[key] for key in plan.keys if key in job.choices},
         state=entry.state,

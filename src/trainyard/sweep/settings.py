@@ -58,7 +58,7 @@ _ACCEPTED = {
     int: "an integer",
     int | None: "an integer, or null",
     float: "a number of seconds",
-    float | None: "null or a number of seconds",
+    float | None: "a number of seconds, or null",
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
 }

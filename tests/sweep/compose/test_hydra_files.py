@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.sweep import member_log
-from trainyard.sweep import worker_jobs as work
 from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.compose.hydra_files import HydraFiles, _dump
 from trainyard.sweep.compose.plain import assign, plain
+from trainyard.sweep.worker_tasks import StackedJobReturn
 
 CONF = Path(__file__).parents[3] / "conf"
 POINTS = [
@@ -137,7 +137,7 @@ def test_each_member_has_its_log(configs, tmp_path, capsys, logging_kept):
 
 
 def test_a_jobs_return_has_its_configs(configs):
-    result = work.MemberReturn(configs[1], 0.5)
+    result = StackedJobReturn(configs[1], 0.5)
     assert result.return_value == 0.5
     assert result.overrides == POINTS[1]
     assert "hydra" not in result.cfg

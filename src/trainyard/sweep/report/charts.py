@@ -8,11 +8,11 @@ from itertools import pairwise
 from statistics import median
 
 from trainyard.sweep.report.axes import Axis, of_parameter
-from trainyard.sweep.report.rows import Row, number
+from trainyard.sweep.report.rows import JobRow, number
 from trainyard.sweep.report.svg import Frame, dot, drawing, line, objective_axis, path, spaced, text
 
 
-def parallel(ranking: Sequence[Row], names: Sequence[str], objective: str, shade: Mapping[int, str]) -> str:
+def parallel(ranking: Sequence[JobRow], names: Sequence[str], objective: str, shade: Mapping[int, str]) -> str:
     """One upright axis for each parameter and one for the objective; each finished job is a line through its values.
 
     Where jobs share a value their lines stand side by side, the best on top.
@@ -65,7 +65,7 @@ def _spread(axis: Axis, length: float) -> float:
     return min(26.0, 0.6 * least * length)
 
 
-def scatter(ranking: Sequence[Row], name: str, objective: str, shade: Mapping[int, str]) -> str:
+def scatter(ranking: Sequence[JobRow], name: str, objective: str, shade: Mapping[int, str]) -> str:
     """One parameter against the objective; a bar marks the median of each value, where jobs share values."""
     rows = [row for row in ranking if row.ranked]
     across = of_parameter(name, [row.overrides.get(name) for row in rows])
@@ -108,5 +108,5 @@ def bars(shares: Mapping[str, float | None]) -> str:
     return drawing(left + length + 60, height, parts, "Importance of the parameters")
 
 
-def _tip(row: Row) -> str:
+def _tip(row: JobRow) -> str:
     return f"{row.label}: {number(row.objective, 6)}"

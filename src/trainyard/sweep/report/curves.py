@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from trainyard.sweep.report.axes import Scale, drawable, fences
-from trainyard.sweep.report.rows import Row
+from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.report.svg import Frame, drawing, path
 from trainyard.track import read
 
@@ -42,7 +42,7 @@ def _thinned(curve: Curve) -> Curve:
     return [curve[round(index * (len(curve) - 1) / (POINTS - 1))] for index in range(POINTS)]
 
 
-def draw(ranking: Sequence[Row], curves: Mapping[int, Curve], metric: str, shade: Mapping[int, str]) -> str:
+def draw(ranking: Sequence[JobRow], curves: Mapping[int, Curve], metric: str, shade: Mapping[int, str]) -> str:
     """The curves of one metric over the steps; where a job is far off the others, its curve is held at the edge.
 
     Args:

@@ -14,14 +14,14 @@ from trainyard.sweep.report.axes import FAR
 from trainyard.sweep.report.importance import METHOD, importance
 from trainyard.sweep.report.page import document
 from trainyard.sweep.report.ranking import places, rank
-from trainyard.sweep.report.rows import Direction, Row, duration, keys, number, varying
+from trainyard.sweep.report.rows import Direction, JobRow, duration, keys, number, varying
 from trainyard.sweep.report.svg import COLOURED, CROWD, SHADES, far_off, shades
 
 _TRAIN_LOSS = "train/loss"
 
 
 def write(
-    rows: Sequence[Row], directory: str | Path, *, title: str, objective: str | None, direction: Direction
+    rows: Sequence[JobRow], directory: str | Path, *, title: str, objective: str | None, direction: Direction
 ) -> Path:
     """Write `report.html`.
 
@@ -52,7 +52,7 @@ def write(
     return file
 
 
-def _summary(ranking: Sequence[Row], title: str, objective: str, direction: Direction) -> str:
+def _summary(ranking: Sequence[JobRow], title: str, objective: str, direction: Direction) -> str:
     states = Counter(row.state for row in ranking)
     jobs = f"{len(ranking)} ({', '.join(f'{count} {state}' for state, count in states.most_common())})"
     seconds = [row.seconds for row in ranking if row.seconds is not None]
@@ -74,7 +74,7 @@ def _summary(ranking: Sequence[Row], title: str, objective: str, direction: Dire
     return f"<h1>{escape(title)}</h1>\n<dl>{items}</dl>{note if far else ''}"
 
 
-def _ranking(ranking: Sequence[Row], objective: str, directory: Path) -> str:
+def _ranking(ranking: Sequence[JobRow], objective: str, directory: Path) -> str:
     names = varying(ranking) or keys(ranking)
     numbers = {"rank", "job", objective, "time"}
     columns = ["rank", "job", *names, objective, "time", "state"]
@@ -88,7 +88,7 @@ def _ranking(ranking: Sequence[Row], objective: str, directory: Path) -> str:
     )
 
 
-def _line(row: Row, place: int | None, names: Sequence[str], directory: Path) -> str:
+def _line(row: JobRow, place: int | None, names: Sequence[str], directory: Path) -> str:
     folder = Path(os.path.relpath(row.directory, directory)).as_posix()
     # "./": a name such as `a:b` would be read as a scheme.
     target = quote(f"./{folder}/", safe="/=,", errors="replace")
@@ -112,7 +112,7 @@ def _cell(value: str, content: str, *, numeric: bool = False) -> str:
     return f'<td{" class=number" if numeric else ""} data-value="{escape(value)}">{content}</td>'
 
 
-def _curves(ranking: Sequence[Row], objective: str | None, shade: dict[int, str]) -> str:
+def _curves(ranking: Sequence[JobRow], objective: str | None, shade: dict[int, str]) -> str:
     metrics = list(dict.fromkeys(name for name in (objective, _TRAIN_LOSS) if name is not None))
     found = {row.num: curves.read_curves(row.directory, metrics) for row in ranking}
     drawn = [
@@ -126,7 +126,9 @@ def _curves(ranking: Sequence[Row], objective: str | None, shade: dict[int, str]
     return f'<h2>Learning curves</h2>\n<p class="note">{note}</p>\n<div class="charts">{"".join(drawn)}</div>'
 
 
-def _parameters(ranking: Sequence[Row], names: Sequence[str], objective: str, shade: dict[int, str]) -> Iterator[str]:
+def _parameters(
+    ranking: Sequence[JobRow], names: Sequence[str], objective: str, shade: dict[int, str]
+) -> Iterator[str]:
     if not names or sum(row.ranked for row in ranking) < 2:
         yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
         yield "no parameter varies.</p>" if not names else "fewer than two jobs finished with an objective.</p>"

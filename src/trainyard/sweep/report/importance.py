@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
-from trainyard.sweep.report.rows import Row, parse
+from trainyard.sweep.report.rows import JobRow, parse
 
 METHOD = (
     "The share of the variance in the jobs' order that each parameter explains by itself: ε² of the ranks "
@@ -16,7 +16,7 @@ METHOD = (
 )
 
 
-def importance(rows: Sequence[Row], key: str) -> float | None:
+def importance(rows: Sequence[JobRow], key: str) -> float | None:
     """The share of the variance of the objective's ranks that lies between the values of one parameter.
 
     Epsilon squared (Kelley, 1935) of ranks: 1 - (1 - η²)(n - 1)/(n - k) for n jobs with k values, at least 0. Ranks,

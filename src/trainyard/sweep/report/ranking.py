@@ -6,13 +6,13 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from trainyard.sweep.report.rows import Direction, Row, duration, keys, number, varying
+from trainyard.sweep.report.rows import Direction, JobRow, duration, keys, number, varying
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def rank(rows: Sequence[Row], direction: Direction) -> list[Row]:
+def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
     """The rows, best first.
 
     Finished jobs come before all others, and within both, those without an objective (None or NaN) come last. Ties go
@@ -24,14 +24,14 @@ def rank(rows: Sequence[Row], direction: Direction) -> list[Row]:
     """
     sign = -1.0 if direction == "maximize" else 1.0
 
-    def order(row: Row) -> tuple[bool, bool, float, int]:
+    def order(row: JobRow) -> tuple[bool, bool, float, int]:
         missing = row.objective is None or row.objective != row.objective
         return row.state != "done", missing, 0.0 if missing else sign * (row.objective or 0.0), row.num
 
     return sorted(rows, key=order)
 
 
-def places(ranking: Sequence[Row]) -> Iterator[int | None]:
+def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
     """The place of each row of a ranking, from 1; None for a job that has none. Equal objectives share a place."""
     place, before = 0, None
     for index, row in enumerate(ranking, 1):
@@ -43,7 +43,7 @@ def places(ranking: Sequence[Row]) -> Iterator[int | None]:
         yield place
 
 
-def table(rows: Sequence[Row], objective: str | None, direction: Direction, limit: int | None = 20) -> Table:
+def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20) -> Table:
     """The ranking as a rich table: rank, job, what varied, objective, seconds, state.
 
     Args:

@@ -18,7 +18,7 @@ _FLOAT = re.compile(r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]
 
 
 @dataclass(frozen=True)
-class Row:
+class JobRow:
     """A job of a sweep, once it is over.
 
     Attributes:
@@ -50,12 +50,12 @@ class Row:
         return " ".join([f"#{self.num}", *(f"{key}={value}" for key, value in self.overrides.items())])
 
 
-def keys(rows: Sequence[Row]) -> list[str]:
+def keys(rows: Sequence[JobRow]) -> list[str]:
     """The keys of all overrides, in the order in which they first appear."""
     return list(dict.fromkeys(key for row in rows for key in row.overrides))
 
 
-def varying(rows: Sequence[Row]) -> list[str]:
+def varying(rows: Sequence[JobRow]) -> list[str]:
     """The keys whose values differ between the rows; a row without the key differs from one with it."""
     return [key for key in keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from trainyard.sweep.report.axes import Axis, Scale, Tick, drawable, fences
-from trainyard.sweep.report.rows import Direction, Row
+from trainyard.sweep.report.rows import Direction, JobRow
 
 SHADES = 12  # classes c0 (worst) to c11 (best)
 CROWD = 64  # of more jobs than this, only the best are coloured
@@ -16,7 +16,7 @@ COLOURED = 32
 Point = tuple[float, float]
 
 
-def shades(ranking: Sequence[Row], direction: Direction) -> dict[int, str]:
+def shades(ranking: Sequence[JobRow], direction: Direction) -> dict[int, str]:
     """The class that colours each job, by its number: where its objective lies between the worst and the best."""
     if len(ranking) > CROWD:
         return {row.num: "rest" for row in ranking} | shades(ranking[:COLOURED], direction)
@@ -27,7 +27,7 @@ def shades(ranking: Sequence[Row], direction: Direction) -> dict[int, str]:
     return {row.num: kind for row, kind in zip(ranking, kinds, strict=True)}
 
 
-def objective_axis(rows: Sequence[Row], label: str = "") -> Axis:
+def objective_axis(rows: Sequence[JobRow], label: str = "") -> Axis:
     """The objectives of finished jobs on an axis with round numbers; those that are far off stand at its end."""
     values = [row.objective if row.ranked else None for row in rows]
     low, high = fences(values)
@@ -35,7 +35,7 @@ def objective_axis(rows: Sequence[Row], label: str = "") -> Axis:
     return Axis(label, [scale.held(value) for value in values], scale.ticks())
 
 
-def far_off(rows: Sequence[Row]) -> int:
+def far_off(rows: Sequence[JobRow]) -> int:
     """How many finished jobs stand at the end of the objective's axis instead of where they belong."""
     values = [row.objective for row in rows if row.ranked and drawable(row.objective)]
     low, high = fences(values)
@@ -54,7 +54,7 @@ def line(start: Point, end: Point, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def path(points: Sequence[Point], row: Row, kind: str, tip: str) -> str:
+def path(points: Sequence[Point], row: JobRow, kind: str, tip: str) -> str:
     """A job's line through `points`; through one point only, a dot."""
     if len(points) == 1:
         return dot(points[0], row, kind, tip)
@@ -63,7 +63,7 @@ def path(points: Sequence[Point], row: Row, kind: str, tip: str) -> str:
     return f'<polyline class="job {kind}" data-job="{row.num}" points="{drawn}">{title}</polyline>'
 
 
-def dot(point: Point, row: Row, kind: str, tip: str) -> str:
+def dot(point: Point, row: JobRow, kind: str, tip: str) -> str:
     x, y = point
     title = f"<title>{escape(tip)}</title>"
     return f'<circle class="job {kind}" data-job="{row.num}" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'

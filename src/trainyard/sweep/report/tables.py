@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainyard.sweep.report.ranking import places, rank
-from trainyard.sweep.report.rows import Direction, Row, Value, keys, parse
+from trainyard.sweep.report.rows import Direction, JobRow, Value, keys, parse
 
 _OWN = ("rank", "job", "objective", "seconds", "state", "error", "directory")
 
 
-def write(rows: Sequence[Row], directory: str | Path, direction: Direction) -> tuple[Path, Path]:
+def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -> tuple[Path, Path]:
     """Write `results.csv` and `results.parquet`, best job first.
 
     Columns: rank (empty without an objective), job, every override, objective, seconds, state, error, directory
