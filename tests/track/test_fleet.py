@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -156,7 +157,7 @@ def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now)
     backoff = Backoff()
     assert backoff.due
-    waits = []
+    waits: list[Any] = []
     for _ in range(8):
         backoff.failed()
         assert backoff.failing
