@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
@@ -21,6 +23,9 @@ settings.register_profile(
 )
 settings.load_profile("trainyard")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; what tests start would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -31,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def parts():
+def parts() -> Any:
     """The arguments of a small Runner that learns; a test replaces what it is about."""
     return {
         "model": {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [16]},
@@ -49,7 +54,7 @@ def parts():
 
 
 @pytest.fixture
-def capturable_on_the_cpu(monkeypatch):
+def capturable_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's optimisers keep their steps on the device for CUDA alone; the arithmetic knows no device."""
     for name in ("Adam", "NAdam", "RAdam", "Adamax", "RMSprop"):
         module = sys.modules[getattr(torch.optim, name).__module__]
@@ -57,7 +62,7 @@ def capturable_on_the_cpu(monkeypatch):
 
 
 @pytest.fixture
-def said(caplog):
+def said(caplog: pytest.LogCaptureFixture) -> Any:
     """What was said about the capture of the step."""
     caplog.set_level(logging.INFO, logger="trainyard")
     return lambda: [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]

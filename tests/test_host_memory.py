@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from waiting import LIMIT
@@ -29,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def page_faults(keep, **variables):
+def page_faults(keep: Any, **variables: Any) -> Any:
     inherited = {key: value for key, value in os.environ.items() if "MALLOC" not in key and key != "GLIBC_TUNABLES"}
     environment = {**inherited, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN.format(keep=keep)]
@@ -37,18 +38,18 @@ def page_faults(keep, **variables):
     return int(done.stdout)
 
 
-def test_a_step_takes_no_new_pages():
+def test_a_step_takes_no_new_pages() -> None:
     assert page_faults(keep=True) < 1_000
     assert page_faults(keep=False) > 50_000
 
 
 @pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_what_the_user_says_stands(variable):
+def test_what_the_user_says_stands(variable: str) -> None:
     value = "131072" if variable.startswith("MALLOC") else "glibc.malloc.trim_threshold=131072"
     assert page_faults(keep=True, **{variable: value}) > 50_000
 
 
-def test_a_process_that_is_started_keeps_memory_too():
+def test_a_process_that_is_started_keeps_memory_too() -> None:
     started = {"GLIBC_TUNABLES": tunables({"GLIBC_TUNABLES": "glibc.cpu.hwcap_mask=0"})}
     assert started["GLIBC_TUNABLES"].startswith("glibc.cpu.hwcap_mask=0:glibc.malloc.hugetlb=1:")
     assert page_faults(keep=False, GLIBC_TUNABLES=tunables({})) < 1_000

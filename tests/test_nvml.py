@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,13 +39,13 @@ int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { *milliwatt
 
 
 @pytest.fixture
-def driver(tmp_path, monkeypatch):
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A library that is called as NVML is."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
 
-    def driver(power=0, init=0):
+    def driver(power: int = 0, init: int = 0) -> None:
         source, library = tmp_path / "nvml.c", tmp_path / f"nvml{power}{init}.so"
         source.write_text(DRIVER)
         given = [f"-DPOWER={power}", f"-DINIT={init}"]
@@ -54,7 +56,7 @@ def driver(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("uuid", ["1234", "GPU-1234"])
-def test_what_the_driver_says(driver, uuid):
+def test_what_the_driver_says(driver: Any, uuid: str) -> None:
     driver(power=0)
     assert nvml.Gpu(uuid).read() == {
         "utilization_percentage": 87.0,
@@ -64,28 +66,28 @@ def test_what_the_driver_says(driver, uuid):
     }
 
 
-def test_what_it_does_not_say_is_absent(driver):
+def test_what_it_does_not_say_is_absent(driver: Any) -> None:
     driver(power=3)
     assert "power_usage_watts" not in nvml.Gpu("1234").read()
 
 
-def test_a_gpu_that_it_does_not_know(driver):
+def test_a_gpu_that_it_does_not_know(driver: Any) -> None:
     driver(power=0)
     with pytest.raises(OSError, match=r"NVML does not know GPU-5678 \(status 6\)"):
         nvml.Gpu("5678")
 
 
-def test_the_gpus_of_the_machine(driver):
+def test_the_gpus_of_the_machine(driver: Any) -> None:
     driver()
     assert nvml.gpu_uuids() == ["GPU-1234", "GPU-5678"]
 
 
-def test_a_driver_that_does_not_start(driver):
+def test_a_driver_that_does_not_start(driver: Any) -> None:
     driver(init=9)  # NVML_ERROR_DRIVER_NOT_LOADED
     assert nvml.gpu_uuids() == []
 
 
-def test_a_machine_without_it(monkeypatch, tmp_path):
+def test_a_machine_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nvml, "LIBRARY", str(tmp_path / "none.so"))
     with pytest.raises(OSError, match="cannot open shared object"):
         nvml.Gpu("1234")

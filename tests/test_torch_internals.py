@@ -3,7 +3,9 @@
 import ast
 import copy
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,24 +31,24 @@ SRC = Path(trainyard.__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _on():
+def _on() -> Iterator[Any]:
     yield
     use_fast_paths(True)
 
 
 @pytest.mark.parametrize("name", INTERNALS)
-def test_torch_has_it(name):
+def test_torch_has_it(name: Any) -> None:
     assert INTERNALS[name].check(), f"torch {torch.__version__} has changed {name}: {INTERNALS[name].gain}"
 
 
 @pytest.mark.parametrize("name", INTERNALS)
-def test_the_list_says_who_uses_it(name):
+def test_the_list_says_who_uses_it(name: Any) -> None:
     for module in INTERNALS[name].used_by:
         places = [SRC / f"{module.replace('.', '/')}.py", *(SRC / module.replace(".", "/")).glob("*.py")]
         assert any("trainyard._torch_internals" in place.read_text() for place in places if place.exists()), module
 
 
-def private_names(path):
+def private_names(path: Any) -> Iterator[Any]:
     """What a file takes from torch under a private name."""
     dicts = ("_parameters", "_buffers", "_orig_mod")
     for node in ast.walk(ast.parse(path.read_text())):
@@ -60,7 +62,7 @@ def private_names(path):
                 yield text
 
 
-def test_no_other_file_takes_private_parts_of_torch():
+def test_no_other_file_takes_private_parts_of_torch() -> None:
     found = {str(path.relative_to(SRC)): list(private_names(path)) for path in SRC.rglob("*.py")}
     ours = ("self._parameters", "self._buffers", "self._modules")  # attributes of our own under these names
     found = {path: [name for name in names if name not in ours] for path, names in found.items()}
@@ -71,7 +73,7 @@ def test_no_other_file_takes_private_parts_of_torch():
 
 
 @pytest.fixture
-def fresh():
+def fresh() -> Iterator[Any]:
     """As in a process that has not asked for anything yet."""
     _fast_paths._works.cache_clear()
     vars(foreach).clear()
@@ -80,20 +82,22 @@ def fresh():
     vars(foreach).clear()
 
 
-def _gone(monkeypatch):
+def _gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "_foreach_lerp_")
 
 
-def _changed(monkeypatch):
+def _changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_foreach_lerp_", lambda weights, tensors: None)
 
 
-def _other_result(monkeypatch):
+def _other_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_foreach_lerp_", lambda tensors, others, weight: None)
 
 
 @pytest.mark.parametrize("change", [_gone, _changed, _other_result])
-def test_a_function_that_torch_has_changed_is_replaced_and_the_log_says_it(change, fresh, monkeypatch, caplog):
+def test_a_function_that_torch_has_changed_is_replaced_and_the_log_says_it(
+    change: Any, fresh: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     change(monkeypatch)
     tensors = [torch.zeros(2), torch.ones(3)]
     with caplog.at_level(logging.WARNING, "trainyard"):
@@ -105,7 +109,7 @@ def test_a_function_that_torch_has_changed_is_replaced_and_the_log_says_it(chang
     ]
 
 
-def test_adam_without_its_kernel_steps_by_itself(fresh, monkeypatch):
+def test_adam_without_its_kernel_steps_by_itself(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = torch.optim.Adam([nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
     assert FusedAdam.takes(optimizer)
     _fast_paths._works.cache_clear()
@@ -114,7 +118,7 @@ def test_adam_without_its_kernel_steps_by_itself(fresh, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FOREACH)
-def test_a_replacement_gives_the_same_bits(name):
+def test_a_replacement_gives_the_same_bits(name: Any) -> None:
     for *given, keywords in FOREACH[name]:
         results = []
         for on in (True, False):
@@ -127,7 +131,7 @@ def test_a_replacement_gives_the_same_bits(name):
             assert torch.equal(private, public)
 
 
-def test_a_name_that_is_none_of_the_functions():
+def test_a_name_that_is_none_of_the_functions() -> None:
     with pytest.raises(AttributeError, match="lerb"):
         _ = foreach.lerb
 
@@ -135,7 +139,7 @@ def test_a_name_that_is_none_of_the_functions():
 class Layers(nn.Module):
     """Every kind of what a module registers, and plain attributes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2))
         self.register_parameter("bias", None)
@@ -145,7 +149,7 @@ class Layers(nn.Module):
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_the_tensors_of_a_module(on):
+def test_the_tensors_of_a_module(on: bool) -> None:
     use_fast_paths(on)
     module = Layers()
     own = _torch_internals.own_parameters(module)
@@ -161,7 +165,7 @@ def test_the_tensors_of_a_module(on):
     assert "count" in module.state_dict()
 
 
-def test_guards_see_the_same_without_fast_paths():
+def test_guards_see_the_same_without_fast_paths() -> None:
     changes = {
         "weight": lambda module: setattr(module, "weight", nn.Parameter(torch.ones(2))),
         "count": lambda module: setattr(module, "count", torch.ones(())),
@@ -178,7 +182,7 @@ def test_guards_see_the_same_without_fast_paths():
             assert guards.changed() == said
 
 
-def test_gamma_draws_the_same_numbers_for_every_member():
+def test_gamma_draws_the_same_numbers_for_every_member() -> None:
     drawn = []
     for on in (True, False):
         use_fast_paths(on)
@@ -190,7 +194,7 @@ def test_gamma_draws_the_same_numbers_for_every_member():
         assert torch.equal(private, public)
 
 
-def test_parts_of_models_are_found_without_fast_paths():
+def test_parts_of_models_are_found_without_fast_paths() -> None:
     found = []
     for on in (True, False):
         use_fast_paths(on)
@@ -202,7 +206,7 @@ def test_parts_of_models_are_found_without_fast_paths():
     assert found[0] == found[1]
 
 
-def test_checkpointed_activations_change_buffers_once_without_fast_paths():
+def test_checkpointed_activations_change_buffers_once_without_fast_paths() -> None:
     use_fast_paths(False)
     plain = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     checkpointed = copy.deepcopy(plain)
@@ -225,15 +229,15 @@ OPTIMIZERS = {
 
 
 class BatchNormMLP(BaseModel):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
-    def forward(self, x, y=None, mode="tensor"):
+    def forward(self, x: Any, y: Any = None, mode: str = "tensor") -> Any:
         return {"loss": nn.functional.cross_entropy(self.net(x), y)} if mode == "loss" else self.net(x)
 
 
-def trained(folder, optimizer, *, fast_paths):
+def trained(folder: Any, optimizer: Any, *, fast_paths: Any) -> Any:
     runner = Runner(
         {"_target_": BatchNormMLP},
         Rings(num_samples=200),
@@ -253,7 +257,7 @@ def trained(folder, optimizer, *, fast_paths):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_training_without_fast_paths_has_the_same_bits(name, tmp_path):
+def test_a_training_without_fast_paths_has_the_same_bits(name: Any, tmp_path: Path) -> None:
     objective, expected = trained(tmp_path / "fast", OPTIMIZERS[name], fast_paths=True)
     again, found = trained(tmp_path / "public", OPTIMIZERS[name], fast_paths=False)
     assert not usable("torch._fused_adam_")
@@ -263,7 +267,7 @@ def test_a_training_without_fast_paths_has_the_same_bits(name, tmp_path):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
-def test_a_run_after_one_without_them_has_them():
+def test_a_run_after_one_without_them_has_them() -> None:
     Env(fast_paths=False).apply()
     assert not usable("torch._foreach_lerp")
     Env().apply()
@@ -272,19 +276,19 @@ def test_a_run_after_one_without_them_has_them():
 
 
 @pytest.mark.parametrize("given", [None, 1, "false"])
-def test_a_switch_that_is_none(given):
+def test_a_switch_that_is_none(given: int | str | None) -> None:
     with pytest.raises(ConfigError, match=r"fast_paths: .* true or false"):
         Env(fast_paths=given)
 
 
-def test_the_list_needs_no_torch():
+def test_the_list_needs_no_torch() -> None:
     """The composer of a sweep's configs reads the switch, where torch is not imported."""
     imports = ast.walk(ast.parse(Path(_fast_paths.__file__).read_text()))
     named = {node.module for node in imports if isinstance(node, ast.ImportFrom)}
     assert named == {"__future__", "collections.abc", "dataclasses", "functools"}
 
 
-def test_a_batch_goes_to_the_models_device_without_fast_paths():
+def test_a_batch_goes_to_the_models_device_without_fast_paths() -> None:
     use_fast_paths(False)
     model = MLP(2, 2, hidden=[8]).to("meta")
     assert model.preprocess(torch.zeros(1, 2)).device.type == "meta"

@@ -101,8 +101,9 @@ def ship(work_dirs: list[Path], uri: str) -> tuple[float, float]:
 def check(work_dirs: list[Path], uri: str, log_model: bool) -> None:
     """What MLflow has is whole."""
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    found = {run.info.run_id: run for run in client.search_runs([experiment], "", max_results=10_000)}
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    found = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id], "", max_results=10_000)}
     assert len(found) == len(work_dirs)
     parent = Shipped.load(work_dirs[0], uri).run_id
     for work_dir in work_dirs[1:]:
@@ -113,7 +114,7 @@ def check(work_dirs: list[Path], uri: str, log_model: bool) -> None:
     last = run.info.run_id
     assert len(client.get_metric_history(last, "val/loss")) == EPOCHS
     assert len(client.list_artifacts(last, "checkpoints")) == 2
-    assert len(client.search_logged_models([experiment], max_results=10)) == 10 * log_model
+    assert len(client.search_logged_models([experiment.experiment_id], max_results=10)) == 10 * log_model
 
 
 def profile(work_dirs: list[Path], uri: str, file: Path) -> None:

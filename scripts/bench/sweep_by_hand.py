@@ -16,8 +16,10 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+Loader = DataLoader[tuple[torch.Tensor, ...]]
 
-def make_loaders(batch_size: int) -> tuple[DataLoader, DataLoader]:
+
+def make_loaders(batch_size: int) -> tuple[Loader, Loader]:
     x, y = load_digits(return_X_y=True)
     x_train, x_rest, y_train, y_rest = train_test_split(x / 16, y, test_size=0.3, stratify=y, random_state=0)
     x_val, _, y_val, _ = train_test_split(x_rest, y_rest, test_size=2 / 3, stratify=y_rest, random_state=0)
@@ -42,27 +44,29 @@ def make_model(hidden: list[int]) -> nn.Sequential:
     return model
 
 
-def train_epoch(model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, criterion: nn.Module) -> float:
+def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer, criterion: nn.Module) -> float:
     model.train()
-    total = 0.0
+    total, count = 0.0, 0
     for inputs, labels in loader:
         optimizer.zero_grad()
         loss = criterion(model(inputs), labels)
         loss.backward()
         optimizer.step()
         total += loss.item() * len(labels)
-    return total / len(loader.dataset)
+        count += len(labels)
+    return total / count
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module) -> tuple[float, float]:
+def evaluate(model: nn.Module, loader: Loader, criterion: nn.Module) -> tuple[float, float]:
     model.eval()
-    total, correct = 0.0, 0
+    total, correct, count = 0.0, 0, 0
     for inputs, labels in loader:
         outputs = model(inputs)
         total += criterion(outputs, labels).item() * len(labels)
-        correct += (outputs.argmax(dim=1) == labels).sum().item()
-    return total / len(loader.dataset), correct / len(loader.dataset)
+        correct += int((outputs.argmax(dim=1) == labels).sum().item())
+        count += len(labels)
+    return total / count, correct / count
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="by_hand")
@@ -76,7 +80,9 @@ def main(cfg: DictConfig) -> float:
     mlflow.set_tracking_uri(cfg.tracking_uri)
     mlflow.set_experiment(cfg.experiment_name)
     with mlflow.start_run():
-        mlflow.log_params(OmegaConf.to_container(cfg, resolve=True))
+        params = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(params, dict)
+        mlflow.log_params({str(key): value for key, value in params.items()})
         for epoch in range(cfg.epochs):
             train_loss = train_epoch(model, train_loader, optimizer, criterion)
             val_loss, val_accuracy = evaluate(model, val_loader, criterion)

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -18,10 +19,10 @@ QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=2", "model.hidde
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path: Path) -> Any:
     """Run `python train.py …` in an empty folder, as a user would."""
 
-    def run(*arguments, quick=True, env=None, **options):
+    def run(*arguments: Any, quick: bool = True, env: Any = None, **options: Any) -> Any:
         flags = [argument for argument in arguments if argument == "-m"]  # argparse wants them before the overrides
         rest = [argument for argument in arguments if argument != "-m"]
         command = [sys.executable, str(ROOT / "train.py"), *flags, *(QUICK if quick else []), *rest]
@@ -43,19 +44,21 @@ def train(tmp_path):
             **options,
         )
 
-    run.quick = QUICK
+    run.quick = QUICK  # type: ignore[attr-defined]
     return run
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd, hydra_restore_singletons):
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], hydra_restore_singletons: Any
+) -> Any:
     """`train.py` with these arguments in an empty folder: its status, and what it said on standard error."""
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "500")
 
-    def run(*arguments, quick=QUICK):
+    def run(*arguments: Any, quick: Any = QUICK) -> Any:
         for name in ("HYDRA_FULL_ERROR", "TRAINYARD_FULL_ERROR"):  # each main() sets them, for its own process
             monkeypatch.setenv(name, "")
         monkeypatch.setattr(sys, "argv", ["train.py", *quick, *arguments])

@@ -1,7 +1,9 @@
 """What is wrong about hooks, schedules and accumulation, as a user meets it: on the command line."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ class Fine(Hook): ...
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A module of the user's."""
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -51,7 +53,7 @@ def mine(tmp_path, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_a_mistake_is_told_and_leaves_nothing(command, mine, arguments, told):
+def test_a_mistake_is_told_and_leaves_nothing(command: Any, mine: Any, arguments: Any, told: Any) -> None:
     status, message = command(*arguments)
     assert status == 2, message
     assert len(message.strip().splitlines()) == 1, "one paragraph"
@@ -71,7 +73,7 @@ def test_a_mistake_is_told_and_leaves_nothing(command, mine, arguments, told):
     ],
     ids=" ".join,
 )
-def test_longer_than_the_run_works(command, arguments):
+def test_longer_than_the_run_works(command: Any, arguments: Any) -> None:
     """Schedules, and groups of accumulated batches: the end of the run cuts them short."""
     assert command(*arguments, "hydra.run.dir=run") == (0, "")
     assert (Path.cwd() / "run/checkpoints/best.pt").exists()

@@ -6,6 +6,7 @@ takes); `test_command_line.py` has the whole command.
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from trainyard.app import main
 from trainyard.runner import checkpoint
 
 
-def _left(folder):
+def _left(folder: Any) -> Any:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -63,7 +64,7 @@ def _left(folder):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )
-def test_a_mistake_is_told_and_leaves_nothing(command, arguments, told):
+def test_a_mistake_is_told_and_leaves_nothing(command: Any, arguments: Any, told: Any) -> None:
     other = arguments[0].startswith(("data=", "model=t"))
     status, message = command(*arguments, **({"quick": ["tracker=none"]} if other else {}))
     assert status == 2, message
@@ -74,14 +75,14 @@ def test_a_mistake_is_told_and_leaves_nothing(command, arguments, told):
     assert _left(Path.cwd()) == []
 
 
-def test_a_directory_that_cannot_be_made(command):
+def test_a_directory_that_cannot_be_made(command: Any) -> None:
     Path("file").write_text("")
     status, message = command("hydra.run.dir=file/run")
     assert (status, "hydra.run.dir: 'file/run' given" in message) == (2, True), message
     assert _left(Path.cwd()) == ["file"]
 
 
-def test_arrays_of_the_wrong_shape(command):
+def test_arrays_of_the_wrong_shape(command: Any) -> None:
     np.savez("points.npz", x=np.zeros((10, 2), np.float32), y=np.zeros(9, np.int64))
     status, message = command("data=arrays", "data.path=points.npz", quick=["tracker=none"])
     assert status == 2
@@ -90,7 +91,7 @@ def test_arrays_of_the_wrong_shape(command):
     assert _left(Path.cwd()) == ["points.npz"]
 
 
-def test_checkpoints_that_do_not_fit(command):
+def test_checkpoints_that_do_not_fit(command: Any) -> None:
     status, message = command("hydra.run.dir=run")
     assert status == 0, message
     before = _left(Path.cwd())
@@ -114,13 +115,15 @@ def test_checkpoints_that_do_not_fit(command):
     assert checkpoint.newest(Path("run/checkpoints")) is not None
 
 
-def test_a_failed_training_has_status_1(command):
+def test_a_failed_training_has_status_1(command: Any) -> None:
     status, message = command("optim=sgd", "optim.lr=1e30", "hook=[default,nan_guard]", "hydra.run.dir=run")
     assert status == 1
     assert "The training failed: the loss is" in message
 
 
-def test_an_error_in_the_users_own_code_keeps_its_traceback(command, tmp_path, monkeypatch):
+def test_an_error_in_the_users_own_code_keeps_its_traceback(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "code_of_a_user.py").write_text("def make(**keywords):\n    raise LookupError('in my code')\n")
     monkeypatch.syspath_prepend(tmp_path)
     status, message = command("model._target_=code_of_a_user.make", "hydra.run.dir=run")
@@ -130,5 +133,5 @@ def test_an_error_in_the_users_own_code_keeps_its_traceback(command, tmp_path, m
     assert "hydra/core" not in message, "frames of Hydra help nobody"
 
 
-def test_train_py_is_the_application():
+def test_train_py_is_the_application() -> None:
     assert runpy.run_path(str(Path(__file__).parents[2] / "train.py"), run_name="imported")["main"] is main

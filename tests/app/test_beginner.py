@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def files() -> dict[str, str]:
     return found
 
 
-def run(program: Path, folder: Path) -> list[dict]:
+def run(program: Path, folder: Path) -> list[dict[str, Any]]:
     """`python … experiment=beginner` in a folder; returns the journal."""
     command = [sys.executable, str(program), "experiment=beginner", "tracker=none", "device=cpu", "hydra.run.dir=run"]
     path = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -33,7 +34,7 @@ def run(program: Path, folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
-def check(journal: list[dict], folder: Path) -> None:
+def check(journal: list[dict[str, Any]], folder: Path) -> None:
     """What the issue asks of it: the rate cut at epochs 4 and 8, validation from the 2nd on, every epoch saved."""
     points = [(record["epoch"], record["values"]) for record in journal if record["kind"] == "metrics"]
     rates = {epoch: values["train/lr"] for epoch, values in points if "train/lr" in values}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from trainyard.track import read
 ROOT = Path(__file__).parents[2]
 
 
-def _points(folder):
+def _points(folder: Any) -> Any:
     return {
         (key, record["step"]): value
         for record, _ in read(folder / "metrics.jsonl")
@@ -27,31 +28,31 @@ def _points(folder):
     }
 
 
-def _last(folder):
+def _last(folder: Any) -> Any:
     return checkpoint.load(folder / "checkpoints" / checkpoint.read_last(folder / "checkpoints")[-1])
 
 
-def test_help_shows_the_groups(train):
+def test_help_shows_the_groups(train: Any) -> None:
     result = train("--help", quick=False)
     assert result.returncode == 0
     for group in ("model: cnn, mlp, resnet, transformer", "data: ", "optim: ", "schedule: ", "hook: ", "experiment: "):
         assert group in result.stdout, result.stdout
 
 
-def test_the_whole_config_is_printed(train):
+def test_the_whole_config_is_printed(train: Any) -> None:
     result = train("--cfg", "job", "--resolve", "work_dir=here", quick=False)
     assert result.returncode == 0, result.stderr
     assert "_target_: trainyard.models.MLP" in result.stdout
     assert "${" not in result.stdout
 
 
-def test_tab_completion(train):
+def test_tab_completion(train: Any) -> None:
     line = "train.py model=tr"
     result = train("-sc", "query=bash", quick=False, env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
     assert "model=transformer" in result.stdout, result.stderr
 
 
-def test_train_then_test_the_checkpoint(train, tmp_path):
+def test_train_then_test_the_checkpoint(train: Any, tmp_path: Path) -> None:
     result = train("hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
     assert "Best val/accuracy" in result.stdout
@@ -67,14 +68,14 @@ def test_train_then_test_the_checkpoint(train, tmp_path):
     assert names == {key: value for (key, _), value in trained.items() if key.startswith("test/")}
 
 
-def test_a_sweep_by_hydras_own_means(train, tmp_path):
+def test_a_sweep_by_hydras_own_means(train: Any, tmp_path: Path) -> None:
     result = train("-m", "optim.lr=0.01,0.001", "hydra.sweep.dir=sweep", "hydra/launcher=basic")
     assert result.returncode == 0, result.stderr
     rates = [_points(tmp_path / "sweep" / job)["train/lr", 6] for job in ("0", "1")]
     assert rates == [0.01, 0.001]
 
 
-def test_tracked_in_mlflow(train, tmp_path):
+def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     """One run: its params, curves, artifacts, model; killed, resumed, and still one run with every point once."""
     import mlflow
     from mlflow.tracking import MlflowClient
@@ -120,7 +121,7 @@ def test_tracked_in_mlflow(train, tmp_path):
         assert torch.equal(logged(x), own(x))
 
 
-def test_no_mlflow_server_never_stops_training(train, tmp_path):
+def test_no_mlflow_server_never_stops_training(train: Any, tmp_path: Path) -> None:
     result = train(
         "tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     )
@@ -131,7 +132,7 @@ def test_no_mlflow_server_never_stops_training(train, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_resumed(train, tmp_path, signum):
+def test_interrupted_and_resumed(train: Any, tmp_path: Path, signum: Any) -> None:
     """The first signal saves a checkpoint; the resumed run ends with the bits of the undisturbed one."""
     slow = tmp_path / "slow.py"
     slow.write_text(

@@ -1,6 +1,7 @@
 """Every option of every config group trains."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,25 +16,25 @@ SMALL = {
 }
 
 
-def _options(group):
+def _options(group: Any) -> Any:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("option", _options("optim"))
-def test_optimisers(command, option):
+def test_optimisers(command: Any, option: Any) -> None:
     assert command(f"optim={option}", quick=[*RINGS, *SMALL["mlp"]]) == (0, "")
 
 
 @pytest.mark.parametrize("by", ["epoch", "iter"])
 @pytest.mark.parametrize("option", _options("schedule"))
-def test_schedules_by_epoch_and_by_iteration(command, option, by):
+def test_schedules_by_epoch_and_by_iteration(command: Any, option: Any, by: str) -> None:
     unit = [] if option in ("plateau", "several") else [f"schedule.by={by}"]
     status, message = command(f"schedule={option}", *unit, "loop.max_epochs=6", quick=[*RINGS, *SMALL["mlp"]])
     assert status == 0, message
 
 
 @pytest.mark.parametrize("option", _options("schedule"))
-def test_schedules_in_an_iteration_loop(command, option):
+def test_schedules_in_an_iteration_loop(command: Any, option: Any) -> None:
     loop = ["loop=iter", "loop.max_iters=12", "loop.val_interval=6"]
     quick = ["data=rings", "data.num_samples=200", "tracker=none", "hydra.run.dir=run", *SMALL["mlp"]]
     status, message = command(f"schedule={option}", *loop, quick=quick)
@@ -41,24 +42,24 @@ def test_schedules_in_an_iteration_loop(command, option):
 
 
 @pytest.mark.parametrize("option", [name for name in _options("hook") if name != "progress"])
-def test_hooks(command, option):
+def test_hooks(command: Any, option: Any) -> None:
     data = DIGITS if option == "test_time_augmentation" else RINGS  # flips are for pictures
     assert command(f"hook={option}", quick=[*data, *SMALL["mlp"]]) == (0, "")
 
 
 @pytest.mark.parametrize("option", _options("model"))
-def test_models(command, option):
+def test_models(command: Any, option: Any) -> None:
     quick = ["loop=iter", "loop.max_iters=3", "tracker=none", "hydra.run.dir=run"]
     status, message = command(f"model={option}", *SMALL[option], quick=quick)
     assert status == 0, message
 
 
-def test_every_model_has_a_small_version_here():
+def test_every_model_has_a_small_version_here() -> None:
     assert _options("model") == sorted(SMALL)
 
 
 @pytest.mark.parametrize("option", _options("experiment"))
-def test_experiments(command, option):
+def test_experiments(command: Any, option: Any) -> None:
     """The presets as they are, but for three iterations."""
     small = {"text_transformer": "transformer", "rings_gan": "mlp", "beginner": "mlp"}.get(option, "cnn")
     loop = ["loop=iter", "loop.max_iters=3"] if "text" in option else ["loop.max_epochs=2"]
@@ -67,7 +68,7 @@ def test_experiments(command, option):
     assert status == 0, message
 
 
-def test_every_option_begins_with_a_comment_that_says_what_it_is():
+def test_every_option_begins_with_a_comment_that_says_what_it_is() -> None:
     for file in CONF.rglob("*.yaml"):
         first, *rest = file.read_text().splitlines()
         comment = rest[0] if first.startswith("# @package") else first
@@ -75,7 +76,7 @@ def test_every_option_begins_with_a_comment_that_says_what_it_is():
         assert len(comment) > 20, file
 
 
-def test_a_value_is_removed_and_another_added(command, capfd):
+def test_a_value_is_removed_and_another_added(command: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         command("~hook.progress", "+model.loss._target_=torch.nn.CrossEntropyLoss", "+model.loss.label_smoothing=0.1")[
             0

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import LIMIT
@@ -14,11 +16,11 @@ ENDLESS = "loop.max_epochs=100000"
 
 
 @pytest.fixture
-def start(train, tmp_path):
+def start(train: Any, tmp_path: Path) -> Iterator[Any]:
     """`python train.py …` in an empty folder and a process group of its own."""
     started = []
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         process = subprocess.Popen(
             [sys.executable, "-u", str(ROOT / "train.py"), *train.quick, "hydra.run.dir=run", *arguments],
             cwd=tmp_path,
@@ -38,7 +40,7 @@ def start(train, tmp_path):
             process.wait()
 
 
-def _until(process, text):
+def _until(process: Any, text: Any) -> Any:
     seen = ""
     for line in process.stdout:
         seen += line
@@ -48,7 +50,7 @@ def _until(process, text):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_before_the_run_began(start, tmp_path, signum):
+def test_before_the_run_began(start: Any, tmp_path: Path, signum: Any) -> None:
     (tmp_path / "slow.py").write_text(
         "import threading\nfrom trainyard.models import MLP\n"
         "def build(**given):\n    print('building', flush=True)\n    threading.Event().wait()\n"
@@ -62,7 +64,7 @@ def test_before_the_run_began(start, tmp_path, signum):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_group_with_loaders(start, tmp_path):
+def test_a_process_group_with_loaders(start: Any, tmp_path: Path) -> None:
     """Ctrl-C signals every process: the loaders' must not die before the trainer has ended its run."""
     process = start("data.workers=2", ENDLESS)
     _until(process, "epoch 2 ")
@@ -75,7 +77,7 @@ def test_a_process_group_with_loaders(start, tmp_path):
     assert (tmp_path / "run/checkpoints/last.json").exists()
 
 
-def test_without_checkpoints(start):
+def test_without_checkpoints(start: Any) -> None:
     process = start("~hook.checkpoint", ENDLESS)
     _until(process, "epoch 2 ")
     os.killpg(process.pid, signal.SIGINT)
@@ -85,7 +87,7 @@ def test_without_checkpoints(start):
     assert "resume=true" not in said
 
 
-def test_a_second_signal_ends_the_run_without_a_traceback(start, tmp_path):
+def test_a_second_signal_ends_the_run_without_a_traceback(start: Any, tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(
         "import threading\nfrom trainyard.hooks import Hook\n"
         "class Stuck(Hook):\n    def after_train_iter(self, runner, batch_idx, data_batch, outputs):\n"

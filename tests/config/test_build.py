@@ -3,6 +3,8 @@
 import functools
 import importlib
 import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,13 +31,13 @@ paths = st.sampled_from(PATHS)
 
 
 @given(paths)
-def test_what_can_be_imported_is_found(path):
+def test_what_can_be_imported_is_found(path: Any) -> None:
     module, _, name = path.rpartition(".")
     assert locate(path, "model._target_") is getattr(importlib.import_module(module), name)
 
 
 @given(paths, st.data())
-def test_a_letter_less_is_told_with_what_was_meant(path, data):
+def test_a_letter_less_is_told_with_what_was_meant(path: Any, data: st.DataObject) -> None:
     """Unless it is the name of something else, or so short that nothing is near."""
     module, _, name = path.rpartition(".")
     at = data.draw(st.integers(0, len(name) - 1))
@@ -49,7 +51,7 @@ def test_a_letter_less_is_told_with_what_was_meant(path, data):
 
 
 @pytest.mark.parametrize("path", ["torch.optim.Adam.step", "trainyard.models.MLP", "functools.partial", "len"])
-def test_methods_and_builtins(path):
+def test_methods_and_builtins(path: str) -> None:
     if "." in path:
         assert callable(locate(path, "x"))
     else:
@@ -73,13 +75,13 @@ def test_methods_and_builtins(path):
         (3, "accepted: a dotted path that imports"),
     ],
 )
-def test_what_cannot_be_found(path, told):
+def test_what_cannot_be_found(path: int | str | None, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         locate(path, "x._target_")
     assert told in str(error.value)
 
 
-def test_a_module_of_ones_own_that_lacks_one(tmp_path, monkeypatch):
+def test_a_module_of_ones_own_that_lacks_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not to be taken for a module that is not there, even where its name begins like the missing one's."""
     (tmp_path / "absentee_tools.py").write_text("import absentee\n")
     (tmp_path / "absentee_package").mkdir()
@@ -91,7 +93,7 @@ def test_a_module_of_ones_own_that_lacks_one(tmp_path, monkeypatch):
         locate("absentee_package.Model", "model._target_")
 
 
-def test_an_error_in_a_module_of_ones_own_is_not_hidden(tmp_path, monkeypatch):
+def test_an_error_in_a_module_of_ones_own_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ZeroDivisionError):
@@ -101,7 +103,7 @@ def test_an_error_in_a_module_of_ones_own_is_not_hidden(tmp_path, monkeypatch):
 # -- check_node --------------------------------------------------------------------------------------------------------
 
 
-def _signature(path):
+def _signature(path: Any) -> Any:
     try:
         return inspect.signature(locate(path, "x")).parameters
     except (TypeError, ValueError):
@@ -109,7 +111,7 @@ def _signature(path):
 
 
 @given(paths, st.data())
-def test_arguments_are_those_of_the_signature(path, data):
+def test_arguments_are_those_of_the_signature(path: Any, data: st.DataObject) -> None:
     """The check says what calling would say: it passes where the call can bind, and not else."""
     parameters = _signature(path)
     if parameters is None:
@@ -143,7 +145,7 @@ def test_arguments_are_those_of_the_signature(path, data):
         ({"_target_": "builtins.object", "x": 1}, "accepted: an argument of builtins.object: it takes none"),
     ],
 )
-def test_arguments_that_do_not_fit(node, told):
+def test_arguments_that_do_not_fit(node: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_node(node, "optim")
     assert told in str(error.value)
@@ -161,17 +163,17 @@ def test_arguments_that_do_not_fit(node, told):
         {"_target_": "builtins.dict", "anything": 1},
     ],
 )
-def test_arguments_that_fit(node):
+def test_arguments_that_fit(node: Any) -> None:
     check_node(node, "model")
 
 
-def test_arguments_that_come_by_position():
+def test_arguments_that_come_by_position() -> None:
     check_node({"_target_": "torch.nn.Linear"}, "model", positional=2)
     with pytest.raises(ConfigError, match="out_features"):
         check_node({"_target_": "torch.nn.Linear"}, "model", positional=1)
 
 
-def test_every_node_of_a_tree_is_checked():
+def test_every_node_of_a_tree_is_checked() -> None:
     tree = OmegaConf.create(
         {
             "model": {
@@ -191,21 +193,21 @@ def test_every_node_of_a_tree_is_checked():
 # -- build -------------------------------------------------------------------------------------------------------------
 
 
-def test_objects_are_given_back_as_they_are():
+def test_objects_are_given_back_as_they_are() -> None:
     layer = torch.nn.Linear(1, 1)
     for value in (layer, None, 3, "text", [1], {"a": 1}):
         assert build(value, "x") is value
         assert not is_node(value)
 
 
-def test_a_class_may_stand_for_its_path():
+def test_a_class_may_stand_for_its_path() -> None:
     made = build({"_target_": torch.nn.Linear, "in_features": 2, "out_features": 1}, "model")
     assert made.in_features == 2
     with pytest.raises(ConfigError, match="Did you mean 'bias'"):
         build({"_target_": torch.nn.Linear, "in_features": 2, "out_features": 1, "bais": True}, "model")
 
 
-def test_nested_nodes_partials_and_positional_arguments():
+def test_nested_nodes_partials_and_positional_arguments() -> None:
     node = {
         "_target_": "torch.nn.Sequential",
         "_args_": [
@@ -223,14 +225,14 @@ def test_nested_nodes_partials_and_positional_arguments():
     assert made().param_groups[0]["lr"] == 0.5
 
 
-def test_constructors_are_given_plain_lists_and_dicts():
+def test_constructors_are_given_plain_lists_and_dicts() -> None:
     made = build(OmegaConf.create({"_target_": "builtins.dict", "a": [1, {"b": [2]}]}), "x")
     assert made == {"a": [1, {"b": [2]}]}
     assert (type(made["a"]), type(made["a"][1])) == (list, dict)
 
 
 @given(st.integers(1, 4), st.integers(1, 4))
-def test_it_builds_what_hydra_builds(inputs, outputs):
+def test_it_builds_what_hydra_builds(inputs: int, outputs: int) -> None:
     node = {"_target_": "torch.nn.Linear", "in_features": inputs, "out_features": outputs}
     with any_target():
         one, other = build(node, "x"), instantiate(node)
@@ -251,19 +253,19 @@ def test_it_builds_what_hydra_builds(inputs, outputs):
         ({"_target_": "builtins.open", "file": "absent.txt"}, "No such file or directory"),
     ],
 )  # fmt: skip
-def test_values_that_are_refused_are_told_with_their_place(node, told):
+def test_values_that_are_refused_are_told_with_their_place(node: Any, told: str) -> None:
     for config in (node, OmegaConf.create({"hook": {"logger": node}}).hook.logger):
         with pytest.raises(TrainyardError) as error:
             build(config, "hook.logger")
         assert told in str(error.value)
 
 
-def test_an_error_in_somebodys_code_comes_through():
+def test_an_error_in_somebodys_code_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         build({"_target_": "operator.truediv", "_args_": [1, 0]}, "x")
 
 
-def test_entries_that_are_none_are_left_out():
+def test_entries_that_are_none_are_left_out() -> None:
     assert build_all({"a": None, "b": 1, "c": {"_target_": "builtins.dict"}}, "hook") == {"b": 1, "c": {}}
     assert build_all(None, "hook") == build_all({}, "hook") == {}
     with pytest.raises(ConfigError, match=r"^hook\.c\._target_"):
@@ -284,7 +286,7 @@ trees = st.recursive(
 )
 
 
-def _reference(value, name=""):
+def _reference(value: Any, name: str = "") -> Any:
     """Filled in, by the one rule; a KeyError where there is no such fact."""
     if isinstance(value, dict):
         return {key: _reference(entry, key) for key, entry in value.items()}
@@ -294,7 +296,7 @@ def _reference(value, name=""):
 
 
 @given(trees)
-def test_every_auto_becomes_the_fact_of_its_name(tree):
+def test_every_auto_becomes_the_fact_of_its_name(tree: Any) -> None:
     try:
         expected = _reference(tree)
     except KeyError:
@@ -307,7 +309,7 @@ def test_every_auto_becomes_the_fact_of_its_name(tree):
     assert repr(tree) == before
 
 
-def test_an_auto_without_a_fact_names_its_place_and_the_nearest():
+def test_an_auto_without_a_fact_names_its_place_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as error:
         fill_auto({"heads": [{"a": 1}, {"num_class": "auto"}]}, "model", FACTS)
     assert str(error.value).startswith("model.heads.1.num_class: 'auto' given")
@@ -315,7 +317,7 @@ def test_an_auto_without_a_fact_names_its_place_and_the_nearest():
         fill_auto({"num_classes": "auto"}, "model", None)
 
 
-def test_objects_and_interpolations():
+def test_objects_and_interpolations() -> None:
     layer = torch.nn.Linear(1, 1)
     assert fill_auto(layer, "model", None) is layer
     assert fill_auto({"net": layer, "num_classes": "auto"}, "model", FACTS) == {"net": layer, "num_classes": 7}

@@ -18,5 +18,5 @@ def test_it_is_read_from_inside_and_put_back_afterwards() -> None:
         with pytest.raises(ZeroDivisionError), current_job(inner):
             1 / len(HydraConfig.get().job.name.removeprefix("inner"))
         assert HydraConfig.get().job.name == "outer"
-        assert instance.cfg is outer, "no copy"
+        assert instance.cfg is outer, "no copy"  # type: ignore[comparison-overlap]
     assert instance.cfg is before

@@ -1,6 +1,7 @@
 """Hydra's complaints, in our words: what composing raises, explained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,7 +12,7 @@ from trainyard.config.hydra_versions import VERSION_BASE
 CONF = str(Path(__file__).parents[2] / "conf")
 
 
-def told(*overrides):
+def told(*overrides: Any) -> Any:
     """What is said of a command with these overrides."""
     with pytest.raises(Exception) as raised, initialize_config_dir(CONF, **VERSION_BASE):  # noqa: PT011 - Hydra has many
         compose("train", overrides=["tracker=none", *overrides])
@@ -42,21 +43,21 @@ def told(*overrides):
         (["seed.a.b=1"], "seed.a.b: "),
     ],
 )  # fmt: skip
-def test_what_was_meant(overrides, message):
+def test_what_was_meant(overrides: Any, message: str) -> None:
     assert message in told(*overrides)
 
 
-def test_only_one_of_several_overrides_is_wrong():
+def test_only_one_of_several_overrides_is_wrong() -> None:
     """The others are composed, so that what they choose is what is listed."""
     assert "a key of data: _target_, num_samples, noise, " in told("data=rings", "data.nois=1", "seed=1")
 
 
-def test_what_is_none_of_hydras_is_left_alone():
+def test_what_is_none_of_hydras_is_left_alone() -> None:
     for error in (ZeroDivisionError(), KeyError("x"), ValueError("mine")):
         assert explain(error, [], CONF, "train") is None
 
 
-def test_a_directory_that_cannot_be_made():
+def test_a_directory_that_cannot_be_made() -> None:
     error = PermissionError(13, "Permission denied", "/outputs")
     assert str(explain(error, [], CONF, "train")) == (
         "hydra.run.dir: '/outputs' given; accepted: a directory that can be made and written. Permission denied."

@@ -1,6 +1,7 @@
 """A Runner from one composed config."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,14 +14,14 @@ from trainyard.runner import EpochBasedTrainLoop, Runner, default_hooks
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def test_from_cfg_takes_a_composed_config():
+def test_from_cfg_takes_a_composed_config() -> None:
     overrides = ["data=rings", "data.num_samples=320", "model.hidden=[8]", "loop.max_epochs=2", "work_dir=null"]
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("train", overrides=[*overrides, "hook=[default,ema]", "hook.ema.decay=0.5", "tracker=none"])
     runner = Runner.from_cfg(cfg, seed=3)
     assert (runner.seed, runner.work_dir, runner.members[0].objective.name) == (3, None, "val/accuracy")
     assert {"logger", "checkpoint", "ema"} <= set(runner.dispatch.hooks)
-    assert runner.dispatch.hooks["ema"].decay == 0.5
+    assert runner.dispatch.hooks["ema"].decay == 0.5  # type: ignore[attr-defined]
     assert "val/accuracy" in runner.train()[0]
 
 
@@ -36,20 +37,20 @@ CFG = {
 
 
 @pytest.mark.parametrize("hook", [{}, {"ema": {"_target_": "trainyard.hooks.EMA"}, "gone": None}])
-def test_from_cfg_takes_a_plain_dict_and_passes_over_other_keys(hook):
+def test_from_cfg_takes_a_plain_dict_and_passes_over_other_keys(hook: Any) -> None:
     runner = Runner.from_cfg(CFG | {"hook": hook}, loop=EpochBasedTrainLoop(1))
     runner.train()
     assert runner.epoch == 1
     assert list(runner.dispatch.hooks) == list(hook)[:1]
 
 
-def test_from_cfg_without_hooks_takes_the_default_ones():
+def test_from_cfg_without_hooks_takes_the_default_ones() -> None:
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         composed = OmegaConf.to_container(compose("train", ["hydra/launcher=basic"]).hook)
     assert default_hooks() == composed
     assert list(Runner.from_cfg(CFG).dispatch.hooks) == list(composed)
 
 
-def test_from_cfg_without_a_model():
+def test_from_cfg_without_a_model() -> None:
     with pytest.raises(ConfigError, match="model: 'NoneType' given"):
         _ = Runner.from_cfg({key: value for key, value in CFG.items() if key != "model"}).model

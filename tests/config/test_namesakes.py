@@ -1,6 +1,8 @@
 """Two hooks of one name, in files that are chosen together."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -17,10 +19,10 @@ TIMER = "{name}:\n  _target_: trainyard.hooks.{kind}\n"
 
 
 @pytest.fixture
-def checked(tmp_path):
+def checked(tmp_path: Path) -> Iterator[Any]:
     """Checks what the overrides compose, with these files beside our own options of `hook`."""
 
-    def run(files, *overrides):
+    def run(files: Any, *overrides: Any) -> Any:
         (tmp_path / "hook").mkdir(exist_ok=True)
         for name, text in files.items():
             (tmp_path / "hook" / f"{name}.yaml").write_text(text)
@@ -41,7 +43,7 @@ OFTEN = {"often": ADDED + "logger:\n  interval: 5\n"}
 RARE = {"rare": "logger:\n  interval: 5\n"}  # as options were written before they brought default along
 
 
-def test_they_are_told_with_both_files(checked):
+def test_they_are_told_with_both_files(checked: Any) -> None:
     with pytest.raises(ConfigError) as error:
         checked(MINE, "hook=[default,mine]")
     assert str(error.value) == (
@@ -51,7 +53,7 @@ def test_they_are_told_with_both_files(checked):
     )
 
 
-def test_two_of_ones_own_files(checked):
+def test_two_of_ones_own_files(checked: Any) -> None:
     files = {"a": TIMER.format(name="x", kind="IterTimer"), "b": TIMER.format(name="x", kind="Norms")}
     with pytest.raises(ConfigError, match=r"where hook/a\.yaml has trainyard\.hooks\.IterTimer"):
         checked(files, "hook=[default,a,b]")
@@ -84,7 +86,7 @@ def test_two_of_ones_own_files(checked):
         "twice",
     ],
 )
-def test_what_loses_nothing_passes(checked, files, override):
+def test_what_loses_nothing_passes(checked: Any, files: Any, override: str) -> None:
     assert isinstance(checked(files, override), dict)
 
 
@@ -97,35 +99,35 @@ SET_BACK = (
 @pytest.mark.parametrize(
     ("files", "override"), [(OFTEN, "hook=[often,ema]"), (RARE, "hook=[default,rare,ema]")], ids=["often", "rare"]
 )
-def test_a_value_that_a_later_option_sets_back(checked, files, override):
+def test_a_value_that_a_later_option_sets_back(checked: Any, files: Any, override: str) -> None:
     with pytest.raises(ConfigError) as error:
         checked(files, override)
     assert str(error.value) == SET_BACK.format(*files)
 
 
-def test_a_hook_that_a_later_option_brings_back(checked):
+def test_a_hook_that_a_later_option_brings_back(checked: Any) -> None:
     with pytest.raises(
         ConfigError, match=r"^hook\.timer\._target_: 'trainyard\.hooks\.EmptyCache' given; .* Choose mine"
     ):
         checked({"mine": ADDED + MINE["mine"]}, "hook=[mine,ema]")
 
 
-def test_a_removed_hook_that_a_later_option_brings_back(checked):
+def test_a_removed_hook_that_a_later_option_brings_back(checked: Any) -> None:
     with pytest.raises(ConfigError, match=r"^hook\.predictions: None given; .* ema brings hook/default\.yaml again"):
         checked({"mine": ADDED + "predictions: null\n"}, "hook=[mine,ema]")
 
 
-def test_what_is_set_by_key_is_not_lost(checked):
+def test_what_is_set_by_key_is_not_lost(checked: Any) -> None:
     assert checked(OFTEN, "hook=[often,ema]", "hook.logger.interval=7")["logger"]["interval"] == 7
 
 
-def test_in_one_defaults_list(checked):
+def test_in_one_defaults_list(checked: Any) -> None:
     files = OFTEN | {"both": "defaults: [often, ema, _self_]\n"}
     with pytest.raises(ConfigError, match=r"Name often last in the defaults list of hook/both\.yaml, or set hook\.log"):
         checked(files, "hook=both")
 
 
-def test_options_that_an_experiment_chooses(checked, tmp_path):
+def test_options_that_an_experiment_chooses(checked: Any, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults: [override /hook: {}]\n"
     (tmp_path / "experiment/wrong.yaml").write_text(text.format("[often, ema]"))
@@ -135,7 +137,7 @@ def test_options_that_an_experiment_chooses(checked, tmp_path):
     assert checked({}, "experiment=right")["logger"]["interval"] == 5
 
 
-def test_two_in_one_file(checked, tmp_path):
+def test_two_in_one_file(checked: Any, tmp_path: Path) -> None:
     text = TIMER.format(name="timer", kind="IterTimer") * 2
     with pytest.raises(Exception, match="duplicate key timer") as raised:
         checked({"mine": text}, "hook=[default,mine]")

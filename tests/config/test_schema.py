@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -37,7 +38,7 @@ GOOD = {
 }
 
 
-def problem(**values):
+def problem(**values: Any) -> Any:
     """What is said of these settings; None where they pass."""
     try:
         check(OmegaConf.create(values))
@@ -46,7 +47,7 @@ def problem(**values):
     return None
 
 
-def test_good_settings():
+def test_good_settings() -> None:
     assert set(GOOD) == {field.name for field in fields(Settings)}
     assert problem(**GOOD) is None
     assert problem() is None
@@ -54,7 +55,7 @@ def test_good_settings():
     assert problem(mine={"anything": [1, 2]}) is None, "other keys are the application's own"
 
 
-def test_every_setting_is_an_argument_of_the_runner_and_in_the_config():
+def test_every_setting_is_an_argument_of_the_runner_and_in_the_config() -> None:
     """With the same default; `mode` is the application's."""
     defaults = {field.name: field.default for field in fields(Settings)}
     keywords = Runner.__init__.__kwdefaults__
@@ -69,13 +70,13 @@ def test_every_setting_is_an_argument_of_the_runner_and_in_the_config():
 
 @pytest.mark.parametrize("name", ["seed", "accumulate"])
 @pytest.mark.parametrize("value", [1.5, 2.0, "7", "abc", True, None, [1], {"a": 1}])
-def test_integers(name, value):
+def test_integers(name: str, value: Any) -> None:
     least = {"seed": 0, "accumulate": 1}[name]
     assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: an integer of at least {least}."
 
 
 @given(st.integers(0, 2**62))
-def test_any_integer_from_0_is_a_seed(seed):
+def test_any_integer_from_0_is_a_seed(seed: int) -> None:
     assert problem(seed=seed) is None
     assert problem(seed=-seed - 1) == f"seed: {-seed - 1} given; accepted: an integer of at least 0."
 
@@ -131,17 +132,17 @@ def test_any_integer_from_0_is_a_seed(seed):
         ({"mode": "val"}, "load_from: None given; accepted: the path of a checkpoint, since mode=val."),
     ],
 )
-def test_bad_settings(values, told):
+def test_bad_settings(values: Any, told: str) -> None:
     assert problem(**values) == told
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_modes(mode):
+def test_modes(mode: Any) -> None:
     assert problem(mode=mode, load_from="best.pt") is None
     assert problem(mode=mode, load_from={"path": "best.pt", "strict": False}) is None
 
 
-def test_numbers_that_are_equal_will_do():
+def test_numbers_that_are_equal_will_do() -> None:
     assert problem(clip_grad_norm=1) is None
     assert problem(name=3) is None, "a run may be called 3"
 
@@ -157,14 +158,14 @@ def test_numbers_that_are_equal_will_do():
         ("a: [{b: {_target_: no.thing}}]", "a.0.b._target_: 'no.thing' given"),
     ],
 )
-def test_what_is_wrong_with_a_config(config, told):
+def test_what_is_wrong_with_a_config(config: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         check(OmegaConf.create(config))
     assert told in str(error.value)
 
 
 @pytest.mark.parametrize("experiment", ["null", "digits_cnn", "text_transformer"])
-def test_our_own_configs_pass(experiment):
+def test_our_own_configs_pass(experiment: str) -> None:
     overrides = ["work_dir=null", *([] if experiment == "null" else [f"experiment={experiment}"])]
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         check(compose("train", overrides=overrides))

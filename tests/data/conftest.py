@@ -1,6 +1,8 @@
 """What the tests of data share."""
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 
 @pytest.fixture
-def untouched_rngs():
+def untouched_rngs() -> Iterator[Any]:
     """Fails the test if it moves a global generator of this process."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     np.random.randn()  # a second normal number is now kept aside: part of the state

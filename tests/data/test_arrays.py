@@ -1,5 +1,8 @@
 """The user's own arrays and tables."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,8 +21,8 @@ FRAME = pd.DataFrame(
 
 
 @pytest.fixture
-def save(tmp_path):
-    def save(name, **arrays):
+def save(tmp_path: Path) -> Any:
+    def save(name: Any, **arrays: Any) -> Any:
         np.savez(tmp_path / name, **arrays)
         return str(tmp_path / name)
 
@@ -27,8 +30,8 @@ def save(tmp_path):
 
 
 @pytest.fixture
-def table(tmp_path):
-    def table(name, frame=FRAME):
+def table(tmp_path: Path) -> Any:
+    def table(name: Any, frame: Any = FRAME) -> Any:
         path = tmp_path / name
         frame.to_csv(path, index=False) if name.endswith("csv") else frame.to_parquet(path)
         return str(path)
@@ -36,19 +39,19 @@ def table(tmp_path):
     return table
 
 
-def everything(data):
+def everything(data: Any) -> Any:
     parts = [data.sources[split] for split in data.splits]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def pairs(x, y):
+def pairs(x: Any, y: Any) -> Any:
     return sorted((*np.asarray(row).ravel().tolist(), label) for row, label in zip(x, y, strict=True))
 
 
 # --- npz and npy
 
 
-def test_npz_of_one_set_is_split(save):
+def test_npz_of_one_set_is_split(save: Any) -> None:
     data = Arrays(save("set.npz", x=X, y=LABELS), val_fraction=0.2, test_fraction=0.1)
     assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 28, "val": 8, "test": 4}
     x, y = everything(data)
@@ -61,7 +64,7 @@ def test_npz_of_one_set_is_split(save):
     assert batch[0].shape == (28, 3)
 
 
-def test_npz_with_splits_of_its_own(save):
+def test_npz_with_splits_of_its_own(save: Any) -> None:
     path = save("set.npz", x_train=X[:30], y_train=LABELS[:30], x_test=X[30:], y_test=LABELS[30:])
     data = Arrays(path, val_fraction=0.2)
     assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 24, "val": 6, "test": 10}
@@ -69,12 +72,12 @@ def test_npz_with_splits_of_its_own(save):
     assert Arrays(path, val_fraction=0).splits == ("train", "test")
 
 
-def test_npz_with_another_key_for_the_target(save):
+def test_npz_with_another_key_for_the_target(save: Any) -> None:
     data = Arrays(save("set.npz", x=X, label=LABELS), target="label")
     assert data.spec["num_classes"] == 4
 
 
-def test_images_keep_their_shape(save):
+def test_images_keep_their_shape(save: Any) -> None:
     images = RNG.integers(0, 256, (40, 3, 5, 5), dtype=np.uint8)
     data = Arrays(save("set.npz", x=images, y=LABELS), val_fraction=0, test_fraction=0)
     assert data.spec == {
@@ -87,11 +90,11 @@ def test_images_keep_their_shape(save):
     assert torch.equal(data.sources["train"][0], torch.from_numpy(images).float())
 
 
-def test_a_lone_feature_is_a_column(save):
+def test_a_lone_feature_is_a_column(save: Any) -> None:
     assert Arrays(save("set.npz", x=X[:, 0], y=LABELS[:, None])).spec["input_shape"] == [1]
 
 
-def test_npy_pair(tmp_path):
+def test_npy_pair(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", LABELS.astype(str))
     data = Arrays(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
@@ -99,7 +102,7 @@ def test_npy_pair(tmp_path):
 
 
 @pytest.mark.parametrize("y", [X[:, 0].astype(np.float64), X[:, :2]], ids=["one", "two"])
-def test_float_targets_are_for_regression(save, y):
+def test_float_targets_are_for_regression(save: Any, y: Any) -> None:
     data = Arrays(save("set.npz", x=X, y=y))
     assert data.spec == {"input_shape": [3], "in_features": 3, "out_features": 1 if y.ndim == 1 else 2}
     assert data.classes == []
@@ -112,7 +115,7 @@ def test_float_targets_are_for_regression(save, y):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_tables_of_classes(table, suffix):
+def test_tables_of_classes(table: Any, suffix: str) -> None:
     data = Arrays(table(f"set.{suffix}"), target="kind")
     assert data.classes == ["cat", "dog"]
     assert data.spec == {"input_shape": [3], "in_features": 3, "num_classes": 2}
@@ -121,7 +124,7 @@ def test_tables_of_classes(table, suffix):
     assert pairs(x.numpy(), y.tolist()) == pairs(expected, (FRAME["kind"] == "dog").astype(int).tolist())
 
 
-def test_integer_targets_are_classes_unless_told_otherwise(table):
+def test_integer_targets_are_classes_unless_told_otherwise(table: Any) -> None:
     path = table("set.csv")
     assert Arrays(path, "count", features=["a", "b"], val_fraction=0, test_fraction=0).spec["num_classes"] == 40
     data = Arrays(path, "count", features=["a", "b"], task="regression")
@@ -129,27 +132,27 @@ def test_integer_targets_are_classes_unless_told_otherwise(table):
     assert data.sources["train"][1].dtype == torch.float32
 
 
-def test_several_target_columns(table):
+def test_several_target_columns(table: Any) -> None:
     data = Arrays(table("set.csv"), ["a", "count"], features=["b"])
     assert data.spec["out_features"] == 2
     assert data.sources["train"][1].shape == (32, 2)
 
 
-def test_booleans_and_nullable_columns(table):
+def test_booleans_and_nullable_columns(table: Any) -> None:
     frame = FRAME.assign(flag=FRAME["count"] > 3, count=FRAME["count"].astype("Int64"))
     data = Arrays(table("set.parquet", frame), "flag", features=["count", "a"])
     assert data.classes == [0, 1]
     assert data.sources["train"][0].shape == (32, 2)
 
 
-def test_files_of_their_own_for_the_splits(table):
+def test_files_of_their_own_for_the_splits(table: Any) -> None:
     train, val = table("train.csv", FRAME[:25]), table("val.csv", FRAME[25:])
     data = Arrays(train, "kind", val_path=val, test_fraction=0.2)
     assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 20, "val": 15, "test": 5}
     assert data.sources["val"][0][:, 2].tolist() == list(range(25, 40))
 
 
-def test_classes_are_those_of_all_files(table):
+def test_classes_are_those_of_all_files(table: Any) -> None:
     data = Arrays(table("a.csv", FRAME[FRAME["kind"] == "dog"]), "kind", val_path=table("b.csv"))
     assert data.classes == ["cat", "dog"]
     assert data.sources["train"][1].unique().tolist() == [1]
@@ -158,7 +161,7 @@ def test_classes_are_those_of_all_files(table):
 # --- standardisation
 
 
-def test_standardisation_uses_the_training_split_alone(save):
+def test_standardisation_uses_the_training_split_alone(save: Any) -> None:
     x = X * [1, 100, 0] + [5, 0, 7]  # the last is constant
     data = Arrays(save("set.npz", x=x, y=LABELS), standardize=True)
     train = data.sources["train"][0]
@@ -175,7 +178,7 @@ def test_standardisation_uses_the_training_split_alone(save):
     assert raw.mean is raw.std is None
 
 
-def test_images_are_standardised_by_channel(save):
+def test_images_are_standardised_by_channel(save: Any) -> None:
     images = RNG.normal([[[3]], [[-1]]], 2, (40, 2, 4, 4))
     data = Arrays(save("set.npz", x=images, y=LABELS), standardize=True)
     assert data.mean.shape == (2, 1, 1)
@@ -185,13 +188,13 @@ def test_images_are_standardised_by_channel(save):
 # --- what cannot work
 
 
-def refused(key, match, *args, **kwargs):
+def refused(key: Any, match: Any, *args: Any, **kwargs: Any) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
         Arrays(*args, **kwargs)
     assert caught.value.key == key
 
 
-def test_missing_files(save, tmp_path):
+def test_missing_files(save: Any, tmp_path: Path) -> None:
     path = save("iris.npz", x=X, y=LABELS)
     refused("path", r"Did you mean '.*iris\.npz'", path.replace("iris", "irsi"))
     refused("path", "no folder", str(tmp_path / "none" / "a.npz"))
@@ -199,7 +202,7 @@ def test_missing_files(save, tmp_path):
     refused("val_path", "Did you mean", path, val_path=path.replace("iris", "irs"))
 
 
-def test_files_of_the_wrong_kind(tmp_path, save):
+def test_files_of_the_wrong_kind(tmp_path: Path, save: Any) -> None:
     for name in ("notes.txt", "broken.npz", "broken.npy", "broken.parquet", "empty.csv"):
         (tmp_path / name).write_bytes(b"" if name == "empty.csv" else b"nonsense")
     refused("path", r"\.parquet", str(tmp_path / "notes.txt"))
@@ -211,7 +214,7 @@ def test_files_of_the_wrong_kind(tmp_path, save):
     refused("path", "Reading it failed", str(tmp_path / "pickled.npz"))
 
 
-def test_npz_without_what_is_needed(save):
+def test_npz_without_what_is_needed(save: Any) -> None:
     refused("path", "It holds a, b", save("set.npz", a=X, b=LABELS))
     refused("target", "Did you mean 'label'", save("set.npz", x=X, label=LABELS), target="lable")
     refused("target", "Did you mean 'label'", save("set.npz", x_train=X, label_train=LABELS), target="lable")
@@ -220,13 +223,13 @@ def test_npz_without_what_is_needed(save):
     refused("target", "key of the targets", save("set.npz", x=X, y=LABELS), target=["y"])
 
 
-def test_npy_needs_its_target(tmp_path):
+def test_npy_needs_its_target(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     refused("target", "path of a file", str(tmp_path / "x.npy"))
     refused("val_path", "x_train", str(tmp_path / "x.npy"), str(tmp_path / "x.npy"), val_path="v.npy")
 
 
-def test_arrays_that_do_not_fit(save):
+def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
     gap = X.copy()
     gap[7, 1] = np.nan
@@ -242,7 +245,7 @@ def test_arrays_that_do_not_fit(save):
     refused("val_path", "integers", save("set.npz", x=X, y=LABELS), val_path=save("v.npz", x=X, y=X[:, 0]))
 
 
-def test_columns_that_do_not_fit(table):
+def test_columns_that_do_not_fit(table: Any) -> None:
     path = table("set.csv")
     refused("target", "There are a, b", path)
     refused("target", "Did you mean 'kind'", path, target="knd")
@@ -260,5 +263,5 @@ def test_columns_that_do_not_fit(table):
     ("option", "value"),
     [("task", "clasification"), ("standardize", "yes"), ("split_seed", -1), ("batch_size", 0), ("val_fraction", 2)],
 )
-def test_bad_options(save, option, value):
+def test_bad_options(save: Any, option: str, value: int | str) -> None:
     refused(option, "accepted", save("set.npz", x=X, y=LABELS), **{option: value})

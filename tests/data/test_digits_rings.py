@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from trainyard.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-def everything(data):
+def everything(data: Any) -> Any:
     batches = [batch for split in data.splits for batch in data.loader(split, seed=0, device=CPU).batches()]
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def test_digits_holds_the_1797_images():
+def test_digits_holds_the_1797_images() -> None:
     data = Digits()
     x, y = everything(data)
     assert (x.shape, x.dtype) == ((1797, 1, 8, 8), torch.float32)
@@ -36,7 +38,7 @@ def test_digits_holds_the_1797_images():
     }
 
 
-def test_digits_agrees_with_scikit_learn():
+def test_digits_agrees_with_scikit_learn() -> None:
     bunch = pytest.importorskip("sklearn.datasets").load_digits()
     x, y = everything(Digits(val_fraction=0, test_fraction=0.5))
     ours = {(tuple(image), label) for image, label in zip((x * 16).int().flatten(1).tolist(), y.tolist(), strict=True)}
@@ -44,7 +46,7 @@ def test_digits_agrees_with_scikit_learn():
     assert ours == theirs
 
 
-def test_digits_splits_are_stratified_and_do_not_follow_the_run():
+def test_digits_splits_are_stratified_and_do_not_follow_the_run() -> None:
     data = Digits(val_fraction=0.1, test_fraction=0.2)
     lengths = {split: len(data.sources[split][1]) for split in data.splits}
     assert lengths == {"train": 1258, "val": 180, "test": 359}
@@ -56,12 +58,12 @@ def test_digits_splits_are_stratified_and_do_not_follow_the_run():
     assert not torch.equal(Digits(split_seed=1).sources["val"][1], data.sources["val"][1])
 
 
-def test_a_fraction_of_nought_leaves_the_split_out():
+def test_a_fraction_of_nought_leaves_the_split_out() -> None:
     assert Digits(val_fraction=0).splits == ("train", "test")
     assert Digits(val_fraction=0, test_fraction=0).splits == ("train",)
 
 
-def test_digits_without_scikit_learn_says_what_to_install(monkeypatch, tmp_path):
+def test_digits_without_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "sklearn", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])  # where nothing is installed
     importlib.invalidate_caches()
@@ -69,7 +71,7 @@ def test_digits_without_scikit_learn_says_what_to_install(monkeypatch, tmp_path)
         Digits()
 
 
-def test_rings_are_two_rings():
+def test_rings_are_two_rings() -> None:
     data = Rings(num_samples=500, noise=0.0)
     x, y = everything(data)
     assert (x.shape, x.dtype, y.dtype) == ((500, 2), torch.float32, torch.int64)
@@ -80,13 +82,13 @@ def test_rings_are_two_rings():
     assert data.splits == ("train", "val", "test")
 
 
-def test_noise_spreads_the_rings():
+def test_noise_spreads_the_rings() -> None:
     x, y = everything(Rings(num_samples=4000, noise=0.1))
     off = x.norm(dim=1) - (0.5 + 0.5 * y)
     assert 0.08 < off.std().item() < 0.12
 
 
-def test_the_points_follow_data_seed():
+def test_the_points_follow_data_seed() -> None:
     one, same, other = (everything(Rings(100, data_seed=seed))[0].numpy() for seed in (0, 0, 1))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -96,7 +98,7 @@ def test_the_points_follow_data_seed():
     ("option", "value"),
     [("num_samples", 0), ("num_samples", 10.0), ("noise", -1), ("noise", "0.1"), ("data_seed", -1), ("batch_size", 0)],
 )
-def test_bad_options_of_rings_are_refused(option, value):
+def test_bad_options_of_rings_are_refused(option: str, value: float | str) -> None:
     with pytest.raises(ConfigError) as caught:
         Rings(**{option: value})
     assert caught.value.key == option

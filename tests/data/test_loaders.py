@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 DATASET = TensorDataset(torch.arange(10))
 
 
-def test_dataloaders_and_loaders_of_the_users():
+def test_dataloaders_and_loaders_of_the_users() -> None:
     own = TensorLoader((torch.arange(6),), 4)
     data = Loaders(train=DataLoader(DATASET, 4, shuffle=True), test=own, spec={"num_classes": 2})
     assert data.splits == ("train", "test")
@@ -34,7 +35,7 @@ def test_dataloaders_and_loaders_of_the_users():
     assert data.loader("test", seed=0, device=CPU) is own
 
 
-def test_a_mapping_is_data():
+def test_a_mapping_is_data() -> None:
     data = as_data({"train": DataLoader(DATASET, 4), "val": DataLoader(DATASET, 5)})
     assert isinstance(data, Data)
     assert data.splits == ("train", "val")
@@ -51,13 +52,13 @@ def test_a_mapping_is_data():
         ("split", "one of train", lambda: Loaders(train=DataLoader(DATASET)).loader("val", seed=0, device=CPU)),
     ],
 )
-def test_what_cannot_work(key, match, make):
+def test_what_cannot_work(key: str, match: str, make: Any) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
         make()
     assert caught.value.key == key
 
 
-def test_importing_and_reading_digits_imports_no_heavy_package():
+def test_importing_and_reading_digits_imports_no_heavy_package() -> None:
     code = """
 import sys, json
 import torch
@@ -75,13 +76,13 @@ print(json.dumps([name for name in heavy if name in sys.modules]))
 CONFIGS = ROOT / "conf" / "data"
 
 
-def node(name):
+def node(name: Any) -> Any:
     config = OmegaConf.load(CONFIGS / f"{name}.yaml")
     return config.get("data", config)  # an option that sets other groups too holds its own under "data"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_every_config_names_every_argument(name):
+def test_every_config_names_every_argument(name: Any) -> None:
     config = node(name)
     kind = getattr(trainyard.data, config["_target_"].rpartition(".")[2])
     assert [key for key in config if key != "_target_"] == list(inspect.signature(kind).parameters)
@@ -89,21 +90,21 @@ def test_every_config_names_every_argument(name):
 
 
 @pytest.mark.parametrize("name", ["digits", "rings", "text"])
-def test_configs_that_need_nothing_build(name):
+def test_configs_that_need_nothing_build(name: str) -> None:
     data = instantiate(node(name), _convert_="all")
     assert isinstance(data, Data)
     batch = next(data.loader("train", seed=0, device=CPU).batches())
     assert len(batch) == 2
 
 
-def test_config_of_arrays_builds(tmp_path):
+def test_config_of_arrays_builds(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", x=np.ones((20, 2)), y=np.arange(20) % 2)
     config = node("arrays")
     config.path = str(tmp_path / "set.npz")
     assert instantiate(config, _convert_="all").spec["num_classes"] == 2
 
 
-def test_config_of_loaders_builds():
+def test_config_of_loaders_builds() -> None:
     config = node("loaders")
     config.train = {
         "_target_": "torch.utils.data.DataLoader",

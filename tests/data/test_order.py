@@ -1,6 +1,7 @@
 """The order of an epoch, and the batch sampler."""
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ epochs = st.integers(0, 10_000)
 
 
 @given(n=st.integers(1, 500), seed=seeds, epoch=epochs)
-def test_order_is_a_permutation_and_a_pure_function(n, seed, epoch):
+def test_order_is_a_permutation_and_a_pure_function(n: int, seed: Any, epoch: Any) -> None:
     order = epoch_order(n, seed, epoch)
     np.random.seed(0)  # what the process draws meanwhile does not matter
     epoch_order(7, seed, epoch + 1)
@@ -25,7 +26,7 @@ def test_order_is_a_permutation_and_a_pure_function(n, seed, epoch):
     assert (order == epoch_order(n, seed, epoch)).all()
 
 
-def test_order_differs_between_epochs_and_seeds():
+def test_order_differs_between_epochs_and_seeds() -> None:
     orders = [tuple(epoch_order(100, seed, epoch)) for seed in range(5) for epoch in range(5)]
     assert len(set(orders)) == 25
 
@@ -38,7 +39,9 @@ def test_order_differs_between_epochs_and_seeds():
     epoch=epochs,
     data=st.data(),
 )
-def test_start_at_any_batch_is_the_tail_of_the_epoch(n, batch_size, shuffle, drop_last, epoch, data):
+def test_start_at_any_batch_is_the_tail_of_the_epoch(
+    n: int, batch_size: int, shuffle: bool, drop_last: bool, epoch: Any, data: st.DataObject
+) -> None:
     if drop_last:
         batch_size = min(batch_size, n)
     sampler = EpochBatchSampler(n, batch_size, shuffle=shuffle, drop_last=drop_last, seed=3)
@@ -58,7 +61,7 @@ def test_start_at_any_batch_is_the_tail_of_the_epoch(n, batch_size, shuffle, dro
     assert len(sampler) == len(whole)
 
 
-def test_iterators_that_are_open_together_keep_their_positions():
+def test_iterators_that_are_open_together_keep_their_positions() -> None:
     sampler = EpochBatchSampler(20, 4, seed=1)
     sampler.set_position(0)
     expected = list(sampler)
@@ -69,7 +72,7 @@ def test_iterators_that_are_open_together_keep_their_positions():
     assert list(first) == expected
 
 
-def test_it_is_a_batch_sampler_of_a_torch_dataloader():
+def test_it_is_a_batch_sampler_of_a_torch_dataloader() -> None:
     loader = DataLoader(TensorDataset(torch.arange(10)), batch_sampler=EpochBatchSampler(10, 4, seed=2))
     batches = [batch.tolist() for (batch,) in loader]
     assert len(loader) == 3
@@ -77,13 +80,13 @@ def test_it_is_a_batch_sampler_of_a_torch_dataloader():
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, 64.0, "8", None, True])
-def test_bad_batch_sizes_are_refused(batch_size):
+def test_bad_batch_sizes_are_refused(batch_size: bool | float | str | None) -> None:
     with pytest.raises(ConfigError, match="batch_size") as caught:
         EpochBatchSampler(10, batch_size)
     assert caught.value.key == "batch_size"
 
 
-def test_an_epoch_without_a_batch_is_refused():
+def test_an_epoch_without_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="at most 10"):
         EpochBatchSampler(10, 11, drop_last=True)
     with pytest.raises(ConfigError, match="no sample"):

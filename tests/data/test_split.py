@@ -1,5 +1,7 @@
 """Splits: every row once, sizes as asked, stratified."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -11,12 +13,12 @@ from trainyard.errors import ConfigError
 shares = st.fixed_dictionaries({"val": st.floats(0, 0.45), "test": st.floats(0, 0.45)})
 
 
-def sizes(n, shares):
+def sizes(n: Any, shares: Any) -> Any:
     return {split: max(1, round(n * share)) for split, share in shares.items() if share}
 
 
 @given(n=st.integers(3, 400), shares=shares, seed=st.integers(0, 2**32))
-def test_every_row_is_in_one_split(n, shares, seed):
+def test_every_row_is_in_one_split(n: int, shares: Any, seed: int) -> None:
     assume(sum(sizes(n, shares).values()) < n)
     rows = split_rows(n, shares, seed)
     assert sorted(np.concatenate(list(rows.values()))) == list(range(n))
@@ -32,10 +34,10 @@ def test_every_row_is_in_one_split(n, shares, seed):
     seed=st.integers(0, 99),
     order=st.randoms(use_true_random=False),
 )
-def test_each_class_gives_each_split_its_share(counts, shares, seed, order):
+def test_each_class_gives_each_split_its_share(counts: Any, shares: Any, seed: int, order: Any) -> None:
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     order.shuffle(labels)
-    labels = np.array(labels)
+    labels = np.array(labels)  # type: ignore[assignment]
     n = len(labels)
     wanted = sizes(n, shares)
     assume(sum(wanted.values()) < n)
@@ -43,10 +45,10 @@ def test_each_class_gives_each_split_its_share(counts, shares, seed, order):
     for split, rows in split_rows(n, shares, seed, labels).items():
         assert len(rows) == wanted[split]
         for label, count in enumerate(counts):
-            assert abs((labels[rows] == label).sum() - count * wanted[split] / n) < 2.0 + 1e-9
+            assert abs((labels[rows] == label).sum() - count * wanted[split] / n) < 2.0 + 1e-9  # type: ignore[attr-defined]
 
 
-def test_seeds_split_differently():
+def test_seeds_split_differently() -> None:
     splits = [tuple(split_rows(50, {"val": 0.2, "test": 0.2}, seed)["test"]) for seed in range(20)]
     assert len(set(splits)) == 20
 
@@ -64,18 +66,18 @@ def test_seeds_split_differently():
         (True, 0.1, "val_fraction"),
     ],
 )
-def test_bad_fractions_are_refused(val, test, key):
+def test_bad_fractions_are_refused(val: Any, test: float | None, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         fractions(val, test)
     assert caught.value.key == key
 
 
-def test_too_few_rows_are_refused():
+def test_too_few_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="to train on"):
         split_rows(2, {"val": 0.1, "test": 0.1}, 0)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "a"])
-def test_bad_seeds_are_refused(seed):
+def test_bad_seeds_are_refused(seed: float | str) -> None:
     with pytest.raises(ConfigError, match="split_seed"):
         split_rows(10, {"val": 0.1, "test": 0.1}, seed)

@@ -1,5 +1,7 @@
 """TensorLoader and ArrayData."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,12 +14,12 @@ from trainyard.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-def tensors(n):
+def tensors(n: Any) -> Any:
     x = torch.arange(2.0 * n).view(n, 2)
     return x, torch.arange(n)
 
 
-def rows(batches):
+def rows(batches: Any) -> Any:
     return torch.cat([y for _, y in batches]).tolist()
 
 
@@ -30,7 +32,9 @@ def rows(batches):
     block=st.integers(1, 4000),
     data=st.data(),
 )
-def test_batches_follow_the_order_from_any_start(n, batch_size, shuffle, drop_last, epoch, block, data):
+def test_batches_follow_the_order_from_any_start(
+    n: int, batch_size: int, shuffle: bool, drop_last: bool, epoch: int, block: int, data: st.DataObject
+) -> None:
     if drop_last:
         batch_size = min(batch_size, n)
     loader = TensorLoader(tensors(n), batch_size, shuffle=shuffle, drop_last=drop_last, seed=5)
@@ -48,27 +52,27 @@ def test_batches_follow_the_order_from_any_start(n, batch_size, shuffle, drop_la
     assert rows([*whole[:start], *tail]) == rows(whole)
 
 
-def test_nothing_before_the_start_is_read():
+def test_nothing_before_the_start_is_read() -> None:
     class Watched(TensorLoader):
-        def gather(self, indices):
-            self.seen.append(indices)
+        def gather(self, indices: Any) -> Any:
+            self.seen.append(indices)  # type: ignore[attr-defined]
             return super().gather(indices)
 
     loader = Watched(tensors(100), 10, shuffle=True, seed=1)
-    loader.seen = []
+    loader.seen = []  # type: ignore[attr-defined]
     list(loader.batches(2, start=7))
-    gathered = [index for part in loader.seen if not isinstance(part, slice) for index in part.tolist()]
+    gathered = [index for part in loader.seen if not isinstance(part, slice) for index in part.tolist()]  # type: ignore[attr-defined]
     assert gathered == epoch_order(100, 1, 2)[70:].tolist()
 
 
-def test_unshuffled_batches_are_slices_of_the_resident_tensors():
+def test_unshuffled_batches_are_slices_of_the_resident_tensors() -> None:
     x, y = tensors(10)
     batches = list(TensorLoader((x, y), 4).batches())
     assert [len(b) for b, _ in batches] == [4, 4, 2]
     assert batches[1][0].data_ptr() == x[4:].data_ptr()
 
 
-def test_a_batch_may_be_changed_in_place_under_autograd():
+def test_a_batch_may_be_changed_in_place_under_autograd() -> None:
     weight = torch.ones(2, requires_grad=True)
     loader = TensorLoader(tensors(8), 4, shuffle=True)
     (first, _), (second, _) = loader.batches()
@@ -79,9 +83,9 @@ def test_a_batch_may_be_changed_in_place_under_autograd():
     assert weight.grad.tolist() == [4.0, 4.0]
 
 
-def test_gather_can_be_overridden():
+def test_gather_can_be_overridden() -> None:
     class Doubled(TensorLoader):
-        def gather(self, indices):
+        def gather(self, indices: Any) -> Any:
             x, y = super().gather(indices)
             return 2 * x, y
 
@@ -90,7 +94,7 @@ def test_gather_can_be_overridden():
             assert torch.equal(x[:, 0], 4.0 * y)
 
 
-def test_uint8_images_are_served_as_floats():
+def test_uint8_images_are_served_as_floats() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(16, 1, 4, 4)
     loader = ImageLoader((images, torch.arange(16)), 5)
     x = torch.cat([x for x, _ in loader.batches()])
@@ -98,16 +102,16 @@ def test_uint8_images_are_served_as_floats():
     assert torch.equal(x, images.float() / 255)
 
 
-def test_tensors_must_agree_in_length():
+def test_tensors_must_agree_in_length() -> None:
     with pytest.raises(ValueError, match="one length"):
         TensorLoader((torch.zeros(3), torch.zeros(4)), 2)
 
 
-def array_data(**options):
+def array_data(**options: Any) -> Any:
     return ArrayData({split: tensors(n) for split, n in (("test", 10), ("train", 100), ("val", 20))}, {}, **options)
 
 
-def test_splits_are_in_their_usual_order_and_only_training_is_shuffled():
+def test_splits_are_in_their_usual_order_and_only_training_is_shuffled() -> None:
     data = array_data(batch_size=32, drop_last=True)
     assert data.splits == ("train", "val", "test")
     train, val, test = (data.loader(split, seed=0, device=CPU) for split in data.splits)
@@ -119,24 +123,24 @@ def test_splits_are_in_their_usual_order_and_only_training_is_shuffled():
     assert data.baselines("val") == {}
 
 
-def test_evaluation_batches_are_never_smaller_by_default():
+def test_evaluation_batches_are_never_smaller_by_default() -> None:
     assert array_data(batch_size=1000).eval_batch_size == 1000
     assert array_data(batch_size=8, eval_batch_size=4).eval_batch_size == 4
 
 
-def test_a_batch_larger_than_the_set_is_the_set():
+def test_a_batch_larger_than_the_set_is_the_set() -> None:
     loader = array_data(batch_size=5000).loader("train", seed=0, device=CPU)
     assert [len(y) for _, y in loader.batches()] == [100]
 
 
-def test_seeds_give_different_orders_and_share_the_tensors():
+def test_seeds_give_different_orders_and_share_the_tensors() -> None:
     data = array_data()
     one, two = (data.loader("train", seed=seed, device=CPU) for seed in (0, 1))
     assert rows(one.batches()) != rows(two.batches())
     assert one.tensors[0].data_ptr() == two.tensors[0].data_ptr()
 
 
-def test_workers_serve_the_same_batches():
+def test_workers_serve_the_same_batches() -> None:
     data, worked = array_data(drop_last=True), array_data(drop_last=True, workers=1)
     plain = data.loader("train", seed=4, device=CPU)
     loader = worked.loader("train", seed=4, device=CPU)
@@ -147,7 +151,7 @@ def test_workers_serve_the_same_batches():
             assert torch.equal(y, plain_y)
 
 
-def test_a_map_style_data_set_can_be_a_split():
+def test_a_map_style_data_set_can_be_a_split() -> None:
     dataset = torch.utils.data.TensorDataset(*tensors(50))
     data = ArrayData({"train": dataset}, {}, batch_size=20)
     loader = data.loader("train", seed=7, device=CPU)
@@ -171,17 +175,17 @@ def test_a_map_style_data_set_can_be_a_split():
         ("workers", True),
     ],
 )
-def test_bad_options_are_refused_by_name(option, value):
+def test_bad_options_are_refused_by_name(option: str, value: bool | float | str | None) -> None:
     with pytest.raises(ConfigError) as caught:
         array_data(**{option: value})
     assert caught.value.key == option
 
 
-def test_an_unknown_split_is_refused():
+def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         array_data().loader("trian", seed=0, device=CPU)
 
 
-def test_dropping_the_only_batch_is_refused():
+def test_dropping_the_only_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="at most 100"):
         array_data(batch_size=101, drop_last=True).loader("train", seed=0, device=CPU)

@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,22 +19,22 @@ SAMPLE = "The quick brown fox jumps over the lazy dog; naïve cafés, 東京.\n"
 
 
 @pytest.fixture
-def sample(tmp_path):
+def sample(tmp_path: Path) -> Any:
     path = tmp_path / "sample.txt"
     path.write_text(SAMPLE, encoding="utf-8")
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def topics():
+def topics() -> Any:
     return Text()
 
 
-def joined(data, split):
+def joined(data: Any, split: Any) -> Any:
     return data.decode(data.sources[split][0])
 
 
-def test_the_default_text_is_pythons_help(topics):
+def test_the_default_text_is_pythons_help(topics: Any) -> None:
     text = "".join(joined(topics, split) for split in topics.splits)
     assert len(text) > 300_000
     assert 'The "assert" statement' in text
@@ -41,7 +43,7 @@ def test_the_default_text_is_pythons_help(topics):
     assert Text().vocab == topics.vocab
 
 
-def test_a_file_is_cut_by_position(sample):
+def test_a_file_is_cut_by_position(sample: Any) -> None:
     data = Text(sample, context_length=16, val_fraction=0.1, test_fraction=0.2)
     assert [len(data.sources[split][0]) for split in data.splits] == [
         len(SAMPLE) - round(0.1 * len(SAMPLE)) - round(0.2 * len(SAMPLE)),
@@ -51,7 +53,7 @@ def test_a_file_is_cut_by_position(sample):
     assert "".join(joined(data, split) for split in ("train", "val", "test")) == SAMPLE
 
 
-def test_encode_and_decode_are_inverse(sample):
+def test_encode_and_decode_are_inverse(sample: Any) -> None:
     data = Text(sample, context_length=16)
     tokens = data.encode("naïve 東京")
     assert tokens.dtype == torch.int64
@@ -62,7 +64,7 @@ def test_encode_and_decode_are_inverse(sample):
             data.encode(unknown)
 
 
-def test_batches_are_the_text_and_the_next_character(topics):
+def test_batches_are_the_text_and_the_next_character(topics: Any) -> None:
     loader = topics.loader("train", seed=0, device=CPU)
     text = joined(topics, "train")
     tokens, following = next(loader.batches(0))
@@ -75,7 +77,7 @@ def test_batches_are_the_text_and_the_next_character(topics):
         assert topics.decode(window) + topics.decode(after[-1:]) in text
 
 
-def test_evaluation_windows_lie_side_by_side(sample):
+def test_evaluation_windows_lie_side_by_side(sample: Any) -> None:
     data = Text(sample, context_length=10, val_fraction=0.2, batch_size=7)
     loader = data.loader("val", seed=0, device=CPU)
     text = joined(data, "val")
@@ -94,7 +96,7 @@ def test_evaluation_windows_lie_side_by_side(sample):
     epoch=st.integers(0, 50),
     data=st.data(),
 )
-def test_training_windows(n, length, stride, batch_size, epoch, data):
+def test_training_windows(n: int, length: int, stride: int, batch_size: int, epoch: int, data: st.DataObject) -> None:
     length = min(length, n - 1)
     loader = WindowLoader(torch.arange(n), length, stride, batch_size, shuffle=True, seed=3)
     whole = list(loader.batches(epoch))
@@ -112,14 +114,14 @@ def test_training_windows(n, length, stride, batch_size, epoch, data):
         assert torch.equal(tokens, expected)
 
 
-def test_every_phase_and_order_comes_up():
+def test_every_phase_and_order_comes_up() -> None:
     loader = WindowLoader(torch.arange(103), 10, 8, 100, shuffle=True)
     first = [next(loader.batches(epoch))[0][:, 0] for epoch in range(100)]
     assert {int(starts.min()) for starts in first} == set(range(8))
     assert len({tuple(starts.tolist()) for starts in first}) > 90
 
 
-def test_large_vocabularies_are_not_cut_to_a_byte(tmp_path):
+def test_large_vocabularies_are_not_cut_to_a_byte(tmp_path: Path) -> None:
     characters = "".join(chr(0x4E00 + index) for index in range(700))
     (tmp_path / "large.txt").write_text(characters * 3, encoding="utf-8")
     data = Text(str(tmp_path / "large.txt"), context_length=8)
@@ -128,14 +130,14 @@ def test_large_vocabularies_are_not_cut_to_a_byte(tmp_path):
     assert math.isfinite(data.bigram_loss("val"))
 
 
-def slow_bigram_loss(train, pairs, vocab):
+def slow_bigram_loss(train: Any, pairs: Any, vocab: Any) -> Any:
     counts, firsts = Counter(pairwise(train)), Counter(train[:-1])
     losses = [-math.log((counts[a, b] + 1) / (firsts[a] + len(vocab))) for a, b in pairs]
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_bigram_loss_agrees_with_counting_over_the_batches(sample, split):
+def test_bigram_loss_agrees_with_counting_over_the_batches(sample: Any, split: str) -> None:
     data = Text(sample, context_length=13, val_fraction=0.2, test_fraction=0.11, batch_size=4)
     pairs = [
         pair
@@ -147,18 +149,18 @@ def test_bigram_loss_agrees_with_counting_over_the_batches(sample, split):
     assert data.baselines(split) == {"bigram_loss": pytest.approx(expected, rel=1e-12)}
 
 
-def test_bigram_loss_of_the_training_text(sample):
+def test_bigram_loss_of_the_training_text(sample: Any) -> None:
     data = Text(sample, context_length=13)
     train = joined(data, "train")
     expected = slow_bigram_loss(train, list(pairwise(train)), data.vocab)
     assert data.bigram_loss("train") == pytest.approx(expected, rel=1e-12)
 
 
-def test_bigram_loss_of_the_default_text_is_plausible(topics):
+def test_bigram_loss_of_the_default_text_is_plausible(topics: Any) -> None:
     assert 1.5 < topics.bigram_loss("val") < math.log(len(topics.vocab)) - 1
 
 
-def test_a_missing_file_offers_the_nearest(sample):
+def test_a_missing_file_offers_the_nearest(sample: Any) -> None:
     with pytest.raises(ConfigError, match=r"Did you mean '.*sample\.txt'") as caught:
         Text(sample.replace("sample", "smaple"))
     assert caught.value.key == "path"
@@ -180,13 +182,13 @@ def test_a_missing_file_offers_the_nearest(sample):
         ("path", ""),
     ],
 )
-def test_bad_options_are_refused(sample, option, value):
+def test_bad_options_are_refused(sample: Any, option: str, value: float | str) -> None:
     with pytest.raises(ConfigError) as caught:
         Text(**{"path": sample, "context_length": 8, option: value})
     assert caught.value.key == option
 
 
-def test_what_is_no_text_is_refused(tmp_path):
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe")
     (tmp_path / "empty.txt").write_text("")
     for name, match in (("image.png", "UTF-8"), ("empty.txt", "not empty")):
@@ -194,7 +196,7 @@ def test_what_is_no_text_is_refused(tmp_path):
             Text(str(tmp_path / name))
 
 
-def test_a_split_shorter_than_a_window_is_refused(tmp_path):
+def test_a_split_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("abcdefgh" * 20)
     with pytest.raises(ConfigError, match="in the val part"):
         Text(str(tmp_path / "short.txt"), context_length=8)

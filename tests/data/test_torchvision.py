@@ -3,6 +3,9 @@
 import importlib.util
 import sys
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +62,7 @@ class Unlabelled(Files):
 
 
 @pytest.fixture
-def sets(tmp_path, monkeypatch):
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "small_sets.py").write_text(textwrap.dedent(MODULE))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "small_sets", raising=False)
@@ -68,13 +71,13 @@ def sets(tmp_path, monkeypatch):
     sys.modules.pop("small_sets", None)
 
 
-def served(data, split):
+def served(data: Any, split: Any) -> Any:
     batches = list(data.loader(split, seed=0, device=CPU).batches())
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
 @pytest.mark.parametrize("name", ["Colour", "Channels"])
-def test_resident_colour_images(sets, name):
+def test_resident_colour_images(sets: Any, name: str) -> None:
     data = Torchvision(f"small_sets.{name}", val_fraction=0.2)
     assert {split: len(data.sources[split][0]) for split in data.splits} == {"train": 48, "val": 12, "test": 20}
     assert data.sources["train"][0].dtype == torch.uint8  # bytes in memory
@@ -91,13 +94,13 @@ def test_resident_colour_images(sets, name):
     }
 
 
-def test_resident_grey_images(sets):
+def test_resident_grey_images(sets: Any) -> None:
     data = Torchvision("small_sets.Grey")
     assert data.spec["input_shape"] == [1, 6, 6]
     assert torch.equal(served(data, "test")[0][:, 0], torch.from_numpy(sets.images(False)[..., 0]) / 255)
 
 
-def test_validation_comes_from_the_training_part_by_class(sets):
+def test_validation_comes_from_the_training_part_by_class(sets: Any) -> None:
     data = Torchvision("small_sets.Colour", val_fraction=0.25)
     assert torch.bincount(data.sources["val"][1]).tolist() == [3] * 5
     both = torch.cat([data.sources["train"][0], data.sources["val"][0]]).flatten(1).tolist()
@@ -106,7 +109,7 @@ def test_validation_comes_from_the_training_part_by_class(sets):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_from_files_go_through_a_dataloader(sets, workers):
+def test_images_from_files_go_through_a_dataloader(sets: Any, workers: int) -> None:
     data = Torchvision("small_sets.Files", val_fraction=0.2, batch_size=16, workers=workers)
     x, y = served(data, "test")
     assert torch.equal(x, torch.from_numpy(sets.images(False)).permute(0, 3, 1, 2) / 255)
@@ -116,7 +119,7 @@ def test_images_from_files_go_through_a_dataloader(sets, workers):
     assert data.spec["num_classes"] == 5
 
 
-def test_images_from_files_can_be_resized(sets):
+def test_images_from_files_can_be_resized(sets: Any) -> None:
     data = Torchvision("small_sets.GreyFiles", image_size=4)
     assert data.spec["input_shape"] == [1, 4, 4]
     assert served(data, "val")[0].shape == (6, 1, 4, 4)
@@ -137,25 +140,25 @@ def test_images_from_files_can_be_resized(sets):
         ("batch_size", "an integer", {"batch_size": 0}),
     ],
 )
-def test_what_cannot_work(sets, key, match, options):
+def test_what_cannot_work(sets: Any, key: str, match: str, options: Any) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
         Torchvision(**{"name": "small_sets.Colour", **options})
     assert caught.value.key == key
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_without_torchvision_it_says_what_to_install():
+def test_without_torchvision_it_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match="pip install torchvision"):
         Torchvision("CIFAR10")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
-def test_a_wrong_name_offers_the_nearest():
+def test_a_wrong_name_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'CIFAR10'"):
         Torchvision("CIFAR-10")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
-def test_files_of_torchvision_that_are_not_there(tmp_path):
+def test_files_of_torchvision_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="download=true"):
         Torchvision("MNIST", root=str(tmp_path))

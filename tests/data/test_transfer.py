@@ -13,7 +13,7 @@ from trainyard.data.transfer import apply, copy_ahead, to_device
 Pair = namedtuple("Pair", "left right")
 
 
-def test_every_structure_is_walked():
+def test_every_structure_is_walked() -> None:
     one = torch.ones(2)
     counts = defaultdict(list, {"a": one})
     batch = {
@@ -40,7 +40,7 @@ def test_every_structure_is_walked():
     assert counts["a"] is one  # the batch that was given is as it was
 
 
-def test_batches_arrive_on_the_device():
+def test_batches_arrive_on_the_device() -> None:
     loader = WorkerLoader(DataLoader(TensorDataset(torch.arange(6.0)), 4), seed=0, device="meta")
     assert [part.device.type for (part,) in loader.batches()] == ["meta", "meta"]
     assert to_device((torch.ones(1),), torch.device("meta"))[0].is_meta
@@ -49,7 +49,7 @@ def test_batches_arrive_on_the_device():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_arrive_whole_on_cuda(workers):
+def test_batches_arrive_whole_on_cuda(workers: int) -> None:
     source = DataLoader(TensorDataset(torch.arange(50)), 8, shuffle=True, num_workers=workers)
     loader = WorkerLoader(source, seed=0, device="cuda")
     for epoch in range(2):
@@ -60,7 +60,7 @@ def test_batches_arrive_whole_on_cuda(workers):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_batch_that_is_in_use_is_not_overwritten():
+def test_a_batch_that_is_in_use_is_not_overwritten() -> None:
     pinned = ((torch.full((1 << 20,), value).pin_memory(),) for value in range(20))
     for value, (batch,) in enumerate(copy_ahead(pinned, torch.device("cuda"))):
         torch.cuda._sleep(1_000_000)

@@ -1,7 +1,9 @@
 """WorkerLoader: any DataLoader, in an order that can be replayed."""
 
 import random
+from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,17 +28,17 @@ from trainyard.errors import ConfigError
 N = 50
 
 
-class Numbers(Dataset):
+class Numbers(Dataset[Any]):
     """Sample i is i; notes what was read."""
 
-    def __init__(self, n=N):
+    def __init__(self, n: Any = N) -> None:
         self.n = n
-        self.read = []
+        self.read: list[Any] = []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         self.read.append(index)
         return torch.tensor(index)
 
@@ -44,29 +46,29 @@ class Numbers(Dataset):
 class Augmented(Numbers):
     """Sample i is i and a number from each of the global generators."""
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
 
 
 class AugmentedAtOnce(Augmented):
-    def __getitems__(self, indices):
+    def __getitems__(self, indices: Any) -> Any:
         noise = torch.rand(len(indices)).tolist()
         return [torch.tensor([index, extra]) for index, extra in zip(indices, noise, strict=True)]
 
 
-def noisy_collate(samples):
+def noisy_collate(samples: Any) -> Any:
     return torch.stack(samples) + np.random.rand()
 
 
-def wrapped(loader, seed=0):
+def wrapped(loader: Any, seed: int = 0) -> Any:
     return WorkerLoader(loader, seed=seed, device="cpu")
 
 
-def values(batches):
+def values(batches: Any) -> Any:
     return [batch.tolist() for batch in batches]
 
 
-def flat(batches):
+def flat(batches: Any) -> Any:
     return [value for batch in batches for value in batch.tolist()]
 
 
@@ -82,7 +84,9 @@ def flat(batches):
     data=st.data(),
 )
 @settings(max_examples=50)
-def test_order_and_start_without_workers(n, batch_size, drop_last, shuffle, epoch, data):
+def test_order_and_start_without_workers(
+    n: int, batch_size: int, drop_last: bool, shuffle: bool, epoch: int, data: st.DataObject
+) -> None:
     if drop_last:
         batch_size = min(batch_size, n)
     dataset = Numbers(n)
@@ -100,7 +104,9 @@ def test_order_and_start_without_workers(n, batch_size, drop_last, shuffle, epoc
 
 @pytest.mark.parametrize("dataset", [Augmented(), AugmentedAtOnce()], ids=["single", "at once"])
 @pytest.mark.parametrize("persistent", [False, True])
-def test_augmentation_in_workers_is_a_function_of_the_batch(dataset, persistent, untouched_rngs):
+def test_augmentation_in_workers_is_a_function_of_the_batch(
+    dataset: Any, persistent: bool, untouched_rngs: Any
+) -> None:
     source = DataLoader(
         dataset, 8, shuffle=True, num_workers=2, persistent_workers=persistent, collate_fn=noisy_collate
     )
@@ -119,26 +125,26 @@ def test_augmentation_in_workers_is_a_function_of_the_batch(dataset, persistent,
     assert values(wrapped(other_workers, seed=4).batches(1)) != epochs[1]
 
 
-def test_order_and_start_with_workers():
+def test_order_and_start_with_workers() -> None:
     source = DataLoader(Numbers(), 4, shuffle=True, num_workers=2, persistent_workers=True)
     loader = wrapped(source, seed=2)
 
     @given(epoch=st.integers(0, 9), start=st.integers(0, 13))
     @settings(max_examples=15)
-    def check(epoch, start):
+    def check(epoch: int, start: int) -> None:
         assert flat(loader.batches(epoch, start)) == epoch_order(N, 2, epoch)[4 * start :].tolist()
 
     check()
 
 
-def test_persistent_workers_survive_an_epoch_that_was_left_early():
+def test_persistent_workers_survive_an_epoch_that_was_left_early() -> None:
     loader = wrapped(DataLoader(Numbers(), 4, shuffle=True, num_workers=2, persistent_workers=True))
     batches = loader.batches(0)
     next(batches), next(batches)
     assert flat(loader.batches(1)) == epoch_order(N, 0, 1).tolist()
 
 
-def test_persistent_workers_refuse_two_epochs_at_once():
+def test_persistent_workers_refuse_two_epochs_at_once() -> None:
     loader = wrapped(DataLoader(Numbers(), 4, num_workers=1, persistent_workers=True))
     first = loader.batches(0)
     next(first)
@@ -150,7 +156,7 @@ def test_persistent_workers_refuse_two_epochs_at_once():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_other_loaders_may_serve_two_epochs_at_once(workers):
+def test_other_loaders_may_serve_two_epochs_at_once(workers: int) -> None:
     loader = wrapped(DataLoader(Numbers(), 4, shuffle=True, num_workers=workers))
     first, second = loader.batches(0), loader.batches(1)
     both = list(zip(first, second, strict=True))
@@ -160,13 +166,13 @@ def test_other_loaders_may_serve_two_epochs_at_once(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_the_global_generators_are_not_touched(workers, shuffle, untouched_rngs):
+def test_the_global_generators_are_not_touched(workers: int, shuffle: bool, untouched_rngs: Any) -> None:
     loader = wrapped(DataLoader(Numbers(), 8, shuffle=shuffle, num_workers=workers))
     list(loader.batches(0))
     list(loader.batches(1, 2))
 
 
-def test_without_workers_samples_draw_from_the_process_itself():
+def test_without_workers_samples_draw_from_the_process_itself() -> None:
     loader = wrapped(DataLoader(Augmented(), 8))
     torch.manual_seed(5), random.seed(5), np.random.seed(5)
     first = values(loader.batches())
@@ -181,18 +187,18 @@ def test_without_workers_samples_draw_from_the_process_itself():
 class InitSeen:
     """A worker_init_fn that changes the user's data set, as the documentation of torch suggests."""
 
-    def __call__(self, worker):
+    def __call__(self, worker: Any) -> Any:
         info = get_worker_info()
         assert isinstance(info.dataset, Numbers)
-        info.dataset.offset = 100 * (worker + 1)
+        info.dataset.offset = 100 * (worker + 1)  # type: ignore[attr-defined]
 
 
 class Offset(Numbers):
-    def __getitem__(self, index):
-        return torch.tensor([index, self.offset])
+    def __getitem__(self, index: Any) -> Any:
+        return torch.tensor([index, self.offset])  # type: ignore[attr-defined]
 
 
-def test_worker_init_fn_finds_the_users_data_set():
+def test_worker_init_fn_finds_the_users_data_set() -> None:
     source = DataLoader(Offset(8), 2, num_workers=2, worker_init_fn=InitSeen())
     assert values(wrapped(source).batches()) == [
         [[0, 100], [1, 100]],
@@ -202,7 +208,7 @@ def test_worker_init_fn_finds_the_users_data_set():
     ]
 
 
-def test_every_option_is_carried_over():
+def test_every_option_is_carried_over() -> None:
     source = DataLoader(
         Numbers(),
         5,
@@ -224,20 +230,20 @@ def test_every_option_is_carried_over():
     assert wrapped(DataLoader(source.dataset))._loader.dataset is source.dataset  # bare without workers
 
 
-def test_it_is_a_loader():
+def test_it_is_a_loader() -> None:
     assert isinstance(wrapped(DataLoader(Numbers())), Loader)
 
 
-def test_a_sampler_of_ours_keeps_its_own_seed():
+def test_a_sampler_of_ours_keeps_its_own_seed() -> None:
     source = DataLoader(Numbers(), batch_sampler=EpochBatchSampler(N, 7, seed=8, drop_last=True))
     loader = wrapped(source, seed=0)
     assert flat(loader.batches(3)) == epoch_order(N, 8, 3)[:49].tolist()
     assert (loader.batch_size, loader.num_samples, len(loader)) == (7, 49, 7)
 
 
-def test_batches_may_be_any_structure():
+def test_batches_may_be_any_structure() -> None:
     class Rows(Numbers):
-        def __getitem__(self, index):
+        def __getitem__(self, index: Any) -> Any:
             return {"image": torch.tensor(index), "name": f"sample {index}"}, index
 
     ((mapping, indices),) = wrapped(DataLoader(Rows(3), 3)).batches()
@@ -245,7 +251,7 @@ def test_batches_may_be_any_structure():
     assert indices.tolist() == [0, 1, 2]
 
 
-def test_an_epoch_without_a_batch_is_refused():
+def test_an_epoch_without_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="at most 50"):
         wrapped(DataLoader(Numbers(), N + 1, drop_last=True))
 
@@ -253,41 +259,41 @@ def test_an_epoch_without_a_batch_is_refused():
 # --- the user's own samplers
 
 
-class ThreeRngs(Sampler):
+class ThreeRngs(Sampler[Any]):
     """Draws from all three global generators."""
 
-    def __init__(self, n):
+    def __init__(self, n: Any) -> None:
         self.n = n
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         for _ in range(self.n):
             yield (random.randrange(self.n) + np.random.randint(self.n) + int(torch.randint(self.n, ()))) % self.n
 
 
-class WithEpoch(Sampler):
+class WithEpoch(Sampler[Any]):
     """Like DistributedSampler: its order is a function of set_epoch."""
 
     epoch = 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: Any) -> None:
         self.epoch = epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         return N
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter(np.random.default_rng(self.epoch).permutation(N).tolist())
 
 
-class Endless(Sampler):
-    def __iter__(self):
+class Endless(Sampler[Any]):
+    def __iter__(self) -> Iterator[Any]:
         while True:
             yield from torch.randperm(N).tolist()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return N
 
 
@@ -306,8 +312,8 @@ SAMPLERS = {
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_the_users_sampler_is_replayed(kind, workers, untouched_rngs):
-    def loader(seed=1):
+def test_the_users_sampler_is_replayed(kind: Any, workers: int, untouched_rngs: Any) -> None:
+    def loader(seed: int = 1) -> Any:
         options = SAMPLERS[kind]()
         return wrapped(
             DataLoader(
@@ -327,7 +333,7 @@ def test_the_users_sampler_is_replayed(kind, workers, untouched_rngs):
         assert values(loader(seed=2).batches(2)) != epochs[2]
 
 
-def test_a_start_reads_no_sample_with_the_users_sampler():
+def test_a_start_reads_no_sample_with_the_users_sampler() -> None:
     dataset = Numbers()
     loader = wrapped(DataLoader(dataset, 4, sampler=ThreeRngs(N)))
     tail = flat(loader.batches(0, 10))
@@ -335,7 +341,7 @@ def test_a_start_reads_no_sample_with_the_users_sampler():
     assert len(tail) == 10
 
 
-def test_drawing_goes_on_while_the_process_draws():
+def test_drawing_goes_on_while_the_process_draws() -> None:
     loader = wrapped(DataLoader(Numbers(), 1, sampler=ThreeRngs(N)))
     quiet = flat(loader.batches(0))
     noisy = []
@@ -345,12 +351,12 @@ def test_drawing_goes_on_while_the_process_draws():
     assert noisy == quiet
 
 
-def test_an_endless_sampler_works():
+def test_an_endless_sampler_works() -> None:
     batches = wrapped(DataLoader(Numbers(), 4, sampler=Endless())).batches(0)
     assert len([next(batches) for _ in range(100)]) == 100
 
 
-def test_samples_that_are_batches_themselves():
+def test_samples_that_are_batches_themselves() -> None:
     loader = wrapped(DataLoader(Numbers(), batch_size=None, shuffle=True))
     order = [int(sample) for sample in loader.batches(4)]
     assert sorted(order) == list(range(N))
@@ -358,6 +364,6 @@ def test_samples_that_are_batches_themselves():
     assert (len(loader), loader.batch_size) == (N, 1)
 
 
-def test_a_sequential_batch_sampler_is_read_in_order():
+def test_a_sequential_batch_sampler_is_read_in_order() -> None:
     source = DataLoader(Numbers(), batch_sampler=BatchSampler(SequentialSampler(range(20)), 6, False))
     assert flat(wrapped(source).batches(1, 2)) == list(range(12, 20))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from trainings import ADAM, EMA, MLP, Blobs, config, options, state
+from trainings import ADAM, EMA, MLP, Blobs, config, options, state  # type: ignore[import-not-found]
 
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed.shares import has_share, local
@@ -68,7 +68,7 @@ class Spoilt(Blobs):
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
         if split == "train":
-            self.x = self.x.clone()
+            self.x = self.x.clone()  # type: ignore[has-type]
             self.x[7] = torch.nan
         return super().loader(split, seed=seed, device=device)
 
@@ -85,13 +85,13 @@ class Sums(Hook):
 
 
 def hook_of(sums: Sums) -> Any:
-    def average(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def average(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
         sums.count += 1
         work = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
         return work.get_future().then(lambda future: future.value()[0])
 
     # torch reads the annotations themselves, not their names
-    average.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
+    average.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}  # type: ignore[attr-defined]
     return average
 
 
@@ -101,13 +101,13 @@ class OnlyMain(Hook):
     ranks = "main"
 
     def __init__(self) -> None:
-        OnlyMain.ran = False
+        OnlyMain.ran = False  # type: ignore[attr-defined]
 
     def before_train(self, runner: Runner) -> None:
-        OnlyMain.ran = True
+        OnlyMain.ran = True  # type: ignore[attr-defined]
 
 
-OnlyMain.ran = False
+OnlyMain.ran = False  # type: ignore[attr-defined]
 
 
 def unused() -> Any:
@@ -126,7 +126,7 @@ def sums() -> Any:
 
 def only_main() -> Any:
     run("ddp", hook={"only": {"_target_": OnlyMain}})
-    return OnlyMain.ran
+    return OnlyMain.ran  # type: ignore[attr-defined]
 
 
 def spoilt() -> Any:

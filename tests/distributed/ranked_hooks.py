@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,10 +16,10 @@ from trainyard.hooks import Hook
 class Slow(Hook):
     """Every rank takes so many seconds more for an iteration."""
 
-    def __init__(self, seconds=0.05):
+    def __init__(self, seconds: float = 0.05) -> None:
         self.seconds = seconds
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         time.sleep(self.seconds)
 
 
@@ -30,12 +31,12 @@ class Wrong(Hook):
             `strategy.timeout`, which has to suffice for a busy machine until then.
     """
 
-    def __init__(self, what, at=20, rank=1, once=None, impatient=False):
+    def __init__(self, what: Any, at: int = 20, rank: int = 1, once: Any = None, impatient: bool = False) -> None:
         self.impatient = impatient
         self.what, self.at, self.rank = what, at, rank
         self.once = None if once is None else Path(once)
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.at and self.impatient:
             timeout = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
             distributed_c10d._set_pg_timeout(timeout / 100, dist.group.WORLD)

@@ -389,7 +389,7 @@ def test_a_batch_smaller_than_the_world_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("given_as", ["sampler", "batch sampler"])
 @pytest.mark.parametrize("give", [share_of, turns_of])
 def test_a_sampler_that_deals_out_to_ranks_itself_is_refused(give: Callable[..., Any], given_as: str) -> None:
-    sampler = DistributedSampler(Numbers(20), num_replicas=2, rank=0)
+    sampler: DistributedSampler[Any] = DistributedSampler(Numbers(20), num_replicas=2, rank=0)
     options = {"batch_sampler": BatchSampler(sampler, 4, False)} if given_as != "sampler" else {"sampler": sampler}
     source = DataLoader(Numbers(20), **options) if given_as != "sampler" else DataLoader(Numbers(20), 4, **options)
     with pytest.raises(ConfigError, match="DistributedSampler") as caught:

@@ -48,16 +48,16 @@ class Norm(Metric):
 
     def reset(self) -> None:
         self.largest = torch.tensor(-torch.inf)
-        self.total = torch.tensor(0.0)
+        self.total = torch.tensor(0.0)  # type: ignore[assignment, method-assign]
 
     def process(self, batch: Any, outputs: Tensor) -> None:
         self.largest = torch.maximum(self.largest, outputs.max())
-        self.total = self.total + outputs.sum()
+        self.total = self.total + outputs.sum()  # type: ignore[assignment, method-assign]
 
     def merge(self, other: Metric) -> None:
         assert isinstance(other, Norm)
         self.largest = torch.maximum(self.largest, other.largest)
-        self.total = self.total + other.total
+        self.total = self.total + other.total  # type: ignore[method-assign]
 
     def compute(self) -> Result:
         return {"largest": self.largest, "total": self.total}
@@ -289,7 +289,7 @@ def test_sums_of_whole_numbers_take_no_room_for_each_batch() -> None:
         sizes = set()
         for count in (2, 200):
             sent: list[bytes] = []
-            metric = RankMetric(made(name), 0, 1, lambda value, sent=sent: sent.append(value) or [value])
+            metric = RankMetric(made(name), 0, 1, lambda value, sent=sent: sent.append(value) or [value])  # type: ignore[misc]
             measured(metric, batches(name, count))
             sizes.add(len(sent[0]))
         assert len(sizes) == 1, name
@@ -299,7 +299,7 @@ def test_of_a_view_only_what_is_seen_is_sent() -> None:
     outputs, target = torch.randn(100_000, CLASSES), torch.randint(CLASSES, (100_000,))
     for name in ("torch: lists", "torch: neither"):
         sent: list[bytes] = []
-        metric = RankMetric(made(name), 0, 1, lambda value, sent=sent: sent.append(value) or [value])
+        metric = RankMetric(made(name), 0, 1, lambda value, sent=sent: sent.append(value) or [value])  # type: ignore[misc]
         x, y = (outputs[:4], target[:4]) if name == "torch: lists" else (outputs[:4, 0], target[:4].float())
         measured(metric, [((x, y), x)])
         assert len(sent[0]) < 100_000
@@ -307,7 +307,7 @@ def test_of_a_view_only_what_is_seen_is_sent() -> None:
 
 def test_a_metric_that_hides_what_it_gathers_is_refused() -> None:
     class Hiding(Metric):
-        total = 0.0
+        total = 0.0  # type: ignore[assignment]
 
         def process(self, batch: Any, outputs: Tensor) -> None:
             self.total += 1
@@ -353,7 +353,7 @@ COUNTS = (1, 2, 3, 7)
 def work(rank: int, world_size: int, folder: Path) -> None:
     """One rank: every metric, over several numbers of batches, by the default group."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world_size)
+    store = dist.FileStore(str(folder / "store"), world_size)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     found = {}
     for name in CASES:

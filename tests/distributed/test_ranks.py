@@ -7,7 +7,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import LIMIT, until, until_gone
@@ -27,11 +29,11 @@ pytestmark = pytest.mark.skipif(cores() < 2, reason="two ranks take two cores")
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path: Path) -> Iterator[Any]:
     """Start `python train.py …` in an empty folder; what is left of it at the end is killed."""
     started = []
 
-    def begin(*arguments, program=(), tracker="none"):
+    def begin(*arguments: Any, program: Any = (), tracker: str = "none") -> Any:
         flags = [argument for argument in arguments if argument == "-m"]
         rest = [f"tracker={tracker}", *(argument for argument in arguments if argument != "-m")]
         process = subprocess.Popen(
@@ -59,10 +61,10 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def train(start):
+def train(start: Any) -> Any:
     """Run it to its end: status, what it said on standard output and error."""
 
-    def run(*arguments, **options):
+    def run(*arguments: Any, **options: Any) -> Any:
         process = start(*arguments, **options)
         out, err = process.communicate(timeout=LIMIT)
         return process.returncode, out, err
@@ -70,22 +72,22 @@ def train(start):
     return run
 
 
-def records(folder, kind):
+def records(folder: Any, kind: Any) -> Any:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def epochs(folder):
+def epochs(folder: Any) -> Any:
     """The epochs that were validated, in the order of the journal."""
     return [record["epoch"] for record in records(folder, "metrics") if "val/accuracy" in record["values"]]
 
 
-def children(pid):
+def children(pid: Any) -> Any:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(each) for each in found.stdout.split()]
 
 
-def test_a_rank_killed_leaves_a_whole_run_to_those_that_are_left(train, tmp_path):
+def test_a_rank_killed_leaves_a_whole_run_to_those_that_are_left(train: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     wrong = [WRONG, "+hook.wrong.what=die", f"+hook.wrong.once={tmp_path / 'once'}", SLOW]
     keep = ["hook.checkpoint.min_seconds=0"]
@@ -106,7 +108,7 @@ def test_a_rank_killed_leaves_a_whole_run_to_those_that_are_left(train, tmp_path
     assert steps == 20
 
 
-def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train, start, tmp_path):
+def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train: Any, start: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     status, out, err = train(*TWO, WRONG, "+hook.wrong.what=die", SLOW, "hydra.run.dir=run")
     assert status == 1
@@ -134,7 +136,7 @@ def test_a_run_that_lost_a_rank_or_was_interrupted_goes_on(train, start, tmp_pat
     assert epochs(folder) == list(range(1, 21))
 
 
-def test_what_a_rank_raises_is_told_once(train, tmp_path):
+def test_what_a_rank_raises_is_told_once(train: Any, tmp_path: Path) -> None:
     status, out, err = train(*TWO, WRONG, "+hook.wrong.what=raise", "hydra.run.dir=run")
     assert status == 1
     assert err == "Rank 1 failed in the hook wrong (Wrong) at after_train_iter: ValueError: boom.\n"
@@ -159,7 +161,7 @@ def test_what_a_rank_raises_is_told_once(train, tmp_path):
         ("barrier", 0, "Rank 0 failed in the hook wrong (Wrong) at after_train_iter: "),
     ],
 )
-def test_a_hook_that_makes_others_wait_is_named(train, what, rank, said):
+def test_a_hook_that_makes_others_wait_is_named(train: Any, what: str, rank: int, said: str) -> None:
     wrong = [WRONG, f"+hook.wrong.what={what}", f"+hook.wrong.rank={rank}", "+hook.wrong.at=5"]
     status, _, err = train(*TWO, "strategy.timeout=200", *wrong, "+hook.wrong.impatient=true")
     assert status == 1
@@ -168,7 +170,7 @@ def test_a_hook_that_makes_others_wait_is_named(train, what, rank, said):
     assert err.count("\n") == 1
 
 
-def test_a_wrong_config_starts_nothing(train, tmp_path):
+def test_a_wrong_config_starts_nothing(train: Any, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, out, err = train(*TWO, f"strategy.port={port}")
@@ -177,7 +179,7 @@ def test_a_wrong_config_starts_nothing(train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def ddp(**settings):
+def ddp(**settings: Any) -> Any:
     return {"device": "cpu", "strategy": {"_target_": "trainyard.distributed.ddp.DDP", "launcher": "auto", **settings}}
 
 
@@ -192,7 +194,7 @@ def ddp(**settings):
         ({"launcher": "ssh"}, "strategy.launcher: 'ssh' given"),
     ],
 )
-def test_wrong_settings(settings, said, monkeypatch):
+def test_wrong_settings(settings: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as caught:
@@ -200,7 +202,7 @@ def test_wrong_settings(settings, said, monkeypatch):
     assert str(caught.value).startswith(said)
 
 
-def test_what_a_run_is_spread_over(monkeypatch):
+def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.spread({}).devices == 1
     assert ranks.spread(ddp()).devices == 1  # on the CPU somebody has to say how many
     assert ranks.spread(ddp(devices=2)).devices == 2
@@ -216,7 +218,7 @@ def test_what_a_run_is_spread_over(monkeypatch):
         ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})
 
 
-def test_torchrun_starts_the_ranks(train, tmp_path):
+def test_torchrun_starts_the_ranks(train: Any, tmp_path: Path) -> None:
     # The time differs between the ranks: the first one's is the directory of both.
     status, out, err = train("strategy=ddp", "hydra.run.dir=outputs/${now:%f}", program=TORCHRUN)
     assert status == 0, err
@@ -227,7 +229,7 @@ def test_torchrun_starts_the_ranks(train, tmp_path):
     assert epochs(folder) == list(range(1, 21))
 
 
-def test_jobs_of_a_sweep_take_a_slot_for_each_device(train, start, tmp_path):
+def test_jobs_of_a_sweep_take_a_slot_for_each_device(train: Any, start: Any, tmp_path: Path) -> None:
     jobs = ["-m", *TWO, "seed=0,1", SLOW, "hydra.sweep.dir=sweep"]
     status, _, err = train(*jobs, "hydra.launcher.max_jobs=1")
     assert status == 2

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRA
         ("mpi", MPICH | {"MASTER_ADDR": "a"}, World(1, 2, 0, "a", 29500)),
     ],
 )
-def test_the_environment_says_which_rank_this_is(launcher, environ, expected):
+def test_the_environment_says_which_rank_this_is(launcher: str, environ: Any, expected: Any) -> None:
     assert find(launcher, environ) == expected
 
 
@@ -58,14 +60,14 @@ def test_the_environment_says_which_rank_this_is(launcher, environ, expected):
         ("mpi", MPICH, "MASTER_ADDR, in the environment of all"),
     ],
 )
-def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher, environ, said):
+def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher: str, environ: Any, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find(launcher, environ)
     assert said in str(caught.value)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 100))
-def test_steps_of_slurm_meet_below_the_ports_that_linux_hands_out(job, step):
+def test_steps_of_slurm_meet_below_the_ports_that_linux_hands_out(job: int, step: int) -> None:
     found = find("slurm", SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})
     assert 20000 <= found.port < 30000
 
@@ -74,5 +76,5 @@ def test_steps_of_slurm_meet_below_the_ports_that_linux_hands_out(job, step):
     ("nodes", "first"),
     [("a", "a"), ("a,b", "a"), ("a[1,3]", "a1"), ("a[01-03]-x,b", "a01-x"), ("gpu-2-[10-12]", "gpu-2-10")],
 )
-def test_the_first_of_a_list_of_nodes(nodes, first):
+def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
     assert first_node(nodes) == first

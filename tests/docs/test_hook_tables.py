@@ -45,7 +45,7 @@ def configured() -> dict[str, tuple[str, dict[str, Any]]]:
     """The hooks of conf/hook: of each name the option, and what it gives the class."""
     found = {}
     for file in CONF.glob("*.yaml"):
-        for name, node in OmegaConf.to_container(OmegaConf.load(file)).items():  # type: ignore[union-attr]
+        for name, node in OmegaConf.to_container(OmegaConf.load(file)).items():
             if name != "defaults":
                 found[str(name)] = (file.stem, node)
     return found
@@ -206,6 +206,6 @@ def test_what_a_hook_reads_is_there() -> None:
     )
     owners = {"runner": made, "member": made.members[0]}
     for code in names(rows, "name"):
-        owner, _, attribute = re.match(r"(\w+)(\.)(\w+)", code).groups()  # type: ignore[union-attr]
+        owner, _, attribute = re.match(r"(\w+)(\.)(\w+)", code).groups()
         assert hasattr(owners[owner], attribute), code
     assert isinstance(made.members[0], Member)

@@ -1,5 +1,8 @@
 """Rows of docs/coming-from-openmmlab.md about several devices that one rank can show."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +17,7 @@ from trainyard.runner import EpochBasedTrainLoop, Runner
 
 
 @pytest.fixture(autouse=True)
-def alone():
+def alone() -> Iterator[Any]:
     """A world of one rank, which no other test finds."""
     world.leave()
     yield
@@ -22,11 +25,11 @@ def alone():
 
 
 class Seen(Hook):
-    def after_train(self, runner):
+    def after_train(self, runner: Runner) -> None:
         self.backend = dist.get_backend()
 
 
-def trained(**settings):
+def trained(**settings: Any) -> Any:
     seen = Seen()
     Runner(
         {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2},
@@ -41,16 +44,16 @@ def trained(**settings):
 
 
 @pytest.mark.parametrize("backend", ["auto", "gloo"])
-def test_the_backend(backend):
+def test_the_backend(backend: str) -> None:
     assert trained(backend=backend).backend == "gloo"
 
 
-def test_a_backend_that_there_is_not():
+def test_a_backend_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match=r"backend: 'nckl' given.*Did you mean 'nccl'"):
         trained(backend="nckl")
 
 
-def test_batch_norm_over_all_ranks():
+def test_batch_norm_over_all_ranks() -> None:
     placed = DDP(sync_batchnorm=True).place(CNN(1, 10))
     kinds = {type(module) for module in placed.modules()}
     assert nn.SyncBatchNorm in kinds

@@ -5,7 +5,9 @@ import logging
 import math
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,12 +42,12 @@ def make_optimizer(params, lr, **others):
 
 
 @pytest.fixture
-def composed(tmp_path, monkeypatch):
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
 
-    def run(*overrides, hydra=False, quick=QUICK):
+    def run(*overrides: Any, hydra: bool = False, quick: Any = QUICK) -> Any:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), **VERSION_BASE):
             return compose("train", overrides=[*quick, *overrides], return_hydra_config=hydra)
@@ -54,14 +56,14 @@ def composed(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-def test_a_dotted_path_is_all_that_a_part_needs(composed):
+def test_a_dotted_path_is_all_that_a_part_needs(composed: Any) -> None:
     runner = Runner.from_cfg(composed("optim=sgd", "optim._target_=mine.MySGD", "optim.lr=0.5"))
     runner.train()
     assert type(runner.optimizer).__name__ == "MySGD"
     assert runner.learning_rates() == [0.5]
 
 
-def test_an_optimiser_of_ones_own_making(composed):
+def test_an_optimiser_of_ones_own_making(composed: Any) -> None:
     runner = Runner.from_cfg(composed("optim=sgd", "optim._target_=mine.make_optimizer", "optim.lr=0.1"))
     runner.train()
     weights, biases = runner.optimizer.param_groups
@@ -69,7 +71,7 @@ def test_an_optimiser_of_ones_own_making(composed):
     assert {parameter.ndim for parameter in biases["params"]} == {1}
 
 
-def test_values_from_values(composed):
+def test_values_from_values(composed: Any) -> None:
     config = composed("schedule=cosine", "schedule.end=${loop.max_epochs}", "loop.max_epochs=3")
     assert config.schedule.end == 3
     runner = Runner.from_cfg(config)
@@ -77,12 +79,14 @@ def test_values_from_values(composed):
     assert runner.learning_rates() == [pytest.approx(1e-3 * (1 + math.cos(2 / 3 * math.pi)) / 2)]
 
 
-def test_the_name_of_the_run(composed, tmp_path):
+def test_the_name_of_the_run(composed: Any, tmp_path: Path) -> None:
     Runner.from_cfg(composed("name=mine"), work_dir=tmp_path / "run").train()
     assert json.loads((tmp_path / "run/run.json").read_text())["name"] == "mine"
 
 
-def test_the_level_of_the_log(composed, tmp_path, monkeypatch, capsys):
+def test_the_level_of_the_log(
+    composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = f"hydra.job_logging.handlers.file.filename={tmp_path / 'train.log'}"
     config = composed("hydra.job_logging.root.level=WARNING", file, hydra=True)
     root = logging.getLogger()
@@ -95,15 +99,15 @@ def test_the_level_of_the_log(composed, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "train.log").exists()
 
 
-def test_cosine_with_restarts(composed):
+def test_cosine_with_restarts(composed: Any) -> None:
     scheduler = "{_target_:torch.optim.lr_scheduler.CosineAnnealingWarmRestarts,_partial_:true,T_0:2,T_mult:2}"
     config = composed("schedule=constant", f"schedule.scheduler={scheduler}", "optim=sgd", "loop.max_epochs=7")
 
     class Rates(Hook):
-        def __init__(self):
-            self.rates = []
+        def __init__(self) -> None:
+            self.rates: list[Any] = []
 
-        def after_train_epoch(self, runner):
+        def after_train_epoch(self, runner: Runner) -> None:
             self.rates += runner.learning_rates()
 
     seen = Rates()
@@ -120,12 +124,12 @@ def test_cosine_with_restarts(composed):
     assert seen.rates == pytest.approx(expected)
 
 
-def test_numbers_of_ones_own(composed, tmp_path):
+def test_numbers_of_ones_own(composed: Any, tmp_path: Path) -> None:
     class Counts(Hook):
-        def before_train(self, runner):
+        def before_train(self, runner: Runner) -> None:
             runner.gauges["asked"] = lambda: float(runner.iter)
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             if runner.iter % 2 == 0:
                 runner.members[0].record({"train/x": 10.0 * runner.iter}, step=runner.iter, epoch=runner.epoch)
 
@@ -133,7 +137,7 @@ def test_numbers_of_ones_own(composed, tmp_path):
     runner = Runner.from_cfg(composed(), hooks={"mine": Counts(), "logger": logger}, work_dir=tmp_path / "run")
     runner.train()
     found = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    points = {name: {} for name in ("train/x", "train/asked")}
+    points: dict[str, dict[int, float]] = {name: {} for name in ("train/x", "train/asked")}
     for record in found:
         for name in points.keys() & record.get("values", {}).keys():
             points[name][record["step"]] = record["values"][name]
@@ -141,7 +145,7 @@ def test_numbers_of_ones_own(composed, tmp_path):
     assert points == {"train/x": {i: 10.0 * i for i in steps}, "train/asked": {i: float(i) for i in steps}}
 
 
-def test_stages_and_priorities_are_theirs():
+def test_stages_and_priorities_are_theirs() -> None:
     """Those of MMEngine 0.10."""
     theirs = ["before_run", "after_run", "after_load_checkpoint", "before_save_checkpoint"]
     theirs += [f"{when}_{what}" for what in ("train", "val", "test") for when in ("before", "after")]
@@ -157,8 +161,8 @@ def test_stages_and_priorities_are_theirs():
     assert ranks | {"BELOW_NORMAL": 60, "LOW": 70, "VERY_LOW": 90, "LOWEST": 100} == PRIORITIES
 
 
-def test_the_loop_does_not_wait_for_the_disk(composed, tmp_path, monkeypatch):
-    def write(*arguments):
+def test_the_loop_does_not_wait_for_the_disk(composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*arguments: Any) -> None:
         assert may_write.acquire(timeout=LIMIT), "the loop waits for the disk"
         save(*arguments)
 
@@ -167,12 +171,13 @@ def test_the_loop_does_not_wait_for_the_disk(composed, tmp_path, monkeypatch):
 
         priority = "LOWEST"
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             may_write.release()
-            hooks["checkpoint"]._writer.wait()  # what comes too soon waits for the one before it
+            hooks["checkpoint"]._writer.wait()  # type: ignore[attr-defined] # what comes too soon waits for the one before it
             written.append(runner.iter)
 
-    may_write, save, written = threading.Semaphore(0), checkpoint.save, []
+    written: list[int] = []
+    may_write, save = threading.Semaphore(0), checkpoint.save
     monkeypatch.setattr(checkpoint, "save", write)
     hooks = {"checkpoint": Checkpoint(1, max_keep=2, save_best=False), "after": After()}
     config = composed("loop=iter", "loop.max_iters=6", "optim=sgd", quick=["data=rings", *QUICK[-2:]])
@@ -181,12 +186,12 @@ def test_the_loop_does_not_wait_for_the_disk(composed, tmp_path, monkeypatch):
     assert may_write.acquire(blocking=False) is False, "each was written"
 
 
-def _kept(model):
+def _kept(model: Any) -> Any:
     """Numbers that the forward pass keeps for the backward pass, apart from parameters."""
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     held = []
 
-    def pack(tensor):
+    def pack(tensor: Any) -> Any:
         held.append(0 if tensor.data_ptr() in own else tensor.numel())
         return tensor
 
@@ -195,7 +200,7 @@ def _kept(model):
     return sum(held)
 
 
-def test_frozen_normalisation_under_activation_checkpointing_keeps_less(composed):
+def test_frozen_normalisation_under_activation_checkpointing_keeps_less(composed: Any) -> None:
     """What efficient_conv_bn_eval spares: in evaluation mode a BatchNorm's input need not be kept."""
     plain, spared = (CNN(1, 10, channels=[8, 8]) for _ in range(2))
     for model in (plain, spared):

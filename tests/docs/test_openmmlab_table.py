@@ -5,8 +5,10 @@ import inspect
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -104,7 +106,7 @@ def make_optimizer(params, **arguments): ...
 
 
 @pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory):
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The config of a command line, of a user who has a module `mine`."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "mine.py").write_text(MINE)
@@ -119,7 +121,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("overrides", spans("overrides"))
-def test_every_option_can_be_given(composed, overrides: str) -> None:
+def test_every_option_can_be_given(composed: Any, overrides: str) -> None:
     """As before a run: each key is there, each class imports and takes its arguments; those of the parts fit too."""
     config = check(composed(overrides))
     build_hooks(config["hook"])
@@ -136,7 +138,7 @@ def known() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("code", spans("python"))
-def test_every_name_is_known(known, code: str) -> None:
+def test_every_name_is_known(known: Any, code: str) -> None:
     tree = ast.parse(code.replace("…", "..."), mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):

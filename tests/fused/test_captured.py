@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ SCHEDULES = {
 
 
 @pytest.fixture(autouse=True)
-def _columns_on_the_cpu(monkeypatch):
+def _columns_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels for the CPU take numbers that are not in tensors; CUDA has the columns."""
     monkeypatch.setattr(KernelOptimizer, "_runs", lambda *_: [])
 
@@ -77,7 +78,7 @@ class Stop(Hook):
             runner.members[1].stop("it has seen enough")
 
 
-def config(optim, schedule, member, *, model="mlp", **more):
+def config(optim: Any, schedule: Any, member: Any, *, model: str = "mlp", **more: Any) -> Any:
     own = OPTIMS[optim]
     chosen = SCHEDULES[schedule]
     return {
@@ -94,7 +95,7 @@ def config(optim, schedule, member, *, model="mlp", **more):
     } | more
 
 
-def trained(configs, graph=None):
+def trained(configs: Any, graph: Any = None) -> Any:
     runner = FusedRunner(configs)
     runner.prepare()
     if graph is not None:
@@ -104,7 +105,7 @@ def trained(configs, graph=None):
     return runner
 
 
-def assert_same_bits(runner, other):
+def assert_same_bits(runner: Any, other: Any) -> None:
     for own, expected in zip(runner.all_members, other.all_members, strict=True):
         for (name, tensor), value in zip(
             own.model.state_dict().items(), expected.model.state_dict().values(), strict=True
@@ -118,7 +119,7 @@ def assert_same_bits(runner, other):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optim", OPTIMS)
-def test_every_optimiser(optim, schedule):
+def test_every_optimiser(optim: Any, schedule: Any) -> None:
     """Every number of a stacked optimiser is in a tensor on the device: also momenta that change with every step."""
     graph = RecordedGraph()
     configs = [config(optim, schedule, member) for member in range(3)]
@@ -133,7 +134,7 @@ def test_every_optimiser(optim, schedule):
 @pytest.mark.parametrize("leave", [None, 11])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("clip", ["clip_grad_norm", "clip_grad_value"])
-def test_everything_together(tmp_path, accumulate, clip, leave):
+def test_everything_together(tmp_path: Path, accumulate: int, clip: str, leave: int | None) -> None:
     """BatchNorm, clipping by each member's own, EMA, checkpoints, a measure, a member that leaves within a group."""
     runners = []
     for name, graph in (("plain", None), ("captured", RecordedGraph())):
@@ -162,7 +163,7 @@ def test_everything_together(tmp_path, accumulate, clip, leave):
         assert states[0]["step"].keys() <= states[1]["step"].keys()
 
 
-def test_members_leave_one_after_another(caplog):
+def test_members_leave_one_after_another(caplog: pytest.LogCaptureFixture) -> None:
     """Each time the step is captured anew; that they go soon is no reason to give it up."""
 
     class Leaving(Hook):
@@ -183,14 +184,14 @@ def test_members_leave_one_after_another(caplog):
     assert_same_bits(runners[1], runners[0])
 
 
-def test_half_of_the_precision():
+def test_half_of_the_precision() -> None:
     graph = RecordedGraph()
     captured = trained([config("adamw", "cosine", k, precision="bf16") for k in range(2)], graph)
     assert graph.replays > 10
     assert_same_bits(captured, trained([config("adamw", "cosine", k, precision="bf16") for k in range(2)]))
 
 
-def test_a_number_that_becomes_zero(caplog):
+def test_a_number_that_becomes_zero(caplog: pytest.LogCaptureFixture) -> None:
     """Where a weight decay goes, the arithmetic is another: the step is captured anew."""
 
     class Undecay(Hook):

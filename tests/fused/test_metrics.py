@@ -99,7 +99,7 @@ def test_every_option_equals_its_solo_runs(option: str, stacked: bool) -> None:
     for turn in range(2):
         for batch, outputs in batches(option, stacked):
             if turn:
-                outputs, batch = outputs[kept], tuple(part[kept] for part in batch) if stacked else batch
+                outputs, batch = outputs[kept], tuple(part[kept] for part in batch) if stacked else batch  # type: ignore[assignment]
             for metric in metrics.values():
                 metric.process(batch, outputs)
             for k, solo in enumerate(solos):

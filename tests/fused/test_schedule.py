@@ -273,7 +273,7 @@ def test_states_are_those_of_solo_runs(option: str) -> None:
 def test_a_state_that_is_no_plain_data_is_stepped_to() -> None:
     def scheduler(optimizer: Optimizer) -> LRScheduler:
         made = ExponentialLR(optimizer, 0.999)
-        made.note = lambda: None
+        made.note = lambda: None  # type: ignore[attr-defined]
         return made
 
     stacked, solos = pair([partial(Schedule, scheduler)] * 2, [optimizer_of()] * 2, 1500)
@@ -365,7 +365,7 @@ def test_plateau_equals_its_solo_runs() -> None:
 
 def test_a_plateau_that_changes_nothing_keeps_its_tensors() -> None:
     stacked = stack_schedules(plateaus((0.1, 0.2, 0.4)))
-    before: Tensor = stacked.row(0)[1]["lr"]
+    before: Tensor = stacked.row(0)[1]["lr"]  # type: ignore[assignment]
     stacked.observe(3.0, 2.0, 1.0)
     assert stacked.row(1)[1]["lr"] is before
     with pytest.raises(ValueError, match="zip"):

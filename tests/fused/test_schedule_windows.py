@@ -274,7 +274,7 @@ def test_a_group_trains_as_its_solo_runs_do(optim: str) -> None:
     ]
     fused = FusedRunner(configs)
     fused.train()
-    together = fused.dispatch.hooks["held"].all
+    together = fused.dispatch.hooks["held"].all  # type: ignore[attr-defined]
     for k, config in enumerate(configs):
         held = Held()
         solo = Runner.from_cfg(config | {"hook": config["hook"] | {"held": held}})

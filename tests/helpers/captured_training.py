@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -17,12 +19,12 @@ from trainyard.step.precision import make_precision
 from trainyard.step.step import make_step
 
 
-def pictures(count):
+def pictures(count: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 1, 8, 8, generator=generator), torch.randint(3, (count,), generator=generator)
 
 
-def words(count):
+def words(count: Any) -> Any:
     tokens = torch.randint(7, (count, 6), generator=torch.Generator().manual_seed(1))
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
@@ -58,14 +60,16 @@ SCHEDULES = {
 }
 
 
-def batches_of(data, batch, epochs, device, samples=45):
+def batches_of(data: Any, batch: Any, epochs: Any, device: Any, samples: int = 45) -> Any:
     """Those of a few epochs; the last of each is smaller."""
     x, y = (part.to(device) if isinstance(part, torch.Tensor) else part for part in data(samples))
     epoch = [(x[first : first + batch], y[first : first + batch]) for first in range(0, samples, batch)]
     return [epoch] * epochs
 
 
-def step_of(model, optimizer, *, accumulate=1, clip=(None, None), precision="fp32"):
+def step_of(
+    model: Any, optimizer: Any, *, accumulate: int = 1, clip: Any = (None, None), precision: str = "fp32"
+) -> Any:
     return make_step(
         model.train_step,
         optimizer,
@@ -75,7 +79,18 @@ def step_of(model, optimizer, *, accumulate=1, clip=(None, None), precision="fp3
     )
 
 
-def drive(how, model, optim, data, *, schedule=None, epochs=3, batch=6, device="cpu", **settings):
+def drive(
+    how: Any,
+    model: Any,
+    optim: Any,
+    data: Any,
+    *,
+    schedule: Any = None,
+    epochs: int = 3,
+    batch: int = 6,
+    device: str = "cpu",
+    **settings: Any,
+) -> Any:
     """Train with a step as it is (None), one that is captured (a graph); returns all that there is at the end."""
     torch.manual_seed(0)
     model = model().to(device)
@@ -86,11 +101,11 @@ def drive(how, model, optim, data, *, schedule=None, epochs=3, batch=6, device="
     epochs = batches_of(data, batch, epochs, device)
     rows = Schedule(SCHEDULES[schedule]) if schedule else None
     if rows is not None:
-        rows.bind(optimizer, length=sum(map(len, epochs)))
+        rows.bind(optimizer, length=sum(map(len, epochs)))  # type: ignore[call-overload]
         if how is not None:
-            step.foresee(lambda: rows.ahead(iteration))
+            step.foresee(lambda: rows.ahead(iteration))  # type: ignore[has-type]
     outputs, iteration = [], 0
-    for epoch in epochs:
+    for epoch in epochs:  # type: ignore[attr-defined]
         for position, data_batch in enumerate(epoch):
             for group, row in zip(optimizer.param_groups, rows.row(iteration) if rows else [], strict=False):
                 group.update(row)
@@ -104,7 +119,7 @@ def drive(how, model, optim, data, *, schedule=None, epochs=3, batch=6, device="
     return step, state | {"step": step.state_dict()["precision"]}
 
 
-def same(found, expected, close=None, path=""):
+def same(found: Any, expected: Any, close: Any = None, path: str = "") -> None:
     """The same nest of the same bits; or, of numbers, as close as asked."""
     if isinstance(expected, torch.Tensor):
         assert (found.dtype, found.device, found.shape) == (expected.dtype, expected.device, expected.shape), path
@@ -123,7 +138,7 @@ def same(found, expected, close=None, path=""):
         assert found == expected, path
 
 
-def warmed_up(monkeypatch, graph, model, optim, data, **settings):
+def warmed_up(monkeypatch: pytest.MonkeyPatch, graph: Any, model: Any, optim: Any, data: Any, **settings: Any) -> Any:
     """As `drive`, by the steps before a capture, which never comes."""
     with monkeypatch.context() as patch:
         patch.setattr(captured_step, "WARM_UP", 10**9)

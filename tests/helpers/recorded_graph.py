@@ -36,7 +36,7 @@ class Listening(TorchDispatchMode):
 
     reason: str | None = None
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if waits(function, args):
             self.reason = f"it waits for the device ({function})"
         return function(*args, **(kwargs or {}))
@@ -51,7 +51,7 @@ class Recording(TorchDispatchMode):
         self.before: list[tuple[Tensor, Tensor]] = []
         self._known: dict[int, Tensor] = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if waits(function, args):
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({function})")

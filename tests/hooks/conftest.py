@@ -1,5 +1,7 @@
 """What every hook is tried on: a small real training of six batches an epoch."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,10 +15,10 @@ BATCHES = 6
 
 
 @pytest.fixture
-def make():
+def make() -> Any:
     """A Runner with these hooks, for so many epochs; keywords replace its other arguments."""
 
-    def make(hooks, epochs=3, **more):
+    def make(hooks: Any, epochs: int = 3, **more: Any) -> Any:
         settings = {
             "model": {
                 "_target_": "trainyard.models.MLP",
@@ -38,10 +40,10 @@ def make():
 
 
 @pytest.fixture
-def points():
+def points() -> Any:
     """The numbers in the journal of a directory, by name and step."""
 
-    def points(folder):
+    def points(folder: Any) -> Any:
         return {
             (name, record["step"]): value
             for record, _ in read(folder / "metrics.jsonl")
@@ -55,33 +57,33 @@ def points():
 class InterruptAt(Hook):
     """Interrupts the run after an iteration, as Ctrl-C does."""
 
-    def __init__(self, iteration):
+    def __init__(self, iteration: Any) -> None:
         self.iteration = iteration
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.iteration:
             runner.interrupt()
 
 
 @pytest.fixture
-def interrupt_at():
+def interrupt_at() -> Any:
     return InterruptAt
 
 
 class Scripted(Metric):
     """Gives these values, one a validation."""
 
-    def __init__(self, values):
+    def __init__(self, values: Any) -> None:
         super().__init__()
         self.values = [0.0, *values]  # the first is for the rehearsal
 
-    def process(self, batch, outputs):
+    def process(self, batch: Any, outputs: Any) -> None:
         pass
 
-    def compute(self):
+    def compute(self) -> Any:
         return torch.tensor(self.values.pop(0), dtype=torch.float64)
 
 
 @pytest.fixture
-def scripted():
+def scripted() -> Any:
     return Scripted

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,20 +20,20 @@ RULES = {"val/score": "maximize", "val/easy/loss": "minimize"}
 VALUES = st.lists(st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=4, max_size=4)
 
 
-def metrics(scripted, score, easy, loss=(1.0, 1.0, 1.0, 1.0)):
+def metrics(scripted: Any, score: Any, easy: Any, loss: Any = (1.0, 1.0, 1.0, 1.0)) -> Any:
     return {"score": scripted(score), "easy/loss": scripted(easy), "loss": scripted(loss)}
 
 
-def epoch_of(folder, name):
+def epoch_of(folder: Any, name: Any) -> Any:
     return checkpoint.load(Path(folder) / "checkpoints" / name)["epoch"]
 
 
-def kept(folder):
+def kept(folder: Any) -> Any:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(("by", "names"), [("epoch", ["epoch_0004.pt"]), ("iter", ["iter_00000016.pt"])])
-def test_no_regular_one_before_begin(make, scripted, tmp_path, by, names):
+def test_no_regular_one_before_begin(make: Any, scripted: Any, tmp_path: Path, by: str, names: Any) -> None:
     interval, begin = {"epoch": (2, 3), "iter": (8, 10)}[by]
     hook = Checkpoint(interval, by=by, begin=begin, save_last=False, max_keep=None)
     make({"checkpoint": hook}, epochs=4 if by == "epoch" else 3, work_dir=tmp_path).train()
@@ -42,7 +43,9 @@ def test_no_regular_one_before_begin(make, scripted, tmp_path, by, names):
 
 @settings(max_examples=15)
 @given(score=VALUES, easy=VALUES, interval=st.integers(1, 3), seconds=st.sampled_from([0.0, 1000.0]))
-def test_each_best_is_the_first_with_the_best_value(make, scripted, score, easy, interval, seconds):
+def test_each_best_is_the_first_with_the_best_value(
+    make: Any, scripted: Any, score: Any, easy: Any, interval: int, seconds: float
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         hook = Checkpoint(interval, save_best=RULES, min_seconds=seconds)
         make({"checkpoint": hook}, epochs=4, work_dir=folder, metrics=metrics(scripted, score, easy)).train()
@@ -55,10 +58,10 @@ def test_each_best_is_the_first_with_the_best_value(make, scripted, score, easy,
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_resumed_run_knows_the_bests(make, scripted, tmp_path, at):
+def test_a_resumed_run_knows_the_bests(make: Any, scripted: Any, tmp_path: Path, at: int) -> None:
     score, easy = [0.3, 0.1, 0.4, 0.2], [0.2, 0.3, 0.3, 0.1]
 
-    def run(begin, end, resume):
+    def run(begin: Any, end: Any, resume: Any) -> Any:
         return make(
             {"checkpoint": Checkpoint(save_best=RULES)},
             loop=EpochBasedTrainLoop(end),
@@ -72,7 +75,7 @@ def test_a_resumed_run_knows_the_bests(make, scripted, tmp_path, at):
     assert (epoch_of(tmp_path, "best_score.pt"), epoch_of(tmp_path, "best_easy_loss.pt")) == (3, 4)
 
 
-def test_in_another_directory_the_bests_are_found_anew(make, scripted, tmp_path):
+def test_in_another_directory_the_bests_are_found_anew(make: Any, scripted: Any, tmp_path: Path) -> None:
     for folder, end, resume, score in (
         ("one", 2, False, [0.9, 0.1]),
         ("two", 4, tmp_path / "one" / "checkpoints" / "epoch_0002.pt", [0.3, 0.2]),
@@ -87,7 +90,7 @@ def test_in_another_directory_the_bests_are_found_anew(make, scripted, tmp_path)
     assert epoch_of(tmp_path / "two", "best_score.pt") == 3
 
 
-def test_one_state_is_written_once(make, scripted, tmp_path):
+def test_one_state_is_written_once(make: Any, scripted: Any, tmp_path: Path) -> None:
     hook = Checkpoint(save_best=RULES)
     make({"checkpoint": hook}, epochs=1, work_dir=tmp_path, metrics=metrics(scripted, [0.5], [0.5])).train()
     directory = tmp_path / "checkpoints"
@@ -96,7 +99,7 @@ def test_one_state_is_written_once(make, scripted, tmp_path):
     assert all((directory / name).samefile(directory / "best.pt") for name in names)
 
 
-def test_a_metric_that_nobody_computes_ends_at_the_first_validation(make, tmp_path):
+def test_a_metric_that_nobody_computes_ends_at_the_first_validation(make: Any, tmp_path: Path) -> None:
     hook = Checkpoint(save_best={"val/acuracy": "maximize"})
     with pytest.raises(ConfigError, match=r"hook.checkpoint.save_best: 'val/acuracy' given; .*val/accuracy"):
         make(
@@ -114,11 +117,13 @@ class KilledError(BaseException):
 
 
 @pytest.mark.parametrize("moment", range(1, 9))
-def test_killed_between_any_two_files_a_resumed_run_ends_alike(make, scripted, tmp_path, monkeypatch, moment):
+def test_killed_between_any_two_files_a_resumed_run_ends_alike(
+    make: Any, scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: Any
+) -> None:
     """Each rename makes something visible: the run dies before one of them."""
     score, easy = [0.1, 0.4, 0.3], [0.3, 0.2, 0.1]
 
-    def run(begin, folder, resume=False):
+    def run(begin: Any, folder: Any, resume: bool = False) -> Any:
         return make(
             {"checkpoint": Checkpoint(save_best=RULES, max_keep=2)},
             work_dir=tmp_path / folder,
@@ -129,7 +134,7 @@ def test_killed_between_any_two_files_a_resumed_run_ends_alike(make, scripted, t
     run(0, "whole").train()
     count, replace = itertools.count(1), Path.replace
 
-    def dying(self, target):
+    def dying(self: Any, target: Any) -> Any:
         if self.parent.name == "checkpoints" and next(count) == moment:
             raise KilledError
         return replace(self, target)
@@ -149,7 +154,9 @@ def test_killed_between_any_two_files_a_resumed_run_ends_alike(make, scripted, t
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_what_is_published_are_the_evaluated_weights_of_the_best(make, scripted, tmp_path, average):
+def test_what_is_published_are_the_evaluated_weights_of_the_best(
+    make: Any, scripted: Any, tmp_path: Path, average: bool
+) -> None:
     hooks = {"ema": EMA(0.5)} if average else {}
     for epochs in (1, 3):  # the second time the best is another, and the older file is not left
         make(
@@ -171,13 +178,13 @@ def test_what_is_published_are_the_evaluated_weights_of_the_best(make, scripted,
     assert all(torch.equal(expected[name], tensor) for name, tensor in runner.model.state_dict().items())
 
 
-def test_without_a_best_the_last_is_published(make, tmp_path):
+def test_without_a_best_the_last_is_published(make: Any, tmp_path: Path) -> None:
     make({"checkpoint": Checkpoint(published=True, save_best=False)}, epochs=2, work_dir=tmp_path).train()
     (file,) = (tmp_path / "published").iterdir()
     assert file.name[:5] == "last-"
 
 
-def test_an_interrupted_run_publishes_nothing(make, interrupt_at, tmp_path):
+def test_an_interrupted_run_publishes_nothing(make: Any, interrupt_at: Any, tmp_path: Path) -> None:
     make({"checkpoint": Checkpoint(published=True), "stop": interrupt_at(8)}, work_dir=tmp_path).train()
     assert not (tmp_path / "published").exists()
 
@@ -187,7 +194,7 @@ SHAPES = st.lists(st.sampled_from([(3,), (128, 64), (64, 128), (20_000,), ()]), 
 
 @settings(max_examples=30)
 @given(shapes=st.lists(SHAPES, min_size=1, max_size=4), out=st.integers(1, 2))
-def test_copies_hold_what_was_there_whatever_memory_they_share(shapes, out):
+def test_copies_hold_what_was_there_whatever_memory_they_share(shapes: Any, out: int) -> None:
     buffers, pending = HostBuffers(), []
     for number, kinds in enumerate(shapes):
         filled = [torch.full(shape, float(number * 10 + index)) for index, shape in enumerate(kinds)]
@@ -203,7 +210,7 @@ def test_copies_hold_what_was_there_whatever_memory_they_share(shapes, out):
             pending.pop(0)[0].release()
 
 
-def test_memory_is_used_again():
+def test_memory_is_used_again() -> None:
     buffers = HostBuffers()
     state = {"weight": torch.randn(256, 256), "row": torch.randn(300, 300)[:, :200]}
     buffers.reserve(state)
@@ -216,12 +223,12 @@ def test_memory_is_used_again():
     assert len(places) == 2
 
 
-def test_a_large_state_finds_its_memory_ready(make, tmp_path):
+def test_a_large_state_finds_its_memory_ready(make: Any, tmp_path: Path) -> None:
     class Count(Hook):
-        def __init__(self):
-            self.waiting = []
+        def __init__(self) -> None:
+            self.waiting: list[Any] = []
 
-        def before_save_checkpoint(self, runner, checkpoint):
+        def before_save_checkpoint(self, runner: Any, checkpoint: Any) -> None:
             hook._writer.wait()
             self.waiting.append(sum(len(free) for free in hook._buffers._free.values()))
 
@@ -232,7 +239,7 @@ def test_a_large_state_finds_its_memory_ready(make, tmp_path):
 
 
 @pytest.mark.gpu
-def test_copies_from_the_device(make, tmp_path):
+def test_copies_from_the_device(make: Any, tmp_path: Path) -> None:
     hooks = {"checkpoint": Checkpoint(1, by="iter", max_keep=None), "ema": EMA(0.5)}
     runner = make(hooks, device="cuda", work_dir=tmp_path)
     runner.train()
@@ -251,7 +258,7 @@ def test_copies_from_the_device(make, tmp_path):
         ({"save_best": {"val/a_b": "minimize", "val/a/b": "minimize"}}, "metrics whose best states have files of"),
     ],
 )
-def test_settings_that_cannot_work(settings, told):
+def test_settings_that_cannot_work(settings: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         Checkpoint(**settings)
     assert told in str(error.value)

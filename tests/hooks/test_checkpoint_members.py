@@ -3,6 +3,9 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ TIMES = ("train/time", "train/data_time")
 
 
 @pytest.fixture(autouse=True)
-def double():
+def double() -> Iterator[Any]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -26,14 +29,14 @@ def double():
 class Points(Data):
     """Two classes of points in the plane, apart by a circle."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spec = {"num_classes": 2, "in_features": 2}
         self.splits = ("train", "val")
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(60, 2, generator=generator)
         self.y = (self.x.norm(dim=1) > 1.1).long()
 
-    def loader(self, split, *, seed, device):
+    def loader(self, split: Any, *, seed: Any, device: Any) -> Any:
         return TensorLoader((self.x, self.y), 10, shuffle=split == "train", seed=seed, device=device)
 
 
@@ -42,10 +45,10 @@ class Interrupt(Hook):
 
     stackable = True
 
-    def __init__(self, at):
+    def __init__(self, at: Any) -> None:
         self.at = at
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.at:
             runner.interrupt()
 
@@ -55,10 +58,10 @@ class LeaveAt(Hook):
 
     stackable = True
 
-    def __init__(self, epoch):
+    def __init__(self, epoch: Any) -> None:
         self.epoch = epoch
 
-    def after_train_epoch(self, runner):
+    def after_train_epoch(self, runner: Runner) -> None:
         for member in runner.members:
             if member.seed == 1 and runner.epoch == self.epoch:
                 member.stop("it was told to")
@@ -71,7 +74,7 @@ AVERAGES = {
 }
 
 
-def config(member, folder, average, *, lr=None, threshold=0.99, **more):
+def config(member: Any, folder: Any, average: Any, *, lr: Any = None, threshold: float = 0.99, **more: Any) -> Any:
     hooks = {
         "logger": {
             "_target_": "trainyard.hooks.Logger",
@@ -125,7 +128,7 @@ def config(member, folder, average, *, lr=None, threshold=0.99, **more):
     }
 
 
-def story(folder):
+def story(folder: Any) -> Any:
     """The points of a journal, by name and step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -137,7 +140,7 @@ def story(folder):
     }
 
 
-def alike(ours, theirs):
+def alike(ours: Any, theirs: Any) -> None:
     """Two directories hold the same journal and the same checkpoints."""
     assert story(ours) == pytest.approx(story(theirs), rel=1e-7, nan_ok=True)
     names = {path.name for path in (theirs / "checkpoints").iterdir()}
@@ -154,7 +157,7 @@ def alike(ours, theirs):
                 torch.testing.assert_close(mine[part][key], tensor, rtol=1e-7, atol=1e-9)
 
 
-def close(mine, its):
+def close(mine: Any, its: Any) -> None:
     if isinstance(its, dict):
         assert mine.keys() == its.keys()
         for key in its:
@@ -164,7 +167,7 @@ def close(mine, its):
 
 
 @pytest.mark.parametrize("kind", AVERAGES)
-def test_members_follow_their_solo_runs_and_resume_each_other(tmp_path, kind):
+def test_members_follow_their_solo_runs_and_resume_each_other(tmp_path: Path, kind: Any) -> None:
     average, leave = AVERAGES[kind], {"leave": {"_target_": LeaveAt, "epoch": 5}}
     for member in range(3):
         Runner.from_cfg(config(member, tmp_path / "solo", average, hook=leave)).train()
@@ -195,7 +198,7 @@ def test_members_follow_their_solo_runs_and_resume_each_other(tmp_path, kind):
     assert bool(raw) is (average.get("evaluate") == "both")
 
 
-def test_each_member_skips_its_own_steps(tmp_path):
+def test_each_member_skips_its_own_steps(tmp_path: Path) -> None:
     """One of them has a learning rate at which its second gradient is no number."""
     rates = [0.05, 1e300, 0.01]
     made = [

@@ -1,5 +1,8 @@
 """Checkpoints that fall due too soon are left out; the best and the last state are on disk at the end all the same."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,15 +16,15 @@ class Weights(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self):
-        self.after = {}
+    def __init__(self) -> None:
+        self.after: dict[Any, Any] = {}
 
-    def after_val(self, runner):
+    def after_val(self, runner: Runner) -> None:
         if runner.training:
             self.after[runner.epoch] = {name: w.clone() for name, w in runner.model.state_dict().items()}
 
 
-def _run(work_dir, min_seconds, epochs=6):
+def _run(work_dir: Any, min_seconds: Any, epochs: int = 6) -> Any:
     weights = Weights()
     runner = Runner(
         {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [8]},
@@ -38,7 +41,7 @@ def _run(work_dir, min_seconds, epochs=6):
 
 
 @pytest.mark.parametrize("min_seconds", [0.0, 1000.0])
-def test_the_best_and_the_last_are_there(tmp_path, min_seconds):
+def test_the_best_and_the_last_are_there(tmp_path: Path, min_seconds: float) -> None:
     runner, after = _run(tmp_path, min_seconds)
     best = checkpoint.load(tmp_path / "checkpoints/best.pt")
     assert best["epoch"] == runner.members[0].best.epoch
@@ -49,6 +52,6 @@ def test_the_best_and_the_last_are_there(tmp_path, min_seconds):
     assert saved == (every if min_seconds == 0 else [every[0], every[-1]])
 
 
-def test_a_negative_time():
+def test_a_negative_time() -> None:
     with pytest.raises(ConfigError, match="min_seconds: -1"):
         Checkpoint(min_seconds=-1)

@@ -1,4 +1,6 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from trainyard.hooks import Checkpoint, EarlyStopping
 from trainyard.runner import EpochBasedTrainLoop
 
 
-def stops_after(values, direction, patience, min_delta):
+def stops_after(values: Any, direction: Any, patience: Any, min_delta: Any) -> Any:
     """The reference: after how many validations training ends."""
     best, waited = None, 0
     for count, value in enumerate(values, 1):
@@ -25,7 +27,7 @@ def stops_after(values, direction, patience, min_delta):
 
 
 @pytest.fixture
-def quick():
+def quick() -> Any:
     """One batch an epoch, so that a training of twelve validations takes milliseconds."""
     sources = Rings(num_samples=40).sources
     return ArrayData({split: sources[split] for split in ("train", "val")}, {"in_features": 2, "num_classes": 2})
@@ -42,7 +44,9 @@ EIGHTHS = st.integers(0, 16).map(lambda eighth: eighth / 8)
     patience=st.integers(1, 4),
     min_delta=st.sampled_from([0.0, 0.125, 0.5]),
 )
-def test_it_ends_the_training_when_the_reference_does(make, scripted, quick, values, direction, patience, min_delta):
+def test_it_ends_the_training_when_the_reference_does(
+    make: Any, scripted: Any, quick: Any, values: Any, direction: str, patience: int, min_delta: float
+) -> None:
     runner = make(
         {"stop": EarlyStopping(patience=patience, min_delta=min_delta)},
         epochs=len(values),
@@ -58,7 +62,7 @@ def test_it_ends_the_training_when_the_reference_does(make, scripted, quick, val
     assert not runner.members[0].failed, "ended, and well"
 
 
-def test_another_metric_and_direction_may_be_watched(make, scripted, quick):
+def test_another_metric_and_direction_may_be_watched(make: Any, scripted: Any, quick: Any) -> None:
     metrics = {"loss": scripted([3.0, 2.0, 1.0, 0.5]), "score": scripted([0.5, 0.75, 0.75, 0.75])}
     hook = EarlyStopping(monitor="val/score", direction="maximize", patience=1)
     runner = make({"stop": hook}, epochs=4, data=quick, metrics=metrics)
@@ -69,10 +73,10 @@ def test_another_metric_and_direction_may_be_watched(make, scripted, quick):
 
 
 @pytest.mark.parametrize("at", [1, 3, 4])
-def test_a_resumed_run_goes_on_waiting(make, scripted, quick, tmp_path, at):
+def test_a_resumed_run_goes_on_waiting(make: Any, scripted: Any, quick: Any, tmp_path: Path, at: int) -> None:
     values = [0.5, 0.25, 0.5, 0.5, 0.5, 0.5]
 
-    def run(epochs, left, resume):
+    def run(epochs: Any, left: Any, resume: Any) -> Any:
         return make(
             {"stop": EarlyStopping(patience=3), "checkpoint": Checkpoint()},
             loop=EpochBasedTrainLoop(epochs),
@@ -91,7 +95,7 @@ def test_a_resumed_run_goes_on_waiting(make, scripted, quick, tmp_path, at):
     assert (again.epoch, again.members[0].stop_reason) == (5, resumed.members[0].stop_reason), "it stays stopped"
 
 
-def test_validating_alone_counts_for_nothing(make, scripted, quick):
+def test_validating_alone_counts_for_nothing(make: Any, scripted: Any, quick: Any) -> None:
     runner = make({"stop": EarlyStopping(patience=1)}, data=quick, metrics={"loss": scripted([1.0, 1.0, 1.0])})
     runner.metrics["loss"].values.pop(0)  # nothing is rehearsed
     for _ in range(3):
@@ -108,7 +112,7 @@ def test_validating_alone_counts_for_nothing(make, scripted, quick):
         ({"direction": "max"}, "direction: 'max' given; accepted: maximize or minimize"),
     ],
 )
-def test_settings_that_cannot_work(settings, told):
+def test_settings_that_cannot_work(settings: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         EarlyStopping(**settings)
     assert told in str(error.value)

@@ -1,5 +1,8 @@
 """Other averages than the exponential one, when they are updated, and the weights evaluated beside them."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,18 +20,18 @@ BATCHES = 6
 class States(Hook):
     """The model's whole state after each iteration."""
 
-    def __init__(self):
-        self.all = []
+    def __init__(self) -> None:
+        self.all: list[Any] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.all.append({name: tensor.clone() for name, tensor in runner.model.state_dict().items()})
 
 
-def mlp():
+def mlp() -> Any:
     return MLP(in_features=2, num_classes=2, hidden=[8], batch_norm=True)
 
 
-def reference(states, share, interval=1):
+def reference(states: Any, share: Any, interval: int = 1) -> Any:
     """MMEngine's BaseAveragedModel: `steps` counts the calls, and every `interval`-th one updates."""
     average = {name: tensor.double() for name, tensor in states[0].items()}
     for steps, state in enumerate(states[1:], 1):
@@ -47,7 +50,9 @@ def reference(states, share, interval=1):
     gamma=st.floats(0.5, 50),
     update_buffers=st.booleans(),
 )
-def test_averages_are_those_of_mmengine(make, kind, interval, begin, momentum, gamma, update_buffers):
+def test_averages_are_those_of_mmengine(
+    make: Any, kind: str, interval: int, begin: int, momentum: float, gamma: float, update_buffers: bool
+) -> None:
     share = {
         "exponential": lambda steps: momentum,
         "swa": lambda steps: 1 / (steps // interval + 1),
@@ -68,7 +73,7 @@ def test_averages_are_those_of_mmengine(make, kind, interval, begin, momentum, g
 
 
 @pytest.mark.parametrize(("begin", "interval"), [(1, 1), (2, 1), (2, 2), (1, 3)])
-def test_by_epoch_it_is_what_torch_does_at_the_end_of_epochs(make, begin, interval):
+def test_by_epoch_it_is_what_torch_does_at_the_end_of_epochs(make: Any, begin: int, interval: int) -> None:
     epochs = 5
     states = States()
     hook = EMA(kind="swa", by="epoch", begin=begin, interval=interval)
@@ -83,11 +88,11 @@ def test_by_epoch_it_is_what_torch_does_at_the_end_of_epochs(make, begin, interv
         torch.testing.assert_close(mine, theirs)
 
 
-def test_before_it_begins_the_weights_are_evaluated_and_saved(make, tmp_path):
+def test_before_it_begins_the_weights_are_evaluated_and_saved(make: Any, tmp_path: Path) -> None:
     which = []
 
     class Which(Hook):
-        def after_val(self, runner):
+        def after_val(self, runner: Any) -> None:
             which.append(runner.eval_model is runner.model)
 
     hooks = {"ema": EMA(begin=3), "checkpoint": Checkpoint(max_keep=None), "which": Which()}
@@ -97,7 +102,7 @@ def test_before_it_begins_the_weights_are_evaluated_and_saved(make, tmp_path):
     assert ["eval_model" in state for state in saved] == [False, False, True, True]
 
 
-def test_an_average_that_never_begins_is_told(make, caplog):
+def test_an_average_that_never_begins_is_told(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     make({"ema": EMA(begin=4)}, epochs=3).train()
     assert "hook.ema.begin=4 lies after the end of the run" in caplog.text
 
@@ -112,8 +117,10 @@ SETTINGS = {
 
 @pytest.mark.parametrize("at", [3, 6, 8, 13])
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_a_resumed_run_has_the_same_bits(make, points, interrupt_at, tmp_path, kind, at):
-    def run(folder, **more):
+def test_a_resumed_run_has_the_same_bits(
+    make: Any, points: Any, interrupt_at: Any, tmp_path: Path, kind: Any, at: int
+) -> None:
+    def run(folder: Any, **more: Any) -> Any:
         hooks = {"ema": EMA(**SETTINGS[kind]), "checkpoint": Checkpoint(), **more}
         model = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "batch_norm": True}
         runner = make(hooks, model=model, work_dir=tmp_path / folder, resume=True)
@@ -128,7 +135,9 @@ def test_a_resumed_run_has_the_same_bits(make, points, interrupt_at, tmp_path, k
     assert points(tmp_path / "parts") == points(tmp_path / "whole")
 
 
-def test_both_are_evaluated_side_by_side(make, points, caplog, tmp_path):
+def test_both_are_evaluated_side_by_side(
+    make: Any, points: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     caplog.set_level("INFO", "trainyard")
     hooks = {"ema": EMA(0.9, begin=2, evaluate="both"), "logger": Logger()}
     make(hooks, model=mlp(), work_dir=tmp_path).train()
@@ -143,7 +152,7 @@ def test_both_are_evaluated_side_by_side(make, points, caplog, tmp_path):
     assert [line for line in lines if line.startswith("val")] == ["val", "val", "val_raw", "val", "val_raw"]
 
 
-def test_what_is_evaluated_beside_is_the_model(make, points, tmp_path):
+def test_what_is_evaluated_beside_is_the_model(make: Any, points: Any, tmp_path: Path) -> None:
     """The same seed, and a model from a config: the raw results are those of a run without an average, bit for bit."""
     make({"ema": EMA(0.9, evaluate="both")}, work_dir=tmp_path / "both").train()
     make({}, work_dir=tmp_path / "plain").train()
@@ -154,7 +163,7 @@ def test_what_is_evaluated_beside_is_the_model(make, points, tmp_path):
     assert both["val/loss", 18] != both["val_raw/loss", 18]
 
 
-def test_alone_a_validation_has_one_result(make):
+def test_alone_a_validation_has_one_result(make: Any) -> None:
     runner = make({"ema": EMA(0.9, evaluate="both")})
     runner.train()
     assert list(runner.val()[0]) == ["val/loss"]
@@ -172,7 +181,7 @@ def test_alone_a_validation_has_one_result(make):
         ({"evaluate": "raw"}, "evaluate: 'raw' given; accepted: one of average, both"),
     ],
 )
-def test_settings_that_cannot_work(settings, told):
+def test_settings_that_cannot_work(settings: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         EMA(**settings)
     assert told in str(error.value)

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -15,35 +18,37 @@ class Clock:
         each: nanoseconds that a look at it takes.
     """
 
-    def __init__(self, each=0):
+    def __init__(self, each: int = 0) -> None:
         self.now = 0
         self.each = each
 
-    def __call__(self):
+    def __call__(self) -> Any:
         self.now += self.each
         return self.now
 
-    def sleep(self, seconds):
+    def sleep(self, seconds: Any) -> None:
         self.now += round(1e9 * seconds)
 
 
-class Slow(Dataset):
+class Slow(Dataset[Any]):
     """Points of two classes, each read slowly."""
 
-    def __init__(self, count, seconds, clock):
+    def __init__(self, count: Any, seconds: Any, clock: Any) -> None:
         self.count = count
         self.seconds = seconds
         self.clock = clock
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: Any) -> Any:
         self.clock.sleep(self.seconds)
         return torch.full((2,), float(i % 2)), i % 2
 
 
-def test_the_mean_of_a_window_is_its_share_of_the_clock(make, points, tmp_path, monkeypatch):
+def test_the_mean_of_a_window_is_its_share_of_the_clock(
+    make: Any, points: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainyard.hooks.iter_timer.perf_counter_ns", Clock(each=1000))
     make({"timer": IterTimer(), "logger": Logger(6)}, work_dir=tmp_path).train()
     found = points(tmp_path)
@@ -52,9 +57,11 @@ def test_the_mean_of_a_window_is_its_share_of_the_clock(make, points, tmp_path, 
         assert found["train/time", 6 * epoch] == 2e-6
 
 
-def test_waiting_for_data_is_told_apart_and_validation_is_left_out(make, points, tmp_path, monkeypatch):
+def test_waiting_for_data_is_told_apart_and_validation_is_left_out(
+    make: Any, points: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Work(Hook):
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             clock.sleep(TRAIN)
 
     Work.priority = "HIGHEST"

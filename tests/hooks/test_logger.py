@@ -2,6 +2,7 @@ import logging
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,18 +17,18 @@ from trainyard.runner import IterBasedTrainLoop, checkpoint
 class Seen(Hook):
     """Every iteration's outputs, and the learning rate under which it was made."""
 
-    def __init__(self):
-        self.outputs = []
-        self.rates = []
+    def __init__(self) -> None:
+        self.outputs: list[Any] = []
+        self.rates: list[Any] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.outputs.append({key: float(value) for key, value in outputs.items()})
         self.rates.append(runner.optimizer.param_groups[0]["lr"])
 
 
-def by_hand(seen, interval):
+def by_hand(seen: Any, interval: Any) -> Any:
     """What the journal should hold: the mean of each number over the iterations of a window that have it."""
-    expected = {}
+    expected: dict[Any, Any] = {}
     for begin in range(0, len(seen.outputs), interval):
         window = seen.outputs[begin : begin + interval]
         columns = defaultdict(list)
@@ -40,7 +41,7 @@ def by_hand(seen, interval):
     return expected
 
 
-def of_training(points):
+def of_training(points: Any) -> Any:
     return {key: value for key, value in points.items() if key[0].startswith("train/")}
 
 
@@ -51,7 +52,9 @@ def of_training(points):
     unit=st.sampled_from(["epoch", "iter"]),
     accumulate=st.integers(1, 3),
 )
-def test_points_are_means_over_windows_that_span_epochs(make, points, interval, iterations, unit, accumulate):
+def test_points_are_means_over_windows_that_span_epochs(
+    make: Any, points: Any, interval: int, iterations: int, unit: str, accumulate: int
+) -> None:
     loop = {"loop": IterBasedTrainLoop(iterations)} if unit == "iter" else {}
     seen = Seen()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,8 +64,10 @@ def test_points_are_means_over_windows_that_span_epochs(make, points, interval, 
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 7, 11])
-def test_a_window_goes_on_where_the_run_was_interrupted(make, points, interrupt_at, tmp_path, at):
-    def hooks(**more):
+def test_a_window_goes_on_where_the_run_was_interrupted(
+    make: Any, points: Any, interrupt_at: Any, tmp_path: Path, at: int
+) -> None:
+    def hooks(**more: Any) -> Any:
         return {"logger": Logger(4), "checkpoint": Checkpoint(), **more}
 
     seen = Seen()
@@ -76,16 +81,16 @@ def test_a_window_goes_on_where_the_run_was_interrupted(make, points, interrupt_
 
 
 @pytest.mark.gpu
-def test_a_window_goes_on_on_the_device(make, points, interrupt_at, tmp_path):
+def test_a_window_goes_on_on_the_device(make: Any, points: Any, interrupt_at: Any, tmp_path: Path) -> None:
     for stop in ({"stop": interrupt_at(3)}, {}):
         hooks = {"logger": Logger(4), "checkpoint": Checkpoint(), **stop}
         make(hooks, device="cuda", work_dir=tmp_path, resume=True).train()
     assert {step for name, step in points(tmp_path) if name == "train/loss"} == {4, 8, 12, 16, 18}
 
 
-def test_the_windows_losses_stay_where_they_are(make):
+def test_the_windows_losses_stay_where_they_are(make: Any) -> None:
     class Look(Hook):
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             assert all(isinstance(value, torch.Tensor) for entry in logger._window for value in entry.values())
             assert len(logger._window) == runner.iter % 10
 
@@ -94,7 +99,7 @@ def test_the_windows_losses_stay_where_they_are(make):
     make({"logger": logger, "look": Look()}).train()
 
 
-def _lines(caplog, of_progress):
+def _lines(caplog: pytest.LogCaptureFixture, of_progress: Any) -> Any:
     return [record for record in caplog.records if getattr(record, "of_progress", False) is of_progress]
 
 
@@ -103,23 +108,27 @@ class Clock(Hook):
 
     priority = "HIGHEST"
 
-    def __init__(self, monkeypatch, seconds=1.0):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
         self.now = 0.0
         self.seconds = seconds
         monkeypatch.setattr("trainyard.hooks.logger.perf_counter", lambda: self.now)
 
-    def before_train_iter(self, runner, batch_idx, data_batch):
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any) -> None:
         self.now += self.seconds
 
 
-def test_lines_of_text_are_at_least_so_far_apart(make, caplog, monkeypatch):
+def test_lines_of_text_are_at_least_so_far_apart(
+    make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"clock": Clock(monkeypatch), "logger": Logger(1, line_every=4.5)}).train()
     lines = [record.getMessage().split("  ")[1] for record in _lines(caplog, of_progress=True)]
     assert lines == ["iter 5/18", "iter 10/18", "iter 15/18"]
 
 
-def test_every_point_has_a_line_where_that_is_asked_for(make, caplog, monkeypatch):
+def test_every_point_has_a_line_where_that_is_asked_for(
+    make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"clock": Clock(monkeypatch), "logger": Logger(5, line_every=0)}).train()
     lines = [record.getMessage() for record in _lines(caplog, of_progress=True)]
@@ -130,13 +139,17 @@ def test_every_point_has_a_line_where_that_is_asked_for(make, caplog, monkeypatc
     assert [line.split("eta ")[1] for line in lines] == ["0:00:13", "0:00:08", "0:00:03", "0:00:00"]
 
 
-def test_a_short_run_has_no_lines_of_progress(make, caplog, monkeypatch):
+def test_a_short_run_has_no_lines_of_progress(
+    make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"clock": Clock(monkeypatch, 0.25), "logger": Logger(1)}).train()
     assert _lines(caplog, of_progress=True) == []
 
 
-def test_validations_are_told_and_the_best_are_marked(make, caplog, scripted):
+def test_validations_are_told_and_the_best_are_marked(
+    make: Any, caplog: pytest.LogCaptureFixture, scripted: Any
+) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         runner = make({"logger": Logger()}, metrics={"loss": scripted([0.5, 0.75, 0.25])})
         runner.train()
@@ -152,6 +165,6 @@ def test_validations_are_told_and_the_best_are_marked(make, caplog, scripted):
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, "3"])
-def test_an_interval_that_cannot_be(interval):
+def test_an_interval_that_cannot_be(interval: float | str) -> None:
     with pytest.raises(ConfigError, match=r"interval: .* given; accepted: an integer of at least 1"):
         Logger(interval)

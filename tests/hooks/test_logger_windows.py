@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,14 +18,14 @@ BATCHES = 6
 class Seen(Hook):
     """Every iteration's outputs."""
 
-    def __init__(self):
-        self.outputs = []
+    def __init__(self) -> None:
+        self.outputs: list[Any] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.outputs.append({key: float(value) for key, value in outputs.items()})
 
 
-def by_hand(values, step, window, interval):
+def by_hand(values: Any, step: Any, window: Any, interval: Any) -> Any:
     """The mean at a point; `values` are pairs of an iteration and what it gave."""
     before = [(at, value) for at, value in values if at <= step]
     if window == "epoch":
@@ -44,7 +45,7 @@ def by_hand(values, step, window, interval):
 WINDOWS = st.one_of(st.none(), st.integers(1, 20), st.sampled_from(["epoch", "global", 0.5, 0.9]))
 
 
-def arguments(windows):
+def arguments(windows: Any) -> Any:
     return {
         "window": {name: it for name, it in windows.items() if it is not None and not isinstance(it, float)},
         "smoothing": {name: it for name, it in windows.items() if isinstance(it, float)},
@@ -54,8 +55,8 @@ def arguments(windows):
 @settings(max_examples=25)
 @given(loss=WINDOWS, norm=WINDOWS, interval=st.integers(1, 12), accumulate=st.integers(1, 3), at=st.integers(0, 17))
 def test_points_are_means_over_the_windows_also_over_a_resume(
-    make, points, interrupt_at, loss, norm, interval, accumulate, at
-):
+    make: Any, points: Any, interrupt_at: Any, loss: Any, norm: Any, interval: int, accumulate: int, at: int
+) -> None:
     given = arguments({"loss": loss, "grad_norm": norm})
     seen = Seen()
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +79,7 @@ def test_points_are_means_over_the_windows_also_over_a_resume(
                 assert not since or step == 18
 
 
-def test_one_window_for_every_value(make, points, tmp_path):
+def test_one_window_for_every_value(make: Any, points: Any, tmp_path: Path) -> None:
     seen = Seen()
     make({"logger": Logger(5, window="epoch"), "seen": seen}, work_dir=tmp_path, clip_grad_norm=1.0).train()
     for name in ("loss", "grad_norm"):
@@ -88,7 +89,7 @@ def test_one_window_for_every_value(make, points, tmp_path):
             assert points(tmp_path)[f"train/{name}", step] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_learning_rate_is_that_of_the_moment(make, points, tmp_path):
+def test_the_learning_rate_is_that_of_the_moment(make: Any, points: Any, tmp_path: Path) -> None:
     make({"logger": Logger(5, window="global")}, work_dir=tmp_path).train()
     assert {value for (name, _), value in points(tmp_path).items() if name == "train/lr"} == {0.01}
 
@@ -101,7 +102,9 @@ def test_the_learning_rate_is_that_of_the_moment(make, points, tmp_path):
         (None, ["epoch 1/3  iter 5/18", "epoch 2/3  iter 10/18", "epoch 3/3  iter 15/18", "epoch 3/3  iter 18/18"]),
     ],
 )
-def test_lines_by_epoch_and_by_iteration(make, caplog, by, begins):
+def test_lines_by_epoch_and_by_iteration(
+    make: Any, caplog: pytest.LogCaptureFixture, by: str | None, begins: Any
+) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"logger": Logger(5, line_every=0, by=by)}).train()
     lines = [record.getMessage() for record in caplog.records if getattr(record, "of_progress", False)]
@@ -109,7 +112,7 @@ def test_lines_by_epoch_and_by_iteration(make, caplog, by, begins):
     assert all(line.split("  ")[-1].startswith("eta 0:") for line in lines)
 
 
-def test_the_run_is_named_now_and_then(make, caplog):
+def test_the_run_is_named_now_and_then(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"logger": Logger(2, interval_exp_name=7)}, name="mine").train()
     assert [record.getMessage() for record in caplog.records].count("Run mine.") == 2
@@ -126,7 +129,7 @@ def test_the_run_is_named_now_and_then(make, caplog):
         ({"interval_exp_name": 0}, "interval_exp_name: 0 given"),
     ],
 )
-def test_settings_that_cannot_work(settings, told):
+def test_settings_that_cannot_work(settings: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         Logger(**settings)
     assert told in str(error.value)

@@ -1,5 +1,7 @@
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +18,21 @@ from trainyard.track import read
 MLP = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [16], "batch_norm": True}
 
 
-def sgd(lr=0.1):
+def sgd(lr: float = 0.1) -> Any:
     return {"_target_": "torch.optim.SGD", "_partial_": True, "lr": lr, "momentum": 0.9}
 
 
 class Count(Hook):
     """How many iterations there were."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.iterations = 0
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.iterations += 1
 
 
-def test_it_suggests_a_rate_writes_the_curve_and_ends_the_run(make, tmp_path):
+def test_it_suggests_a_rate_writes_the_curve_and_ends_the_run(make: Any, tmp_path: Path) -> None:
     count = Count()
     hooks = {"finder": LRFinder(), "count": count, "checkpoint": Checkpoint(), "logger": Logger()}
     runner = make(hooks, optim=sgd(), work_dir=tmp_path)
@@ -52,7 +54,7 @@ def test_it_suggests_a_rate_writes_the_curve_and_ends_the_run(make, tmp_path):
     assert records[-1]["status"] == "FINISHED"
 
 
-def test_what_it_suggests_trains_better_than_what_it_began_with(make):
+def test_what_it_suggests_trains_better_than_what_it_began_with(make: Any) -> None:
     finder = LRFinder()
     make({"finder": finder}, optim=sgd()).train()
     (found,) = [curve.suggestion for curve in finder.curves]
@@ -61,8 +63,8 @@ def test_what_it_suggests_trains_better_than_what_it_began_with(make):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_run_is_as_it_was(make, accumulate):
-    def prepared(hooks):
+def test_the_run_is_as_it_was(make: Any, accumulate: int) -> None:
+    def prepared(hooks: Any) -> Any:
         model = MLP | {"dropout": 0.5}
         runner = make(hooks, model=model, optim=sgd(), accumulate=accumulate)
         runner.prepare()
@@ -79,9 +81,9 @@ def test_the_run_is_as_it_was(make, accumulate):
     assert (state["optimizer"], state["step"]) == (expected["optimizer"], expected["step"])
 
 
-def test_a_trained_model_can_be_searched(make, tmp_path):
+def test_a_trained_model_can_be_searched(make: Any, tmp_path: Path) -> None:
     make({"checkpoint": Checkpoint()}, loop=IterBasedTrainLoop(18), optim=sgd(), work_dir=tmp_path / "a").train()
-    file, state = checkpoint.newest(tmp_path / "a" / "checkpoints")
+    file, state = checkpoint.newest(tmp_path / "a" / "checkpoints")  # type: ignore[misc]
     runner = make({"finder": LRFinder()}, optim=sgd(), load_from=file, work_dir=tmp_path / "b")
     runner.train()
     assert all(torch.equal(own, state["model"][name]) for name, own in runner.model.state_dict().items())
@@ -93,15 +95,15 @@ def test_a_trained_model_can_be_searched(make, tmp_path):
     assert own["param_groups"] == state["optimizer"]["param_groups"]
 
 
-def test_groups_keep_their_ratio(make):
+def test_groups_keep_their_ratio(make: Any) -> None:
     rates = []
 
     class Spy(torch.optim.SGD):
-        def step(self, closure=None):
+        def step(self, closure: Any = None) -> Any:
             rates.append([group["lr"] for group in self.param_groups])
             return super().step(closure)
 
-    def optim(parameters):
+    def optim(parameters: Any) -> Any:
         first, *rest = parameters
         return Spy([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.02}])
 
@@ -111,7 +113,7 @@ def test_groups_keep_their_ratio(make):
     assert [group["lr"] for group in runner.optimizer.param_groups] == [0.1, 0.02]
 
 
-def test_without_a_directory_it_writes_nothing(make, tmp_path, monkeypatch):
+def test_without_a_directory_it_writes_nothing(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finder = LRFinder()
     make({"finder": finder}, optim=sgd()).train()
@@ -119,7 +121,7 @@ def test_without_a_directory_it_writes_nothing(make, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_does_not_fall_suggests_nothing(make, tmp_path):
+def test_a_loss_that_does_not_fall_suggests_nothing(make: Any, tmp_path: Path) -> None:
     runner = make({"finder": LRFinder(start=1e20, end=1e30)}, optim=sgd(), work_dir=tmp_path)
     runner.train()
     assert runner.members[0].stop_reason == "no learning rate makes the loss fall"
@@ -127,7 +129,7 @@ def test_a_loss_that_does_not_fall_suggests_nothing(make, tmp_path):
 
 
 @given(center=st.floats(-4, -1), slope=st.floats(1, 3))
-def test_the_steepest_place_of_a_known_curve_is_found(center, slope):
+def test_the_steepest_place_of_a_known_curve_is_found(center: float, slope: float) -> None:
     curve = Curve(smoothing=0.0, diverge=4.0)
     for exponent in np.linspace(-6, 1, 200):
         curve.add(10**exponent, 2 - math.tanh(slope * (exponent - center)))
@@ -135,7 +137,7 @@ def test_the_steepest_place_of_a_known_curve_is_found(center, slope):
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=40), st.floats(0, 0.99))
-def test_a_curve_is_finite_whatever_the_losses(losses, smoothing):
+def test_a_curve_is_finite_whatever_the_losses(losses: Any, smoothing: float) -> None:
     curve = Curve(smoothing, diverge=4.0)
     for index, loss in enumerate(losses):
         curve.add(10.0 ** (index - 20), loss)
@@ -158,7 +160,7 @@ def test_a_curve_is_finite_whatever_the_losses(losses, smoothing):
         ("diverge", 1),
     ],
 )
-def test_settings_that_cannot_be(key, given_):
+def test_settings_that_cannot_be(key: str, given_: float | str | None) -> None:
     with pytest.raises(ConfigError) as error:
         LRFinder(**{key: given_})
     assert error.value.key == key

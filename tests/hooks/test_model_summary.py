@@ -1,5 +1,7 @@
 import logging
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ from trainyard.track import read
 
 
 @pytest.fixture
-def table(make, tmp_path):
+def table(make: Any, tmp_path: Path) -> Any:
     """The rows of the summary of a run, by module, and its first line."""
 
-    def table(hook, **more):
+    def table(hook: Any, **more: Any) -> Any:
         make({"summary": hook}, loop=IterBasedTrainLoop(2), work_dir=tmp_path, **more).train()
         title, _, head, *lines = (tmp_path / "summary.txt").read_text().splitlines()
         rows = {}
@@ -31,7 +33,7 @@ def table(make, tmp_path):
     return table
 
 
-def test_an_mlp(table):
+def test_an_mlp(table: Any) -> None:
     title, rows = table(ModelSummary())
     assert title == "MLP: 42 parameters, 42 of them trained, 64 FLOPs a sample"
     assert {name: row[0] for name, row in rows.items()} == {
@@ -48,7 +50,7 @@ def test_an_mlp(table):
     assert rows["(all)"] == ("MLP", "64, 2", ["42", "64"])
 
 
-def test_a_cnn(table):
+def test_a_cnn(table: Any) -> None:
     model = CNN(in_channels=1, num_classes=10, channels=[4])
     _, rows = table(ModelSummary(), model=model, data=Digits(batch_size=50))
     assert rows["net.0"] == ("Conv2d", "180, 4, 8, 8", ["36", "4.61", "k"]), "2 * 9 * 4 * 64 = 4608"
@@ -58,18 +60,18 @@ def test_a_cnn(table):
 class Attentive(BaseModel):
     """A layer of torch's transformer, which has a fast path of its own in evaluation."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(1, 8)
         self.layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
         self.head = nn.Linear(8, 2)
 
-    def forward(self, x, y=None, mode="tensor"):
+    def forward(self, x: Any, y: Any = None, mode: str = "tensor") -> Any:
         logits = self.head(self.layer(self.embed(x.unsqueeze(-1))).mean(1))
         return {"loss": nn.functional.cross_entropy(logits, y)} if mode == "loss" else logits
 
 
-def test_attention_is_counted(table):
+def test_attention_is_counted(table: Any) -> None:
     _, rows = table(ModelSummary(), model=Attentive())
     tokens, width, inner = 2, 8, 16
     projections = 2 * tokens * width * (3 * width + width)
@@ -80,20 +82,20 @@ def test_attention_is_counted(table):
 
 
 @pytest.mark.parametrize(("depth", "names"), [(0, ["(all)"]), (1, ["(all)", "net", "loss"])])
-def test_depth(table, depth, names):
+def test_depth(table: Any, depth: int, names: Any) -> None:
     _, rows = table(ModelSummary(depth=depth))
     assert list(rows) == names
 
 
-def test_a_deep_model_is_cut_and_null_shows_all(table):
+def test_a_deep_model_is_cut_and_null_shows_all(table: Any) -> None:
     deep = nn.Linear(2, 2)
     for _ in range(4):
-        deep = nn.Sequential(deep)
+        deep = nn.Sequential(deep)  # type: ignore[assignment]
     _, rows = table(ModelSummary(depth=None), model=Supervised(deep, nn.functional.cross_entropy))
     assert list(rows)[-1] == "net.0.0.0.0"
 
 
-def test_it_is_logged_once_and_an_artifact(make, tmp_path, caplog):
+def test_it_is_logged_once_and_an_artifact(make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"summary": ModelSummary(flops=False)}, work_dir=tmp_path).train()
     text = (tmp_path / "summary.txt").read_text()
@@ -103,7 +105,7 @@ def test_it_is_logged_once_and_an_artifact(make, tmp_path, caplog):
     assert uploaded == ["summary.txt"]
 
 
-def test_it_is_plain_text_of_80_columns(make, tmp_path, monkeypatch):
+def test_it_is_plain_text_of_80_columns(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("COLUMNS", "200")
@@ -123,8 +125,8 @@ def test_it_is_plain_text_of_80_columns(make, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_it_changes_nothing_of_the_training(make, average):
-    def trained(hooks):
+def test_it_changes_nothing_of_the_training(make: Any, average: bool) -> None:
+    def trained(hooks: Any) -> Any:
         model = {"_target_": MLP, "in_features": 2, "num_classes": 2, "hidden": [8], "dropout": 0.5, "batch_norm": True}
         runner = make(hooks | ({"ema": EMA()} if average else {}), model=model)
         return runner, runner.train()
@@ -137,7 +139,7 @@ def test_it_changes_nothing_of_the_training(make, average):
     assert not any(module._forward_hooks for module in summarised.model.modules())
 
 
-def test_without_validation_data_a_training_batch_does(make, tmp_path):
+def test_without_validation_data_a_training_batch_does(make: Any, tmp_path: Path) -> None:
     data = ArrayData({"train": (torch.rand(64, 2), torch.arange(64) % 2)}, {"in_features": 2, "num_classes": 2})
     make({"summary": ModelSummary()}, data=data, metrics={}, work_dir=tmp_path, loop=IterBasedTrainLoop(2)).train()
     assert "64 FLOPs a sample" in (tmp_path / "summary.txt").read_text()
@@ -146,12 +148,12 @@ def test_without_validation_data_a_training_batch_does(make, tmp_path):
 @pytest.mark.parametrize(
     ("number", "told"), [(0, "0 "), (999, "999 "), (999.7, "1 k"), (12345, "12.3 k"), (5e12, "5 T"), (1e16, "1e+04 T")]
 )
-def test_short_numbers(number, told):
+def test_short_numbers(number: float, told: str) -> None:
     assert _short(number) == told
 
 
 @pytest.mark.parametrize(("key", "given"), [("depth", -1), ("depth", "all"), ("flops", 1)])
-def test_settings_that_cannot_be(key, given):
+def test_settings_that_cannot_be(key: str, given: int | str) -> None:
     with pytest.raises(ConfigError) as error:
         ModelSummary(**{key: given})
     assert error.value.key == key

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,12 +17,12 @@ class ByHand(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, accumulate=1):
+    def __init__(self, accumulate: int = 1) -> None:
         self.accumulate = accumulate
-        self.batches = []
-        self.norms = {}
+        self.batches: list[Any] = []
+        self.norms: dict[Any, Any] = {}
 
-    def before_train_iter(self, runner, batch_idx, data_batch):
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any) -> None:
         self.batches.append(data_batch)
         losses = [runner.model.train_step(batch)["loss"] for batch in self.batches]
         weights = dict(runner.model.named_parameters())
@@ -33,15 +36,15 @@ class ByHand(Hook):
             self.batches = []
 
 
-def recorded(points, folder):
-    found = {}
+def recorded(points: Any, folder: Any) -> Any:
+    found: dict[Any, Any] = {}
     for (name, step), value in points(folder).items():
         if name.startswith("norm/"):
             found.setdefault(step, {})[name] = value
     return found
 
 
-def test_they_are_those_of_the_whole_gradient(make, points, tmp_path):
+def test_they_are_those_of_the_whole_gradient(make: Any, points: Any, tmp_path: Path) -> None:
     by_hand = ByHand()
     make({"norms": Norms(4), "by_hand": by_hand}, work_dir=tmp_path).train()
     found = recorded(points, tmp_path)
@@ -50,7 +53,7 @@ def test_they_are_those_of_the_whole_gradient(make, points, tmp_path):
         assert values == pytest.approx({name: by_hand.norms[step][name] for name in ("norm/grad", "norm/param")})
 
 
-def test_clipping_comes_after(make, points, tmp_path):
+def test_clipping_comes_after(make: Any, points: Any, tmp_path: Path) -> None:
     by_hand = ByHand()
     make({"norms": Norms(5), "by_hand": by_hand}, work_dir=tmp_path, clip_grad_norm=1e-3).train()
     for step, values in recorded(points, tmp_path).items():
@@ -59,7 +62,9 @@ def test_clipping_comes_after(make, points, tmp_path):
 
 
 @pytest.mark.parametrize(("accumulate", "interval", "steps"), [(3, 3, [3, 6, 9, 12, 15, 18]), (4, 5, [6, 10, 16])])
-def test_accumulated_gradients_are_taken_with_the_step(make, points, tmp_path, accumulate, interval, steps):
+def test_accumulated_gradients_are_taken_with_the_step(
+    make: Any, points: Any, tmp_path: Path, accumulate: int, interval: int, steps: Any
+) -> None:
     by_hand = ByHand(accumulate)
     hooks = {"norms": Norms(interval, by_module=True), "by_hand": by_hand}
     make(hooks, work_dir=tmp_path, accumulate=accumulate).train()
@@ -71,7 +76,7 @@ def test_accumulated_gradients_are_taken_with_the_step(make, points, tmp_path, a
                 assert values[name] == pytest.approx(value, rel=1e-5)
 
 
-def test_by_module(make, points, tmp_path):
+def test_by_module(make: Any, points: Any, tmp_path: Path) -> None:
     make({"norms": Norms(6, by_module=True)}, work_dir=tmp_path).train()
     for values in recorded(points, tmp_path).values():
         assert set(values) == {
@@ -81,7 +86,7 @@ def test_by_module(make, points, tmp_path):
         assert values["norm/grad"] == pytest.approx(sum(part**2 for part in parts) ** 0.5)
 
 
-def test_in_half_precision_they_are_unscaled(make, points, tmp_path):
+def test_in_half_precision_they_are_unscaled(make: Any, points: Any, tmp_path: Path) -> None:
     found = {}
     for precision in ("fp32", "bf16"):
         folder = tmp_path / precision
@@ -90,8 +95,8 @@ def test_in_half_precision_they_are_unscaled(make, points, tmp_path):
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.05)
 
 
-def test_a_resumed_run_records_what_was_due(make, points, tmp_path, interrupt_at):
-    def run(folder, at, resume=False):
+def test_a_resumed_run_records_what_was_due(make: Any, points: Any, tmp_path: Path, interrupt_at: Any) -> None:
+    def run(folder: Any, at: Any, resume: bool = False) -> Any:
         hooks = {"norms": Norms(5), "checkpoint": Checkpoint()} | ({"stop": interrupt_at(at)} if at else {})
         loop = EpochBasedTrainLoop(2)
         make(hooks, loop=loop, work_dir=folder, accumulate=4, resume=resume).train()
@@ -101,7 +106,7 @@ def test_a_resumed_run_records_what_was_due(make, points, tmp_path, interrupt_at
     assert run(tmp_path / "resumed", None, resume=True) == run(tmp_path / "whole", None)
 
 
-def test_it_changes_nothing_of_the_training(make):
+def test_it_changes_nothing_of_the_training(make: Any) -> None:
     measured, plain = make({"norms": Norms(1)}), make({})
     results = measured.train()[0]
     assert {name: value for name, value in results.items() if "norm/" not in name} == plain.train()[0]
@@ -114,7 +119,7 @@ names = st.lists(
 
 
 @given(names)
-def test_modules_share_out_all_weights(names):
+def test_modules_share_out_all_weights(names: Any) -> None:
     weights = {name: torch.tensor(index) for index, name in enumerate(names)}
     modules = _grouped(weights)
     assert sorted(int(weight) for module in modules.values() for weight in module) == list(range(len(names)))
@@ -123,13 +128,13 @@ def test_modules_share_out_all_weights(names):
 
 
 @pytest.mark.parametrize(("key", "given_"), [("interval", 0), ("interval", 1.5), ("by_module", "yes")])
-def test_settings_that_cannot_be(key, given_):
+def test_settings_that_cannot_be(key: str, given_: float | str) -> None:
     with pytest.raises(ConfigError) as error:
         Norms(**{key: given_})
     assert error.value.key == key
 
 
-def test_several_optimisers_are_measured_together(make, points, tmp_path):
+def test_several_optimisers_are_measured_together(make: Any, points: Any, tmp_path: Path) -> None:
     adam = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01}
     make(
         {"norms": Norms(6, by_module=True)},

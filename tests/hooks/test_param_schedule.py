@@ -1,6 +1,8 @@
 """The learning rate of every iteration of a run, against torch's schedulers stepped by hand."""
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +21,15 @@ class Rates(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self):
-        self.all = []
+    def __init__(self) -> None:
+        self.all: list[Any] = []
 
-    def before_train_iter(self, runner, batch_idx, data_batch):
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any) -> None:
         (group,) = runner.optimizer.param_groups
         self.all.append((group["lr"], group["momentum"]))
 
 
-def by_hand(make_scheduler, length):
+def by_hand(make_scheduler: Any, length: Any) -> Any:
     """Rates and momenta during each of `length` units."""
     optimizer = SGD([torch.zeros(1)])
     scheduler = make_scheduler(optimizer)
@@ -39,7 +41,7 @@ def by_hand(make_scheduler, length):
     return rows
 
 
-def warmup_cosine(optimizer):
+def warmup_cosine(optimizer: Any) -> Any:
     parts = [
         lr_scheduler.LinearLR(optimizer, start_factor=1e-3, total_iters=4),
         lr_scheduler.CosineAnnealingLR(optimizer, T_max=14),
@@ -58,7 +60,7 @@ BY_ITER = {
 
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
 @pytest.mark.parametrize("name", ["cosine", "warmup"])
-def test_by_iteration(make, name, loop):
+def test_by_iteration(make: Any, name: str, loop: str) -> None:
     schedule, scheduler = BY_ITER[name]
     rates = Rates()
     loops = {"epoch": EpochBasedTrainLoop(3), "iter": IterBasedTrainLoop(18)}
@@ -66,7 +68,7 @@ def test_by_iteration(make, name, loop):
     assert rates.all == by_hand(scheduler, 18)
 
 
-def test_the_momentum_is_cycled_too(make):
+def test_the_momentum_is_cycled_too(make: Any) -> None:
     rates = Rates()
     schedule = Schedule(partial(lr_scheduler.OneCycleLR, max_lr="auto", total_steps=19), by="iter")
     make({"schedule": ParamSchedule(), "rates": rates}, optim=SGD, schedule=schedule).train()
@@ -75,7 +77,7 @@ def test_the_momentum_is_cycled_too(make):
 
 
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
-def test_by_epoch(make, loop):
+def test_by_epoch(make: Any, loop: str) -> None:
     rates = Rates()
     schedule = Schedule(partial(lr_scheduler.StepLR, step_size=2, gamma=0.5), by="epoch")
     loops = {"epoch": EpochBasedTrainLoop(5), "iter": IterBasedTrainLoop(27)}
@@ -88,7 +90,7 @@ def test_by_epoch(make, loop):
 
 @pytest.mark.parametrize("by", ["epoch", "iter"])
 @pytest.mark.parametrize("at", [4, 6, 11])
-def test_a_resumed_run_goes_on_in_the_schedule(make, interrupt_at, tmp_path, by, at):
+def test_a_resumed_run_goes_on_in_the_schedule(make: Any, interrupt_at: Any, tmp_path: Path, by: str, at: int) -> None:
     rates = Rates()
     for stop in ({"stop": interrupt_at(at)}, {}):
         hooks = {"schedule": ParamSchedule(), "rates": rates, "checkpoint": Checkpoint(), **stop}
@@ -103,7 +105,9 @@ VALUES = [0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3]
 
 
 @pytest.mark.parametrize("at", [None, 14, 25])
-def test_a_plateau_sees_every_validation(make, scripted, interrupt_at, tmp_path, at):
+def test_a_plateau_sees_every_validation(
+    make: Any, scripted: Any, interrupt_at: Any, tmp_path: Path, at: int | None
+) -> None:
     rates = Rates()
     for stop in ([interrupt_at(at)] if at else []) + [None]:
         hooks = {"schedule": ParamSchedule(), "rates": rates, "checkpoint": Checkpoint()}
@@ -128,7 +132,7 @@ def test_a_plateau_sees_every_validation(make, scripted, interrupt_at, tmp_path,
     assert len(set(expected)) == 3
 
 
-def test_a_plateau_may_watch_another_metric(make, scripted):
+def test_a_plateau_may_watch_another_metric(make: Any, scripted: Any) -> None:
     rates = Rates()
     metrics = {"loss": scripted([3.0, 2.0, 1.0]), "score": scripted([0.5, 0.5, 0.5])}
     schedule = Plateau("val/score", "max", patience=0, factor=0.5)
@@ -136,7 +140,7 @@ def test_a_plateau_may_watch_another_metric(make, scripted):
     assert [lr for lr, _ in rates.all[::BATCHES]] == [0.1, 0.1, 0.05]
 
 
-def test_validating_alone_does_not_step_a_plateau(make, scripted):
+def test_validating_alone_does_not_step_a_plateau(make: Any, scripted: Any) -> None:
     runner = make(
         {"schedule": ParamSchedule()}, optim=SGD, schedule=Plateau(patience=0), metrics={"loss": scripted([1.0] * 9)}
     )
@@ -146,13 +150,13 @@ def test_validating_alone_does_not_step_a_plateau(make, scripted):
     assert runner.schedule.row(0) == [{"lr": 0.1}]
 
 
-def test_without_a_schedule_the_rate_stays(make):
+def test_without_a_schedule_the_rate_stays(make: Any) -> None:
     rates = Rates()
     make({"schedule": ParamSchedule(), "rates": rates}, optim=SGD).train()
     assert set(rates.all) == {(0.1, 0.9)}
 
 
-def test_without_the_hook_a_schedule_does_nothing(make):
+def test_without_the_hook_a_schedule_does_nothing(make: Any) -> None:
     rates = Rates()
     make({"rates": rates}, optim=SGD, schedule=BY_ITER["cosine"][0]).train()
     assert set(rates.all) == {(0.1, 0.9)}

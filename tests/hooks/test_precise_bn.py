@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +15,7 @@ from trainyard.runner import IterBasedTrainLoop, checkpoint
 MLP = {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [8, 8], "batch_norm": True}
 
 
-def population(model, layer, loader, batches):
+def population(model: Any, layer: Any, loader: Any, batches: Any) -> Any:
     """Mean and variance over all that enters `layer` in training mode, taken in one go."""
     model.train()
     seen = []
@@ -32,11 +35,11 @@ class Look(Hook):
 
     priority = "HIGH"
 
-    def __init__(self, name, batches):
+    def __init__(self, name: Any, batches: Any) -> None:
         self.name, self.batches = name, batches
-        self.found = []
+        self.found: list[Any] = []
 
-    def after_val_epoch(self, runner, metrics):
+    def after_val_epoch(self, runner: Any, metrics: Any) -> None:
         layer = runner.eval_model.get_submodule(self.name)
         mine = layer.running_mean.clone(), layer.running_var.clone()
         batches = min(self.batches, len(runner.loader("train")))
@@ -44,7 +47,7 @@ class Look(Hook):
         epoch = runner.epoch
 
         class Epoch:
-            def batches(self, _):
+            def batches(self, _: Any) -> Any:
                 return loader.batches(epoch)
 
         self.found.append((mine, population(runner.eval_model, layer, Epoch(), batches)))
@@ -54,7 +57,7 @@ class Look(Hook):
 @pytest.mark.parametrize("name", ["net.2", "net.5"])
 @pytest.mark.parametrize("batches", [1, 4, 100])
 @pytest.mark.parametrize("average", [False, True])
-def test_the_statistics_are_the_populations(make, name, batches, average):
+def test_the_statistics_are_the_populations(make: Any, name: str, batches: int, average: bool) -> None:
     look = Look(name, batches)
     hooks = {"precise": PreciseBN(batches), "look": look} | ({"ema": EMA(0.9)} if average else {})
     make(hooks, model=MLP).train()
@@ -64,7 +67,7 @@ def test_the_statistics_are_the_populations(make, name, batches, average):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_batches_of_unequal_size(make):
+def test_images_of_batches_of_unequal_size(make: Any) -> None:
     model = CNN(in_channels=1, num_classes=10, channels=[4, 8])
     x = torch.rand(41, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     points = TensorDataset(x, torch.arange(41) % 10)
@@ -78,8 +81,8 @@ def test_images_of_batches_of_unequal_size(make):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_training_goes_on_as_if_it_were_not_there(make):
-    def trained(hooks):
+def test_training_goes_on_as_if_it_were_not_there(make: Any) -> None:
+    def trained(hooks: Any) -> Any:
         runner = make(hooks, model=MLP | {"dropout": 0.3}, loop=IterBasedTrainLoop(16, val_interval=4))
         runner.train()
         return runner
@@ -92,9 +95,9 @@ def test_training_goes_on_as_if_it_were_not_there(make):
     assert not torch.equal(ours["net.2.running_var"], theirs["net.2.running_var"])
 
 
-def test_the_checkpoint_has_them_and_a_validation_alone_leaves_them(make, tmp_path):
+def test_the_checkpoint_has_them_and_a_validation_alone_leaves_them(make: Any, tmp_path: Path) -> None:
     make({"precise": PreciseBN(), "checkpoint": Checkpoint()}, epochs=1, model=MLP, work_dir=tmp_path).train()
-    file, state = checkpoint.newest(tmp_path / "checkpoints")
+    file, state = checkpoint.newest(tmp_path / "checkpoints")  # type: ignore[misc]
     runner = make({"precise": PreciseBN()}, model=MLP, load_from=file)
     (results,) = runner.val()
     assert results["val/loss"] == state["member"]["metrics"]["val/loss"]
@@ -104,7 +107,7 @@ def test_the_checkpoint_has_them_and_a_validation_alone_leaves_them(make, tmp_pa
 class Half(nn.Module):
     """A frozen normalisation, one without statistics, one whose layer is passed over, and one that is trained."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.frozen = nn.BatchNorm1d(2)
         self.bare = nn.BatchNorm1d(2, track_running_stats=False)
@@ -114,16 +117,16 @@ class Half(nn.Module):
         for layer in (self.frozen, self.unused):
             layer.running_mean.fill_(7.0)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
         self.frozen.eval()
         return self
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.head(self.trained(self.bare(self.frozen(x))))
 
 
-def test_what_training_does_not_touch_stays(make):
+def test_what_training_does_not_touch_stays(make: Any) -> None:
     look = Look("net.trained", 100)
     runner = make({"precise": PreciseBN(), "look": look}, model=Supervised(Half(), nn.functional.cross_entropy))
     runner.train()
@@ -134,10 +137,10 @@ def test_what_training_does_not_touch_stays(make):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_it_helps_where_the_running_averages_lag(make):
+def test_it_helps_where_the_running_averages_lag(make: Any) -> None:
     """With a momentum so small that they stay where they began."""
 
-    def loss(hooks):
+    def loss(hooks: Any) -> Any:
         model = CNN(in_channels=1, num_classes=10, channels=[8])
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -147,12 +150,12 @@ def test_it_helps_where_the_running_averages_lag(make):
     assert loss({"precise": PreciseBN()}) < loss({})
 
 
-def test_a_model_without_normalisation_is_let_be(make):
+def test_a_model_without_normalisation_is_let_be(make: Any) -> None:
     precise, plain = make({"precise": PreciseBN()}), make({})
     assert precise.train() == plain.train()
 
 
 @pytest.mark.parametrize("given", [0, 1.5])
-def test_a_number_of_batches_that_cannot_be(given):
+def test_a_number_of_batches_that_cannot_be(given: float) -> None:
     with pytest.raises(ConfigError, match=r"batches: .* given; accepted: an integer of at least 1"):
         PreciseBN(given)

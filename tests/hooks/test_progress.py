@@ -7,6 +7,8 @@ import re
 import sys
 import termios
 import traceback
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,14 +19,14 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 @pytest.fixture
-def on_a_terminal(monkeypatch):
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run `job` in a process whose terminal is a pty; returns its status and what that terminal received."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "150")
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(job):
+    def run(job: Any) -> Any:
         pid, terminal = pty.fork()
         if pid == 0:
             status = 1
@@ -60,11 +62,11 @@ def on_a_terminal(monkeypatch):
     return run
 
 
-def without_escapes(text):
+def without_escapes(text: Any) -> Any:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def screen(text):
+def screen(text: Any) -> Any:
     """The lines that are left on a terminal: rich goes up, clears lines and writes them anew."""
     lines, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
@@ -83,7 +85,7 @@ def screen(text):
     return [line.rstrip() for line in lines]
 
 
-def test_a_bar_with_the_numbers_of_the_run(make, on_a_terminal):
+def test_a_bar_with_the_numbers_of_the_run(make: Any, on_a_terminal: Any) -> None:
     status, received = on_a_terminal(lambda: make({"progress": Progress(refresh=0)}).train())
     assert status == 0, received
     text = without_escapes(received)
@@ -93,7 +95,7 @@ def test_a_bar_with_the_numbers_of_the_run(make, on_a_terminal):
     assert re.search(r"samples/s \d:\d\d:\d\d", text), "and the time left"
 
 
-def test_log_lines_stand_above_the_bar(make, on_a_terminal):
+def test_log_lines_stand_above_the_bar(make: Any, on_a_terminal: Any) -> None:
     hooks = {"progress": Progress(refresh=0), "logger": Logger(1, line_every=0)}
     status, received = on_a_terminal(lambda: make(hooks).train())
     assert status == 0, received
@@ -105,13 +107,13 @@ def test_log_lines_stand_above_the_bar(make, on_a_terminal):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_terminal_is_given_back_as_it_was(make, on_a_terminal, fails):
+def test_the_terminal_is_given_back_as_it_was(make: Any, on_a_terminal: Any, fails: bool) -> None:
     class Fail(Hook):
-        def after_train_epoch(self, runner):
+        def after_train_epoch(self, runner: Any) -> None:
             if fails:
                 raise LookupError("mine")
 
-    def job():
+    def job() -> None:
         standard_output = sys.stdout
         try:
             make({"progress": Progress(refresh=0), "fail": Fail()}).train()
@@ -128,7 +130,7 @@ def test_the_terminal_is_given_back_as_it_was(make, on_a_terminal, fails):
     assert left == ["after"], "the bar is gone, and lines of progress are written again"
 
 
-def test_it_draws_as_often_as_it_is_told(make, on_a_terminal):
+def test_it_draws_as_often_as_it_is_told(make: Any, on_a_terminal: Any) -> None:
     drawn = {}
     for refresh in (0, 3600):
         _, received = on_a_terminal(lambda seconds=refresh: make({"progress": Progress(refresh=seconds)}).train())
@@ -137,8 +139,8 @@ def test_it_draws_as_often_as_it_is_told(make, on_a_terminal):
     assert drawn[3600] <= 3, "the first, and rich's own last"
 
 
-def test_a_resumed_run_begins_where_it_was(make, on_a_terminal, interrupt_at, tmp_path):
-    def job():
+def test_a_resumed_run_begins_where_it_was(make: Any, on_a_terminal: Any, interrupt_at: Any, tmp_path: Path) -> None:
+    def job() -> None:
         for stop in ({"stop": interrupt_at(9)}, {}):
             checkpoint = {"_target_": "trainyard.hooks.Checkpoint"}
             hooks = {"progress": Progress(refresh=0), "checkpoint": checkpoint, **stop}
@@ -151,7 +153,7 @@ def test_a_resumed_run_begins_where_it_was(make, on_a_terminal, interrupt_at, tm
     assert counts == sorted(counts)
 
 
-def test_nothing_where_there_is_no_terminal(make, capfd):
+def test_nothing_where_there_is_no_terminal(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
     make({"progress": Progress(refresh=0)}).train()
     assert capfd.readouterr() == ("", "")
     assert not console.live

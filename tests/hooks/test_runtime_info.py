@@ -1,4 +1,6 @@
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,11 +9,11 @@ from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from trainyard.track import read
 
 
-def _told(caplog):
+def _told(caplog: pytest.LogCaptureFixture) -> Any:
     return [record.getMessage() for record in caplog.records if record.name == "trainyard"]
 
 
-def test_what_the_run_is_made_of(make, caplog, tmp_path):
+def test_what_the_run_is_made_of(make: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         runner = make({"info": RuntimeInfo()}, work_dir=tmp_path)
         runner.train()
@@ -24,14 +26,14 @@ def test_what_the_run_is_made_of(make, caplog, tmp_path):
     assert tags == [{"model": "MLP", "parameters": str(count), "device": "cpu"}]
 
 
-def test_a_run_that_only_validates(make, caplog):
+def test_a_run_that_only_validates(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"info": RuntimeInfo()}).val()
     assert _told(caplog) == ["MLP with 42 parameters."]
 
 
 @pytest.fixture
-def language(tmp_path):
+def language(tmp_path: Path) -> Any:
     """A small transformer on a text of its own."""
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat, and the rat sat on the cat. " * 40)
@@ -48,7 +50,9 @@ def language(tmp_path):
     }
 
 
-def test_the_baseline_of_text_is_told_and_recorded_once(make, points, language, caplog, tmp_path):
+def test_the_baseline_of_text_is_told_and_recorded_once(
+    make: Any, points: Any, language: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     work_dir = tmp_path / "run"
     with caplog.at_level(logging.INFO, "trainyard"):
         for length in (1, 2):
@@ -64,7 +68,7 @@ def test_the_baseline_of_text_is_told_and_recorded_once(make, points, language, 
     assert [(record["step"], record["values"]["val/bigram_loss"]) for record in records] == [(0, baseline)]
 
 
-def test_the_length_of_an_iteration_loop_in_epochs(make, caplog):
+def test_the_length_of_an_iteration_loop_in_epochs(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         make({"info": RuntimeInfo()}, loop=IterBasedTrainLoop(13)).train()
     assert _told(caplog)[1].endswith("; 3 epochs, 13 iterations.")

@@ -2,6 +2,9 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ HOOKS = {
 
 
 @pytest.fixture(autouse=True)
-def double():
+def double() -> Iterator[Any]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -33,17 +36,17 @@ def double():
 class Points(Data):
     """Two classes of points in the plane, apart by a circle; each member has them in an order of its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spec = {}
         self.splits = ("train", "val")
         self.x = torch.randn(192, 2, generator=torch.Generator().manual_seed(0))
         self.y = (self.x.norm(dim=1) > 1.1).long()
 
-    def loader(self, split, *, seed, device):
+    def loader(self, split: Any, *, seed: Any, device: Any) -> Any:
         return TensorLoader((self.x, self.y), 32, shuffle=split == "train", seed=seed, device=device)
 
 
-def config(member, folder, hooks, **more):
+def config(member: Any, folder: Any, hooks: Any, **more: Any) -> Any:
     return {
         "model": {
             "_target_": "trainyard.models.MLP",
@@ -63,7 +66,7 @@ def config(member, folder, hooks, **more):
     } | more
 
 
-def both(folder, hooks, **more):
+def both(folder: Any, hooks: Any, **more: Any) -> Any:
     """The same three runs as a group, and one by one."""
     fused = FusedRunner([config(member, folder / "fused", hooks, **more) for member in range(3)])
     fused.train()
@@ -73,7 +76,7 @@ def both(folder, hooks, **more):
     return fused, solos
 
 
-def journal(folder, prefix):
+def journal(folder: Any, prefix: Any) -> Any:
     return {
         (name, record["step"]): value
         for record, _ in read(folder / "metrics.jsonl")
@@ -84,7 +87,7 @@ def journal(folder, prefix):
 
 
 @pytest.mark.parametrize("more", [{}, {"clip_grad_norm": 0.1}, {"accumulate": 4}], ids=str)
-def test_norms(tmp_path, more):
+def test_norms(tmp_path: Path, more: Any) -> None:
     both(tmp_path, ["norms"], **more)
     for member in range(3):
         ours, theirs = (journal(tmp_path / kind / str(member), "norm/") for kind in ("fused", "solo"))
@@ -92,7 +95,7 @@ def test_norms(tmp_path, more):
         assert ours == pytest.approx(theirs, rel=1e-8)
 
 
-def test_norms_once_a_member_has_left(tmp_path):
+def test_norms_once_a_member_has_left(tmp_path: Path) -> None:
     stop = {"hook": {"stop": {"_target_": "trainyard.hooks.EarlyStopping", "patience": 1, "min_delta": 0.02}}}
     fused, _ = both(tmp_path, ["norms"], clip_grad_norm=0.1, accumulate=4, **stop)
     assert len({solo.iter for solo in fused.all_members}) > 1, "nobody left before the others: this has tested nothing"
@@ -102,7 +105,7 @@ def test_norms_once_a_member_has_left(tmp_path):
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_precise_bn(tmp_path, average):
+def test_precise_bn(tmp_path: Path, average: bool) -> None:
     hook = {"hook": {"ema": {"_target_": "trainyard.hooks.EMA", "decay": 0.5}}} if average else {}
     fused, solos = both(tmp_path, ["precise_bn"], **hook)
     for ours, theirs in zip(fused.members, solos, strict=True):
@@ -115,7 +118,7 @@ def test_precise_bn(tmp_path, average):
         assert ours == pytest.approx(theirs, rel=1e-7)
 
 
-def test_lr_finder(tmp_path):
+def test_lr_finder(tmp_path: Path) -> None:
     fused, solos = both(tmp_path, ["lr_finder"])
     for member in range(3):
         ours, theirs = (
@@ -131,13 +134,13 @@ def test_lr_finder(tmp_path):
             assert torch.equal(mine, its)
 
 
-def test_model_summary(tmp_path):
+def test_model_summary(tmp_path: Path) -> None:
     both(tmp_path, ["model_summary"])
     files = [tmp_path / kind / str(member) / "summary.txt" for kind in ("fused", "solo") for member in range(3)]
     assert len({file.read_text() for file in files}) == 1
 
 
-def test_system_metrics(tmp_path):
+def test_system_metrics(tmp_path: Path) -> None:
     both(tmp_path, ["system_metrics"])
     for member in range(3):
         ours, theirs = (journal(tmp_path / kind / str(member), "system/") for kind in ("fused", "solo"))
@@ -146,13 +149,13 @@ def test_system_metrics(tmp_path):
         assert names == its_names >= {"system/process_memory_megabytes"}
 
 
-def test_members_are_profiled_as_one_program(tmp_path):
+def test_members_are_profiled_as_one_program(tmp_path: Path) -> None:
     FusedRunner([config(member, tmp_path, ["profiler"]) for member in range(3)]).train()
     traces = {str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/profile/*.json.gz")}
     assert traces == {"0/profile/iter_00000015.json.gz"}
 
 
-def test_empty_cache(tmp_path, caplog):
+def test_empty_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trainyard"):
         FusedRunner([config(member, tmp_path, ["empty_cache"]) for member in range(3)]).train()
     assert sum("EmptyCache" in message for message in caplog.messages) == 1

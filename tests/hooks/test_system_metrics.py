@@ -3,6 +3,7 @@ from itertools import pairwise
 from mmap import mmap
 from pathlib import Path
 from time import monotonic, process_time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from trainyard.track import read
 linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 
 
-def samples(folder):
+def samples(folder: Any) -> Any:
     return [
         record
         for record, _ in read(folder / "metrics.jsonl")
@@ -28,19 +29,19 @@ def samples(folder):
 class Waits(Hook):
     """An iteration takes until there are some points more."""
 
-    def __init__(self, sampled):
+    def __init__(self, sampled: Any) -> None:
         self.sampled = sampled
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter in (6, 12):
             for _ in range(2):
                 assert self.sampled.acquire(timeout=LIMIT)
 
 
 @linux
-def test_the_journal_has_mlflows_names(make, tmp_path):
+def test_the_journal_has_mlflows_names(make: Any, tmp_path: Path) -> None:
     class Counted(SystemMetrics):
-        def _sample(self, runner):
+        def _sample(self, runner: Any) -> None:
             super()._sample(runner)
             sampled.release()
 
@@ -65,14 +66,14 @@ def test_the_journal_has_mlflows_names(make, tmp_path):
     assert all(later["time"] - earlier["time"] > 0.01 for earlier, later in pairwise(found[:-1]))
 
 
-def test_a_short_run_has_a_point_too(make, tmp_path):
+def test_a_short_run_has_a_point_too(make: Any, tmp_path: Path) -> None:
     make({"system": SystemMetrics()}, work_dir=tmp_path).train()
     assert [record["step"] for record in samples(tmp_path)] == [18]
 
 
-def test_the_thread_ends_with_the_run_however_that_ends(make, tmp_path):
+def test_the_thread_ends_with_the_run_however_that_ends(make: Any, tmp_path: Path) -> None:
     class Fail(Hook):
-        def before_train(self, runner):
+        def before_train(self, runner: Any) -> Any:
             raise RuntimeError("out of luck")
 
     before = threading.active_count()
@@ -83,12 +84,12 @@ def test_the_thread_ends_with_the_run_however_that_ends(make, tmp_path):
     assert len(samples(tmp_path)) == 1
 
 
-def test_a_run_without_a_journal_is_not_watched(make):
+def test_a_run_without_a_journal_is_not_watched(make: Any) -> None:
     before = threading.active_count()
     counts = []
 
     class Count(Hook):
-        def before_train(self, runner):
+        def before_train(self, runner: Any) -> None:
             counts.append(threading.active_count())
 
     make({"system": SystemMetrics(), "count": Count()}).train()
@@ -96,7 +97,7 @@ def test_a_run_without_a_journal_is_not_watched(make):
 
 
 @linux
-def test_a_busy_process_is_seen():
+def test_a_busy_process_is_seen() -> None:
     begin = monotonic()
     before, busy = _Clock(), process_time()
     while process_time() - busy < 0.1:
@@ -107,7 +108,7 @@ def test_a_busy_process_is_seen():
 
 
 @linux
-def test_memory_that_is_taken_is_seen():
+def test_memory_that_is_taken_is_seen() -> None:
     before = _memory()["process_memory_megabytes"]
     taken = np.frombuffer(mmap(-1, 50_000_000), dtype=np.uint8)  # of the system: freed memory may be in the heap still
     taken[:] = 1
@@ -116,7 +117,7 @@ def test_memory_that_is_taken_is_seen():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_gpu_is_watched(make, tmp_path):
+def test_the_gpu_is_watched(make: Any, tmp_path: Path) -> None:
     make({"system": SystemMetrics()}, work_dir=tmp_path, device="cuda").train()
     (record,) = samples(tmp_path)
     values = {name.removeprefix("system/gpu_0_"): value for name, value in record["values"].items() if "gpu_" in name}
@@ -126,6 +127,6 @@ def test_the_gpu_is_watched(make, tmp_path):
 
 
 @pytest.mark.parametrize("given", [0, -1, "often", float("nan")])
-def test_seconds_that_cannot_be(given):
+def test_seconds_that_cannot_be(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"every: .* given; accepted: a number of seconds above 0"):
         SystemMetrics(given)

@@ -1,4 +1,6 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,22 +24,24 @@ class Seen(Hook):
     priority = "LOWEST"
     stackable = True
 
-    def __init__(self):
-        self.val, self.test, self.batches = [], [], []
+    def __init__(self) -> None:
+        self.val: list[Any] = []
+        self.test: list[Any] = []
+        self.batches: list[Any] = []
 
-    def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.val.append(outputs.clone())
 
-    def after_test_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.test.append(outputs.clone())
         self.batches.append(data_batch)
 
 
 @pytest.fixture
-def run(make):
+def run(make: Any) -> Any:
     """A Runner on the digits, with what was predicted."""
 
-    def run(hooks, **more):
+    def run(hooks: Any, **more: Any) -> Any:
         seen = Seen()
         settings = {"model": MLP, "data": Digits(batch_size=256), "metrics": ALL, "epochs": 2}
         runner = make(hooks | {"seen": seen}, **(settings | more))
@@ -46,7 +50,7 @@ def run(make):
     return run
 
 
-def by_hand(model, x, transforms, merge):
+def by_hand(model: Any, x: Any, transforms: Any, merge: Any) -> Any:
     model.eval()
     with torch.no_grad():
         outputs = [model(each, mode="predict") for each in (x, *(transform(x) for transform in transforms))]
@@ -55,12 +59,12 @@ def by_hand(model, x, transforms, merge):
     return (sum(output.softmax(-1) for output in outputs) / len(outputs)).log()
 
 
-def left_to_right(x):
+def left_to_right(x: Any) -> Any:
     return x.flip(-1)
 
 
 @pytest.mark.parametrize("merge", [None, "softmax_mean", "mean"])
-def test_predictions_are_the_mean_over_the_copies(run, merge):
+def test_predictions_are_the_mean_over_the_copies(run: Any, merge: str | None) -> None:
     hook = TestTimeAugmentation(["vertical_flip", left_to_right], merge=merge)
     runner, seen = run({"tta": hook})
     runner.train()
@@ -72,7 +76,7 @@ def test_predictions_are_the_mean_over_the_copies(run, merge):
         assert not torch.allclose(outputs, runner.model(x, mode="predict"), atol=0.1), "the copies say something else"
 
 
-def test_log_probabilities_are_read_as_logits(run):
+def test_log_probabilities_are_read_as_logits(run: Any) -> None:
     runner, seen = run({"tta": TestTimeAugmentation()})
     (results,) = runner.test()
     target = torch.cat([y for _, y in seen.batches])
@@ -86,15 +90,15 @@ def test_log_probabilities_are_read_as_logits(run):
 class Pooled(nn.Module):
     """Sees no difference between an image and its mirror image."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(1, 10)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.head(x.mean((2, 3)))
 
 
-def test_a_model_that_sees_no_difference_predicts_what_it_would_without(run):
+def test_a_model_that_sees_no_difference_predicts_what_it_would_without(run: Any) -> None:
     results = []
     for hooks in ({"tta": TestTimeAugmentation(["horizontal_flip", "both_flips"])}, {}):
         runner, _ = run(hooks, model=Supervised(Pooled()))
@@ -105,7 +109,7 @@ def test_a_model_that_sees_no_difference_predicts_what_it_would_without(run):
 
 
 @pytest.mark.parametrize("val", [False, True])
-def test_validations_only_where_asked_for(run, val):
+def test_validations_only_where_asked_for(run: Any, val: bool) -> None:
     runner, seen = run({"tta": TestTimeAugmentation(val=val)})
     runner.train()
     seen.val.clear()
@@ -116,18 +120,18 @@ def test_validations_only_where_asked_for(run, val):
     torch.testing.assert_close(seen.val[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def tensors(value):
+def tensors(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return [value]
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [tensor for entry in entries for tensor in tensors(entry)]
 
 
-def noisy(x):
+def noisy(x: Any) -> Any:
     return x + 0.3 * torch.randn_like(x)
 
 
-def test_neither_weights_nor_checkpoints_know_of_it(run, tmp_path):
+def test_neither_weights_nor_checkpoints_know_of_it(run: Any, tmp_path: Path) -> None:
     states = []
     for name, hooks in (("with", {"tta": TestTimeAugmentation(["shift_up", noisy], val=True)}), ("without", {})):
         model = MLP | {"dropout": 0.3}
@@ -144,7 +148,7 @@ def test_neither_weights_nor_checkpoints_know_of_it(run, tmp_path):
 
 
 @pytest.mark.parametrize("order", [("ema", "tta"), ("tta", "ema")])
-def test_the_average_is_what_predicts(run, order):
+def test_the_average_is_what_predicts(run: Any, order: Any) -> None:
     hooks = {"ema": EMA(0.5, evaluate="both"), "tta": TestTimeAugmentation(["vertical_flip"], val=True)}
     runner, seen = run({name: hooks[name] for name in order})
     runner.train()
@@ -161,7 +165,7 @@ def test_the_average_is_what_predicts(run, order):
     assert runner.members[0].metrics["val/loss"] == pytest.approx(own.item(), rel=1e-5)
 
 
-def test_the_best_checkpoint_is_what_predicts(run, tmp_path):
+def test_the_best_checkpoint_is_what_predicts(run: Any, tmp_path: Path) -> None:
     hooks = {"tta": TestTimeAugmentation(), "checkpoint": Checkpoint(), "ema": EMA(0.5)}
     runner, seen = run(hooks, work_dir=tmp_path, objective="val/accuracy", direction="minimize")
     runner.train()
@@ -178,15 +182,15 @@ def test_the_best_checkpoint_is_what_predicts(run, tmp_path):
 class Named(nn.Module):
     """Takes its images by name; a mapping's other entries are not the input."""
 
-    def __init__(self, outputs):
+    def __init__(self, outputs: Any) -> None:
         super().__init__()
         self.layer = nn.Linear(16, outputs)
 
-    def forward(self, image, weight):
+    def forward(self, image: Any, weight: Any) -> Any:
         return self.layer(image.flatten(1)) * weight.unsqueeze(1)
 
 
-def mappings(outputs, target):
+def mappings(outputs: Any, target: Any) -> Any:
     x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     rows = [{"image": x[i], "weight": torch.tensor(1.0 + i), "label": target[i]} for i in range(20)]
     return (
@@ -196,7 +200,7 @@ def mappings(outputs, target):
     )
 
 
-def test_batches_that_are_mappings_and_targets_that_are_numbers(run):
+def test_batches_that_are_mappings_and_targets_that_are_numbers(run: Any) -> None:
     target = torch.rand(20, 3)
     model, data, x = mappings(3, target)
     metrics = {"mse": {"_target_": "trainyard.metrics.MeanSquaredError"}}
@@ -207,7 +211,7 @@ def test_batches_that_are_mappings_and_targets_that_are_numbers(run):
     torch.testing.assert_close(torch.cat(seen.test), expected)
 
 
-def test_random_transforms_are_the_same_each_time(run):
+def test_random_transforms_are_the_same_each_time(run: Any) -> None:
     runner, _ = run({"tta": TestTimeAugmentation([noisy])})
     first, second = runner.test(), runner.test()
     assert first == second
@@ -216,7 +220,7 @@ def test_random_transforms_are_the_same_each_time(run):
     assert runner.test() == first, "and in every run"
 
 
-def member(k, folder, merge=None):
+def member(k: Any, folder: Any, merge: Any = None) -> Any:
     return {
         "model": MLP,
         "data": {"_target_": "trainyard.data.Digits", "batch_size": 256},
@@ -240,7 +244,7 @@ def member(k, folder, merge=None):
 
 
 @pytest.mark.parametrize("merge", [None, "mean"])
-def test_members_of_a_group(tmp_path, merge):
+def test_members_of_a_group(tmp_path: Path, merge: str | None) -> None:
     fused = FusedRunner([member(k, tmp_path / "fused", merge) for k in range(3)])
     solos = [Runner.from_cfg(member(k, tmp_path / "solo", merge)) for k in range(3)]
     for runner in (fused, *solos):
@@ -253,11 +257,11 @@ def test_members_of_a_group(tmp_path, merge):
 
 
 class InterruptAt(Hook):
-    def before_test_iter(self, runner, batch_idx, data_batch):
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         runner.interrupt()
 
 
-def test_afterwards_the_runner_is_asked_as_before(run):
+def test_afterwards_the_runner_is_asked_as_before(run: Any) -> None:
     for hooks in ({}, {"interrupt": InterruptAt()}):
         runner, _ = run({"tta": TestTimeAugmentation(val=True)} | hooks)
         runner.test()
@@ -265,7 +269,7 @@ def test_afterwards_the_runner_is_asked_as_before(run):
         assert torch.equal(runner.predict_step("test")((x, y)), runner.model(x, mode="predict"))
 
 
-def test_the_summary_counts_one_pass(run, tmp_path):
+def test_the_summary_counts_one_pass(run: Any, tmp_path: Path) -> None:
     texts = []
     for name, hooks in (("with", {"tta": TestTimeAugmentation(val=True)}), ("without", {})):
         runner, _ = run(hooks | {"summary": ModelSummary()}, work_dir=tmp_path / name, epochs=1)
@@ -274,16 +278,16 @@ def test_the_summary_counts_one_pass(run, tmp_path):
     assert texts[0] == texts[1]
 
 
-def halved(x):
+def halved(x: Any) -> Any:
     return x[: len(x) // 2]
 
 
 class Began(Hook):
-    def before_train_iter(self, runner, batch_idx, data_batch):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> Any:
         raise AssertionError("too late")
 
 
-def test_what_cannot_work_is_known_before_the_training(make, run):
+def test_what_cannot_work_is_known_before_the_training(make: Any, run: Any) -> None:
     points = make({"tta": TestTimeAugmentation(), "began": Began()}, metrics=ALL)
     with pytest.raises(ConfigError, match=r"this data's inputs, \[64, 2\]: Flip takes images \[B, C, H, W\]") as error:
         points.train()
@@ -293,9 +297,9 @@ def test_what_cannot_work_is_known_before_the_training(make, run):
         images.train()
 
 
-def test_predictions_that_are_no_numbers(run):
+def test_predictions_that_are_no_numbers(run: Any) -> None:
     class Classes(Supervised):
-        def test_step(self, batch):
+        def test_step(self, batch: Any) -> Any:
             return super().test_step(batch).argmax(-1)
 
     runner, _ = run({"tta": TestTimeAugmentation()}, model=Classes(Pooled()), metrics={})
@@ -314,12 +318,12 @@ def test_predictions_that_are_no_numbers(run):
         ({"val": "yes"}, "val: 'yes' given; accepted: true or false"),
     ],
 )
-def test_settings_that_cannot_be(arguments, message):
+def test_settings_that_cannot_be(arguments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TestTimeAugmentation(**arguments)
 
 
-def test_it_tells_what_it_does(run, caplog):
+def test_it_tells_what_it_does(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "trainyard"):
         runner, _ = run({"tta": TestTimeAugmentation(["shift_up", nn.Identity(), left_to_right])})
         runner.test()
@@ -328,7 +332,7 @@ def test_it_tells_what_it_does(run, caplog):
     assert told == ["Test-time augmentation: each batch is predicted as it is, shift_up, Identity, left_to_right."]
 
 
-def test_the_mean_of_probabilities_is_not_that_of_logits():
+def test_the_mean_of_probabilities_is_not_that_of_logits() -> None:
     hook = TestTimeAugmentation([lambda x: -x])
     batch = torch.full((1, 1), 2.0), torch.zeros(1, dtype=torch.long)
     outputs = hook._predict(lambda batch: batch[0] * torch.tensor([1.0, 0.0]), False, batch)

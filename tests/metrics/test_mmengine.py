@@ -1,6 +1,7 @@
 """Metrics with MMEngine's two methods, as they are."""
 
 import doctest
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +17,28 @@ from trainyard.runner import EpochBasedTrainLoop, Runner
 class Plain:
     """MMEngine's own example, without its base class."""
 
-    def process(self, data_batch, data_samples):
+    def process(self, data_batch: Any, data_samples: Any) -> None:
         _, labels = data_batch
-        self.results.append({"size": len(labels), "correct": (data_samples.argmax(-1) == labels).sum()})
+        self.results.append({"size": len(labels), "correct": (data_samples.argmax(-1) == labels).sum()})  # type: ignore[attr-defined]
 
-    def compute_metrics(self, results):
+    def compute_metrics(self, results: Any) -> Any:
         correct = sum(result["correct"] for result in results)
         assert all(result["correct"].device.type == "cpu" for result in results)
         return {"accuracy": correct / sum(result["size"] for result in results)}
 
 
-def batches(sizes=(50, 13, 7), seed=0):
+def batches(sizes: Any = (50, 13, 7), seed: int = 0) -> Any:
     g = torch.Generator().manual_seed(seed)
     return [(torch.randn(n, 5, generator=g), torch.randint(5, (n,), generator=g)) for n in sizes]
 
 
-def gathered(metric, data):
+def gathered(metric: Any, data: Any) -> Any:
     for batch in data:
         metric.process(batch, batch[0])
     return metric
 
 
-def test_it_gives_what_ours_gives_and_forgets():
+def test_it_gives_what_ours_gives_and_forgets() -> None:
     metric = as_metric(Plain())
     assert isinstance(metric, MMEngineMetric)
     for seed in (0, 1):
@@ -49,10 +50,10 @@ def test_it_gives_what_ours_gives_and_forgets():
     assert metric.compute() == metric.compute(), "it may be asked again"
 
 
-def test_mmengines_own_base_class():
+def test_mmengines_own_base_class() -> None:
     evaluator = pytest.importorskip("mmengine.evaluator", reason="mmengine is not installed")
 
-    class Theirs(Plain, evaluator.BaseMetric):
+    class Theirs(Plain, evaluator.BaseMetric):  # type: ignore[name-defined]
         default_prefix = "toy"
 
     metric = as_metric(Theirs())
@@ -60,19 +61,19 @@ def test_mmengines_own_base_class():
     assert gathered(metric, batches()).compute().keys() == {"accuracy"}
 
 
-def test_data_elements_arrive_as_dicts():
+def test_data_elements_arrive_as_dicts() -> None:
     class Element:
-        def __init__(self, value):
+        def __init__(self, value: Any) -> None:
             self.value = value
 
-        def to_dict(self):
+        def to_dict(self) -> Any:
             return {"pred": self.value}
 
     class Mean(Plain):
-        def process(self, data_batch, data_samples):
-            self.results += [sample["pred"] for sample in data_samples]
+        def process(self, data_batch: Any, data_samples: Any) -> None:
+            self.results += [sample["pred"] for sample in data_samples]  # type: ignore[attr-defined]
 
-        def compute_metrics(self, results):
+        def compute_metrics(self, results: Any) -> Any:
             return {"mean": float(np.mean(results)), "all": np.array(results)}
 
     metric = as_metric(Mean())
@@ -82,7 +83,7 @@ def test_data_elements_arrive_as_dicts():
     assert result["all"].tolist() == [1.0, 2.0]
 
 
-def test_a_prefix():
+def test_a_prefix() -> None:
     class Named(Plain):
         prefix = "own"
 
@@ -91,18 +92,18 @@ def test_a_prefix():
     assert MMEngineMetric(Named(), prefix="other").prefix == "other"
 
 
-def test_it_is_collected_across_ranks():
+def test_it_is_collected_across_ranks() -> None:
     data = batches((8, 8, 8, 5))
     whole = gathered(as_metric(Plain()), data).compute()
     other = gathered(RankMetric(as_metric(Plain()), 1, 2), data[1::2])
     packed = []
-    other._gather = lambda part: (packed.append(part), [part])[1]
+    other._gather = lambda part: (packed.append(part), [part])[1]  # type: ignore[func-returns-value]
     other.compute()
     first = gathered(RankMetric(as_metric(Plain()), 0, 2, gather=lambda part: [part, *packed]), data[::2])
     assert first.compute() == whole
 
 
-def test_only_like_merges_with_like():
+def test_only_like_merges_with_like() -> None:
     one, other = (gathered(as_metric(Plain()), [batch]) for batch in batches((4, 6)))
     whole = gathered(as_metric(Plain()), batches((4, 6))).compute()
     one.merge(other)
@@ -111,7 +112,7 @@ def test_only_like_merges_with_like():
         one.merge(Accuracy())
 
 
-def test_members_of_a_fused_group_have_one_each():
+def test_members_of_a_fused_group_have_one_each() -> None:
     (metric,) = stack_metrics({"accuracy": as_metric(Plain())}, 2).values()
     x, y = batches((9,))[0]
     metric.process((x, y), torch.stack([x, -x]))
@@ -119,7 +120,7 @@ def test_members_of_a_fused_group_have_one_each():
     assert metric.compute()["accuracy"].tolist() == [each.item() for each in alone]
 
 
-def test_in_a_run():
+def test_in_a_run() -> None:
     runner = Runner(
         model={"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [8]},
         data={"_target_": "trainyard.data.Rings", "num_samples": 200},
@@ -135,19 +136,19 @@ def test_in_a_run():
 
 
 @pytest.mark.parametrize("wrong", [3, {"accuracy": "high"}, {"accuracy": None}])
-def test_results_that_are_no_numbers(wrong):
+def test_results_that_are_no_numbers(wrong: Any) -> None:
     class Wrong(Plain):
-        def compute_metrics(self, results):
+        def compute_metrics(self, results: Any) -> Any:
             return wrong
 
     with pytest.raises(TrainyardError, match=r"Wrong\.compute_metrics returned a (int|str|NoneType)"):
         as_metric(Wrong()).compute()
 
 
-def test_a_class_is_no_metric():
+def test_a_class_is_no_metric() -> None:
     with pytest.raises(ConfigError, match="process and compute_metrics"):
         as_metric(Plain)
 
 
-def test_the_example_runs():
+def test_the_example_runs() -> None:
     assert doctest.testmod(mmengine).failed == 0

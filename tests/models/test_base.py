@@ -106,7 +106,7 @@ def test_the_device_is_found_again_when_layers_change() -> None:
     model = Recorder()
     model.preprocess(torch.ones(1))
     torch.nn.utils.parametrizations.weight_norm(model.inner[1])
-    model.inner[1].bias = None
+    model.inner[1].bias = None  # type: ignore[assignment]
     assert model.preprocess(torch.ones(1)).device.type == "cpu"
     model.inner = nn.Sequential(nn.Linear(1, 1))
     model.to("meta")
@@ -153,7 +153,7 @@ def test_no_loss_names_the_keys(losses: dict[str, Any]) -> None:
 
 def test_a_bare_tensor_is_no_dict_of_losses() -> None:
     with pytest.raises(TrainyardError, match="returned a Tensor"):
-        total_loss(torch.ones(()))  # type: ignore[arg-type]
+        total_loss(torch.ones(()))
 
 
 # --- DataPreprocessor

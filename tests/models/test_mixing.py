@@ -199,7 +199,7 @@ def test_members_of_a_stack_draw_their_own(shared: bool) -> None:
     params, buffers = stack_module_state(steps)
     batch = images()
     if not shared:
-        batch = tuple(torch.stack([each] * members) for each in batch)
+        batch = tuple(torch.stack([each] * members) for each in batch)  # type: ignore[assignment]
 
     def one(p: Any, b: Any, own: Any) -> Any:
         return functional_call(base, (p, b), (own,))

@@ -85,10 +85,10 @@ def test_an_unknown_mode_is_named() -> None:
 
 def test_wrong_parts_are_named() -> None:
     with pytest.raises(ConfigError) as error:
-        Supervised("torch.nn.Linear")  # type: ignore[arg-type]
+        Supervised("torch.nn.Linear")
     assert error.value.key == "net"
     with pytest.raises(ConfigError) as error:
-        Supervised(nn.Linear(1, 1), "mse")  # type: ignore[arg-type]
+        Supervised(nn.Linear(1, 1), "mse")
     assert error.value.key == "loss"
 
 
@@ -144,7 +144,7 @@ def test_compiled_models_are_judged_by_what_they_wrap() -> None:
 def test_ddp_is_judged_by_what_it_wraps(tmp_path: Any) -> None:
     if not torch.distributed.is_gloo_available():
         pytest.skip("torch was built without gloo")
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrap = nn.parallel.DistributedDataParallel

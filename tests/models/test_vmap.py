@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -51,8 +52,10 @@ def stacked(models: list[BaseModel]) -> tuple[BaseModel, dict[str, Tensor], dict
     return base, params, buffers
 
 
-def run(base: BaseModel, params: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch, mode: str, own: bool):
-    def one(params: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch):
+def run(
+    base: BaseModel, params: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch, mode: str, own: bool
+) -> Any:
+    def one(params: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> Any:
         return functional_call(base, (params, buffers), batch, {"mode": mode})
 
     return vmap(one, in_dims=(0, 0, 0 if own else None), randomness="different")(params, buffers, batch)
@@ -78,11 +81,11 @@ def test_a_stack_trains_as_its_members_do_alone(name: str, own: bool) -> None:
             loss.backward()
             with torch.no_grad():
                 for p in model.parameters():
-                    p -= 0.1 * p.grad
+                    p -= 0.1 * p.grad  # type: ignore[misc]
                     p.grad = None
         with torch.no_grad():
-            for p in params.values():
-                p -= 0.1 * p.grad
+            for p in params.values():  # type: ignore[assignment]
+                p -= 0.1 * p.grad  # type: ignore[misc]
                 p.grad = None
     for k, model in enumerate(models):
         for name_, p in model.named_parameters():

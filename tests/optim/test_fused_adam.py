@@ -1,6 +1,8 @@
 """Adam and AdamW with their arguments kept between steps: the same bits as their own step, whatever lies between."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from trainyard.optim.without_dynamo import UnwrappedStep, method
 EVENTS = ("step", "step", "no_gradient", "load", "rate", "weight_decay", "clear", "replace", "group", "moved", "saved")
 
 
-def params(count, dtype=torch.float32):
+def params(count: Any, dtype: Any = torch.float32) -> Any:
     generator = torch.Generator().manual_seed(count)
     return [nn.Parameter(torch.randn(n + 1, 3, generator=generator, dtype=dtype)) for n in range(count)]
 
@@ -22,14 +24,14 @@ def params(count, dtype=torch.float32):
 class Side:
     """An optimiser over two groups, and its step."""
 
-    def __init__(self, kind, dtype, step_of, **arguments):
+    def __init__(self, kind: Any, dtype: Any, step_of: Any, **arguments: Any) -> None:
         self.params = params(5, dtype)
         self.later = params(2, dtype)
         groups = [{"params": self.params[:3], "lr": 0.1}, {"params": self.params[3:]}]
         self.optimizer = kind(groups, lr=0.01, fused=True, **arguments)
         self.step = step_of(self.optimizer)
 
-    def happen(self, event, number):
+    def happen(self, event: Any, number: Any) -> None:
         optimizer = self.optimizer
         everything = [param for group in optimizer.param_groups for param in group["params"]]
         generator = torch.Generator().manual_seed(number)
@@ -63,7 +65,7 @@ class Side:
             self.step()
 
 
-def state_of(side):
+def state_of(side: Any) -> Any:
     return [
         [param, *(side.optimizer.state[param][name] for name in sorted(side.optimizer.state[param]))]
         for group in side.optimizer.param_groups
@@ -81,7 +83,7 @@ def state_of(side):
     ),
     st.lists(st.sampled_from(EVENTS), max_size=12),
 )
-def test_the_same_bits_as_the_optimisers_own_step(kind, dtype, arguments, events):
+def test_the_same_bits_as_the_optimisers_own_step(kind: Any, dtype: Any, arguments: Any, events: Any) -> None:
     own = Side(kind, dtype, lambda optimizer: method(optimizer, "step"), **arguments)
     kept = Side(kind, dtype, UnwrappedStep, **arguments)
     for number, event in enumerate(["step", *events, "step"], 1):
@@ -92,7 +94,7 @@ def test_the_same_bits_as_the_optimisers_own_step(kind, dtype, arguments, events
 
 
 @pytest.fixture
-def count():
+def count() -> Any:
     """Counts the steps that are the optimiser's own."""
     param = nn.Parameter(torch.ones(3))
     other = nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -101,7 +103,7 @@ def count():
     step = method(optimizer, "step")
     fused = FusedAdam(optimizer, lambda: calls.append(step()))
 
-    def steps(number, *without):
+    def steps(number: Any, *without: Any) -> Any:
         for _ in range(number):
             for one in (param, other):
                 one.grad = None if one is other and without else torch.ones_like(one)
@@ -112,16 +114,16 @@ def count():
     return steps
 
 
-def test_one_step_is_the_optimisers_own(count):
+def test_one_step_is_the_optimisers_own(count: Any) -> None:
     assert count(5) == 1
 
 
-def test_a_parameter_that_learns_later(count):
+def test_a_parameter_that_learns_later(count: Any) -> None:
     assert count(3, "other") == 3
     assert count(5) == 4
 
 
-def test_counts_are_saved_one_by_one(tmp_path):
+def test_counts_are_saved_one_by_one(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(params(3), fused=True)
     step = UnwrappedStep(optimizer)
     for _ in range(3):
@@ -135,11 +137,11 @@ def test_counts_are_saved_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"foreach": True}, {"capturable": True}])
-def test_only_what_is_fused_is_taken(arguments):
+def test_only_what_is_fused_is_taken(arguments: Any) -> None:
     assert not FusedAdam.takes(torch.optim.Adam(params(1), **arguments))
 
 
-def test_a_class_of_ones_own_is_left_alone():
+def test_a_class_of_ones_own_is_left_alone() -> None:
     class Mine(torch.optim.Adam):
         pass
 

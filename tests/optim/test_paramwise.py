@@ -48,7 +48,7 @@ def table(optimizer: Optimizer, model: nn.Module) -> dict[str, tuple[str, float,
     """By parameter: its group, learning rate and weight decay."""
     names = {id(param): name for name, param in model.named_parameters()}
     return {
-        names[id(param)]: (group.get("name"), group["lr"], group["weight_decay"])
+        names[id(param)]: (group.get("name"), group["lr"], group["weight_decay"])  # type: ignore[misc]
         for group in optimizer.param_groups
         for param in group["params"]
     }

@@ -5,7 +5,7 @@ import torch
 from trainyard.optim.without_dynamo import UnwrappedStep
 
 
-def test_a_hook_from_before():
+def test_a_hook_from_before() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     calls = []
     optimizer.register_step_post_hook(lambda *_: calls.append("before"))

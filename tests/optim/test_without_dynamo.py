@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ from trainyard.step.step import Step
 KINDS = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Lion"]
 
 
-def _kind(name):
+def _kind(name: Any) -> Any:
     return Lion if name == "Lion" else getattr(torch.optim, name)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_same_bits_as_with_wrappers(name):
+def test_the_same_bits_as_with_wrappers(name: Any) -> None:
     torch.manual_seed(0)
     wrapped_model = nn.Linear(4, 3)
     plain_model = copy.deepcopy(wrapped_model)
@@ -44,14 +45,14 @@ def test_the_same_bits_as_with_wrappers(name):
     without_dynamo.method(bare, "load_state_dict")(wrapped.state_dict())
 
 
-def test_add_param_group_is_put_back():
+def test_add_param_group_is_put_back() -> None:
     before = torch.optim.Optimizer.add_param_group
     with pytest.raises(ValueError, match="learning rate"), without_dynamo.constructing():
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=-1)
     assert torch.optim.Optimizer.add_param_group is before
 
 
-def test_hooks_registered_on_the_optimiser_are_called():
+def test_hooks_registered_on_the_optimiser_are_called() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = Step(lambda x: {"loss": model(x).sum()}, optimizer, Precision(), NoClip())
@@ -65,11 +66,11 @@ def test_hooks_registered_on_the_optimiser_are_called():
     assert calls == ["pre", "post", "pre"]
 
 
-def test_a_users_own_optimiser_keeps_its_wrappers():
+def test_a_users_own_optimiser_keeps_its_wrappers() -> None:
     calls = []
 
     class Mine(torch.optim.SGD):
-        def step(self, closure=None):
+        def step(self, closure: Any = None) -> Any:
             calls.append("mine")
             return super().step(closure)
 
@@ -97,7 +98,7 @@ assert "torch._dynamo" not in sys.modules, "imported"
 """
 
 
-def test_a_whole_training_does_not_import_dynamo():
+def test_a_whole_training_does_not_import_dynamo() -> None:
     subprocess.run(
         [sys.executable, "-c", TRAINING], check=True, env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     )

@@ -1,6 +1,8 @@
 """Settings of the process and names of devices."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from trainyard.runner.env import describe, find_device
 
 
 @pytest.fixture(autouse=True)
-def process(monkeypatch):
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Puts the process's settings back."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "kept")
@@ -25,24 +27,24 @@ def process(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads(threads):
+def test_threads(threads: int) -> None:
     Env(threads=threads).apply()
     assert torch.get_num_threads() == threads
 
 
-def test_threads_stay_as_they_are():
+def test_threads_stay_as_they_are() -> None:
     before = torch.get_num_threads()
     Env().apply()
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
-def test_threads_that_cannot_be(threads):
+def test_threads_that_cannot_be(threads: float | str) -> None:
     with pytest.raises(ConfigError, match=r"threads: .* an integer of at least 1"):
         Env(threads=threads)
 
 
-def test_deterministic_is_for_the_run_that_asks_for_it():
+def test_deterministic_is_for_the_run_that_asks_for_it() -> None:
     Env(deterministic=True).apply()
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
@@ -52,47 +54,47 @@ def test_deterministic_is_for_the_run_that_asks_for_it():
     assert torch.backends.cudnn.benchmark
 
 
-def test_a_workspace_that_is_configured_stays(monkeypatch):
+def test_a_workspace_that_is_configured_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     Env(deterministic=True).apply()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
-def test_the_runner_applies_it_before_anything_is_built():
+def test_the_runner_applies_it_before_anything_is_built() -> None:
     Runner(MLP(2, 2), env={"_target_": "trainyard.runner.Env", "deterministic": True}, device="cpu")
     assert torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])
-def test_the_cpu(given):
+def test_the_cpu(given: Any) -> None:
     assert find_device(given) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("threads", "words"), [(1, "cpu (1 thread)"), (2, "cpu (2 threads)")])
-def test_the_cpu_in_words(threads, words):
+def test_the_cpu_in_words(threads: int, words: str) -> None:
     Env(threads=threads).apply()
     assert describe(torch.device("cpu")) == words
 
 
-def test_auto():
+def test_auto() -> None:
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["coda", "cdua", "gpu", "cpu:x", ""])
-def test_a_name_that_torch_does_not_know(name):
+def test_a_name_that_torch_does_not_know(name: str) -> None:
     with pytest.raises(ConfigError, match=r"device: .* accepted: one of auto, cpu"):
         find_device(name)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none(name):
+def test_cuda_where_there_is_none(name: str) -> None:
     with pytest.raises(ConfigError, match="sees no CUDA device"):
         find_device(name)
 
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
-def test_other_devices_are_tried(name):
+def test_other_devices_are_tried(name: str) -> None:
     """`meta` is there, but no number can be read from it; the others this build of torch may lack."""
     try:
         torch.zeros(1, device=name).item()
@@ -104,7 +106,7 @@ def test_other_devices_are_tried(name):
 
 
 @pytest.mark.gpu
-def test_cuda_devices():
+def test_cuda_devices() -> None:
     assert find_device("cuda").type == "cuda"
     assert torch.cuda.get_device_name(0) in describe(torch.device("cuda:0"))
     with pytest.raises(ConfigError, match="cuda:0"):

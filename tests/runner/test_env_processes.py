@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from trainyard.runner import Env
 
 
 @pytest.fixture(autouse=True)
-def process(monkeypatch):
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Puts the process's settings back."""
     method = multiprocessing.get_start_method(allow_none=True)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -26,19 +28,19 @@ def process(monkeypatch):
     multiprocessing.set_start_method(method, force=True)
 
 
-def in_a_process(code, **variables):
+def in_a_process(code: Any, **variables: Any) -> Any:
     environment = {"PYTHONPATH": ":".join(sys.path), **variables}
     command = [sys.executable, "-c", f"import torch\nfrom trainyard.runner import Env\n{code}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT)
     return done.stdout.split(), done.stderr
 
 
-def test_threads_of_both_kinds():
+def test_threads_of_both_kinds() -> None:
     code = "Env(threads=2, interop_threads=3).apply()\nprint(torch.get_num_threads(), torch.get_num_interop_threads())"
     assert in_a_process(code, OMP_NUM_THREADS="1") == (["2", "3"], "")
 
 
-def test_interop_threads_that_come_too_late():
+def test_interop_threads_that_come_too_late() -> None:
     code = """
 torch.set_num_interop_threads(2)
 Env(interop_threads=2).apply()
@@ -50,12 +52,12 @@ print(torch.get_num_interop_threads())
     assert said.startswith("env.interop_threads=5 comes too late for this process, which has 2")
 
 
-def test_variables_are_for_the_processes_that_follow():
+def test_variables_are_for_the_processes_that_follow() -> None:
     Env(omp_num_threads=3, mkl_num_threads=2).apply()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "2")
 
 
-def test_what_is_not_said_stays(monkeypatch):
+def test_what_is_not_said_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     multiprocessing.set_start_method("spawn", force=True)
     Env().apply()
@@ -64,18 +66,18 @@ def test_what_is_not_said_stays(monkeypatch):
     assert multiprocessing.get_start_method() == "spawn"
 
 
-class Processes(Dataset):
+class Processes(Dataset[Any]):
     """A sample is the start method of the process that reads it, and the OMP_NUM_THREADS that it finds."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return multiprocessing.get_start_method(), os.environ.get("OMP_NUM_THREADS", "")
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_workers_start_as_they_are_told(method):
+def test_workers_start_as_they_are_told(method: str) -> None:
     Env(start_method=method, omp_num_threads=3).apply()
     loader = Loaders(train=DataLoader(Processes(), 2, num_workers=1, collate_fn=list))
     (batch,) = loader.loader("train", seed=0, device=torch.device("cpu")).batches()
@@ -84,11 +86,11 @@ def test_workers_start_as_they_are_told(method):
 
 @pytest.mark.parametrize("key", ["threads", "interop_threads", "omp_num_threads", "mkl_num_threads"])
 @pytest.mark.parametrize("given", [0, -1, 1.5, "2", True])
-def test_counts_that_cannot_be(key, given):
+def test_counts_that_cannot_be(key: str, given: bool | float | str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}: .* an integer of at least 1"):
         Env(**{key: given})
 
 
-def test_a_start_method_that_there_is_not():
+def test_a_start_method_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match=r"^start_method: 'spwan' .*Did you mean 'spawn'"):
         Env(start_method="spwan")

@@ -1,5 +1,8 @@
 """The order of things in both loops, on real trainings."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,19 +24,21 @@ class Recorder(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, *left_out):
-        self.calls = []
+    def __init__(self, *left_out: Any) -> None:
+        self.calls: list[Any] = []
         self.left_out = left_out
 
-    def stages(self):
+    def stages(self) -> Any:
         return [stage for stage, _ in self.calls if stage not in self.left_out]
 
-    def at(self, stage):
+    def at(self, stage: Any) -> Any:
         return [noted for name, noted in self.calls if name == stage]
 
 
-def _stage(name):
-    def note(self, runner, batch_idx=None, data_batch=None, outputs=None, **results):
+def _stage(name: Any) -> Any:
+    def note(
+        self: Any, runner: Any, batch_idx: Any = None, data_batch: Any = None, outputs: Any = None, **results: Any
+    ) -> None:
         self.calls.append((name, (runner.epoch, runner.iter, batch_idx)))
 
     return note
@@ -43,7 +48,7 @@ for _name in STAGES:
     setattr(Recorder, _name, _stage(_name))
 
 
-def data(batches, *, val=2, test=1, size=4):
+def data(batches: Any, *, val: int = 2, test: int = 1, size: int = 4) -> Any:
     """Random points of two classes: so many batches a split."""
     generator = torch.Generator().manual_seed(0)
     counts = {"train": batches, "val": val, "test": test}
@@ -55,7 +60,7 @@ def data(batches, *, val=2, test=1, size=4):
     return ArrayData(sources, {}, batch_size=size, eval_batch_size=size)
 
 
-def runner(loop, hooks, *, batches=3, work_dir=None, **more):
+def runner(loop: Any, hooks: Any, *, batches: int = 3, work_dir: Any = None, **more: Any) -> Any:
     return Runner(
         MLP(in_features=2, num_classes=2, hidden=[4]),
         data(batches, **more),
@@ -78,7 +83,7 @@ VALIDATION = [
 ITERATION = ["before_train_iter", "after_train_iter"]
 
 
-def test_the_order_of_the_epoch_loop(tmp_path):
+def test_the_order_of_the_epoch_loop(tmp_path: Path) -> None:
     recorder = Recorder()
     hooks = {"recorder": recorder, "checkpoint": Checkpoint()}
     runner(EpochBasedTrainLoop(2), hooks, batches=2, work_dir=tmp_path).train()
@@ -87,7 +92,7 @@ def test_the_order_of_the_epoch_loop(tmp_path):
     assert recorder.stages() == ["before_run", "before_train", *epoch * 2, "after_train", "after_run"]
 
 
-def test_the_order_of_the_iteration_loop():
+def test_the_order_of_the_iteration_loop() -> None:
     recorder = Recorder()
     runner(IterBasedTrainLoop(3, val_interval=2), {"recorder": recorder}, batches=2).train()
     first = ["before_train_epoch", *ITERATION * 2, *VALIDATION, "after_train_epoch"]
@@ -95,7 +100,7 @@ def test_the_order_of_the_iteration_loop():
     assert recorder.stages() == ["before_run", "before_train", *first, *second, "after_train", "after_run"]
 
 
-def test_the_order_of_validation_and_test():
+def test_the_order_of_validation_and_test() -> None:
     recorder = Recorder()
     made = runner(EpochBasedTrainLoop(1), {"recorder": recorder})
     with made.session():
@@ -112,7 +117,7 @@ def test_the_order_of_validation_and_test():
     assert recorder.stages() == ["before_run", *VALIDATION, *tested, "after_run"]
 
 
-def test_loading_a_checkpoint_is_a_stage_of_resuming(tmp_path):
+def test_loading_a_checkpoint_is_a_stage_of_resuming(tmp_path: Path) -> None:
     runner(EpochBasedTrainLoop(1), {"checkpoint": Checkpoint()}, work_dir=tmp_path).train()
     recorder = Recorder()
     made = runner(EpochBasedTrainLoop(2), {"recorder": recorder}, work_dir=tmp_path)
@@ -123,7 +128,7 @@ def test_loading_a_checkpoint_is_a_stage_of_resuming(tmp_path):
 
 
 @pytest.mark.parametrize("unit", LOOPS)
-def test_what_hooks_count(unit):
+def test_what_hooks_count(unit: Any) -> None:
     """Epochs and iterations that are finished; a batch's number is that within its epoch."""
     recorder = Recorder()
     runner(LOOPS[unit](2 if unit == "epoch" else 6, val_interval=1), {"recorder": recorder}).train()
@@ -142,7 +147,7 @@ def test_what_hooks_count(unit):
     interval=st.integers(1, 12),
     batches=st.integers(1, 4),
 )
-def test_when_validation_runs(unit, length, begin, interval, batches):
+def test_when_validation_runs(unit: Any, length: int, begin: int, interval: int, batches: int) -> None:
     recorder = Recorder()
     made = runner(LOOPS[unit](length, val_begin=begin, val_interval=interval), {"recorder": recorder}, batches=batches)
     made.train()
@@ -165,7 +170,7 @@ def test_when_validation_runs(unit, length, begin, interval, batches):
     milestones=st.lists(st.integers(1, 12), max_size=3, unique=True),
     later=st.lists(st.integers(1, 4), min_size=3, max_size=3),
 )
-def test_the_interval_changes_at_milestones(unit, length, interval, milestones, later):
+def test_the_interval_changes_at_milestones(unit: Any, length: int, interval: int, milestones: Any, later: Any) -> None:
     recorder = Recorder()
     pairs = list(zip(sorted(milestones), later, strict=False))
     loop = LOOPS[unit](length, val_interval=interval, dynamic_intervals=pairs)
@@ -180,18 +185,18 @@ def test_the_interval_changes_at_milestones(unit, length, interval, milestones, 
 
 
 @pytest.mark.parametrize("given", [[3], [[3]], [[3, 0]], [[5, 1], [3, 1]], [[3, 1], [3, 2]], 3, [[1.5, 1]]])
-def test_milestones_are_pairs_in_order(given):
+def test_milestones_are_pairs_in_order(given: Any) -> None:
     with pytest.raises(ConfigError, match="dynamic_intervals"):
         EpochBasedTrainLoop(3, dynamic_intervals=given)
 
 
 @settings(max_examples=20)
 @given(iterations=st.integers(1, 11), batches=st.integers(1, 5))
-def test_an_endless_loader_begins_anew_in_another_order(iterations, batches):
+def test_an_endless_loader_begins_anew_in_another_order(iterations: int, batches: int) -> None:
     seen = []
 
     class Batches(Hook):
-        def before_train_iter(self, runner, batch_idx, data_batch):
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
             seen.append(data_batch[0])
 
     runner(IterBasedTrainLoop(iterations, val_interval=3), {"batches": Batches()}, batches=batches).train()
@@ -201,7 +206,7 @@ def test_an_endless_loader_begins_anew_in_another_order(iterations, batches):
 
 
 @pytest.mark.parametrize("unit", LOOPS)
-def test_without_a_validation_split(unit):
+def test_without_a_validation_split(unit: Any) -> None:
     recorder = Recorder()
     made = runner(LOOPS[unit](4), {"recorder": recorder}, val=0)
     made.train()
@@ -209,14 +214,14 @@ def test_without_a_validation_split(unit):
     assert (unit, made.iter) in {("epoch", 12), ("iter", 4)}
 
 
-def test_training_and_evaluation_modes():
+def test_training_and_evaluation_modes() -> None:
     modes = []
 
     class Modes(Hook):
-        def before_train_iter(self, runner, batch_idx, data_batch):
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
             modes.append(("train", runner.model.training, torch.is_grad_enabled()))
 
-        def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             modes.append(("val", runner.model.training, torch.is_grad_enabled()))
 
     for loop in (EpochBasedTrainLoop(2), IterBasedTrainLoop(5, val_interval=1)):
@@ -227,23 +232,23 @@ def test_training_and_evaluation_modes():
 class StopAt(Hook):
     """Ends the training, from within an iteration or a validation."""
 
-    def __init__(self, iteration, *, in_val=False, interrupt=False):
+    def __init__(self, iteration: Any, *, in_val: bool = False, interrupt: bool = False) -> None:
         self.iteration = iteration
         self.in_val = in_val
         self.interrupt = interrupt
 
-    def _end(self, runner):
+    def _end(self, runner: Runner) -> None:
         if runner.iter == self.iteration:
             if self.interrupt:
                 runner.interrupt()
             else:
                 runner.members[0].stop("enough")
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if not self.in_val:
             self._end(runner)
 
-    def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self.in_val:
             self._end(runner)
 
@@ -251,7 +256,7 @@ class StopAt(Hook):
 @pytest.mark.parametrize("unit", LOOPS)
 @pytest.mark.parametrize("interrupt", [False, True])
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_a_run_that_is_ended_within_an_epoch(unit, interrupt, at):
+def test_a_run_that_is_ended_within_an_epoch(unit: Any, interrupt: bool, at: int) -> None:
     recorder = Recorder()
     hooks = {"recorder": recorder, "stop": StopAt(at, interrupt=interrupt)}
     made = runner(LOOPS[unit](8, val_interval=2), hooks)
@@ -262,7 +267,7 @@ def test_a_run_that_is_ended_within_an_epoch(unit, interrupt, at):
 
 
 @pytest.mark.parametrize("unit", LOOPS)
-def test_a_run_that_is_ended_in_a_validation(unit):
+def test_a_run_that_is_ended_in_a_validation(unit: Any) -> None:
     """A member that stops is validated to the end; an interruption leaves the validation for later."""
     for interrupt, validated in ((False, 1), (True, 0)):
         recorder = Recorder()
@@ -275,9 +280,9 @@ def test_a_run_that_is_ended_in_a_validation(unit):
         assert recorder.stages()[-2:] == ["after_train", "after_run"]
 
 
-def test_after_run_is_called_however_the_run_ended():
+def test_after_run_is_called_however_the_run_ended() -> None:
     class Broken(Hook):
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> Any:
             raise LookupError("in a hook")
 
     recorder = Recorder()
@@ -297,7 +302,7 @@ def test_after_run_is_called_however_the_run_ended():
     ],
     ids=["max_epochs", "max_iters", "val_begin", "val_interval"],
 )
-def test_lengths_are_whole_numbers(make, key, value):
+def test_lengths_are_whole_numbers(make: Any, key: str, value: bool | float | str | None) -> None:
     with pytest.raises(ConfigError) as error:
         make(value)
     assert str(error.value) == f"{key}: {value!r} given; accepted: an integer of at least 1."
@@ -325,7 +330,7 @@ TRAINING = [
 
 @pytest.mark.parametrize("unit", LOOPS)
 @pytest.mark.parametrize("stage", TRAINING)
-def test_a_member_may_stop_at_any_stage(unit, stage, tmp_path):
+def test_a_member_may_stop_at_any_stage(unit: Any, stage: Any, tmp_path: Path) -> None:
     """No iteration begins after it, what is under way is finished, and a resumed run trains no more."""
 
     class Stop(Hook):
@@ -334,7 +339,7 @@ def test_a_member_may_stop_at_any_stage(unit, stage, tmp_path):
         priority = "HIGHEST"
         count = 0
 
-    def stop(self, runner, *args, **kwargs):
+    def stop(self: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
         self.count += 1
         if self.count == (1 if stage in ("before_run", "before_train") else 2):
             self.at = runner.iter
@@ -342,14 +347,14 @@ def test_a_member_may_stop_at_any_stage(unit, stage, tmp_path):
 
     setattr(Stop, stage, stop)
 
-    def make(hooks, **more):
+    def make(hooks: Any, **more: Any) -> Any:
         loop = LOOPS[unit](4 if unit == "epoch" else 8, val_interval=1, workflow=[["val", 1], ["train", 1]])
         return runner(loop, {"checkpoint": Checkpoint(), **hooks}, batches=2, work_dir=tmp_path, **more)
 
     recorder, hook = Recorder(), Stop()
     made = make({"stop": hook, "recorder": recorder})
     made.train()
-    assert made.iter == len(recorder.at("after_train_iter")) == hook.at + (stage == "before_train_iter")
+    assert made.iter == len(recorder.at("after_train_iter")) == hook.at + (stage == "before_train_iter")  # type: ignore[attr-defined]
     assert len(recorder.at("after_val_iter")) == 2 * len(recorder.at("after_val")), "validated to the end"
     assert len(recorder.at("before_val_loss")) == len(recorder.at("after_val_loss"))
     assert recorder.stages()[-2:] == ["after_train", "after_run"]

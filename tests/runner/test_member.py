@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 
 @given(st.lists(numbers, min_size=1), st.sampled_from(["maximize", "minimize"]))
-def test_the_best_of_a_sequence_is_its_extreme(values, direction):
+def test_the_best_of_a_sequence_is_its_extreme(values: Any, direction: str) -> None:
     objective, best = Objective("val/x", direction), None
     for value in values:
         if objective.better(value, best):
@@ -22,18 +23,18 @@ def test_the_best_of_a_sequence_is_its_extreme(values, direction):
     assert best == extreme
 
 
-def test_better_by_a_margin():
+def test_better_by_a_margin() -> None:
     objective = Objective("val/accuracy", "maximize")
     assert objective.better(0.92, 0.9, by=0.01)
     assert not objective.better(0.905, 0.9, by=0.01)
 
 
-def test_unknown_direction_names_the_nearest():
+def test_unknown_direction_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="maximize"):
         Objective("val/accuracy", "maximise")
 
 
-def test_objective_that_nobody_computes_names_the_nearest():
+def test_objective_that_nobody_computes_names_the_nearest() -> None:
     member = Member(0, None, Objective("val/acuracy", "maximize"))
     member.record({"val/accuracy": 0.5, "train/loss": 1.0}, step=1, epoch=1)
     with pytest.raises(ConfigError, match="val/accuracy") as error:
@@ -41,7 +42,7 @@ def test_objective_that_nobody_computes_names_the_nearest():
     assert "train/loss" not in str(error.value)
 
 
-def test_state_survives_a_round_trip():
+def test_state_survives_a_round_trip() -> None:
     member = Member(0, None, Objective("val/x", "minimize"))
     member.record({"val/x": 0.5}, step=7, epoch=2)
     member.judge(step=7, epoch=2)
@@ -51,12 +52,12 @@ def test_state_survives_a_round_trip():
 
 
 @given(st.integers(1, 5), st.integers(1, 4))
-def test_read_gives_each_member_its_own_numbers(members, names):
+def test_read_gives_each_member_its_own_numbers(members: int, names: int) -> None:
     values = {f"v{i}": torch.arange(members, dtype=torch.float32) + 10 * i for i in range(names)}
     rows = read(values, members)
     assert rows == [{f"v{i}": float(m + 10 * i) for i in range(names)} for m in range(members)]
 
 
-def test_read_takes_scalars_of_a_solo_run():
+def test_read_takes_scalars_of_a_solo_run() -> None:
     assert read({"a": torch.tensor(2), "b": torch.tensor([3.5])}, 1) == [{"a": 2.0, "b": 3.5}]
     assert read({}, 2) == [{}, {}]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
@@ -24,16 +25,16 @@ assert not GlobalHydra.instance().is_initialized()
 """
 
 
-def cells():
+def cells() -> Any:
     read = json.loads(NOTEBOOK.read_text())
     return ["".join(cell["source"]) for cell in read["cells"] if cell["cell_type"] == "code"]
 
 
-def test_it_has_under_20_lines():
+def test_it_has_under_20_lines() -> None:
     assert sum(len(cell.splitlines()) for cell in cells()) < 20
 
 
-def test_it_runs_and_leaves_nothing_behind(tmp_path):
+def test_it_runs_and_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error::UserWarning", "-c", KERNEL]
     done = subprocess.run(
@@ -48,7 +49,7 @@ def test_it_runs_and_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_was_run_before_it_was_saved():
+def test_nothing_was_run_before_it_was_saved() -> None:
     """Outputs would go stale, and tell whose machine it was."""
     read = json.loads(NOTEBOOK.read_text())
     code = [cell for cell in read["cells"] if cell["cell_type"] == "code"]

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,20 +25,20 @@ class TwoPhases(EpochBasedTrainLoop):
 
     stages = ("before_mixing", "after_mixing")
 
-    def __init__(self, max_epochs, pull=0.1, **more):
+    def __init__(self, max_epochs: Any, pull: float = 0.1, **more: Any) -> None:
         super().__init__(max_epochs, **more)
         self.pull = pull
         self.anchor = None
         self.mixed = 0
 
-    def run(self, runner):
+    def run(self, runner: Runner) -> None:
         self.validate(runner)
         self.mix(runner)  # where the run was ended between the two phases
         while runner.epoch < self.length and not runner.stopping:
             self.run_epoch(runner)
             self.mix(runner)
 
-    def mix(self, runner):
+    def mix(self, runner: Runner) -> None:
         if self.mixed == runner.epoch or runner.stopping:
             return
         runner.call("before_mixing", weights=self.anchor)
@@ -44,15 +46,15 @@ class TwoPhases(EpochBasedTrainLoop):
             for name, parameter in runner.model.named_parameters():
                 if self.anchor is not None:
                     parameter.lerp_(self.anchor[name], self.pull)
-        self.anchor = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}
+        self.anchor = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}  # type: ignore[assignment]
         self.mixed = runner.epoch
         for hook in runner.stage("after_mixing"):
             hook(runner, weights=self.anchor)
 
-    def state_dict(self):
+    def state_dict(self) -> Any:
         return super().state_dict() | {"anchor": self.anchor, "mixed": self.mixed}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Any) -> None:
         super().load_state_dict(state)
         self.anchor, self.mixed = state["anchor"], state["mixed"]
 
@@ -62,17 +64,17 @@ class Bare:
 
     unit = "iter"
 
-    def __init__(self, steps):
+    def __init__(self, steps: Any) -> None:
         self.steps = steps
         self.val_due = False
 
-    def max_epochs(self, runner):
+    def max_epochs(self, runner: Runner) -> Any:
         return 1
 
-    def max_iters(self, runner):
+    def max_iters(self, runner: Runner) -> Any:
         return self.steps
 
-    def run(self, runner):
+    def run(self, runner: Runner) -> None:
         runner.model.train()
         batches = list(runner.loader("train").batches(0))
         while runner.iter < self.steps and not runner.stopping:
@@ -84,45 +86,45 @@ class Bare:
         if not runner.stopping:
             runner.val_loop.run(runner)
 
-    def state_dict(self):
+    def state_dict(self) -> Any:
         return {"val_due": self.val_due}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Any) -> None:
         self.val_due = state["val_due"]
 
 
 class Mixing(Hook):
-    def __init__(self):
-        self.calls = []
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
 
-    def before_mixing(self, runner, weights):
+    def before_mixing(self, runner: Runner, weights: Any) -> None:
         self.calls.append(("before", runner.epoch, weights is not None))
 
-    def after_mixing(self, runner, weights):
+    def after_mixing(self, runner: Runner, weights: Any) -> None:
         self.calls.append(("after", runner.epoch, weights.keys() == dict(runner.model.named_parameters()).keys()))
 
 
 class KillAt(Hook):
     priority = "LOWEST"
 
-    def __init__(self, iteration):
+    def __init__(self, iteration: Any) -> None:
         self.iteration = iteration
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.iteration:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
-def make(parts):
+def make(parts: Any) -> Any:
     return lambda **more: Runner(**(parts | more))
 
 
-def weights(runner):
+def weights(runner: Any) -> Any:
     return torch.cat([parameter.detach().flatten() for parameter in runner.model.parameters()])
 
 
-def test_by_its_target_with_stages_of_its_own(make):
+def test_by_its_target_with_stages_of_its_own(make: Any) -> None:
     hook = Mixing()
     made = make(loop={"_target_": f"{HERE}.TwoPhases", "max_epochs": 3, "pull": 0.5}, hooks={"mixing": hook})
     made.train()
@@ -132,14 +134,14 @@ def test_by_its_target_with_stages_of_its_own(make):
     assert not torch.equal(weights(made), weights(_trained(make())))
 
 
-def _trained(runner):
+def _trained(runner: Any) -> Any:
     runner.train()
     return runner
 
 
 @pytest.mark.parametrize("iteration", [3, 6, 8, 13, 18])
-def test_killed_and_resumed_to_the_bit(make, tmp_path, iteration):
-    def runner(folder, **more):
+def test_killed_and_resumed_to_the_bit(make: Any, tmp_path: Path, iteration: int) -> None:
+    def runner(folder: Any, **more: Any) -> Any:
         loop = {"_target_": f"{HERE}.TwoPhases", "max_epochs": 3, "val_interval": 2}
         hooks = {"logger": Logger(interval=2), "checkpoint": Checkpoint(2, by="iter")}
         return make(loop=loop, hooks=hooks | more.pop("hooks", {}), work_dir=tmp_path / folder, **more)
@@ -155,7 +157,7 @@ def test_killed_and_resumed_to_the_bit(make, tmp_path, iteration):
     assert (again.epoch, again.iter, again.train_loop.mixed) == (3, 18, 3)
 
 
-def test_a_loop_from_nothing(make, tmp_path):
+def test_a_loop_from_nothing(make: Any, tmp_path: Path) -> None:
     """With the default hooks: logging, the schedule, checkpoints and resuming all work."""
     schedule = {"_target_": "trainyard.schedules.Schedule", "scheduler": {
         "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True, "T_max": "auto"}}  # fmt: skip
@@ -169,9 +171,9 @@ def test_a_loop_from_nothing(make, tmp_path):
     assert longer.iter == 12
 
 
-def test_what_a_loop_lacks_is_told(make, tmp_path):
+def test_what_a_loop_lacks_is_told(make: Any, tmp_path: Path) -> None:
     class Lacking:
-        def run(self, runner):
+        def run(self, runner: Runner) -> None:
             """Never called."""
 
     with pytest.raises(ConfigError) as error:
@@ -188,13 +190,13 @@ def test_what_a_loop_lacks_is_told(make, tmp_path):
 # -- stages ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stage_spelt_wrong_names_the_nearest_of_both_kinds(make):
+def test_a_stage_spelt_wrong_names_the_nearest_of_both_kinds(make: Any) -> None:
     class Wrong(Hook):
-        def before_mixin(self, runner):
+        def before_mixin(self, runner: Runner) -> None:
             """Never called."""
 
     class Other(Hook):
-        def after_train_epoc(self, runner):
+        def after_train_epoc(self, runner: Runner) -> None:
             """Never called."""
 
     loop = {"_target_": f"{HERE}.TwoPhases", "max_epochs": 1}
@@ -208,16 +210,16 @@ def test_a_stage_spelt_wrong_names_the_nearest_of_both_kinds(make):
         make(hooks={"mixing": Mixing()}).train()
 
 
-def test_a_runner_that_only_validates_knows_the_stages(make):
+def test_a_runner_that_only_validates_knows_the_stages(make: Any) -> None:
     """They are read from the class: the loop itself is not built, and could not be."""
     made = make(loop={"_target_": f"{HERE}.TwoPhases", "max_epochs": 0}, hooks={"mixing": Mixing()})
     assert "val/accuracy" in made.val()[0]
     assert "train_loop" not in vars(made)
 
 
-def test_a_stage_that_nobody_declared(make):
+def test_a_stage_that_nobody_declared(make: Any) -> None:
     class Careless(EpochBasedTrainLoop):
-        def run_epoch(self, runner):
+        def run_epoch(self, runner: Runner) -> None:
             runner.call("before_mixing")
 
     with pytest.raises(ConfigError, match="stages: 'before_mixing' given; accepted: a stage; a loop of your own names"):
@@ -225,7 +227,7 @@ def test_a_stage_that_nobody_declared(make):
 
 
 @pytest.mark.parametrize("stages", [("mixing",), (3,), "before_mixing"])
-def test_names_that_no_hook_could_have(make, stages):
+def test_names_that_no_hook_could_have(make: Any, stages: Any) -> None:
     class Named(EpochBasedTrainLoop):
         pass
 
@@ -234,7 +236,7 @@ def test_names_that_no_hook_could_have(make, stages):
         make(loop=Named(1)).train()
 
 
-def test_a_dispatch_costs_nothing_at_stages_that_no_hook_has():
+def test_a_dispatch_costs_nothing_at_stages_that_no_hook_has() -> None:
     dispatch = Dispatch({"mixing": Mixing()}, TwoPhases.stages)
     assert [stage for stage in dispatch.stages if dispatch.stage(stage)] == ["before_mixing", "after_mixing"]
 
@@ -247,14 +249,14 @@ class Shifted(ValLoop):
 
     stages = ("before_shift",)
 
-    def __init__(self, shift=0.0):
+    def __init__(self, shift: float = 0.0) -> None:
         self.shift = shift
 
-    def run_set(self, runner, name):
+    def run_set(self, runner: Runner, name: Any) -> None:
         runner.call("before_shift", name=name)
         super().run_set(runner, name)
 
-    def predictor(self, runner, name):
+    def predictor(self, runner: Runner, name: Any) -> Any:
         predict = super().predictor(runner, name)
         return lambda batch: predict((batch[0] + self.shift, *batch[1:]))
 
@@ -262,18 +264,18 @@ class Shifted(ValLoop):
 class ShiftedTest(Shifted):
     split = current = "test"
 
-    def judge(self, runner):
+    def judge(self, runner: Runner) -> None:
         """It ranks nothing."""
 
-    def done(self, runner):
+    def done(self, runner: Runner) -> None:
         """It changes nothing of the training."""
 
 
-def test_a_validation_and_a_test_of_ones_own(make):
+def test_a_validation_and_a_test_of_ones_own(make: Any) -> None:
     names = []
 
     class Names(Hook):
-        def before_shift(self, runner, name):
+        def before_shift(self, runner: Runner, name: Any) -> None:
             names.append(name)
 
     loops = {
@@ -291,22 +293,22 @@ def test_a_validation_and_a_test_of_ones_own(make):
     assert moved.test() != plain.test()
 
 
-def test_a_subclass_of_train_loop_needs_three_methods(make):
+def test_a_subclass_of_train_loop_needs_three_methods(make: Any) -> None:
     class Halves(TrainLoop):
         """Two iterations, then a validation, so many times."""
 
         unit = "iter"
 
-        def __init__(self, times):
+        def __init__(self, times: Any) -> None:
             super().__init__(2 * times, val_begin=1, val_interval=2)
 
-        def max_epochs(self, runner):
+        def max_epochs(self, runner: Runner) -> Any:
             return 1
 
-        def max_iters(self, runner):
+        def max_iters(self, runner: Runner) -> Any:
             return self.length
 
-        def run(self, runner):
+        def run(self, runner: Runner) -> None:
             for batch in runner.loader("train").batches():
                 if runner.iter == self.length:
                     break
@@ -320,7 +322,7 @@ def test_a_subclass_of_train_loop_needs_three_methods(make):
     validated = []
 
     class Count(Hook):
-        def after_val(self, runner):
+        def after_val(self, runner: Runner) -> None:
             validated.append(runner.iter)
 
     make(loop=Halves(3), model=MLP(2, 2, hidden=[4]), hooks={"count": Count()}).train()

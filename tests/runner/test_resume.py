@@ -5,6 +5,8 @@ import random
 import signal
 import traceback
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,36 +29,36 @@ class KillAt(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, iteration, *, in_val=False):
+    def __init__(self, iteration: Any, *, in_val: bool = False) -> None:
         self.iteration = iteration
         self.in_val = in_val
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.iteration and not self.in_val:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter >= self.iteration and self.in_val:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Noisy(Dataset):
+class Noisy(Dataset[Any]):
     """Points of two classes with noise that is drawn anew each time a sample is read, from all three generators."""
 
-    def __init__(self, n):
+    def __init__(self, n: Any) -> None:
         rng = np.random.default_rng(0)
         self.y = torch.arange(n) % 2
         self.x = torch.from_numpy(rng.normal(size=(n, 2)).astype(np.float32)) + self.y[:, None]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: Any) -> Any:
         noise = torch.randn(2) + np.random.normal() + random.gauss(0, 1)
         return self.x[i] + 0.1 * noise, self.y[i]
 
 
-def data(kind):
+def data(kind: Any) -> Any:
     if kind == "tensor":
         return {
             "_target_": "trainyard.data.Rings",
@@ -72,7 +74,9 @@ def data(kind):
     }
 
 
-def runner(work_dir, loop, kind, *, resume=False, schedule="onecycle", **more):
+def runner(
+    work_dir: Any, loop: Any, kind: Any, *, resume: bool = False, schedule: str = "onecycle", **more: Any
+) -> Any:
     unit = {"epoch": EpochBasedTrainLoop(EPOCHS), "iter": IterBasedTrainLoop(ITERATIONS, val_interval=7)}[loop]
     schedules = {
         "onecycle": lambda: Schedule(partial(OneCycleLR, max_lr="auto", total_steps="auto"), by="iter"),
@@ -101,7 +105,7 @@ def runner(work_dir, loop, kind, *, resume=False, schedule="onecycle", **more):
     return Runner(**(settings | more))
 
 
-def in_child(make):
+def in_child(make: Any) -> Any:
     """Run in a process of its own; returns how it ended (0, or minus a signal)."""
     pid = os.fork()
     if pid == 0:
@@ -118,7 +122,7 @@ def in_child(make):
     return os.waitstatus_to_exitcode(status)
 
 
-def outcome(work_dir):
+def outcome(work_dir: Any) -> Any:
     """What has to be equal to the bit: the last state, and every point of the journal but the times."""
     name = checkpoint.read_last(work_dir / "checkpoints")[-1]
     state = checkpoint.load(work_dir / "checkpoints" / name)
@@ -134,7 +138,7 @@ def outcome(work_dir):
     return name, state, points, best["eval_model"]
 
 
-def assert_equal(a, b, where="state"):
+def assert_equal(a: Any, b: Any, where: str = "state") -> None:
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
@@ -151,11 +155,11 @@ def assert_equal(a, b, where="state"):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The outcome of the run that is never killed, for each kind of run: made once."""
     made = {}
 
-    def get(loop, kind, **more):
+    def get(loop: Any, kind: Any, **more: Any) -> Any:
         key = (loop, kind, *sorted(more))
         if key not in made:
             work_dir = tmp_path_factory.mktemp("undisturbed")
@@ -171,7 +175,7 @@ PLACES = random.Random(20261120).sample(range(1, ITERATIONS), 4)
 
 @pytest.mark.parametrize("kind", ["tensor", "dataloader", "workers"])
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
-def test_killed_again_and_again(tmp_path, undisturbed, loop, kind):
+def test_killed_again_and_again(tmp_path: Path, undisturbed: Any, loop: str, kind: str) -> None:
     for place in sorted(PLACES):
         assert (
             in_child(lambda at=place: runner(tmp_path, loop, kind, resume=True, hooks={"kill": KillAt(at)}))
@@ -183,7 +187,7 @@ def test_killed_again_and_again(tmp_path, undisturbed, loop, kind):
 
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
 @pytest.mark.parametrize("iteration", [9, 18, 35])
-def test_killed_around_the_end_of_an_epoch(tmp_path, undisturbed, loop, iteration):
+def test_killed_around_the_end_of_an_epoch(tmp_path: Path, undisturbed: Any, loop: str, iteration: int) -> None:
     kill = {"kill": KillAt(iteration)}
     assert in_child(lambda: runner(tmp_path, loop, "tensor", hooks=kill)) == -signal.SIGKILL
     assert in_child(lambda: runner(tmp_path, loop, "tensor", resume=True)) == 0
@@ -191,21 +195,21 @@ def test_killed_around_the_end_of_an_epoch(tmp_path, undisturbed, loop, iteratio
 
 
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
-def test_killed_during_validation(tmp_path, undisturbed, loop):
+def test_killed_during_validation(tmp_path: Path, undisturbed: Any, loop: str) -> None:
     kill = {"kill": KillAt(14, in_val=True)}
     assert in_child(lambda: runner(tmp_path, loop, "tensor", hooks=kill)) == -signal.SIGKILL
     assert in_child(lambda: runner(tmp_path, loop, "tensor", resume=True)) == 0
     assert_equal(outcome(tmp_path), undisturbed(loop, "tensor"))
 
 
-def test_a_schedule_that_looks_at_a_metric(tmp_path, undisturbed):
+def test_a_schedule_that_looks_at_a_metric(tmp_path: Path, undisturbed: Any) -> None:
     more = {"schedule": "plateau"}
     assert in_child(lambda: runner(tmp_path, "epoch", "tensor", hooks={"kill": KillAt(31)}, **more)) == -signal.SIGKILL
     assert in_child(lambda: runner(tmp_path, "epoch", "tensor", resume=True, **more)) == 0
     assert_equal(outcome(tmp_path), undisturbed("epoch", "tensor", **more))
 
 
-def test_gradients_in_accumulation_are_carried_over(tmp_path, undisturbed):
+def test_gradients_in_accumulation_are_carried_over(tmp_path: Path, undisturbed: Any) -> None:
     more = {"accumulate": 4}
     hooks = {"checkpoint": Checkpoint(interval=1, by="iter", max_keep=3)}
     kill = hooks | {"kill": KillAt(15)}
@@ -216,7 +220,7 @@ def test_gradients_in_accumulation_are_carried_over(tmp_path, undisturbed):
     assert_equal([state["model"], points, best], [expected["model"], expected_points, expected_best])
 
 
-def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, undisturbed):
+def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path: Path, undisturbed: Any) -> None:
     assert in_child(lambda: runner(tmp_path, "epoch", "tensor", hooks={"kill": KillAt(31)})) == -signal.SIGKILL
     newest = tmp_path / "checkpoints" / checkpoint.read_last(tmp_path / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -224,23 +228,23 @@ def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, undisturbed):
     assert_equal(outcome(tmp_path), undisturbed("epoch", "tensor"))
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path, undisturbed):
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, undisturbed: Any) -> None:
     for _ in range(2):
         assert in_child(lambda: runner(tmp_path, "epoch", "tensor", resume=True)) == 0
     assert_equal(outcome(tmp_path), undisturbed("epoch", "tensor"))
 
 
 @pytest.mark.parametrize("loop", ["epoch", "iter"])
-def test_interrupted_twice_and_resumed(tmp_path, undisturbed, loop):
+def test_interrupted_twice_and_resumed(tmp_path: Path, undisturbed: Any, loop: str) -> None:
     class Interrupt(Hook):
-        def __init__(self, at):
+        def __init__(self, at: Any) -> None:
             self.at = at
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             if runner.iter == self.at:
                 runner.interrupt()
 
-        def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             if runner.iter == -self.at:
                 runner.interrupt()
 

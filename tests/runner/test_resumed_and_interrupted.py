@@ -1,5 +1,8 @@
 """What watches a metric needs a validation; an interrupted last epoch counts; reading an example draws nothing."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,7 +21,7 @@ from trainyard.schedules import Plateau
         ({"schedule": Plateau()}, "schedule.monitor"),
     ],
 )
-def test_watching_without_a_validation(parts, more, key):
+def test_watching_without_a_validation(parts: Any, more: Any, key: str) -> None:
     parts["data"]["val_fraction"] = 0
     with pytest.raises(ConfigError, match="the data has no validation") as error:
         Runner(**parts | more).prepare()
@@ -26,19 +29,19 @@ def test_watching_without_a_validation(parts, more, key):
 
 
 class Interrupt(Hook):
-    def __init__(self, at):
+    def __init__(self, at: Any) -> None:
         self.at = at
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.at:
             runner.interrupt()
 
 
-def test_the_last_epoch_of_an_interrupted_run_counts(parts, tmp_path):
+def test_the_last_epoch_of_an_interrupted_run_counts(parts: Any, tmp_path: Path) -> None:
     """Ended after its last iteration, before the validation: resumed, it stands where the undisturbed run stands."""
     batches = 6
 
-    def run(name, **more):
+    def run(name: Any, **more: Any) -> Any:
         hooks = {"checkpoint": Checkpoint()} | more.pop("hooks", {})
         loop = IterBasedTrainLoop(2 * batches, val_interval=batches)
         runner = Runner(**parts | {"loop": loop, "work_dir": tmp_path / name, "hooks": hooks} | more)
@@ -54,17 +57,17 @@ def test_the_last_epoch_of_an_interrupted_run_counts(parts, tmp_path):
     assert resumed.members[0].metrics == undisturbed.members[0].metrics
 
 
-class Noisy(Dataset):
+class Noisy(Dataset[Any]):
     """Draws from the global generator for every sample, as augmentations do."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 64
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return torch.randn(2), index % 2
 
 
-def test_reading_an_example_draws_nothing(parts):
+def test_reading_an_example_draws_nothing(parts: Any) -> None:
     """It is read anew when a run is resumed, after the generators were put back."""
     runner = Runner(
         **parts
@@ -77,7 +80,9 @@ def test_reading_an_example_draws_nothing(parts):
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_a_learning_rate_that_a_resume_does_not_read_is_named(parts, tmp_path, caplog, scheduled):
+def test_a_learning_rate_that_a_resume_does_not_read_is_named(
+    parts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, scheduled: bool
+) -> None:
     parts["work_dir"] = tmp_path
     if scheduled:  # whose table follows the config
         parts["schedule"] = {

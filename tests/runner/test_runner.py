@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,28 +26,28 @@ COSINE = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_":
 
 
 @pytest.fixture
-def make(parts):
+def make(parts: Any) -> Any:
     """A small Runner; keywords replace its arguments."""
     return lambda **more: Runner(**(parts | more))
 
 
-def bits(runner):
+def bits(runner: Any) -> Any:
     return torch.cat([tensor.flatten().double() for tensor in runner.model.state_dict().values()])
 
 
-def trained(runner):
+def trained(runner: Any) -> Any:
     runner.train()
     return bits(runner)
 
 
-def records(folder, kind):
+def records(folder: Any, kind: Any) -> Any:
     return [record for record, _ in read(folder / "metrics.jsonl") if record["kind"] == kind]
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def _model():
+def _model() -> Any:
     with rng_state.seeded(derive(0, "init")):
         return MLP(in_features=2, num_classes=2, hidden=[16])
 
@@ -67,7 +68,7 @@ OBJECTS = {
 
 
 @pytest.fixture
-def configs(parts):
+def configs(parts: Any) -> Any:
     return parts | {
         "schedule": {"_target_": "trainyard.schedules.Schedule", "scheduler": COSINE},
         "hooks": {
@@ -82,7 +83,7 @@ def configs(parts):
 
 
 @pytest.mark.parametrize("argument", [*OBJECTS, "all"])
-def test_every_argument_is_the_object_or_its_config(configs, argument):
+def test_every_argument_is_the_object_or_its_config(configs: Any, argument: Any) -> None:
     chosen = OBJECTS if argument == "all" else {argument: OBJECTS[argument]}
     expected = Runner(**configs)
     runner = Runner(**(configs | {name: make_object() for name, make_object in chosen.items()}))
@@ -91,7 +92,7 @@ def test_every_argument_is_the_object_or_its_config(configs, argument):
     assert results[0] == results[1] != {}
 
 
-def test_an_optimiser_that_is_built_already(make):
+def test_an_optimiser_that_is_built_already(make: Any) -> None:
     model = _model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     runner = make(model=model, optim=optimizer)
@@ -99,11 +100,11 @@ def test_an_optimiser_that_is_built_already(make):
     assert runner.optimizer is optimizer
 
 
-def test_loaders_of_ones_own(make, tmp_path):
+def test_loaders_of_ones_own(make: Any, tmp_path: Path) -> None:
     data = Rings(num_samples=320).sources
     loaders = {
-        "train": {"_target_": "torch.utils.data.DataLoader", "dataset": list(zip(*data["train"], strict=True))},
-        "val": DataLoader(list(zip(*data["val"], strict=True)), batch_size=64),
+        "train": {"_target_": "torch.utils.data.DataLoader", "dataset": list(zip(*data["train"], strict=True))},  # type: ignore[misc]
+        "val": DataLoader(list(zip(*data["val"], strict=True)), batch_size=64),  # type: ignore[misc]
         "spec": {"in_features": 2, "num_classes": 2},
     }
     loaders["train"] |= {"batch_size": 32, "shuffle": True}
@@ -112,7 +113,7 @@ def test_loaders_of_ones_own(make, tmp_path):
     assert runner.iter == 3 * len(runner.loader("train"))
 
 
-def test_what_is_not_needed_is_not_built(make):
+def test_what_is_not_needed_is_not_built(make: Any) -> None:
     """None of these can be built; validating asks for none of them."""
     broken = {
         "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": -1},
@@ -128,11 +129,11 @@ def test_what_is_not_needed_is_not_built(make):
         runner.train()
 
 
-def test_a_runner_builds_nothing_before_it_runs():
+def test_a_runner_builds_nothing_before_it_runs() -> None:
     Runner(model={"_target_": "no.such.Model"}, data={"_target_": "no.such.Data"}, hooks={"x": {"_target_": "no.Hook"}})
 
 
-def test_auto_is_what_the_data_says(make):
+def test_auto_is_what_the_data_says(make: Any) -> None:
     runner = make(metrics={"accuracy": {"_target_": "trainyard.metrics.Accuracy"}})
     assert runner.model_config["in_features"] == 2
     assert runner.model.net[-1].out_features == 2
@@ -142,12 +143,14 @@ def test_auto_is_what_the_data_says(make):
         _ = make(data=None).model
 
 
-def test_compile_gives_the_same_bits(make):
+def test_compile_gives_the_same_bits(make: Any) -> None:
     with torch.compiler.set_stance("force_eager"):  # the wiring, without the minutes of a compiler
         assert torch.equal(trained(make(compile=True)), trained(make()))
 
 
-def test_the_script_of_the_documentation_runs(monkeypatch, tmp_path, capsys):
+def test_the_script_of_the_documentation_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """docs/runner.md begins with a whole script of under 20 lines, which leaves nothing behind."""
     script = (ROOT / "docs/runner.md").read_text().split("```python\n")[1].split("```")[0]
     assert len(script.splitlines()) < 20
@@ -161,7 +164,7 @@ def test_the_script_of_the_documentation_runs(monkeypatch, tmp_path, capsys):
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_directory_nothing_is_written(make, tmp_path, monkeypatch):
+def test_without_a_directory_nothing_is_written(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runner = make()
     runner.train()
@@ -170,7 +173,7 @@ def test_without_a_directory_nothing_is_written(make, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_evaluating_and_what_is_on_disk(make, tmp_path):
+def test_training_evaluating_and_what_is_on_disk(make: Any, tmp_path: Path) -> None:
     runner = make(work_dir=tmp_path / "run")
     (metrics,) = runner.train()
     assert {"val/accuracy", "val/loss", "train/loss", "train/lr"} <= set(metrics)
@@ -179,7 +182,7 @@ def test_training_evaluating_and_what_is_on_disk(make, tmp_path):
     assert files == ["checkpoints", "metrics.jsonl", "run.json"]
 
 
-def test_one_session_is_one_run(make, tmp_path):
+def test_one_session_is_one_run(make: Any, tmp_path: Path) -> None:
     runner = make(work_dir=tmp_path)
     with runner.session():
         runner.train()
@@ -188,15 +191,15 @@ def test_one_session_is_one_run(make, tmp_path):
     assert [record["status"] for record in records(tmp_path, "status")] == ["RUNNING", "FINISHED"]
 
 
-def test_how_a_run_ended_is_in_the_journal(make, tmp_path):
+def test_how_a_run_ended_is_in_the_journal(make: Any, tmp_path: Path) -> None:
     class End(Hook):
-        def __init__(self, end):
+        def __init__(self, end: Any) -> None:
             self.end = end
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             self.end(runner)
 
-    def fail(runner):
+    def fail(runner: Any) -> None:
         raise LookupError("mine")
 
     ends = {
@@ -215,7 +218,7 @@ def test_how_a_run_ended_is_in_the_journal(make, tmp_path):
         assert (last["status"], last["message"]) == expected
 
 
-def test_results_that_are_no_numbers_are_journaled_as_arrays(parts, make, tmp_path):
+def test_results_that_are_no_numbers_are_journaled_as_arrays(parts: Any, make: Any, tmp_path: Path) -> None:
     parts["metrics"]["confusion"] = {"_target_": "trainyard.metrics.ConfusionMatrix"}
     (metrics,) = make(work_dir=tmp_path).train()
     assert "val/confusion" not in metrics
@@ -224,7 +227,7 @@ def test_results_that_are_no_numbers_are_journaled_as_arrays(parts, make, tmp_pa
     assert sum(map(sum, arrays[0]["value"])) == 64
 
 
-def test_training_a_finished_run_again_does_nothing(make, tmp_path):
+def test_training_a_finished_run_again_does_nothing(make: Any, tmp_path: Path) -> None:
     runner = make(work_dir=tmp_path)
     before = trained(runner)
     saved = checkpoint.read_last(tmp_path / "checkpoints")
@@ -236,14 +239,14 @@ def test_training_a_finished_run_again_does_nothing(make, tmp_path):
 
 
 @pytest.fixture
-def finished(make, tmp_path):
+def finished(make: Any, tmp_path: Path) -> Any:
     """A run of three epochs with averaged weights, each epoch's checkpoint kept."""
     runner = make(work_dir=tmp_path / "finished", hooks={"ema": EMA(0.9), "checkpoint": Checkpoint(max_keep=None)})
     runner.train()
     return runner
 
 
-def test_load_from_takes_the_weights_that_were_evaluated(finished, make):
+def test_load_from_takes_the_weights_that_were_evaluated(finished: Any, make: Any) -> None:
     path = finished.members[0].checkpoints / "epoch_0003.pt"
     runner = make(load_from=path)
     assert runner.val() == finished.val()
@@ -253,7 +256,7 @@ def test_load_from_takes_the_weights_that_were_evaluated(finished, make):
     assert (runner.epoch, runner.iter) == (0, 0)
 
 
-def test_load_from_begins_a_training_anew(finished, make):
+def test_load_from_begins_a_training_anew(finished: Any, make: Any) -> None:
     runner = make(load_from=finished.members[0].checkpoints / "epoch_0003.pt")
     runner.prepare()
     assert not runner.optimizer.state
@@ -261,13 +264,13 @@ def test_load_from_begins_a_training_anew(finished, make):
     assert (runner.epoch, runner.iter) == (3, 18)
 
 
-def test_the_best_weights_are_loaded(finished, make):
+def test_the_best_weights_are_loaded(finished: Any, make: Any) -> None:
     finished.load_best()
     best = checkpoint.load(finished.members[0].checkpoints / "best.pt")
     assert finished.val() == [{key: best["member"]["metrics"][key] for key in ("val/accuracy", "val/loss")}]
 
 
-def test_resume_by_path_into_another_directory(finished, make, tmp_path):
+def test_resume_by_path_into_another_directory(finished: Any, make: Any, tmp_path: Path) -> None:
     """The run goes on there as it would have gone on here, and the first directory stays as it is."""
     source = finished.members[0].checkpoints
     before = sorted((path.name, path.stat().st_mtime_ns) for path in source.iterdir())
@@ -280,7 +283,7 @@ def test_resume_by_path_into_another_directory(finished, make, tmp_path):
     assert min(steps) > 12, "the journal there begins where the checkpoint ends"
 
 
-def test_the_best_of_another_directory_is_left_there(make, tmp_path):
+def test_the_best_of_another_directory_is_left_there(make: Any, tmp_path: Path) -> None:
     """What is named as the best always has its file."""
     still = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.0}  # the first is the best
     hooks = {"checkpoint": {"_target_": "trainyard.hooks.Checkpoint"}}  # which saves at every epoch
@@ -294,7 +297,7 @@ def test_the_best_of_another_directory_is_left_there(make, tmp_path):
     assert here.members[0].best.epoch == 1
 
 
-def test_resume_comes_before_load_from(finished, make, tmp_path):
+def test_resume_comes_before_load_from(finished: Any, make: Any, tmp_path: Path) -> None:
     """One command line serves the first start and every later one."""
     weights = finished.members[0].checkpoints / "best.pt"
     again = {"work_dir": tmp_path / "again", "load_from": weights, "resume": True}
@@ -319,21 +322,21 @@ DATA = {"_target_": "trainyard.data.Rings", "num_samples": 320, "batch_size": 64
     ],
     ids=["optim", "data", "schedule", "model"],
 )
-def test_a_checkpoint_of_another_training(finished, make, tmp_path, settings, told):
+def test_a_checkpoint_of_another_training(finished: Any, make: Any, tmp_path: Path, settings: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         make(work_dir=tmp_path / "other", resume=finished.members[0].checkpoints / "epoch_0002.pt", **settings).train()
     assert told in str(error.value)
     assert not (tmp_path / "other").exists()
 
 
-def test_another_seed_is_told(finished, make, caplog):
+def test_another_seed_is_told(finished: Any, make: Any, caplog: pytest.LogCaptureFixture) -> None:
     runner = make(seed=5, resume=finished.members[0].checkpoints / "epoch_0002.pt")
     with caplog.at_level(logging.WARNING):
         runner.prepare()
     assert "was made under seed 0: the data come in another order now" in caplog.text
 
 
-def test_resuming_goes_on_with_the_optimisers_numbers(finished, make):
+def test_resuming_goes_on_with_the_optimisers_numbers(finished: Any, make: Any) -> None:
     """As the checkpoint has them: `load_from` begins with new ones."""
     path = finished.members[0].checkpoints / "epoch_0002.pt"
     rates = []
@@ -344,7 +347,7 @@ def test_resuming_goes_on_with_the_optimisers_numbers(finished, make):
     assert rates == [0.01, 0.5]
 
 
-def test_a_schedule_follows_the_arguments_of_the_resumed_run(make, tmp_path):
+def test_a_schedule_follows_the_arguments_of_the_resumed_run(make: Any, tmp_path: Path) -> None:
     schedule = {"_target_": "trainyard.schedules.Schedule", "scheduler": COSINE}
     make(work_dir=tmp_path, schedule=schedule, loop=EpochBasedTrainLoop(1)).train()
     runner = make(work_dir=tmp_path, schedule=schedule, optim=partial(torch.optim.Adam, lr=0.5), resume=True)
@@ -352,12 +355,12 @@ def test_a_schedule_follows_the_arguments_of_the_resumed_run(make, tmp_path):
     assert runner.optimizer.param_groups[0]["lr"] == pytest.approx(0.125)  # the last third of half a cosine
 
 
-def test_a_directory_that_holds_a_run(finished, make):
+def test_a_directory_that_holds_a_run(finished: Any, make: Any) -> None:
     with pytest.raises(ConfigError, match=r"work_dir: .* resume=true continues the one there"):
         make(work_dir=finished.work_dir).train()
 
 
-def test_resume_needs_a_directory_or_a_path(make):
+def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
     with pytest.raises(ConfigError, match="resume: True given; accepted: the path of a checkpoint"):
         make(resume=True).train()
 
@@ -393,14 +396,14 @@ def test_resume_needs_a_directory_or_a_path(make):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_mistake_is_told_and_leaves_nothing(make, tmp_path, settings, told):
+def test_a_mistake_is_told_and_leaves_nothing(make: Any, tmp_path: Path, settings: Any, told: str) -> None:
     with pytest.raises(TrainyardError) as error:
         make(**settings, work_dir=tmp_path / "run").train()
     assert told in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_early_stop_may_watch_the_training(make):
+def test_an_early_stop_may_watch_the_training(make: Any) -> None:
     stop = EarlyStopping(monitor="train/loss", patience=1)
     runner = make(hooks={"logger": {"_target_": "trainyard.hooks.Logger", "interval": 2}, "stop": stop})
     assert "train/loss" in runner.train()[0]

@@ -1,6 +1,7 @@
 """The loops that docs/runner.md shows."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs/runner.md").read_text()
 
 
 @pytest.fixture
-def shown():
+def shown() -> Any:
     """What the code blocks with a class in them define."""
     names = {"__name__": "mine"}
     for block in PAGE.split("```python\n")[1:]:
@@ -21,25 +22,25 @@ def shown():
     return names
 
 
-def weights(runner):
+def weights(runner: Any) -> Any:
     return torch.cat([parameter.detach().flatten() for parameter in runner.model.parameters()])
 
 
-def test_the_loop_calls_its_stages_and_goes_on_to_the_bit(shown, parts, tmp_path):
+def test_the_loop_calls_its_stages_and_goes_on_to_the_bit(shown: Any, parts: Any, tmp_path: Path) -> None:
     class Mixing(Hook):
-        def __init__(self, stop_at=None):
+        def __init__(self, stop_at: Any = None) -> None:
             self.stop_at = stop_at
-            self.epochs = []
+            self.epochs: list[Any] = []
 
-        def after_mixing(self, runner, anchor):
+        def after_mixing(self, runner: Runner, anchor: Any) -> None:
             assert anchor.keys() == dict(runner.model.named_parameters()).keys()
             self.epochs.append(runner.epoch)
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             if runner.iter == self.stop_at:
                 runner.interrupt()
 
-    def make(folder, hook, **more):
+    def make(folder: Any, hook: Any, **more: Any) -> Any:
         hooks = {"mixing": hook, "checkpoint": Checkpoint()}
         return Runner(
             **parts | {"loop": shown["Anchored"](3, pull=0.5), "hooks": hooks, "work_dir": tmp_path / folder}, **more
@@ -58,7 +59,7 @@ def test_the_loop_calls_its_stages_and_goes_on_to_the_bit(shown, parts, tmp_path
     assert not torch.equal(weights(expected), weights(plain))
 
 
-def test_the_validation(shown, parts):
+def test_the_validation(shown: Any, parts: Any) -> None:
     noisy, plain = (Runner(**parts | {"hooks": {}, "val_loop": loop}) for loop in (shown["Noisy"](), None))
     assert noisy.val() != plain.val()
     assert noisy.test() == plain.test()

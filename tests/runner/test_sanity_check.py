@@ -1,5 +1,8 @@
 """What nobody computes is told before the training."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from trainyard.errors import ConfigError
@@ -12,21 +15,21 @@ class Gap(Hook):
 
     priority = "HIGH"
 
-    def metric_names(self, names):
+    def metric_names(self, names: Any) -> Any:
         return ["val/gap"]
 
-    def after_val_epoch(self, runner, metrics):
+    def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
         values = {"val/gap": metrics["val/loss"] - metrics["val/accuracy"]}
         runner.members[0].record(values, step=runner.iter, epoch=runner.epoch)
 
 
 @pytest.fixture
-def make(parts, tmp_path):
+def make(parts: Any, tmp_path: Path) -> Any:
     return lambda hooks, **more: Runner(**(parts | {"hooks": hooks, "work_dir": tmp_path / "run"} | more))
 
 
 @pytest.mark.parametrize("name", ["val/acuracy", "val_raw/accuracy", "val/gap", "test/accuracy"])
-def test_the_best_of_what_nobody_computes(make, tmp_path, name):
+def test_the_best_of_what_nobody_computes(make: Any, tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as error:
         make({"saver": Checkpoint(save_best={"val/loss": "minimize", name: "maximize"})}).train()
     assert str(error.value).startswith(
@@ -35,13 +38,13 @@ def test_the_best_of_what_nobody_computes(make, tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_another_hook_records(make, tmp_path):
+def test_what_another_hook_records(make: Any, tmp_path: Path) -> None:
     hooks = {"checkpoint": Checkpoint(save_best={"val/gap": "minimize"}), "gap": Gap()}
     assert "val/gap" in make(hooks | {"stop": EarlyStopping("val/gap", "minimize")}).train()[0]
     assert (tmp_path / "run/checkpoints/best_gap.pt").exists()
 
 
-def test_the_raw_weights_results(make, tmp_path):
+def test_the_raw_weights_results(make: Any, tmp_path: Path) -> None:
     saver = Checkpoint(save_best={"val_raw/accuracy": "maximize"})
     make({"checkpoint": saver, "ema": EMA(0.9, evaluate="both")}).train()
     assert (tmp_path / "run/checkpoints/best_val_raw_accuracy.pt").exists()

@@ -1,5 +1,8 @@
 """Several validation and test sets under names."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +25,7 @@ METRICS = {
 }
 
 
-def points(count, noise, seed=0):
+def points(count: Any, noise: Any, seed: int = 0) -> Any:
     """Two classes, side by side; with much noise they are hard to tell apart."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(count) % 2
@@ -32,14 +35,14 @@ def points(count, noise, seed=0):
 class Points(ArrayData):
     """Importable, as a config names it."""
 
-    def __init__(self, batch_size=16):
+    def __init__(self, batch_size: int = 16) -> None:
         noises = {"train": 0.7, "val/easy": 0.3, "val/hard": 2.0, "test/near": 0.7, "test/far": 3.0}
         # Given in another order than they have.
         sources = {name: points(SETS[name], noises[name]) for name in reversed(SETS)}
         super().__init__(sources, {"in_features": 2, "num_classes": 2}, batch_size=batch_size, eval_batch_size=16)
 
 
-def config(**more):
+def config(**more: Any) -> Any:
     return {
         "model": {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [8]},
         "data": {"_target_": f"{__name__}.Points"},
@@ -56,7 +59,7 @@ def config(**more):
 NAMES = [f"val/{name}/{metric}" for name in ("hard", "easy") for metric in ("accuracy", "loss")]
 
 
-def evaluated(runner, name):
+def evaluated(runner: Any, name: Any) -> Any:
     """The reference: the model on the whole set, by hand."""
     x, y = runner.data.sources[name]
     with torch.no_grad():
@@ -67,7 +70,7 @@ def evaluated(runner, name):
     }
 
 
-def test_each_has_results_of_its_own():
+def test_each_has_results_of_its_own() -> None:
     runner = Runner(**config())
     (metrics,) = runner.train()
     expected = evaluated(runner, "val/easy") | evaluated(runner, "val/hard")
@@ -79,22 +82,22 @@ def test_each_has_results_of_its_own():
     assert expected["val/easy/accuracy"] > expected["val/hard/accuracy"]
 
 
-def test_they_come_in_the_order_of_the_data_and_hooks_know_which(tmp_path):
+def test_they_come_in_the_order_of_the_data_and_hooks_know_which(tmp_path: Path) -> None:
     class Order(Hook):
-        def __init__(self):
-            self.calls = []
+        def __init__(self) -> None:
+            self.calls: list[Any] = []
 
-        def before_val_epoch(self, runner):
+        def before_val_epoch(self, runner: Runner) -> None:
             self.calls.append("epoch")
 
-        def before_val_iter(self, runner, batch_idx, data_batch):
+        def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
             self.calls.append((runner.val_loop.current, batch_idx))
 
-        def after_val_epoch(self, runner, metrics):
+        def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
             assert list(metrics) == NAMES
             self.calls.append("epoch")
 
-        def after_test_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             self.calls.append((runner.test_loop.current, batch_idx))
 
     order = Order()
@@ -112,7 +115,7 @@ def test_they_come_in_the_order_of_the_data_and_hooks_know_which(tmp_path):
 @pytest.mark.parametrize(
     "loop", [EpochBasedTrainLoop(4), IterBasedTrainLoop(20, val_interval=5)], ids=["epoch", "iter"]
 )
-def test_hooks_and_schedules_read_any_of_them(loop, tmp_path):
+def test_hooks_and_schedules_read_any_of_them(loop: Any, tmp_path: Path) -> None:
     hooks = {
         "ema": EMA(0.9, evaluate="both"),
         "stop": EarlyStopping("val/easy/loss", "minimize", patience=9),
@@ -133,7 +136,7 @@ def test_hooks_and_schedules_read_any_of_them(loop, tmp_path):
     )  # fmt: skip
 
 
-def test_a_fused_group(tmp_path):
+def test_a_fused_group(tmp_path: Path) -> None:
     configs = [
         {
             **{{"metrics": "metric", "hooks": "hook"}.get(key, key): value for key, value in config().items()},
@@ -153,7 +156,7 @@ def test_a_fused_group(tmp_path):
     assert {"val/easy/accuracy", "val_raw/hard/loss"} <= set(trained[0])
 
 
-def test_their_losses_in_a_workflow():
+def test_their_losses_in_a_workflow() -> None:
     loop = EpochBasedTrainLoop(2, workflow=[["train", 1], ["val", 1]])
     runner = Runner(**config(loop=loop))
     (metrics,) = runner.train()
@@ -161,7 +164,7 @@ def test_their_losses_in_a_workflow():
         assert metrics[f"val_loss/{name}/loss"] == pytest.approx(metrics[f"val/{name}/loss"], abs=1e-6)
 
 
-def test_an_objective_that_is_of_no_set_is_told_with_the_nearest(tmp_path):
+def test_an_objective_that_is_of_no_set_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         Runner(**config(objective="val/hard/acc", work_dir=tmp_path / "run")).train()
     told = "objective: 'val/hard/acc' given; accepted: a metric of this run: val/hard/accuracy, val/hard/loss, val/"
@@ -173,8 +176,8 @@ def test_an_objective_that_is_of_no_set_is_told_with_the_nearest(tmp_path):
 # -- where they come from ----------------------------------------------------------------------------------------------
 
 
-def test_loaders_by_name():
-    def loader(name, noise):
+def test_loaders_by_name() -> None:
+    def loader(name: Any, noise: Any) -> Any:
         return DataLoader(TensorDataset(*points(SETS[name], noise)), batch_size=16)
 
     data = {
@@ -190,13 +193,13 @@ def test_loaders_by_name():
     )
 
 
-def evaluated_on(runner, sources):
+def evaluated_on(runner: Any, sources: Any) -> Any:
     runner.data.sources = sources
     return {key: value for name in sources for key, value in evaluated(runner, name).items()}
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["conf/data/loaders.yaml", "a plain mapping"])
-def test_loaders_by_name_from_a_config(inside):
+def test_loaders_by_name_from_a_config(inside: bool) -> None:
     node = {
         "_target_": "torch.utils.data.DataLoader",
         "dataset": {"_target_": f"{__name__}.dataset", "count": 32},
@@ -211,7 +214,7 @@ def test_loaders_by_name_from_a_config(inside):
         assert metrics["val/easy/loss"] == metrics["val/hard/loss"]
 
 
-def dataset(count):
+def dataset(count: Any) -> Any:
     return TensorDataset(*points(count, 0.5))
 
 
@@ -225,20 +228,20 @@ def dataset(count):
         ({"val": {"": DataLoader([1])}}, "data.split: 'val/' given"),
     ],
 )
-def test_what_is_no_set(data, told):
+def test_what_is_no_set(data: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         Runner(**config(data=data)).train()
     assert str(error.value).startswith(told)
 
 
-def test_names_of_splits_are_checked():
+def test_names_of_splits_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"split: 'vall' given; .* Did you mean 'val'"):
         ArrayData({"train": points(8, 1.0), "vall": points(8, 1.0)}, {})
     with pytest.raises(ConfigError, match="split: 'train/more' given"):
         ArrayData({"train": points(8, 1.0), "train/more": points(8, 1.0)}, {})
 
 
-def test_files_by_name(tmp_path):
+def test_files_by_name(tmp_path: Path) -> None:
     for name, noise in (("all", 0.7), ("easy", 0.3), ("hard", 2.0)):
         x, y = points(40, noise)
         np.savez(tmp_path / f"{name}.npz", x=x.numpy(), y=y.numpy())
@@ -255,6 +258,6 @@ def test_files_by_name(tmp_path):
         Arrays(str(tmp_path / "all.npz"), val_path=files | {"hard": str(tmp_path / "wide.npz")})
 
 
-def test_a_split_of_one_and_sets_of_others():
+def test_a_split_of_one_and_sets_of_others() -> None:
     loaders = {"train": DataLoader([1]), "val": DataLoader([1]), "test": {"a": DataLoader([1])}}
     assert Loaders(**loaders).splits == ("train", "val", "test/a")

@@ -1,5 +1,8 @@
 """Turns of training and of validation by losses."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,34 +24,34 @@ LOOPS = {"epoch": EpochBasedTrainLoop, "iter": IterBasedTrainLoop}
 class Turns(Hook):
     """Notes each training iteration and each batch of a turn of validation."""
 
-    def __init__(self):
-        self.calls = []
-        self.seen = []
-        self.losses = []
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.seen: list[Any] = []
+        self.losses: list[Any] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.calls.append("t")
 
-    def before_val_loss(self, runner):
+    def before_val_loss(self, runner: Runner) -> None:
         assert not runner.model.training
         self.calls.append("(")
 
-    def before_val_loss_iter(self, runner, batch_idx, data_batch):
+    def before_val_loss_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         assert not torch.is_grad_enabled()
         self.seen.append(data_batch[0])
 
-    def after_val_loss_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_val_loss_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         self.calls.append("v")
 
-    def after_val_loss(self, runner, losses):
+    def after_val_loss(self, runner: Runner, losses: Any) -> None:
         self.calls.append(")")
         self.losses.append(losses)
 
-    def before_val(self, runner):
+    def before_val(self, runner: Runner) -> None:
         self.calls.append("V")
 
 
-def data(train=3, val=2, size=4, more=0):
+def data(train: int = 3, val: int = 2, size: int = 4, more: int = 0) -> Any:
     generator = torch.Generator().manual_seed(0)
     counts = {"train": size * train, "val": size * val + more}
     sources = {
@@ -59,7 +62,7 @@ def data(train=3, val=2, size=4, more=0):
     return ArrayData(sources, {"in_features": 2, "num_classes": 2}, batch_size=size, eval_batch_size=size)
 
 
-def runner(loop, hooks=None, **more):
+def runner(loop: Any, hooks: Any = None, **more: Any) -> Any:
     settings = {
         "model": {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [4]},
         "data": data(),
@@ -72,9 +75,10 @@ def runner(loop, hooks=None, **more):
     return Runner(**(settings | more))
 
 
-def as_mmcv(workflow, length):
+def as_mmcv(workflow: Any, length: Any) -> Any:
     """The reference: the loop of MMCV's runners, as turns of validation by the count of what was trained."""
-    turns, count = {}, 0
+    turns: dict[int, int] = {}
+    count = 0
     while count < length:
         for mode, units in workflow:
             for _ in range(units):
@@ -91,7 +95,7 @@ WORKFLOWS = st.lists(st.tuples(st.sampled_from(["train", "val"]), st.integers(1,
 
 
 @given(WORKFLOWS, st.integers(1, 12))
-def test_turns_come_where_mmcv_has_them(workflow, length):
+def test_turns_come_where_mmcv_has_them(workflow: Any, length: int) -> None:
     turns, made = as_mmcv(workflow, length), Workflow(workflow)
     assert {count: made.turn(count, length) for count in range(length + 1) if made.turn(count, length)} == turns
     for count in range(length + 1):
@@ -102,7 +106,7 @@ def test_turns_come_where_mmcv_has_them(workflow, length):
 
 @settings(max_examples=25)
 @given(unit=st.sampled_from(sorted(LOOPS)), workflow=WORKFLOWS, length=st.integers(1, 5))
-def test_both_loops_follow_it(unit, workflow, length):
+def test_both_loops_follow_it(unit: Any, workflow: Any, length: int) -> None:
     """Validation for metrics goes on beside it, and comes first where both are due."""
     hook = Turns()
     made = runner(LOOPS[unit](length, val_interval=100, workflow=workflow), {"turns": hook})
@@ -119,7 +123,7 @@ def test_both_loops_follow_it(unit, workflow, length):
 
 @pytest.mark.parametrize("workflow", [[["train", 2], ["val", 1]], [["val", 1], ["train", 1]]])
 @pytest.mark.parametrize("unit", LOOPS)
-def test_it_changes_nothing_of_the_training(unit, workflow):
+def test_it_changes_nothing_of_the_training(unit: Any, workflow: Any) -> None:
     alone = runner(LOOPS[unit](4))
     turning = runner(LOOPS[unit](4, workflow=workflow))
     for each in (alone, turning):
@@ -127,7 +131,7 @@ def test_it_changes_nothing_of_the_training(unit, workflow):
     assert all(map(torch.equal, alone.model.parameters(), turning.model.parameters()))
 
 
-def test_the_mean_over_samples_of_the_models_own_losses(tmp_path):
+def test_the_mean_over_samples_of_the_models_own_losses(tmp_path: Path) -> None:
     """A last batch of one sample counts for one; dropout is off; the weights are the raw ones beside an EMA."""
     loop = EpochBasedTrainLoop(1, workflow=[["train", 1], ["val", 1]])
     hooks = {"ema": EMA(0.9), "logger": Logger(), "turns": Turns()}
@@ -139,17 +143,17 @@ def test_the_mean_over_samples_of_the_models_own_losses(tmp_path):
     expected = nn.functional.cross_entropy(model(x, mode="tensor"), y).item()
     assert metrics["val_loss/loss"] == pytest.approx(expected, abs=1e-6)
     assert metrics["val_loss/loss"] != pytest.approx(metrics["val/loss"], abs=1e-6), "which is the average's"
-    assert hooks["turns"].losses == [{"val_loss/loss": metrics["val_loss/loss"]}]
+    assert hooks["turns"].losses == [{"val_loss/loss": metrics["val_loss/loss"]}]  # type: ignore[attr-defined]
     journaled = [record["values"] for record, _ in read(tmp_path / "metrics.jsonl") if record["kind"] == "metrics"]
     assert {"val_loss/loss": metrics["val_loss/loss"]} in journaled
 
 
 class TwoLosses(BaseModel):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 2)
 
-    def forward(self, x, y, mode="tensor"):
+    def forward(self, x: Any, y: Any, mode: str = "tensor") -> Any:
         logits = self.layer(x)
         if mode != "loss":
             return logits
@@ -160,14 +164,14 @@ class TwoLosses(BaseModel):
         }
 
 
-def test_every_loss_has_its_name():
+def test_every_loss_has_its_name() -> None:
     (metrics,) = runner(EpochBasedTrainLoop(1, workflow=[["train", 1], ["val", 1]]), model=TwoLosses()).train()
     found = {key: value for key, value in metrics.items() if key.startswith("val_loss/")}
     assert found.keys() == {"val_loss/loss", "val_loss/loss_class", "val_loss/loss_size", "val_loss/top"}
     assert found["val_loss/loss"] == pytest.approx(found["val_loss/loss_class"] + found["val_loss/loss_size"])
 
 
-def test_batches_of_an_iteration_loop_go_on_where_the_last_turn_ended():
+def test_batches_of_an_iteration_loop_go_on_where_the_last_turn_ended() -> None:
     hook = Turns()
     made = runner(IterBasedTrainLoop(3, workflow=[["train", 1], ["val", 3]]), {"turns": hook}, data=data(val=4))
     made.train()
@@ -179,31 +183,31 @@ def test_batches_of_an_iteration_loop_go_on_where_the_last_turn_ended():
 
 @pytest.mark.parametrize("unit", LOOPS)
 @pytest.mark.parametrize("where", ["training", "turn", "end of turn"])
-def test_interrupted_and_resumed_to_the_bit(unit, where, tmp_path):
+def test_interrupted_and_resumed_to_the_bit(unit: Any, where: str, tmp_path: Path) -> None:
     """Wherever the run ends, nothing of the workflow is left out, and nothing told twice."""
 
     class Interrupt(Hook):
         priority = "LOWEST"
 
-        def __init__(self):
+        def __init__(self) -> None:
             self.turns = 0
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             if where == "training" and runner.iter == 7:
                 runner.interrupt()
 
-        def after_val_loss_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_val_loss_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             if where == "turn" and self.turns == 2:
                 runner.interrupt()
 
-        def after_val_loss(self, runner, losses):
+        def after_val_loss(self, runner: Runner, losses: Any) -> None:
             self.turns += 1
             if where == "end of turn" and self.turns == 2:
                 runner.interrupt()
 
     length, workflow = 5 if unit == "epoch" else 12, [["val", 1], ["train", 2], ["val", 2]]
 
-    def make(folder, hooks, **more):
+    def make(folder: Any, hooks: Any, **more: Any) -> Any:
         loop = LOOPS[unit](length, val_interval=2, workflow=workflow)
         hooks = {"logger": Logger(interval=2), "checkpoint": Checkpoint(), **hooks}
         model = MLP(in_features=2, num_classes=2, hidden=[4], dropout=0.3)
@@ -235,10 +239,10 @@ def test_interrupted_and_resumed_to_the_bit(unit, where, tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [[0, 0], [0, 1]], ids=["one order", "orders of their own"])
-def test_a_fused_group(seeds, tmp_path):
+def test_a_fused_group(seeds: Any, tmp_path: Path) -> None:
     """Each member's losses are those of its own run, by number and by name."""
 
-    def config(k, folder):
+    def config(k: Any, folder: Any) -> Any:
         return {
             "model": {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [4]},
             "data": {"_target_": "trainyard.data.Rings", "num_samples": 100, "batch_size": 16},
@@ -277,13 +281,13 @@ def test_a_fused_group(seeds, tmp_path):
         ([], "one of them at least [train, n]"),
     ],
 )
-def test_what_is_no_workflow(workflow, told):
+def test_what_is_no_workflow(workflow: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         EpochBasedTrainLoop(3, workflow=workflow)
     assert told in str(error.value)
 
 
-def test_it_needs_data_and_one_optimiser(tmp_path):
+def test_it_needs_data_and_one_optimiser(tmp_path: Path) -> None:
     loop = EpochBasedTrainLoop(2, workflow=[["train", 1], ["val", 1]])
     with pytest.raises(ConfigError, match=r"loop\.workflow: .* since the data has no validation"):
         runner(loop, data=data(val=0), work_dir=tmp_path / "run").train()

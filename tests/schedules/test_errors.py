@@ -90,7 +90,7 @@ def test_plateau_has_its_own_option() -> None:
 
 
 def test_a_function_that_makes_no_scheduler() -> None:
-    refused_by_bind("scheduler", Schedule(lambda optimizer: 3))  # type: ignore[arg-type,return-value]
+    refused_by_bind("scheduler", Schedule(lambda optimizer: 3))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(

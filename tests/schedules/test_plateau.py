@@ -95,7 +95,7 @@ def test_a_metric_may_be_a_tensor() -> None:
     plateau = Plateau(patience=0)
     plateau.bind(optimizer_of(), length=10)
     for _ in range(2):
-        plateau.observe(torch.tensor(1.0))  # type: ignore[arg-type]
+        plateau.observe(torch.tensor(1.0))
     assert plateau.row(0) == [{"lr": 0.1 * 0.1}, {"lr": 0.5 * 0.1}]
 
 
@@ -158,4 +158,4 @@ def test_what_cannot_work_with_this_run() -> None:
     with pytest.raises(ConfigError, match="min_lr"):
         Plateau(min_lr=[0.0]).bind(optimizer_of(), length=10)
     with pytest.raises(ConfigError, match="direction"):
-        Plateau().bind(optimizer_of(), length=10, direction="max")  # type: ignore[arg-type]
+        Plateau().bind(optimizer_of(), length=10, direction="max")

@@ -179,16 +179,16 @@ SEQUENCES = [
 def test_a_sequence_equals_sequential_lr(number: int, name: str) -> None:
     length = 60
     parts, milestones = SEQUENCES[number]
-    whole = [round(m * length) if isinstance(m, float) else m for m in milestones]
+    whole = [round(m * length) if isinstance(m, float) else m for m in milestones]  # type: ignore[attr-defined]
     lengths = [end - begin for begin, end in zip([0, *whole], [*whole, length], strict=True)]
 
     def make(optimizer: Optimizer) -> LRScheduler:
         schedulers = []
         for part, span in zip(parts, lengths, strict=True):
-            auto = {key: span for key, value in part.keywords.items() if value == "auto"}
+            auto = {key: span for key, value in part.keywords.items() if value == "auto"}  # type: ignore[attr-defined]
             if "max_lr" in auto:
                 auto["max_lr"] = LRS
-            schedulers.append(part.func(optimizer, **{**part.keywords, **auto}))
+            schedulers.append(part.func(optimizer, **{**part.keywords, **auto}))  # type: ignore[attr-defined]
         return SequentialLR(optimizer, schedulers, whole)
 
     assert_table(Schedule(parts, milestones=milestones), make, length, name)

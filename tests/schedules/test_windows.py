@@ -48,7 +48,7 @@ NUMBERS = ("lr", "momentum", "betas", "weight_decay")
 
 def optimizer_of(name: str = "sgd") -> Optimizer:
     groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr} for lr in (0.1, 0.3)]
-    groups[1]["weight_decay"] = 0.2  # type: ignore[assignment]
+    groups[1]["weight_decay"] = 0.2
     return OPTIMIZERS[name](groups)
 
 

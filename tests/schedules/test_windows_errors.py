@@ -102,7 +102,7 @@ def test_only_schedules_are_several(thing: Any) -> None:
         Several({"rate": thing})
     assert caught.value.key == "schedules.rate"
     with pytest.raises(ConfigError, match="a mapping of names"):
-        Several(Schedule(COSINE))  # type: ignore[arg-type]
+        Several(Schedule(COSINE))
 
 
 def test_epochs_by_iteration_need_their_length() -> None:

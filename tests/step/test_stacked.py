@@ -195,7 +195,7 @@ def test_a_member_that_overflows_stays_where_it_is() -> None:
         assert all(moved) == any(moved) == (k != 1)
         assert all(parameter.isfinite().all() for parameter in solo.parameters())
     assert precision.member_state_dict(1)["scale"] == SCALES[1] / 8
-    assert step.optimizer.member_state_dict(1)["state"] == {}  # it never took a step
+    assert step.optimizer.member_state_dict(1)["state"] == {}  # type: ignore[attr-defined] # it never took a step
 
 
 def test_a_nan_of_one_member_is_its_own() -> None:
@@ -236,7 +236,7 @@ def test_states_are_those_of_a_gradient_scaler() -> None:
     assert scaler.state_dict() == odd
 
     class Skipping(torch.optim.SGD):
-        def step(self, skip: Tensor) -> None:  # type: ignore[override]
+        def step(self, skip: Tensor) -> None:
             assert skip.tolist() == [False, False]
 
     parameter = nn.Parameter(torch.ones(2, 1))
@@ -289,7 +289,7 @@ def test_any_number_that_is_not_finite_is_found(odd: float) -> None:
         skipped: list[Tensor] = []
 
         class Noted(torch.optim.SGD):
-            def step(self, skip: Tensor, into: list[Tensor] = skipped) -> None:  # type: ignore[override]
+            def step(self, skip: Tensor, into: list[Tensor] = skipped) -> None:
                 into.append(skip)
 
         precision.step(Noted([wide]), lambda: None)

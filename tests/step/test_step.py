@@ -1,6 +1,8 @@
 """The step against PyTorch written by hand, on real trainings."""
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,29 +21,29 @@ CPU = torch.device("cpu")
 EPOCHS = 2
 
 
-def rings(**more):
+def rings(**more: Any) -> Any:
     return Rings(num_samples=100, batch_size=16, **more)
 
 
-def mlp(**more):
+def mlp(**more: Any) -> Any:
     torch.manual_seed(3)
     return MLP(in_features=2, num_classes=2, hidden=[12], **more)
 
 
-def trained(model, optim, *, data=None, loop=None, **more):
-    settings = {"hooks": {}, "loop": loop or EpochBasedTrainLoop(EPOCHS), "device": "cpu"}
+def trained(model: Any, optim: Any, *, data: Any = None, loop: Any = None, **more: Any) -> Any:
+    settings: dict[str, Any] = {"hooks": {}, "loop": loop or EpochBasedTrainLoop(EPOCHS), "device": "cpu"}
     runner = Runner(model, data or rings(val_fraction=0), optim, **(settings | more))
     runner.train()
     return runner
 
 
-def batches(seed=0):
+def batches(seed: int = 0) -> Any:
     """The batches of a run, as its steps see them."""
     loader = rings(val_fraction=0).loader("train", seed=seed, device=CPU)
     return [batch for epoch in range(EPOCHS) for batch in loader.batches(epoch)]
 
 
-def assert_same_bits(model, other):
+def assert_same_bits(model: Any, other: Any) -> None:
     for (name, tensor), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(tensor, expected), name
 
@@ -57,7 +59,7 @@ OPTIMISERS = {
 
 @pytest.mark.parametrize("optim", OPTIMISERS.values(), ids=OPTIMISERS)
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_a_step_is_the_one_written_by_hand(optim, clip):
+def test_a_step_is_the_one_written_by_hand(optim: Any, clip: float | None) -> None:
     runner = trained(mlp(), optim, clip_grad_norm=clip)
 
     net = mlp()
@@ -71,7 +73,7 @@ def test_a_step_is_the_one_written_by_hand(optim, clip):
     assert_same_bits(runner.model, net)
 
 
-def test_bf16_is_autocast_by_hand():
+def test_bf16_is_autocast_by_hand() -> None:
     optim = OPTIMISERS["adam"]
     runner = trained(mlp(), optim, precision="bf16")
     net = mlp()
@@ -86,7 +88,7 @@ def test_bf16_is_autocast_by_hand():
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_fp16_is_autocast_and_a_scaler_by_hand(clip):
+def test_fp16_is_autocast_and_a_scaler_by_hand(clip: float | None) -> None:
     optim = OPTIMISERS["sgd"]
     runner = trained(mlp(), optim, precision="fp16", clip_grad_norm=clip)
     net = mlp()
@@ -105,8 +107,8 @@ def test_fp16_is_autocast_and_a_scaler_by_hand(clip):
     assert runner.step.precision.scaler.state_dict() == scaler.state_dict()
 
 
-def test_the_scaler_goes_on_where_it_was(tmp_path):
-    def run(name, epochs, **more):
+def test_the_scaler_goes_on_where_it_was(tmp_path: Path) -> None:
+    def run(name: Any, epochs: Any, **more: Any) -> Any:
         hooks = {"checkpoint": Checkpoint()}
         loop = EpochBasedTrainLoop(epochs)
         work_dir = tmp_path / name
@@ -120,7 +122,7 @@ def test_the_scaler_goes_on_where_it_was(tmp_path):
     assert saved["_growth_tracker"] == whole.iter
 
 
-def test_another_precision_may_resume(tmp_path):
+def test_another_precision_may_resume(tmp_path: Path) -> None:
     hooks = {"checkpoint": Checkpoint()}
     for epochs, precision in enumerate(["fp32", "fp16", "bf16"], 1):
         runner = trained(
@@ -135,11 +137,11 @@ def test_another_precision_may_resume(tmp_path):
         assert runner.epoch == epochs
 
 
-def test_evaluation_runs_in_the_precision_of_the_training():
+def test_evaluation_runs_in_the_precision_of_the_training() -> None:
     seen = []
 
     class Dtype(Hook):
-        def after_val_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             seen.append(outputs.dtype)
 
     runner = Runner(mlp(), rings(), precision="bf16", hooks={"dtype": Dtype()}, device="cpu")
@@ -150,19 +152,19 @@ def test_evaluation_runs_in_the_precision_of_the_training():
 class Regression(BaseModel):
     """Least squares with a second loss, a number that is no loss, and in float64."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(3, 1, dtype=torch.float64)
         self.frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
 
-    def forward(self, x, y, mode="tensor"):
+    def forward(self, x: Any, y: Any, mode: str = "tensor") -> Any:
         error = self.layer(x).squeeze(-1) - y
         squared, absolute = error.square().mean(), error.abs().mean()
         return {"loss_squared": squared, "absolute_loss": 0.5 * absolute, "largest": error.abs().max()}
 
 
-def regression(batch_size, count):
+def regression(batch_size: Any, count: Any) -> Any:
     generator = torch.Generator().manual_seed(count)
     x = torch.randn(count, 3, generator=generator, dtype=torch.float64)
     y = x.sum(1) + torch.randn(count, generator=generator, dtype=torch.float64)
@@ -177,7 +179,9 @@ def regression(batch_size, count):
     length=st.integers(1, 3),
     clip=st.sampled_from([None, 0.5]),
 )
-def test_accumulated_steps_are_those_of_the_big_batch(accumulate, per_epoch, unit, length, clip):
+def test_accumulated_steps_are_those_of_the_big_batch(
+    accumulate: int, per_epoch: int, unit: str, length: int, clip: float | None
+) -> None:
     """In an epoch loop a group ends with the epoch; in an iteration loop, which is endless, only with the run."""
     size, optim = 4, partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     iterations = length * per_epoch + (2 if unit == "iter" else 0)
@@ -208,15 +212,15 @@ def test_accumulated_steps_are_those_of_the_big_batch(accumulate, per_epoch, uni
 
 
 class Outputs(Hook):
-    def __init__(self):
-        self.all = []
+    def __init__(self) -> None:
+        self.all: list[Any] = []
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         assert all(parameter.grad is None for parameter in runner.model.parameters())
         self.all.append(outputs)
 
 
-def test_every_loss_is_summed_and_all_numbers_are_given_detached():
+def test_every_loss_is_summed_and_all_numbers_are_given_detached() -> None:
     hook = Outputs()
     trained(Regression(), OPTIMISERS["sgd"], data=regression(5, 20), hooks={"outputs": hook})
     assert len(hook.all) == 4 * EPOCHS
@@ -226,16 +230,16 @@ def test_every_loss_is_summed_and_all_numbers_are_given_detached():
         assert not any(value.requires_grad for value in outputs.values())
 
 
-def test_the_loss_that_is_given_is_that_before_the_step():
+def test_the_loss_that_is_given_is_that_before_the_step() -> None:
     hook = Outputs()
     trained(mlp(), OPTIMISERS["sgd"], hooks={"outputs": hook})
     x, y = batches()[0]
     assert hook.all[0]["loss"] == cross_entropy(mlp()(x), y)
 
 
-def test_the_norm_of_the_gradients_is_given_where_they_are_clipped():
+def test_the_norm_of_the_gradients_is_given_where_they_are_clipped() -> None:
     class Norms(Outputs):
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             self.all.append(outputs)
 
     hook = Norms()
@@ -248,7 +252,7 @@ def test_the_norm_of_the_gradients_is_given_where_they_are_clipped():
     torch.testing.assert_close(hook.all[1]["grad_norm"], norm)
 
 
-def test_frozen_parameters_are_not_the_optimisers():
+def test_frozen_parameters_are_not_the_optimisers() -> None:
     runner = trained(Regression(), OPTIMISERS["sgd"], data=regression(5, 20))
     assert torch.equal(runner.model.frozen, torch.ones(2, dtype=torch.float64))
     (group,) = runner.optimizer.param_groups
@@ -268,13 +272,13 @@ def test_frozen_parameters_are_not_the_optimisers():
         ),
     ],
 )
-def test_settings_that_cannot_work(settings, told):
+def test_settings_that_cannot_work(settings: Any, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         trained(mlp(), OPTIMISERS["sgd"], **settings)
     assert told in str(error.value)
 
 
-def test_tf32_is_for_the_run_that_asks_for_it():
+def test_tf32_is_for_the_run_that_asks_for_it() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         for precision, products in [("tf32", "high"), ("fp32", "highest")]:
@@ -284,13 +288,13 @@ def test_tf32_is_for_the_run_that_asks_for_it():
         torch.set_float32_matmul_precision(before)
 
 
-def test_a_model_without_a_loss_is_told():
+def test_a_model_without_a_loss_is_told() -> None:
     class NoLoss(BaseModel):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(2, 2)
 
-        def forward(self, x, y, mode="tensor"):
+        def forward(self, x: Any, y: Any, mode: str = "tensor") -> Any:
             return {"error": self.layer(x).mean()}
 
     with pytest.raises(Exception, match="keys that contain 'loss'"):

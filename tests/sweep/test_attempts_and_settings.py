@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ SMALL = ["data=rings", "data.num_samples=200", "loop.max_epochs=2", "model.hidde
 
 
 @pytest.fixture
-def command(tmp_path):
-    def run(script, *arguments):
+def command(tmp_path: Path) -> Any:
+    def run(script: Any, *arguments: Any) -> Any:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
         path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
         return subprocess.run(
@@ -36,15 +37,15 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def sweep(command):
+def sweep(command: Any) -> Any:
     return lambda *arguments: command(ROOT / "train.py", *SMALL, *arguments)
 
 
-def _info(folder):
+def _info(folder: Any) -> Any:
     return json.loads((folder / "run.json").read_text())
 
 
-def test_batches_make_one_sweep(sweep, tmp_path):
+def test_batches_make_one_sweep(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,1", "optim.lr=0.01", "hydra.sweeper.max_batch_size=1", "hydra.sweep.dir=s")
     assert result.returncode == 0, result.stderr
     assert [_info(tmp_path / f"s/{num}")["name"] for num in (0, 1)] == ["seed=0", "seed=1"]
@@ -68,7 +69,7 @@ class FailOnce(Hook):
 """
 
 
-def test_another_attempt_goes_on_in_the_same_directory(sweep, tmp_path):
+def test_another_attempt_goes_on_in_the_same_directory(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text(FAILS_ONCE)
     result = sweep("seed=0,1", "+hook.f._target_=fails.FailOnce", "hydra.launcher.retries=1", "hydra.sweep.dir=s")
     assert result.returncode == 0, result.stderr
@@ -86,7 +87,7 @@ class Fail(Hook):
 """
 
 
-def test_jobs_that_never_began_are_not_called_interrupted(sweep, tmp_path):
+def test_jobs_that_never_began_are_not_called_interrupted(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text(FAILS)
     result = sweep(
         "seed=0,1,2", "+hook.f._target_=fails.Fail", "hydra.launcher.max_jobs=1", "hydra.launcher.fail_fast=true",
@@ -98,7 +99,7 @@ def test_jobs_that_never_began_are_not_called_interrupted(sweep, tmp_path):
     assert "3 of 3 jobs did not come to their end: #0, #1, #2." in result.stderr
 
 
-def test_directories_and_values_may_depend_on_the_job(sweep, tmp_path):
+def test_directories_and_values_may_depend_on_the_job(sweep: Any, tmp_path: Path) -> None:
     result = sweep(
         "seed=0,1", "optim.lr=0.1,0.2", "hydra.sweep.dir=m/${optim.lr}", "hydra.sweep.subdir=s${hydra:job.num}/${seed}",
         "name=job${hydra:job.num}", "hydra.job.chdir=true",
@@ -127,7 +128,7 @@ main()
 """
 
 
-def test_another_application_may_use_our_names(command, tmp_path):
+def test_another_application_may_use_our_names(command: Any, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(OTHER)
     (tmp_path / "conf.yaml").write_text(
         "a: 1\nobjective: {x: '${a}'}\ndirection: north\ntracker: {_target_: no.such.Thing}\n"
@@ -154,7 +155,7 @@ main()
 """
 
 
-def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_path):
+def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command: Any, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(DEAF)
     result = command(
         tmp_path / "app.py", "+a=1", "hydra/launcher=local", "hydra.sweep.dir=s", "hydra.launcher.timeout=0.5",
@@ -182,13 +183,13 @@ def test_a_hung_job_that_hears_no_signal_is_killed_after_its_grace(command, tmp_
         ({"jobs_per_gpu": "off"}, "hydra.launcher.jobs_per_gpu: 'off' given"),
     ],
 )
-def test_settings_of_another_kind(values, message):
+def test_settings_of_another_kind(values: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         SweepSettings.from_config(values)
     assert message in str(caught.value)
 
 
-def test_settings():
+def test_settings() -> None:
     given = {
         "jobs_per_gpu": "auto",
         "threads_per_job": 2,
@@ -202,8 +203,8 @@ def test_settings():
     assert SweepSettings.from_config({"fuse": 8}).fuse == 8
 
 
-def test_what_varies_is_what_the_sweeper_chose():
-    def jobs(*points):
+def test_what_varies_is_what_the_sweeper_chose() -> None:
+    def jobs(*points: Any) -> Any:
         return [Job(num, point, OmegaConf.create(), Path()) for num, point in enumerate(points)]
 
     command = ["seed=0,1", "optim.lr=1e-3", "+extra=choice(7,8)", "~hook.ema"]
@@ -214,7 +215,7 @@ def test_what_varies_is_what_the_sweeper_chose():
     assert varying(twice, ["a=1", "a=1,2"]) == ["a"]
 
 
-def test_a_sweep_runs_in_one_process_only(tmp_path):
+def test_a_sweep_runs_in_one_process_only(tmp_path: Path) -> None:
     manifest = Manifest.open(tmp_path)
     with manifest.held():
         with (
@@ -227,7 +228,7 @@ def test_a_sweep_runs_in_one_process_only(tmp_path):
         assert Manifest.open(tmp_path).entries[0].overrides == ["a=1"]
 
 
-def test_objectives_of_numpy_are_numbers(tmp_path):
+def test_objectives_of_numpy_are_numbers(tmp_path: Path) -> None:
     manifest = Manifest.open(tmp_path)
     manifest.define(0, [])
     manifest.note(0, "done", objective=np.float32(0.5))

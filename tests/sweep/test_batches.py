@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import LIMIT
@@ -60,7 +61,7 @@ LEARN = "hydra.sweeper={_target_: hydra_plugins.learner.Learner}"
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path: Path) -> Any:
     (tmp_path / "sitecustomize.py").write_text(SITE)
     (tmp_path / "failing.py").write_text(FAILING)
     (tmp_path / "hydra_plugins/learner").mkdir(parents=True)
@@ -70,7 +71,7 @@ def sweep(tmp_path):
 
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150", "STARTS": str(tmp_path / "starts")}
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments], cwd=tmp_path, capture_output=True,
             text=True, timeout=LIMIT, check=False,
@@ -80,20 +81,20 @@ def sweep(tmp_path):
     return run
 
 
-def _started(folder, what):
+def _started(folder: Any, what: Any) -> Any:
     return sum(what in line for line in (folder / "starts").read_text().splitlines())
 
 
-def _states(folder):
+def _states(folder: Any) -> Any:
     return {num: entry.state for num, entry in Manifest.open(folder / "s").entries.items()}
 
 
-def _ranked(folder):
+def _ranked(folder: Any) -> Any:
     with (folder / "s/results.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_a_failing_job_does_not_end_the_later_batches(sweep, tmp_path):
+def test_a_failing_job_does_not_end_the_later_batches(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", "+hook.f._target_=failing.Fail")
     assert result.returncode == 1, result.stderr
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done", 3: "done", 4: "failed"}
@@ -105,7 +106,7 @@ def test_a_failing_job_does_not_end_the_later_batches(sweep, tmp_path):
     assert _started(tmp_path, "-m trainyard.track.shipper") == 1
 
 
-def test_fail_fast_ends_the_later_batches(sweep, tmp_path):
+def test_fail_fast_ends_the_later_batches(sweep: Any, tmp_path: Path) -> None:
     result = sweep(
         "seed=0,1,2,3", "hydra.sweeper.max_batch_size=2", "hydra.launcher.fail_fast=true", "tracker=none",
         "+hook.f._target_=failing.Fail",
@@ -116,14 +117,14 @@ def test_fail_fast_ends_the_later_batches(sweep, tmp_path):
     assert {row["job"] for row in _ranked(tmp_path)} == {"0", "1"}
 
 
-def test_a_wrong_later_batch_ends_the_sweep_with_what_there_is(sweep, tmp_path):
+def test_a_wrong_later_batch_ends_the_sweep_with_what_there_is(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,x", "hydra.sweeper.max_batch_size=1", "tracker=none")
     assert result.returncode == 2
     assert "None of these jobs was started." in result.stderr
     assert [row["job"] for row in _ranked(tmp_path)] == ["0"]
 
 
-def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep, tmp_path):
+def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep: Any, tmp_path: Path) -> None:
     result = sweep(
         "seed=0,1,2,3", "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=2", "tracker=none",
         "+hook.f._target_=failing.Fail",
@@ -132,7 +133,7 @@ def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep, tmp_path):
     assert {row["job"] for row in _ranked(tmp_path)} == {"0", "1"}
 
 
-def test_a_sweeper_that_learns(sweep, tmp_path):
+def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     result = sweep(LEARN)
@@ -161,14 +162,14 @@ def test_a_sweeper_that_learns(sweep, tmp_path):
     assert len(_ranked(tmp_path)) == 6
 
 
-def test_a_sweeper_that_learns_is_shown_its_first_batch_only(sweep, tmp_path):
+def test_a_sweeper_that_learns_is_shown_its_first_batch_only(sweep: Any, tmp_path: Path) -> None:
     result = sweep(LEARN, "hydra.launcher.dry_run=true")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("2 jobs; 2 to run") == 1
     assert not (tmp_path / "s").exists()
 
 
-def test_optuna(sweep, tmp_path):
+def test_optuna(sweep: Any, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     result = sweep(
         "hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweeper.direction=${direction}",
@@ -185,7 +186,7 @@ def test_optuna(sweep, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["0", "abc", "1.5"])
-def test_a_batch_size_that_cannot_be(tmp_path, size):
+def test_a_batch_size_that_cannot_be(tmp_path: Path, size: str) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1", f"hydra.sweeper.max_batch_size={size}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

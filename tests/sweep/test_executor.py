@@ -4,9 +4,11 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from waiting import FOREVER
 
@@ -23,18 +25,18 @@ CPU = [Slot(0), Slot(1)]
 
 
 @pytest.fixture(scope="module")
-def with_torch():
+def with_torch() -> Iterator[Any]:
     with LocalExecutor([Slot(0, threads=2)]) as executor:
         yield executor
 
 
-def run(function, *arguments, slots=CPU, log=None, **options):
+def run(function: Any, *arguments: Any, slots: Any = CPU, log: Any = None, **options: Any) -> Any:
     options.setdefault("preload", ())
     tasks = [Task(num, function, argument, log=log) for num, argument in enumerate(arguments or [None])]
     return LocalExecutor(slots, **options).run(tasks)
 
 
-def value(function, argument=None, **options):
+def value(function: Any, argument: Any = None, **options: Any) -> Any:
     (outcome,) = run(function, argument, **options)
     assert outcome.state == "done", outcome.traceback or outcome.error
     return outcome.value
@@ -43,7 +45,7 @@ def value(function, argument=None, **options):
 # Values
 
 
-def test_outcomes_come_in_the_order_of_the_tasks():
+def test_outcomes_come_in_the_order_of_the_tasks() -> None:
     outcomes = run(lambda x: x * x, *range(6))
     assert [(outcome.num, outcome.value) for outcome in outcomes] == [(n, n * n) for n in range(6)]
     for outcome in outcomes:
@@ -52,18 +54,18 @@ def test_outcomes_come_in_the_order_of_the_tasks():
         assert outcome.seconds > 0
 
 
-def test_no_tasks_no_outcomes():
+def test_no_tasks_no_outcomes() -> None:
     assert LocalExecutor(CPU, preload=()).run([]) == []
 
 
-def test_large_arguments_and_results_travel():
+def test_large_arguments_and_results_travel() -> None:
     data = os.urandom(1 << 20) * 40
     assert value(lambda x: x[::-1], data) == data[::-1]
 
 
-def test_classes_of_the_caller_come_back_as_what_they_are():
+def test_classes_of_the_caller_come_back_as_what_they_are() -> None:
     class Local:
-        def __init__(self, x):
+        def __init__(self, x: Any) -> None:
             self.x = x
 
     result = value(lambda x: Local(x), 3)
@@ -71,7 +73,7 @@ def test_classes_of_the_caller_come_back_as_what_they_are():
     assert result.x == 3
 
 
-def test_each_task_has_a_process_of_its_own_that_leads_its_group():
+def test_each_task_has_a_process_of_its_own_that_leads_its_group() -> None:
     executor = LocalExecutor([Slot(0)], preload=())
     outcomes = executor.run([Task(n, lambda _: (os.getpid(), os.getpgid(0))) for n in range(4)])
     pids = [outcome.value[0] for outcome in outcomes]
@@ -80,7 +82,7 @@ def test_each_task_has_a_process_of_its_own_that_leads_its_group():
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_it_runs_again_and_keeps_its_server_where_it_was_started():
+def test_it_runs_again_and_keeps_its_server_where_it_was_started() -> None:
     with LocalExecutor(CPU, preload=()) as executor:
         servers = {executor.run([Task(0, lambda _: os.getppid())])[0].value for _ in range(3)}
         assert len(servers) == 1
@@ -88,7 +90,7 @@ def test_it_runs_again_and_keeps_its_server_where_it_was_started():
     assert executor.run([Task(0, lambda _: 1)])[0].value == 1
 
 
-def test_it_runs_in_a_thread():
+def test_it_runs_in_a_thread() -> None:
     results = []
     thread = threading.Thread(target=lambda: results.append(value(lambda x: x, 5)))
     thread.start()
@@ -96,15 +98,15 @@ def test_it_runs_in_a_thread():
     assert results == [5]
 
 
-def test_what_a_task_leaves_for_its_end_is_done(tmp_path):
-    def task(folder):
+def test_what_a_task_leaves_for_its_end_is_done(tmp_path: Path) -> None:
+    def task(folder: Any) -> None:
         import atexit
         import tempfile
         import threading
 
         atexit.register((folder / "atexit").touch)
-        threading.Thread(target=lambda: (time.sleep(0.05), (folder / "thread").touch())).start()
-        sys.kept = tempfile.TemporaryDirectory(dir=folder)
+        threading.Thread(target=lambda: (time.sleep(0.05), (folder / "thread").touch())).start()  # type: ignore[func-returns-value]
+        sys.kept = tempfile.TemporaryDirectory(dir=folder)  # type: ignore[attr-defined]
 
     value(task, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atexit", "thread"]
@@ -113,7 +115,9 @@ def test_what_a_task_leaves_for_its_end_is_done(tmp_path):
 # Where a task runs
 
 
-def test_a_task_finds_the_folder_paths_arguments_and_environment_of_its_caller(tmp_path, monkeypatch):
+def test_a_task_finds_the_folder_paths_arguments_and_environment_of_its_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor = LocalExecutor(CPU, preload=())
     executor.start()  # what changes from here on is seen all the same
     (tmp_path / "only_here.py").write_text("answer = 42")
@@ -123,7 +127,7 @@ def test_a_task_finds_the_folder_paths_arguments_and_environment_of_its_caller(t
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "a=1,2"])
 
-    def task(_):
+    def task(_: Any) -> Any:
         import only_here
 
         return str(Path.cwd()), sys.argv, os.environ["ONLY_HERE"], "HOME" in os.environ, only_here.answer
@@ -133,20 +137,20 @@ def test_a_task_finds_the_folder_paths_arguments_and_environment_of_its_caller(t
     assert outcome.value == (str(tmp_path), ["train.py", "-m", "a=1,2"], "yes", False, 42), outcome.traceback
 
 
-def test_a_slot_is_set_before_the_task_begins(monkeypatch):
+def test_a_slot_is_set_before_the_task_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-first,GPU-second")
     core = min(os.sched_getaffinity(0))
     names = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
-    def task(_):
+    def task(_: Any) -> Any:
         return [os.environ[name] for name in names], os.sched_getaffinity(0)
 
     assert value(task, slots=[Slot(0, "cuda:1", (core,), 3)]) == (["GPU-second", "3", "3"], {core})
     assert value(task, slots=[Slot(0, "cpu", None, 2)]) == (["", "2", "2"], os.sched_getaffinity(0))
 
 
-def test_torch_is_there_untouched_with_the_threads_of_the_slot():
-    def task(_):
+def test_torch_is_there_untouched_with_the_threads_of_the_slot() -> None:
+    def task(_: Any) -> Any:
         assert "torch" in sys.modules
         import torch
 
@@ -158,8 +162,8 @@ def test_torch_is_there_untouched_with_the_threads_of_the_slot():
         assert outcome.value == (outcome.slot + 1, False, "MainProcess")
 
 
-def test_a_task_can_train_with_threads_and_data_workers(with_torch):
-    def task(_):
+def test_a_task_can_train_with_threads_and_data_workers(with_torch: Any) -> None:
+    def task(_: Any) -> Any:
         import torch
         from torch.utils.data import DataLoader
 
@@ -173,8 +177,8 @@ def test_a_task_can_train_with_threads_and_data_workers(with_torch):
     assert outcome.value.tolist() == pytest.approx([-4.0] * 300)
 
 
-def test_each_task_draws_its_own_random_numbers():
-    def task(_):
+def test_each_task_draws_its_own_random_numbers() -> None:
+    def task(_: Any) -> Any:
         import random
 
         import numpy as np
@@ -187,10 +191,10 @@ def test_each_task_draws_its_own_random_numbers():
 
 
 @pytest.mark.gpu
-def test_a_task_has_one_gpu_and_the_caller_none():
+def test_a_task_has_one_gpu_and_the_caller_none() -> None:
     import torch
 
-    def task(_):
+    def task(_: Any) -> Any:
         import torch
 
         return torch.cuda.device_count(), float(torch.ones(3, device="cuda").sum())
@@ -200,8 +204,8 @@ def test_a_task_has_one_gpu_and_the_caller_none():
     assert torch.cuda.is_initialized() == initialized
 
 
-def test_what_a_task_prints_goes_into_its_log(tmp_path, capfd):
-    def task(x):
+def test_what_a_task_prints_goes_into_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def task(x: Any) -> None:
         print("out", x)
         print("err", x, file=sys.stderr)
         os.system("echo child")
@@ -214,13 +218,13 @@ def test_what_a_task_prints_goes_into_its_log(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_log_that_cannot_be_written_fails_the_task(tmp_path):
+def test_a_log_that_cannot_be_written_fails_the_task(tmp_path: Path) -> None:
     (outcome,) = run(lambda _: 1, log=tmp_path)
     assert outcome.state == "failed"
     assert "IsADirectoryError" in outcome.error
 
 
-def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path):
+def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
@@ -252,7 +256,7 @@ def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path):
 # The order of tasks
 
 
-def test_the_longest_task_is_first_and_those_of_unknown_length_before_it():
+def test_the_longest_task_is_first_and_those_of_unknown_length_before_it() -> None:
     seconds = [1.0, None, 5.0, 3.0, None]
     begun = []
     executor = LocalExecutor([Slot(0)], preload=(), on_event=lambda event: begun.append((event.kind, event.num)))
@@ -260,10 +264,10 @@ def test_the_longest_task_is_first_and_those_of_unknown_length_before_it():
     assert [num for kind, num in begun if kind == "started"] == [1, 4, 2, 3, 0]
 
 
-def test_tasks_go_to_the_device_with_the_least_to_do():
+def test_tasks_go_to_the_device_with_the_least_to_do() -> None:
     slots = [Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")]
     queue = TaskQueue(slots, [Task(num, print) for num in range(3)])
-    running = {}
+    running: dict[Any, Any] = {}
     order = []
     while taken := queue.take(running):
         job, (slot,) = taken
@@ -272,44 +276,44 @@ def test_tasks_go_to_the_device_with_the_least_to_do():
     assert order == [0, 2, 1]
 
 
-def test_a_job_that_must_be_alone_waits_for_its_device_and_holds_it():
+def test_a_job_that_must_be_alone_waits_for_its_device_and_holds_it() -> None:
     queue = TaskQueue([Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")], [Task(num, print) for num in range(4)])
-    (first, (a,)), (second, (b,)), (third, (c,)) = (queue.take({}) for _ in range(3))
+    (first, (a,)), (second, (b,)), (third, (c,)) = (queue.take({}) for _ in range(3))  # type: ignore[misc]
     assert [a.index, b.index, c.index] == [0, 0, 0]  # nothing was said to run
     first.alone_on = ("cuda:0",)
     queue.put_back(first)
     assert queue.take({1: second, 2: third}) is None  # slot 0 is free, but not its device
-    job, (slot,) = queue.take({2: third})
+    job, (slot,) = queue.take({2: third})  # type: ignore[misc]
     assert (job, slot.device) == (first, "cuda:0")
     assert queue.take({slot.index: first, 2: third}) is None
-    job, (slot,) = queue.take({slot.index: first})
+    job, (slot,) = queue.take({slot.index: first})  # type: ignore[misc]
     assert (job.task.num, slot.device) == (3, "cuda:1")
     assert len(queue) == 0
 
 
-def test_a_job_of_several_slots_waits_until_they_are_free_and_nobody_overtakes_it():
+def test_a_job_of_several_slots_waits_until_they_are_free_and_nobody_overtakes_it() -> None:
     slots = [Slot(0, "cuda:0"), Slot(1, "cuda:1"), Slot(2, "cuda:0"), Slot(3, "cuda:1")]
     queue = TaskQueue(slots, [Task(0, print), Task(1, print, slots=2), Task(2, print, slots=2), Task(3, print)])
-    first, (a,) = queue.take({})
+    first, (a,) = queue.take({})  # type: ignore[misc]
     assert a.index == 0
-    second, both = queue.take({0: first})
+    second, both = queue.take({0: first})  # type: ignore[misc]
     assert [slot.index for slot in both] == [1, 2]  # the least busy device first, and each one once
     running = {0: first, 1: second, 2: second}
     assert queue.take(running) is None  # slot 3 would do for task 3
-    third, both = queue.take({0: first})
+    third, both = queue.take({0: first})  # type: ignore[misc]
     assert third.task.num == 2
     third.alone_on = tuple(slot.device for slot in both)
     queue.put_back(third)
     assert queue.take({0: first}) is None  # it waits for all of both devices
     assert queue.take({})[0] is third
-    fourth, (slot,) = queue.take({})
+    fourth, (slot,) = queue.take({})  # type: ignore[misc]
     assert (fourth.task.num, slot.index) == (3, 0)
     assert len(queue) == 0
 
 
-def test_tasks_of_several_slots_never_share_one():
+def test_tasks_of_several_slots_never_share_one() -> None:
     slots = [Slot(0, cpus=(0,)), Slot(1, cpus=(0,))]
-    events = []
+    events: list[Any] = []
     executor = LocalExecutor(slots, preload=(), on_event=events.append)
     tasks = [Task(num, lambda _: os.environ["OMP_NUM_THREADS"], slots=1 + num % 2) for num in range(4)]
     assert [outcome.value for outcome in executor.run(tasks)] == ["1"] * 4
@@ -324,8 +328,8 @@ def test_tasks_of_several_slots_never_share_one():
 # What is told
 
 
-def test_events_tell_what_happens_in_order():
-    events = []
+def test_events_tell_what_happens_in_order() -> None:
+    events: list[Any] = []
     begin = time.time()
     (outcome,) = run(lambda x: os.getpid(), on_event=events.append)
     assert [event.kind for event in events] == ["started", "ended"]
@@ -334,29 +338,29 @@ def test_events_tell_what_happens_in_order():
     assert begin <= events[0].time <= events[1].time <= time.time()
 
 
-def test_ticks_come_while_tasks_run(tmp_path):
-    def task(_):
+def test_ticks_come_while_tasks_run(tmp_path: Path) -> None:
+    def task(_: Any) -> None:
         while not (tmp_path / "enough").exists():
             time.sleep(0.01)
 
-    def tick():
+    def tick() -> None:
         ticks.append(time.monotonic())
         if len(ticks) == 4:
             (tmp_path / "enough").touch()
 
-    ticks = []
+    ticks: list[Any] = []
     begin = time.monotonic()
     run(task, on_tick=tick)
     assert len(ticks) >= 4
     assert (len(ticks) - 1) * TICK <= time.monotonic() - begin, "no more often than that"
 
 
-def test_an_error_in_a_callback_ends_the_run_and_its_tasks():
-    def callback(event):
+def test_an_error_in_a_callback_ends_the_run_and_its_tasks() -> None:
+    def callback(event: Any) -> None:
         pids.append(event.pid)
         raise RuntimeError("broken table")
 
-    pids = []
+    pids: list[Any] = []
     with pytest.raises(RuntimeError, match="broken table"):
         run(lambda _: time.sleep(FOREVER), on_event=callback)
     assert not Path(f"/proc/{pids[0]}").exists()
@@ -376,12 +380,12 @@ def test_an_error_in_a_callback_ends_the_run_and_its_tasks():
         ("grace", {"grace": -1}),
     ],
 )
-def test_wrong_values_are_config_errors(key, options):
+def test_wrong_values_are_config_errors(key: str, options: Any) -> None:
     with pytest.raises(ConfigError, match=key):
         LocalExecutor(**{"slots": CPU, **options})
 
 
-def test_two_tasks_with_one_number_are_a_config_error():
+def test_two_tasks_with_one_number_are_a_config_error() -> None:
     with pytest.raises(ConfigError, match="tasks"):
         LocalExecutor(CPU, preload=()).run([Task(1, print), Task(1, print)])
 
@@ -389,8 +393,8 @@ def test_two_tasks_with_one_number_are_a_config_error():
 # The cost
 
 
-def test_a_task_costs_a_fork_and_no_import(with_torch):
-    def task(_):
+def test_a_task_costs_a_fork_and_no_import(with_torch: Any) -> None:
+    def task(_: Any) -> Any:
         return os.getppid(), "torch" in sys.modules
 
     outcomes = with_torch.run([Task(num, task) for num in range(5)])
@@ -398,7 +402,7 @@ def test_a_task_costs_a_fork_and_no_import(with_torch):
     assert outcomes[0].value[1]
 
 
-def test_the_server_starts_while_its_owner_does_other_things(tmp_path, monkeypatch):
+def test_the_server_starts_while_its_owner_does_other_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow.py").write_text(
         "import pathlib, time\nwhile not pathlib.Path(__file__).with_name('go').exists(): time.sleep(0.01)\n"
     )

@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ class OutOfMemoryError(RuntimeError):
     """What torch calls its own."""
 
 
-def act(argument):
+def act(argument: Any) -> Any:
     """Behaves as this attempt is to behave, and notes when it began and ended."""
     folder, num, behaviour = argument
     attempt = len(list(folder.glob(f"{num}.*.begin")))
@@ -46,7 +47,7 @@ def act(argument):
     return num
 
 
-def expectation(behaviour, retries, cuda):
+def expectation(behaviour: Any, retries: Any, cuda: Any) -> Any:
     """The state in which a task ends, and its attempts."""
     attempts = begun = 0
     spared = not cuda
@@ -67,11 +68,11 @@ def expectation(behaviour, retries, cuda):
     devices=st.lists(st.sampled_from(["cpu", "cuda:0", "cuda:1"]), min_size=1, max_size=4),
     retries=st.integers(0, 2),
 )
-def test_every_task_ends_once_and_as_expected(tasks, devices, retries):
+def test_every_task_ends_once_and_as_expected(tasks: Any, devices: Any, retries: int) -> None:
     cuda = all(device != "cpu" for device in devices)
     if not cuda:  # a machine has the one or the other
         devices = ["cpu"] * len(devices)
-    events = []
+    events: list[Any] = []
     slots = [Slot(index, device) for index, device in enumerate(devices)]
     before = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     with tempfile.TemporaryDirectory() as name:
@@ -95,10 +96,10 @@ def test_every_task_ends_once_and_as_expected(tasks, devices, retries):
 
     # On no slot do two tasks run at a time, by the events and by the tasks' own clocks. Nor is anything beside a task
     # that has run out of its device's memory.
-    at_work = {}
-    alone = set()
-    spans = {slot.index: [] for slot in slots}
-    counts = Counter()
+    at_work: dict[Any, Any] = {}
+    alone: set[Any] = set()
+    spans: dict[int, list[tuple[float, float]]] = {slot.index: [] for slot in slots}
+    counts: Counter[int] = Counter()
     for event in events:
         if event.kind == "started":
             assert event.slot not in at_work

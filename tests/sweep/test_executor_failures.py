@@ -5,8 +5,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from waiting import FOREVER, Clock, until_gone
 
@@ -21,33 +22,33 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 CPU = [Slot(0), Slot(1)]
 
 
-def run(function, *arguments, slots=CPU, log=None, **options):
+def run(function: Any, *arguments: Any, slots: Any = CPU, log: Any = None, **options: Any) -> Any:
     options.setdefault("preload", ())
     tasks = [Task(num, function, argument, log=log) for num, argument in enumerate(arguments or [None])]
     return LocalExecutor(slots, **options).run(tasks)
 
 
-def states(outcomes):
+def states(outcomes: Any) -> Any:
     return [outcome.state for outcome in outcomes]
 
 
-def wait_for(path):
+def wait_for(path: Any) -> None:
     """In a task: until the test, or another task, has made this file."""
     while not path.exists():
         time.sleep(0.01)
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives the executor a clock that stands still until something holds."""
 
-    def give(*arguments):
+    def give(*arguments: Any) -> None:
         monkeypatch.setattr("trainyard.sweep.executor.task_loop.time", Clock(*arguments))
 
     return give
 
 
-def nth_time(folder):
+def nth_time(folder: Any) -> Any:
     """How often the task has been here, this time included."""
     with (folder / "times").open("a+b") as file:
         file.write(b".")
@@ -57,19 +58,19 @@ def nth_time(folder):
 # Exceptions
 
 
-def test_a_task_that_raises_fails_at_once_and_the_others_go_on(tmp_path):
-    def task(x):
+def test_a_task_that_raises_fails_at_once_and_the_others_go_on(tmp_path: Path) -> None:
+    def task(x: Any) -> Any:
         if x == 0:
             raise ValueError(f"x is {x}\nand that is bad")
         wait_for(tmp_path / "told")
         return x
 
-    def note(event):
+    def note(event: Any) -> None:
         events.append(event)
         if event.kind == "failed":
             (tmp_path / "told").touch()
 
-    events = []
+    events: list[Any] = []
     outcomes = run(task, 0, 1, 2, on_event=note)
     assert states(outcomes) == ["failed", "done", "done"]
     assert (outcomes[0].error, outcomes[0].attempts) == ("ValueError: x is 0", 1)
@@ -83,13 +84,13 @@ def test_a_task_that_raises_fails_at_once_and_the_others_go_on(tmp_path):
     assert (ends[0].error, ends[0].traceback) == (outcomes[0].error, outcomes[0].traceback)
 
 
-def test_exceptions_that_cannot_be_pickled_or_shown():
-    def task(x):
+def test_exceptions_that_cannot_be_pickled_or_shown() -> None:
+    def task(x: Any) -> None:
         class OddError(Exception):
-            def __init__(self, a, b):
+            def __init__(self, a: Any, b: Any) -> None:
                 self.lock = __import__("threading").Lock()
 
-            def __str__(self):
+            def __str__(self) -> str:
                 return {"odd": "odd message"}[x]
 
         raise OddError(1, 2)
@@ -111,13 +112,13 @@ def test_exceptions_that_cannot_be_pickled_or_shown():
         (130, "interrupted", "SystemExit: 130"),
     ],
 )
-def test_a_task_that_exits(code, state, error):
+def test_a_task_that_exits(code: int | str | None, state: str, error: str | None) -> None:
     (outcome,) = run(sys.exit, code, retries=0)
     assert (outcome.state, outcome.error, outcome.value) == (state, error, None)
 
 
-def test_a_training_that_says_that_it_was_interrupted():
-    def task(status):
+def test_a_training_that_says_that_it_was_interrupted() -> None:
+    def task(status: Any) -> None:
         error = TrainyardError("interrupted at iteration 17; go on with resume=true")
         error.status = status
         raise error
@@ -127,15 +128,15 @@ def test_a_training_that_says_that_it_was_interrupted():
     assert outcomes[0].error == "TrainyardError: interrupted at iteration 17; go on with resume=true"
 
 
-def test_a_task_that_ends_its_process():
+def test_a_task_that_ends_its_process() -> None:
     outcomes = run(os._exit, 0, 3, 143)
     assert states(outcomes) == ["lost", "lost", "interrupted"]
     assert outcomes[1].error == "its process ended with status 3 before it gave a result"
 
 
-def test_a_task_that_cannot_be_pickled_fails_without_a_process():
+def test_a_task_that_cannot_be_pickled_fails_without_a_process() -> None:
     lock = __import__("threading").Lock()
-    events = []
+    events: list[Any] = []
     outcomes = run(lambda _: 1, lock, 2, retries=3, on_event=events.append)
     assert states(outcomes) == ["failed", "done"]
     assert "cannot be pickled" in outcomes[0].error
@@ -143,15 +144,15 @@ def test_a_task_that_cannot_be_pickled_fails_without_a_process():
     assert [event.kind for event in events if event.num == 0] == ["failed"]
 
 
-def test_a_result_that_cannot_be_pickled_fails_the_task():
+def test_a_result_that_cannot_be_pickled_fails_the_task() -> None:
     (outcome,) = run(lambda _: __import__("threading").Lock())
     assert outcome.state == "failed"
     assert "what the task returned cannot be pickled" in outcome.error
 
 
-def test_a_result_that_cannot_be_unpickled_fails_the_task():
+def test_a_result_that_cannot_be_unpickled_fails_the_task() -> None:
     class Result:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return int, ("no number",)
 
     (outcome,) = run(lambda _: Result())
@@ -162,13 +163,13 @@ def test_a_result_that_cannot_be_unpickled_fails_the_task():
 # Processes that die
 
 
-def test_a_killed_worker_costs_its_one_task_an_attempt(tmp_path):
-    def task(x):
+def test_a_killed_worker_costs_its_one_task_an_attempt(tmp_path: Path) -> None:
+    def task(x: Any) -> Any:
         if x == 1 and nth_time(tmp_path) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return os.getpid()
 
-    events = []
+    events: list[Any] = []
     outcomes = run(task, 0, 1, 2, 3, retries=1, on_event=events.append)
     assert states(outcomes) == ["done"] * 4
     assert [outcome.attempts for outcome in outcomes] == [1, 2, 1, 1]
@@ -178,13 +179,13 @@ def test_a_killed_worker_costs_its_one_task_an_attempt(tmp_path):
     assert [event.attempt for event in events if event.num == 1] == [1, 1, 2, 2]
 
 
-def test_a_task_whose_attempts_are_used_up_is_lost():
+def test_a_task_whose_attempts_are_used_up_is_lost() -> None:
     (outcome,) = run(lambda _: os.kill(os.getpid(), signal.SIGKILL), retries=2)
     assert (outcome.state, outcome.attempts) == ("lost", 3)
 
 
-def test_retries_of_a_task_that_raises(tmp_path):
-    def task(times):
+def test_retries_of_a_task_that_raises(tmp_path: Path) -> None:
+    def task(times: Any) -> Any:
         if nth_time(tmp_path) < times:
             raise ValueError("not yet")
         return "at last"
@@ -195,23 +196,23 @@ def test_retries_of_a_task_that_raises(tmp_path):
     assert (outcome.state, outcome.attempts) == ("failed", 3)
 
 
-def report_file():
+def report_file() -> Any:
     """The file, of this worker, that the executor will read."""
     (fd,) = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and "memfd" in str(fd.readlink())]
     return int(fd.name)
 
 
 @pytest.mark.parametrize("written", [b"garbage" * 1000, b"trainyard report" + (10**6).to_bytes(8, "big") + b"half"])
-def test_garbage_or_half_a_report_is_no_result(written):
-    def task(x):
+def test_garbage_or_half_a_report_is_no_result(written: Any) -> None:
+    def task(x: Any) -> None:
         os.write(report_file(), written)
         os._exit(0)
 
     assert states(run(task)) == ["lost"]
 
 
-def test_garbage_before_a_report_does_no_harm():
-    def task(x):
+def test_garbage_before_a_report_does_no_harm() -> None:
+    def task(x: Any) -> Any:
         os.write(report_file(), b"garbage" * 1000)
         return 5
 
@@ -219,8 +220,8 @@ def test_garbage_before_a_report_does_no_harm():
     assert (outcome.state, outcome.value) == ("done", 5)
 
 
-def test_a_child_that_goes_on_as_if_it_were_the_task_does_not_report():
-    def task(_):
+def test_a_child_that_goes_on_as_if_it_were_the_task_does_not_report() -> None:
+    def task(_: Any) -> Any:
         import atexit
 
         begin, go = os.pipe()
@@ -236,8 +237,8 @@ def test_a_child_that_goes_on_as_if_it_were_the_task_does_not_report():
     assert (outcome.state, outcome.value) == ("done", "task")
 
 
-def test_a_crash_leaves_its_stack_in_the_log(tmp_path):
-    def task(_):
+def test_a_crash_leaves_its_stack_in_the_log(tmp_path: Path) -> None:
+    def task(_: Any) -> None:
         import ctypes
 
         ctypes.string_at(0)
@@ -247,8 +248,8 @@ def test_a_crash_leaves_its_stack_in_the_log(tmp_path):
     assert "Segmentation fault" in (tmp_path / "task.log").read_text()
 
 
-def test_children_that_a_task_leaves_behind_are_killed():
-    def task(_):
+def test_children_that_a_task_leaves_behind_are_killed() -> None:
+    def task(_: Any) -> Any:
         # One holds all files of the worker, the other none.
         children = [subprocess.Popen(["sleep", str(FOREVER)]).pid, os.fork()]
         if children[1] == 0:
@@ -259,8 +260,8 @@ def test_children_that_a_task_leaves_behind_are_killed():
     until_gone(*outcome.value)
 
 
-def test_the_server_s_death_costs_the_tasks_at_work_an_attempt(tmp_path):
-    def task(x):
+def test_the_server_s_death_costs_the_tasks_at_work_an_attempt(tmp_path: Path) -> None:
+    def task(x: Any) -> Any:
         if x == 1 and nth_time(tmp_path) == 1:
             child = subprocess.Popen(["sleep", str(FOREVER)])
             (tmp_path / "pids").write_text(f"{os.getpid()} {child.pid}")
@@ -276,12 +277,12 @@ def test_the_server_s_death_costs_the_tasks_at_work_an_attempt(tmp_path):
 # Preload
 
 
-def test_a_module_that_cannot_be_preloaded_is_a_config_error():
+def test_a_module_that_cannot_be_preloaded_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"preload: 'no_such_module' given.*No module named 'no_such_module'"):
         run(lambda _: 1, preload=("json", "no_such_module"))
 
 
-def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path, monkeypatch):
+def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deadly.py").write_text("import os, sys; print('goodbye', file=sys.stderr, flush=True); os._exit(7)")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ExecutorError, match="ended with status 7 before it was ready: goodbye"):
@@ -291,11 +292,11 @@ def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path, monkeypatch):
 # Timeout, fail_fast
 
 
-def test_a_hung_task_gets_a_signal_and_may_clean_up(tmp_path, clock):
-    def task(folder):
+def test_a_hung_task_gets_a_signal_and_may_clean_up(tmp_path: Path, clock: Any) -> None:
+    def task(folder: Any) -> None:
         try:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            (folder / "hangs").touch() or time.sleep(FOREVER)
+            (folder / "hangs").touch() or time.sleep(FOREVER)  # type: ignore[func-returns-value]
         finally:
             (folder / "checkpoint").touch()
 
@@ -307,10 +308,10 @@ def test_a_hung_task_gets_a_signal_and_may_clean_up(tmp_path, clock):
     assert 0.3 <= outcome.seconds <= 1.1
 
 
-def test_the_server_s_start_is_not_counted(tmp_path, monkeypatch, clock):
-    looks = []
+def test_the_server_s_start_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
+    looks: list[Any] = []
 
-    def starts():
+    def starts() -> Any:
         """The server has its module when time has passed."""
         looks.append(None)
         if len(looks) == 50:
@@ -327,8 +328,8 @@ def test_the_server_s_start_is_not_counted(tmp_path, monkeypatch, clock):
     assert len(looks) > 50
 
 
-def test_a_task_that_ignores_the_signal_is_killed_after_the_grace(tmp_path, clock):
-    def task(x):
+def test_a_task_that_ignores_the_signal_is_killed_after_the_grace(tmp_path: Path, clock: Any) -> None:
+    def task(x: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if x:
             (tmp_path / x).write_text(str(os.getpid()))
@@ -337,7 +338,7 @@ def test_a_task_that_ignores_the_signal_is_killed_after_the_grace(tmp_path, cloc
         while x:
             pass
 
-    def hang():
+    def hang() -> Any:
         stopped = tmp_path / "stopped"
         if not ((tmp_path / "busy").exists() and stopped.exists() and (pid := stopped.read_text())):
             return False
@@ -351,8 +352,8 @@ def test_a_task_that_ignores_the_signal_is_killed_after_the_grace(tmp_path, cloc
     assert all(0.7 <= outcome.seconds <= 1.1 for outcome in outcomes[:2])
 
 
-def test_what_a_task_returns_within_the_grace_counts(tmp_path, clock):
-    def task(x):
+def test_what_a_task_returns_within_the_grace_counts(tmp_path: Path, clock: Any) -> None:
+    def task(x: Any) -> Any:
         signal.signal(signal.SIGTERM, lambda *_: (tmp_path / "signal").touch())
         (tmp_path / "begun").touch()
         wait_for(tmp_path / "signal")
@@ -364,8 +365,8 @@ def test_what_a_task_returns_within_the_grace_counts(tmp_path, clock):
     assert outcome.seconds > 0.2
 
 
-def test_fail_fast_stops_the_others(tmp_path):
-    def task(x):
+def test_fail_fast_stops_the_others(tmp_path: Path) -> None:
+    def task(x: Any) -> None:
         if x == "fails":
             wait_for(tmp_path / "stubborn")
             raise ValueError("bad")
@@ -373,7 +374,7 @@ def test_fail_fast_stops_the_others(tmp_path):
         (tmp_path / x).touch()
         time.sleep(FOREVER)
 
-    events = []
+    events: list[Any] = []
     outcomes = run(task, "fails", "stubborn", "waits", fail_fast=True, grace=0.2, on_event=events.append)
     assert states(outcomes) == ["failed", "interrupted", "interrupted"]
     assert outcomes[2].error == "stopped, for task 0 failed"
@@ -385,8 +386,8 @@ def test_fail_fast_stops_the_others(tmp_path):
     ]
 
 
-def test_fail_fast_waits_for_the_retries(tmp_path):
-    def task(_):
+def test_fail_fast_waits_for_the_retries(tmp_path: Path) -> None:
+    def task(_: Any) -> None:
         if nth_time(tmp_path) == 1:
             raise ValueError("once")
 
@@ -398,13 +399,13 @@ def test_fail_fast_waits_for_the_retries(tmp_path):
 
 
 @pytest.fixture
-def memory(tmp_path):
+def memory(tmp_path: Path) -> Any:
     """A task that runs out of memory where its device has another task, or always; it notes when it ran."""
     at_work, marks = tmp_path / "at_work", tmp_path / "marks"
     at_work.mkdir()
     marks.mkdir()
 
-    def task(argument):
+    def task(argument: Any) -> Any:
         name, always = argument
         import torch
 
@@ -429,10 +430,10 @@ def memory(tmp_path):
     return task
 
 
-def test_a_task_out_of_memory_has_its_device_for_itself_next(memory, monkeypatch):
+def test_a_task_out_of_memory_has_its_device_for_itself_next(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     arguments = [("large", False), *[(f"small{n}", False) for n in range(4)]]
-    events = []
+    events: list[Any] = []
     slots = [Slot(0, "cuda:0"), Slot(1, "cuda:0")]
     outcomes = run(memory, *arguments, slots=slots, preload=("torch",), on_event=events.append)
     assert states(outcomes) == ["done"] * 5, outcomes
@@ -442,9 +443,9 @@ def test_a_task_out_of_memory_has_its_device_for_itself_next(memory, monkeypatch
     assert (retried.num, retried.error) == (0, "RuntimeError: training failed")
 
 
-def test_a_task_out_of_memory_even_alone_fails(memory, monkeypatch):
+def test_a_task_out_of_memory_even_alone_fails(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    events = []
+    events: list[Any] = []
     (outcome,) = run(
         memory, ("large", True), slots=[Slot(0, "cuda:0")], preload=("torch",), retries=1, on_event=events.append
     )
@@ -452,8 +453,8 @@ def test_a_task_out_of_memory_even_alone_fails(memory, monkeypatch):
     assert [event.kind for event in events] == ["started", "retried", "started", "retried", "started", "failed"]
 
 
-def test_out_of_memory_without_a_gpu_is_a_failure_like_any_other():
-    def task(_):
+def test_out_of_memory_without_a_gpu_is_a_failure_like_any_other() -> None:
+    def task(_: Any) -> None:
         class OutOfMemoryError(RuntimeError):
             pass
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import LIMIT, until
@@ -71,7 +73,7 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 class Command:
     """The script at work, and all processes that come from it: they carry a mark in their environment."""
 
-    def __init__(self, folder, tasks, preload="", options="{}"):
+    def __init__(self, folder: Any, tasks: Any, preload: str = "", options: str = "{}") -> None:
         self.folder = folder
         self.mark = f"MARK={uuid.uuid4()}".encode()
         name, _, value = self.mark.decode().partition("=")
@@ -85,13 +87,13 @@ class Command:
             start_new_session=True,
         )
 
-    def wait_for(self, *names):
+    def wait_for(self, *names: Any) -> None:
         until(lambda: all((self.folder / name).exists() for name in names), self.process)
 
-    def server(self):
+    def server(self) -> Any:
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
 
-    def alive(self):
+    def alive(self) -> Any:
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -102,10 +104,10 @@ class Command:
                 continue
         return found
 
-    def wait_until_gone(self):
+    def wait_until_gone(self) -> None:
         until(lambda: not self.alive())
 
-    def result(self):
+    def result(self) -> Any:
         output, errors = self.process.communicate(timeout=LIMIT)
         assert self.process.returncode == 0, errors.decode()
         assert errors == b""
@@ -113,10 +115,10 @@ class Command:
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path: Path) -> Iterator[Any]:
     commands = []
 
-    def start(*arguments):
+    def start(*arguments: Any) -> Any:
         commands.append(Command(tmp_path, *arguments))
         return commands[-1]
 
@@ -128,7 +130,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_lets_tasks_save_and_starts_no_more(command, tmp_path, signum):
+def test_the_first_signal_lets_tasks_save_and_starts_no_more(command: Any, tmp_path: Path, signum: Any) -> None:
     script = command("polite,plain,polite,polite")
     script.wait_for("running0", "running1")
     os.killpg(script.process.pid, signum)  # as a terminal does
@@ -146,7 +148,7 @@ def test_the_first_signal_lets_tasks_save_and_starts_no_more(command, tmp_path, 
 
 
 @pytest.mark.parametrize("preload", ["", "torch"])
-def test_a_signal_before_the_first_task_begins(command, preload):
+def test_a_signal_before_the_first_task_begins(command: Any, preload: str) -> None:
     script = command("polite,polite", preload)
     script.wait_for("begun")
     script.process.send_signal(signal.SIGTERM)
@@ -156,7 +158,7 @@ def test_a_signal_before_the_first_task_begins(command, preload):
     script.wait_until_gone()
 
 
-def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command, tmp_path):
+def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command: Any, tmp_path: Path) -> None:
     script = command("stubborn,plain,plain", "", '{"timeout": 2, "grace": 0.1}')
     script.wait_for("running0", "running1")
     script.process.send_signal(signal.SIGINT)
@@ -173,7 +175,7 @@ def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(com
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_kills_all_children_and_theirs(command, second):
+def test_the_second_signal_kills_all_children_and_theirs(command: Any, second: Any) -> None:
     script = command("stubborn,stubborn,plain")
     script.wait_for("running0", "running1")
     assert len(script.alive()) == 8  # the script, its server, two workers with two children each
@@ -185,7 +187,7 @@ def test_the_second_signal_kills_all_children_and_theirs(command, second):
     assert script.result() == "KeyboardInterrupt"
 
 
-def test_the_second_signal_even_while_the_server_hangs(command):
+def test_the_second_signal_even_while_the_server_hangs(command: Any) -> None:
     script = command("stubborn,plain,plain")
     script.wait_for("running0", "running1")
     os.kill(script.server(), signal.SIGSTOP)
@@ -197,7 +199,7 @@ def test_the_second_signal_even_while_the_server_hangs(command):
 
 
 @pytest.mark.parametrize("tasks", ["stubborn,polite", "plain,plain"])
-def test_when_the_caller_is_killed_nothing_is_left(command, tasks):
+def test_when_the_caller_is_killed_nothing_is_left(command: Any, tasks: str) -> None:
     script = command(tasks)
     script.wait_for("running0", "running1")
     assert len(script.alive()) >= 4
@@ -205,7 +207,7 @@ def test_when_the_caller_is_killed_nothing_is_left(command, tasks):
     script.wait_until_gone()
 
 
-def test_when_the_caller_and_its_server_are_killed_no_task_is_left(command):
+def test_when_the_caller_and_its_server_are_killed_no_task_is_left(command: Any) -> None:
     script = command("plain,polite")
     script.wait_for("running0", "running1")
     server = script.server()
@@ -216,7 +218,7 @@ def test_when_the_caller_and_its_server_are_killed_no_task_is_left(command):
     script.wait_until_gone()
 
 
-def test_when_the_caller_is_killed_before_the_server_is_ready(command):
+def test_when_the_caller_is_killed_before_the_server_is_ready(command: Any) -> None:
     script = command("plain", "torch")
     script.wait_for("begun")
     script.process.kill()

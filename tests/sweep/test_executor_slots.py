@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,10 @@ GPUS = ["GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3"]
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretends that the machine has these cores and GPUs."""
 
-    def pretend(cores, gpus=(), visible=None):
+    def pretend(cores: Any, gpus: Any = (), visible: Any = None) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cores))
         monkeypatch.setattr(slots, "gpu_uuids", lambda: list(gpus))
         if visible is None:
@@ -26,18 +27,18 @@ def machine(monkeypatch):
     return pretend
 
 
-def test_without_a_gpu_each_core_is_a_slot(machine):
+def test_without_a_gpu_each_core_is_a_slot(machine: Any) -> None:
     machine([1, 3, 5])
     assert find_slots() == [Slot(0, "cpu", (1,), 1), Slot(1, "cpu", (3,), 1), Slot(2, "cpu", (5,), 1)]
 
 
-def test_threads_per_job_share_out_the_cores(machine):
+def test_threads_per_job_share_out_the_cores(machine: Any) -> None:
     machine(range(5))
     assert find_slots(threads_per_job=2) == [Slot(0, "cpu", (0, 1), 2), Slot(1, "cpu", (2, 3), 2)]
     assert find_slots(threads_per_job=5) == [Slot(0, "cpu", (0, 1, 2, 3, 4), 5)]
 
 
-def test_each_device_is_a_slot_and_jobs_per_gpu_multiplies_them(machine):
+def test_each_device_is_a_slot_and_jobs_per_gpu_multiplies_them(machine: Any) -> None:
     machine(range(16), GPUS[:2])
     assert find_slots() == [Slot(0, "cuda:0", None, 8), Slot(1, "cuda:1", None, 8)]
     doubled = find_slots(jobs_per_gpu=2)
@@ -47,7 +48,7 @@ def test_each_device_is_a_slot_and_jobs_per_gpu_multiplies_them(machine):
     assert {slot.threads for slot in find_slots(jobs_per_gpu=20)} == {1}
 
 
-def test_max_jobs_changes_how_many_slots_there_are_and_nothing_else(machine):
+def test_max_jobs_changes_how_many_slots_there_are_and_nothing_else(machine: Any) -> None:
     machine(range(16), GPUS[:2])
     assert find_slots(jobs_per_gpu=2, max_jobs=2) == find_slots(jobs_per_gpu=2)[:2]
     machine(range(4))
@@ -70,11 +71,11 @@ def test_max_jobs_changes_how_many_slots_there_are_and_nothing_else(machine):
         ("MIG-1,MIG-2", ["MIG-1", "MIG-2"]),
     ],
 )
-def test_visible_devices_follow_the_rules_of_cuda(setting, names):
+def test_visible_devices_follow_the_rules_of_cuda(setting: str | None, names: Any) -> None:
     assert slots.visible_devices(GPUS, setting) == names
 
 
-def test_hidden_gpus_are_no_slots(machine):
+def test_hidden_gpus_are_no_slots(machine: Any) -> None:
     machine([0, 1], GPUS, visible="2,GPU-aaaa-1")
     assert [slot.device for slot in find_slots()] == ["cuda:0", "cuda:1"]
     machine([0, 1], GPUS, visible="")
@@ -92,7 +93,7 @@ def test_hidden_gpus_are_no_slots(machine):
         ("cpu", "0", ""),
     ],
 )
-def test_a_task_sees_its_own_device_only(device, visible, expected):
+def test_a_task_sees_its_own_device_only(device: str, visible: str | None, expected: str) -> None:
     base = {"PATH": "/bin"} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     assert slots.environment([Slot(0, device, threads=3)], base) == {
         "PATH": "/bin",
@@ -103,26 +104,26 @@ def test_a_task_sees_its_own_device_only(device, visible, expected):
 
 
 @pytest.mark.parametrize(("device", "visible"), [("cuda:2", "0,1"), ("cuda:0", ""), ("cuda", "0"), ("tpu:0", "0")])
-def test_a_device_that_is_not_there_is_a_config_error(device, visible):
+def test_a_device_that_is_not_there_is_a_config_error(device: str, visible: str) -> None:
     with pytest.raises(ConfigError, match="slots"):
         slots.environment([Slot(0, device)], {"CUDA_VISIBLE_DEVICES": visible})
 
 
 @pytest.mark.parametrize("key", ["jobs_per_gpu", "threads_per_job", "max_jobs"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
-def test_wrong_numbers_are_config_errors(key, value):
+def test_wrong_numbers_are_config_errors(key: str, value: bool | float | str) -> None:
     with pytest.raises(ConfigError, match=key) as caught:
         find_slots(**{key: value})
     assert caught.value.given == value
 
 
-def test_more_threads_than_cores_is_a_config_error(machine):
+def test_more_threads_than_cores_is_a_config_error(machine: Any) -> None:
     machine([0, 1])
     with pytest.raises(ConfigError, match="from 1 to 2"):
         find_slots(threads_per_job=3)
 
 
-def test_slots_are_found_without_torch():
+def test_slots_are_found_without_torch() -> None:
     code = (
         "import sys; from trainyard.sweep.executor import find_slots; find_slots(); assert 'torch' not in sys.modules"
     )
@@ -132,8 +133,8 @@ def test_slots_are_found_without_torch():
 
 
 @pytest.mark.gpu
-def test_the_gpus_are_those_that_torch_counts():
+def test_the_gpus_are_those_that_torch_counts() -> None:
     import torch
 
-    assert len(slots.gpu_uuids()) == torch.cuda.device_count()
+    assert len(slots.gpu_uuids()) == torch.cuda.device_count()  # type: ignore[attr-defined]
     assert {slot.device for slot in find_slots()} == {f"cuda:{index}" for index in range(torch.cuda.device_count())}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import LIMIT, until
@@ -40,13 +41,13 @@ HOOK = "+hook.waits._target_=waits.Waits"
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path: Path) -> Any:
     (tmp_path / "waits.py").write_text(WAITS)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
     path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
     env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
-    def start(directory, *arguments):
+    def start(directory: Any, *arguments: Any) -> Any:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *SWEEP, f"hydra.sweep.dir={directory}", *arguments],
             cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -56,8 +57,8 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def sweep(start):
-    def run(directory, *arguments):
+def sweep(start: Any) -> Any:
+    def run(directory: Any, *arguments: Any) -> Any:
         process = start(directory, *arguments)
         out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess((), process.returncode, out, err)
@@ -65,7 +66,7 @@ def sweep(start):
     return run
 
 
-def _points(folder):
+def _points(folder: Any) -> Any:
     return {
         (key, record["step"]): value
         for record, _ in read(folder / "metrics.jsonl")
@@ -74,15 +75,15 @@ def _points(folder):
     }
 
 
-def _wait_for(file):
+def _wait_for(file: Any) -> Any:
     return int(until(lambda: file.exists() and file.read_text()))
 
 
-def _states(folder):
+def _states(folder: Any) -> Any:
     return {num: entry.state for num, entry in Manifest.open(folder).entries.items()}
 
 
-def test_jobs_are_what_they_would_be_alone(sweep, tmp_path):
+def test_jobs_are_what_they_would_be_alone(sweep: Any, tmp_path: Path) -> None:
     alone = sweep("alone", *POINTS, "hydra.launcher.fuse=off")
     fused = sweep("fused", *POINTS, "hydra.launcher.fuse=4")
     assert alone.returncode == fused.returncode == 0, fused.stderr
@@ -98,7 +99,7 @@ def test_jobs_are_what_they_would_be_alone(sweep, tmp_path):
         assert sum("  epoch " in line for line in log) == sum("  epoch " in line for line in other) == 4
 
 
-def test_a_member_that_diverges_fails_alone(sweep, tmp_path):
+def test_a_member_that_diverges_fails_alone(sweep: Any, tmp_path: Path) -> None:
     result = sweep("s", "optim=sgd", "optim.lr=0.01,1e30", "hook=[default,nan_guard]", "hook.nan_guard.interval=1",
                    "hydra.launcher.fuse=2")  # fmt: skip
     assert result.returncode == 1, result.stderr
@@ -106,7 +107,7 @@ def test_a_member_that_diverges_fails_alone(sweep, tmp_path):
     assert _states(tmp_path / "s") == {0: "done", 1: "failed"}
 
 
-def test_a_killed_stack_ends_as_if_it_had_not_been(start, sweep, tmp_path):
+def test_a_killed_stack_ends_as_if_it_had_not_been(start: Any, sweep: Any, tmp_path: Path) -> None:
     process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4", "hydra.launcher.retries=1")
     pid = _wait_for(tmp_path / "pid")
     (tmp_path / "go").touch()
@@ -124,7 +125,7 @@ def test_a_killed_stack_ends_as_if_it_had_not_been(start, sweep, tmp_path):
         assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
 
 
-def test_an_interrupted_stack_is_finished_later(start, sweep, tmp_path):
+def test_an_interrupted_stack_is_finished_later(start: Any, sweep: Any, tmp_path: Path) -> None:
     process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4")
     _wait_for(tmp_path / "pid")
     process.send_signal(signal.SIGINT)
@@ -152,7 +153,7 @@ class Alone(Hook):
 """
 
 
-def test_what_cannot_be_fused_says_why(sweep, tmp_path):
+def test_what_cannot_be_fused_says_why(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(ONE_AT_A_TIME)
     result = sweep("s", *POINTS, "+hook.a._target_=alone.Alone")
     assert result.returncode == 0, result.stderr

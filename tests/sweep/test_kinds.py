@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 from calls import calls
@@ -28,11 +29,11 @@ configs = st.fixed_dictionaries(
 )
 
 
-def _is_number(value):
+def _is_number(value: Any) -> Any:
     return type(value) in (int, float)
 
 
-def _together(a, b, free=False):
+def _together(a: Any, b: Any, free: bool = False) -> Any:
     """Whether two values may stand at one place in one group, told another way than in the code."""
     if free and _is_number(a) and _is_number(b):
         return True
@@ -45,7 +46,7 @@ def _together(a, b, free=False):
     return a == b or (a != a and b != b)
 
 
-def _together_at(a, b, path=""):
+def _together_at(a: Any, b: Any, path: str = "") -> Any:
     if path in ALLOWED:
         return _together(a, b, free=True)
     if isinstance(a, dict) and isinstance(b, dict) and (path == "" or any(p.startswith(f"{path}.") for p in ALLOWED)):
@@ -56,7 +57,7 @@ def _together_at(a, b, path=""):
 
 @settings(max_examples=150)
 @given(st.lists(configs, max_size=6))
-def test_together_are_those_that_differ_in_allowed_numbers_only(points):
+def test_together_are_those_that_differ_in_allowed_numbers_only(points: Any) -> None:
     kinds = grouping.kinds(points, ALLOWED, ELSEWHERE)
     assert sorted(index for kind in kinds for index in kind.members) == list(range(len(points)))
     kind_of = {index: number for number, kind in enumerate(kinds) for index in kind.members}
@@ -73,10 +74,10 @@ def test_together_are_those_that_differ_in_allowed_numbers_only(points):
 
 @settings(max_examples=50)
 @given(configs, st.data())
-def test_numbers_at_the_allowed_places_do_not_part(config, data):
+def test_numbers_at_the_allowed_places_do_not_part(config: Any, data: st.DataObject) -> None:
     number = st.one_of(st.integers(), st.floats(allow_nan=True))
 
-    def other(value):
+    def other(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: other(entry) for key, entry in value.items()}
         if isinstance(value, list):
@@ -87,24 +88,24 @@ def test_numbers_at_the_allowed_places_do_not_part(config, data):
     assert len(grouping.kinds([config, changed], ALLOWED, ELSEWHERE)) == 1
 
 
-def test_the_configs_are_left_as_they_were():
+def test_the_configs_are_left_as_they_were() -> None:
     config = {"seed": 1, "optim": {"lr": [0.1, {"a": 2}]}, "hook": {"ema": {"decay": 0.9}}}
     before = copy.deepcopy(config)
     grouping.kinds([config], ALLOWED, ELSEWHERE)
     assert config == before
 
 
-def _reasons(points, choices=None):
+def _reasons(points: Any, choices: Any = None) -> Any:
     kinds = grouping.kinds(points, ALLOWED, ELSEWHERE)
     return grouping.reasons(kinds, range(len(points)), choices or [{}] * len(points))
 
 
-def _point(**values):
+def _point(**values: Any) -> Any:
     base = {"seed": 0, "loop": {"max_epochs": 10}, "model": {"_target_": "MLP", "hidden": [8], "p": 0.1}, "optim": {}}
     return base | values
 
 
-def test_reasons():
+def test_reasons() -> None:
     mlp, long = _point(), _point(loop={"max_epochs": 30})
     assert _reasons([mlp, mlp, long]) == {2: "alone in loop.max_epochs=30"}
     cnn = _point(model={"_target_": "CNN", "channels": [4], "q": 1, "p": 0.1})
@@ -121,16 +122,16 @@ def test_reasons():
     assert _reasons([mlp, mlp, turned]) == {2: "differs from #0 in the order of its keys"}
 
 
-def test_the_default_of_another_jobs_choice():
+def test_the_default_of_another_jobs_choice() -> None:
     reasons = _reasons([_point(), _point(loop={"max_epochs": 3})], [{}, {"loop.max_epochs": "3"}])
     assert reasons == {0: "alone in loop.max_epochs=10", 1: "alone in loop.max_epochs=3"}
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_the_work_grows_with_the_jobs_and_no_faster(alike):
+def test_the_work_grows_with_the_jobs_and_no_faster(alike: bool) -> None:
     inside = {f"key{n}": {"a": n, "b": [1, 2, 3], "c": "text", "d": None} for n in range(30)}
 
-    def work(count):
+    def work(count: Any) -> None:
         points = [
             _point(seed=n, optim={"lr": n / 7}, inside=inside, x=0 if alike else n // 3, y=n % 3) for n in range(count)
         ]

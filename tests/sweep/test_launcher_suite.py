@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import version
@@ -14,20 +15,20 @@ from trainyard.config.hydra_versions import IS_14
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch):
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suites start applications of their own, which look for the plugin."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
     monkeypatch.delenv("HYDRA_DEPRECATION_WARNINGS_AS_ERRORS", raising=False)  # they do what they warn of
 
 
 @pytest.fixture(autouse=True)
-def _fresh_version_base(hydra_restore_singletons):
+def _fresh_version_base(hydra_restore_singletons: Any) -> None:
     """The suites expect a process in which no application has said which Hydra it was written for."""
     if not IS_14:
         version.setbase("1.1")  # what Hydra takes for such a process
 
 
-def test_discovery():
+def test_discovery() -> None:
     assert LocalLauncher.__name__ in [plugin.__name__ for plugin in Plugins.instance().discover(Launcher)]
 
 

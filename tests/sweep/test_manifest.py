@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +11,7 @@ from trainyard.sweep.manifest import FILE, Manifest
 states = st.sampled_from(["running", "done", "failed", "interrupted", "lost", "timeout"])
 
 
-def _write(directory, history):
+def _write(directory: Any, history: Any) -> Any:
     manifest = Manifest(directory / FILE)
     for num in range(3):
         manifest.define(num, [f"optim.lr={num}"])
@@ -19,7 +22,9 @@ def _write(directory, history):
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 2), states), max_size=12), st.floats(0, 1))
-def test_a_file_cut_off_at_any_byte_tells_what_was_whole(tmp_path_factory, history, share):
+def test_a_file_cut_off_at_any_byte_tells_what_was_whole(
+    tmp_path_factory: pytest.TempPathFactory, history: Any, share: float
+) -> None:
     directory = tmp_path_factory.mktemp("sweep")
     whole = _write(directory, history)
     content = (directory / FILE).read_bytes()
@@ -39,14 +44,14 @@ def test_a_file_cut_off_at_any_byte_tells_what_was_whole(tmp_path_factory, histo
     assert Manifest.open(directory).entries == whole.entries
 
 
-def test_another_definition_is_refused(tmp_path):
+def test_another_definition_is_refused(tmp_path: Path) -> None:
     manifest = _write(tmp_path, [])
     manifest.define(1, ["optim.lr=1"])
     with pytest.raises(TrainyardError, match="holds another sweep: its job 1"):
         manifest.define(1, ["optim.lr=7"])
 
 
-def test_forgetting(tmp_path):
+def test_forgetting(tmp_path: Path) -> None:
     manifest = _write(tmp_path, [(0, "done"), (1, "done"), (2, "done")])
     assert manifest.is_done(range(3))
     assert not manifest.is_done(range(4))

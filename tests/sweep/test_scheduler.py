@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -129,14 +130,14 @@ LINEAR = 10 * 0.8**5
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path: Path) -> Any:
     (tmp_path / "quad.py").write_text(QUAD)
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "conf.yaml").write_text(CONF)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
     env = clean | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path))), "COLUMNS": "150"}
 
-    def start(*arguments):
+    def start(*arguments: Any) -> Any:
         return subprocess.Popen(
             [sys.executable, "app.py", "-m", "hydra.sweep.dir=s", *arguments], cwd=tmp_path, env=env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -146,8 +147,8 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def sweep(command):
-    def run(*arguments):
+def sweep(command: Any) -> Any:
+    def run(*arguments: Any) -> Any:
         process = command(*arguments)
         out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess((), process.returncode, out, err)
@@ -155,19 +156,19 @@ def sweep(command):
     return run
 
 
-def _entries(folder):
+def _entries(folder: Any) -> Any:
     return Manifest.open(folder / "s").entries
 
 
-def _states(folder):
+def _states(folder: Any) -> Any:
     return {num: entry.state for num, entry in _entries(folder).items()}
 
 
-def _steps(folder, num):
+def _steps(folder: Any, num: Any) -> Any:
     return [int(line) for line in (folder / f"s/{num}/steps.txt").read_text().split()]
 
 
-def _wait_for(*files):
+def _wait_for(*files: Any) -> Any:
     until(lambda: all(file.exists() and file.read_text() for file in files))
     return [file.read_text() for file in files]
 
@@ -175,7 +176,7 @@ def _wait_for(*files):
 ONE = "hydra.launcher.max_jobs=1"
 
 
-def test_a_stack_leaves_what_its_jobs_would_leave_alone(sweep, tmp_path):
+def test_a_stack_leaves_what_its_jobs_would_leave_alone(sweep: Any, tmp_path: Path) -> None:
     points = ("lr=0.1,0.2", "seed=0,1")
     alone = sweep(*points, "hydra.launcher.fuse=off")
     assert alone.returncode == 0, alone.stderr
@@ -209,7 +210,7 @@ def test_a_stack_leaves_what_its_jobs_would_leave_alone(sweep, tmp_path):
     assert "a stack of" not in again.stdout
 
 
-def test_the_plan_says_who_is_alone_and_why(sweep, tmp_path):
+def test_the_plan_says_who_is_alone_and_why(sweep: Any, tmp_path: Path) -> None:
     result = sweep("lr=0.1,0.2", "steps=5,6,5", "hydra.launcher.dry_run=true", ONE)
     assert result.returncode == 0, result.stderr
     lines = [line.strip() for line in result.stdout.splitlines()]
@@ -230,7 +231,7 @@ def test_the_plan_says_who_is_alone_and_why(sweep, tmp_path):
         ("crash", "the probe ended with: its process was killed by SIGKILL before it gave a result"),
     ],
 )
-def test_what_cannot_be_fused_runs_alone(sweep, tmp_path, how, reason):
+def test_what_cannot_be_fused_runs_alone(sweep: Any, tmp_path: Path, how: str, reason: str) -> None:
     result = sweep("lr=0.1,0.2", f"how={how}")
     assert result.returncode == 0, result.stderr
     assert f"  #0-#1  one by one: {reason}\n    #0    lr=0.1\n" in result.stdout
@@ -244,7 +245,7 @@ def test_what_cannot_be_fused_runs_alone(sweep, tmp_path, how, reason):
     assert not (tmp_path / "forced/manifest.jsonl").exists()
 
 
-def test_a_width_is_kept_to(sweep, tmp_path):
+def test_a_width_is_kept_to(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,1,2,3,4,5,6", "hydra.launcher.fuse=3")
     assert result.returncode == 0, result.stderr
     assert "#0-#2  a stack of 3" in result.stdout
@@ -255,7 +256,7 @@ def test_a_width_is_kept_to(sweep, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["unfit after all", "raises"])
-def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep, tmp_path, how):
+def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, how: str) -> None:
     result = sweep("seed=0,1,2", f"how='{how}'", ONE)
     assert result.returncode == 0, result.stderr
     reason = "the batches differ in size" if how != "raises" else "ArithmeticError: something in all of them"
@@ -266,7 +267,7 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep, tmp_path, how):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "it went on where the stack had ended"
 
 
-def test_a_member_that_fails_is_a_failed_job(sweep, tmp_path):
+def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None:
     result = sweep("lr=0.1,9000,0.2", ONE)
     assert result.returncode != 0
     assert "FAILED  #1 lr=9000: x is too large" in result.stdout
@@ -277,14 +278,14 @@ def test_a_member_that_fails_is_a_failed_job(sweep, tmp_path):
     assert "again    #1 lr=9000: ArithmeticError: x is too large" in again.stdout
 
 
-def test_a_member_that_fails_is_tried_again_by_itself(sweep, tmp_path):
+def test_a_member_that_fails_is_tried_again_by_itself(sweep: Any, tmp_path: Path) -> None:
     result = sweep("lr=0.1,9000,0.2", ONE, "hydra.launcher.retries=1")
     assert "again    #1 lr=9000: x is too large" in result.stdout
     assert "FAILED  #1 lr=9000: ArithmeticError: x is too large" in result.stdout, "and there is no third attempt"
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
 
 
-def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep, tmp_path):
+def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep: Any, tmp_path: Path) -> None:
     result = sweep("lr=0.1,9000", "steps=5,6,7", ONE, "hydra.launcher.fail_fast=true")
     assert result.returncode != 0
     states = _states(tmp_path)
@@ -292,7 +293,7 @@ def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep, tmp_pat
     assert Counter(states.values())["waiting"] == 4
 
 
-def test_a_killed_stack_goes_on_as_a_stack(command, tmp_path):
+def test_a_killed_stack_goes_on_as_a_stack(command: Any, tmp_path: Path) -> None:
     process = command("lr=0.1,0.1,0.2", "how=waits", ONE, "hydra.launcher.retries=1")
     (pid,) = _wait_for(tmp_path / "pid0")
     (tmp_path / "pid0").unlink()
@@ -309,7 +310,7 @@ def test_a_killed_stack_goes_on_as_a_stack(command, tmp_path):
     assert attempts == {1: 3, 2: 3}
 
 
-def test_a_killed_stack_without_another_attempt_has_failed(command, tmp_path):
+def test_a_killed_stack_without_another_attempt_has_failed(command: Any, tmp_path: Path) -> None:
     process = command("lr=0.1,0.2", "how=waits", ONE)
     (pid,) = _wait_for(tmp_path / "pid0")
     os.kill(int(pid), signal.SIGKILL)
@@ -318,7 +319,7 @@ def test_a_killed_stack_without_another_attempt_has_failed(command, tmp_path):
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
 
 
-def test_interrupted_stacks_are_gone_on_with_later(command, sweep, tmp_path):
+def test_interrupted_stacks_are_gone_on_with_later(command: Any, sweep: Any, tmp_path: Path) -> None:
     process = command("lr=0.1,0.1,0.2,0.2", "how=waits", "hydra.launcher.max_jobs=2")
     _wait_for(tmp_path / "pid0")
     process.send_signal(signal.SIGINT)
@@ -336,7 +337,7 @@ def test_interrupted_stacks_are_gone_on_with_later(command, sweep, tmp_path):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]
 
 
-def test_a_timeout_is_the_stacks(sweep, tmp_path):
+def test_a_timeout_is_the_stacks(sweep: Any, tmp_path: Path) -> None:
     result = sweep("lr=0.1,0.2", "how=waits", ONE, "hydra.launcher.timeout=2")
     assert result.returncode != 0
     assert "OUT OF TIME  #1 lr=0.2: took longer than 2 s" in result.stdout
@@ -360,7 +361,7 @@ class Called(Callback):
 """
 
 
-def test_callbacks_and_environment(sweep, tmp_path):
+def test_callbacks_and_environment(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "called.py").write_text(CALLED)
     result = sweep(
         "lr=0.1,9000", ONE, "+hydra.callbacks.c._target_=called.Called", "hydra.output_subdir=null",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,18 +33,18 @@ from trainyard.track import Journal
         (7, 8, 1, [7]),
     ],
 )
-def test_chunks(total, width, slots, sizes):
+def test_chunks(total: int, width: int, slots: int, sizes: Any) -> None:
     assert [len(chunk) for chunk in chunks(range(total), width, slots)] == sizes
 
 
-def test_chunks_of_a_width_asked_for():
+def test_chunks_of_a_width_asked_for() -> None:
     assert [len(chunk) for chunk in chunks(range(10), 4, 16, exactly=True)] == [4, 4, 2]
 
 
 @given(st.integers(2, 300), st.integers(2, 64), st.integers(1, 16), st.booleans())
-def test_every_job_is_in_one_chunk(total, width, slots, exactly):
+def test_every_job_is_in_one_chunk(total: int, width: int, slots: int, exactly: bool) -> None:
     found = list(chunks(range(total), width, slots, exactly=exactly))
-    assert [job for chunk in found for job in chunk] == list(range(total)), "in the order of their numbers"
+    assert [job for chunk in found for job in chunk] == list(range(total)), "in the order of their numbers"  # type: ignore[comparison-overlap]
     assert max(map(len, found)) <= width
     if not exactly and width > 2:
         assert min(map(len, found)) >= 2
@@ -51,14 +52,14 @@ def test_every_job_is_in_one_chunk(total, width, slots, exactly):
         assert len(found) >= slots, "all slots are busy"
 
 
-def test_spans():
+def test_spans() -> None:
     assert spans([3]) == "#3"
     assert spans([3, 4, 5]) == "#3-#5"
     assert spans([1, 3, 5]) == "#1, #3, #5"
     assert spans(range(0, 64, 2)) == "#0, #2, … #62"
 
 
-def _application(trainer=None):
+def _application(trainer: Any = None) -> Any:
     class Application(SweepableTask):
         fuse = trainer
 
@@ -73,33 +74,33 @@ def _application(trainer=None):
         (8, None, "fuse: 8 given; accepted: auto or off. This application trains one job at a time."),
     ],
 )
-def test_widths_that_cannot_be(setting, fuse, message):
+def test_widths_that_cannot_be(setting: int, fuse: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         StackPlanner(None, _application(fuse), setting, None)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("setting", "fuse"), [("off", object()), ("auto", None), (1, object())])
-def test_nothing_is_stacked_where_nothing_can_be(setting, fuse):
+def test_nothing_is_stacked_where_nothing_can_be(setting: int | str, fuse: Any) -> None:
     planner = StackPlanner(None, _application(fuse), setting, SimpleNamespace(slots=[0]))
     assert not planner.active
     stacking = planner.plan([_job(0), _job(1)])
     assert (stacking.stacks, stacking.alone) == ([], {})
 
 
-def _job(num, directory=Path()):
+def _job(num: Any, directory: Any = Path()) -> Any:
     config = OmegaConf.create({"objective": "val/loss", "loop": {"max_epochs": 10}, "hydra": {"job": {"name": "t"}}})
     return Job(num, (f"lr={num}",), config, directory / str(num), {"lr": num})
 
 
-def _plan(count, stacks=(), alone=None, directory=Path()):
+def _plan(count: Any, stacks: Any = (), alone: Any = None, directory: Any = Path()) -> Any:
     jobs = [_job(num, directory) for num in range(count)]
     entries = {job.num: Entry(list(job.overrides)) for job in jobs}
     stacked = [Stack(tuple(jobs[num] for num in nums), "8 times one by one") for nums in stacks]
     return SweepPlan(jobs, entries, [], ["lr"], directory, stacked, alone or {})
 
 
-def test_the_plan_shows_stacks_and_reasons():
+def test_the_plan_shows_stacks_and_reasons() -> None:
     plan = _plan(6, [range(4)], {4: "alone in model=cnn"})
     plan.entries[5].state = "failed"
     lines = str(plan).splitlines()[2:]
@@ -111,7 +112,7 @@ def test_the_plan_shows_stacks_and_reasons():
     ]
 
 
-def test_a_reason_that_many_share_is_given_once():
+def test_a_reason_that_many_share_is_given_once() -> None:
     plan = _plan(60, [], dict.fromkeys(range(59), "one by one is faster") | {59: "alone in lr=59"})
     lines = str(plan).splitlines()[2:]
     assert lines[0] == "  #0-#58  one by one: one by one is faster"
@@ -119,7 +120,7 @@ def test_a_reason_that_many_share_is_given_once():
     assert lines[-2:] == ["    … and 49 more", "  #59   lr=59  (alone in lr=59)"]
 
 
-def test_a_plan_of_many_jobs_is_short():
+def test_a_plan_of_many_jobs_is_short() -> None:
     plan = _plan(256, [range(128), range(128, 256)])
     assert len(str(plan).splitlines()) == 2 + 2 * (1 + 10 + 1)
     assert "    … and 118 more" in str(plan)
@@ -127,7 +128,7 @@ def test_a_plan_of_many_jobs_is_short():
     assert len(str(_plan(300, [range(n, n + 2) for n in range(0, 200, 2)])).splitlines()) < 90
 
 
-def test_a_row_for_each_stack(tmp_path):
+def test_a_row_for_each_stack(tmp_path: Path) -> None:
     plan = _plan(257, [range(128), range(128, 256)], directory=tmp_path)
     progress = SweepProgress(plan)
     for num in range(257):
@@ -150,7 +151,7 @@ def test_a_row_for_each_stack(tmp_path):
     assert str(progress.table().title).startswith("1/257 jobs, ")
 
 
-def test_the_manifest_knows_what_a_job_of_a_stack_cost(tmp_path):
+def test_the_manifest_knows_what_a_job_of_a_stack_cost(tmp_path: Path) -> None:
     manifest = Manifest.open(tmp_path)
     manifest.define(0, [])
     assert manifest.entries[0].cost is None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import LIMIT, until, until_gone
@@ -22,20 +23,20 @@ SWEEP = ["-m", "data=rings", "data.num_samples=300", "loop.max_epochs=3", "model
 GRID = ["optim.lr=0.01,0.03", "seed=0,1"]
 
 
-def _environment(*folders):
+def _environment(*folders: Any) -> Any:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
     path = os.pathsep.join(map(str, (ROOT / "src", *folders)))
     return clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
 
-def _command(*arguments, tracker="none"):
+def _command(*arguments: Any, tracker: str = "none") -> Any:
     wait = [] if tracker == "none" else [f"tracker.wait={LIMIT}"]
     return [sys.executable, str(ROOT / "train.py"), *SWEEP, f"tracker={tracker}", *wait, *arguments]
 
 
 @pytest.fixture
-def sweep(tmp_path):
-    def run(*arguments, tracker="none"):
+def sweep(tmp_path: Path) -> Any:
+    def run(*arguments: Any, tracker: str = "none") -> Any:
         return subprocess.run(
             _command(*arguments, tracker=tracker), cwd=tmp_path, env=_environment(tmp_path), capture_output=True,
             text=True, timeout=LIMIT, check=False,
@@ -44,7 +45,7 @@ def sweep(tmp_path):
     return run
 
 
-def _points(folder):
+def _points(folder: Any) -> Any:
     return {
         (key, record["step"]): value
         for record, _ in read(folder / "metrics.jsonl")
@@ -53,7 +54,7 @@ def _points(folder):
     }
 
 
-def test_plan_jobs_ranking_and_report(sweep, tmp_path):
+def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     result = sweep(*GRID)
     assert result.returncode == 0, result.stderr
     assert "4 jobs; 4 to run" in result.stdout
@@ -81,14 +82,14 @@ def test_plan_jobs_ranking_and_report(sweep, tmp_path):
     assert (folder / "multirun.yaml").read_text() == command, "which scripts/resume_sweep.py repeats"
 
 
-def test_a_dry_run_leaves_nothing(sweep, tmp_path):
+def test_a_dry_run_leaves_nothing(sweep: Any, tmp_path: Path) -> None:
     result = sweep(*GRID, "hydra.launcher.dry_run=true")
     assert result.returncode == 0, result.stderr
     assert "#3    optim.lr=0.03 seed=1" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_point_is_checked_before_the_first_starts(sweep, tmp_path):
+def test_every_point_is_checked_before_the_first_starts(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,1", "optim._target_=torch.optim.Adam,torch.optim.Adm")
     assert result.returncode == 2
     assert "Nothing was started." in result.stderr
@@ -97,7 +98,7 @@ def test_every_point_is_checked_before_the_first_starts(sweep, tmp_path):
     assert not (tmp_path / "sweep" / "manifest.jsonl").exists()
 
 
-def test_one_report_tells_of_all_errors(sweep, tmp_path):
+def test_one_report_tells_of_all_errors(sweep: Any, tmp_path: Path) -> None:
     result = sweep("optim=adam,sgd,nope", "optim.momentum=0.1,0.2", "seed=1,x")
     assert result.returncode == 2
     report = " ".join(result.stderr.split())
@@ -112,7 +113,7 @@ def test_one_report_tells_of_all_errors(sweep, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_named_is_in_the_report(sweep, tmp_path):
+def test_a_directory_that_cannot_be_named_is_in_the_report(sweep: Any, tmp_path: Path) -> None:
     result = sweep("seed=0,x", "hydra.sweep.subdir=${nothing}")
     assert result.returncode == 2
     report = " ".join(result.stderr.split())
@@ -129,7 +130,7 @@ class Fail(Hook):
 """
 
 
-def test_a_failing_job_is_told_and_the_others_go_on(sweep, tmp_path):
+def test_a_failing_job_is_told_and_the_others_go_on(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     result = sweep("seed=0,1,2", "+hook.fail._target_=failing.Fail")
     assert result.returncode == 1
@@ -140,7 +141,7 @@ def test_a_failing_job_is_told_and_the_others_go_on(sweep, tmp_path):
     assert states == {0: "done", 1: "failed", 2: "done"}
 
 
-def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep, tmp_path):
+def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     result = sweep(*GRID, tracker="mlflow")
@@ -162,7 +163,7 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep, tmp_path):
         assert client.get_metric_history(run.info.run_id, "val/accuracy")
 
 
-def _start(tmp_path, *arguments):
+def _start(tmp_path: Path, *arguments: Any) -> Any:
     return subprocess.Popen(
         _command(*GRID, "+hook.slow._target_=slow.Slow", *arguments), cwd=tmp_path, env=_environment(tmp_path),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -189,7 +190,7 @@ DEAF = (
 )
 
 
-def test_interrupted_and_finished_later(sweep, tmp_path):
+def test_interrupted_and_finished_later(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(WAITING)
     process = _start(tmp_path)
     until((tmp_path / "training").exists, process)
@@ -206,9 +207,10 @@ def test_interrupted_and_finished_later(sweep, tmp_path):
     assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
 
 
-def _descendants(pid):
+def _descendants(pid: Any) -> Any:
     """The processes below one, and all in sessions that it or they began."""
-    found, waiting = set(), [pid]
+    found: set[int] = set()
+    waiting = [pid]
     while waiting:
         parent = waiting.pop()
         for children in Path("/proc").glob(f"{parent}/task/*/children"):
@@ -219,7 +221,7 @@ def _descendants(pid):
     return found
 
 
-def test_ctrl_c_twice_leaves_nothing_running(tmp_path):
+def test_ctrl_c_twice_leaves_nothing_running(tmp_path: Path) -> None:
     """Workers that do not end, a fork server, a shipper: after the second Ctrl-C they are gone."""
     (tmp_path / "slow.py").write_text(DEAF)
     command = _command(*GRID, "+hook.slow._target_=slow.Slow", tracker="mlflow")
@@ -257,13 +259,13 @@ class Slow(Hook):
 """
 
 
-def test_killed_at_random_until_it_is_done(tmp_path):
+def test_killed_at_random_until_it_is_done(tmp_path: Path) -> None:
     """The whole process group dies at a random moment, again and again; each job ends with its undisturbed result."""
     (tmp_path / "slow.py").write_text(COUNTING)
     iterations, manifest = tmp_path / "iterations", tmp_path / "sweep/manifest.jsonl"
     moments = random.Random()
 
-    def progress():
+    def progress() -> Any:
         return tuple(path.stat().st_size if path.exists() else 0 for path in (iterations, manifest))
 
     for most in (0, 5, 15, 25):  # iterations, of all jobs together, until the next kill
@@ -293,7 +295,7 @@ def test_killed_at_random_until_it_is_done(tmp_path):
         assert _points(tmp_path / f"sweep/{num}") == _points(tmp_path / f"undisturbed/{num}")
 
 
-def test_resume_sweep_repeats_the_command(tmp_path):
+def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(COUNTING)
     process = _start(tmp_path)
     for line in process.stdout:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 POSITION = SweepPosition(None, ("x",), "x=1")
 
 
-def test_a_function_is_run_as_it_is():
-    def task(cfg):
+def test_a_function_is_run_as_it_is() -> None:
+    def task(cfg: Any) -> Any:
         return cfg.x
 
     plain = as_sweepable(task)
@@ -30,28 +31,28 @@ def test_a_function_is_run_as_it_is():
 
 
 @pytest.mark.parametrize("application", [Application(), type("Mine", (SweepableTask,), {})()])
-def test_an_object_with_all_of_the_protocol_is_taken(application):
+def test_an_object_with_all_of_the_protocol_is_taken(application: Any) -> None:
     assert isinstance(application, Sweepable)
     assert as_sweepable(application) is application
 
 
-def test_the_application_knows_its_position():
+def test_the_application_knows_its_position() -> None:
     assert Application().position is None
     assert Application().at(POSITION).position == POSITION
 
 
-def test_a_part_of_the_protocol_is_an_error():
-    def task(cfg):
+def test_a_part_of_the_protocol_is_an_error() -> None:
+    def task(cfg: Any) -> Any:
         return cfg.x
 
-    task.resumes, task.check = True, print
+    task.resumes, task.check = True, print  # type: ignore[attr-defined]
     with pytest.raises(TrainyardError, match="The task function 'task' has check, resumes, which sweeps do not read"):
         as_sweepable(task)
 
     class Half:
         resumes = True
 
-        def __call__(self, cfg):
+        def __call__(self, cfg: Any) -> Any:
             return 1.0
 
     with pytest.raises(TrainyardError, match="has resumes, which sweeps"):
@@ -88,13 +89,13 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Any:
     (tmp_path / "app.py").write_text(SCRIPT)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/app.yaml").write_text("x: 1\ndefaults: [_self_, {override hydra/launcher: local}]\n")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
 
-    def start(*arguments):
+    def start(*arguments: Any) -> Any:
         return subprocess.run(
             [sys.executable, "app.py", *arguments], cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT / "src")},
             capture_output=True, text=True, check=False,
@@ -103,13 +104,13 @@ def run(tmp_path):
     return start
 
 
-def test_an_object_of_a_script_by_itself(run):
+def test_an_object_of_a_script_by_itself(run: Any) -> None:
     result = run("x=3")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "position: None\n"
 
 
-def test_an_object_of_a_script_in_a_sweep(run, tmp_path):
+def test_an_object_of_a_script_in_a_sweep(run: Any, tmp_path: Path) -> None:
     wrong = run("-m", "hydra.sweep.dir=s", "x=1,-2")
     assert "x: -2 given; accepted: a number of at least 0." in wrong.stderr
     assert not (tmp_path / "s/manifest.jsonl").exists()

@@ -115,7 +115,7 @@ def test_one_write_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     lines: list[bytes] = []
     write = os.write
     with Journal(tmp_path) as journal:
-        monkeypatch.setattr(os, "write", lambda fd, line: lines.append(line) or write(fd, line))
+        monkeypatch.setattr(os, "write", lambda fd, line: lines.append(line) or write(fd, line))  # type: ignore[func-returns-value]
         journal.metrics(1, {"loss": math.inf})
         journal.metrics(2, {})
         journal.status("FINISHED")

@@ -9,6 +9,7 @@ import threading
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ POINT = st.tuples(LOSSES, st.floats(0, 1), GAUGES, st.booleans())
 OTHERS = st.sampled_from(["read", "metrics", "state", "status", "record", "array", "nothing"])
 
 
-def lines(folder):
+def lines(folder: Any) -> Any:
     """The journal without its times."""
     text = Path(folder, "metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
@@ -38,7 +39,7 @@ def lines(folder):
     return [json.dumps(record) for record in found]
 
 
-def members(stack, count):
+def members(stack: Any, count: Any) -> Any:
     """Members with a journal each."""
     made = [Member(0, Path(stack.enter_context(tempfile.TemporaryDirectory())), Objective()) for _ in range(count)]
     for member in made:
@@ -46,14 +47,14 @@ def members(stack, count):
     return made
 
 
-def spread(value, count):
+def spread(value: Any, count: Any) -> Any:
     """One number for each member."""
     return [value + index for index in range(count)]
 
 
 @settings(max_examples=60)
 @given(stream=st.lists(st.tuples(POINT, OTHERS), max_size=20), count=st.integers(1, 3), most=st.integers(1, 6))
-def test_the_journal_is_as_if_each_point_were_written_at_once(stream, count, most):
+def test_the_journal_is_as_if_each_point_were_written_at_once(stream: Any, count: int, most: int) -> None:
     before, scalars.MOST = scalars.MOST, most
     try:
         with ExitStack() as stack:
@@ -102,7 +103,7 @@ def test_the_journal_is_as_if_each_point_were_written_at_once(stream, count, mos
     st.integers(1, 3),
     st.booleans(),
 )
-def test_tensors_are_read_together_as_they_are_one_by_one(values, count, some_alone):
+def test_tensors_are_read_together_as_they_are_one_by_one(values: Any, count: int, some_alone: bool) -> None:
     shape = (count,) if count > 1 else ()
     tensors = [torch.full(shape, value).to(dtype) for value, dtype in values]
     if some_alone:
@@ -114,7 +115,9 @@ def test_tensors_are_read_together_as_they_are_one_by_one(values, count, some_al
         assert repr(number) in (repr(expected), repr([expected]))
 
 
-def make(work_dir, hooks=None, *, logger=None, model=None, epochs=3, **more):
+def make(
+    work_dir: Any, hooks: Any = None, *, logger: Any = None, model: Any = None, epochs: int = 3, **more: Any
+) -> Any:
     hooks = {"timer": IterTimer(), "logger": logger or Logger(1), **(hooks or {})}
     return Runner(
         model=model or MLP(in_features=2, hidden=[8], num_classes=2),
@@ -128,13 +131,13 @@ def make(work_dir, hooks=None, *, logger=None, model=None, epochs=3, **more):
     )
 
 
-def steps(folder, name="train/loss"):
+def steps(folder: Any, name: str = "train/loss") -> Any:
     records = [record for record, _ in read(folder / "metrics.jsonl")]
     return [record["step"] for record in records if name in record.get("values", {})]
 
 
 @pytest.fixture
-def patient(monkeypatch):
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points wait until somebody looks, however slow the machine is."""
     monkeypatch.setattr(scalars, "SECONDS", 1e9)
 
@@ -144,19 +147,19 @@ class Do(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, at, function):
+    def __init__(self, at: Any, function: Any) -> None:
         self.at = at
         self.function = function
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.at:
             self.function(runner)
 
 
-def test_points_wait_until_somebody_looks(tmp_path, patient):
+def test_points_wait_until_somebody_looks(tmp_path: Path, patient: Any) -> None:
     seen = []
 
-    def look(runner):
+    def look(runner: Any) -> None:
         seen.append(steps(tmp_path))
         thread = threading.Thread(target=lambda: seen.append(runner.members[0].metrics.get("train/loss")))
         thread.start()
@@ -173,12 +176,12 @@ def test_points_wait_until_somebody_looks(tmp_path, patient):
     assert steps(tmp_path) == [*range(1, 19)]
 
 
-def test_a_checkpoint_is_never_ahead_of_the_journal(tmp_path, patient):
+def test_a_checkpoint_is_never_ahead_of_the_journal(tmp_path: Path, patient: Any) -> None:
     class Look(Hook):
-        def before_save_checkpoint(self, runner, checkpoint):
+        def before_save_checkpoint(self, runner: Runner, checkpoint: Any) -> None:
             found.append((checkpoint["iter"], steps(tmp_path), checkpoint["member"]["metrics"]["train/loss"]))
 
-    found = []
+    found: list[Any] = []
     make(tmp_path, {"checkpoint": Checkpoint(interval=5, by="iter"), "look": Look()}).train()
     values = {
         record["step"]: record["values"]["train/loss"]
@@ -191,7 +194,7 @@ def test_a_checkpoint_is_never_ahead_of_the_journal(tmp_path, patient):
         assert loss == values[iteration]
 
 
-def in_child(work):
+def in_child(work: Any) -> Any:
     """Run in a process of its own; returns how it ended (0, or minus a signal)."""
     pid = os.fork()
     if pid == 0:
@@ -207,11 +210,13 @@ def in_child(work):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_run_killed_with_points_waiting_is_complete_once_resumed(tmp_path, patient, accumulate):
-    def train(folder, *, kill=None):
+def test_a_run_killed_with_points_waiting_is_complete_once_resumed(
+    tmp_path: Path, patient: Any, accumulate: int
+) -> None:
+    def train(folder: Any, *, kill: Any = None) -> None:
         hooks = {"checkpoint": Checkpoint(interval=4, by="iter")}
         if kill is not None:
-            hooks["kill"] = Do(kill, lambda runner: os.kill(os.getpid(), signal.SIGKILL))
+            hooks["kill"] = Do(kill, lambda runner: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[assignment]
         make(folder, hooks, resume=True, accumulate=accumulate, clip_grad_norm=1.0).train()
 
     train(tmp_path / "whole")
@@ -225,8 +230,8 @@ def test_a_run_killed_with_points_waiting_is_complete_once_resumed(tmp_path, pat
     assert steps(folder) == [*range(1, 19)]
 
 
-def test_the_points_before_an_error_are_in_the_journal(tmp_path, patient):
-    def fail(runner):
+def test_the_points_before_an_error_are_in_the_journal(tmp_path: Path, patient: Any) -> None:
+    def fail(runner: Any) -> None:
         raise ValueError("the disk is upside down")
 
     with pytest.raises(ValueError, match="upside down"):
@@ -235,8 +240,10 @@ def test_the_points_before_an_error_are_in_the_journal(tmp_path, patient):
     assert [record for record, _ in read(tmp_path / "metrics.jsonl")][-1]["status"] == "FAILED"
 
 
-def test_a_device_that_does_not_answer_hides_no_error(tmp_path, patient, monkeypatch, caplog):
-    def fail(runner):
+def test_a_device_that_does_not_answer_hides_no_error(
+    tmp_path: Path, patient: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(runner: Any) -> None:
         monkeypatch.setattr(scalars, "_read", lambda tensors: 1 / 0)
         raise ValueError("the device is gone")
 
@@ -250,12 +257,12 @@ def test_a_device_that_does_not_answer_hides_no_error(tmp_path, patient, monkeyp
 class Scaled(torch.nn.Module):
     """Gives out its learned temperature beside the loss: memory that each step writes anew."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.inner = Supervised(torch.nn.Linear(2, 2), torch.nn.CrossEntropyLoss())
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, x, y, mode):
+    def forward(self, x: Any, y: Any, mode: Any) -> Any:
         if mode != "loss":
             return self.inner(x, y, mode=mode)
         logits = self.inner(x, y, mode="predict")
@@ -263,14 +270,14 @@ class Scaled(torch.nn.Module):
         return {"loss": loss, "scale": self.scale}
 
 
-def test_memory_that_is_written_anew_is_copied(tmp_path, patient):
+def test_memory_that_is_written_anew_is_copied(tmp_path: Path, patient: Any) -> None:
     class Seen(Hook):
         priority = "HIGHEST"
 
-        def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             scales[runner.iter] = runner.model.scale.item()
 
-    scales = {}
+    scales: dict[Any, Any] = {}
     make(tmp_path, {"seen": Seen()}, model=Scaled()).train()
     values = {
         record["step"]: record["values"]["train/scale"]
@@ -282,12 +289,12 @@ def test_memory_that_is_written_anew_is_copied(tmp_path, patient):
 
 
 @pytest.mark.gpu
-def test_on_the_device_a_point_waits_for_nothing(tmp_path, patient):
+def test_on_the_device_a_point_waits_for_nothing(tmp_path: Path, patient: Any) -> None:
     class Sync(Hook):
-        def before_train_iter(self, runner, batch_idx, data_batch):
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
             torch.cuda.set_sync_debug_mode("error" if runner.iter > 4 else "default")
 
-        def after_train_epoch(self, runner):
+        def after_train_epoch(self, runner: Runner) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
     make(tmp_path, {"sync": Sync()}, epochs=1, device="cuda").train()

@@ -154,7 +154,10 @@ def members(model: str, width: int, session: Session, **arguments: Any) -> float
 
 def net(work: Work) -> torch.nn.Module:
     """The network; one of images with its weights in channels last."""
-    return work.net().to(memory_format=torch.channels_last) if work.kind == "images" else work.net()
+    found = work.net()
+    if work.kind == "images":
+        found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return found
 
 
 def each(work: Work, seconds: float) -> float:

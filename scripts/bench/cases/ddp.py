@@ -62,4 +62,4 @@ def scaled(session: Session, count: int) -> float:
         records = [json.loads(line) for line in journal.splitlines()]
         points = [(record["time"], record["step"]) for record in records if "train/loss" in record.get("values", {})]
         (begin, first), (end, last) = points[0], points[-1]
-        return 1e6 * (end - begin) / (last - first)
+        return float(1e6 * (end - begin) / (last - first))

@@ -13,14 +13,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from measure import Session, Table, Turn, compared, take_turns
+from measure import Session, Side, Table, Turn, compared, take_turns
 
 PEERS = {"plain PyTorch": "plain", "MMEngine": "mmengine", "Lightning": "lightning", "ignite": "ignite"}
 
 
 def tables(session: Session) -> Iterator[Table]:
     resident, same = "trainyard, resident data", "trainyard, the same DataLoader"
-    sides = {
+    sides: dict[str, Side] = {
         resident: partial(peak, "ours", "trainyard", resident=True),
         same: partial(peak, "ours", "trainyard", resident=False),
         "trainyard's shipper": shipper,
@@ -54,12 +54,15 @@ def shipper() -> Iterator[Turn]:
     import ours
     from work import Work
 
+    from trainyard.track import MLflowTracker
+
     with tempfile.TemporaryDirectory() as name, ours.tracking(Path(name), "") as tracker:
 
         def turn() -> float:
-            assert tracker is not None, "no MLflow"
+            assert isinstance(tracker, MLflowTracker), "no MLflow"
             ours.runner(Work(epochs=2), Path(name), ours.DEFAULT_HOOKS, resident=True, tracker=tracker).train()
-            return most(tracker._process.pid)  # type: ignore[attr-defined]
+            assert tracker._process is not None
+            return most(tracker._process.pid)
 
         yield turn
 

@@ -18,7 +18,7 @@ from typing import Any
 import ours
 import peers
 import torch
-from measure import Comparison, Session, Table, Turn, take_turns
+from measure import Comparison, Session, Side, Table, Turn, take_turns
 from work import RATE, Work
 
 from trainyard.hooks import Hook
@@ -51,7 +51,7 @@ class Jump(Hook):
 
 def tables(session: Session) -> Iterator[Table]:
     resumed, begun, same = "resumed at 1,000,000, resident data", "begun at 0", "resumed at 1,000,000, a DataLoader"
-    sides = {
+    sides: dict[str, Side] = {
         resumed: partial(trainyard, resident=True, at=AT),
         same: partial(trainyard, resident=False, at=AT),
         begun: partial(trainyard, resident=True, at=0),

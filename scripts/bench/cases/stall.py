@@ -21,7 +21,7 @@ from typing import Any
 import ours
 import peers
 import torch
-from measure import Session, Table, Turn, compared, take_turns
+from measure import Session, Side, Table, Turn, compared, take_turns
 from work import RATE, Work
 
 from trainyard.hooks import Hook
@@ -43,7 +43,7 @@ class Mark(Hook):
 
 
 def tables(session: Session) -> Iterator[Table]:
-    sides = {
+    sides: dict[str, Side] = {
         "trainyard": partial(trainyard, first=False),
         "trainyard, the first save": partial(trainyard, first=True),
         "plain PyTorch": plain,

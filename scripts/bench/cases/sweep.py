@@ -28,7 +28,7 @@ from pathlib import Path
 from time import perf_counter
 
 from environment import ROOT
-from measure import Comparison, Session, Table, Turn, compared, take_turns, take_turns_here
+from measure import Comparison, Session, Side, Table, Turn, compared, take_turns, take_turns_here
 
 from trainyard.config.hydra_versions import VERSION_BASE
 
@@ -136,7 +136,7 @@ def tables(session: Session) -> Iterator[Table]:
     values, failed = take_turns(session, composers, turns=1)
     yield Table(f"Composing {count} points", "ms a point", values, failed, compared(composers, "trainyard"))
 
-    tasks = {"trainyard": partial(executor, session.size(100, 20)), "fresh interpreter": interpreter}
+    tasks: dict[str, Side] = {"trainyard": partial(executor, session.size(100, 20)), "fresh interpreter": interpreter}
     values, failed = take_turns(session, tasks, turns=1)
     yield Table("A job that does nothing", "ms a job, all cores at work", values, failed, compared(tasks, "trainyard"))
 

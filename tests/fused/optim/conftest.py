@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,15 @@ SPLIT = 2  # the first two parameters are one group, the others the second
 class Pair:
     """K solo optimisers beside one stacked one, on the same numbers, parameters and gradients."""
 
-    def __init__(self, kind, numbers, dtype=torch.float64, shapes=SHAPES, split=SPLIT, seed=0):
+    def __init__(
+        self,
+        kind: Any,
+        numbers: Any,
+        dtype: Any = torch.float64,
+        shapes: Any = SHAPES,
+        split: Any = SPLIT,
+        seed: int = 0,
+    ) -> None:
         self.draw = torch.Generator().manual_seed(seed)
         self.kind, self.dtype = kind, dtype
         members = len(numbers)
@@ -27,34 +36,34 @@ class Pair:
         self.solos = [self.solo(params, kwargs) for params, kwargs in zip(self.params, numbers, strict=True)]
         self.stack()
 
-    def stack(self):
+    def stack(self) -> None:
         """Stack the solo optimisers as they are now."""
         self.optimizer = stack_optimizers(self.solos, dict(zip(self.params[0], self.stacked, strict=True)))
 
-    def solo(self, params, kwargs):
+    def solo(self, params: Any, kwargs: Any) -> Any:
         second = {"params": params[self.split :], "lr": kwargs.get("lr", 1e-2) * 0.5}
         if kwargs.get("weight_decay", 0):
             second["weight_decay"] = 0.0
         groups = [{"params": params[: self.split]}, second] if self.split < len(params) else [{"params": params}]
         return build(functools.partial(self.kind, **kwargs), groups)
 
-    def random(self, *shape):
+    def random(self, *shape: Any) -> Any:
         return torch.randn(*shape, generator=self.draw, dtype=torch.float64).to(self.dtype)
 
-    def gradients(self, without=()):
+    def gradients(self, without: Any = ()) -> None:
         for index, param in enumerate(self.stacked):
             param.grad = None if index in without else self.random(*param.shape)
             for k, params in enumerate(self.params):
                 params[index].grad = None if param.grad is None else param.grad[k].clone()
 
-    def steps(self, count, without=()):
+    def steps(self, count: Any, without: Any = ()) -> None:
         for _ in range(count):
             self.gradients(without)
             for solo in self.solos:
                 solo.step()
             self.optimizer.step()
 
-    def write(self, **numbers):
+    def write(self, **numbers: Any) -> None:
         """Numbers `[K]` (or a tuple of two) into all groups, as a schedule writes them."""
         for index, group in enumerate(self.optimizer.param_groups):
             group.update(numbers)
@@ -63,7 +72,7 @@ class Pair:
                     member = tuple(v[k].item() for v in value) if isinstance(value, tuple) else value[k].item()
                     solo.param_groups[index][key] = member
 
-    def keep(self, kept):
+    def keep(self, kept: Any) -> None:
         for param in self.stacked:
             param.data = param.data.index_select(0, torch.tensor(kept))
             param.grad = None
@@ -71,7 +80,7 @@ class Pair:
         self.params = [self.params[k] for k in kept]
         self.solos = [self.solos[k] for k in kept]
 
-    def distance(self):
+    def distance(self) -> Any:
         """The largest difference of any parameter, relative to the largest number in it (at least 1)."""
         found = 0.0
         for k, params in enumerate(self.params):
@@ -81,12 +90,12 @@ class Pair:
                 found = math.nan if math.isnan(difference) else max(found, difference / scale)
         return found
 
-    def check_states(self, tolerance=1e-9):
+    def check_states(self, tolerance: float = 1e-9) -> None:
         for k, solo in enumerate(self.solos):
             assert_same_state(self.optimizer.member_state_dict(k), solo.state_dict(), tolerance)
 
 
-def assert_same_state(found, expected, tolerance):
+def assert_same_state(found: Any, expected: Any, tolerance: Any) -> None:
     for mine, theirs in zip(found["param_groups"], expected["param_groups"], strict=True):
         assert mine.keys() == theirs.keys()
         for key, value in theirs.items():
@@ -103,12 +112,12 @@ def assert_same_state(found, expected, tolerance):
 
 
 @pytest.fixture(scope="session")
-def pair():
+def pair() -> Any:
     """Makes a `Pair`."""
     return Pair
 
 
 @pytest.fixture(scope="session")
-def assert_same():
+def assert_same() -> Any:
     """Compares two state dicts."""
     return assert_same_state

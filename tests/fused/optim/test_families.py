@@ -1,6 +1,7 @@
 """Stacked optimisers follow the solo ones, number for number."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ MEMBERS = 4
 OPTIM = torch.optim
 
 
-def each(**numbers):
+def each(**numbers: Any) -> Any:
     """The keyword arguments of each member, from those that differ (lists of four) and those that do not."""
     return [{k: v[i] if isinstance(v, list) else v for k, v in numbers.items()} for i in range(MEMBERS)]
 
@@ -63,7 +64,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sixty_steps_in_float64(case, pair):
+def test_sixty_steps_in_float64(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case])
     before = [param.detach().clone() for param in pair.stacked]
     pair.steps(60)
@@ -73,7 +74,7 @@ def test_sixty_steps_in_float64(case, pair):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sixty_steps_in_float32(case, pair):
+def test_sixty_steps_in_float32(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case], dtype=torch.float32)
     pair.steps(60)
     assert pair.distance() < 2e-5
@@ -81,7 +82,7 @@ def test_sixty_steps_in_float32(case, pair):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_schedule_writes_numbers_between_steps(case, pair):
+def test_a_schedule_writes_numbers_between_steps(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case])
     pair.steps(1)
     for step in range(12):
@@ -94,7 +95,7 @@ def test_a_schedule_writes_numbers_between_steps(case, pair):
     pair.check_states()
 
 
-def test_a_momentum_that_goes_and_comes_back(pair):
+def test_a_momentum_that_goes_and_comes_back(pair: Any) -> None:
     pair = pair(*CASES["sgd_momentum"])
     pair.steps(3)
     for momentum in ([0.0, 0.9, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0], [0.9, 0.0, 0.0, 0.5], [0.9, 0.5, 0.9, 0.9]):
@@ -105,7 +106,7 @@ def test_a_momentum_that_goes_and_comes_back(pair):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_keep_cuts_members_in_the_middle(case, pair):
+def test_keep_cuts_members_in_the_middle(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case])
     pair.steps(7)
     pair.keep([3, 1])
@@ -118,7 +119,7 @@ def test_keep_cuts_members_in_the_middle(case, pair):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_skipped_members_are_left_alone(case, pair):
+def test_skipped_members_are_left_alone(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case])
     draw = torch.Generator().manual_seed(1)
     for step in range(20):
@@ -135,7 +136,7 @@ def test_skipped_members_are_left_alone(case, pair):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "sgd_fused"])  # torch's own kernel fails there
-def test_parameters_without_a_gradient(case, pair):
+def test_parameters_without_a_gradient(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case])
     pair.steps(3, without=(1,))
     pair.check_states()
@@ -150,7 +151,7 @@ def test_parameters_without_a_gradient(case, pair):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_state_goes_from_solo_to_stacked_and_back(case, pair):
+def test_a_state_goes_from_solo_to_stacked_and_back(case: Any, pair: Any) -> None:
     pair = pair(*CASES[case])
     for solo in pair.solos:  # alone first
         pair.gradients()
@@ -176,7 +177,7 @@ def test_a_state_goes_from_solo_to_stacked_and_back(case, pair):
 
 
 @pytest.mark.parametrize("case", ["adam", "nadam", "sgd_some_momentum", "adagrad_initial", "lion"])
-def test_solos_that_have_stepped_are_stacked_with_their_states(case, pair):
+def test_solos_that_have_stepped_are_stacked_with_their_states(case: str, pair: Any) -> None:
     pair = pair(*CASES[case])
     for k, solo in enumerate(pair.solos):
         for _ in range(k):  # unequally often
@@ -191,7 +192,7 @@ def test_solos_that_have_stepped_are_stacked_with_their_states(case, pair):
     pair.check_states()
 
 
-def test_a_member_that_loads_no_state_begins_anew(pair):
+def test_a_member_that_loads_no_state_begins_anew(pair: Any) -> None:
     pair = pair(*CASES["adam"])
     fresh = pair.optimizer.member_state_dict(2)
     assert fresh["state"] == {}
@@ -203,7 +204,7 @@ def test_a_member_that_loads_no_state_begins_anew(pair):
     pair.check_states()
 
 
-def test_loading_brings_the_numbers_and_leaves_the_other_members(pair, assert_same):
+def test_loading_brings_the_numbers_and_leaves_the_other_members(pair: Any, assert_same: Any) -> None:
     pair = pair(*CASES["adam_betas"])
     pair.steps(2)
     saved = pair.optimizer.member_state_dict(1)
@@ -215,7 +216,7 @@ def test_loading_brings_the_numbers_and_leaves_the_other_members(pair, assert_sa
     assert pair.optimizer.member_param_groups(1)[0]["betas"] == (0.1, 0.2)
 
 
-def test_what_is_saved_is_a_copy(pair):
+def test_what_is_saved_is_a_copy(pair: Any) -> None:
     pair = pair(*CASES["adam"])
     pair.steps(1)
     saved = pair.optimizer.member_state_dict(0)["state"][0]["exp_avg"]
@@ -234,7 +235,7 @@ def test_what_is_saved_is_a_copy(pair):
         (lambda s: s["param_groups"][0].update(amsgrad=True), Unfusable, "amsgrad is False, and was True"),
     ],
 )
-def test_a_state_of_something_else_is_refused(change, error, message, pair):
+def test_a_state_of_something_else_is_refused(change: Any, error: Any, message: str, pair: Any) -> None:
     pair = pair(*CASES["adam"])
     pair.steps(1)
     saved = pair.optimizer.member_state_dict(0)

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from trainyard.optim import Lion, build
 OPTIM = torch.optim
 
 
-def stacked(*partials, dtype=torch.float32, shape=(2,)):
+def stacked(*partials: Any, dtype: Any = torch.float32, shape: Any = (2,)) -> Any:
     """Stack one optimiser for each of `partials`, each on a parameter of its own."""
     params = [nn.Parameter(torch.ones(shape, dtype=dtype)) for _ in partials]
     solos = [partial([param]) for partial, param in zip(partials, params, strict=True)]
@@ -28,7 +29,7 @@ def stacked(*partials, dtype=torch.float32, shape=(2,)):
     return stack_optimizers(solos, {params[0]: whole})
 
 
-def twice(kind, **kwargs):
+def twice(kind: Any, **kwargs: Any) -> Any:
     return [functools.partial(kind, **kwargs)] * 2
 
 
@@ -58,18 +59,18 @@ class Mine(OPTIM.Adam):
         (twice(OPTIM.Adam, differentiable=True), "differentiable=True has no stacked form"),
     ],
 )
-def test_what_cannot_be_stacked_says_why(partials, message):
+def test_what_cannot_be_stacked_says_why(partials: Any, message: str) -> None:
     with pytest.raises(Unfusable, match=message):
         stacked(*partials)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
-def test_dtypes_that_cannot_be_stacked(dtype):
+def test_dtypes_that_cannot_be_stacked(dtype: Any) -> None:
     with pytest.raises(Unfusable, match=f"parameters in {str(dtype)[6:]} have no stacked form"):
         stacked(*twice(OPTIM.Adam), dtype=dtype)
 
 
-def test_other_parameters_or_groups_cannot_be_stacked():
+def test_other_parameters_or_groups_cannot_be_stacked() -> None:
     first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
     whole = {first: nn.Parameter(torch.ones(2, 2))}
     with pytest.raises(Unfusable, match="differ in their parameters"):
@@ -82,7 +83,7 @@ def test_other_parameters_or_groups_cannot_be_stacked():
         stack_optimizers([OPTIM.SGD([first]), named], whole)
 
 
-def test_a_sparse_gradient_is_refused():
+def test_a_sparse_gradient_is_refused() -> None:
     optimizer = stacked(*twice(OPTIM.Adam))
     (param,) = optimizer.param_groups[0]["params"]
     param.grad = torch.ones(2, 2).to_sparse()
@@ -90,7 +91,7 @@ def test_a_sparse_gradient_is_refused():
         optimizer.step()
 
 
-def test_numbers_are_rows_and_flags_are_plain():
+def test_numbers_are_rows_and_flags_are_plain() -> None:
     partials = [functools.partial(OPTIM.NAdam, lr=lr, betas=[0.9, lr], weight_decay=1) for lr in (0.1, 0.2)]
     optimizer = stacked(*partials)
     group = optimizer.param_groups[0]
@@ -106,7 +107,7 @@ def test_numbers_are_rows_and_flags_are_plain():
     assert optimizer.member_state_dict(1)["param_groups"][0]["params"] == [0]
 
 
-def test_refresh_says_when_the_arithmetic_becomes_another():
+def test_refresh_says_when_the_arithmetic_becomes_another() -> None:
     optimizer = stacked(*twice(OPTIM.SGD, lr=0.1, momentum=0.9))
     group = optimizer.param_groups[0]
     assert not optimizer.refresh()
@@ -120,7 +121,7 @@ def test_refresh_says_when_the_arithmetic_becomes_another():
 
 
 @pytest.mark.parametrize("kind", [OPTIM.Adam, OPTIM.AdamW, OPTIM.Adagrad])
-def test_large_members_are_stepped_as_alone_to_the_bit(pair, kind, monkeypatch):
+def test_large_members_are_stepped_as_alone_to_the_bit(pair: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "ALONE", 1)
     numbers = [{"lr": 0.01 * k, "weight_decay": 0.01 * (k % 3), "fused": True, "eps": 10.0**-k} for k in range(1, 7)]
     both = pair(kind, numbers, dtype=torch.float32, shapes=[(7, 5), (5,), (3,)])
@@ -131,7 +132,7 @@ def test_large_members_are_stepped_as_alone_to_the_bit(pair, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [OPTIM.Adam, OPTIM.AdamW, OPTIM.Adagrad])
-def test_members_of_few_kinds_are_stepped_kind_by_kind(pair, kind):
+def test_members_of_few_kinds_are_stepped_kind_by_kind(pair: Any, kind: Any) -> None:
     alike = {"lr": 0.02, "weight_decay": 0.1}
     numbers = [alike | {"eps": 1e-3} for _ in range(5)] + [{"lr": 0.01 * k, "eps": 1e-6} for k in range(1, 14)]
     both = pair(kind, numbers)
@@ -145,7 +146,7 @@ def test_members_of_few_kinds_are_stepped_kind_by_kind(pair, kind):
 
 
 @pytest.mark.parametrize("kind", [OPTIM.SGD, OPTIM.Adam, OPTIM.RMSprop, OPTIM.RAdam, Lion])
-def test_blocks_of_few_members(pair, kind, monkeypatch):
+def test_blocks_of_few_members(pair: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "LIMIT", 40)
     numbers = [{"lr": 0.01 * k, "weight_decay": 0.1 * k} for k in range(1, 6)]
     both = pair(kind, numbers, shapes=[(4, 3), (2,), (30,)])
@@ -155,7 +156,7 @@ def test_blocks_of_few_members(pair, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [OPTIM.SGD, OPTIM.Adam, OPTIM.NAdam, Lion])
-def test_gradients_are_left_as_they_are(pair, kind):
+def test_gradients_are_left_as_they_are(pair: Any, kind: Any) -> None:
     both = pair(kind, [{"lr": 0.1 * k, "weight_decay": 0.1 * k, "maximize": True} for k in range(1, 4)])
     both.gradients()
     before = [param.grad.clone() for param in both.stacked]
@@ -164,7 +165,7 @@ def test_gradients_are_left_as_they_are(pair, kind):
 
 
 @pytest.mark.parametrize("kind", [OPTIM.Adam, OPTIM.RMSprop])
-def test_gradients_in_another_order_of_memory(pair, kind):
+def test_gradients_in_another_order_of_memory(pair: Any, kind: Any) -> None:
     both = pair(kind, [{"lr": 0.1 * k} for k in range(1, 4)])
     for _ in range(3):
         both.gradients()
@@ -179,7 +180,7 @@ def test_gradients_in_another_order_of_memory(pair, kind):
 
 
 @pytest.mark.parametrize("kind", [OPTIM.SGD, OPTIM.Adam, OPTIM.AdamW, OPTIM.RMSprop, OPTIM.Adagrad, OPTIM.RAdam, Lion])
-def test_a_nan_in_a_member_stays_there(pair, kind):
+def test_a_nan_in_a_member_stays_there(pair: Any, kind: Any) -> None:
     extra = {"momentum": 0.9} if kind is OPTIM.SGD else {}
     both = pair(kind, [{"lr": 0.1 * k, "weight_decay": 0.1, **extra} for k in range(1, 4)])
     for _ in range(3):
@@ -195,7 +196,7 @@ def test_a_nan_in_a_member_stays_there(pair, kind):
     assert all(whole[[0, 2]].isfinite().all() for whole in both.stacked)
 
 
-def test_gradients_on_and_hooks():
+def test_gradients_on_and_hooks() -> None:
     """`step` is called with gradients on too, and calls the hooks of the optimiser."""
     optimizer = stacked(*twice(OPTIM.Adam, lr=0.1))
     (param,) = optimizer.param_groups[0]["params"]
@@ -236,7 +237,7 @@ NUMBERS = {
 
 
 @st.composite
-def sweeps(draw):
+def sweeps(draw: Any) -> Any:
     kind = draw(st.sampled_from(list(KINDS)))
     names = ["lr", "weight_decay", *KINDS[kind]]
     members = draw(st.integers(1, 9))
@@ -255,7 +256,7 @@ def sweeps(draw):
 
 @settings(max_examples=120)
 @given(sweep=sweeps(), data=st.data())
-def test_any_sweep_follows_its_solo_runs(pair, sweep, data):
+def test_any_sweep_follows_its_solo_runs(pair: Any, sweep: Any, data: st.DataObject) -> None:
     kind, numbers, shapes, split, seed = sweep
     both = pair(kind, numbers, shapes=shapes, split=split, seed=seed)
     both.steps(data.draw(st.integers(1, 8)))
@@ -295,14 +296,14 @@ assert "torch._dynamo" not in sys.modules
 """
 
 
-def test_dynamo_is_not_imported():
+def test_dynamo_is_not_imported() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", STEPS], check=True, timeout=LIMIT, env=environment)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_captured_step_reads_new_numbers(kind):
+def test_a_captured_step_reads_new_numbers(kind: Any) -> None:
     numbers = [{"lr": 0.01 * k, "weight_decay": 0.1} for k in range(1, 5)]
     rates = torch.tensor([0.1, 0.0, 0.05, 0.2], dtype=torch.float64)
     ends = []

@@ -1,5 +1,8 @@
 """Without torch's kernels the members of a stack step as their own optimizers do, up to rounding."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from trainyard.fused.optim import adagrad, adam
 
 
 @pytest.fixture(autouse=True)
-def _off():
+def _off() -> Iterator[Any]:
     use_fast_paths(False)
     yield
     use_fast_paths(True)
@@ -16,7 +19,7 @@ def _off():
 
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "unequal"])
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
-def test_members_step_as_alone(pair, kind, equal, monkeypatch):
+def test_members_step_as_alone(pair: Any, kind: Any, equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for family in (adam.StackedAdam, adagrad.StackedAdagrad):
         monkeypatch.setattr(family, "_call", None)  # what calls the kernel
     numbers = [{"lr": 0.01 if equal else 0.01 * k, "weight_decay": 0.1, "fused": True} for k in range(1, 5)]

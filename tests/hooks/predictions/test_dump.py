@@ -1,6 +1,8 @@
 """What a test writes into its run's directory."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ from trainyard.runner import Runner
 from trainyard.track import read
 
 
-def columns(path):
+def columns(path: Any) -> Any:
     """What is in the file, as pandas reads it."""
     frame = pd.read_parquet(path)
     return {name: np.stack(frame[name]) for name in frame}
@@ -35,10 +37,10 @@ METRICS = {
 
 
 @pytest.fixture
-def tested(make, tmp_path):
+def tested(make: Any, tmp_path: Path) -> Any:
     """A Runner that was tested, with this hook."""
 
-    def tested(hook, **more):
+    def tested(hook: Any, **more: Any) -> Any:
         runner = make({"predictions": hook}, metrics=METRICS, work_dir=tmp_path, **more)
         (runner.results,) = runner.test()
         return runner
@@ -46,11 +48,11 @@ def tested(make, tmp_path):
     return tested
 
 
-def artifacts(folder):
+def artifacts(folder: Any) -> Any:
     return [record["path"] for record, _ in read(folder / "metrics.jsonl") if record["kind"] == "artifact"]
 
 
-def test_from_them_come_the_numbers_of_the_test(tested, tmp_path):
+def test_from_them_come_the_numbers_of_the_test(tested: Any, tmp_path: Path) -> None:
     runner = tested(PredictionDump())
     results = offline(tmp_path / "predictions.parquet", METRICS)
     confusion = results.pop("test/confusion")
@@ -59,7 +61,7 @@ def test_from_them_come_the_numbers_of_the_test(tested, tmp_path):
     assert artifacts(tmp_path) == ["predictions.parquet"]
 
 
-def test_they_are_in_the_order_of_the_data(tested, tmp_path):
+def test_they_are_in_the_order_of_the_data(tested: Any, tmp_path: Path) -> None:
     runner = tested(PredictionDump())
     found = columns(tmp_path / "predictions.parquet")
     x, y = (torch.cat(parts) for parts in zip(*runner.loader("test").batches(), strict=True))
@@ -71,7 +73,7 @@ def test_they_are_in_the_order_of_the_data(tested, tmp_path):
     np.testing.assert_allclose(found["outputs"], outputs, rtol=1e-5, atol=1e-6)
 
 
-def test_inputs_too(tested, tmp_path):
+def test_inputs_too(tested: Any, tmp_path: Path) -> None:
     runner = tested(PredictionDump(inputs=True))
     x = torch.cat([x for x, _ in runner.loader("test").batches()])
     assert np.array_equal(columns(tmp_path / "predictions.parquet")["batch.0"], x)
@@ -79,12 +81,12 @@ def test_inputs_too(tested, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["DataLoader", "TensorLoader"])
-def test_a_test_set_that_is_shuffled_has_its_index(make, tmp_path, kind, workers):
+def test_a_test_set_that_is_shuffled_has_its_index(make: Any, tmp_path: Path, kind: str, workers: int) -> None:
     x, y = torch.randn(40, 2), torch.arange(40) % 2
     if kind == "DataLoader":
         loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, num_workers=workers)
     else:
-        loader = TensorLoader((x, y), 8, shuffle=True)
+        loader = TensorLoader((x, y), 8, shuffle=True)  # type: ignore[assignment]
     hooks = {"predictions": PredictionDump(inputs=True)}
     runner = Runner(Supervised(nn.Linear(2, 2)), {"test": loader}, hooks=hooks, work_dir=tmp_path, device="cpu")
     runner.test()
@@ -93,7 +95,7 @@ def test_a_test_set_that_is_shuffled_has_its_index(make, tmp_path, kind, workers
     assert np.array_equal(found["batch.0"], x[found["index"]])
 
 
-def test_not_after_a_training_unless_asked(make, tmp_path):
+def test_not_after_a_training_unless_asked(make: Any, tmp_path: Path) -> None:
     for after, folder in ((False, "no"), (True, "yes")):
         runner = make({"predictions": PredictionDump(after_training=after)}, epochs=1, work_dir=tmp_path / folder)
         with runner.session():
@@ -104,13 +106,13 @@ def test_not_after_a_training_unless_asked(make, tmp_path):
         assert (tmp_path / folder / "predictions.parquet").exists()
 
 
-def test_nothing_without_a_directory(make, tmp_path, monkeypatch):
+def test_nothing_without_a_directory(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make({"predictions": PredictionDump()}).test()
     assert not list(tmp_path.iterdir())
 
 
-def test_large_ones(tested, tmp_path, caplog):
+def test_large_ones(tested: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     tested(PredictionDump(upload_mb=0))
     assert (tmp_path / "predictions.parquet").exists()
@@ -127,18 +129,18 @@ def test_large_ones(tested, tmp_path, caplog):
 class Ragged(nn.Module):
     """Predicts a tensor that is not one row for each sample."""
 
-    def forward(self, x, y, mode):
+    def forward(self, x: Any, y: Any, mode: Any) -> Any:
         return {"points": x[:-1], "logits": x}
 
 
-def test_what_does_not_fit_is_left_out(tmp_path, caplog):
+def test_what_does_not_fit_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hooks = {"predictions": PredictionDump()}
     Runner(Ragged(), Rings(num_samples=100), hooks=hooks, work_dir=tmp_path, device="cpu").test()
     assert "The predictions for test are not written: not every tensor has a row for each sample" in caplog.text
     assert not [file for file in tmp_path.iterdir() if "predictions" in file.name]
 
 
-def test_several_test_sets(tmp_path):
+def test_several_test_sets(tmp_path: Path) -> None:
     x, y = torch.randn(20, 2), torch.arange(20) % 2
     sets = {"easy": TensorLoader((x, y), 8), "hard": TensorLoader((x[:5], y[:5]), 8)}
     hooks = {"predictions": PredictionDump()}
@@ -153,7 +155,7 @@ def test_several_test_sets(tmp_path):
         assert found[f"test/{name}/accuracy"] == results[f"test/{name}/accuracy"]
 
 
-def test_those_of_a_fused_group(tmp_path):
+def test_those_of_a_fused_group(tmp_path: Path) -> None:
     config = {
         "model": {"_target_": "trainyard.models.MLP", "in_features": "auto", "num_classes": "auto", "hidden": [8]},
         "data": {"_target_": "trainyard.data.Rings", "num_samples": 200},
@@ -176,7 +178,7 @@ def test_those_of_a_fused_group(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "given"), [("inputs", "all"), ("max_mb", -1), ("upload_mb", "ten")])
-def test_settings_that_cannot_be(key, given):
+def test_settings_that_cannot_be(key: str, given: int | str) -> None:
     with pytest.raises(ConfigError) as error:
         PredictionDump(**{key: given})
     assert error.value.key == key

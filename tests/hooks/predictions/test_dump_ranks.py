@@ -1,6 +1,8 @@
 """A test by several ranks, each with a share of the batches: one file, as one rank would have written it."""
 
 import threading
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,28 +22,28 @@ from trainyard.track import read
 class Turns:
     """The batches of a loader that are this rank's, every `ranks`-th."""
 
-    def __init__(self, loader, rank, ranks):
+    def __init__(self, loader: Any, rank: Any, ranks: Any) -> None:
         self.loader, self.rank, self.ranks = loader, rank, ranks
         self.batch_size, self.num_samples = loader.batch_size, loader.num_samples
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.loader)
 
-    def batches(self, epoch=0, start=0):
+    def batches(self, epoch: int = 0, start: int = 0) -> Any:
         return (batch for i, batch in enumerate(self.loader.batches(epoch)) if i % self.ranks == self.rank)
 
 
 class Threads(Strategy):
     """Ranks that are threads of one process, and gather through a list."""
 
-    def __init__(self, rank, box, barrier):
+    def __init__(self, rank: Any, box: Any, barrier: Any) -> None:
         self.rank, self.world_size = rank, len(box)
         self.box, self.barrier = box, barrier
 
-    def loader(self, loader, split):
+    def loader(self, loader: Any, split: Any) -> Any:
         return Turns(loader, self.rank, self.world_size)
 
-    def gather(self, value):
+    def gather(self, value: Any) -> Any:
         self.box[self.rank] = value
         self.barrier.wait(timeout=LIMIT)
         found = list(self.box)
@@ -52,16 +54,16 @@ class Threads(Strategy):
 class Fails(nn.Module):
     """Its predictions do not fit for the batches of one rank."""
 
-    def forward(self, x, y, mode):
+    def forward(self, x: Any, y: Any, mode: Any) -> Any:
         return x[1:] if 8 in y else x
 
 
-def predicted_by(ranks, folder, model, rows=20, **options):
+def predicted_by(ranks: Any, folder: Any, model: Any, rows: int = 20, **options: Any) -> Any:
     x, y = torch.arange(2.0 * rows).view(rows, 2), torch.arange(rows)
     box, barrier = [None] * ranks, threading.Barrier(ranks)
     failed = []
 
-    def run(rank):
+    def run(rank: Any) -> None:
         try:
             Runner(
                 model,
@@ -85,7 +87,7 @@ def predicted_by(ranks, folder, model, rows=20, **options):
 
 
 @pytest.mark.parametrize(("ranks", "rows"), [(2, 20), (3, 18), (3, 6)])  # of 5 batches, 5 and 2: a rank may have none
-def test_they_write_one_file(tmp_path, ranks, rows):
+def test_they_write_one_file(tmp_path: Path, ranks: int, rows: int) -> None:
     model = Supervised(nn.Linear(2, 2))
     alone = Predictions.read(predicted_by(1, tmp_path / "alone", model, rows))
     (tmp_path / "ranks").mkdir()
@@ -99,7 +101,7 @@ def test_they_write_one_file(tmp_path, ranks, rows):
 
 
 @pytest.mark.parametrize("options", [{}, {"max_mb": 0.0001}])
-def test_where_one_cannot_none_does(tmp_path, caplog, options):
+def test_where_one_cannot_none_does(tmp_path: Path, caplog: pytest.LogCaptureFixture, options: Any) -> None:
     assert not predicted_by(2, tmp_path, Fails() if not options else Supervised(nn.Linear(2, 2)), **options).exists()
     assert caplog.text.count("not written") == 1
     assert not list(tmp_path.glob(".*"))

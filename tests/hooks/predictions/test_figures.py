@@ -1,5 +1,7 @@
 """What is drawn, and what is written of tokens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +13,7 @@ from trainyard.hooks.predictions.text import compared, page
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Ankle boot", "a name $with$ dollars that is longer than the rest"]
 
 
-def pixels(figure):
+def pixels(figure: Any) -> Any:
     """The figure as numbers, and a check that nothing of it is cut off."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -22,17 +24,17 @@ def pixels(figure):
     return np.asarray(canvas.buffer_rgba())[..., :3] / 255
 
 
-def share_of(image, colour):
+def share_of(image: Any, colour: Any) -> Any:
     return (np.abs(image - to_rgb(colour)).max(-1) < 0.02).mean()
 
 
-def test_rows_of_a_confusion_matrix_as_shares():
+def test_rows_of_a_confusion_matrix_as_shares() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0], [1, 1, 2]])
     assert figures.row_shares(counts).tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0.25, 0.5]]
 
 
 @pytest.mark.parametrize(("classes", "long"), [(2, False), (3, True), (10, True), (30, False), (120, True)])
-def test_the_confusion_matrix(classes, long):
+def test_the_confusion_matrix(classes: int, long: bool) -> None:
     rng = np.random.default_rng(0)
     counts = rng.poisson(0.3, (classes, classes)) + np.diag(rng.integers(5, 200, classes))
     counts[1] = 0
@@ -46,13 +48,13 @@ def test_the_confusion_matrix(classes, long):
     assert written == (expected if classes <= 30 else {})
 
 
-def test_a_share_that_is_nearly_all_is_not_all():
+def test_a_share_that_is_nearly_all_is_not_all() -> None:
     figure = figures.confusion(np.array([[999, 1], [0, 5]]), ["0", "1"], "title")
     assert {text.get_text() for text in figure.axes[0].texts} == {"999\n99.9 %", "1\n0.1 %", "5\n100 %"}
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (4, 32, 32), (2, 9, 5), (3, 300, 500)])
-def test_images(shape):
+def test_images(shape: Any) -> None:
     pictures = np.random.default_rng(0).normal(size=(5, *shape))
     for names in (["3", "5"], [NAMES[0], NAMES[4]]):
         labels = [(names[0], names[k % 2], k % 2 == 0) for k in range(5)]
@@ -66,7 +68,7 @@ def test_images(shape):
     assert share_of(pixels(right), figures.WRONG) == 0
 
 
-def test_images_keep_one_scale_and_their_own_colours():
+def test_images_keep_one_scale_and_their_own_colours() -> None:
     pictures = np.zeros((2, 3, 4, 4))
     pictures[0, 0], pictures[1] = 1.0, 0.5
     image = pixels(figures.images(pictures, [("0", "0", True)] * 2, ["", ""], "t"))
@@ -78,7 +80,7 @@ def test_images_keep_one_scale_and_their_own_colours():
 
 
 @pytest.mark.parametrize("classes", [2, 12, 60])
-def test_points(classes):
+def test_points(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, predicted = rng.normal(size=(300, 2)), rng.integers(0, classes, 300)
     target = np.where(rng.random(300) < 0.9, predicted, 0)
@@ -89,7 +91,7 @@ def test_points(classes):
     assert all(share_of(image, colour) > 0 for colour in figures.PALETTE[:classes])
 
 
-def test_a_table():
+def test_a_table() -> None:
     lines = [[str(k), NAMES[4], "Coat", "97 %", "-1.234e-05"] for k in range(9)]
     figure = figures.table(["sample", "predicted", "true", "probability", "x0"], lines, [True] * 5 + [False] * 4, "val")
     pixels(figure)
@@ -99,7 +101,7 @@ def test_a_table():
 
 
 @pytest.mark.parametrize("outputs", [1, 3, 6])
-def test_numbers(outputs):
+def test_numbers(outputs: int) -> None:
     true = np.random.default_rng(0).normal(size=(50, outputs)) * 1000
     figure = figures.numbers(true * 0.9, true, "val\n50 samples")
     pixels(figure)
@@ -108,7 +110,7 @@ def test_numbers(outputs):
     pixels(figures.numbers(np.full((2, 1), np.nan), np.full((2, 1), np.nan), "diverged"))
 
 
-def test_tokens_stand_beneath_each_other():
+def test_tokens_stand_beneath_each_other() -> None:
     letters = "abc\n"
     text, right, count = compared(
         np.array([0, 1, 2, 3, -100]), np.array([0, 2, 2, 1, 1]), lambda tokens: "".join(letters[t] for t in tokens)
@@ -117,18 +119,18 @@ def test_tokens_stand_beneath_each_other():
     assert (right, count) == (2, 4)
 
 
-def test_tokens_without_a_text_are_numbers():
+def test_tokens_without_a_text_are_numbers() -> None:
     text, right, count = compared(np.array([7, 12, 3]), np.array([7, 1, 3]), None)
     assert text.splitlines() == ["true       7  12 3", "predicted  7  1  3", "              ^^"]
     assert (right, count) == (2, 3)
 
 
-def test_long_texts_are_broken():
+def test_long_texts_are_broken() -> None:
     text, *_ = compared(np.zeros(230, dtype=int), np.zeros(230, dtype=int), lambda tokens: "x")
     assert [len(line) for line in text.splitlines()] == [111, 111, 0, 111, 111, 0, 41, 41, 0][: len(text.splitlines())]
 
 
-def test_a_page_has_each_sample():
+def test_a_page_has_each_sample() -> None:
     tokens = np.array([[1, 2], [3, 4]])
     text = page("val, epoch 1", np.array([5, 9]), tokens, tokens[:, ::-1], [0.5, 1.25], None)
     assert "Sample 5: 0 of 2 tokens right, loss 0.500" in text

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,15 +25,15 @@ LOSS = {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}}
 DIGITS = {"model": MLP, "data": Digits(batch_size=256), "metrics": LOSS}
 
 
-def files(folder):
+def files(folder: Any) -> Any:
     return sorted(file.name for file in (folder / "figures").glob("*"))
 
 
-def artifacts(folder):
+def artifacts(folder: Any) -> Any:
     return [(r["path"], r["to"]) for r, _ in read(folder / "metrics.jsonl") if r["kind"] == "artifact"]
 
 
-def test_validations_and_tests_leave_figures_that_are_artifacts(make, tmp_path):
+def test_validations_and_tests_leave_figures_that_are_artifacts(make: Any, tmp_path: Path) -> None:
     runner = make({"log": PredictionLog(count=9)}, epochs=2, work_dir=tmp_path, **DIGITS)
     with runner.session():
         runner.train()
@@ -46,14 +48,14 @@ def test_validations_and_tests_leave_figures_that_are_artifacts(make, tmp_path):
         assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 100, "there is something to see"
 
 
-def predictions(runner, split="val"):
+def predictions(runner: Any, split: str = "val") -> Any:
     batches = list(runner.loader(split).batches())
     with torch.no_grad():
         logits = torch.cat([runner.model(x, mode="predict") for x, _ in batches])
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]), logits
 
 
-def gathered(runner, which, count, split="val"):
+def gathered(runner: Any, which: Any, count: Any, split: str = "val") -> Any:
     runner.model.eval()
     loader = runner.loader(split)
     gathering = Gathering(which, count, loader.num_samples, None)
@@ -65,7 +67,7 @@ def gathered(runner, which, count, split="val"):
 
 
 @pytest.mark.parametrize("batch_size", [7, 50, 1000])
-def test_the_worst_are_those_of_the_highest_loss(make, batch_size):
+def test_the_worst_are_those_of_the_highest_loss(make: Any, batch_size: int) -> None:
     runner = make({}, model=MLP, data=Digits(eval_batch_size=batch_size), metrics=LOSS)
     shown = gathered(runner, "worst", 12)
     x, y, logits = predictions(runner)
@@ -81,7 +83,7 @@ def test_the_worst_are_those_of_the_highest_loss(make, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [7, 1000])
-def test_the_first_and_random_ones(make, batch_size):
+def test_the_first_and_random_ones(make: Any, batch_size: int) -> None:
     first, second = (
         make({}, model=MLP, data=Digits(eval_batch_size=batch_size), metrics=LOSS, seed=seed) for seed in (0, 1)
     )
@@ -97,7 +99,7 @@ def test_the_first_and_random_ones(make, batch_size):
     assert len(gathered(first, "random", 999).index) == 180
 
 
-def test_the_confusion_matrix_counts_the_whole_split(make):
+def test_the_confusion_matrix_counts_the_whole_split(make: Any) -> None:
     runner = make({}, model=MLP, data=Digits(eval_batch_size=50), metrics=LOSS)
     _, y, logits = predictions(runner)
     expected = np.zeros((10, 10), dtype=int)
@@ -106,7 +108,7 @@ def test_the_confusion_matrix_counts_the_whole_split(make):
     assert np.array_equal(gathered(runner, "first", 5).confusion, expected)
 
 
-def test_padding_is_never_among_the_worst_and_nan_always_is():
+def test_padding_is_never_among_the_worst_and_nan_always_is() -> None:
     outputs = torch.zeros(6, 3)
     outputs[2] = float("nan")
     outputs[4, 0] = 9.0
@@ -119,12 +121,12 @@ def test_padding_is_never_among_the_worst_and_nan_always_is():
 
 
 @pytest.mark.parametrize(("interval", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])], ids=str)
-def test_every_so_many_validations_and_the_last(make, tmp_path, interval, expected):
+def test_every_so_many_validations_and_the_last(make: Any, tmp_path: Path, interval: int, expected: Any) -> None:
     make({"log": PredictionLog(interval=interval, confusion=False)}, epochs=5, work_dir=tmp_path).train()
     assert files(tmp_path) == [f"val_{6 * epoch:08d}_samples.png" for epoch in expected]
 
 
-def test_a_resumed_run_goes_on_counting(make, tmp_path, interrupt_at):
+def test_a_resumed_run_goes_on_counting(make: Any, tmp_path: Path, interrupt_at: Any) -> None:
     hooks = {"log": PredictionLog(interval=2, confusion=False), "checkpoint": Checkpoint()}
     make(hooks | {"interrupt": interrupt_at(20)}, epochs=5, work_dir=tmp_path).train()
     assert files(tmp_path) == ["val_00000012_samples.png"]
@@ -133,7 +135,7 @@ def test_a_resumed_run_goes_on_counting(make, tmp_path, interrupt_at):
     assert files(tmp_path) == [f"val_{6 * epoch:08d}_samples.png" for epoch in (2, 4, 5)]
 
 
-def test_it_changes_nothing_of_the_training(make, tmp_path):
+def test_it_changes_nothing_of_the_training(make: Any, tmp_path: Path) -> None:
     model = MLP | {"dropout": 0.3}
     for which in ("worst", "random"):
         with_it = make({"log": PredictionLog(which=which)}, work_dir=tmp_path / which, **(DIGITS | {"model": model}))
@@ -142,24 +144,24 @@ def test_it_changes_nothing_of_the_training(make, tmp_path):
         assert len(files(tmp_path / which)) == 6
 
 
-def test_a_run_without_a_directory_draws_nothing(make, tmp_path, monkeypatch):
+def test_a_run_without_a_directory_draws_nothing(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make({"log": PredictionLog()}).train()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_points_in_the_plane_are_all_shown(make):
+def test_points_in_the_plane_are_all_shown(make: Any) -> None:
     runner = make({}, data=Rings(num_samples=900, eval_batch_size=64))
     shown = gathered(runner, "worst", 5)
     assert shown.points
     assert shown.index.tolist() == list(range(180))
 
 
-def loaders(x, y):
+def loaders(x: Any, y: Any) -> Any:
     return {split: DataLoader(TensorDataset(x, y), batch_size=16) for split in ("train", "val")}
 
 
-def test_rows_are_a_table_and_numbers_are_dots(make, tmp_path):
+def test_rows_are_a_table_and_numbers_are_dots(make: Any, tmp_path: Path) -> None:
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     more = {"model": Supervised(nn.Linear(5, 3)), "data": loaders(x, torch.arange(40) % 3), "metrics": LOSS}
     make({"log": PredictionLog()}, work_dir=tmp_path / "rows", epochs=1, **more).train()
@@ -172,22 +174,22 @@ def test_rows_are_a_table_and_numbers_are_dots(make, tmp_path):
 
 
 class Zero(Metric):
-    def process(self, batch, outputs):
+    def process(self, batch: Any, outputs: Any) -> None:
         pass
 
-    def compute(self):
+    def compute(self) -> Any:
         return torch.zeros(())
 
 
-def test_what_is_nothing_to_look_at_is_said_once(make, tmp_path, caplog):
+def test_what_is_nothing_to_look_at_is_said_once(make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x, y = torch.randn(32, 5), torch.randint(3, (32, 4, 4))
 
     class Segmenting(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(5, 48)
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             return self.layer(x).view(-1, 3, 4, 4)
 
     model = Supervised(Segmenting())
@@ -209,7 +211,7 @@ TEXT = {
 }
 
 
-def test_tokens_are_text(make, tmp_path):
+def test_tokens_are_text(make: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
     data = {"_target_": "trainyard.data.Text", "path": str(text), "context_length": 16, "val_fraction": 0.2}
@@ -226,7 +228,9 @@ def test_tokens_are_text(make, tmp_path):
             assert f"{name:<9}  {runner.data.decode(row)}".replace("\n", "↵").rstrip() + "\n" in written
 
 
-def test_a_figure_that_cannot_be_drawn_ends_no_training(make, tmp_path, caplog):
+def test_a_figure_that_cannot_be_drawn_ends_no_training(
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
     data = {"_target_": "trainyard.data.Text", "path": str(text), "context_length": 16, "val_fraction": 0.2}
@@ -237,9 +241,9 @@ def test_a_figure_that_cannot_be_drawn_ends_no_training(make, tmp_path, caplog):
     assert artifacts(tmp_path) == []
 
 
-def test_several_validation_sets_have_figures_each(make, tmp_path):
+def test_several_validation_sets_have_figures_each(make: Any, tmp_path: Path) -> None:
     class Sets(Digits):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(batch_size=256)
             self.sources["val/easy"], self.sources["val/hard"] = self.sources.pop("val"), self.sources["test"]
             self.splits = ("train", "val/easy", "val/hard")
@@ -250,7 +254,7 @@ def test_several_validation_sets_have_figures_each(make, tmp_path):
     assert files(tmp_path) == [f"val_{name}_00000005_{kind}.png" for name in ("easy", "hard") for kind in kinds]
 
 
-def member(k, folder):
+def member(k: Any, folder: Any) -> Any:
     return {
         "model": MLP,
         "data": {"_target_": "trainyard.data.Digits", "batch_size": 256, "eval_batch_size": 50},
@@ -264,7 +268,7 @@ def member(k, folder):
     }
 
 
-def test_members_of_a_group_draw_what_they_would_draw_alone(tmp_path):
+def test_members_of_a_group_draw_what_they_would_draw_alone(tmp_path: Path) -> None:
     fused = FusedRunner([member(k, tmp_path / "fused") for k in range(2)])
     for runner in (fused, *(Runner.from_cfg(member(k, tmp_path / "solo")) for k in range(2))):
         runner.train()
@@ -281,12 +285,12 @@ def test_members_of_a_group_draw_what_they_would_draw_alone(tmp_path):
     assert len(set(drawn)) == 2
 
 
-def part(index, loss, confusion):
+def part(index: Any, loss: Any, confusion: Any) -> Any:
     index, loss = np.array(index), np.array(loss)
     return Shown("classes", index, index[:, None] * 1.0, index % 3, index % 3, loss, loss, np.array(confusion), 10)
 
 
-def test_what_several_ranks_have_seen_becomes_one():
+def test_what_several_ranks_have_seen_becomes_one() -> None:
     parts = [part([0, 3], [0.1, 5.0], [[1, 0], [2, 3]]), part([0, 1, 2], [7.0, 0.2, 3.0], [[0, 4], [0, 1]])]
     worst = merged(parts, "worst", 3)
     assert worst.loss.tolist() == [7.0, 5.0, 3.0]
@@ -298,7 +302,7 @@ def test_what_several_ranks_have_seen_becomes_one():
     assert merged(parts[:1], "first", 1) is parts[0]
 
 
-def test_classes_go_by_their_names(make, tmp_path):
+def test_classes_go_by_their_names(make: Any, tmp_path: Path) -> None:
     class Named(Digits):
         classes = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -312,7 +316,7 @@ def test_classes_go_by_their_names(make, tmp_path):
         assert ours.shape != theirs.shape
 
 
-def test_nothing_is_imported_before_there_is_something_to_draw():
+def test_nothing_is_imported_before_there_is_something_to_draw() -> None:
     code = "import sys, trainyard.hooks; trainyard.hooks.PredictionLog(); assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
@@ -327,6 +331,6 @@ def test_nothing_is_imported_before_there_is_something_to_draw():
         ({"confusion": 1}, "confusion: 1 given; accepted: true or false"),
     ],
 )
-def test_settings_that_cannot_be(arguments, message):
+def test_settings_that_cannot_be(arguments: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PredictionLog(**arguments)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ FOREACH = {"adam foreach", "rmsprop", "nadam", "radam", "adamax", "lion"}
 
 
 @pytest.fixture(autouse=True)
-def _deterministic(monkeypatch):
+def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Kernels that add up in one order; cuBLAS reads the variable when it is first used."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -32,7 +35,9 @@ def _deterministic(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def assert_captured(monkeypatch, model, optim, *, close=2e-3, **settings):
+def assert_captured(
+    monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any, *, close: float = 2e-3, **settings: Any
+) -> Any:
     """The replays have the bits of the steps before the capture, the run is the plain one to rounding."""
     model, data = MODELS[model]
     more = {"device": CUDA, "schedule": "cosine", **settings}
@@ -49,7 +54,7 @@ def assert_captured(monkeypatch, model, optim, *, close=2e-3, **settings):
 
 @pytest.mark.parametrize("optim", OPTIMS)
 @pytest.mark.parametrize("model", MODELS)
-def test_replays_have_the_bits_of_the_steps_before(monkeypatch, model, optim):
+def test_replays_have_the_bits_of_the_steps_before(monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any) -> None:
     step = assert_captured(monkeypatch, model, OPTIMS[optim])
     assert step._uncaptured_update is None
 
@@ -57,29 +62,29 @@ def test_replays_have_the_bits_of_the_steps_before(monkeypatch, model, optim):
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("clip", [(0.5, None), (None, 0.01)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_settings(monkeypatch, accumulate, clip, precision):
+def test_settings(monkeypatch: pytest.MonkeyPatch, accumulate: int, clip: Any, precision: str) -> None:
     more = {"accumulate": accumulate, "clip": clip, "precision": precision, "epochs": 6}
     assert_captured(monkeypatch, "cnn", OPTIMS["adam"], close=None, **more)
 
 
 @pytest.mark.parametrize("optim", UNCAPTURABLE)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_an_optimiser_that_steps_outside(monkeypatch, optim, accumulate):
+def test_an_optimiser_that_steps_outside(monkeypatch: pytest.MonkeyPatch, optim: Any, accumulate: int) -> None:
     assert assert_captured(monkeypatch, "mlp", UNCAPTURABLE[optim], accumulate=accumulate, epochs=5)._uncaptured_update
 
 
 @pytest.mark.parametrize("more", [{"precision": "fp16", "clip": (1.0, None)}, {"schedule": "onecycle"}])
-def test_an_update_that_steps_outside(monkeypatch, more):
+def test_an_update_that_steps_outside(monkeypatch: pytest.MonkeyPatch, more: Any) -> None:
     assert assert_captured(monkeypatch, "mlp", OPTIMS["adam"], close=None, epochs=6, **more)._uncaptured_update
 
 
 class Waiting(MLP):
-    def train_step(self, batch):
+    def train_step(self, batch: Any) -> Any:
         loss = super().train_step(batch)["loss"]
         return {"loss": loss * 2.0 if loss.item() > 1 else loss}
 
 
-def test_a_model_that_waits(said):
+def test_a_model_that_waits(said: Any) -> None:
     made = partial(Waiting, in_features=64, num_classes=3, hidden=[8], dropout=0.2)
     states = [
         drive(how, made, OPTIMS["adam"], pictures, device=CUDA)[1] for how in (None, CudaGraph(torch.device(CUDA)))
@@ -88,11 +93,11 @@ def test_a_model_that_waits(said):
     same(states[1], states[0], 1e-3)
 
 
-def test_a_capture_that_fails_leaves_all_as_it_was(said):
+def test_a_capture_that_fails_leaves_all_as_it_was(said: Any) -> None:
     """The random generator too, which torch has told that a capture is going on."""
 
     class Unheeding(CudaGraph):
-        def warm_up(self, function):
+        def warm_up(self, function: Any) -> Any:
             return super().warm_up(function)[0], None
 
     made = partial(Waiting, in_features=64, num_classes=3, hidden=[8], dropout=0.2)
@@ -104,7 +109,7 @@ def test_a_capture_that_fails_leaves_all_as_it_was(said):
     assert_can_capture()
 
 
-def assert_can_capture():
+def assert_can_capture() -> None:
     x = torch.ones(4, device=CUDA)
     replay, y = CudaGraph(torch.device(CUDA)).capture(lambda: x + torch.rand(4, device=CUDA))
     replay()
@@ -114,7 +119,7 @@ def assert_can_capture():
 
 
 @pytest.mark.parametrize("optim", sorted(FOREACH))
-def test_steps_are_counted_on_the_device_and_saved_as_ever(optim):
+def test_steps_are_counted_on_the_device_and_saved_as_ever(optim: Any) -> None:
     """A state with its counts on the CPU is taken up, and one is given back."""
     model, data = MODELS["mlp"]
     step, _ = drive(None, model, OPTIMS[optim], data, device=CUDA)
@@ -134,7 +139,7 @@ def test_steps_are_counted_on_the_device_and_saved_as_ever(optim):
     assert not any(state["step"].is_cuda for state in captured.optimizer.state.values() if "step" in state)
 
 
-def test_memory_does_not_grow():
+def test_memory_does_not_grow() -> None:
     model = MLP(in_features=64, num_classes=3, hidden=[256, 256]).to(CUDA)
     step = step_of(model, OPTIMS["adam"](model.parameters()), clip=(1.0, None))
     step = CapturedStep(step, CudaGraph(torch.device(CUDA)), dict(model.named_modules()))
@@ -148,7 +153,7 @@ def test_memory_does_not_grow():
     assert sizes[1] == sizes[2]
 
 
-def test_no_replay_waits(parts):
+def test_no_replay_waits(parts: Any) -> None:
     runner = Runner(**(parts | {"device": CUDA}))
     runner.prepare()
     assert isinstance(runner.step, CapturedStep)
@@ -165,11 +170,11 @@ def test_no_replay_waits(parts):
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adam", "adam foreach"])
-def test_rates_from_a_table_are_those_that_the_host_sends(monkeypatch, optim):
+def test_rates_from_a_table_are_those_that_the_host_sends(monkeypatch: pytest.MonkeyPatch, optim: str) -> None:
     """And no step waits, not even for the next rows of the table, or where a rate is set by hand."""
     monkeypatch.setattr(rate_table, "ROWS", 16)
 
-    def trained(foreseen):
+    def trained(foreseen: Any) -> Any:
         torch.manual_seed(0)
         model = MLP(in_features=64, num_classes=3, hidden=[8]).to(CUDA)
         optimizer = OPTIMS[optim](model.parameters())
@@ -195,7 +200,7 @@ def test_rates_from_a_table_are_those_that_the_host_sends(monkeypatch, optim):
 
 
 @pytest.mark.parametrize("capture", ["auto", True, False])
-def test_a_run(parts, capture):
+def test_a_run(parts: Any, capture: bool | str) -> None:
     parts["loop"]["max_epochs"] = 30
     hooks = {"ema": EMA(decay=0.9), "schedule": ParamSchedule()}
     runner = Runner(**(parts | {"device": CUDA, "hooks": hooks, "capture": capture}), precision="bf16")
@@ -205,7 +210,7 @@ def test_a_run(parts, capture):
 
 
 @pytest.mark.parametrize("stops", [[3], [1, 3]])
-def test_a_captured_run_resumes_to_the_same_bits(parts, tmp_path, stops):
+def test_a_captured_run_resumes_to_the_same_bits(parts: Any, tmp_path: Path, stops: Any) -> None:
     parts |= {"device": CUDA, "env": Env(deterministic=True)}
     parts["model"]["dropout"] = 0.3
     ends = []
@@ -222,24 +227,24 @@ class Leaving(Hook):
     priority = "LOW"
     stackable = True
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == 11:
             runner.members[1].stop("it has seen enough")
 
 
 @pytest.mark.parametrize("optim", OPTIMS)
 @pytest.mark.parametrize("more", [{}, {"accumulate": 3, "clip_grad_norm": 0.3}, {"precision": "fp16"}])
-def test_members(monkeypatch, optim, more):
+def test_members(monkeypatch: pytest.MonkeyPatch, optim: Any, more: Any) -> None:
     """Also momenta that change with every step, and a member that leaves."""
     made = OPTIMS[optim]
-    kept = {key: value for key, value in made.keywords.items() if key not in ("fused", "foreach")}
+    kept = {key: value for key, value in made.keywords.items() if key not in ("fused", "foreach")}  # type: ignore[attr-defined]
 
-    def trained():
+    def trained() -> Any:
         configs = [
             {
                 "model": {"_target_": "trainyard.models.CNN", "in_channels": 1, "num_classes": 10, "channels": [4]},
                 "data": {"_target_": "trainyard.data.Digits", "batch_size": 256},
-                "optim": {"_target_": made.func, "_partial_": True, **kept, "lr": kept["lr"] * (1 + member)},
+                "optim": {"_target_": made.func, "_partial_": True, **kept, "lr": kept["lr"] * (1 + member)},  # type: ignore[attr-defined]
                 "schedule": Schedule(partial(torch.optim.lr_scheduler.OneCycleLR, max_lr="auto", total_steps="auto",
                                              cycle_momentum="auto"), by="iter"),
                 "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 12},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,21 +49,21 @@ OPTIMS = {
 class Sent(TorchDispatchMode):
     """What the host has sent to the device besides the step, iteration by iteration."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.calls = []
+        self.calls: list[Any] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls[-1].append(function)
         return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def sent(monkeypatch):
+def sent(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A list a step of the operators that bringing the numbers to the device took."""
     mode, refresh = Sent(), TorchGraphHyperparameters.refresh
 
-    def watched(self):
+    def watched(self: Any) -> None:
         with mode:
             mode.calls.append([])
             refresh(self)
@@ -70,7 +72,17 @@ def sent(monkeypatch):
     return mode.calls
 
 
-def trained(foreseen, events, *, table="cosine", optim="adam", accumulate=1, double=False, length=40, graph=None):
+def trained(
+    foreseen: Any,
+    events: Any,
+    *,
+    table: str = "cosine",
+    optim: str = "adam",
+    accumulate: int = 1,
+    double: bool = False,
+    length: int = 40,
+    graph: Any = None,
+) -> Any:
     """Train a model, in two parameter groups, through things that happen in certain iterations."""
     torch.manual_seed(0)
     model = MLP(in_features=64, num_classes=3, hidden=[6])
@@ -138,7 +150,9 @@ EVENTS = st.dictionaries(
     rows=st.sampled_from([3, 16, 1024]),
 )
 @settings(max_examples=25)
-def test_whatever_happens_the_rates_are_the_hosts(monkeypatch, events, table, optim, accumulate, double, rows):
+def test_whatever_happens_the_rates_are_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, events: Any, table: Any, optim: Any, accumulate: int, double: bool, rows: int
+) -> None:
     """The bits are those of a step to which the host sends every rate that changes."""
     more = {"table": table, "optim": optim, "accumulate": accumulate, "double": double}
     with monkeypatch.context() as patch:
@@ -149,7 +163,7 @@ def test_whatever_happens_the_rates_are_the_hosts(monkeypatch, events, table, op
 
 @pytest.mark.parametrize("table", ["cosine", "warm-up", "window", "jumps", "both units"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_nothing_is_sent_with_a_step(sent, table, accumulate):
+def test_nothing_is_sent_with_a_step(sent: Any, table: str, accumulate: int) -> None:
     graph = RecordedGraph()
     trained(True, {}, table=table, accumulate=accumulate, length=60, graph=graph)
     assert graph.replays > 40
@@ -158,19 +172,19 @@ def test_nothing_is_sent_with_a_step(sent, table, accumulate):
     assert not any(sent[writes[0] + 1 :])
 
 
-def test_without_a_table_it_is(sent):
+def test_without_a_table_it_is(sent: Any) -> None:
     """What the test above counts is there to be counted."""
     trained(False, {}, length=60)
     assert sum(map(bool, sent)) > 50
 
 
-def test_a_table_that_is_used_up_is_followed_by_the_next(sent, monkeypatch):
+def test_a_table_that_is_used_up_is_followed_by_the_next(sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_table, "ROWS", 16)
     trained(True, {}, length=60)
     assert sum(map(bool, sent)) == 4
 
 
-def test_rates_set_by_hand_are_sent_once(sent):
+def test_rates_set_by_hand_are_sent_once(sent: Any) -> None:
     """Those of a stretch that differ from the schedule, and the schedule's own when it is right again."""
     rates = [0.1] * 5 + [0.02] * 10 + [0.1] * 15
     table = rate_table.RateTable([torch.float32], torch.device("cpu"), lambda: [[{"lr": 0.1}]] * 12)
@@ -188,7 +202,7 @@ def test_rates_set_by_hand_are_sent_once(sent):
     assert [index for index, wrote in enumerate(writes) if wrote] == [0, 5, 15, 27]
 
 
-def test_a_step_that_was_not_finished_leaves_no_doubt():
+def test_a_step_that_was_not_finished_leaves_no_doubt() -> None:
     """The counter may have moved or not: the table begins anew."""
     table = rate_table.RateTable([torch.float32], torch.device("cpu"), lambda: rows[done:])
     rows, done, seen = [[{"lr": float(rate)}] for rate in range(20)], 0, []
@@ -207,7 +221,7 @@ def test_a_step_that_was_not_finished_leaves_no_doubt():
 
 
 @pytest.fixture
-def run(parts, tmp_path):
+def run(parts: Any, tmp_path: Path) -> Any:
     parts["optim"] |= {"fused": True}
     schedules = {
         "cosine": lambda: Schedule(SCHEDULES["cosine"], by="iter"),
@@ -220,7 +234,7 @@ def run(parts, tmp_path):
         ),
     }
 
-    def runs(name, *, schedule="cosine", foreseen=True, hooks=(dict,), **more):
+    def runs(name: Any, *, schedule: str = "cosine", foreseen: bool = True, hooks: Any = (dict,), **more: Any) -> Any:
         graph = RecordedGraph()
         for others in hooks:  # one after another, each from where the one before stopped
             given = {"param_schedule": ParamSchedule(), **others()}
@@ -230,7 +244,7 @@ def run(parts, tmp_path):
             step = CapturedStep(runner.step, graph, dict(runner.model.named_modules()))
             runner.__dict__["step"] = step
             if not foreseen:
-                step.foresee = lambda foresight: None
+                step.foresee = lambda foresight: None  # type: ignore[method-assign]
             runner.train()
             assert (step._foresight is not None) == (foreseen and schedule != "epoch")
         return runner, graph
@@ -241,7 +255,7 @@ def run(parts, tmp_path):
 class Stop(Hook):
     priority = "LOWEST"
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == 7:
             runner.interrupt()
 
@@ -251,7 +265,7 @@ class Halve(Hook):
 
     priority = "LOW"
 
-    def before_train_iter(self, runner, batch_idx, data_batch):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         if runner.iter % 4 == 3:
             for group in runner.optimizer.param_groups:
                 group["lr"] /= 2
@@ -268,7 +282,7 @@ class Halve(Hook):
     ],
     ids=["plain", "resumed", "disturbed"],
 )
-def test_a_run(run, schedule, accumulate, hooks):
+def test_a_run(run: Any, schedule: str, accumulate: int, hooks: Any) -> None:
     states = []
     for foreseen in (False, True):
         more = {"schedule": schedule, "accumulate": accumulate, "clip_grad_norm": 0.5}
@@ -278,13 +292,13 @@ def test_a_run(run, schedule, accumulate, hooks):
     same(states[1], states[0])
 
 
-def test_a_run_sends_its_table_once(run, sent):
+def test_a_run_sends_its_table_once(run: Any, sent: Any) -> None:
     _, graph = run("run")
     assert graph.replays > WARM_UP
     assert sum(map(bool, sent)) == 1
 
 
-def test_a_search_for_a_rate(run):
+def test_a_search_for_a_rate(run: Any) -> None:
     """It trains with rates of its own, in iteration 0."""
     curves = []
     for foreseen in (False, True):

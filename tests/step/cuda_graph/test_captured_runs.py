@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +20,13 @@ from trainyard.step.several import SeveralStep
 
 
 @pytest.fixture
-def arguments(parts):
+def arguments(parts: Any) -> Any:
     """A small Runner without hooks, whose step can be captured."""
     parts["optim"] |= {"fused": True}
     return parts | {"hooks": {}}
 
 
-def run(arguments, *, graph=None, **more):
+def run(arguments: Any, *, graph: Any = None, **more: Any) -> Any:
     runner = Runner(**arguments, **more)
     runner.prepare()
     if graph is not None:
@@ -32,7 +34,7 @@ def run(arguments, *, graph=None, **more):
     return runner
 
 
-def test_hooks_see_what_they_would(arguments, tmp_path):
+def test_hooks_see_what_they_would(arguments: Any, tmp_path: Path) -> None:
     """A schedule, EMA, the norms, a guard, a logger over a window; and a validation in between."""
     metrics = []
     for name, graph in (("plain", None), ("captured", RecordedGraph())):
@@ -51,7 +53,7 @@ def test_hooks_see_what_they_would(arguments, tmp_path):
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-4)
 
 
-def test_plateau(arguments):
+def test_plateau(arguments: Any) -> None:
     rates = []
     for graph in (None, RecordedGraph()):
         schedule = Plateau(monitor="val/accuracy", patience=0, threshold=1.0, cooldown=0)
@@ -62,7 +64,7 @@ def test_plateau(arguments):
     same(rates[1], rates[0], 1e-5)
 
 
-def test_a_guard_that_skips_keeps_the_optimiser_out(arguments, said):
+def test_a_guard_that_skips_keeps_the_optimiser_out(arguments: Any, said: Any) -> None:
     states = []
     for graph in (None, RecordedGraph()):
         runner = run(arguments | {"hooks": {"guard": NaNGuard(action="skip")}}, graph=graph)
@@ -74,7 +76,7 @@ def test_a_guard_that_skips_keeps_the_optimiser_out(arguments, said):
 
 @pytest.mark.parametrize("order", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_checkpoint_is_one_of_any_run(arguments, tmp_path, order, accumulate):
+def test_a_checkpoint_is_one_of_any_run(arguments: Any, tmp_path: Path, order: Any, accumulate: int) -> None:
     """Captured, it is resumed as ever, and the other way round; also within a group of batches."""
     hooks = {"checkpoint": Checkpoint(interval=2, by="iter"), "stop": _Stop(7)}
     arguments["accumulate"] = accumulate
@@ -85,7 +87,7 @@ def test_a_checkpoint_is_one_of_any_run(arguments, tmp_path, order, accumulate):
             runner = run(arguments | {"hooks": hook}, graph=graph, work_dir=tmp_path / folder, resume=True)
             runner.train()
             if hook:
-                _, state = checkpoint.newest(tmp_path / folder / "checkpoints")
+                _, state = checkpoint.newest(tmp_path / folder / "checkpoints")  # type: ignore[misc]
                 (group,) = state["optimizer"]["param_groups"]
                 assert type(group["lr"]) is float
                 assert group["capturable"] is False
@@ -98,15 +100,15 @@ class _Stop(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, after):
+    def __init__(self, after: Any) -> None:
         self.after = after
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if runner.iter == self.after:
             runner.interrupt()
 
 
-def test_a_captured_run_resumes_to_the_same_bits(arguments, tmp_path):
+def test_a_captured_run_resumes_to_the_same_bits(arguments: Any, tmp_path: Path) -> None:
     ends = []
     for folder, stops in (("whole", [None]), ("parts", [7, None])):
         for stop in stops:
@@ -117,7 +119,7 @@ def test_a_captured_run_resumes_to_the_same_bits(arguments, tmp_path):
     same(ends[1], ends[0])
 
 
-def test_a_learning_rate_is_found(arguments, tmp_path):
+def test_a_learning_rate_is_found(arguments: Any, tmp_path: Path) -> None:
     """The search trains with the step and puts everything back; the graphs go with what they were of."""
     graph = RecordedGraph()
     runner = run(arguments | {"hooks": {"finder": LRFinder(iterations=20)}}, graph=graph, work_dir=tmp_path / "run")
@@ -131,7 +133,7 @@ def test_a_learning_rate_is_found(arguments, tmp_path):
 # -- the setting -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_the_cpu_has_the_plain_step(arguments):
+def test_a_run_on_the_cpu_has_the_plain_step(arguments: Any) -> None:
     assert type(run(arguments).step).__name__ == "Step"
     with pytest.raises(ConfigError, match=r"^capture: True given; accepted: auto or false\. The device of this run is"):
         Runner(**arguments, capture=True)
@@ -147,7 +149,9 @@ def test_a_run_on_the_cpu_has_the_plain_step(arguments):
         ({"optim": {"a": 1}}, "several optimisers take turns"),
     ],
 )
-def test_settings_that_leave_the_step_as_it_is(arguments, monkeypatch, said, more, reason):
+def test_settings_that_leave_the_step_as_it_is(
+    arguments: Any, monkeypatch: pytest.MonkeyPatch, said: Any, more: Any, reason: str
+) -> None:
     """As far as a machine without a device can tell: the step is made as for one, and is the plain one."""
     runner = Runner(**(arguments | {k: v for k, v in more.items() if k != "optim"}))
     step = runner.step if "optim" not in more else SeveralStep(None, {"a": runner.step}, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("capturable_on_the_cpu")
 
 
-def assert_captured(monkeypatch, model, optim, *, close=1e-4, **settings):
+def assert_captured(
+    monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any, *, close: float = 1e-4, **settings: Any
+) -> Any:
     """Replays give the bits of the steps before a capture; and the run, where asked, is the plain one to rounding."""
     model, data = MODELS[model]
     graph = RecordedGraph()
@@ -40,7 +43,7 @@ def assert_captured(monkeypatch, model, optim, *, close=1e-4, **settings):
 
 @pytest.mark.parametrize("optim", OPTIMS)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_optimiser(monkeypatch, model, optim):
+def test_every_optimiser(monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any) -> None:
     graph = assert_captured(monkeypatch, model, OPTIMS[optim], schedule="cosine")
     assert graph.captures == 1  # the smaller batches come three times
     assert graph.replays == 3 * 7 - WARM_UP
@@ -48,7 +51,9 @@ def test_every_optimiser(monkeypatch, model, optim):
 
 @pytest.mark.parametrize("optim", UNCAPTURABLE)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_an_optimiser_that_steps_outside(monkeypatch, said, optim, accumulate):
+def test_an_optimiser_that_steps_outside(
+    monkeypatch: pytest.MonkeyPatch, said: Any, optim: Any, accumulate: int
+) -> None:
     """What cannot be captured is not: it has the bits of the plain step."""
     graph = assert_captured(
         monkeypatch, "mlp", UNCAPTURABLE[optim], schedule="cosine", clip=(1.0, None), accumulate=accumulate, epochs=5
@@ -58,7 +63,9 @@ def test_an_optimiser_that_steps_outside(monkeypatch, said, optim, accumulate):
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adam", "adamw"])
-def test_a_number_that_changes_all_the_time_keeps_the_optimiser_out(monkeypatch, said, optim):
+def test_a_number_that_changes_all_the_time_keeps_the_optimiser_out(
+    monkeypatch: pytest.MonkeyPatch, said: Any, optim: str
+) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS[optim], schedule="onecycle", epochs=6)
     number = "momentum" if optim == "sgd" else "betas"
     assert said()[0] == f"The step is captured without the optimiser's: {number} changes from step to step."
@@ -75,20 +82,29 @@ def test_a_number_that_changes_all_the_time_keeps_the_optimiser_out(monkeypatch,
     batch=st.sampled_from([6, 15, 20]),
 )
 @settings(max_examples=40)
-def test_any_settings(monkeypatch, model, optim, schedule, accumulate, clip, precision, batch):
+def test_any_settings(
+    monkeypatch: pytest.MonkeyPatch,
+    model: Any,
+    optim: Any,
+    schedule: Any,
+    accumulate: int,
+    clip: Any,
+    precision: str,
+    batch: int,
+) -> None:
     """Also groups of batches and batches that are shorter at the end of an epoch."""
     more = {"schedule": schedule, "accumulate": accumulate, "clip": clip, "precision": precision, "batch": batch}
     assert_captured(monkeypatch, model, OPTIMS[optim], close=None, epochs=7, **more)
 
 
-def test_half_precision_keeps_the_scaler_out(monkeypatch, said):
+def test_half_precision_keeps_the_scaler_out(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS["adam"], precision="fp16", clip=(1.0, None), close=1e-3)
     assert graph.replays > 10
     reason = "ScaledAutocast decides outside of a graph whether the optimiser steps"
     assert said()[0] == f"The step is captured without the optimiser's: {reason}."
 
 
-def test_what_a_step_says_stays():
+def test_what_a_step_says_stays() -> None:
     """Outputs are no memory of the graph."""
     graph = RecordedGraph()
     model, data = MODELS["mlp"]
@@ -96,15 +112,15 @@ def test_what_a_step_says_stays():
     assert len(set(state["losses"].tolist())) > 15
 
 
-def test_a_nest_of_a_batch():
+def test_a_nest_of_a_batch() -> None:
     """Dicts, lists and tuples, and tensors that are laid out otherwise."""
 
     class Model(BaseModel):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(4, 1)
 
-        def forward(self, x, more, mode="tensor"):
+        def forward(self, x: Any, more: Any, mode: str = "tensor") -> Any:
             (y, (z,)) = more
             output = self.layer(x + z).squeeze(1)
             return {"loss": (output - y).square().mean(), "error": (output - y).abs().mean(), "output": output}
@@ -132,14 +148,14 @@ def test_a_nest_of_a_batch():
 class Odd(MLP):
     """Does something that a graph cannot hold."""
 
-    def __init__(self, what):
+    def __init__(self, what: Any) -> None:
         super().__init__(in_features=64, num_classes=3, hidden=[8])
         self.what = what
         self.calls = 0
         self.scale = 1.0
         self.register_buffer("average", torch.zeros(()))
 
-    def train_step(self, batch):
+    def train_step(self, batch: Any) -> Any:
         losses = super().train_step(batch)
         loss = losses["loss"]
         match self.what:
@@ -148,7 +164,7 @@ class Odd(MLP):
             case "count":
                 self.calls += 1
             case "buffer":
-                self.average = 0.9 * self.average + 0.1 * loss.detach()
+                self.average = 0.9 * self.average + 0.1 * loss.detach()  # type: ignore[has-type]
             case "python":
                 loss = loss * (1 + random.random())
             case "numpy":
@@ -170,7 +186,7 @@ class Odd(MLP):
     ],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_model_that_cannot_be_captured(said, what, reason, accumulate):
+def test_a_model_that_cannot_be_captured(said: Any, what: str, reason: str, accumulate: int) -> None:
     states = []
     for how in (None, RecordedGraph()):
         random.seed(0)
@@ -184,11 +200,11 @@ def test_a_model_that_cannot_be_captured(said, what, reason, accumulate):
     assert all(state["step"].device == CPU for state in step.optimizer.state.values())
 
 
-def test_a_capture_that_fails_has_done_nothing(monkeypatch, said):
+def test_a_capture_that_fails_has_done_nothing(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
     """The step is run as ever in its place, from the state before."""
 
     class Failing(RecordedGraph):
-        def warm_up(self, function):
+        def warm_up(self, function: Any) -> Any:
             return function(), None
 
     states = []
@@ -198,25 +214,25 @@ def test_a_capture_that_fails_has_done_nothing(monkeypatch, said):
     same(states[1], states[0], 1e-4)
 
 
-def test_batches_that_are_no_tensors(said):
+def test_batches_that_are_no_tensors(said: Any) -> None:
     step, _ = drive(RecordedGraph(), *_lists())
     assert said() == ["The step is not captured: a batch is not of tensors on the device alone."]
     assert step.refusal is not None
 
 
-def _lists():
+def _lists() -> Any:
     class Model(MLP):
-        def train_step(self, batch):
+        def train_step(self, batch: Any) -> Any:
             return super().train_step((torch.as_tensor(batch[0].tolist()), batch[1]))
 
-    def data(count):
+    def data(count: Any) -> Any:
         x, y = pictures(count)
         return x.numpy(), y
 
     return partial(Model, in_features=64, num_classes=3, hidden=[8]), OPTIMS["adam"], data
 
 
-def test_many_shapes(said):
+def test_many_shapes(said: Any) -> None:
     model = MLP(in_features=4, num_classes=2, hidden=[4])
     step = CapturedStep(
         step_of(model, torch.optim.Adam(model.parameters(), fused=True)), RecordedGraph(), dict(model.named_modules())
@@ -229,7 +245,7 @@ def test_many_shapes(said):
 # -- what changes ------------------------------------------------------------------------------------------------------
 
 
-def changing(how, change, *, accumulate=1):
+def changing(how: Any, change: Any, *, accumulate: int = 1) -> Any:
     """Train, with a change in the middle."""
     torch.manual_seed(0)
     model = Odd("nothing")
@@ -245,38 +261,38 @@ def changing(how, change, *, accumulate=1):
     return {"model": model.state_dict(), "losses": torch.stack(losses), "optimizer": optimizer.state_dict()}
 
 
-def scaled(model, optimizer, step):
+def scaled(model: Any, optimizer: Any, step: Any) -> None:
     model.scale = 3.0
 
 
-def decayed(model, optimizer, step):
+def decayed(model: Any, optimizer: Any, step: Any) -> None:
     optimizer.param_groups[0].update(weight_decay=0.3, lr=0.03)
 
 
-def frozen(model, optimizer, step):
+def frozen(model: Any, optimizer: Any, step: Any) -> None:
     next(model.parameters()).requires_grad_(False)
 
 
-def moved(model, optimizer, step):
+def moved(model: Any, optimizer: Any, step: Any) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.clone() * 0.5
 
 
-def loaded(model, optimizer, step):
+def loaded(model: Any, optimizer: Any, step: Any) -> None:
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
-def guarded(model, optimizer, step):
+def guarded(model: Any, optimizer: Any, step: Any) -> None:
     step.precision = SkipNonFinite(step.precision, stacked=False, skipped=torch.zeros(1, dtype=torch.int64))
 
 
-def clipped(model, optimizer, step):
+def clipped(model: Any, optimizer: Any, step: Any) -> None:
     step.clip = make_clip(0.01, None)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("change", [scaled, decayed, frozen, moved, loaded, guarded, clipped])
-def test_a_change_is_followed(change, accumulate):
+def test_a_change_is_followed(change: Any, accumulate: int) -> None:
     graph = RecordedGraph()
     same(changing(graph, change, accumulate=accumulate), changing(None, change, accumulate=accumulate), 1e-4)
     kinds = 1 if accumulate == 1 else 3

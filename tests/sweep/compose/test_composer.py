@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from trainyard.config.hydra_versions import VERSION_BASE
-from trainyard.sweep.compose.composer import Composer, SweepLoader, internals
+from trainyard.sweep.compose.composer import Composer, SweepLoader, internals  # type: ignore[attr-defined]
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -189,7 +189,7 @@ def assert_equal(shared: Launched, point: list[str]) -> None:
     (attempted,) = composer.attempt_all([point])
     fails = isinstance(hydras[0], type) and issubclass(hydras[0], Exception)
     assert isinstance(attempted, Exception) == fails, point
-    assert fails or outcome(lambda: attempted) == hydras, point  # type: ignore[arg-type, return-value]
+    assert fails or outcome(lambda: attempted) == hydras, point  # type: ignore[return-value]
 
 
 # Overrides that Hydra mostly accepts, and such as it mostly refuses. Values of a key come from VALUES.
@@ -381,8 +381,8 @@ def test_sweepers_check_points_with_the_composer(conf: Path, monkeypatch: pytest
     assert isinstance(loader, ConfigLoaderImpl)
     sweepers = SweepLoader(loader, master)
     points = [["db=mysql", "seed=5"], ["model=cnn", "+new=[1,2]"], ["db=mysql", "~name"], ["model=nope"], ["no.key=1"]]
-    hydras = [outcome(lambda point=point: loader.load_sweep_config(master, point)) for point in points]
-    assert [outcome(lambda point=point: sweepers.load_sweep_config(master, point)) for point in points] == hydras
+    hydras = [outcome(lambda point=point: loader.load_sweep_config(master, point)) for point in points]  # type: ignore[misc]
+    assert [outcome(lambda point=point: sweepers.load_sweep_config(master, point)) for point in points] == hydras  # type: ignore[misc]
     another = master.copy()
     another.hydra.overrides.hydra.append("hydra.job.name=another")
     assert sweepers.load_sweep_config(another, ["seed=5"]).hydra.job.name == "another"
@@ -447,7 +447,7 @@ def test_another_loader_does_its_own(conf: Path) -> None:
 
 
 def test_no_primary_config(conf: Path) -> None:
-    loader, master = start(conf, None, [])  # type: ignore[arg-type]
+    loader, master = start(conf, None, [])
     both = loader, master, Composer(loader, master)
     for point in ([], ["+db=mysql", "+x=1"], ["seed=1"]):
         assert_equal(both, point)

@@ -2,7 +2,9 @@
 
 import logging
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -34,7 +36,7 @@ POINTS = [
 
 
 @pytest.fixture
-def hydra():
+def hydra() -> Iterator[Any]:
     state = Singleton.get_state()
     setup_globals()
     loader = Hydra.create_main_hydra2("test", create_config_search_path(str(CONF))).config_loader
@@ -43,7 +45,7 @@ def hydra():
 
 
 @pytest.fixture
-def configs(hydra, tmp_path):
+def configs(hydra: Any, tmp_path: Path) -> Any:
     master = hydra.config_loader.load_configuration("train", [], RunMode.MULTIRUN)
     configs = Composer(hydra.config_loader, master).compose_all(POINTS)
     for num, config in enumerate(configs):
@@ -53,7 +55,7 @@ def configs(hydra, tmp_path):
     return configs
 
 
-def test_the_files_load_as_hydras_own(hydra, configs, tmp_path):
+def test_the_files_load_as_hydras_own(hydra: Any, configs: Any, tmp_path: Path) -> None:
     files = HydraFiles()
     for config in configs:
         folder = Path(config.hydra.runtime.output_dir) / ".hydra"
@@ -69,7 +71,7 @@ def test_the_files_load_as_hydras_own(hydra, configs, tmp_path):
             assert repr(yaml.safe_load(text)) == repr(yaml.safe_load(ours[name])), "in the order and type of each"
 
 
-def test_the_second_job_takes_a_fraction(configs, tmp_path):
+def test_the_second_job_takes_a_fraction(configs: Any, tmp_path: Path) -> None:
     files = HydraFiles()
     values = [plain(config) for config in configs[:2]]
     first = calls(lambda: files.write(values[0], tmp_path / "first"))
@@ -88,14 +90,14 @@ values = st.recursive(
 
 @settings(max_examples=100)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), values, max_size=3), min_size=1, max_size=4))
-def test_any_values_load_as_they_were(points):
+def test_any_values_load_as_they_were(points: Any) -> None:
     files = HydraFiles()
     for values in points:
         text = files._text(values)
         assert repr(yaml.safe_load(text)) == repr(yaml.safe_load(_dump(values)))
 
 
-def test_a_config_becomes_another(configs):
+def test_a_config_becomes_another(configs: Any) -> None:
     pickled = pickle.dumps(configs[0])
     for config in configs:
         copy = pickle.loads(pickled)
@@ -108,18 +110,20 @@ def test_a_config_becomes_another(configs):
 
 
 class _Member:
-    def __init__(self, work_dir):
+    def __init__(self, work_dir: Any) -> None:
         self.work_dir = work_dir
 
 
 @pytest.fixture
-def logging_kept():
+def logging_kept() -> Iterator[Any]:
     root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
     yield
     root.handlers[:], root.level = handlers, level
 
 
-def test_each_member_has_its_log(configs, tmp_path, capsys, logging_kept):
+def test_each_member_has_its_log(
+    configs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], logging_kept: Any
+) -> None:
     for config in configs:
         Path(config.hydra.runtime.output_dir).mkdir(parents=True)
     work_dirs = [tmp_path / "sweep" / str(num) for num in range(4)]
@@ -136,7 +140,7 @@ def test_each_member_has_its_log(configs, tmp_path, capsys, logging_kept):
     assert capsys.readouterr().out == "for all\n"
 
 
-def test_a_jobs_return_has_its_configs(configs):
+def test_a_jobs_return_has_its_configs(configs: Any) -> None:
     result = StackedJobReturn(configs[1], 0.5)
     assert result.return_value == 0.5
     assert result.overrides == POINTS[1]
