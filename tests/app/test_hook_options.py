@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from trainyard.config.hydra_versions import VERSION_BASE
 
 CONF = Path(__file__).parents[2] / "conf"
 DEFAULT = ["progress", "runtime_info", "timer", "logger", "param_schedule", "checkpoint", "predictions"]
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF / "hook").glob("*.yaml"))}
+FILES = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "hook").glob("*.yaml"))}
 OTHERS = sorted(FILES.keys() - {"default", "progress"})
 
 
