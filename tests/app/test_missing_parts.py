@@ -27,6 +27,28 @@ def test_what_was_tested_without_a_best_checkpoint(train: Any) -> None:
     assert "; on the test set " in train().stdout
 
 
+OLD = "norms: {_target_: trainyard.hooks.Norms}\n"  # an option file as it was before it brought the default hooks along
+
+
+def test_hooks_without_a_log_or_checkpoints_are_told(train: Any, tmp_path: Path) -> None:
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook/old.yaml").write_text(OLD)
+    found = [f"hydra.searchpath=[file://{tmp_path}]", "hook=old"]
+    told = "No hook logs (hook.logger) and none saves checkpoints (hook.checkpoint). An option file of hook"
+    assert train(*found).stdout.count(told) == 1
+    assert (
+        "No hook saves checkpoints (hook.checkpoint). An option"
+        in train(*found, "+hook.log._target_=trainyard.hooks.Logger").stdout
+    )
+
+
+def test_what_was_left_out_on_purpose_is_not_told(train: Any) -> None:
+    for left_out in (["~hook.checkpoint", "hook.logger=null"], ["hook=[]"]):
+        result = train(*left_out)
+        assert result.returncode == 0, result.stderr
+        assert "No hook" not in result.stdout
+
+
 def test_a_schedule_that_no_hook_applies(train: Any) -> None:
     assert "Nothing applies the schedule" in train("~hook.param_schedule", "schedule=cosine").stdout
     assert "Nothing applies the schedule" not in train("schedule=cosine").stdout

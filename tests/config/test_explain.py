@@ -35,7 +35,7 @@ def told(*overrides: Any) -> Any:
         (["optim.lrr=1"], "Did you mean 'lr'? A new key is added with +optim.lrr=…"),
         (["~optim.lrr"], "optim.lrr: 'lrr' given; accepted: a key of optim"),
         (["hook.logger.intervall=3"], "Did you mean 'interval'?"),
-        (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' given; accepted: a key of hook: runtime_info, timer, logger, "),
+        (["hook.ema.decay=0.9"], "hook.ema.decay: 'ema' given; accepted: a key of hook: progress, runtime_info, "),
         (["hook.ema.decay=0.9"], "ema is an option of hook that is not chosen: hook=ema adds it."),
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' given; accepted: a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),

@@ -17,8 +17,8 @@ OURS = {"trainyard", "hydra_plugins"}
 OPTIONAL = {"torchmetrics"}
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
@@ -50,6 +50,14 @@ def test_the_pins_lie_in_the_declared_ranges() -> None:
     pinned = pins()
     for requirement in requirements("test"):
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
+
+
+def test_the_pins_of_the_later_hydra_lie_in_the_declared_ranges() -> None:
+    declared = {canonicalize_name(requirement.name): requirement.specifier for requirement in requirements()}
+    later = pins("constraints-hydra14.txt")
+    assert later.keys() == {"hydra-core", "omegaconf"}
+    for name, version in later.items():
+        assert declared[name].contains(version, prereleases=True), f"{name}=={version}"
 
 
 def test_the_pins_fit_any_machine() -> None:

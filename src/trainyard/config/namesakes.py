@@ -93,9 +93,9 @@ def check_hook_names(cfg: DictConfig) -> None:
 def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
     """The options of `hook`. Hydra keeps the choice of one; of several it keeps where they were chosen."""
     given: Any = OmegaConf.to_container(hydra.overrides.task)  # as they were given: ${…} is another's affair
-    for entry in reversed(given):
-        if entry.startswith("hook=["):
-            return _listed(entry)
+    own = [entry for entry in given if entry.startswith("hook=")]
+    if own and own[-1].startswith("hook=["):
+        return _listed(own[-1])
     choices: Any = OmegaConf.to_container(hydra.runtime.choices)
     if "hook" in choices:
         return () if choices["hook"] is None else (str(choices["hook"]),)

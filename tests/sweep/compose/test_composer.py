@@ -20,10 +20,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 
-from trainyard.config.hydra_versions import VERSION_BASE
-from trainyard.sweep.compose.composer import Composer, SweepLoader, internals  # type: ignore[attr-defined]
+from trainyard.config.hydra_versions import IS_14, VERSION_BASE
+from trainyard.sweep.compose.composer import Composer, SweepLoader, internals
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -95,6 +95,7 @@ class Schema:
     items_by_name: dict[str, Item] = field(default_factory=lambda: {"first": Item()})
     either: int | str = 3
     path: Path = Path("somewhere")
+    pair: tuple[int, int] = (1, 2)
 
 
 ConfigStore.instance().store(group="composer_schema", name="base", node=Schema)
@@ -161,7 +162,7 @@ def resolved(node: Any) -> Any:
     if not OmegaConf.is_config(node):
         return repr(node)
     values = {}
-    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
         followed = OmegaConf.is_interpolation(node, key)
         try:
             values[key] = repr(node[key]) if followed else resolved(node[key])
@@ -228,6 +229,8 @@ CHOICES = """
     +hydra.runtime.choices.b=2 hydra.job.config.override_dirname.exclude_keys=[seed] hydra.runtime.version=${seed}
     hydra.job.config.override_dirname.kv_sep=${environment} composer_schema.color=BLUE composer_schema.number=${seed}
     composer_schema.items_by_name={first:{size:5}} +composer_schema.items_by_name.new.size=3 composer_schema.either=x
+    rows[0].a=9 model.hidden[0]=4 rows[1]={a:3} ~rows[0] db\\.port=1 ~db/mysql
+    composer_schema.pair=[3,4] composer_schema.pair.0=5 composer_schema.pair[1]=5
 """
 OTHER_CHOICES = """
     model=nope model=[mlp,cnn] model=3 ++model=mlp +model=mlp ~model=cnn ~model experiment=[digits_cnn,other]
@@ -316,6 +319,21 @@ def test_hydra_composes_every_job_where_fast_paths_are_off(conf: Path, monkeypat
     assert calls["load_sweep_config"] == 2
 
 
+def test_hydra_composes_every_job_where_its_private_functions_are_gone(
+    conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, master = start(conf, "train", ["hydra.sweep.dir=here"])
+    calls = count_calls(loader, monkeypatch)
+    monkeypatch.setattr("trainyard.sweep.compose.composer.internals", None)
+    assert Composer(loader, master).compose(["optim.lr=0.1"]).optim.lr == 0.1
+    assert calls["load_sweep_config"] == 1
+
+
+@pytest.mark.parametrize("name", ["repository", "load", "chooses", "reads_no_value", "is_simple", "record_dirname"])
+def test_the_private_functions_are_there(name: str) -> None:
+    assert callable(getattr(internals, name))
+
+
 def test_changing_one_config_changes_no_other(shared: Launched) -> None:
     composer = shared[2]
     point = ["db=mysql", "seed=5", "+extra={list: [1, {a: 2}]}"]
@@ -325,7 +343,7 @@ def test_changing_one_config_changes_no_other(shared: Launched) -> None:
     def wreck(node: Any) -> None:
         node._metadata.resolver_cache["now"]["x"] = 1
         for child in [
-            node._get_node(key) for key in (range(len(node)) if isinstance(node, ListConfig) else node.keys())
+            node._get_node(key) for key in (node.keys() if isinstance(node, DictConfig) else range(len(node)))
         ]:
             child._metadata.flags["wrecked"] = True
             if OmegaConf.is_config(child):
@@ -444,6 +462,33 @@ def test_another_loader_does_its_own(conf: Path) -> None:
     loader, master = start(conf, "composed", [])
     composer = Composer(Marking(loader.get_search_path()), master)
     assert [cfg.name for cfg in composer.compose_all([[], ["seed=1"], ["model=cnn"]])] == ["marked"] * 3
+
+
+@pytest.mark.skipif(not IS_14, reason="Hydra 1.3 has no aliases")
+def test_aliases_are_replaced_once(conf: Path) -> None:
+    write(conf, {"aliased.yaml": """
+        defaults: [train, _self_]
+        hydra: {aliases: {rate: optim.lr, optim.lr: optim.weight_decay}}
+        """})  # fmt: skip
+    loader, master = start(conf, "aliased", ["optim=sgd"])
+    both = loader, master, Composer(loader, master)
+    for point in (["optim.lr=0.5"], ["rate=0.5"], ["optim=adam", "optim.lr=0.5"]):
+        assert_equal(both, point)
+    assert both[2].compose(["optim.lr=0.5"]).optim.lr == 0.5
+
+
+def test_a_job_keeps_the_launcher_of_its_sweep(conf: Path) -> None:
+    """Hydra 1.4 refuses a job that changes it, Hydra 1.3 passes the change over."""
+    write(conf, {
+        "launching.yaml": "defaults: [train, place: here, _self_]",
+        "place/here.yaml": "x: 1",
+        "place/there.yaml": "# @package _global_\ndefaults: [override /hydra/launcher: basic]",
+    })  # fmt: skip
+    loader, master = start(conf, "launching", [])
+    both = loader, master, Composer(loader, master)
+    assert_equal(both, ["place=there", "seed=3"])
+    (attempted,) = both[2].attempt_all([["place=there", "seed=3"]])
+    assert isinstance(attempted, Exception) == IS_14
 
 
 def test_no_primary_config(conf: Path) -> None:

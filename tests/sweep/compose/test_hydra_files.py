@@ -3,6 +3,7 @@
 import logging
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,26 @@ def test_a_config_becomes_another(configs: Any) -> None:
         HydraConfig.instance().cfg = copy
         assert copy.work_dir == config.hydra.runtime.output_dir, "interpolations are followed in it"
     assert plain(pickle.loads(pickled)) == plain(configs[0])
+
+
+@dataclass
+class Schema:
+    """What is no dict, list or number in a config."""
+
+    pair: tuple[int, int] = (1, 2)
+    either: int | str = 3
+
+
+def test_tuples_and_unions_of_a_schema(tmp_path: Path) -> None:
+    config = OmegaConf.create({"own": Schema, "hydra": {"overrides": {"task": []}}})
+    other = OmegaConf.create({"own": Schema(pair=(3, 4), either="x"), "hydra": {"overrides": {"task": []}}})
+    for each in (config, other):
+        assert plain(each) == OmegaConf.to_container(each)
+    HydraFiles().write(plain(other), tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"own": {"pair": [3, 4], "either": "x"}}
+    assign(config, plain(other))
+    assert config == other
+    assert OmegaConf.get_type(config.own) is Schema
 
 
 class _Member:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from importlib import import_module
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -27,12 +28,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainyard.config.hydra_versions import IS_14
 
-if IS_14:
-    from trainyard.sweep.compose import hydra14 as internals
-else:
-    from trainyard.sweep.compose import hydra13 as internals  # type: ignore[no-redef]
-
 log = logging.getLogger(__name__)
+
+try:
+    internals: Any = import_module(f"trainyard.sweep.compose.{'hydra14' if IS_14 else 'hydra13'}")
+    """The private functions of Hydra; None where this version of Hydra has other ones."""
+except ImportError as missing:
+    log.warning("Hydra composes every job of a sweep, which takes longer: %s.", missing)
+    internals = None
 
 FAST_PATHS = "env.fast_paths"
 """The setting that turns the private functions of Hydra off, as those of torch: Hydra then composes every job."""
@@ -128,6 +131,8 @@ class Composer:
             return None
 
     def _compose(self, point: list[str]) -> DictConfig:
+        if internals is None:
+            raise _UncertainError("this version of Hydra has other private functions")
         if type(self._loader) is not ConfigLoaderImpl:
             raise _UncertainError("another loader may do other things")
         overrides = [self._parse(line) for line in self._prefix + point]
@@ -179,10 +184,13 @@ class Composer:
     @cached_property
     def _repository(self) -> IConfigRepository:
         assert isinstance(self._loader, ConfigLoaderImpl)
-        return internals.repository(self._loader, self._master, [self._parse(line) for line in self._prefix])
+        found: IConfigRepository = internals.repository(
+            self._loader, self._master, list(map(self._parse, self._prefix))
+        )
+        return found
 
     def _find_choice(self, line: str) -> bool:
-        return internals.chooses(self._repository, self._parse(line))
+        return bool(internals.chooses(self._repository, self._parse(line)))
 
     @cached_property
     def _parser(self) -> OverridesParser:
