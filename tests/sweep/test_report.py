@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep.report import JobRow, html, rank, table, tables, text
+from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.curves import POINTS, read_curves
 from trainyard.sweep.report.importance import importance
@@ -148,7 +148,7 @@ def test_table_keeps_brackets_and_fits() -> None:
 @given(rows=sweeps(), direction=DIRECTIONS)
 def test_tables_round_trip(rows: list[JobRow], direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("tables")
-    csv, parquet = tables.write(rows, folder, direction)
+    csv, parquet = result_files.write(rows, folder, direction)
     ranking = rank(rows, direction)
     for frame in (pd.read_parquet(parquet), pd.read_csv(csv)):
         assert list(frame.columns[:2]) == ["rank", "job"]
@@ -164,7 +164,7 @@ def test_tables_hold_numbers(tmp_path: Path) -> None:
     values = [("1", "1e-3", "true", "a"), ("2", "1", "False", "2")]
     names = ("size", "lr", "flag", "state")
     rows = [row(num, dict(zip(names, each, strict=True)), 0.5, tmp_path) for num, each in enumerate(values)]
-    for file, read in zip(tables.write(rows, tmp_path, "maximize"), (pd.read_csv, pd.read_parquet), strict=True):
+    for file, read in zip(result_files.write(rows, tmp_path, "maximize"), (pd.read_csv, pd.read_parquet), strict=True):
         frame = read(file)
         assert list(frame["size"]) == [1, 2]
         assert list(frame["lr"]) == [0.001, 1.0]
@@ -274,7 +274,7 @@ def test_page_escapes_text(tmp_path: Path) -> None:
     page = page_of(rows, tmp_path, title=evil)
     assert sum(name == "script" for name, _ in page.tags) == 1
     assert evil in page.words
-    tables.write(rows, tmp_path, "maximize")
+    result_files.write(rows, tmp_path, "maximize")
 
 
 @pytest.mark.parametrize("objective", [0.5, None, math.nan, math.inf])

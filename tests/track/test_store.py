@@ -20,8 +20,8 @@ from trainyard.track import Journal, RunInfo, RunShipment, read
 from trainyard.track.shipped import LOG, Shipped, ShipperLock, summary
 from trainyard.track.shipper.fleet import Fleet, ship_now
 from trainyard.track.shipper.run_shipper import InUseError
+from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_name, clean_text
 from trainyard.track.shipper.store import Stores
-from trainyard.track.shipper.text import MAX_PARAM, MAX_TAG, clean_name, clean_text
 
 NewRun = Callable[..., Path]
 Fill = Callable[..., None]

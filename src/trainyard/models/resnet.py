@@ -57,7 +57,7 @@ class ResNet(Supervised):
             for block in range(blocks):
                 halve = stage > 0 and block == 0
                 size = width * 2**stage
-                layers.append(Block(size // 2 if halve else size, size, stride=2 if halve else 1))
+                layers.append(BasicBlock(size // 2 if halve else size, size, stride=2 if halve else 1))
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes)]
         super().__init__(nn.Sequential(*layers), loss, data_preprocessor)
         for module in self.modules():
@@ -65,7 +65,7 @@ class ResNet(Supervised):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut: `[B, in, H, W]` to `[B, out, H / stride, W / stride]`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -17,7 +17,10 @@ def warm_up() -> None:
     """Import what the end of a sweep needs, which takes most of a second: meanwhile the jobs run."""
     import pandas  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
-    from trainyard.sweep.report import html, tables  # noqa: F401
+    from trainyard.sweep.report import (
+        html,  # noqa: F401
+        result_files,  # noqa: F401
+    )
 
 
 def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
@@ -28,7 +31,7 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
         tracking: of the sweep.
         named: whether the config says what the `objective` is and its `direction`. Else less is better.
     """
-    from trainyard.sweep.report import html, tables
+    from trainyard.sweep.report import html, result_files
 
     config, directory = plan.jobs[0].config, plan.directory
     name = OmegaConf.select(config, "objective") if named else None
@@ -41,7 +44,7 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
         print(ranking.text(table))
     title = f"{directory.parent.name} {directory.name}"
     files = [
-        *tables.write(rows, directory, direction),
+        *result_files.write(rows, directory, direction),
         html.write(rows, directory, title=title, objective=name, direction=direction),
     ]
     print(f"Report: {files[-1]}")

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from trainyard.hooks.predictions import figures
-from trainyard.hooks.predictions.text import compared, page
+from trainyard.hooks.predictions.token_page import compared, page
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Ankle boot", "a name $with$ dollars that is longer than the rest"]
 

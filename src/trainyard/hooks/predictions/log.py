@@ -11,7 +11,7 @@ from typing import Any
 from trainyard.checks import boolean, choice, integer
 from trainyard.hooks.predictions import figures
 from trainyard.hooks.predictions.samples import Gathering, Shown, merged
-from trainyard.hooks.predictions.text import page
+from trainyard.hooks.predictions.token_page import page
 from trainyard.runner import Member, Runner, checkpoint
 from trainyard.runner.hook import Hook
 

@@ -16,9 +16,9 @@ from trainyard.track.journal import Record
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
-from trainyard.track.shipper.model import warm_model
+from trainyard.track.shipper.logged_model import warm_model
+from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
-from trainyard.track.shipper.text import describe
 from trainyard.track.shipper.uploads import LeftOutError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from mlflow.exceptions import MlflowException
 
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper.backoff import Backoff
-from trainyard.track.shipper.model import Build, log_model
-from trainyard.track.shipper.text import MAX_PARAM, MAX_TAG, clean_name, clean_text, first_line
+from trainyard.track.shipper.logged_model import Build, log_model
+from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_name, clean_text, first_line
 from trainyard.track.shipper.uploads import Artifacts
 from trainyard.track.uri import sqlite_file, with_password
 

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import verify_artifact_path
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from trainyard.track.shipper.text import clean_name, first_line
+from trainyard.track.shipper.sanitize import clean_name, first_line
 
 # Written once and then replaced, never changed: they can be shared with the run's directory.
 _LINKED = ".pt"
