@@ -1,0 +1,1 @@
+"""Configs: building objects, and the checks before anything starts."""

@@ -1,4 +1,4 @@
-"""From a node of the config to the object that it describes."""
+"""Building: from a node of the config to the object that it describes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ AUTO = "auto"
 
 
 def is_node(value: object) -> bool:
-    """Whether this is a config that `build` can make an object of."""
+    """Return whether this is a config that `build` can make an object of."""
     return isinstance(value, Mapping | DictConfig) and "_target_" in value
 
 
 def build(value: Any, key: str, /, *args: Any) -> Any:
-    """The object that a config describes; anything that is no such config is given back as it is.
+    """Return the object that a config describes; anything that is no such config is given back as it is.
 
     Args:
         value: an object, or a mapping with `_target_`.
@@ -51,12 +51,12 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
 
 
 def _is_plain(node: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether there is nothing that only Hydra knows: no interpolation, no control but `_target_` and `_partial_`."""
+    """Return whether nothing needs Hydra: no interpolation, no control but `_target_` and `_partial_`."""
     return type(node) is dict and not {"_args_", "_recursive_", "_convert_"} & node.keys() and "${" not in repr(node)
 
 
 def _called(node: dict[str, Any], key: str, args: tuple[Any, ...]) -> Any:
-    """What Hydra's `instantiate` makes of such a node. That takes 1.5 ms each, and sweeps build thousands."""
+    """Return what Hydra's `instantiate` makes of such a node. That takes 1.5 ms each, and sweeps build thousands."""
     target = locate(node["_target_"], f"{key}._target_")
     named = {name: _argument(entry, f"{key}.{name}") for name, entry in node.items() if name not in _CONTROLS}
     if node.get("_partial_"):
@@ -80,7 +80,7 @@ def _argument(value: Any, key: str) -> Any:
 
 
 def taken_out(value: Any, name: str) -> tuple[Any, Any]:
-    """A node without an entry that its target does not take, and that entry: None where there is none, or it takes it.
+    """Return a node without an entry, and that entry; None where there is none, or the target takes it.
 
     Anything that is no node is given back as it is.
     """
@@ -109,7 +109,7 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 
 
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
-    """A copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
+    """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
     Args:
         value: a config; an object is given back as it is.
@@ -187,7 +187,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def locate(path: Any, key: str) -> Callable[..., Any]:
-    """What a dotted path names; a class or function is given back as it is.
+    """Return what a dotted path names; a class or function is given back as it is.
 
     Raises:
         ConfigError: nothing of that name can be imported; or what it names cannot be called.

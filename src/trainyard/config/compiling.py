@@ -1,4 +1,4 @@
-"""What the settings `compile` and `capture` stand for."""
+"""Settings `compile` and `capture`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARGUMENTS = ("fullgraph", "dynamic", "backend", "mode", "options")
 
 
 def compile_arguments(given: Any) -> dict[str, Any] | None:
-    """The arguments of `torch.compile`, or None where nothing is to be compiled.
+    """Return the arguments of `torch.compile`, or None where nothing is to be compiled.
 
     Args:
         given: True, False, the name of a mode, or a mapping of the arguments.
@@ -44,7 +44,7 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
 
 
 def check_capture(given: Any, device: str = "cuda") -> None:
-    """Whether the setting `capture` is one, for a device of this type.
+    """Check the setting `capture` for a device of this type.
 
     Raises:
         ConfigError: it is none of auto, true and false; it is true, and the device is not CUDA.

@@ -1,4 +1,4 @@
-"""Hydra's own complaints about a config, in the words that the rest of the project uses."""
+"""Explanations of Hydra's errors, in this project's words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainyard.errors import ConfigError, TrainyardError
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_name: str) -> TrainyardError | None:
-    """What an exception of Hydra or OmegaConf means for whoever wrote the command; None where it is none of theirs.
+    """Explain an exception of Hydra or OmegaConf for the user; None where the command is not its cause.
 
     Args:
         error: what composing raised.
@@ -72,7 +72,7 @@ def _explain_key(
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
-    """The deepest node on the way to `key`, its own key, and the part of `key` that follows."""
+    """Return the deepest node on the way to `key`, its own key, and the part of `key` that follows."""
     parts = key.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         parent = ".".join(parts[:depth])
@@ -98,7 +98,7 @@ def _how_to_add(key: str) -> str:
 def _composed_without(
     key: str, overrides: Sequence[str], config_dir: str, config_name: str
 ) -> tuple[DictConfig, list[str]]:
-    """The config that the other overrides give, and the groups it chooses from."""
+    """Return the config that the other overrides give, and the groups it chooses from."""
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
     GlobalHydra.instance().clear()
     try:

@@ -1,4 +1,4 @@
-"""What Hydra 1.3 and 1.4, and OmegaConf 2.3 and 2.4, do differently.
+"""Differences between Hydra 1.3 and 1.4, and between OmegaConf 2.3 and 2.4.
 
 All other code is the same for both. What the fast composition of sweeps needs beside this is in
 `trainyard.sweep.compose`.
@@ -46,7 +46,7 @@ def instantiate(node: Any, *args: Any) -> Any:
 
 
 def full_key(error: Exception) -> str:
-    """The key of the node that could not be built, from the root or from the node that was to be built."""
+    """Return the key of the node that could not be built, from the root or from the node that was to be built."""
     lines: list[str] = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
     for line in lines:
         if line.startswith("full_key: "):
@@ -61,5 +61,5 @@ def configure_log(settings: Any, verbose: Any = False) -> None:
 
 
 def is_tuple(node: object) -> bool:
-    """Whether this is a tuple in a config. OmegaConf 2.3 has none: it makes lists of them."""
+    """Return whether this is a tuple in a config. OmegaConf 2.3 has none: it makes lists of them."""
     return _is_tuple is not None and _is_tuple(node)

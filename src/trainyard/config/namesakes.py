@@ -1,4 +1,4 @@
-"""Options of `hook` that are chosen together and say different things of one hook."""
+"""Namesakes: options of `hook`, chosen together, that define one hook differently."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def check_hook_names(cfg: DictConfig) -> None:
 
 
 def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
-    """The options of `hook`. Hydra keeps the choice of one; of several it keeps where they were chosen."""
+    """Return the options of `hook`. Hydra keeps the choice of one; of several it keeps where they were chosen."""
     given: Any = OmegaConf.to_container(hydra.overrides.task)  # as they were given: ${…} is another's affair
     own = [entry for entry in given if entry.startswith("hook=")]
     if own and own[-1].startswith("hook=["):
@@ -122,7 +122,7 @@ def _listed_in(files: tuple[str, ...], sources: Sources) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
-    """What later files set back.
+    """Return what later files set back.
 
     Raises:
         ConfigError: two hooks of one name.
@@ -153,7 +153,7 @@ def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
 
 
 def _merged(name: str, option: str, sources: Sources, within: tuple[str, ...] = ()) -> Iterator[_File]:
-    """A file and those that it brings along, in the order in which they are merged."""
+    """Yield a file and those that it brings along, in the order in which they are merged."""
     content = _read(f"hook/{name}", sources)
     own = _File(option, name, {key: value for key, value in content.items() if key != "defaults"})
     entries = [entry for entry in content.get("defaults") or () if isinstance(entry, str)]
@@ -178,7 +178,7 @@ def _leaves(value: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _is_set_back(lost: _Lost, config: Any) -> bool:
-    """Whether the value stands in the config that came of it all: an experiment or the command line may have set it."""
+    """Return whether the composed config has the value: an experiment or the command line may have set it."""
     found = config
     for name in lost.key.split("."):
         if not isinstance(found, Mapping) or name not in found:
@@ -199,7 +199,7 @@ def _is_same(written: Any, found: Any) -> bool:
 
 
 def _read(name: str, sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The content of a config file; nothing of one that is not there or that puts its content elsewhere."""
+    """Return the content of a config file; nothing of one that is not there or that puts its content elsewhere."""
     for schema, path in sources:
         folder = Path(path) if schema == "file" else resources.files(path) if schema == "pkg" and path else None
         file = None if folder is None else folder.joinpath(*f"{name}.yaml".split("/"))

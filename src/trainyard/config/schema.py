@@ -1,4 +1,4 @@
-"""The types of the settings that the framework itself owns: those at the top of a config, beside the groups."""
+"""Schema of the framework's own settings: those at the top of a config, beside the groups."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _FOUND_RIGHT: set[tuple[str, str]] = set()
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """A composed config in plain Python, without Hydra's own node.
+    """Return a composed config in plain Python, without Hydra's own node.
 
     Raises:
         ConfigError: an interpolation does not resolve.
@@ -100,7 +100,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with `paramwise`, which is no argument of an optimiser, as a node beside each optimiser.
+    """Return the values with `paramwise`, which is no argument of an optimiser, as a node beside each optimiser.
 
     A hook's `priority`, which is no argument of it either, is checked here.
 
@@ -135,7 +135,7 @@ def _without_priority(node: Any, name: str) -> Any:
 
 
 def _resolved(cfg: DictConfig, key: Any) -> Any:
-    """A value in plain Python: a sweep checks thousands of configs, and these are read many times faster."""
+    """Return a value in plain Python: a sweep checks thousands of configs, and these are read many times faster."""
     if OmegaConf.is_missing(cfg, key):
         return "???"
     value = cfg[key]

@@ -10,7 +10,7 @@ from trainyard.data import Loader
 
 
 def input_of(batch: Any) -> Any:
-    """The first element of a tuple or list, the first entry of a mapping that is no target, or the lone tensor itself.
+    """Return the first element of a tuple or list, the first input of a mapping, or the lone tensor itself.
 
     None where there is none.
     """
@@ -22,7 +22,7 @@ def input_of(batch: Any) -> Any:
 
 
 def with_input(batch: Any, value: Any) -> Any:
-    """The batch with another input; the rest of it is shared."""
+    """Return the batch with another input; the rest of it is shared."""
     if isinstance(batch, Mapping):
         return {**batch, _name(batch): value}
     if isinstance(batch, tuple | list):
@@ -31,7 +31,7 @@ def with_input(batch: Any, value: Any) -> Any:
 
 
 def of_first_member(batch: Any, loader: Loader) -> Any:
-    """The part of a batch that is the first member's, where the loader serves each member its own."""
+    """Return the part of a batch that is the first member's, where the loader serves each member its own."""
     return tuple(part[0] for part in batch) if getattr(loader, "stacked", False) else batch
 
 

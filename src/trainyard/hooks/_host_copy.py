@@ -53,7 +53,7 @@ class HostBuffers:
         self._lock = Lock()
 
     def copy(self, state: dict[str, Any]) -> HostCopy:
-        """The same nest of dicts, lists and tuples with every tensor copied."""
+        """Return the same nest of dicts, lists and tuples with every tensor copied."""
         lent: list[_Lent] = []
         copied = self._copied(state, lent)
         event = torch.cuda.current_stream().record_event() if any(kind[-1] for kind, _ in lent) else None
@@ -67,7 +67,7 @@ class HostBuffers:
         self.take_back(fresh)
 
     def take_back(self, lent: list[_Lent]) -> None:
-        """These can be used again."""
+        """Take back buffers, to be used again."""
         with self._lock:
             for kind, buffer in lent:
                 self._free[kind].append(buffer)

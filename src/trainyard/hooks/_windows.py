@@ -34,7 +34,7 @@ class LogWindow:
     epoch: int = 0
 
     def extended(self, column: Column, length: int) -> Self:
-        """The window with these values too; `length` is the number of iterations of an epoch."""
+        """Return the window with these values too; `length` is the number of iterations of an epoch."""
         raise NotImplementedError
 
     def mean(self) -> Tensor | None:
@@ -42,7 +42,7 @@ class LogWindow:
         raise NotImplementedError
 
     def keep(self, members: list[int]) -> Self:
-        """The window of these members alone."""
+        """Return the window of these members alone."""
         return replace(self, tensors=tuple(tensor[members] if tensor.ndim else tensor for tensor in self.tensors))
 
     def state_dict(self, member: int) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class LogWindow:
         return {"kind": type(self).__name__, "tensors": own, "count": self.count, "epoch": self.epoch}
 
     def loaded(self, states: Sequence[dict[str, Any]], device: torch.device) -> Self:
-        """The window as its members' states have it; as it is, where they are of another kind."""
+        """Return the window as its members' states have it; as it is, where they are of another kind."""
         first = states[0]
         if first["kind"] != type(self).__name__:
             return self
@@ -111,7 +111,7 @@ class Smoothed(LogWindow):
 
 
 def window_kinds(window: Any, smoothing: Any) -> dict[str, LogWindow]:
-    """The empty window of each name, as the Logger's `window` and `smoothing` ask for it.
+    """Return the empty window of each name, as the Logger's `window` and `smoothing` ask for it.
 
     Raises:
         ConfigError: one that is none, or both for one name.

@@ -153,7 +153,7 @@ class Checkpoint(Hook):
         self._others.keep(members)
 
     def _due(self, runner: Runner) -> bool:
-        """Whether this is the end of every `interval`-th epoch, or iteration, from `begin` on."""
+        """Return whether this is the end of every `interval`-th epoch, or iteration, from `begin` on."""
         if self._unit == "iter":
             return runner.iter % self._interval == 0 and runner.iter >= self.begin
         return runner.epoch % self._interval == 0 and runner.epoch >= self.begin and self._between_epochs(runner)
@@ -170,7 +170,7 @@ class Checkpoint(Hook):
             self._writer.submit([partial(self._buffers.reserve, states)])
 
     def _best_files(self, runner: Runner) -> list[set[str]]:
-        """For each member the files that its state of this moment is the best for."""
+        """Return for each member the files that its state of this moment is the best for."""
         if runner.train_loop.val_due:
             return [set() for _ in runner.members]
         return [
@@ -213,7 +213,7 @@ class Checkpoint(Hook):
             self._saved_at = _place(runner)
 
     def _drop(self, member: Member, files: set[str]) -> None:
-        """A better state has come for these files: what is held back is not for them any more."""
+        """Drop held states of these files: a better state has come for them."""
         for held in self._held.get(member.checkpoints, []):
             held.files -= files
             if not held.files:
@@ -275,7 +275,7 @@ class Checkpoint(Hook):
 
 
 def _place(runner: Runner) -> tuple[Any, ...]:
-    """Where the training stands, and who has stopped: what was saved there need not be saved again."""
+    """Return where the training stands, and who has stopped: what was saved there need not be saved again."""
     stopped = [member.stop_reason for member in runner.members]
     return runner.iter, runner.train_loop.val_due, *stopped
 
@@ -313,7 +313,7 @@ class BestOf:
                 best[name] = Best(value, epoch, step)
 
     def files_of(self, index: int, step: int) -> set[str]:
-        """The files of the metrics whose best was seen at iteration `step`."""
+        """Return the files of the metrics whose best was seen at iteration `step`."""
         return {self.files[name] for name, best in self._best.get(index, {}).items() if best.iter == step}
 
     def forget_missing(self, index: int, member: Member) -> None:

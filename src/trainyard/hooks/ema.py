@@ -145,7 +145,7 @@ class EMA(Hook):
         return self._average is not None and int(self._average.n_averaged) > 0
 
     def _due(self, count: int) -> bool:
-        """Whether there is an update after iteration (or epoch) number `count`."""
+        """Return whether there is an update after iteration (or epoch) number `count`."""
         return count >= self._first and (count - self._first) % self.interval == 0
 
     def _take_weights(self, runner: Runner) -> None:
@@ -167,7 +167,7 @@ class EMA(Hook):
 
     @torch.no_grad()
     def _update(self, averages: list[Tensor], weights: list[Tensor], _: Any) -> None:
-        """One update of tensors of one kind; whole numbers, such as BatchNorm's count, are taken over."""
+        """Update tensors of one dtype; integers, such as BatchNorm's count, are copied."""
         assert self._average is not None
         if not (averages[0].is_floating_point() or averages[0].is_complex()):
             foreach.copy_(averages, weights)
@@ -182,7 +182,7 @@ class EMA(Hook):
             average.lerp_(weight, shares.view(-1, *[1] * (average.ndim - 1)))
 
     def _share(self, updates: int) -> float:
-        """How far the average goes towards the weights, after so many updates."""
+        """Return how far the average goes towards the weights, after so many updates."""
         if self.kind == "swa":
             return 1 / (updates + 1)
         if self.kind == "annealing":
@@ -242,5 +242,5 @@ class RawResults:
 
 
 def raw(name: str) -> str:
-    """The name of a set, or of a result, for the weights by themselves."""
+    """Return the name of a set, or of a result, for the weights by themselves."""
     return name.replace("val", "val_raw", 1)

@@ -14,7 +14,7 @@ class ImageTransform(nn.Module):
     """A transform of images `[B, C, H, W]` of any number type; a subclass writes `transform`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images transformed; a ConfigError where they are none."""
+        """Return the images transformed; a ConfigError where they are none."""
         if not isinstance(images, Tensor) or images.ndim != 4:
             given = f"{list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             accepted = f"transforms of this data's inputs, {given}: {type(self).__name__} takes images [B, C, H, W]"

@@ -106,7 +106,7 @@ class Logger(Hook):
         self._results(runner, "test")
 
     def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
-        """The means of a point, `[]` or `[K]`, and the windows as they are after it."""
+        """Return the means of a point, `[]` or `[K]`, and the windows as they are after it."""
         window, windows = self._window, self._windows
         means = window[0] if len(window) == 1 else _means(window)
         if self._kinds:
@@ -116,7 +116,7 @@ class Logger(Hook):
         return means, windows
 
     def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
-        """The means over the windows that were asked for, in place of those since the last point."""
+        """Return the means over the windows that were asked for, in place of those since the last point."""
         windows = dict(self._windows)
         first = step - len(self._window) + 1
         for key in means:
@@ -140,7 +140,7 @@ class Logger(Hook):
             self._line(runner)
 
     def _place(self, iteration: int) -> str:
-        """Where in the training an iteration is, counted from 1."""
+        """Return where in the training an iteration is, counted from 1."""
         epoch, index = divmod(iteration - 1, self._length)
         if self.by == "epoch":
             return f"epoch {epoch + 1}/{self._epochs}  iter {index + 1}/{self._length}"
@@ -192,7 +192,7 @@ class Logger(Hook):
         self._windows = {key: window.keep(index) for key, window in self._windows.items()}
 
     def _take_up(self, runner: Runner) -> None:
-        """The windows of a resumed run: those of each member, side by side."""
+        """Restore the windows of a resumed run: those of each member, side by side."""
         states = [self._loaded[member] for member in sorted(self._loaded)]
         self._loaded = {}
         windows = [state["window"] for state in states]
@@ -210,18 +210,18 @@ class Logger(Hook):
 
 
 def _of(value: Tensor, member: int) -> Tensor:
-    """One member's number of `[K]`; a solo run's is a scalar."""
+    """Return one member's number of `[K]`; a solo run's is a scalar."""
     return value[member] if value.ndim else value
 
 
 def _of_members(gauge: Callable[[], Any], members: list[int]) -> Any:
-    """What a gauge has for these members."""
+    """Return what a gauge has for these members."""
     value = gauge()
     return [value[member] for member in members] if isinstance(value, list) else value
 
 
 def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each number over the iterations that have it (a gradient norm comes only with a step)."""
+    """Return the mean of each number over the iterations that have it (a gradient norm comes only with a step)."""
     columns: dict[str, list[Tensor]] = {}
     for outputs in window:
         for key, value in outputs.items():

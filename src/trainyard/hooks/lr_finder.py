@@ -41,7 +41,7 @@ class Curve:
         self._mean = 0.0
 
     def add(self, lr: float, loss: float) -> None:
-        """One more point, unless the curve has ended."""
+        """Add a point, unless the curve has ended."""
         if self.ended or not math.isfinite(loss):
             self.ended = True
             return
@@ -161,7 +161,7 @@ def _endless(runner: Runner) -> Iterator[Any]:
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:
-    """The curve as numbers and as a picture."""
+    """Return the curve as numbers and as a picture."""
     from matplotlib.figure import Figure  # here, since it takes a while
 
     numbers, picture = folder / "lr_finder.json", folder / "lr_finder.png"

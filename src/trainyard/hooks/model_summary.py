@@ -113,7 +113,7 @@ def _end(row: Row, count: Any, module: nn.Module, inputs: Any, output: Any) -> N
 
 @contextmanager
 def _flops() -> Iterator[Any]:
-    """Counts the floating-point operations inside the block; gives a function that returns how many there were."""
+    """Count the floating-point operations inside the block; yield a function that returns the count."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -68,8 +68,8 @@ class NaNGuard(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any], member: Member) -> None:
         self._look(runner)
         finite = [local(parameter).isfinite().all() for parameter in member.model.parameters()]
-        amiss = bool(finite) and not torch.stack(finite).all()
-        if runner.strategy.agree(amiss) and not member.failed:
+        not_finite = bool(finite) and not torch.stack(finite).all()
+        if runner.strategy.agree(not_finite) and not member.failed:
             member.stop(f"a weight is no finite number after iteration {runner.iter}", failed=True)
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class NaNGuard(Hook):
                 guard.skipped = kept
 
     def _skipped(self) -> list[float]:
-        """For each member the steps that were skipped so far."""
+        """Return for each member the steps that were skipped so far."""
         return [float(count) for count in self._guards[0].skipped.tolist()]
 
     def _look(self, runner: Runner) -> None:
@@ -126,7 +126,7 @@ class SkipNonFinite:
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
-        """One step; alone, it waits for the device, which has to say whether there is one."""
+        """Take one step; for one member, wait for the device to say whether it is to be taken."""
         bad = self._bad(optimizer)
         if self._agree is not None:
             bad.fill_(self._agree(bool(bad.any())))
@@ -139,7 +139,7 @@ class SkipNonFinite:
             self._precision.step(optimizer, unwrapped_step)
 
     def _bad(self, optimizer: Optimizer) -> Tensor:
-        """Whether a gradient of a member is not finite, bool `[K]`: it shows in the greatest or the least number."""
+        """Return whether a gradient of each member is not finite, bool `[K]`, by its greatest and least number."""
         grads = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         rows = [grad.reshape(len(self.skipped), -1) for grad in grads if grad.numel()]
         if not rows:

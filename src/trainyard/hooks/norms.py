@@ -88,7 +88,7 @@ class _Measure(NoClip):
         return self.clip(parameters)
 
     def norms(self, by_module: bool) -> dict[str, Tensor]:
-        """The norms by name, `[members]`; none where the optimiser has not stepped."""
+        """Return the norms by name, `[members]`; none where the optimiser has not stepped."""
         found: dict[str, Tensor] = {}
         for kind, taken in (("grad", self._grads), ("param", self._params)):
             parts = {

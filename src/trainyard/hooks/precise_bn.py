@@ -105,7 +105,7 @@ class _Statistics:
         self.squares += (numbers - 1) * variance + numbers * mean.square()  # the running variance is the unbiased one
 
     def sums(self) -> dict[str, Tensor]:
-        """What was counted so far."""
+        """Return what was counted so far."""
         return {"numbers": torch.full_like(self.sum, self.numbers), "sum": self.sum, "squares": self.squares}
 
     def write(self, sums: Mapping[str, Tensor]) -> None:
@@ -120,19 +120,19 @@ class _Statistics:
 
 
 def _updates(layer: nn.Module) -> bool:
-    """Whether a training step updates the layer's running statistics."""
+    """Return whether a training step updates the layer's running statistics."""
     return isinstance(layer, BATCH_NORMS) and layer.track_running_stats and layer.training
 
 
 def _forward(model: nn.Module) -> Any:
-    """What a batch is put through: a training step without its backward pass."""
+    """Return what a batch is put through: a training step without its backward pass."""
     if hasattr(model, "train_steps"):  # of several optimisers, whose losses may need gradients
         return getattr(model, "val_step", partial(call, model, mode="predict"))
     return getattr(model, "train_step", partial(call, model, mode="loss"))
 
 
 def _sizes(runner: Runner, alone: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> dict[str, int]:
-    """How many numbers each channel has in a batch, by layer: seen in one pass of one member's model."""
+    """Return how many numbers each channel has in a batch, by layer: seen in one pass of one member's model."""
     sizes: dict[str, int] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

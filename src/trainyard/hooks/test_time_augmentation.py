@@ -132,7 +132,7 @@ class TestTimeAugmentation(Hook):
             self._plain = None
 
     def _prediction(self, runner: Runner) -> Callable[..., Callable[[Any], Tensor]]:
-        """What takes the place of `runner.predict_step`."""
+        """Return what takes the place of `runner.predict_step`."""
         for transform in self.transforms:
             if isinstance(transform, nn.Module):
                 transform.to(runner.device)

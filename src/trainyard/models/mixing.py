@@ -110,7 +110,7 @@ class Mixup(BatchMix):
         if not x.is_floating_point():
             raise TrainyardError(
                 f"Mixup takes means of floating-point numbers; the input is {_shape(x)}. DataPreprocessor before it "
-                f"makes floats of whole numbers."
+                f"makes floats of integers."
             )
         own = kept.to(x.dtype)
         return own * x + (1 - own) * x.roll(1, 0), kept

@@ -1,4 +1,4 @@
-"""The hooks of one of several ranks, and the iteration at which all of them end."""
+"""Agreement of ranks: their hooks, and the iteration at which all of them end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERVAL = 10
 
 
 def hooks_of_rank(hooks: Mapping[str, HookLike], strategy: Strategy) -> dict[str, HookLike]:
-    """Those of the hooks that run on this rank, and the agreement.
+    """Return those of the hooks that run on this rank, and the agreement.
 
     Raises:
         ConfigError: one works on one device only.

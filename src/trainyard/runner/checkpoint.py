@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before they are believed, opened without running code."""
+"""Checkpoint files: written atomically, verified when read, opened without running code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> Any:
-    """What `torch.save` wrote into a file, on the CPU. What torch before 1.6 wrote has no checksums to be verified.
+    """Read what `torch.save` wrote, onto the CPU. Files of torch before 1.6 have no checksums to verify.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -116,7 +116,7 @@ def write_last(directory: Path, history: list[str]) -> None:
 
 
 def read_last(directory: Path) -> list[str]:
-    """The checkpoints of a directory, oldest first: as noted, or by the files' times where the note is unreadable."""
+    """Return the checkpoints of a directory, oldest first: as noted, or by time where the note is unreadable."""
     try:
         history = json.loads((directory / LAST).read_text())["history"]
         return [str(name) for name in history if (directory / str(name)).exists()]
@@ -126,7 +126,7 @@ def read_last(directory: Path) -> list[str]:
 
 
 def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a directory and its contents; damaged ones are passed over aloud.
+    """Return the newest whole checkpoint of a directory and its contents; damaged ones are skipped with a warning.
 
     Args:
         directory: the checkpoints'.
@@ -153,7 +153,7 @@ def _newest_first(directory: Path) -> Iterator[Path]:
 def given(
     key: str, path: str | os.PathLike[str], reader: Callable[[Path], dict[str, Any]] = load
 ) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint that the user named.
+    """Return a checkpoint that the user named.
 
     Args:
         key: of the setting that names it.

@@ -1,4 +1,4 @@
-"""The contract of loops: what a Runner asks of a training loop and of an evaluation loop."""
+"""Contract of loops: what a Runner asks of a training loop and of an evaluation loop."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Loop(Protocol):
     val_due: bool
 
     def max_epochs(self, runner: Any) -> int:
-        """Epochs in the whole run; the last one may be cut short."""
+        """Return epochs in the whole run; the last one may be cut short."""
 
     def max_iters(self, runner: Any) -> int:
-        """Iterations in the whole run."""
+        """Return iterations in the whole run."""
 
     def run(self, runner: Any) -> None:
         """Train from where the runner stands to the end, counting `runner.iter` and `runner.epoch`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on, with `val_due` among it: plain values and tensors."""
+        """Return what a resumed run needs to go on, with `val_due` among it: plain values and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
 
 def checked(key: str, loop: Any, kind: type) -> Any:
-    """A loop that has all that `kind` asks for.
+    """Return a loop that has all that `kind` asks for.
 
     Args:
         key: the argument that gave it, for errors.

@@ -1,4 +1,4 @@
-"""Which hooks are called at which stage, and in which order."""
+"""Dispatch of hooks: stages, priorities, and the order of calls."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class HookLike(Protocol):
 
 
 def priority(value: int | str) -> int:
-    """The number of a priority given by name or number; low numbers are called first.
+    """Return the number of a priority given by name or number; low numbers are called first.
 
     Raises:
         ConfigError: an unknown name, or a number outside 0 to 100.
@@ -93,7 +93,7 @@ def build_hooks(values: Any) -> dict[str, Any]:
 
 
 def build_hook(value: Any, name: str) -> Any:
-    """The hook that a config describes; a `priority` in it takes the place of the hook's own."""
+    """Return the hook that a config describes; a `priority` in it takes the place of the hook's own."""
     node, given = taken_out(value, "priority")
     hook = build(node, f"hook.{name}")
     if given is not None:
@@ -102,7 +102,7 @@ def build_hook(value: Any, name: str) -> Any:
 
 
 def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stages that loops, or the classes of their configs, have besides the usual ones.
+    """Return the stages that loops, or the classes of their configs, have besides the usual ones.
 
     Raises:
         ConfigError: a name that does not begin with `before_` or `after_`, by which a hook's methods are known.
@@ -119,7 +119,7 @@ def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _method(hook: HookLike, stage: str) -> Callable[..., None]:
-    """The hook's method of a stage; stages of one member's checkpoint give the member only where it is asked for."""
+    """Return the hook's method of a stage; a method that has no parameter `member` is not given one."""
     method: Callable[..., None] = getattr(hook, stage)
     if stage not in OF_MEMBER or "member" in signature(method).parameters:
         return method
@@ -153,7 +153,7 @@ class Dispatch:
         }
 
     def stage(self, name: str) -> list[Callable[..., None]]:
-        """The bound methods to call at a stage, first to last.
+        """Return the bound methods to call at a stage, first to last.
 
         Raises:
             ConfigError: there is no such stage.
@@ -169,7 +169,7 @@ class Dispatch:
             method(*args, **kwargs)
 
     def state_dict(self, *member: int) -> dict[str, dict[str, Any]]:
-        """The hooks' states; of a fused group, those of member number `member`."""
+        """Return the hooks' states; of a fused group, those of member number `member`."""
         return {name: state for name, hook in self.hooks.items() if (state := hook.state_dict(*member))}
 
     def load_state_dict(self, states: Mapping[str, dict[str, Any]], *member: int) -> None:

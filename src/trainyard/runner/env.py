@@ -1,4 +1,4 @@
-"""The process's settings that a training runs under."""
+"""Process settings: threads, determinism, memory, and the device of a training."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _threads(key: str, value: int | None) -> int | None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device for `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, …
+    """Return the device for `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:1`.
 
     Raises:
         ConfigError: a name that torch does not know, or a device that this machine lacks.
@@ -137,7 +137,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A device in words: `cuda (NVIDIA H100)`, `cpu (2 threads)`."""
+    """Return a device in words: `cuda (NVIDIA H100)`, `cpu (2 threads)`."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The order of things in validation and testing, and nothing else."""
+"""Validation and test loops: the order of events, and nothing else."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ValLoop:
                 member.judge(step=runner.iter, epoch=runner.epoch)
 
     def done(self, runner: Runner) -> None:
-        """The results are in: what is saved from here on need not be validated again."""
+        """Note that the results are in: what is saved from here on need not be validated again."""
         if runner.training:
             runner.train_loop.val_due = False
 
@@ -141,7 +141,7 @@ class TestLoop(ValLoop):
     __test__ = False  # not a test case, whatever pytest makes of the name
 
     def judge(self, runner: Runner) -> None:
-        """Test results choose nothing."""
+        """Do nothing: test results choose nothing."""
 
     def done(self, runner: Runner) -> None:
-        """A test changes nothing of the training's state."""
+        """Do nothing: a test changes nothing of the training's state."""

@@ -1,4 +1,4 @@
-"""The base of every hook."""
+"""Base class of hooks."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Hook:
     ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        """What a resumed run needs to go on, for one member: plain values and tensors."""
+        """Return what a resumed run needs to go on, for one member: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         """Take back what `state_dict` gave."""
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
-        """The names of what this hook itself records at a validation, given those of the metrics' results."""
+        """Return the names of what this hook itself records at a validation, given those of the metrics' results."""
         return ()
 
     def stack(self, hooks: Sequence[Hook]) -> None:

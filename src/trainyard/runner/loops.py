@@ -1,4 +1,4 @@
-"""The order of things in training, and nothing else."""
+"""Training loops: the order of events, and nothing else."""
 
 from __future__ import annotations
 
@@ -69,22 +69,22 @@ class TrainLoop(ABC):
 
     @abstractmethod
     def max_epochs(self, runner: Parts) -> int:
-        """Epochs in the whole run; the last one may be cut short."""
+        """Return epochs in the whole run; the last one may be cut short."""
 
     @abstractmethod
     def max_iters(self, runner: Parts) -> int:
-        """Iterations in the whole run."""
+        """Return iterations in the whole run."""
 
     @abstractmethod
     def run(self, runner: Runner) -> None:
         """Train from where the runner stands to the end."""
 
     def validates_after(self, count: int) -> bool:
-        """Whether validation follows epoch (or iteration) number `count`, counted from 1."""
+        """Return whether validation follows epoch (or iteration) number `count`, counted from 1."""
         return count == self.length or (count >= self.val_begin and count % self.interval_at(count) == 0)
 
     def interval_at(self, count: int) -> int:
-        """The interval between validations that holds at the end of epoch (or iteration) number `count`."""
+        """Return the interval between validations that holds at the end of epoch (or iteration) number `count`."""
         begun = [interval for milestone, interval in self.dynamic_intervals if milestone <= count]
         return begun[-1] if begun else self.val_interval
 
@@ -94,7 +94,7 @@ class TrainLoop(ABC):
             runner.val_loop.run(runner)
 
     def turn_due(self, runner: Runner) -> int:
-        """Epochs (or batches) of validation that the workflow has before the next training iteration."""
+        """Return epochs (or batches) of validation that the workflow has before the next training iteration."""
         count = runner.epoch if self.unit == "epoch" else runner.iter
         return self.workflow.turn(count, self.length) if self.workflow and self._turned != count else 0
 

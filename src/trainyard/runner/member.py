@@ -33,7 +33,7 @@ class Objective:
             raise ConfigError("direction", self.direction, "maximize or minimize", options=("maximize", "minimize"))
 
     def better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Whether `value` beats `than` by more than `by`. NaN beats nothing; any other number beats None and NaN."""
+        """Return whether `value` beats `than` by more than `by`. NaN beats nothing; other numbers beat None and NaN."""
         if math.isnan(value):
             return False
         if than is None or math.isnan(than):
@@ -125,7 +125,7 @@ class Member:
         return self.runner.epoch
 
     def step_state(self) -> dict[str, Any]:
-        """The member's part of the state of the step: its loss scale and the gradients that it has accumulated."""
+        """Return the member's part of the state of the step: its loss scale and its accumulated gradients."""
         return self.runner.step.state_dict()
 
     def load_step_state(self, state: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Member:
         self.runner.step.load_state_dict(state)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
-        """The states that the hooks hold for this member, by the names of the hooks."""
+        """Return the states that the hooks hold for this member, by the names of the hooks."""
         return self.runner.dispatch.state_dict()
 
     def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
@@ -194,7 +194,7 @@ class Member:
         self.journal.array(name, self.iter, value.tolist())
 
     def latest(self, name: str, key: str) -> float:
-        """The latest value of a metric that the config names under `key`.
+        """Return the latest value of a metric that the config names under `key`.
 
         Raises:
             ConfigError: nobody computes a metric of that name.
@@ -212,7 +212,7 @@ class Member:
             self.best = Best(value, epoch, step)
 
     def is_best(self, step: int) -> bool:
-        """Whether the best objective is the one seen at iteration `step`."""
+        """Return whether the best objective is the one seen at iteration `step`."""
         return self.best is not None and self.best.iter == step
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class Member:
 
 
 def read(values: Mapping[str, Tensor], count: int) -> list[dict[str, float]]:
-    """Device numbers as Python floats, a mapping per member, with one synchronisation for all of them.
+    """Return device numbers as Python floats, a mapping per member, with one synchronisation for all of them.
 
     Args:
         values: under each name a tensor `[]` (one member) or `[count]`.

@@ -111,7 +111,7 @@ class Parts:
         return self.make_optimizer()
 
     def make_optimizer(self) -> Optimizer:
-        """The optimiser of the model's parameters, as the config or the caller has it."""
+        """Return the optimiser of the model's parameters, as the config or the caller has it."""
         return optimizers.for_model(self.settings["optim"], self.model)
 
     @cached_property
@@ -119,7 +119,7 @@ class Parts:
         return self.make_schedule()
 
     def make_schedule(self) -> Schedule | Plateau | None:
-        """The schedule that the config or the caller has, made for this optimiser and this run's length."""
+        """Return the schedule that the config or the caller has, made for this optimiser and this run's length."""
         schedule = build(self.settings["schedule"], "schedule")
         if isinstance(schedule, Mapping):
             schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
@@ -213,7 +213,7 @@ class Parts:
         return {}
 
     def loader(self, split: str) -> Loader:
-        """The loader of a split; where that has several sets, of the first."""
+        """Return the loader of a split; where that has several sets, of the first."""
         split = next(iter(self.sets(split)), split)
         if split not in self._loaders:
             if self.data is None or split not in self.data.splits:
@@ -227,6 +227,6 @@ class Parts:
         return bool(self.sets(split))
 
     def sets(self, split: str) -> tuple[str, ...]:
-        """The data sets of a split, in order: itself, or those that have its name before theirs (`val/easy`)."""
+        """Return the data sets of a split, in order: itself, or those that have its name before theirs (`val/easy`)."""
         splits = self.data.splits if self.data is not None else ()
         return tuple(name for name in splits if name == split or name.startswith(f"{split}/"))

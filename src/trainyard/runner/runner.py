@@ -135,14 +135,14 @@ class Runner(Parts):
         self._eval_model: nn.Module | None = None
 
     def make_members(self) -> Sequence[Member]:
-        """The members that the Runner begins with."""
+        """Return the members that the Runner begins with."""
         member = Member(**member_arguments(self.settings))
         member.join(self)
         return [member]
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any] | DictConfig, **overrides: Any) -> Runner:
-        """A Runner from one composed config: the groups `hook` and `metric` are the arguments `hooks` and `metrics`.
+        """Make a Runner from a composed config: its groups `hook` and `metric` are the arguments `hooks`, `metrics`.
 
         Args:
             cfg: keys that are no argument of the Runner are the application's own and are passed over.
@@ -158,7 +158,7 @@ class Runner(Parts):
         return False
 
     def learning_rates(self) -> list[float]:
-        """Each member's learning rate, in the first parameter group."""
+        """Return each member's learning rate, in the first parameter group."""
         return [float(self.optimizer.param_groups[0]["lr"])]
 
     @property
@@ -193,7 +193,7 @@ class Runner(Parts):
         self.dispatch.call(stage, self, *args, **kwargs)
 
     def predict_step(self, split: str, model: nn.Module | None = None) -> Callable[[Any], Any]:
-        """What turns a batch into predictions: `val_step` or `test_step` of the model, under the run's precision.
+        """Return the function from a batch to predictions: `val_step` or `test_step`, under the run's precision.
 
         Args:
             split: "val" or "test".
@@ -277,7 +277,7 @@ class Runner(Parts):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """One run in MLflow around all that is done inside the block: journal open, hooks told, status written.
+        """Yield one run in MLflow around all that is done inside the block: journal open, hooks told, status written.
 
         `train`, `val` and `test` open one themselves where there is none yet.
         """
@@ -292,13 +292,13 @@ class Runner(Parts):
             self._in_session = False
 
     def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
-        """The whole state of these members (default: all): what their checkpoint files hold. The tensors are live."""
+        """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
         generators = rng_state.state()
         return [capture(member, generators) for member in (self.members if members is None else members)]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Those entries of a composed config that are arguments of the Runner, under their names."""
+    """Return those entries of a composed config that are arguments of the Runner, under their names."""
     renamed = {"hook": "hooks", "metric": "metrics"}
     taken = set(Runner.__init__.__annotations__) - {"return"}
     found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
@@ -306,7 +306,7 @@ def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 
 
 def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a `Member`, from those of its Runner."""
+    """Return the arguments of a `Member`, from those of its Runner."""
     work_dir = None if settings["work_dir"] is None else Path(settings["work_dir"]).resolve()
     return {
         "seed": settings["seed"],

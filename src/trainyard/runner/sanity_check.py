@@ -41,7 +41,7 @@ def sanity_check(runner: Runner) -> None:
 
 
 def _watched(runner: Runner) -> Iterator[tuple[str, str]]:
-    """The metrics that somebody needs, each with the key of the config that names it."""
+    """Yield the metrics that somebody needs, each with the key of the config that names it."""
     objective = runner.members[0].objective.name
     yield "objective", objective
     parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in runner.dispatch.hooks.items()}

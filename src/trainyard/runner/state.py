@@ -43,7 +43,7 @@ class Start:
 
 
 def starting_point(member: Member) -> Start | None:
-    """The checkpoint that `resume` or `load_from` asks for.
+    """Return the checkpoint that `resume` or `load_from` asks for.
 
     Raises:
         ConfigError: it is absent or damaged; or the directory holds a run already and `resume` is off.
@@ -74,7 +74,7 @@ def _holds_another_run(member: Member) -> bool:
 
 
 def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
-    """The state of a member, as its checkpoint holds it; its tensors are the live ones.
+    """Return the state of a member, as its checkpoint holds it; its tensors are the live ones.
 
     Args:
         member: of any Runner: the checkpoint is that of a single run.
@@ -104,7 +104,7 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_tensors(value: Any) -> Any:
-    """The same nest of dicts, lists and tuples with every tensor copied to the CPU: it no longer changes."""
+    """Return the same nest of dicts, lists and tuples with every tensor copied to the CPU: it no longer changes."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Weights from a file into a model: which of them, under which names, and what came of it."""
+"""Weights from files: which entries a model takes, under which names, with a report."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LoadFrom:
 
 
 def load_from(given: Any) -> LoadFrom | None:
-    """What the setting `load_from` stands for: None, a path, or a mapping of the arguments of `LoadFrom`.
+    """Return what the setting `load_from` stands for: None, a path, or a mapping of the arguments of `LoadFrom`.
 
     Raises:
         ConfigError: anything else; an unknown argument, or one that cannot be.
@@ -85,7 +85,7 @@ def load_from(given: Any) -> LoadFrom | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The weights in a file, by name; of a checkpoint of ours those that were evaluated.
+    """Return the weights in a file, by name; of a checkpoint of ours those that were evaluated.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -147,7 +147,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
 
 
 def _checked_keys(given: Any) -> list[tuple[str, str]]:
-    """The pairs of `revise_keys`; of a mapping the beginnings."""
+    """Return the pairs of `revise_keys`; of a mapping the beginnings."""
     accepted = "a mapping of beginnings of names, each to what replaces it, or a list of pairs [pattern, replacement]"
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
@@ -164,7 +164,7 @@ def _checked_keys(given: Any) -> list[tuple[str, str]]:
 
 
 def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
-    """The weights under the names that `revise_keys` gives them.
+    """Return the weights under the names that `revise_keys` gives them.
 
     Raises:
         ConfigError: two tensors get one name, or an entry changes no name.
@@ -196,7 +196,7 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
 
 
 def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], bool]:
-    """Whether a tensor of this name is to be loaded."""
+    """Return whether a tensor of this name is to be loaded."""
     names = sorted(names)
     for kind in ("include", "exclude"):
         for pattern in getattr(asked, kind):
@@ -217,7 +217,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
-    """What may make more of the names fit: another beginning for all of them, or for the first the nearest."""
+    """Return what may make more of the names fit: another beginning for all of them, or for the first the nearest."""
     if not missing or not foreign:
         return ""
     for old, new in _beginnings(missing[0], foreign):
@@ -229,7 +229,7 @@ def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
 
 
 def _beginnings(name: str, others: Sequence[str]) -> list[tuple[str, str]]:
-    """Of each of `others` that ends as `name` does: the beginnings in which they differ."""
+    """Return of each of `others` that ends as `name` does: the beginnings in which they differ."""
     found = []
     for other in others:
         ours, theirs = name.split("."), other.split(".")

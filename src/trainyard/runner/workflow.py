@@ -1,4 +1,4 @@
-"""Training in turn with a look at the losses of the validation data, as MMCV's `workflow` has it."""
+"""Workflow: training in turn with the losses of the validation data, as in MMCV."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Workflow:
             raise ConfigError("workflow", entries, accepted)
 
     def __bool__(self) -> bool:
-        """Whether there is any turn of validation."""
+        """Return whether there is any turn of validation."""
         return bool(self._gaps)
 
     def turn(self, count: int, length: int) -> int:
-        """Epochs (or batches) of validation that follow epoch (or iteration) number `count` of a run of `length`."""
+        """Return the epochs (or batches) of validation after epoch (or iteration) `count` of a run of `length`."""
         place = count % self._trained
         if count == 0:
             return self._gaps.get(0, 0)
@@ -73,7 +73,7 @@ class Workflow:
         return self._gaps.get(self._trained, 0) + self._gaps.get(0, 0)
 
     def before(self, count: int) -> int:
-        """Epochs (or batches) of validation in all turns before the one that follows number `count`."""
+        """Return epochs (or batches) of validation in all turns before the one that follows number `count`."""
         cycles, place = divmod(count, self._trained)
         if place == 0 and cycles:
             cycles, place = cycles - 1, self._trained
@@ -156,7 +156,7 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
 
 
 def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
-    """What gives the losses of a batch; the members of a stack share those of the validation."""
+    """Return what gives the losses of a batch; the members of a stack share those of the validation."""
     model: Any = runner.model
     if hasattr(model, "shared_train_step"):
         return model.shared_train_step  # type: ignore[no-any-return]
@@ -166,7 +166,7 @@ def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
 def _of_all_ranks(
     runner: Runner, sums: dict[str, Tensor], counts: Counter[str]
 ) -> tuple[dict[str, Tensor], Counter[str]]:
-    """The sums over the batches that all ranks have seen."""
+    """Return the sums over the batches that all ranks have seen."""
     if runner.strategy.world_size == 1:
         return sums, counts
     total: dict[str, Tensor] = {}
@@ -176,7 +176,7 @@ def _of_all_ranks(
 
 
 def _batches(loader: Loader, unit: str, first: int, units: int, strategy: Strategy) -> Iterator[Batch]:
-    """Those of the batches that are this rank's."""
+    """Yield those of the batches that are this rank's."""
     if unit == "epoch":
         for epoch in range(first, first + units):
             yield from loader.batches(epoch)

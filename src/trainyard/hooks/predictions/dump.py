@@ -93,7 +93,7 @@ class PredictionDump(Hook):
         self._close()  # of a test that was interrupted
 
     def _begun(self, runner: Runner, name: str) -> list[PredictionWriter]:
-        """A writer for each member; of several ranks, one for what this rank predicts."""
+        """Return a writer for each member; of several ranks, one for what this rank predicts."""
         if runner.strategy.world_size > 1:
             return [self._writer(_part(runner, name))]
         return [self._writer(member.directory / _file_name(name), self._orders[name]) for member in runner.members]
@@ -166,12 +166,12 @@ def _file_name(name: str) -> str:
 
 
 def _part(runner: Runner, name: str) -> Path:
-    """The file of what this rank predicts for a test set."""
+    """Return the file of what this rank predicts for a test set."""
     return runner.members[0].directory / f".{runner.strategy.rank}.{_file_name(name)}"
 
 
 def _order(loader: Loader) -> list[int] | None:
-    """The number of each sample in the data set, where the loader serves them in another order and tells it."""
+    """Return the number of each sample in the data set, where the loader serves them in another order and tells it."""
     order = getattr(loader, "order", None) if getattr(loader, "shuffle", True) else None
     found = order(0) if order else None
     numbers = found.tolist() if isinstance(found, Tensor) else found
@@ -179,5 +179,5 @@ def _order(loader: Loader) -> list[int] | None:
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file can hold of what the data says of itself."""
+    """Return what a file can hold of what the data says of itself."""
     return {key: value for key, value in spec.items() if isinstance(value, int | float | str | list)}

@@ -26,7 +26,7 @@ PLAIN = "0.25"
 
 
 def images(pictures: Array, labels: Sequence[tuple[str, str, bool]], notes: Sequence[str], title: str) -> Figure:
-    """A grid of pictures with "predicted / true" above each.
+    """Return a grid of pictures with "predicted / true" above each.
 
     Args:
         pictures: `[n, C, H, W]` numbers of any range; of two or more than four channels the first is shown.
@@ -88,7 +88,7 @@ def points(x: Array, predicted: Array, target: Array, names: Sequence[str], titl
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[bool], title: str) -> Figure:
-    """A table with a line for each sample; the lines of wrong ones are marked."""
+    """Return a table with a line for each sample; the lines of wrong ones are marked."""
     widths = [max(len(line[k]) for line in (header, *lines)) * 0.085 + 0.25 for k in range(len(header))]
     pitch = 0.23
     figure, axes = _canvas(sum(widths) + 0.3, (len(lines) + 1.2) * pitch, title)
@@ -130,7 +130,7 @@ def numbers(predicted: Array, target: Array, title: str) -> Figure:
 
 
 def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
-    """The confusion matrix `[C, C]` as a heat map: colours are shares of the rows, numbers are counts.
+    """Return the confusion matrix `[C, C]` as a heat map: colours are shares of the rows, numbers are counts.
 
     Up to 10 classes a cell has the share too, in percent; beyond 30 it has no number.
     """
@@ -168,14 +168,14 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
 
 
 def row_shares(counts: Array) -> npt.NDArray[np.float64]:
-    """Each row of a confusion matrix over its sum; a class that does not occur has a row of zeros."""
+    """Return each row of a confusion matrix over its sum; a class that does not occur has a row of zeros."""
     totals, shares = counts.sum(1, keepdims=True), np.zeros(counts.shape)
     np.divide(counts, totals, out=shares, where=totals > 0)
     return shares
 
 
 def short(name: str, letters: int) -> str:
-    """The name, cut where it is longer."""
+    """Return the name, cut where it is longer."""
     return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
@@ -191,7 +191,7 @@ def _percent(share: float) -> str:
 def _canvas(
     width: float, height: float, title: str, left: float = 0.1, bottom: float = 0.1, right: float = 0.1
 ) -> tuple[Figure, Axes]:
-    """A figure around axes of so many inches, with room at the sides and for two lines of title above.
+    """Return a figure around axes of so many inches, with room at the sides and for two lines of title above.
 
     Positions are given rather than found: a layout engine takes longer than all else.
     """
@@ -211,7 +211,7 @@ def _write(axes: Axes, where: tuple[float, float], text: str, **style: Any) -> N
 
 
 def _plain(name: str) -> str:
-    """A name for where dollars would begin a formula."""
+    """Return a name for where dollars would begin a formula."""
     return name.replace("$", r"\$")
 
 

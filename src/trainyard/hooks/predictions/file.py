@@ -156,7 +156,7 @@ class PredictionWriter:
         self._gathered, self._gathered_bytes, self._written_rows = [], 0, end
 
     def _numbers(self, first: int, end: int) -> Sequence[int | None]:
-        """The numbers of these rows in the data set; None for a row more than the index has."""
+        """Return the numbers of these rows in the data set; None for a row more than the index has."""
         if self._index is None:
             return range(first, end)
         known = self._index[first:end]
@@ -192,7 +192,7 @@ class Predictions:
         return sum(self.sizes)
 
     def batches(self, size: int | None = None) -> Iterator[tuple[Any, Any]]:
-        """Batches and the predictions for them, as a metric's `process` takes them, on the CPU.
+        """Yield batches and the predictions for them, as a metric's `process` takes them, on the CPU.
 
         They are read one row group at a time. What the file does not hold of a batch has a stand-in there; to read from
         it raises a `MissingError`.
@@ -220,7 +220,7 @@ class Predictions:
             held, rows = {name: tensor[count:] for name, tensor in held.items()}, rows - count
 
     def _groups(self) -> Iterator[tuple[dict[str, Tensor], int]]:
-        """The tensors of each row group, and how many rows it has."""
+        """Yield the tensors of each row group, and how many rows it has."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -274,7 +274,7 @@ class Predictions:
 
 
 def join(parts: Sequence[Predictions], writer: PredictionWriter) -> None:
-    """Give `writer` the batches of the ranks of a run, which took turns: the first of each, the second of each, …"""
+    """Give `writer` the batches of the ranks of a run, in turn: the first of each, the second of each, and so on."""
     ends = object()
     iterators = [part.batches() for part in parts]
     for turn in zip_longest(*iterators, fillvalue=ends):
@@ -319,7 +319,7 @@ class _Absent:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor], *, inputs: bool = True, target: Any = None) -> Any:
-    """How `value` is nested, in plain values; its tensors go into `tensors`, under their names."""
+    """Return how `value` is nested, in plain values; its tensors go into `tensors`, under their names."""
     if target is not None and value is target:
         return _flatten(value, "targets", tensors)
     if isinstance(value, Mapping):
@@ -377,17 +377,17 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _has_column(kind: Kind) -> bool:
-    """Whether a row holds anything: parquet has no lists of length 0."""
+    """Return whether a row holds anything: parquet has no lists of length 0."""
     return math.prod(kind[1]) > 0
 
 
 def _is_widened(dtype: torch.dtype) -> bool:
-    """Whether parquet lacks this floating-point type; it is stored as float32, which loses nothing."""
+    """Return whether parquet lacks this floating-point type; it is stored as float32, which loses nothing."""
     return dtype.is_floating_point and dtype.itemsize < 4 and dtype != torch.float16
 
 
 def _to_array(tensor: Tensor) -> Array:
-    """A copy of a tensor as parquet can hold it; a complex number is two numbers."""
+    """Return a copy of a tensor as parquet can hold it; a complex number is two numbers."""
     try:
         tensor = tensor.detach()
         if tensor.is_complex():
@@ -401,7 +401,7 @@ def _to_array(tensor: Tensor) -> Array:
 
 
 def _to_column(array: Array) -> Any:
-    """The rows as numbers, or as lists of numbers."""
+    """Return the rows as numbers, or as lists of numbers."""
     import pyarrow as pa
 
     flat = pa.array(array.reshape(-1))
@@ -409,7 +409,7 @@ def _to_column(array: Array) -> Any:
 
 
 def _to_tensor(table: Any, name: str, kind: Kind, rows: int) -> Tensor:
-    """The tensor `[rows, ...]` of a column: the reverse of `_to_array` and `_to_column`."""
+    """Return the tensor `[rows, ...]` of a column: the reverse of `_to_array` and `_to_column`."""
     dtype, shape = kind
     if not _has_column(kind):
         return torch.empty((rows, *shape), dtype=dtype)

@@ -57,7 +57,7 @@ class Shown:
 
 
 def merged(parts: Sequence[Shown], which: str, count: int) -> Shown:
-    """What to show of a member of whose split each rank has seen a part; samples have the numbers of their part.
+    """Return what to show of a member of whose split each rank has seen a part; samples have the numbers of their part.
 
     Args:
         parts: the ranks'.
@@ -130,7 +130,7 @@ class Gathering:
                 self._parts.append(_record(x, target, chosen.expand(len(every), -1)) | {"index": index, **found})
 
     def finish(self) -> list[Shown]:
-        """What to show of each member."""
+        """Return what to show of each member."""
         if self.kind is None or not self._parts:
             return []
         whole = {name: torch.cat([part[name] for part in self._parts], 1).cpu() for name in self._parts[0]}
@@ -176,7 +176,7 @@ class Gathering:
 
 
 def _kind(batch: Any, outputs: Any, stacked: bool) -> str | None:
-    """What is predicted; None where it is nothing that can be shown."""
+    """Return what is predicted; None where it is nothing that can be shown."""
     try:
         target = target_of(batch)
     except TrainyardError:
@@ -193,7 +193,7 @@ def _kind(batch: Any, outputs: Any, stacked: bool) -> str | None:
 
 
 def _measured(kind: str, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Of outputs `[K, n, ...]` and target `[n, ...]`: what is predicted, and how wrong that is, `[K, n]`.
+    """Return of outputs `[K, n, ...]` and target `[n, ...]`: what is predicted, and how wrong that is, `[K, n]`.
 
     A class that is none (padding) has no loss: it is never among the worst.
     """
@@ -220,7 +220,7 @@ def _record(x: Any, target: Tensor, rows: Tensor) -> dict[str, Tensor]:
 
 
 def _at(value: Tensor, rows: Tensor) -> Tensor:
-    """Of `[K, m, ...]` the entries at `rows` `[K, n]`: `[K, n, ...]`."""
+    """Return of `[K, m, ...]` the entries at `rows` `[K, n]`: `[K, n, ...]`."""
     return value[torch.arange(len(rows), device=rows.device).unsqueeze(1).to(value.device), rows.to(value.device)]
 
 

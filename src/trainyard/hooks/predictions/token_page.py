@@ -49,7 +49,7 @@ def page(
     loss: Sequence[float],
     decode: Callable[[Any], str] | None,
 ) -> str:
-    """The text of all samples `[n, T]`, each under a line that says how good it is."""
+    """Return the text of all samples `[n, T]`, each under a line that says how good it is."""
     parts = [f"{title}\nA mark (^) is beneath each token that is predicted wrong."]
     for number, true, mine, value in zip(index, target, predicted, loss, strict=True):
         lines, right, count = compared(true, mine, decode)
