@@ -40,7 +40,11 @@ def test_nothing_warns(tmp_path: Path) -> None:
         config = compose("train")
         assert instantiate(config.a) == {"b": 1}
         with any_target():
-            configure_log(OmegaConf.create({"version": 1, "root": {"level": logging.getLogger().level}}))
+            configure_log(
+                OmegaConf.create(
+                    {"version": 1, "disable_existing_loggers": False, "root": {"level": logging.getLogger().level}}
+                )
+            )
 
 
 def test_a_tuple_in_a_config_is_built_checked_and_filled(node: Any) -> None:

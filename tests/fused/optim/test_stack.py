@@ -277,7 +277,7 @@ import sys
 import torch
 from torch import nn
 from trainyard.fused.optim import stack_optimizers
-from trainyard.optim import Lion, build, plain
+from trainyard.optim import Lion, build, without_dynamo
 
 for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
              torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, Lion):
