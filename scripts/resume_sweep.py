@@ -1,8 +1,8 @@
-"""Finish a sweep that was ended: run its command again, in the folder and with the overrides that it had.
+"""Resumption of a sweep: its command is run again, in the same folder and with the same overrides.
 
     python scripts/resume_sweep.py multirun/2026-01-31/12-00-00 [--app train.py]
 
-Jobs that are done stay as they are, those that were interrupted go on from their checkpoints, the rest are run.
+Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
     if not record.is_file():
         parser.error(f"{options.directory} is no sweep's directory: it has no multirun.yaml")
     hydra = OmegaConf.load(record).hydra
-    # Hydra keeps its own mode (-m) among the overrides, and the directory is given here once and for all
+    # Hydra keeps its own mode (-m) among the overrides; the directory is given here
     own = [entry for entry in hydra.overrides.hydra if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
     command = [sys.executable, str(options.app.resolve()), "-m", *own, *hydra.overrides.task]
     return subprocess.run([*command, f"hydra.sweep.dir={directory}"], cwd=hydra.runtime.cwd, check=False).returncode

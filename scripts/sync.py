@@ -1,7 +1,9 @@
-"""Ships to MLflow what training could not: python scripts/sync.py outputs
+"""Synchronization with MLflow of runs that were not shipped during training.
 
-Every run below the given folders is looked at; what MLflow has already is not sent again. The exit status is 1 if
-something stays unshipped.
+    python scripts/sync.py outputs
+
+Every run below the given folders is checked; records that MLflow has already are not sent again. The exit status is
+1 if something stays unshipped.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from trainyard.track.uri import resolve
 
 
 def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
-    """The runs in these folders, parents before their children, and whether all could be read."""
+    """Return the runs in these folders, parents before their children, and whether all could be read."""
     found = {}
     readable = True
     for folder in folders:
@@ -32,7 +34,7 @@ def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
 
 
 def sync(folders: list[Path], uri: str | None) -> bool:
-    """Ships the runs below `folders`; whether everything is shipped then."""
+    """Ship the runs below `folders`, and return whether everything is shipped then."""
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
     from trainyard.track.shipper.run_shipper import InUseError
     from trainyard.track.shipper.store import Stores

@@ -1,10 +1,10 @@
-"""Where the time goes, in percent: of a step, of a start, of a sweep, of a step of a fused group.
+"""Breakdown of time, in percent: of a step, of a start, of a sweep, of a step of a stack.
 
     python scripts/bench/breakdown.py step|startup|sweep|fused [--rounds N] [--here]
 
-`step` and `fused` do ever more of the work, in turns: each row is what the time rises by when that is added.
-Time is what the training thread computes, so others on the machine do not lengthen it. `startup` is Python's own
-account of its imports (`-X importtime`, which makes them slower by some percent). `sweep` reads the CPU time of the
+`step` and `fused` do the work part by part, in turns: each row is the increase in time when that part is added.
+Time is the CPU time of the training thread, so other load does not lengthen it. `startup` is Python's own
+report on its imports (`-X importtime`, which makes them slower by some percent). `sweep` reads the CPU time of the
 sweep's processes while it runs.
 """
 
@@ -67,7 +67,7 @@ def fused(rounds: int) -> None:
 
 
 def show(sides: dict[str, Any], rounds: int, unit: str) -> None:
-    """What each side takes longer than the one before it; a first side that is no part of the rest stands by itself."""
+    """Print by how much each side is slower than the one before; an unrelated first side is printed by itself."""
     with tempfile.TemporaryDirectory() as folder:
         session = Session(rounds, quick=False, full=False, device="cpu", folder=Path(folder))
         values, failed = take_turns(session, sides, turns=7, together=True)
@@ -88,7 +88,7 @@ def show(sides: dict[str, Any], rounds: int, unit: str) -> None:
 
 @contextmanager
 def floor() -> Iterator[Turn]:
-    """The step as calls of functions on tensors that lie ready: no module, no loop around it, no batch to gather."""
+    """Yield the step as plain function calls on resident tensors: no module, no loop, no batch to gather."""
     import torch
     from torch.nn.functional import cross_entropy, linear, relu
     from work import RATE, Work
@@ -118,7 +118,7 @@ def floor() -> Iterator[Turn]:
 
 @contextmanager
 def solo(upto: int) -> Iterator[Turn]:
-    """A run of the MLP of `run.py --only step`, with the first parts of STEP."""
+    """Yield a run of the MLP of `run.py --only step`, with the first parts of STEP."""
     import ours
     from work import Work
 
@@ -136,7 +136,7 @@ def solo(upto: int) -> Iterator[Turn]:
 
 @contextmanager
 def group(width: int, upto: int) -> Iterator[Turn]:
-    """Steps of K members of the MLP 64-64-64-10 on the digits, with the first parts of FUSED; K = 1 is a job alone."""
+    """Yield steps of K members of the MLP 64-64-64-10 on digits, with the first parts of FUSED; K = 1 is one job."""
     from cases.fused import _config
 
     from trainyard.fused.runner import FusedRunner
@@ -149,7 +149,7 @@ def group(width: int, upto: int) -> Iterator[Turn]:
 
 
 def pieces(runner: Any, upto: int, epochs: int) -> float:
-    """Microseconds a batch of the first parts of STEP."""
+    """Return the microseconds per batch of the first parts of STEP."""
     import torch
 
     step, loader = runner.step, runner.loader("train")
@@ -175,7 +175,7 @@ def pieces(runner: Any, upto: int, epochs: int) -> float:
 
 
 def startup(rounds: int) -> None:
-    """To the end of the first step, without MLflow's shipper, which is another process."""
+    """Measure the start to the end of the first step, without MLflow's shipper, which is another process."""
     from cases.startup import HOOK, written
 
     shares: dict[str, list[float]] = defaultdict(list)
@@ -208,7 +208,7 @@ def startup(rounds: int) -> None:
 
 
 def sweep(rounds: int) -> None:
-    """32 points, fused and one by one: CPU seconds by kind of process."""
+    """Measure 32 jobs, as stacks and one by one: CPU seconds by kind of process."""
     from cases.sweep import Sweep
 
     for fuse in ("auto", "off"):
@@ -243,7 +243,7 @@ def sweep(rounds: int) -> None:
 
 
 def processes(root: int) -> dict[int, tuple[str, float]]:
-    """For each process below `root`, and itself, what it is and the CPU seconds that it has had."""
+    """Return the kind and the CPU seconds of `root` and of each process below it."""
     parents: dict[int, int] = {}
     found: dict[int, tuple[str, float]] = {}
     for folder in Path("/proc").iterdir():
@@ -257,7 +257,7 @@ def processes(root: int) -> dict[int, tuple[str, float]]:
         pid = int(folder.name)
         parents[pid] = int(fields[1])
         if not line:
-            continue  # it has ended, and nobody has asked how: what it was is not known any more
+            continue  # it has ended and was not waited for: its kind is unknown
         shipper = "trainyard.track.shipper" in line
         kind = "the command" if pid == root else "the shipper" if shipper else "workers and their server"
         found[pid] = (kind, (int(fields[11]) + int(fields[12])) / HERTZ)

@@ -1,11 +1,11 @@
-"""Holds one file of figures against another, and tells what has become slower.
+"""Comparison of two files of figures: it reports what has become slower.
 
     python scripts/bench/compare.py OLD.json NEW.json [--over 5]
 
 Both are files of `run.py --json`. Compared are ratios of sides that took turns in one session, never times, so the
 files may come from different days; the machine should be the same. A ratio is a regression when its median has risen
-by more than 5 % and the rise is no noise: of all pairs of an old and a new round, the new one is above the old in
-nine of ten. So is a side that ran in the old file and fails in the new. Exit status: 1 where there is a regression.
+by more than 5 % and the rise is not noise: of all pairs of an old and a new round, the new one is above the old in
+nine of ten. A side that ran in the old file and fails in the new is one too. The exit status is 1 after a regression.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CERTAIN = 0.9
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one ratio.
+    """Change of one ratio.
 
     Attributes:
-        table, label: where it stands, and of what it is.
-        old, new: its rounds; `new` is empty where a side failed.
+        table, label: its table, and its label there.
+        old, new: its rounds; `new` is empty if a side failed.
     """
 
     table: str
@@ -41,21 +41,21 @@ class Change:
 
     @property
     def factor(self) -> float:
-        """The new median as a multiple of the old one."""
+        """New median as a multiple of the old one."""
         return statistics.median(self.new) / statistics.median(self.old)
 
     @property
     def certainty(self) -> float:
-        """The share of the pairs of rounds in which the new one is above the old one."""
+        """Share of the pairs of rounds in which the new one is above the old one."""
         return statistics.mean(new > old for old, new in itertools.product(self.old, self.new))
 
     def regressed(self, over: float) -> bool:
-        """Whether it rose by more than `over` (0.05 is 5 %), or can no longer be measured."""
+        """Return whether the ratio rose by more than `over` (0.05 is 5 %), or can no longer be measured."""
         return not self.new or (self.factor > 1 + over and self.certainty >= CERTAIN)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
-    """Every ratio that was measured in `old` and that `new` has tried."""
+    """Yield every ratio that was measured in `old` and that `new` has tried."""
     tried = _tables(new)
     for key, table in _tables(old).items():
         if key not in tried:
@@ -70,7 +70,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
 
 
 def _tables(figures: Mapping[str, Any]) -> dict[tuple[str, str], Table]:
-    """By the name of the case and their own title."""
+    """Return the tables by the name of the case and their own title."""
     return {
         (name, table["title"]): Table.load(table) for name, case in figures["cases"].items() for table in case["tables"]
     }

@@ -1,4 +1,4 @@
-"""The environment of the benchmarks: `.venv-bench`, with the project and the peers it is compared with."""
+"""Environment of the benchmarks: `.venv-bench`, with the project and the peers it is compared with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
 def enter(here: bool = False, threads: int = 1) -> None:
-    """Goes on in `.venv-bench` (unless `here`), with this tree's code and as many threads for CPU kernels."""
+    """Continue in `.venv-bench` (unless `here`), with this tree's code and as many threads for CPU kernels."""
     if not here:
         python = make()
         if Path(sys.prefix) != BENCH:
@@ -26,9 +26,9 @@ def enter(here: bool = False, threads: int = 1) -> None:
 
 
 def make() -> Path:
-    """The interpreter of `.venv-bench`, which is made where it is missing or not what the files ask for.
+    """Return the interpreter of `.venv-bench`, which is made if it is missing or does not match the files.
 
-    A peer that cannot be installed is left out, aloud; the benchmarks name it as missing.
+    A peer that cannot be installed is left out, with a message; the benchmarks name it as missing.
     """
     sources = (ROOT / "pyproject.toml", ROOT / "constraints.txt", REQUIREMENTS)
     wanted = "\n".join([str(ROOT), sys.version, *(source.read_text() for source in sources)])
@@ -37,7 +37,7 @@ def make() -> Path:
         return PYTHON
     print(f"Making {BENCH.name} (minutes: torch, MLflow and the peers are large)", flush=True)
     same_python = stamp.exists() and stamp.read_text().startswith(f"{ROOT}\n{sys.version}\n")
-    stamp.unlink(missing_ok=True)  # until all is there again
+    stamp.unlink(missing_ok=True)  # until everything is installed again
     venv.create(BENCH, clear=not same_python, with_pip=True)
     if not _install("-e", str(ROOT)):
         sys.exit(f"{BENCH.name}: the project itself could not be installed; see above")
@@ -50,13 +50,13 @@ def make() -> Path:
 
 
 def peers() -> list[str]:
-    """The lines of requirements.txt that name a package."""
+    """Return the lines of requirements.txt that name a package."""
     lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
     return [line for line in lines if line]
 
 
 def _install(*what: str) -> bool:
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    # torch is named so that pip does not exchange the build that is there for another.
+    # torch is named so that pip does not replace the installed build.
     command = [*pip, "-c", str(ROOT / "constraints.txt"), *what, "torch"]
     return subprocess.run(command, check=False).returncode == 0

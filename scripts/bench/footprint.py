@@ -5,7 +5,7 @@
 A profiling hook in each process of a real command writes down every frame of the package. Counting rules:
 
 - A frame is a function that is entered. Module and class bodies, comprehensions and generator expressions are part of
-  the code around them. A generator that goes on is no new frame. The second number leaves out what a function does
+  the code around them. A resumed generator is no new frame. The second number leaves out what a function does
   inside itself: a walk through nested data then counts at its first level alone.
 - One training batch: the frames from one batch to the next, as most batches have them. The progress bar is off.
 - `optim.lr`: the functions that handle its value before the first step has ended, and those below them on the stack. A
@@ -37,12 +37,12 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = f"{ROOT / 'src' / 'trainyard'}{os.sep}"
-FOLDER = "TRAINYARD_FOOTPRINT"  # environment variable: where each process writes; "values" where it looks for them too
+FOLDER = "TRAINYARD_FOOTPRINT"  # environment variable: a process's output folder; if it is named "values", values too
 VALUES = {"lr": 3 / 256, "metric": 3 / 512}  # exact in every floating-point type
 PARTS = ("models/", "data/", "optim/", "schedules/", "metrics/", "hooks/")
 INLINE = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 FUNCTION, GENERATOR = 0x1, 0x20  # of `co_flags`: no module or class body; a generator
-MARK = "+hook.mark_{0}={{_target_:footprint_mark.Mark,priority:{0}}}"  # at this priority
+MARK = "+hook.mark_{0}={{_target_:footprint_mark.Mark,priority:{0}}}"  # the placeholders are its priority
 SITE = f"import runpy\nrunpy.run_path({__file__!r})['Recorder']()\n"
 HOOK = f"""
 import torch
@@ -60,13 +60,13 @@ class Mark(Hook):
 
 
 class Line(NamedTuple):
-    """A frame that was entered, or one that handles a value.
+    """Entry of a frame, or of a frame that handles a value.
 
     Attributes:
-        at: nanoseconds.
-        main: in the main thread.
+        at: the time in nanoseconds.
+        main: whether it is in the main thread.
         what: "call", "again" (inside a function that has called itself), or the name of the value.
-        places: `file:function` of the frame; where it handles a value, of those below it too, the outermost last.
+        places: `file:function` of the frame; if it handles a value, of the frames below it too, the outermost last.
     """
 
     at: int
@@ -76,7 +76,7 @@ class Line(NamedTuple):
 
 
 class JobRow(NamedTuple):
-    """What an event passes through; `frames` and `once` are None where only functions are known."""
+    """Row of the table: what an event passes through. `frames` and `once` are None if only functions are known."""
 
     name: str
     frames: int | None
@@ -86,7 +86,7 @@ class JobRow(NamedTuple):
 
 
 class Recorder:
-    """The profiling hook of a process; it writes each line at once, since a process may end without a farewell."""
+    """Profiling hook of a process; it writes each line at once, since a process may end without cleanup."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[object, ...]] = set()
@@ -120,7 +120,7 @@ class Recorder:
 
 
 def place(frame: FrameType) -> str | None:
-    """`file:function` of a frame that counts; None of any other."""
+    """Return `file:function` of a frame that counts; None for any other."""
     code = frame.f_code
     file = "mark" if code.co_filename.endswith("footprint_mark.py") else code.co_filename.removeprefix(PACKAGE)
     counts = code.co_flags & FUNCTION and code.co_name not in INLINE and file != code.co_filename
@@ -128,7 +128,7 @@ def place(frame: FrameType) -> str | None:
 
 
 def stack_of(frame: FrameType | None) -> Iterator[tuple[CodeType, str]]:
-    """The frames that count, from this one to the outermost."""
+    """Yield the frames that count, from this one to the outermost."""
     while frame is not None:
         if (name := place(frame)) is not None:
             yield frame.f_code, name
@@ -136,7 +136,7 @@ def stack_of(frame: FrameType | None) -> Iterator[tuple[CodeType, str]]:
 
 
 def holds(held: Any, value: float, depth: int = 8) -> bool:
-    """Whether an object is this number, or has it inside."""
+    """Return whether an object is this number, or contains it."""
     kind = type(held)
     if kind is float:
         return bool(held == value)
@@ -159,7 +159,7 @@ def holds(held: Any, value: float, depth: int = 8) -> bool:
 
 
 def traced(*arguments: str, look: bool = False) -> dict[str, list[list[Line]]]:
-    """Run `train.py` with these arguments: the lines of each process, by kind."""
+    """Run `train.py` with these arguments, and return the lines of each process, by kind."""
     with tempfile.TemporaryDirectory(prefix="trainyard-footprint-") as name:
         folder, lines = Path(name), Path(name, "values" if look else "calls")
         for part, text in {"sitecustomize.py": SITE, "footprint_mark.py": HOOK}.items():
@@ -186,7 +186,7 @@ def row(name: str, lines: Sequence[Line], frames: bool = False) -> JobRow:
 
 
 def run() -> Iterator[JobRow]:
-    """A run alone: its batches, its learning rate, a metric."""
+    """Trace a single run: its batches, its learning rate, a metric."""
     settings = ["model=mlp", "optim=adam", f"optim.lr={VALUES['lr']}", "loop.max_epochs=3", "hook.progress=null"]
     settings += ["tracker.log_model=false", "tracker.log_checkpoints=[]"]
     found = traced(*settings, MARK.format(0), look=True)
@@ -205,7 +205,7 @@ def run() -> Iterator[JobRow]:
 
 
 def job() -> Iterator[JobRow]:
-    """A sweep of one job."""
+    """Trace a sweep of one job."""
     found = traced("-m", "seed=0", "hydra.launcher.fuse=off", "hydra.sweep.dir=sweep", "loop.max_epochs=2")
     launcher, worker = ([line for lines in found[kind] for line in lines] for kind in ("root", "forked"))
     yield row("one job, in the launcher", [it for it in launcher if not it.places[0].startswith("sweep/report/")])
@@ -214,9 +214,9 @@ def job() -> Iterator[JobRow]:
 
 
 def checkpoint() -> Iterator[JobRow]:
-    """Saves of a stack of two members."""
+    """Trace saves of a stack of two members."""
     settings = ["-m", "seed=0,1", "hydra.launcher.fuse=2", "hydra.sweep.dir=sweep", "loop.max_epochs=4", "tracker=none"]
-    settings += ["hook.checkpoint.min_seconds=0", MARK.format(89), MARK.format(91)]  # Checkpoint has 90
+    settings += ["hook.checkpoint.min_seconds=0", MARK.format(89), MARK.format(91)]  # Checkpoint has priority 90
     saves: list[list[Line]] = []
     for lines in traced(*settings)["forked"]:
         saving = False
@@ -227,7 +227,7 @@ def checkpoint() -> Iterator[JobRow]:
                     saves.append([])
             elif saves and (saving or not line.main):
                 saves[-1].append(line)
-    # The first makes the buffers; of the others the one in the middle is taken.
+    # The first save makes the buffers; of the others the middle one is used.
     yield row("one fused checkpoint", sorted(saves[1:], key=len)[(len(saves) - 1) // 2], frames=True)
 
 

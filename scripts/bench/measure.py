@@ -1,12 +1,12 @@
-"""Sides that take turns, and what comes of it.
+"""Measurement of sides that take turns.
 
-A *side* is one way to do the work: a context manager that makes everything ready and gives a *turn*, which does the
-work once and returns a number, less being better. In each round every side gets a fresh process (so that the luck of
-one process's memory layout is not taken for speed), does the work once unmeasured, and then the sides take turns in
+A *side* is one way to do the work: a context manager that prepares everything and yields a *turn*, which does the
+work once and returns a number; lower is better. In each round every side gets a fresh process (so that effects of
+one process's memory layout are not taken for speed), does the work once unmeasured, and then the sides take turns in
 an order that changes; the round's number of a side is the median of its turns. Ratios are taken within a round.
 
-Processes that do the same differ by two or three percent. Where sides are to be told apart by less, and differ in
-nothing that a process keeps, they share one.
+Processes that do the same differ by two or three percent. Sides whose difference may be less, and that differ in
+nothing that a process keeps, share one process.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from typing import Any
 Turn = Callable[[], float]
 Side = Callable[[], AbstractContextManager[Turn]]
 
-PATIENCE = 600.0  # seconds that a side may take to make ready, or for a turn
+PATIENCE = 600.0  # seconds that a side may take for its preparation, or for a turn
 
 
 @dataclass(frozen=True)
 class Session:
-    """What the command line asks of every case.
+    """Options of the command line that all cases use.
 
     Attributes:
-        rounds: how often each comparison is made.
-        quick: the smallest sizes, to see that all works; the figures mean little.
-        full: the sizes of the project's goals where the usual ones are smaller.
+        rounds: the number of times each comparison is made.
+        quick: whether to use the smallest sizes, to see that everything works; the figures mean little.
+        full: whether to use the sizes of the project's goals if the usual ones are smaller.
         device: "cpu" or "cuda".
-        folder: for files, empty at the start.
+        folder: the folder for files, empty at the start.
     """
 
     rounds: int
@@ -50,7 +50,7 @@ class Session:
     folder: Path
 
     def fewer(self) -> Session:
-        """Three rounds at most: for what hardly varies, or takes long."""
+        """Return a session of at most three rounds, for cases that vary little or take long."""
         return replace(self, rounds=min(self.rounds, 3))
 
     def size(self, usual: int, quick: int) -> int:
@@ -62,7 +62,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A ratio (or difference) of two sides, or one side by itself, and the number that it should not be above."""
+    """Ratio (or difference) of two sides, or one side by itself, and the number that it should not exceed."""
 
     of: str
     to: str | None = None
@@ -70,7 +70,7 @@ class Comparison:
     kind: str = "ratio"  # ratio, difference or value
 
     def per_round(self, values: Mapping[str, list[float]]) -> list[float]:
-        """The number of each round; none where a side is missing."""
+        """Return the number of each round; an empty list if a side is missing."""
         own = values.get(self.of, [])
         if self.to is None:
             return own
@@ -87,7 +87,7 @@ class Comparison:
 
 @dataclass
 class Table:
-    """What a case found: for each side a number a round."""
+    """Result of a case: for each side one number per round."""
 
     title: str
     unit: str
@@ -102,23 +102,23 @@ class Table:
 
 
 def compared(sides: Mapping[str, Any], of: str, reach: Mapping[str, float] | None = None) -> list[Comparison]:
-    """`of` against each of the other sides."""
+    """Compare `of` with each of the other sides."""
     return [Comparison(of, to, (reach or {}).get(to)) for to in sides if to != of]
 
 
 def take_turns(
     session: Session, sides: Mapping[str, Side], *, turns: int = 3, warm: bool = True, together: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Runs the sides, each in a process of its own, or all of them `together` in one.
+    """Run the sides, each in a process of its own, or all of them `together` in one.
 
     Args:
-        session: says how many rounds.
+        session: has the number of rounds.
         sides: by name; they are pickled, so each is a function of a module, or a partial of one.
-        turns: of each side in each round.
-        warm: whether the first turn in a process is thrown away.
+        turns: the turns of each side in each round.
+        warm: whether the first turn in a process is discarded.
 
     Returns:
-        For each side the numbers of the rounds, and for each that failed the reason instead.
+        For each side the numbers of the rounds, and for each failed side the reason instead.
     """
     values: dict[str, list[float]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
@@ -143,7 +143,7 @@ def take_turns(
 def take_turns_here(
     session: Session, sides: Mapping[str, Turn], *, warm: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """The same for sides that start processes of their own: one turn a round, and, `warm`, one unmeasured first."""
+    """Run sides that start processes of their own: one turn a round; if `warm`, after one unmeasured turn."""
     values: dict[str, list[float]] = {name: [] for name in sides}
     failed: dict[str, str] = {}
     for number in range(-1 if warm else 0, session.rounds):
@@ -166,14 +166,14 @@ def take_turns_here(
 
 
 class _Workers:
-    """A process for each group of sides, made ready; the group of a side that fails is gone, and named in `failed`."""
+    """Prepared processes, one for each group of sides; if a side fails, its group ends, and is named in `failed`."""
 
     def __init__(self, groups: list[Mapping[str, Side]], failed: dict[str, str]) -> None:
         self.failed = failed
         self.pipes: dict[str, Connection] = {}
         self.processes = []
         context = multiprocessing.get_context("spawn")
-        for sides in filter(None, groups):  # one after the other: libraries that load side by side disturb each other
+        for sides in filter(None, groups):  # one at a time: libraries that load side by side disturb each other
             pipe, end = context.Pipe()
             process = context.Process(target=_serve, args=(pickle.dumps(sides), end))
             process.start()
@@ -196,7 +196,7 @@ class _Workers:
                 process.join()
 
     def turn(self, name: str) -> float | None:
-        """One turn; None where the side has failed, now or before."""
+        """Run one turn; return None if the side has failed, now or before."""
         if name in self.failed:
             return None
         self.pipes[name].send(name)
@@ -216,13 +216,13 @@ class _Workers:
 
 
 def _serve(pickled: bytes, pipe: Connection) -> None:
-    """The process of some sides: everything that libraries print goes to where nobody looks."""
+    """Run the process of some sides, with the output of libraries discarded."""
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(silence, stream.fileno())
     try:
-        sides: dict[str, Side] = pickle.loads(pickled)  # here: a module that cannot be imported is their failure
+        sides: dict[str, Side] = pickle.loads(pickled)  # here: an import error is a failure of the sides
         with ExitStack() as stack:
             turns = {name: stack.enter_context(side()) for name, side in sides.items()}
             pipe.send(("value", 0.0))
@@ -235,11 +235,11 @@ def _serve(pickled: bytes, pipe: Connection) -> None:
 
 
 def _asked(pipe: Connection) -> str | None:
-    """The side whose turn it is; None: that was all."""
+    """Return the side whose turn it is; None when there are no more."""
     try:
         name: str | None = pipe.recv()
     except EOFError:
-        return None  # nobody is there any more
+        return None  # the other end is closed
     return name
 
 

@@ -1,4 +1,4 @@
-"""The same training with this project."""
+"""Training of the side that is this project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": RATE, "fused": 
 
 
 class Clock(Hook):
-    """Seconds from the beginning of the training to the end of the run: checkpoints and logging included."""
+    """Hook that measures the training to the end of the run, in seconds, including checkpoints and logging."""
 
     priority = "HIGHEST"
 
@@ -40,7 +40,7 @@ class Clock(Hook):
 
 
 def data(work: Work, *, resident: bool, split: str = "train") -> dict[str, Any]:
-    """The data set in memory, as the built-in data are served, or the DataLoader that everybody else has."""
+    """Return the config of the data: resident, like the built-in data, or the DataLoader of the other sides."""
     shuffle = split == "train"
     if resident:
         return {split: TensorLoader(work.tensors, work.batch, shuffle=shuffle, device=work.device)}
@@ -48,7 +48,7 @@ def data(work: Work, *, resident: bool, split: str = "train") -> dict[str, Any]:
 
 
 def runner(work: Work, folder: Path, hooks: Mapping[str, Any], *, resident: bool, **arguments: Any) -> Runner:
-    """A Runner for the work, in a new directory."""
+    """Return a Runner for the work, in a new directory."""
     return Runner(
         model=Supervised(work.net(), work.loss),
         data=data(work, resident=resident),
@@ -70,14 +70,14 @@ def trainyard(
     uri: str | None = "",
     **arguments: Any,
 ) -> Iterator[Turn]:
-    """A Runner with its default hooks: a journal, a checkpoint a second, and a shipper at work beside it.
+    """Yield a Runner with its default hooks: a journal, a checkpoint a second, and a shipper beside it.
 
     Args:
-        work: what to do.
-        resident: data in memory, or the DataLoader that everybody else has.
+        work: the work.
+        resident: data in memory, or the DataLoader of the other sides.
         hooks: in place of the default ones.
-        uri: of MLflow; "" makes a SQLite database, None tracks nothing.
-        **arguments: more of the Runner's.
+        uri: the address of MLflow; "" makes a SQLite database, None tracks nothing.
+        **arguments: further arguments of the Runner.
     """
     with tempfile.TemporaryDirectory() as name, tracking(Path(name), uri) as tracker:
 
@@ -93,7 +93,7 @@ def trainyard(
 
 
 def wait_until_shipped(directory: Path, tracker: MLflowTracker, patience: float = 120.0) -> None:
-    """What is left to ship is not to cost the others anything."""
+    """Wait until everything is shipped, so that it does not slow the other sides."""
     deadline = time.monotonic() + patience
     size = (directory / journal.FILE).stat().st_size
     while True:
@@ -107,13 +107,13 @@ def wait_until_shipped(directory: Path, tracker: MLflowTracker, patience: float 
 
 @contextmanager
 def tracking(folder: Path, uri: str | None) -> Iterator[MLflowTracker | None]:
-    """A shipper at work, where there is MLflow to ship to."""
+    """Run a shipper, if there is an MLflow to ship to, and yield its tracker."""
     if uri is None or not _has_mlflow():
         yield None
         return
     tracker = MLflowTracker(uri=uri or f"sqlite:///{folder / 'mlflow.db'}", log_model=False)
     tracker.start()
-    time.sleep(3.0)  # it has imported what it needs
+    time.sleep(3.0)  # it has imported what it needs by then
     yield tracker
     tracker.finish()
 

@@ -1,7 +1,7 @@
-"""The same training with plain PyTorch and with each peer, as their own tutorials write it.
+"""Training of the sides that are peers: plain PyTorch and other libraries, as their own tutorials write it.
 
 Checkpoints, loggers, progress bars and summaries of the peers are off. Each side is timed from the beginning of its
-training loop to its end, by its own callback: what a library does before the loop costs it nothing here.
+training loop to its end, by its own callback: work of a library before the loop is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from work import RATE, Work
 
 @contextmanager
 def plain(work: Work, *, fused: bool | None = None) -> Iterator[Turn]:
-    """A loop written by hand over a DataLoader; `fused=None` is torch's own choice of implementation."""
+    """Yield a loop written by hand over a DataLoader; `fused=None` is torch's own choice of implementation."""
     loader, criterion, device = work.loader(), work.loss, work.device
 
     def turn() -> float:
@@ -41,7 +41,7 @@ def plain(work: Work, *, fused: bool | None = None) -> Iterator[Turn]:
 
 
 def lightning_module(work: Work) -> Any:
-    """The work as a `LightningModule`."""
+    """Return the work as a `LightningModule`."""
     import lightning
 
     criterion = work.loss
@@ -63,7 +63,7 @@ def lightning_module(work: Work) -> Any:
 
 @contextmanager
 def lightning(work: Work) -> Iterator[Turn]:
-    """`lightning.Trainer`."""
+    """Yield a turn of `lightning.Trainer`."""
     import lightning
 
     warnings.filterwarnings("ignore")
@@ -97,7 +97,7 @@ def lightning(work: Work) -> Iterator[Turn]:
 
 
 def mmengine_model(work: Work) -> Any:
-    """The work as a model of MMEngine's."""
+    """Return the work as a model of MMEngine's."""
     from mmengine.model import BaseModel
 
     criterion = work.loss
@@ -116,7 +116,7 @@ def mmengine_model(work: Work) -> Any:
 
 @contextmanager
 def mmengine(work: Work) -> Iterator[Turn]:
-    """`mmengine.runner.Runner` without its logger and checkpoint hooks."""
+    """Yield a turn of `mmengine.runner.Runner` without its logger and checkpoint hooks."""
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
@@ -155,7 +155,7 @@ def mmengine(work: Work) -> Iterator[Turn]:
 
 @contextmanager
 def ignite(work: Work) -> Iterator[Turn]:
-    """`ignite.engine.create_supervised_trainer`."""
+    """Yield a turn of `ignite.engine.create_supervised_trainer`."""
     from ignite.engine import create_supervised_trainer
 
     loader = work.loader()
@@ -173,7 +173,7 @@ def ignite(work: Work) -> Iterator[Turn]:
 
 @contextmanager
 def accelerate(work: Work) -> Iterator[Turn]:
-    """A loop written by hand with `accelerate.Accelerator`."""
+    """Yield a loop written by hand with `accelerate.Accelerator`."""
     from accelerate import Accelerator
 
     criterion = work.loss

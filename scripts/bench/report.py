@@ -1,4 +1,4 @@
-"""The page of results, made from the figures."""
+"""Page of benchmark results, made from the figures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from measure import Table
 PACKAGES = ("torch", "hydra-core", "mlflow", "numpy")
 SOON = "Not measured: "
 WHEN = ("date", "commit", "changed", "rounds")
-"""What is said of a case that was measured another time than the others."""
+"""Keys of a case that was measured at another time than the others."""
 SAME = ("machine", "versions", "threads", "device", "quick")
-"""What figures on one page have in common."""
+"""Keys that figures on one page have in common."""
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """When, where, with what and how the figures were measured."""
+    """Return when, where, with what and how the figures were measured."""
     packages = (*PACKAGES, *(line.partition("=")[0] for line in peers()))
     flags = [flag for flag in ("quick", "full", "here") if getattr(options, flag)]
     arguments = [f"--rounds {options.rounds}", *(f"--{flag}" for flag in flags)]
@@ -50,7 +50,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(file: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The cases of a file of figures that was made before under the same conditions."""
+    """Return the cases of an older file of figures that was made under the same conditions."""
     before = json.loads(file.read_text())
     for key in SAME:
         if before[key] != figures[key]:
@@ -60,7 +60,7 @@ def kept(file: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """The processor, how much of it there is for us, and memory."""
+    """Return the processor, the cores available to this process, and the memory."""
     fields = dict(_pairs(Path("/proc/cpuinfo"))) if Path("/proc/cpuinfo").exists() else {}
     found: dict[str, str | int] = {
         "cpu": fields.get("model name", platform.processor() or platform.machine()),
@@ -76,7 +76,7 @@ def machine(device: str) -> dict[str, str | int]:
 
 
 def markdown(figures: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join(_lines(figures))
 
 
@@ -166,7 +166,7 @@ def _reach(reach: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format a number with three digits, or all before the point."""
     if value != 0 and abs(value) < 0.0005:
         return f"{value:.1g}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -1,12 +1,12 @@
-"""Every benchmark, side by side with the peers: writes docs/benchmarks.md, and all figures as JSON.
+"""Benchmarks of this project and its peers: writes docs/benchmarks.md, and all figures as JSON.
 
     python scripts/bench/run.py [--only CASE,CASE] [--keep FILE] [--rounds N] [--quick | --full] [--json FILE]
 
-Makes `.venv-bench` where it is missing (see environment.py) and runs in it; `--here` takes this interpreter instead,
-with whatever peers it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it all
-the same. Leave the machine alone meanwhile: sides take turns, so what else runs costs all of them, but it blurs the
+Makes `.venv-bench` if it is missing (see environment.py) and runs in it; `--here` uses this interpreter instead,
+with the peers that it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it in
+any case. Do not use the machine meanwhile: sides take turns, so other load slows all of them, but it blurs the
 figures. `--keep FILE` takes the cases that are not run from a file of figures made before, on the same machine with the
-same versions; the page says when each of them was measured. `compare.py` holds one file of figures against another.
+same versions; the page says when each of them was measured. `compare.py` compares two files of figures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CASES = (
     "ddp",
 )
 ON_CUDA = ("captured",)
-"""Cases that are for a CUDA device, and no part of the page."""
+"""Cases for a CUDA device, which are not part of the page."""
 PAGE = environment.ROOT / "docs" / "benchmarks.md"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     for number, name in enumerate(options.only, 1):
         print(f"[{number}/{len(options.only)}] {name}  ({(time.monotonic() - begin) / 60:.1f} min so far)", flush=True)
         figures["cases"][name] = run(name, options) | {"measured": {key: figures[key] for key in report.WHEN}}
-        if options.json:  # after each, so that what was measured outlives a run that is cut off
+        if options.json:  # after each case, so that an interrupted run keeps its measurements
             options.json.write_text(json.dumps(figures, indent=1) + "\n")
     figures["minutes"] = (time.monotonic() - begin) / 60
     if options.json:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def run(name: str, options: argparse.Namespace) -> dict[str, object]:
-    """One case: what it is about and its tables, or why there are none."""
+    """Return the description and the tables of one case, or the reason why there are none."""
     case = importlib.import_module(f"cases.{name}")
     found: list[Table] = []
     error = None
@@ -78,7 +78,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, object]:
         try:
             for table in case.tables(session):
                 found.append(table)
-        except Exception as failure:  # the other cases go on; the page says which one failed
+        except Exception as failure:  # the other cases continue; the page says which one failed
             error = f"{type(failure).__name__}: {failure}"
             print(f"    {name} failed: {error}", flush=True)
     return {"about": case.__doc__, "tables": [asdict(table) for table in found], "error": error}

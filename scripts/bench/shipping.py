@@ -1,9 +1,9 @@
-"""What the shipper costs: CPU and wall time a run, for many runs that ended at once and for many that go on.
+"""Cost of the shipper: CPU and wall time per run, for many runs that ended at once and for many that continue.
 
 A real training (the digits, an MLP, 20 epochs) is copied many times, with an id, a name and a seed of its own each and
 with the params that a job of a sweep has, below a sweep's run. One shipper gets all of them, as at the end of a sweep,
-and ships them to an empty SQLite database. What it takes to start, and to ship the sweep's own run, is measured first
-and taken off.
+and ships them to an empty SQLite database. The time to start, and to ship the sweep's own run, is measured first
+and subtracted.
 
 With `--live`, one process writes into all journals while the shipper is at work, and the shipper's CPU time is taken
 before anything ends. `--profile` ships in this process and shows where the time goes.
@@ -41,7 +41,7 @@ HERTZ = os.sysconf("SC_CLK_TCK")
 
 
 def train(folder: Path, interval: int, log_model: bool) -> Path:
-    """The directory of a real run, shipped to a database of its own."""
+    """Return the directory of a real run, shipped to a database of its own."""
     command = [sys.executable, str(ROOT / "train.py"), "model=mlp", "data=digits", f"loop.max_epochs={EPOCHS}"]
     command += ["hydra.run.dir=run", f"hook.logger.interval={interval}", f"tracker.log_model={str(log_model).lower()}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -50,7 +50,7 @@ def train(folder: Path, interval: int, log_model: bool) -> Path:
 
 
 def copies(original: Path, folder: Path, runs: int, uri: str) -> list[Path]:
-    """`runs` times the job, as jobs of a sweep that nobody has shipped; the first directory is the sweep's."""
+    """Copy the job `runs` times, as unshipped jobs of a sweep; the first directory is the sweep's."""
     parent = RunInfo("sweep", params={"varying": "seed"}, experiment=EXPERIMENT, uri=uri)
     info = RunInfo.read(original)
     sweep = folder / "runs"
@@ -81,7 +81,7 @@ def new_store(folder: Path) -> str:
 
 
 def ship(work_dirs: list[Path], uri: str) -> tuple[float, float]:
-    """Wall and CPU seconds of a shipper's whole life, in which it ships these."""
+    """Ship these runs, and return the wall and CPU seconds of the shipper's whole life."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
     tracker = MLflowTracker(uri=uri, experiment=EXPERIMENT, wait=600.0)
@@ -99,7 +99,7 @@ def ship(work_dirs: list[Path], uri: str) -> tuple[float, float]:
 
 
 def check(work_dirs: list[Path], uri: str, log_model: bool) -> None:
-    """What MLflow has is whole."""
+    """Check that MLflow has everything."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -118,7 +118,7 @@ def check(work_dirs: list[Path], uri: str, log_model: bool) -> None:
 
 
 def profile(work_dirs: list[Path], uri: str, file: Path) -> None:
-    """Ships in this process; the figures are higher than those of an unwatched shipper."""
+    """Ship in this process under the profiler, which makes the figures higher."""
     from trainyard.track.shipper.fleet import Fleet
 
     fleet = Fleet()
@@ -136,12 +136,12 @@ def profile(work_dirs: list[Path], uri: str, file: Path) -> None:
 
 
 def live(work_dirs: list[Path], uri: str, seconds: float, every: float) -> None:
-    """Prints the shipper's CPU time while all journals grow, and what it takes from their end on."""
+    """Print the shipper's CPU time while all journals grow, and from their end on."""
     for work_dir in work_dirs[1:]:
         (work_dir / "metrics.jsonl").unlink()
     tracker = MLflowTracker(uri=uri, experiment=EXPERIMENT, wait=600.0)
     tracker.follow(work_dirs[0])
-    time.sleep(4.0)  # it is there, and has imported what it needs
+    time.sleep(4.0)  # it has started, and has imported what it needs
     assert tracker._process is not None
     pid = tracker._process.pid
     journals = [Journal(work_dir) for work_dir in work_dirs[1:]]

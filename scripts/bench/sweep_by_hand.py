@@ -1,7 +1,7 @@
-"""A training as it is written by hand with PyTorch, Hydra and MLflow: what cases/sweep.py compares with.
+"""Training written by hand with PyTorch, Hydra and MLflow: the other side of cases/sweep.py.
 
-It needs nothing of this project, and does what `train.py model=mlp` does to the digits: the same split by class, the
-same network and initialisation, Adam, a validation after each epoch. It runs one thread a job, as OMP_NUM_THREADS says.
+It imports nothing of this project, and trains like `train.py model=mlp` on the digits: the same split by class, the
+same network and initialization, Adam, a validation after each epoch. A job has one thread, as OMP_NUM_THREADS says.
 """
 
 from pathlib import Path

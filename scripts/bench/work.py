@@ -1,4 +1,4 @@
-"""The work that sides do: a data set, a network, a batch size, so many epochs."""
+"""Work of the sides: a data set, a network, a batch size, a number of epochs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ RATE = 1e-3
 
 @dataclass(frozen=True)
 class Work:
-    """A training that is the same for everybody.
+    """Training that is the same for all sides.
 
     Attributes:
         kind: "rings" (an MLP on points), "images" (a small ResNet on 32x32) or "text" (a small transformer).
-        samples, batch, epochs: the size of the data set, of a batch, and how often it is seen.
+        samples, batch, epochs: the size of the data set and of a batch, and the number of epochs.
         hidden: widths of the MLP's hidden layers.
         features: numbers per sample of the MLP's data.
-        device: where to train.
-        busy: count the time that the thread computes and not that for which it waits, so that others on the machine
-            do not lengthen it.
+        device: the device to train on.
+        busy: measure the CPU time of the thread, without the time that it waits, so that other load on the machine
+            does not lengthen it.
     """
 
     kind: str = "rings"
@@ -61,7 +61,7 @@ class Work:
         return points + 0.1 * torch.randn(points.shape, generator=generator), labels
 
     def net(self) -> nn.Module:
-        """The network, inputs to logits, with its own random numbers."""
+        """Return the network, inputs to logits, with its own random numbers."""
         torch.manual_seed(0)
         if self.kind == "images":
             from trainyard.models import ResNet
@@ -82,20 +82,20 @@ class Work:
         return token_loss if self.kind == "text" else nn.functional.cross_entropy
 
     def loader(self, *, shuffle: bool = True) -> DataLoader[tuple[Tensor, ...]]:
-        """What a tutorial would read the data with."""
+        """Return the DataLoader that a tutorial would use."""
         return DataLoader(TensorDataset(*self.tensors), batch_size=self.batch, shuffle=shuffle)
 
     def each(self, seconds: float) -> float:
-        """Microseconds an iteration."""
+        """Return the microseconds per iteration."""
         return seconds / self.iterations * 1e6
 
     def now(self) -> float:
-        """Seconds on a clock, when the device is through with what it was given."""
+        """Return the time in seconds, once the device has finished its work."""
         if self.device != "cpu":
             torch.cuda.synchronize()
         return thread_time() if self.busy else perf_counter()
 
 
 def token_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy over all positions: `[B, T, V]` and `[B, T]` to a scalar."""
+    """Return the cross-entropy over all positions: `[B, T, V]` and `[B, T]` to a scalar."""
     return nn.functional.cross_entropy(logits.flatten(0, -2), target.flatten())

@@ -1,4 +1,4 @@
-"""The application: one config in, one objective out."""
+"""Training application: compose a config, train, and end with a status."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from trainyard.run.train import train
 from trainyard.sweep.sweepable import SweepableTask
 from trainyard.track.sweep_position import SweepPosition
 
-WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks also where a message explains all
+WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks even if a message explains the error in full
 
 
 def main(config_path: str | Path, config_name: str = "train") -> None:
-    """The command line: compose the config with Hydra, train, and end with a status.
+    """Run the command line: compose the config with Hydra, train, and end with a status.
 
-    Errors that their message explains in full are shown as one paragraph, without a traceback (set HYDRA_FULL_ERROR=1
-    to see it all the same): status 2 for a wrong config, 1 for a failed training, 128 + n after signal n.
+    Errors whose message explains them in full are shown as one paragraph, without a traceback (set HYDRA_FULL_ERROR=1
+    to see it): status 2 for a wrong config, 1 for a failed training, 128 + n after signal n.
 
     Args:
         config_path: the folder of the configs.
@@ -43,7 +43,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     """
     whole = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ[WHOLE] = "1" if whole else ""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, so that they are explained here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, and they are explained here
     directory = str(Path(config_path).resolve())
 
     status = follow(directory, config_name)
@@ -60,7 +60,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else _tell(known))
-    except KeyboardInterrupt:  # before there was a run, or the second in a run: nobody needs to see where that was
+    except KeyboardInterrupt:  # before the run, or the second in it: its traceback is of no use
         if whole:
             raise
         print("\nEnded.", file=sys.stderr)
@@ -69,10 +69,10 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
 
 @dataclass(frozen=True)
 class Application(SweepableTask):
-    """`trainyard.run.train.train`, as Hydra calls it: the task function of single runs and of the jobs of sweeps.
+    """Task function of single runs and of the jobs of sweeps: `trainyard.run.train.train`, as Hydra calls it.
 
     Args:
-        position: the job's position in its sweep; None for a run by itself.
+        position: the job's position in its sweep; None for a single run.
     """
 
     position: SweepPosition | None = None
@@ -82,10 +82,10 @@ class Application(SweepableTask):
     fuse = stack_trainer
 
     def __call__(self, cfg: DictConfig, /) -> float | None:
-        """Train; a run by itself ends here, where its error is explained, and Hydra adds no words.
+        """Train; the error of a single run is explained here, and ends the process without a message of Hydra's.
 
         Returns:
-            The best objective; None where the run has none.
+            The best objective; None if the run has none.
         """
         try:
             return train(cfg, self.position)
@@ -124,7 +124,7 @@ class Application(SweepableTask):
 
 
 def _tell(error: TrainyardError) -> int:
-    """Print an error as one paragraph; returns the status to exit with."""
+    """Print an error as one paragraph, and return the exit status."""
     width = shutil.get_terminal_size().columns
     for line in str(error).splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
@@ -145,6 +145,6 @@ def _is_from_train(error: BaseException) -> bool:
 
 
 def _print_traceback(error: BaseException) -> None:
-    """The traceback from the place on where the run began: what Hydra did before that helps nobody."""
+    """Print the traceback from where the run began, without Hydra's frames before that."""
     frames = _frames_of_train(error)
     traceback.print_exception(error.with_traceback(frames or error.__traceback__))

@@ -1,9 +1,9 @@
-"""The captured step on a CUDA device: time of an iteration from the second epoch on, when everything is captured.
+"""Captured step on a CUDA device: time of an iteration from the second epoch on, when everything is captured.
 
 The MLP is the one of `step`; one run has a learning rate for each step, which the graph takes from a table. The plain
-loops have the fused Adam, over a `DataLoader` as tutorials write it, or over data on the device, eager or with a model
-compiled in the mode that has CUDA graphs. The small ResNet trains in bf16 with channels last, on both sides. The fused
-groups differ in learning rate and seed; alone is one such job, and a sweep without fusing is one after the other.
+loops use the fused Adam, over a `DataLoader` as tutorials write it, or over data on the device, eager or with a model
+compiled in the mode that has CUDA graphs. The small ResNet trains in bf16 with channels last, on both sides. The
+members of stacks differ in learning rate and seed; alone is one such job, and a sweep without stacks runs them in turn.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def tables(session: Session) -> Iterator[Table]:
 
 
 class Clock(ours.Clock):
-    """Seconds from the second epoch to the end of the training."""
+    """Hook that measures the seconds from the second epoch to the end of the training."""
 
     def before_train(self, runner: Runner) -> None:
-        """It is too early."""
+        """Do nothing: the measurement begins later."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         if runner.epoch == 1:
@@ -88,7 +88,7 @@ class Clock(ours.Clock):
 
 
 def trainyard(work: Work, folder: Path, **arguments: Any) -> float:
-    """A Runner with its default hooks; its journal goes nowhere."""
+    """Time a Runner with its default hooks, whose journal is discarded."""
     clock = Clock(work)
     Runner(
         model=Supervised(net(work), work.loss),
@@ -104,7 +104,7 @@ def trainyard(work: Work, folder: Path, **arguments: Any) -> float:
 
 
 def plain(work: Work, *, resident: bool = True, bf16: bool = False, mode: str | None = None) -> float:
-    """A loop written by hand."""
+    """Time a loop written by hand."""
     model, device = net(work).to(work.device), work.device
     trained: Callable[[Tensor], Tensor] = torch.compile(model, mode=mode) if mode else model
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
@@ -126,7 +126,7 @@ def plain(work: Work, *, resident: bool = True, bf16: bool = False, mode: str | 
 
 
 def members(model: str, width: int, session: Session, **arguments: Any) -> float:
-    """The step of a group of members, or of one job alone."""
+    """Time the step of a stack of members, or of one job alone."""
     common = {
         "model": MODELS[model],
         "data": {"_target_": "trainyard.data.Digits", "batch_size": 64},
@@ -153,7 +153,7 @@ def members(model: str, width: int, session: Session, **arguments: Any) -> float
 
 
 def net(work: Work) -> torch.nn.Module:
-    """The network; one of images with its weights in channels last."""
+    """Return the network; one for images has its weights in channels last."""
     found = work.net()
     if work.kind == "images":
         found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -161,5 +161,5 @@ def net(work: Work) -> torch.nn.Module:
 
 
 def each(work: Work, seconds: float) -> float:
-    """Microseconds an iteration; the first epoch does not count."""
+    """Return the microseconds per iteration, without the first epoch."""
     return seconds / (work.iterations - work.iterations / work.epochs) * 1e6

@@ -1,4 +1,4 @@
-"""Several devices: what DDP costs one rank, and what further devices bring.
+"""Several devices: the cost of DDP on one rank, and the gain from further devices.
 
 One rank: the step of `step` and that of the small ResNet of `models`, on one device with and without DDP around it.
 Scaling: `train.py strategy=ddp` with a ResNet on the digits at one batch size for all devices together, from the
@@ -48,7 +48,7 @@ def devices(count: int) -> str:
 
 
 def scaled(session: Session, count: int) -> float:
-    """µs an iteration of a training on so many devices."""
+    """Return the microseconds per iteration of a training on `count` devices."""
     with tempfile.TemporaryDirectory(dir=session.folder) as folder:
         iterations = session.size(60, 20)
         command = [

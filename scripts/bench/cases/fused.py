@@ -1,10 +1,10 @@
-"""Time of a member's step: fused groups of K members against one process a job, on all cores.
+"""Time of a member's step: stacks of K members against one process per job, on all cores.
 
-On each core one process with one thread trains on resident data with Adam, batch 64: a group of K members that differ
-in learning rate and seed, or one job alone, as the sweep runs it without fusing; "by hand" is the loop that tutorials
+On each core one process with one thread trains on resident data with Adam, batch 64: a stack of K members that differ
+in learning rate and seed, or one job alone, as the sweep runs it without stacks; "by hand" is the loop that tutorials
 write, over `DataLoader(TensorDataset)`. All processes step at the same time, for the same seconds. Time is of all
-cores together: with two, a step of 100 µs on each counts as 50. (`docs/fused.md` says where it pays; a sweep measures
-that by itself.)
+cores together: with two, a step of 100 µs on each counts as 50. (`docs/fused.md` says when a stack is faster; a sweep
+measures that by itself.)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def tables(session: Session) -> Iterator[Table]:
         worker.start()
     pipes = [pipe for pipe, _ in ends]
     for _, end in ends:
-        end.close()  # so that a worker that ends is noticed
+        end.close()  # so that the end of a worker is noticed
     try:
         for model in models:
             names = [HAND, ALONE, *(f"K = {width}" for width in widths)]
@@ -76,7 +76,7 @@ def _measure(pipes: list[Connection], model: str, name: str, seconds: float) -> 
 
 
 def _work(pipe: Connection, core: int) -> None:
-    """One core: makes a case ready, steps when told to, and says how far it came."""
+    """Prepare a case on one core, step on request, and report the steps made."""
     os.sched_setaffinity(0, {core})
     import torch
 
@@ -109,7 +109,7 @@ def _config(model: str, member: int) -> dict[str, Any]:
 
 
 def _runner(model: str, width: int) -> Callable[[float], int]:
-    """What steps for so many seconds, over the batches of epoch after epoch, and counts the steps of all members."""
+    """Return a function that steps for some seconds, epoch after epoch, and counts the steps of all members."""
     from trainyard.fused.runner import FusedRunner
     from trainyard.runner import Runner
 

@@ -1,4 +1,4 @@
-"""How time grows: of an iteration with the number of hooks, of metrics, of parameters; of the start with the config.
+"""Growth of time: of an iteration with hooks, metrics and parameters; of the start with the config.
 
 The training is the MLP of the first table on resident data, with the default hooks and without MLflow. An idle hook
 defines the stages around a run, an epoch and a checkpoint, and none of an iteration; "at work" are hooks with an
@@ -25,26 +25,26 @@ from trainyard.runner import Runner
 
 
 class Idle(Hook):
-    """Has stages, and none of an iteration."""
+    """Hook with stages, but none of an iteration."""
 
     def before_run(self, runner: Runner) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 class AtWork(Hook):
-    """Is called after every iteration."""
+    """Hook that is called after every iteration."""
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 def hooks(kind: str, count: int) -> dict[str, Any]:

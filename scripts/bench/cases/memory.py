@@ -1,4 +1,4 @@
-"""The most memory that a process held (resident set) from its beginning to the end of the MLP's training.
+"""Peak memory (resident set) of a process, from its start to the end of the MLP's training.
 
 The libraries that each side imports are nearly all of it. Trainyard's shipper, a process of its own, is a row by
 itself.
@@ -34,7 +34,7 @@ def tables(session: Session) -> Iterator[Table]:
 
 @contextmanager
 def peak(module: str, side: str, **arguments: Any) -> Iterator[Turn]:
-    """Imports the side only here, in its process."""
+    """Yield the side's turn; the side is imported only here, in its process."""
     from work import Work
 
     make: Callable[..., AbstractContextManager[Turn]] = getattr(import_module(module), side)
@@ -68,7 +68,7 @@ def shipper() -> Iterator[Turn]:
 
 
 def most(pid: int | str) -> float:
-    """The high-water mark of a process's resident set, in MB."""
+    """Return the high-water mark of a process's resident set, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

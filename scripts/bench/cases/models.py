@@ -1,4 +1,6 @@
-"""Time of an iteration where the model dominates: a ResNet-8 on 32x32 images, and a transformer (2 layers of width
+"""Time of an iteration that the model dominates, for two models.
+
+The models are a ResNet-8 on 32x32 images and a transformer (2 layers of width 96) on 64 tokens.
 96) on 64 tokens.
 
 The plain loop uses the fused Adam here, as Trainyard does, and both sides have the same settings, so that only the

@@ -1,7 +1,7 @@
-"""An iteration loop that was stopped at iteration 1,000,000 (epoch 10,000 of 100 batches): time to its first new step.
+"""Resumption of an iteration loop at iteration 1,000,000 (epoch 10,000 of 100 batches): time to its first new step.
 
-From making the Runner to the end of the first step; torch is loaded already. A run that begins at iteration 0 is the
-measure. MMEngine's iteration loop draws and drops every batch that went before, so it is given 10,000 iterations only.
+From creating the Runner to the end of the first step; torch is loaded already. A run that begins at iteration 0 is the
+baseline. MMEngine's iteration loop draws and drops every earlier batch, so it is given 10,000 iterations only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORK = Work()
 
 
 class FirstStep(Hook):
-    """Notes the moment of the first step, and ends the training there."""
+    """Hook that records the time of the first step, and ends the training there."""
 
     priority = "HIGHEST"
 
@@ -42,7 +42,7 @@ class FirstStep(Hook):
 
 
 class Jump(Hook):
-    """Makes a run of one iteration the one before iteration `AT`, so that nobody needs to wait for the others."""
+    """Hook that sets a run of one iteration to just before iteration `AT`, so that the others need not be run."""
 
     def before_train(self, runner: Runner) -> None:
         runner.iter = AT - 1
@@ -95,7 +95,7 @@ def trainyard(*, resident: bool, at: int) -> Iterator[Turn]:
 
 @contextmanager
 def mmengine() -> Iterator[Turn]:
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # torch reads MMEngine's checkpoints no more without it
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # torch refuses MMEngine's checkpoints without it
     from mmengine.hooks import Hook as MMEngineHook
     from mmengine.runner import Runner as MMEngineRunner
 

@@ -1,10 +1,11 @@
-"""How long the loop stands still for a checkpoint of about 100 MB (an MLP of 8.5 million parameters, and Adam's two
-moments).
+"""Pause of the loop for a checkpoint of about 100 MB.
+
+The model is an MLP of 8.5 million parameters; the checkpoint has Adam's two moments too.
 
 Timed around what each side does at the end of an iteration in which it saves; the median of the saves of a run. For
 Trainyard that is the checkpoint hook, which copies the state and leaves the writing, its checksum and the flush to
 disk to a thread; the first save, for whose copy another thread has made the memory ready, is a row of its own. The
-others write before they go on: `torch.save` in a plain loop, `Trainer.save_checkpoint`, `Runner.save_checkpoint`.
+others write before they continue: `torch.save` in a plain loop, `Trainer.save_checkpoint`, `Runner.save_checkpoint`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ WORK = Work(samples=SAVES * INTERVAL * 64, hidden=(2048, 2048, 2048), features=6
 
 
 class Mark(Hook):
-    """Notes the moments at which it is called at the end of an iteration."""
+    """Hook that records the times at which it is called at the end of an iteration."""
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
@@ -59,7 +60,7 @@ def trainyard(*, first: bool) -> Iterator[Turn]:
     with tempfile.TemporaryDirectory() as folder:
 
         def turn() -> float:
-            before, after = Mark(89), Mark(91)  # the checkpoint hook has 90
+            before, after = Mark(89), Mark(91)  # the checkpoint hook has priority 90
             save = {
                 "_target_": "trainyard.hooks.Checkpoint",
                 "interval": INTERVAL,

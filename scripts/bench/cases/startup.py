@@ -1,4 +1,4 @@
-"""From the shell to the end of the first optimisation step, as whole processes.
+"""Time from the shell to the end of the first optimization step, as whole processes.
 
 The bare script imports torch and takes one Adam step. Trainyard is `python train.py model=mlp optim=adam`: composing
 and checking the config, the data set, the default hooks, a shipper for MLflow. Lightning is a script of the same size
@@ -56,7 +56,7 @@ trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[FirstSte
 trainer.fit(Module(), loader)
 """
 
-# A hook of the user's own: it notes the moment after the first step, and ends the process.
+# A hook of the user's: it records the time after the first step, and ends the process.
 HOOK = """
 import os, time
 from trainyard.hooks import Hook
@@ -91,17 +91,17 @@ def tables(session: Session) -> Iterator[Table]:
 
 
 def train(folder: Path, overrides: Sequence[str]) -> float:
-    """Seconds that `train.py` takes to the end of its first step."""
+    """Return the seconds that `train.py` takes to the end of its first step."""
     written(folder, "first_step.py", HOOK)
     note = folder / "moment"
     hook = ["+hook.first._target_=first_step.FirstStep", f"+hook.first.path={note}"]
     seconds = first_step(folder, ROOT / "train.py", *overrides, *hook, note=note)
-    time.sleep(1.0)  # the shipper sees that its trainer is gone, and ends
+    time.sleep(1.0)  # the shipper notices that its trainer has ended, and ends too
     return seconds
 
 
 def first_step(folder: Path, script: Path, *arguments: str, note: Path | None = None) -> float:
-    """Seconds from starting a script to the moment that it writes into `note`, or into its first argument."""
+    """Return the seconds from a script's start to the time that it writes into `note`, or its first argument."""
     moment = note or folder / "moment"
     moment.unlink(missing_ok=True)
     command = [sys.executable, str(script), *(arguments if note else [str(moment)])]

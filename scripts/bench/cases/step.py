@@ -1,10 +1,10 @@
 """Time of an iteration: rings, MLP 2-64-64-2, batch 64, Adam.
 
-Trainyard has all that it has by default: a journal with a point every ten iterations, checkpoints, and a process that
-ships both to MLflow. All the others do nothing but train, each over the same `DataLoader(TensorDataset)` with its own
+Trainyard runs with its defaults: a journal with a point every ten iterations, checkpoints, and a process that
+ships both to MLflow. All the others only train, each over the same `DataLoader(TensorDataset)` with its own
 logging, checkpoints and progress bar turned off. "Resident data" is how the built-in data sets and `data=arrays` are
-served; "the same DataLoader" gives Trainyard the loader of the others. Optimisers are used as each side's users would
-make them: `torch.optim.Adam(...)`, which Trainyard's config makes with `fused=true`; a plain loop with that is a row.
+served; "the same DataLoader" gives Trainyard the loader of the others. Optimizers are used as each side's users would
+create them: `torch.optim.Adam(...)`, which Trainyard's config makes with `fused=true`; a row is a plain loop with that.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A whole sweep, end to end: Trainyard's launcher against Hydra's joblib launcher over a script written by hand.
+"""Whole sweep, end to end: Trainyard's launcher against Hydra's joblib launcher over a script written by hand.
 
-Both run the same points (learning rates x seeds) of the same training on all cores, one thread a job: the digits, an
+Both run the same jobs (learning rates x seeds) of the same training on all cores, one thread per job: the digits, an
 MLP 64-64-64-10, 20 epochs, Adam; each run in MLflow (SQLite) with its params, its metrics of every epoch, and a
 checkpoint of its end. The other side is `sweep_by_hand.py`, which needs nothing of this project. "One by one" is
-`hydra.launcher.fuse=off`: a process a job. Afterwards the runs are counted in MLflow: a sweep with one missing is a
+`hydra.launcher.fuse=off`: a process per job. Afterwards the runs are counted in MLflow: a sweep with one missing is a
 failure.
 
-Then the parts: what it takes to compose a point of a grid over this project's configs (2 models, 2 optimisers,
-learning rates, seeds), with Hydra's own `load_sweep_config` and with ours; and what a job costs that does nothing,
+Then the parts: the time to compose a job of a grid over this project's configs (2 models, 2 optimizers,
+learning rates, seeds), with Hydra's own `load_sweep_config` and with ours; and the cost of a job that does nothing,
 with our executor and as a fresh interpreter that imports torch.
 """
 
@@ -37,7 +37,7 @@ EPOCHS = 20
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)
 BY_HAND = Path(__file__).resolve().parents[1] / "sweep_by_hand.py"
 
-# What train.py does by default and the other side does not: a checkpoint after every epoch, the best of them kept,
+# Work that train.py does by default and the other side does not: a checkpoint after every epoch, the best one kept,
 # loaded for the test and logged as an MLflow model, and two points of the learning curve within an epoch.
 SAME_WORK = (
     f"hook.checkpoint.interval={EPOCHS}",
@@ -50,14 +50,14 @@ SAME_WORK = (
 
 @dataclass
 class Sweep:
-    """One side; `cpu` has the seconds that its processes computed together, a number for each time that it ran."""
+    """Sweep of one side; `cpu` has the CPU seconds of its processes, one number for each time that it ran."""
 
     points: int
     fuse: str | None  # of Trainyard's launcher; None is the script written by hand
     cpu: list[float]
 
     def __call__(self) -> float:
-        """Runs the sweep in a folder of its own; seconds from the command's start to its end."""
+        """Run the sweep in a folder of its own, and return the seconds from the command's start to its end."""
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -65,7 +65,7 @@ class Sweep:
             uri = f"sqlite:///{folder}/mlflow.db"
             client = MlflowClient(uri)
             experiment = client.create_experiment(EXPERIMENT, artifact_location=f"{folder}/artifacts")
-            # The libraries' files are in the system's cache, whoever begins.
+            # The libraries' files are in the system's cache, whichever side begins.
             warm = "import torch, mlflow.pytorch, sklearn.datasets, hydra, pandas"
             subprocess.run([sys.executable, "-c", warm], check=True)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -103,7 +103,7 @@ class Sweep:
 
 
 def finished(client: object, experiment: str) -> int:
-    """How many runs MLflow has as FINISHED, with params, metrics of every epoch and a checkpoint."""
+    """Return how many runs are FINISHED in MLflow, with params, metrics of every epoch and a checkpoint."""
     from mlflow import MlflowClient
 
     assert isinstance(client, MlflowClient)
@@ -142,7 +142,7 @@ def tables(session: Session) -> Iterator[Table]:
 
 
 def grid(size: int) -> list[list[str]]:
-    """`size` points with four combinations of group choices; neighbours differ in them."""
+    """Return the overrides of `size` jobs with four combinations of group choices; neighbours differ in them."""
     groups = itertools.product(("mlp", "cnn"), ("adam", "sgd"))
     values = itertools.product(range(-(-size // 20)), ("1e-4", "1e-3", "1e-2", "0.1", "1.0"))
     points = itertools.product(values, groups)
@@ -180,7 +180,7 @@ def compose(count: int, ours: bool) -> Iterator[Turn]:
 
 
 def nothing(argument: object) -> None:
-    """Returns."""
+    """Do nothing."""
 
 
 @contextmanager

@@ -4,8 +4,8 @@ Two trainings: the MLP of the first table, whose iteration takes a fifth of a mi
 logging" has no logger, no journal record within the epoch, no checkpoint and no MLflow; the other sides differ from
 it in `hook.logger.interval=1` and the tracker alone. SQLite is a file; HTTP is `mlflow server` on this machine, over
 SQLite. The shipper and the server take what is left of the processor; the next side's turn begins when everything is
-shipped. `mlflow.log_metric` is the plain loop with one call for each iteration, over fewer iterations, since each of
-them takes milliseconds.
+shipped. `mlflow.log_metric` is the plain loop with one call for each iteration, over fewer iterations, since each
+call takes milliseconds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def tables(session: Session) -> Iterator[Table]:
 
 @contextmanager
 def log_metric(work: Work) -> Iterator[Turn]:
-    """A loop written by hand that logs as MLflow's own tutorial does, into a SQLite file."""
+    """Yield a loop written by hand that logs like MLflow's own tutorial, into a SQLite file."""
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,7 @@ def log_metric(work: Work) -> Iterator[Turn]:
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """`mlflow server` on a free port of this machine, with a SQLite file; gives its address."""
+    """Run `mlflow server` on a free port of this machine, with a SQLite file; yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

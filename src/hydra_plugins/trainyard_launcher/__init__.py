@@ -1,5 +1,6 @@
-"""The launcher `local` and the sweeper `grid`: thin, since Hydra imports this at every start. The work is in
-`trainyard.sweep`.
+"""Hydra plugins: the launcher `local` and the sweeper `grid`.
+
+They are thin, since Hydra imports this module at every start. The work is in `trainyard.sweep`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 class LocalLauncher(Launcher):
     """Runs the jobs of a sweep side by side on this machine.
 
-    A sweeper may launch batch after batch: all make one sweep, which is ranked and reported when it is closed. A
-    sweeper that knows nothing of `close` closes it by letting go of the launcher.
+    A sweeper may launch batch after batch. All batches make one sweep, which is ranked and reported when closed. A
+    sweeper that does not call `close` closes it by dropping the launcher.
 
     Args:
-        **settings: those of `trainyard.sweep.settings.SweepSettings`, where each is explained.
+        **settings: the settings that `trainyard.sweep.settings.SweepSettings` documents.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -54,14 +55,14 @@ class LocalLauncher(Launcher):
         if self.sweep is None:
             settings = SweepSettings.from_config(self.settings)
             self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
-            # Where the sweeper ends with an error this happens at the exit; what is imported then may need this, which
+            # After an error of the sweeper this runs at exit. Modules that are imported then may need this one, which
             # cannot be imported then.
             import concurrent.futures.thread  # noqa: F401
 
             weakref.finalize(self, self.sweep.close)
         returns = self.sweep.launch(job_overrides, initial_job_idx)
         if self.sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
-            sys.exit()  # a sweeper that learns from results cannot go on without
+            sys.exit()  # a sweeper that uses results cannot continue without them
         return returns
 
     def close(self) -> None:
@@ -73,28 +74,28 @@ class LocalLauncher(Launcher):
 class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper: every combination of what the command line lists.
 
-    It leaves it to the launcher to check the points: Hydra composes each of them only for that, one after another. And
-    a job that fails does not end the batches after its own.
+    The launcher checks the jobs: Hydra would compose each of them only for that, one after another. A job
+    that fails does not prevent the batches after its own.
     """
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all batches.
 
         Raises:
-            Exception: what the first job that failed has raised, or what the launcher says of it.
+            Exception: the error of the first job that failed, or the launcher's error about it.
         """
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
         size = self.max_batch_size
         if size is not None:
-            from trainyard.checks import integer  # not above: Hydra imports this module at every start
+            from trainyard.checks import integer  # not at the top: Hydra imports this module at every start
 
             integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
-        if ours is None:  # ours keeps the command itself, once it knows that it will run
+        if ours is None:  # our launcher writes the command itself, once the sweep is certain to run
             directory = Path(self.config.hydra.sweep.dir)
             directory.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, directory / "multirun.yaml")
@@ -109,8 +110,8 @@ class GridSweeper(BasicSweeper):
                 ours.close()
         for result in (each for results in returns for each in results):
             if result.status is JobStatus.FAILED:
-                raise result._return_value  # its getter would name a job that may have failed for another
+                raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """The launcher composes and checks all points before it starts the first."""
+        """Do nothing: the launcher composes and checks all jobs before it starts the first."""

@@ -1,4 +1,4 @@
-"""Puts Trainyard's configs on Hydra's search path, behind the application's own.
+"""Hydra plugin that puts Trainyard's configs on the search path, behind the application's own.
 
 Hydra imports this file at every start of every Hydra application in the environment, so it imports nothing but Hydra.
 """
@@ -13,10 +13,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 def conf_path() -> str | None:
-    """Where the configs are, as Hydra's search path writes it; None where this copy of the package has none.
+    """Return where the configs are, in the form of Hydra's search path; None if this copy of the package has none.
 
-    A wheel carries them as the package ``trainyard.conf``. In a source checkout, installed as editable or not,
-    they lie in ``conf/`` beside ``src/``.
+    A wheel contains them as the package ``trainyard.conf``. In a source checkout, installed as editable or not,
+    they are in ``conf/`` beside ``src/``.
     """
     spec = find_spec("trainyard")  # locates a top-level package without importing it
     if spec is None or spec.origin is None:
@@ -31,7 +31,7 @@ def conf_path() -> str | None:
 
 
 class TrainyardSearchPath(SearchPathPlugin):
-    """Appends our configs: an application's own config of the same name comes first, and so wins."""
+    """Appends our configs; an application's own config of the same name comes first and takes precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         path = conf_path()

@@ -1,4 +1,4 @@
-"""The job of one rank: started by `trainyard.run.ranks`, or by torchrun, Slurm or MPI."""
+"""Job of one rank, started by `trainyard.run.ranks`, or by torchrun, Slurm or MPI."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NUMBERS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-_CONFIG = "config"  # where the first rank leaves it for the others
+_CONFIG = "config"  # key under which the first rank stores the job for the others
 
 
 @dataclass(frozen=True)
 class RankJob:
-    """All that a rank needs.
+    """Data that a rank needs.
 
     Args:
-        config: with its `hydra` node.
-        function: called with the config as Hydra gives it to its task function, which rank this is, and `position`.
-        position: the run's position in its sweep; None for a run by itself.
+        config: the config, with its `hydra` node.
+        function: called with the config as Hydra gives it to its task function, the rank, and `position`.
+        position: the run's position in its sweep; None for a single run.
     """
 
     config: DictConfig
@@ -49,7 +49,7 @@ class RankJob:
 
 
 def whole(cfg: DictConfig) -> DictConfig:
-    """The config that a task function was given, together with its `hydra` node."""
+    """Return the config of a task function together with its `hydra` node."""
     hydra: Any = HydraConfig.instance().cfg
     config = cfg.copy()
     with read_write(config), open_dict(config):
@@ -58,7 +58,7 @@ def whole(cfg: DictConfig) -> DictConfig:
 
 
 def run_started(job: RankJob) -> float | None:
-    """Do the job of a rank that `trainyard.distributed.launch` has started."""
+    """Run the job of a rank that `trainyard.distributed.launch` has started."""
     from trainyard.distributed import world
 
     found = world.find()
@@ -67,7 +67,7 @@ def run_started(job: RankJob) -> float | None:
 
 
 def _run(job: RankJob, own: World) -> float | None:
-    """Do the job as Hydra would have its task function do it, and log as the rank does."""
+    """Run the job like Hydra runs its task function, with the logging of the rank."""
     rank = own.rank
     setup_globals()
     with current_job(job.config):
@@ -90,7 +90,7 @@ def _run(job: RankJob, own: World) -> float | None:
 
 
 def _keep_quiet(config: DictConfig, rank: int) -> None:
-    """All that a rank but the first prints or logs goes into files of its own: for `train.log` `train.rank1.log`."""
+    """Redirect prints and logs of every rank but the first to files of its own: `train.rank1.log` for `train.log`."""
     folder = Path(config.hydra.runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / f"{config.hydra.job.name}.rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -113,14 +113,14 @@ def _keep_quiet(config: DictConfig, rank: int) -> None:
 
 
 def _note(text: str) -> None:
-    """Write what ended this rank into its file: on the terminal it is told once, by whoever started the ranks."""
+    """Write what ended this rank into its file. The process that started the ranks shows it on the terminal, once."""
     for handler in logging.root.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text.rstrip(), (), None))
 
 
 def where(frames: Sequence[FrameType]) -> str:
-    """The hook that a stack is in, and its stage; nothing where it is in none."""
+    """Return the hook that a call stack is in, and its stage; empty if it is in none."""
     from trainyard.runner.dispatch import STAGES
 
     for frame in frames:
@@ -135,23 +135,23 @@ def where(frames: Sequence[FrameType]) -> str:
 
 
 def lead(job: RankJob, own: World, timeout: float) -> None:
-    """As the first rank, give the others the job: what its config says of the time, and of a directory, is for all."""
+    """Send the job from the first rank to the others, so that its times and directories hold for all ranks."""
     from trainyard.distributed import world
 
     world.meeting(own, timeout).set(_CONFIG, pickle.dumps(job))  # type: ignore[arg-type] # it takes bytes, too
 
 
 def follow(config_dir: str, config_name: str) -> int | None:
-    """Do the job of a rank after the first, where a launcher has started this process as one.
+    """Run the job of a rank after the first, if a launcher has started this process as one.
 
-    Such a process makes no directory and prints nothing: the first rank does.
+    Such a process makes no directory and prints nothing; the first rank does.
 
     Args:
         config_dir: the folder of the configs.
         config_name: the primary config in it.
 
     Returns:
-        The exit status; None where this process is no such rank.
+        The exit status; None if this process is no such rank.
     """
     if not any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBERS):
         return None
@@ -159,7 +159,7 @@ def follow(config_dir: str, config_name: str) -> int | None:
     from trainyard.distributed import world
 
     try:
-        if values is None:  # the first rank says what is wrong
+        if values is None:  # the first rank reports the error
             return None if world.find() is None else TrainyardError.status
         strategy = values.get("strategy") or {}
         found = world.find(strategy.get("launcher", "auto"))
@@ -175,7 +175,7 @@ def follow(config_dir: str, config_name: str) -> int | None:
 
 
 def _composed(config_dir: str, config_name: str) -> DictConfig | None:
-    """The config of this command; None where there is none, or many."""
+    """Return the config of this command; None if there is none, or several."""
     arguments, _ = get_args_parser().parse_known_args()
     more = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
     if arguments.multirun:

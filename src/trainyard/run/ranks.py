@@ -1,4 +1,4 @@
-"""A run on several devices, as the application sees it: the ranks that it starts, or joins where others start them."""
+"""Ranks of a run on several devices: they are started here, or joined if a launcher starts them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class InterruptedRunError(TrainyardError):
-    """The training was asked to end, saved a checkpoint, and can be resumed."""
+    """The training was interrupted, saved a checkpoint, and can be resumed."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class InterruptedRunError(TrainyardError):
 
 
 class RankFailedError(TrainyardError):
-    """A rank of a run has failed, or somebody killed it, and so the run has ended."""
+    """A rank of a run has failed, or was killed, which has ended the run."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
@@ -49,12 +49,12 @@ class RankFailedError(TrainyardError):
 
 @dataclass(frozen=True)
 class Spread:
-    """Over what a run is spread.
+    """Spread of a run over devices.
 
     Args:
-        devices: the ranks that this process is to start; 1: it trains by itself.
-        world: the rank that it is, where it was started as one.
-        strategy: the run's, where that is for several devices.
+        devices: number of ranks that this process is to start; 1 if it trains by itself.
+        world: the rank of this process, if it was started as one.
+        strategy: the run's strategy, if that is for several devices.
     """
 
     devices: int = 1
@@ -63,14 +63,14 @@ class Spread:
 
 
 def spread(values: Mapping[str, Any]) -> Spread:
-    """Over what a run is to be spread, as its config and the environment say.
+    """Return the spread of a run, from its config and the environment.
 
     Args:
         values: the config, resolved.
 
     Raises:
-        ConfigError: more devices than there are; a launcher that has not started this process, or has started more of
-            them than one device has use for.
+        ConfigError: there are too few devices; a launcher has not started this process, or has started more
+            processes than one device can use.
     """
     from trainyard.distributed import world
 
@@ -107,7 +107,7 @@ def _devices(strategy: Distributed, device: str) -> int:
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if gpus:
         count, limit, what = gpus, gpus, "the GPUs of this machine"
-    elif device in ("auto", "cpu"):  # a device is a process, and one process the best use of a few cores
+    elif device in ("auto", "cpu"):  # a device is a process, and one process makes the best use of a few cores
         count, limit, what = 1, cores(), "the cores that this process may use"
     else:
         count, limit, what = 1, 1, ""
@@ -129,16 +129,16 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
     """Start the ranks of a run on this machine, and wait for them.
 
     Args:
-        job: what each of them is to do.
-        work_dir: the run's.
-        over: how many.
-        tracker: follows what the first rank journals.
+        job: the job of each rank.
+        work_dir: the run's directory.
+        over: the number of ranks.
+        tracker: follows the journal of the first rank.
 
     Returns:
         The best objective.
 
     Raises:
-        TrainyardError: a rank has failed, or all were interrupted.
+        TrainyardError: a rank failed, or all were interrupted.
     """
     from trainyard.distributed.launch import launch
 
@@ -181,7 +181,7 @@ def _told(outcome: Outcome, following: _Following, further: str) -> float | None
         raise InterruptedRunError(outcome.error, outcome.status - 128)
     following.note("FAILED", outcome.error)
     if sys.stdout.isatty():
-        print("\x1b[?25h", end="", flush=True)  # a progress bar that was killed has left the cursor hidden
+        print("\x1b[?25h", end="", flush=True)  # a killed progress bar leaves the cursor hidden
     if outcome.trace is not None:
         log.error("%s", outcome.trace.rstrip())
     message = f"{outcome.error.rstrip('.')}; {further}" if outcome.killed and further else outcome.error
@@ -189,7 +189,7 @@ def _told(outcome: Outcome, following: _Following, further: str) -> float | None
 
 
 class _Following:
-    """Has the tracker follow a run that another process writes."""
+    """Makes the tracker follow a run that another process writes."""
 
     def __init__(self, tracker: Tracker, work_dir: Path) -> None:
         self._tracker = tracker
@@ -198,7 +198,7 @@ class _Following:
         self._begun = False
 
     def look(self) -> None:
-        """See whether the run has begun."""
+        """Follow the run, once it has begun."""
         if not self._begun:
             with suppress(FileNotFoundError):
                 self._begun = (self._work_dir / FILE).stat().st_mtime >= self._since
@@ -206,14 +206,14 @@ class _Following:
                 self._tracker.follow(self._work_dir)
 
     def note(self, status: Status, message: str) -> None:
-        """Write how it ended, where those who trained could not know."""
+        """Write how the run ended, if its ranks could not know."""
         if self._begun:
             with suppress(TrainyardError, OSError), Journal(self._work_dir) as journal:
                 journal.status(status, message)
 
 
 def _resumed(job: RankJob, work_dir: Path) -> RankJob:
-    """The same job, to go on from where it stands; from the checkpoint that it began with while it has none."""
+    """Return the same job, resumed from its latest checkpoint; if it has none, from the one that it began with."""
     config = job.config.copy()
     if _has_checkpoint(work_dir) or not isinstance(config.resume, str):
         with read_write(config), open_dict(config):
@@ -226,7 +226,7 @@ def _has_checkpoint(work_dir: Path) -> bool:
 
 
 def _gpus(over: Spread) -> list[str]:
-    """The names of the GPUs that the ranks are on, in their order; none on the CPU."""
+    """Return the names of the GPUs that the ranks are on, in order; an empty list on the CPU."""
     import torch
 
     names = [name.strip() for name in os.environ.get(_GPUS, "").split(",") if name.strip()]
@@ -235,12 +235,12 @@ def _gpus(over: Spread) -> list[str]:
 
 
 def go_on(work_dir: Path) -> str:
-    """What to do to go on with the run in this directory."""
+    """Return the instruction for resuming the run in this directory."""
     if not any((work_dir / "checkpoints").glob("*.pt")):
         return "there is no checkpoint to go on from."
     return f"go on with the same command and hydra.run.dir={shown(work_dir)} resume=true"
 
 
 def shown(path: Path) -> str:
-    """A path as people would write it here."""
+    """Return a path as people would write it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

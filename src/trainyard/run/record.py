@@ -1,4 +1,4 @@
-"""What a run of the application leaves beside its numbers: its config, its code's state, its model."""
+"""Record of a run besides its numbers: its config, the state of its code, its model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ EXAMPLE = "example.npy"
 BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 
-# Settings that say where a run lives, not what it is.
+# Settings of where a run is stored, not of what it does.
 _ELSEWHERE = ("work_dir", "tracker", "name")
 
 
 def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: SweepPosition | None = None) -> RunInfo:
-    """The record of a run: every value of its config as a param, and the option chosen of each group.
+    """Return the record of a run: every value of its config as a param, and the option chosen of each group.
 
     Args:
         values: the resolved config of the job that Hydra's config describes.
-        facts: of the machine and the code (`trainyard.track.facts`).
+        facts: the facts of the machine and the code (`trainyard.track.facts`).
         position: the job's position in its sweep; None for a run by itself.
     """
     job = HydraConfig.get()
     params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
-    if position is not None:  # of a sweep's jobs, what tells them apart; of an option chosen, its name says all
+    if position is not None:  # a sweep's job is named by its own overrides; a chosen option implies its values
         varying = [key for key in position.varying if key not in job.runtime.choices]
         params = {key: value for key, value in params.items() if _is_below(key, varying)}
     choices = {
@@ -45,7 +45,7 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
         for group, choice in job.runtime.choices.items()
         if choice is not None and not str(group).startswith("hydra/")
     }
-    # A part that the config describes in place has no group to choose from.
+    # A part that the config describes in place has no group.
     own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
     return RunInfo(
         name=values["name"] or (position.name if position else " ".join(own)),
@@ -62,7 +62,7 @@ def _is_below(key: str, keys: Iterable[str]) -> bool:
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """`{"optim": {"lr": 0.1}}` as `("optim.lr", "0.1")`; lists stay whole."""
+    """Yield flat params: `{"optim": {"lr": 0.1}}` gives `("optim.lr", "0.1")`; lists stay whole."""
     if isinstance(value, Mapping) and value:
         for name, entry in value.items():
             yield from _flat(entry, f"{key}.{name}" if key else str(name))
@@ -74,8 +74,8 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     """Write into each member's directory what `load_model` and a later reader need: config and model input.
 
     Args:
-        runner: prepared.
-        configs: the members', resolved.
+        runner: the prepared Runner.
+        configs: the members' configs, resolved.
     """
     example = _example(runner)
     model = runner.model_config
@@ -86,12 +86,12 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
         if example is not None:
             np.save(member.directory / EXAMPLE, example)
         if values["mode"] == "train" and runner.tracker.log_model:
-            # Named early, so that the shipper has torch at hand when the run ends; it reads the file only then.
+            # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER)
 
 
 def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
-    """A top-level entry as YAML; what many members share is written out once."""
+    """Return a top-level entry as YAML; an entry that many members share is written once."""
     found = known.get((key, repr(value)))
     if found is None:
         found = known[key, repr(value)] = OmegaConf.to_yaml(OmegaConf.create({key: value}))
@@ -99,12 +99,12 @@ def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
 
 
 def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
-    """One input of the model; None where it takes anything but one tensor."""
+    """Return one input of the model; None if it takes anything but one tensor."""
     split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
     if split is None:
         return None
     loader = runner.loader(split)
-    with rng_state.seeded(runner.seed):  # reading it may draw random numbers, which a resumed run must not draw again
+    with rng_state.seeded(runner.seed):  # reading may draw random numbers, which a resumed run must not draw again
         batch = next(iter(loader.batches()), None)
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
@@ -115,7 +115,7 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
 
 
 def name_artifacts(runner: Runner) -> None:
-    """Tell the journal which files belong to the run, and which checkpoint is its model."""
+    """Name in the journal the files that belong to the run, and the checkpoint that is its model."""
     for member in runner.all_members:
         folder = member.directory
         hydra_folder = HydraConfig.get().output_subdir
@@ -136,16 +136,16 @@ def name_artifacts(runner: Runner) -> None:
 
 
 def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, Any] | None]:
-    """The model of a run with the weights that a checkpoint of it was evaluated with, on the CPU, in eval mode.
+    """Return a run's model with the weights that a checkpoint was evaluated with, on the CPU, in eval mode.
 
     Args:
         work_dir: the run's directory.
         file: the checkpoint.
 
     Returns:
-        The model, and one input for it (None where none was kept).
+        The model, and one input for it (None if none was kept).
     """
-    # libyaml, and only what is asked for: OmegaConf's own reading of the file would take longer than all the rest.
+    # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
     state = checkpoint.load(file)

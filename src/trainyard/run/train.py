@@ -1,4 +1,4 @@
-"""One run from its config to its objective: record, train, test, summarise, ship."""
+"""Training of one run, from its config to its objective: record, train, test, summarize, ship."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ log = logging.getLogger(__name__)
 
 
 class RunFailedError(TrainyardError):
-    """The training ended before its time, and not because anybody asked for it."""
+    """The training failed: it ended early, without an interruption."""
 
     status = 1
 
 
 def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | None:
-    """Train (or evaluate) what a composed config describes, in a job of Hydra's.
+    """Train (or evaluate) the run that a composed config describes, in a job of Hydra's.
 
     Args:
-        cfg: as Hydra gives it to a task function.
-        position: the job's position in its sweep, which has checked its config; None for a run by itself.
+        cfg: the config, as Hydra gives it to a task function.
+        position: the job's position in its sweep, which has checked its config; None for a single run.
 
     Returns:
-        The best objective; None where the run has none.
+        The best objective; None if the run has none.
 
     Raises:
-        TrainyardError: with the exit status that the command should have.
+        TrainyardError: the run failed; the error has the exit status of the command.
     """
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
@@ -81,11 +81,11 @@ def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
 
 
 def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | None:
-    """As `train`, as one of several ranks; the first journals, and another process ships.
+    """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
 
     Args:
-        cfg: checked.
-        own: which rank.
+        cfg: the config, checked.
+        own: the rank.
         position: as for `train`.
     """
     tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
@@ -121,11 +121,11 @@ def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
 
 
 def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Do what the mode asks for, and leave beside the numbers what belongs to a run.
+    """Train or evaluate, as the mode says, and write the files of the run.
 
     Args:
-        runner: prepared.
-        configs: the members', resolved.
+        runner: the prepared Runner.
+        configs: the members' configs, resolved.
 
     Returns:
         The signals that ended it early.
@@ -144,9 +144,9 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
-    """Say that a training has no log or no checkpoints, unless somebody asked for that.
+    """Warn if a training has no log or no checkpoints, unless the config says so explicitly.
 
-    An option file of `hook` that does not bring `default` along leaves both out.
+    An option file of `hook` that does not include `default` leaves both out.
     """
     from trainyard.hooks import Checkpoint, Logger
 
@@ -199,7 +199,7 @@ def _summarize(member: Member) -> None:
 
 
 def _ship(tracker: Tracker) -> Shipment:
-    """Wait for the rest to be shipped; say so where that takes long."""
+    """Wait for the rest to be shipped; log a notice if that takes long."""
     notice = threading.Timer(3.0, log.info, ["Shipping to MLflow. Ctrl-C leaves it to the background."])
     notice.daemon = True
     notice.start()
@@ -210,7 +210,7 @@ def _ship(tracker: Tracker) -> Shipment:
 
 
 def _report(shipment: Shipment) -> None:
-    """Say where the run can be looked at, and what is not there yet."""
+    """Log where the run can be viewed, and what has not been shipped yet."""
     for run in shipment.runs:
         if run.where:
             log.info("MLflow: run %r; %s", run.name, run.where)
@@ -219,13 +219,13 @@ def _report(shipment: Shipment) -> None:
 
 
 def objective(member: Member) -> float | None:
-    """The best objective of a member; None where it has none."""
+    """Return the best objective of a member; None if it has none."""
     return member.metrics.get(member.objective.name) if member.best is None else member.best.value
 
 
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
     (member,) = runner.members
-    if runner.strategy.world_size > 1:  # it does not matter which ranks were told, but what they have agreed on
+    if runner.strategy.world_size > 1:  # the ranks agree on an interruption, whichever of them got the signal
         caught = (caught or [signal.SIGTERM]) if runner.interrupted else []
     if caught:
         raise InterruptedRunError(f"Interrupted at iteration {runner.iter}; {go_on(member.directory)}", caught[0])
@@ -235,10 +235,10 @@ def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
 
 @contextmanager
 def _interruptible(runner: Runner) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM ends the run with a checkpoint, the second ends it now. Gives the signals caught.
+    """End the run with a checkpoint on the first SIGINT or SIGTERM, at once on the second. Yields the signals caught.
 
-    Whoever has started the ranks of a run passes signals on, and kills those that do not end: one that Ctrl-C reaches
-    twice must not end now.
+    The process that started the ranks of a run passes signals on, and kills ranks that do not end: a rank that gets
+    Ctrl-C twice must not end at once.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -249,7 +249,7 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
     is_rank = runner.strategy.world_size > 1 or OURS in os.environ
 
     def first(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a data loader's process, forked while this was set: the signal is for the trainer
+        if os.getpid() != owner:  # a data loader's process, forked meanwhile: the signal is for the trainer
             return
         caught.append(signum)
         runner.interrupt()
@@ -270,7 +270,7 @@ def _interruptible(runner: Runner) -> Iterator[list[int]]:
 
 @contextmanager
 def _nothing_left_behind(directory: Path) -> Iterator[None]:
-    """Where nothing comes of the run, remove what Hydra has made for the run: its copy of the config, its log.
+    """Remove the files that Hydra made for the run (config, log), if the run ends before it has a journal.
 
     Raises:
         InterruptedRunError: SIGINT or SIGTERM ended the block.

@@ -1,1 +1,1 @@
-"""Sweeps: compose every point, check, plan, run, rank."""
+"""Sweeps: compose all jobs, check, plan, run and rank them."""

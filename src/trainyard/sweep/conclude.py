@@ -1,4 +1,4 @@
-"""The end of a sweep: who did best, in a table, in files, in a report."""
+"""End of a sweep: the ranking, the result files and the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainyard.sweep.tracking import SweepTracking
 
 
 def warm_up() -> None:
-    """Import what the end of a sweep needs, which takes most of a second: meanwhile the jobs run."""
+    """Import what the end of a sweep needs, which takes most of a second, while the jobs run."""
     import pandas  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
     from trainyard.sweep.report import (
@@ -27,9 +27,9 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 
     Args:
-        plan: of all jobs so far.
-        tracking: of the sweep.
-        named: whether the config says what the `objective` is and its `direction`. Else less is better.
+        plan: the plan of all jobs so far.
+        tracking: the sweep's tracking.
+        named: whether the config names the `objective` and its `direction`. If not, lower is better.
     """
     from trainyard.sweep.report import html, result_files
 

@@ -1,4 +1,4 @@
-"""How a sweep ends that does not come to its end."""
+"""Errors that end a sweep early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainyard.sweep.plan import SHOWN
 
 
 class SweepFailedError(TrainyardError):
-    """Some job of a sweep did not come to its end. The message is of all jobs that there are when it is read."""
+    """A job of a sweep failed, or several did. The message is made when it is read, from all jobs known by then."""
 
     status = 1
 
@@ -27,7 +27,7 @@ class SweepFailedError(TrainyardError):
 
 
 class InterruptedSweepError(TrainyardError):
-    """The sweep was asked to end; the same command goes on with it."""
+    """The sweep was interrupted; the same command resumes it."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

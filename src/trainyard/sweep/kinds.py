@@ -1,6 +1,6 @@
-"""Which jobs of a sweep may train as one program, and what sets the others apart.
+"""Kinds of jobs: jobs of a kind may train as one stack.
 
-Jobs belong together when their resolved configs are equal, key for key, but for numbers at the places that their
+Jobs are of one kind if their resolved configs are equal, key for key, except for numbers at the places that their
 application allows.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SHOWN = 3  # keys in a reason
-_LONG = 40  # letters of a value in a reason
+SHOWN = 3  # maximum number of keys in a reason
+_LONG = 40  # maximum number of characters of a value in a reason
 
 Values = Mapping[str, Any]
 
@@ -22,8 +22,8 @@ class Kind:
     """Configs that may train as one program.
 
     Attributes:
-        key: two kinds are the same where their keys are.
-        fixed: what is equal in all of them, with a mark in the place of each number that need not be.
+        key: equal for equal kinds.
+        fixed: the values that are equal in all of them, with a mark in place of each number that may differ.
         members: their indices, in order.
     """
 
@@ -41,40 +41,40 @@ _NUMBER = _Number()
 
 
 def kinds(configs: Sequence[Values], allowed: Sequence[str], elsewhere: Sequence[str]) -> list[Kind]:
-    """The configs by kind, in the order in which they come.
+    """Return the configs by kind, in order of first appearance.
 
     Args:
         configs: plain Python, resolved.
         allowed: the places (`optim`, `hook.ema.decay`) at or below which numbers may differ: also an int from a
-            float, and lists of one length item by item; not bool, None or text.
+            float, and lists of one length item by item; but not bool, None or text.
         elsewhere: the places that are not compared at all.
     """
     rules = _rules(allowed, free=True) | _rules(elsewhere, free=False)
     found: dict[str, Kind] = {}
     for index, config in enumerate(configs):
         fixed = _masked(config, rules)
-        # Of plain values it tells 1, 1.0, "1" and True apart, and takes NaN for NaN. Keys count in their order: hooks,
-        # and whatever else is built of a mapping, come in it.
+        # repr distinguishes plain values such as 1, 1.0, "1" and True, and treats NaN as equal to NaN. The order of
+        # keys counts: hooks, and other parts built from a mapping, come in that order.
         key = repr(fixed)
         found.setdefault(key, Kind(key, fixed, [])).members.append(index)
     return list(found.values())
 
 
 def reasons(kinds: Sequence[Kind], nums: Sequence[int], choices: Sequence[Mapping[str, str]]) -> dict[int, str]:
-    """For each config that is the only one of its kind, what sets it apart from the nearest of another kind.
+    """Return, for each config that is the only one of its kind, how it differs from the nearest of another kind.
 
     Args:
-        kinds: all there are.
+        kinds: all kinds.
         nums: the number of each config's job.
-        choices: the overrides of each config's job: where they explain a difference, they are named.
+        choices: the overrides of each config's job; those that explain a difference are named.
 
     Returns:
-        By the config's index: `alone in loop.max_epochs=30`, or `differs from #3 in model` where none of its values is
-        its own but all together are.
+        By the config's index: `alone in loop.max_epochs=30`, or `differs from #3 in model` if none of its values is
+        unique but their combination is.
     """
     if len(kinds) < 2:
         return {}
-    from numpy import array  # only here: it takes its time to load
+    from numpy import array  # imported here only, because it loads slowly
 
     leaves = [dict(_leaves(kind.fixed)) for kind in kinds]
     columns = {
@@ -106,11 +106,11 @@ def _told(
     theirs: Mapping[str, str],
     near: int,
 ) -> str:
-    """A reason in words.
+    """Return a reason in words.
 
     Args:
-        differing: the value at each place that differs from the nearest.
-        own: those places whose value no other kind has.
+        differing: the value at each place where it differs from the nearest.
+        own: the places whose value no other kind has.
         mine, theirs: the overrides of the two.
         near: the number of the nearest.
     """
@@ -136,7 +136,7 @@ def _short(value: str) -> str:
 
 
 def _meet(key: str, path: str) -> bool:
-    """Whether an override of `key` may change what is at `path`."""
+    """Return whether an override of `key` may change the value at `path`."""
     return f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") or path.startswith(f"{key}[")
 
 
@@ -146,7 +146,7 @@ def _codes(column: Sequence[str | None]) -> list[int]:
 
 
 def _rules(places: Sequence[str], *, free: bool) -> dict[str, Any]:
-    """`("a", "b.c")` as `{"a": free, "b": {"c": free}}`."""
+    """Convert places to a tree: `("a", "b.c")` to `{"a": free, "b": {"c": free}}`."""
     rules: dict[str, Any] = {}
     for place in places:
         *parents, last = place.split(".")
@@ -179,7 +179,7 @@ def _without_numbers(value: Any) -> Any:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """What is at each place; a list of plain values stays whole."""
+    """Yield each place with its value as text; a list of plain values stays whole."""
     if isinstance(value, Mapping) and value:
         for key, entry in value.items():
             yield from _leaves(entry, f"{path}.{key}" if path else str(key))

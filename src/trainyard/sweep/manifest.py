@@ -1,13 +1,13 @@
-"""`manifest.jsonl` in a sweep's directory: what became of each job, so that the same command finishes what is left.
+"""Manifest of a sweep: `manifest.jsonl`, the state of each job, from which the same command resumes the sweep.
 
-One JSON object a line, appended and never changed; a last line that was cut off is cut away when the file is opened.
+One JSON object per line, appended and never changed. An incomplete last line is removed when the file is opened.
 
 | kind | fields |
 |---|---|
 | `job` | `num`, `overrides`: the job's definition, once |
 | `state` | `num`, `state` (`running` or a `TaskState`), `time`, `attempt`, `seconds`, `objective`, `error`, `width` |
 
-`width` says how many jobs trained as one program, where they did; `seconds` are then those of them all.
+`width` is the number of jobs that trained as one program, if any; `seconds` are then those of them all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILE = "manifest.jsonl"
 
 @dataclass
 class Entry:
-    """What is known of a job: its overrides, its last state, and what came of it."""
+    """Entry of a job: its overrides, its last state and its result."""
 
     overrides: list[str]
     state: str = "waiting"
@@ -40,20 +40,20 @@ class Entry:
 
     @property
     def cost(self) -> float | None:
-        """The seconds of a slot that it took."""
+        """Seconds of slot time that the job took."""
         return None if self.seconds is None else self.seconds / self.width
 
 
 @dataclass
 class Manifest:
-    """The jobs of a sweep by number."""
+    """Jobs of a sweep by number."""
 
     path: Path
     entries: dict[int, Entry] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path) -> Manifest:
-        """The manifest in a directory, read as far as it is whole; an absent one is empty."""
+        """Read the manifest in a directory, as far as it is complete; an absent one is empty."""
         manifest = cls(directory / FILE)
         try:
             content = manifest.path.read_bytes()
@@ -66,11 +66,11 @@ class Manifest:
             try:
                 manifest._take(json.loads(line))
             except (ValueError, KeyError, TypeError):
-                continue  # a line that a crash of the machine left as zeros
+                continue  # a line of zeros, left by a crash of the machine
         return manifest
 
     def define(self, num: int, overrides: Sequence[str]) -> None:
-        """Note a job, or hold it to what was noted.
+        """Record a job, or check that it is the recorded one.
 
         Raises:
             TrainyardError: the job of this number was another one.
@@ -80,7 +80,7 @@ class Manifest:
             self._append({"kind": "job", "num": num, "overrides": list(overrides)})
 
     def check(self, num: int, overrides: Sequence[str]) -> None:
-        """Hold a job to what was noted, if anything was.
+        """Check that a job is the recorded one, if there is one.
 
         Raises:
             TrainyardError: the job of this number was another one.
@@ -94,10 +94,10 @@ class Manifest:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from running the same sweep.
+        """Keep other processes from running the same sweep, inside a `with` block.
 
         Raises:
-            TrainyardError: one does already.
+            TrainyardError: another process runs it already.
         """
         fd = os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -106,27 +106,27 @@ class Manifest:
             os.close(fd)
             raise TrainyardError(f"{self.path.parent}: another process is running this sweep.") from error
         except OSError:
-            pass  # a file system without locks: nobody can be kept out
+            pass  # a file system without locks cannot exclude other processes
         try:
             yield
         finally:
             os.close(fd)
 
     def is_done(self, nums: Iterable[int]) -> bool:
-        """Whether these jobs, and all others that are known, have come to their end."""
+        """Return whether these jobs, and all other known ones, are done."""
         return all(num in self.entries for num in nums) and all(e.state == "done" for e in self.entries.values())
 
     def clear(self) -> None:
-        """Forget all jobs."""
+        """Remove all jobs."""
         os.truncate(self.path, 0)
         self.entries.clear()
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
-        """What is known of a job, without noting anything."""
+        """Return the entry of a job, without recording anything."""
         return self.entries.get(num) or Entry(list(overrides))
 
     def note(self, num: int, state: str, **fields: Any) -> None:
-        """Note that a job is in a state."""
+        """Record the state of a job."""
         self._append({"kind": "state", "num": num, "state": state, "time": time.time(), **fields})
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ class Manifest:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's or torch's as Python's; of anything else, what it prints."""
+    """Convert a number of numpy or torch to Python's, and anything else to its text."""
     try:
         return float(value)
     except Exception:

@@ -1,4 +1,4 @@
-"""The log files of jobs that share a process: each gets what it would have got alone."""
+"""Log files of jobs that share a process: each job gets the records that it would get alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trainyard.config.hydra_versions import configure_log
 
 
 class MemberHandler(logging.Handler):
-    """Appends a record to a file of each member; one with an attribute `member` to that member's only.
+    """Appends a record to a file of each member; a record with an attribute `member` only to that member's.
 
-    Files are opened for each record: hundreds of members would keep more of them open than a process may.
+    Files are opened for each record: hundreds of members would exceed the open files that a process may have.
 
     Args:
         files: the file of each member, by its `work_dir`.
@@ -42,13 +42,13 @@ class MemberHandler(logging.Handler):
 
 
 def configure(configs: Sequence[DictConfig], work_dirs: Sequence[Path]) -> None:
-    """Set up the logging of these jobs as Hydra would set up that of the first.
+    """Configure the logging of these jobs like Hydra would configure that of the first.
 
-    A file that their logging writes to is one of each job's own; other handlers get what belongs to no job of its own.
+    Each job has its own copy of a file that their logging writes to; other handlers get records of no single job.
 
     Args:
-        configs: the jobs', with their `hydra` node.
-        work_dirs: where the members train.
+        configs: the jobs' configs, with their `hydra` node.
+        work_dirs: the directories of the members.
     """
     settings = configs[0].hydra.job_logging
     configure_log(settings, configs[0].hydra.verbose)

@@ -1,4 +1,4 @@
-"""What a sweep will do, made and shown before anything starts."""
+"""Plan of a sweep, made and shown before anything starts."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from omegaconf import DictConfig
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
 
-SHOWN = 20  # jobs, or stacks, in a plan on the terminal
-FEWEST = 3  # jobs of each stack there
-SPANNED = 4  # numbers that are told one by one
+SHOWN = 20  # maximum number of jobs, or stacks, of a plan on the terminal
+FEWEST = 3  # minimum number of jobs of each stack there
+SPANNED = 4  # up to this many numbers are listed one by one
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
+    """Run of a sweep, numbered.
 
     Attributes:
         num: its number.
-        overrides: those that make it.
+        overrides: its overrides.
         config: as Hydra composed it, with its `hydra` node.
-        directory: where it runs.
-        values: its config in plain Python, resolved, without the `hydra` node; None where nobody has asked for it.
-        slots: how many slots it takes.
+        directory: its directory.
+        values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed.
+        slots: the number of slots that it takes.
     """
 
     num: int
@@ -42,18 +42,18 @@ class Job:
 
     @property
     def choices(self) -> dict[str, str]:
-        """The overrides as a mapping: `{"optim.lr": "0.1", "model": "cnn"}`."""
+        """Overrides as a mapping: `{"optim.lr": "0.1", "model": "cnn"}`."""
         pairs = (override.partition("=") for override in filter_overrides(self.overrides))
         return {key.lstrip("+"): value if sign else "removed" for key, sign, value in pairs}
 
 
 def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
-    """The overrides that tell jobs apart, in their order: all that the sweeper chose, and all that differ.
+    """Return the keys of overrides that distinguish jobs, in order: those the sweeper chose, and those that differ.
 
-    What it chose need not differ between these jobs: a sweeper may hand out one job at a time.
+    Values that it chose need not differ between these jobs: a sweeper may launch one job at a time.
 
     Args:
-        jobs: some of the sweep.
+        jobs: some jobs of the sweep.
         command: the overrides of the command line, in which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
     """
     parsed = OverridesParser.create().parse_overrides(list(command))
@@ -71,7 +71,7 @@ class Stack:
 
     Attributes:
         jobs: in the order of their numbers.
-        note: why so many, for people.
+        note: the reason for the width, for people.
     """
 
     jobs: tuple[Job, ...]
@@ -82,7 +82,7 @@ class Stack:
 
 
 def spans(nums: Sequence[int]) -> str:
-    """Numbers in short: `#0-#7`, `#0, #2, … #14`."""
+    """Format numbers in short: `#0-#7`, `#0, #2, … #14`."""
     first, last = nums[0], nums[-1]
     if last - first == len(nums) - 1:
         return f"#{first}-#{last}" if last > first else f"#{first}"
@@ -93,16 +93,16 @@ def spans(nums: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The jobs of a sweep, those among them that are to run, and the slots that they run on.
+    """Jobs of a sweep, those among them that are to run, and the slots that they run on.
 
     Args:
         jobs: in the order of their numbers.
-        entries: what is known of each, by number.
-        slots: of this machine.
-        keys: of the overrides that tell the jobs apart.
-        directory: the sweep's.
-        stacks: those among the jobs to run that train as one program.
-        alone: why others do not, by number.
+        entries: the manifest's entry of each, by number.
+        slots: the slots of this machine.
+        keys: the keys of the overrides that distinguish the jobs.
+        directory: the sweep's directory.
+        stacks: the jobs to run that train in stacks.
+        alone: why other jobs run alone, by number.
     """
 
     jobs: Sequence[Job]
@@ -115,11 +115,11 @@ class SweepPlan:
 
     @property
     def left(self) -> list[Job]:
-        """The jobs that are not done."""
+        """Jobs that are not done."""
         return [job for job in self.jobs if self.entries[job.num].state != "done"]
 
     def followed_by(self, later: SweepPlan) -> SweepPlan:
-        """This and a later plan of the same sweep in one: what there is of both."""
+        """Return this and a later plan of the same sweep merged into one."""
         return replace(
             later,
             jobs=(*self.jobs, *later.jobs),
@@ -128,14 +128,14 @@ class SweepPlan:
         )
 
     def name(self, job: Job) -> str:
-        """A job's name: what was chosen for it, or its number where nothing was."""
+        """Return a job's name: the overrides chosen for it, or its number if there are none."""
         return " ".join(f"{key}={job.choices[key]}" for key in self.keys if key in job.choices) or f"#{job.num}"
 
     def __str__(self) -> str:
         return self.text(SHOWN)
 
     def text(self, limit: int | None = None) -> str:
-        """The plan for people, with so many of its jobs at most."""
+        """Return the plan as text, with at most `limit` of its jobs."""
         kinds = Counter((slot.device, slot.threads) for slot in self.slots)
         slots = ", ".join(
             f"{count} on {device} ({threads} thread{'s' * (threads > 1)} each)"
@@ -158,7 +158,7 @@ class SweepPlan:
         return "\n".join(lines)
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
-        """The stacks, those alone for one reason, and the rest: with a title, and whether it tells the reason."""
+        """Return the stacks, lone jobs by reason, and the rest: each with a title, and whether it gives the reason."""
         sections: list[tuple[str, Sequence[Job], bool]] = []
         for stack in self.stacks:
             note = f" ({stack.note})" if stack.note else ""

@@ -1,4 +1,4 @@
-"""What is shown while a sweep runs: a live table on a terminal, a line for each start and end elsewhere."""
+"""Progress display of a sweep: a live table on a terminal, a line for each start and end elsewhere."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WORDS = {"done": "done", "failed": "FAILED", "timeout": "OUT OF TIME", "lost": "KILLED", "interrupted": "interrupted"}
-LOOKED_AT = 16  # journals of a stack, at each look
+LOOKED_AT = 16  # journals of a stack that are read at each look
 
 
 class SweepProgress:
-    """Tells what happens to the jobs of a plan as it happens."""
+    """Shows the events of a plan's jobs as they happen."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self.plan = plan
@@ -56,7 +56,7 @@ class SweepProgress:
             self._live = None
 
     def event(self, event: TaskEvent) -> None:
-        """Tell of what happened to a job that runs alone: failures whole, at once."""
+        """Show an event of a job that runs alone; a failure is shown in full, at once."""
         job = self._jobs[event.num]
         if event.kind == "started":
             self._started(event, f"#{job.num}", self.plan.name(job), [job])
@@ -71,33 +71,33 @@ class SweepProgress:
         self._started(event, str(stack), f"a stack of {len(stack.jobs)}", stack.jobs)
 
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
-        """There will be another attempt."""
+        """Show that a stack gets another attempt."""
         self._running.pop(event.num, None)
         print(f"again    {stack}: {event.error}", flush=True)
 
     def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
-        """Its jobs run alone from here on."""
+        """Show that the jobs of a stack run alone from here on."""
         print(f"alone    {stack}, not stacked after all: {reason}", flush=True)
         if trace:
             print(trace, flush=True)
 
     def stack_ended(self, num: int) -> None:
-        """What became of each of its jobs is told next."""
+        """Remove a stack that has ended from the table; the results of its jobs are shown next."""
         self._running.pop(num, None)
 
     def again(self, job: Job, error: str | None, trace: str | None = None) -> None:
-        """There will be another attempt at a job."""
+        """Show that a job gets another attempt."""
         print(f"again    #{job.num} {self.plan.name(job)}: {error}", flush=True)
         if trace:
             print(trace, flush=True)
 
     def ended(self, job: Job, outcome: TaskOutcome, output: Path | None = None) -> None:
-        """Tell how a job came to its end.
+        """Show how a job ended.
 
         Args:
-            job: which.
-            outcome: how.
-            output: where its output is; None: it has none of its own, but a log.
+            job: the job that ended.
+            outcome: its outcome.
+            output: the file of its output; None if it has a log instead.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
@@ -115,13 +115,13 @@ class SweepProgress:
             print(f"         its {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)
 
     def tick(self) -> None:
-        """Draw the live table again, twice a second."""
+        """Redraw the live table, twice a second."""
         if self._live is not None and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.5
             self._live.update(self.table(), refresh=True)
 
     def table(self) -> Table:
-        """What runs: a row for each job, or stack."""
+        """Return the live table: a row for each running job or stack."""
         from rich.table import Table
         from rich.text import Text
 
@@ -132,7 +132,7 @@ class SweepProgress:
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
         for _, row in sorted(self._running.items(), key=lambda each: each[1].first):
-            title = Text(row.title)  # in plain strings rich would read `[...]` as markup
+            title = Text(row.title)  # a Text: rich would read `[...]` in a plain string as markup
             table.add_row(row.label, title, str(row.slot), *row.tail.look())
         return table
 
@@ -144,7 +144,7 @@ class SweepProgress:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the live table."""
+    """Row of the live table."""
 
     label: str
     title: str
@@ -154,16 +154,16 @@ class _Row:
 
 
 class _Tail:
-    """The ends of running jobs' journals: how far they are, how they do, and how long they have to go.
+    """Reader of the ends of running jobs' journals: progress, latest values and time left.
 
-    Of many jobs some are read at each look, in turn.
+    If there are many jobs, some of them are read at each look, in turn.
     """
 
     def __init__(self, jobs: Sequence[Job], objective: Any) -> None:
         self._journals = deque(_Journal(job.directory / journal.FILE, objective) for job in jobs)
         self._max_epochs = OmegaConf.select(jobs[0].config, "loop.max_epochs", throw_on_resolution_failure=False)
         self._begin = time.monotonic()
-        # Of a job that goes on, the epochs that took none of this time.
+        # Epochs that a resumed job finished earlier took none of this time.
         self._first = max((each.read() or 0 for each in self._journals), default=0)
 
     def look(self) -> tuple[str, str, str]:
@@ -180,7 +180,7 @@ class _Tail:
         return str(epoch), self._latest(), left
 
     def _latest(self) -> str:
-        """The latest number of one job; from the least to the greatest of several."""
+        """Return the latest number of one job, or the range from the lowest to the highest of several."""
         latest = [each.latest for each in self._journals if each.latest is not None]
         if not latest:
             return ""
@@ -192,11 +192,11 @@ class _Tail:
 
 
 class _Journal:
-    """The end of a running job's journal.
+    """End of a running job's journal.
 
     Attributes:
-        epoch: the latest.
-        latest: the latest objective, or the loss of the training while there is none; its name and value.
+        epoch: the latest epoch.
+        latest: name and value of the latest objective, or of the training loss while there is no objective.
     """
 
     def __init__(self, path: Path, objective: Any) -> None:
@@ -208,7 +208,7 @@ class _Journal:
         self.latest: tuple[str, float] | None = None
 
     def read(self) -> int | None:
-        """Read what is new. Gives the epoch."""
+        """Read what is new, and return the epoch."""
         for record, offset in journal.read(self._path, self._offset):
             self._offset = offset
             if record["kind"] == "metrics":

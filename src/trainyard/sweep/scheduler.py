@@ -1,4 +1,4 @@
-"""The scheduler: makes tasks of the jobs and stacks of a plan, and notes for each job what happens to its task."""
+"""Scheduler: makes tasks of the jobs and stacks of a plan, and records the events of each job."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from trainyard.sweep.sweepable import Sweepable
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.track.sweep_position import SweepPosition
 
-STACKS = "stacks"  # the folder of what stacks print
+STACKS = "stacks"  # folder of the output of stacks
 
 
 class Scheduler:
-    """Runs what is left of a plan, once.
+    """Runs the unfinished jobs of a plan, once.
 
     Args:
-        plan: what there is to do.
-        manifest: is told what becomes of each job.
+        plan: the plan.
+        manifest: records the state of each job.
         tracking: follows the jobs.
         executor: runs them.
-        context: of Hydra.
-        application: of the jobs.
-        stacks: knows how to send a stack.
+        context: Hydra's context.
+        application: the jobs' application.
+        stacks: prepares a stack for a worker.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Scheduler:
         self._outcomes: dict[int, TaskOutcome] = {}  # of jobs
 
     def run(self) -> dict[int, TaskOutcome]:
-        """Run all.
+        """Run all jobs.
 
         Returns:
-            What became of each job, by its number. The value of one that is done is a `JobReturn`.
+            The outcome of each job, by its number. The value of one that is done is a `JobReturn`.
         """
         known = [entry.cost for entry in self._plan.entries.values() if entry.cost is not None]
         typical = statistics.median(known) if known else None
         stacked = {job.num for stack in self._plan.stacks for job in stack.jobs}
-        # Stacks first: a task of unknown length is started in the order given, and they are the longer ones.
+        # Stacks first: tasks of unknown length start in the order given, and stacks take longer than jobs.
         tasks = [self._stack_task(number, stack, typical) for number, stack in enumerate(self._plan.stacks, 1)]
         tasks += [self._task(job, typical) for job in self._plan.left if job.num not in stacked]
         self._tracking.expect(self._plan.left)
@@ -120,7 +120,7 @@ class Scheduler:
         return SweepPosition(self._tracking.parent, tuple(self._plan.keys), self._plan.name(job))
 
     def _go_on(self, job: Job) -> None:
-        """Where there is another attempt, it goes on where this one has ended."""
+        """Set the job to resume, so that another attempt continues where this one ended."""
         if self._application.resumes:
             job.config.resume = True
 
@@ -180,7 +180,7 @@ class Scheduler:
             self._executor.stop(f"stopped, for #{failed[0].num} failed")
 
     def _of_stacked(self, job: Job, index: int, outcome: TaskOutcome) -> TaskOutcome:
-        """What became of a job of a stack, as if it had run alone."""
+        """Return the outcome of a job of a stack, as if it had run alone."""
         if outcome.state != "done":
             return replace(outcome, num=job.num)
         result, timeout = outcome.value.results[index], self._executor.policy.timeout
@@ -199,7 +199,7 @@ class Scheduler:
         found = outcome.value
         self._progress.stack_split(stack, found.reason, found.traceback)
         for job in stack.jobs:
-            if found.traceback is not None:  # there may be something to go on from
+            if found.traceback is not None:  # there may be a checkpoint to resume from
                 self._go_on(job)
             self._executor.add(self._task(job))
 

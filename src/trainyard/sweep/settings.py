@@ -1,4 +1,4 @@
-"""The settings of a sweep."""
+"""Settings of a sweep."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from trainyard.errors import ConfigError
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How a sweep runs: the node `hydra.launcher`.
+    """Settings of a sweep: the node `hydra.launcher`.
 
     Args:
         jobs_per_gpu: jobs that share a GPU; `auto` is 1.
         threads_per_job: threads of a job on the CPU; `auto` is 1.
-        max_jobs: jobs at a time, at most; None for as many as there are slots.
+        max_jobs: maximum number of jobs at a time; None for as many as there are slots.
         retries: further attempts at a job that fails.
         timeout: seconds after which a job is ended; None for never.
-        fail_fast: stop the others when one has failed.
+        fail_fast: stop the other jobs when one has failed.
         grace: seconds that a job has to end when `timeout` or `fail_fast` ends it; then it is killed.
-        fuse: train jobs that differ only in numbers as one program: `auto` as many as pays, `off`, or so many.
+        fuse: train jobs that differ only in numbers as stacks: `auto` for the fastest width, `off`, or the width.
         dry_run: print the plan and stop.
     """
 
@@ -37,13 +37,13 @@ class SweepSettings:
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> SweepSettings:
-        """The settings that stand in `hydra.launcher`.
+        """Return the settings in `hydra.launcher`.
 
         Raises:
-            ConfigError: one that there is not, or of another type.
+            ConfigError: a setting is unknown, or has the wrong type.
         """
         kinds = get_type_hints(cls)
-        if values.get("fuse") is False:  # how YAML reads `off`
+        if values.get("fuse") is False:  # YAML reads `off` as False
             values = {**values, "fuse": "off"}
         for name, value in values.items():
             if name not in kinds:

@@ -1,4 +1,4 @@
-"""Which jobs of a plan train as one program, and how many at a time: by kind first, then by trying."""
+"""Choice of stacks: which jobs of a plan train as one program, by kind, and how many at a time, by probing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
 
 @dataclass(frozen=True)
 class Stacking:
-    """The stacks, in the order of their first jobs, and why other jobs are in none, by their number."""
+    """Stacks in the order of their first jobs, and by number the reason why other jobs are in none."""
 
     stacks: list[Stack]
     alone: dict[int, str]
@@ -37,7 +37,7 @@ class Stacking:
 
 @dataclass(frozen=True)
 class _KnownFit:
-    """What is known of jobs of a kind: how wide they may be, why no wider than one, what was measured, of how many."""
+    """Known fit of a kind: its width, the reason if that is 1, the measurement, and the number of jobs."""
 
     width: int
     reason: str
@@ -46,16 +46,16 @@ class _KnownFit:
 
 
 class StackPlanner:
-    """Puts the jobs of a sweep into stacks, where their application can train several as one program.
+    """Puts the jobs of a sweep into stacks, if their application can train several as one program.
 
     Args:
-        context: of Hydra.
-        application: of the jobs.
-        setting: `auto`: as wide as pays; `off`; or the width.
-        executor: on whose slots widths are tried.
+        context: Hydra's context.
+        application: the jobs' application.
+        setting: `auto` (the fastest width), `off`, or the width.
+        executor: the executor on whose slots widths are probed.
 
     Raises:
-        ConfigError: a width that cannot be.
+        ConfigError: the width is invalid.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class StackPlanner:
         self._fits: dict[str, _KnownFit] = {}  # by kind
 
     def plan(self, jobs: Sequence[Job]) -> Stacking:
-        """Put these jobs into stacks; what is not known of them yet is probed, on the slots.
+        """Put these jobs into stacks; kinds without a known fit are probed, on the slots.
 
         Args:
-            jobs: those that are to run, in the order of their numbers, with their values.
+            jobs: the jobs to run, in the order of their numbers, with their values.
 
         Raises:
-            TrainyardError: jobs cannot be fused though a width was asked for, or the probe was interrupted.
+            TrainyardError: jobs cannot be stacked although a width was given, or the probe was interrupted.
         """
         if not self.active or self._fuse is None:
             return Stacking([], {})
@@ -139,10 +139,10 @@ class StackPlanner:
             self._fits[key] = self._judged(jobs, outcome)
 
     def _judged(self, jobs: Sequence[Job], outcome: TaskOutcome) -> _KnownFit:
-        """What comes of a probe.
+        """Return the fit that a probe found.
 
         Raises:
-            TrainyardError: these jobs cannot be fused though a width was asked for.
+            TrainyardError: these jobs cannot be stacked although a width was given.
         """
         if outcome.state == "done":
             fit = _KnownFit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
@@ -151,7 +151,7 @@ class StackPlanner:
             fit = _KnownFit(1, f"the probe {what}", "", len(jobs))
         if self._width is None:
             return fit
-        if fit.width < 2 and not fit.note:  # with figures, it can be done but does not pay
+        if fit.width < 2 and not fit.note:  # with a note, a stack is possible but not faster
             raise TrainyardError(
                 f"Nothing was started. hydra.launcher.fuse={self._width}: {Stack(tuple(jobs))} cannot be fused: "
                 f"{fit.reason.rstrip('.')}."
@@ -159,7 +159,7 @@ class StackPlanner:
         return replace(fit, width=self._width)
 
     def work(self, jobs: Sequence[Job], positions: Sequence[SweepPosition] = ()) -> worker_tasks.StackWork:
-        """What a worker needs for these jobs."""
+        """Return the data that a worker needs for these jobs."""
         stacked = [worker_tasks.StackedJob(plain(job.config), job.directory) for job in jobs]
         return worker_tasks.StackWork(
             self._context, self._application, jobs[0].config, Singleton.get_state(), stacked, positions
@@ -167,13 +167,13 @@ class StackPlanner:
 
 
 def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False) -> Iterator[Sequence[Job]]:
-    """Jobs of a kind in stacks, for so many slots.
+    """Yield jobs of a kind in stacks, for a number of slots.
 
     Args:
         jobs: in the order of their numbers.
-        width: no stack is wider.
-        slots: that are all to be busy, where there are jobs enough to make stacks of at least two.
-        exactly: make stacks as wide as can be, for however many slots.
+        width: the maximum width of a stack.
+        slots: the number of slots; all are used if there are enough jobs for stacks of at least two.
+        exactly: make stacks of the maximum width, regardless of the slots.
     """
     total = len(jobs)
     if exactly:
@@ -185,7 +185,7 @@ def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False
 
 
 def _by_strategy(job: Job) -> str:
-    """Why a job is alone that trains on several devices, or could; nothing for others."""
+    """Return why a job that trains or could train on several devices is alone; empty for other jobs."""
     node = (job.values or {}).get("strategy")
     if job.slots < 2 and not (isinstance(node, Mapping) and "launcher" in node):
         return ""
@@ -194,7 +194,7 @@ def _by_strategy(job: Job) -> str:
 
 
 def _compared(job: Job) -> dict[str, Any]:
-    """A job's config as far as it decides with which others it may share a process."""
+    """Return the part of a job's config that decides which jobs may share a process with it."""
     assert job.values is not None
     hydra = job.config.hydra
     own = {key: plain(hydra._get_node(key)) for key in ("job_logging", "verbose", "output_subdir")}

@@ -1,4 +1,4 @@
-"""A sweep from the overrides of its jobs to its ranking: compose, check, plan, run, rank."""
+"""Sweep, from the overrides of its jobs to its ranking: compose, check, plan, run, rank."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from trainyard.sweep.stacks import StackPlanner
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
 
-WORKER_TASKS = "trainyard.sweep.worker_tasks"  # what workers do, imported once in the process that they are forked from
+WORKER_TASKS = "trainyard.sweep.worker_tasks"  # imported once, in the process that workers are forked from
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
 class Sweep:
-    """Launches the jobs that a sweeper asks for, batch by batch. `close` ends it, with the ranking of all.
+    """Launches the jobs of a sweeper, batch by batch. `close` ends the sweep, with the ranking of all.
 
     Args:
-        context: of Hydra.
-        function: the task function. It may be a `trainyard.sweep.sweepable.Sweepable`, which says more of itself.
-        config: of the whole sweep.
-        settings: how it runs.
+        context: Hydra's context.
+        function: the task function. It may be a `trainyard.sweep.sweepable.Sweepable`, which supports more features.
+        config: the config of the whole sweep.
+        settings: the sweep's settings.
 
     Raises:
-        ConfigError: a setting that cannot work here.
-        TrainyardError: a task function with a part of that protocol, which would not be read.
+        ConfigError: a setting cannot work here.
+        TrainyardError: the task function has only a part of that protocol, which would be ignored.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Sweep:
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
         self._manifest = Manifest.open(self.directory)
-        self._plan: SweepPlan | None = None  # of all jobs so far
+        self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._tracking: SweepTracking | None = None
         self._open = ExitStack()
         self._open.callback(self._executor.close)
@@ -88,11 +88,11 @@ class Sweep:
         """Run the jobs that are not done yet.
 
         Args:
-            overrides: those of each job.
-            first: the number of the first of them.
+            overrides: the overrides of each job.
+            first: the number of the first job.
 
         Returns:
-            What Hydra's sweepers expect: in order, each job's return value, or the error that ended it.
+            For Hydra's sweepers: in order, each job's return value, or the error that ended it.
 
         Raises:
             TrainyardError: a config is wrong (none of these jobs has started then), or the sweep was interrupted.
@@ -103,7 +103,7 @@ class Sweep:
         if settings.fail_fast and any(manifest.entries[job.num].state != "done" for job in before):
             raise SweepFailedError(manifest)
         setup_globals()
-        self._executor.start()  # gets ready while this process composes
+        self._executor.start()  # starts while this process composes
         with rare_collections():
             jobs = self._checked(overrides, first)
         entries = self._entries(jobs)
@@ -135,7 +135,7 @@ class Sweep:
             ).run()
         except KeyboardInterrupt:
             shipment = self._tracking.abort()
-            self._plan = None  # ended at once: nothing is to be ranked
+            self._plan = None  # ended at once: there is nothing to rank
             self.close()
             if str(shipment):
                 print(shipment)
@@ -169,17 +169,17 @@ class Sweep:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._open.enter_context(self._manifest.held())
         if self._starts_over(jobs):
-            # Hydra runs a finished sweep again when it is asked to; jobs that resume are never repeated.
+            # Hydra repeats a finished sweep on the same command; jobs that can resume are never repeated.
             self._manifest.clear()
 
     def _starts_over(self, jobs: Sequence[Job]) -> bool:
         return self._plan is None and not self.application.resumes and self._manifest.is_done(job.num for job in jobs)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
-        """What is known of these jobs, before anything is noted.
+        """Return the manifest's entries of these jobs, before anything is written to it.
 
         Raises:
-            TrainyardError: a number is another job's.
+            TrainyardError: a number belongs to another job.
         """
         if self._starts_over(jobs):
             return {job.num: Entry(list(job.overrides)) for job in jobs}
@@ -188,10 +188,10 @@ class Sweep:
         return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
 
     def _checked(self, overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-        """The jobs of these overrides, composed and checked.
+        """Return the jobs of these overrides, composed and checked.
 
         Raises:
-            TrainyardError: all that is wrong with them.
+            TrainyardError: all errors in their configs.
         """
         jobs: list[Job] = []
         wrong: list[tuple[Job, Exception]] = []
@@ -218,10 +218,10 @@ class Sweep:
         return jobs
 
     def _slots_of(self, values: dict[str, Any] | None) -> int:
-        """How many slots a job takes.
+        """Return the number of slots that a job takes.
 
         Raises:
-            TrainyardError: more than there are.
+            TrainyardError: the job needs more slots than there are.
         """
         count, limit = self.application.slots(values), capacity(self._slots)
         if count > limit:
@@ -242,7 +242,7 @@ class Sweep:
         return varying(jobs, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
 
     def _returned(self, job: Job, outcome: TaskOutcome | None) -> JobReturn:
-        """The job's return as Hydra knows it; of a job that was done before, what the manifest kept of it."""
+        """Return the job's return as Hydra's type; for a job done before, made from the manifest's entry."""
         if outcome is not None and outcome.state == "done":
             return outcome.value  # type: ignore[no-any-return]
         result = JobReturn(overrides=list(filter_overrides(job.overrides)), working_dir=str(job.directory))
@@ -255,11 +255,11 @@ class Sweep:
 
 
 def _told(wrong: Sequence[tuple[Job, Exception]], plan: SweepPlan, in_own_words: bool) -> list[str]:
-    """Every distinct error, how many jobs have it, and the first that does; Hydra's in its words or `explain`'s."""
+    """Return each distinct error with its job count and first job, in Hydra's words or in `explain`'s."""
     jobs: dict[str, list[Job]] = {}
     words: dict[tuple[str, str], str] = {}
     for job, error in wrong:
-        # Values, which differ from job to job, are in later lines; to put one into words takes a tenth of a second.
+        # Values, which differ from job to job, are in later lines. Explaining an error takes a tenth of a second.
         start = str(error).partition("\n")[0] or repr(error.__cause__), getattr(error, "override", "")
         if isinstance(error, TrainyardError):
             text = str(error)
@@ -277,7 +277,7 @@ def _told(wrong: Sequence[tuple[Job, Exception]], plan: SweepPlan, in_own_words:
 
 
 def _explained(error: Exception, job: Job) -> str | None:
-    """What Hydra says of a job of ours, in this project's words; None where it is not Hydra's."""
+    """Return this project's explanation of Hydra's error about a job of ours; None if the error is not Hydra's."""
     hydra: Any = OmegaConf.to_container(job.config.hydra)
     folders = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "main"]
     overrides = [*hydra["overrides"]["hydra"], *filter_overrides(job.overrides)]
@@ -296,7 +296,7 @@ def _hydra_left_alone() -> Iterator[None]:
 
 
 def _sweep_dir(config: DictConfig) -> str | None:
-    """A job's own `hydra.sweep.dir`; None where it cannot be another than the sweep's."""
+    """Return a job's own `hydra.sweep.dir`; None if it cannot differ from the sweep's."""
     text = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index, call-overload]
     return str(config.hydra.sweep.dir) if "${" in text.replace("${now:", "") else None
 

@@ -1,4 +1,4 @@
-"""What an application tells sweeps about itself: the protocol `Sweepable`.
+"""The protocol `Sweepable`, which an application implements for sweeps.
 
 Sweeps run any task function of Hydra's. The jobs of one that is a `Sweepable` object are checked before any of them
 starts, resumed, and trained as stacks.
@@ -17,12 +17,12 @@ from trainyard.track.sweep_position import SweepPosition
 
 
 class StackFit(Protocol):
-    """How wide a stack pays.
+    """Width at which a stack is fastest.
 
     Attributes:
-        width: jobs in a stack; 1: they run one by one.
-        reason: why they do; None where they are stacked.
-        note: what was measured, for the plan. A width of 1 with a note: a stack is possible, but does not pay.
+        width: jobs in a stack; 1 if they run one by one.
+        reason: why they run one by one; None if they are stacked.
+        note: what was measured, for the plan. A width of 1 with a note means that a stack is possible but not faster.
     """
 
     @property
@@ -34,11 +34,11 @@ class StackFit(Protocol):
 
 
 class JobResult(Protocol):
-    """What became of one job of a stack.
+    """Result of one job of a stack.
 
     Attributes:
         state: how it ended.
-        value: its objective; None where it has none.
+        value: its objective; None if it has none.
         error: why it failed, on one line.
     """
 
@@ -51,7 +51,7 @@ class JobResult(Protocol):
 
 
 class StackTrainer(Protocol):
-    """Trains several jobs as one program. A module with these names is one: `trainyard.fused.train`.
+    """Trains several jobs as one program. The module `trainyard.fused.train` has these names.
 
     Attributes:
         ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack.
@@ -70,11 +70,11 @@ class StackTrainer(Protocol):
         """Return the width of the widest stack that is tried on a device (`cpu`, `cuda:0`)."""
 
     def probe(self, configs: Sequence[DictConfig], of: int) -> StackFit:
-        """Measure how wide a stack of these jobs pays, in a worker process.
+        """Measure, in a worker process, the width at which a stack of these jobs is fastest.
 
         Args:
             configs: as Hydra composed them, each with its `hydra` node.
-            of: how many jobs there are of this kind.
+            of: the number of jobs of this kind.
         """
 
     def train_stack(self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> Sequence[JobResult]:
@@ -88,20 +88,20 @@ class StackTrainer(Protocol):
             A result for each job, in order.
 
         Raises:
-            Unfusable: they cannot train as one program. Nothing has been written, and they run one by one.
+            Unfusable: the jobs cannot train as one program. Nothing has been written, and they run one by one.
         """
 
 
 @runtime_checkable
 class Sweepable(Protocol):
-    """An application that sweeps know: an object that is called with a config, as a task function is.
+    """An application with support for sweeps: an object that is called with a config, like a task function.
 
     Attributes:
-        resumes: a job goes on from the checkpoint in its directory if its config says `resume: true`. Its config then
-            has what a training's has: `objective` and `direction` rank the sweep, `tracker` tracks it.
-        preload: modules that its jobs import: imported once, in the process that jobs are forked from. They must not
-            touch CUDA, nor start threads, on import.
-        fuse: trains jobs that differ only in numbers as one program; None: jobs run one by one.
+        resumes: a job resumes from the checkpoint in its directory if its config says `resume: true`. Its config then
+            has the keys of a training: `objective` and `direction` rank the sweep, `tracker` tracks it.
+        preload: modules that its jobs import; imported once, in the process that jobs are forked from. They must not
+            touch CUDA or start threads on import.
+        fuse: trains jobs that differ only in numbers as one program; None if jobs run one by one.
     """
 
     @property
@@ -112,7 +112,7 @@ class Sweepable(Protocol):
     def fuse(self) -> StackTrainer | None: ...
 
     def __call__(self, cfg: DictConfig, /) -> Any:
-        """Run a job; returns its objective."""
+        """Run a job and return its objective."""
 
     def check(self, config: DictConfig) -> dict[str, Any] | None:
         """Check a job before any is started.
@@ -121,7 +121,7 @@ class Sweepable(Protocol):
             config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
 
         Returns:
-            The config in plain Python, resolved, without its `hydra` node; None where that was not needed.
+            The config in plain Python, resolved, without its `hydra` node; None if it was not needed.
 
         Raises:
             TrainyardError: the config cannot work.
@@ -135,7 +135,7 @@ class Sweepable(Protocol):
 
 
 class SweepableTask:
-    """A base for `Sweepable` objects, which does what sweeps do with a plain function. Override what is different.
+    """Base for `Sweepable` objects with the behavior of a plain function. Override what is different.
 
     Example:
         >>> class App(SweepableTask):
@@ -162,7 +162,7 @@ class SweepableTask:
 
     @property
     def __wrapped__(self) -> Any:
-        """The function of the class: its file is where Hydra looks for a relative `config_path`."""
+        """Function of the class; Hydra looks for a relative `config_path` beside its file."""
         return type(self).__call__
 
     def check(self, config: DictConfig) -> dict[str, Any] | None:
@@ -176,7 +176,7 @@ class SweepableTask:
 
 
 class PlainTask(SweepableTask):
-    """A task function that is nothing but a function."""
+    """Task function without anything of the protocol."""
 
     def __init__(self, function: TaskFunction) -> None:
         self.function = function
@@ -189,10 +189,10 @@ class PlainTask(SweepableTask):
 
 
 def as_sweepable(function: TaskFunction) -> Sweepable:
-    """Return what Hydra was given as its task function, as an object that sweeps know.
+    """Return the task function that Hydra was given as a `Sweepable`.
 
     Raises:
-        TrainyardError: it has a part of the protocol, which would not be read.
+        TrainyardError: the function has only a part of the protocol, which would be ignored.
     """
     if isinstance(function, Sweepable):
         return function

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: a run for the sweep, the runs of its jobs below it, and one shipper for all."""
+"""Tracking of a sweep in MLflow: a run for the sweep, the runs of its jobs below it, one shipper for all."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PLAN = "plan.txt"
 
 
 class SweepTracking:
-    """Ships the journals of all jobs of a sweep whose config has a tracker; does nothing for any other.
+    """Ships the journals of all jobs of a sweep, if its config has a tracker.
 
     Args:
-        directory: the sweep's.
-        config: that of one of the jobs: they share a tracker. None: they are another application's.
-        plan: of the first jobs.
+        directory: the sweep's directory.
+        config: the config of one job, since all share a tracker; None for the jobs of another application.
+        plan: the plan of the first jobs.
 
     Attributes:
-        parent: the id of the sweep's own run; None where nothing is tracked.
+        parent: the id of the sweep's own run; None if nothing is tracked.
     """
 
     def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan) -> None:
@@ -50,13 +50,13 @@ class SweepTracking:
         self.extend(plan)
 
     def extend(self, plan: SweepPlan) -> None:
-        """This is the plan of all jobs so far: a sweeper may launch batch after batch."""
+        """Take over the plan of all jobs so far, since a sweeper may launch batch after batch."""
         if self._tracker is not None:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")
             self._journal.tags({"jobs": len(plan.jobs)})  # a param could not grow
 
     def expect(self, jobs: Sequence[Job]) -> None:
-        """These are about to run: each is followed from when it has written its `run.json`."""
+        """Add jobs that are about to run: each is followed once it has written its `run.json`."""
         self._began = time.time()
         self._expected = {job.num: job.directory for job in jobs}
 
@@ -70,20 +70,20 @@ class SweepTracking:
                     del self._expected[num]
 
     def ended(self, job: Job) -> None:
-        """Nobody writes in the job's directory any more."""
+        """Stop following a job that has ended, whose directory has no writer any more."""
         if self._tracker is not None:
             self.look()
             self._tracker.close(job.directory)
 
     def abort(self) -> Shipment:
-        """End shipping at once; what is left is told."""
+        """End shipping at once, and report what is left."""
         if self._tracker is None:
             return Shipment()
         self._journal.close()
         return self._tracker.abort()
 
     def finish(self, files: Sequence[Path], *, complete: bool) -> Shipment:
-        """Name the files that belong to the sweep's own run, end that, and wait for the shipper."""
+        """Name the files that belong to the sweep's own run, end that run, and wait for the shipper."""
         if self._tracker is None:
             return Shipment()
         for file in (self.directory / PLAN, *files):

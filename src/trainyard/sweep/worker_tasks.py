@@ -1,4 +1,4 @@
-"""The tasks of workers: a job of a sweep, as Hydra runs it; a stack of jobs, as one program; how wide a stack pays."""
+"""Tasks of workers: a job as Hydra runs it, a stack of jobs as one program, the probe of a stack's width."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from trainyard.sweep.executor.worker import INTERRUPTED, one_line, stand_in_for_
 from trainyard.sweep.sweepable import StackFit, StackTrainer, Sweepable
 from trainyard.track.sweep_position import SweepPosition
 
-# Found once, in the process that workers are forked from: without it `set_state` would look for them in every job.
+# Looked up once, in the process that workers are forked from: else `set_state` would do so in every job.
 _PLUGINS = Plugins.instance()
 
 
 @dataclass(frozen=True)
 class JobWork:
-    """All that a worker needs for one job."""
+    """Data that a worker needs for one job."""
 
     context: HydraContext
     application: Sweepable
@@ -46,11 +46,11 @@ class JobWork:
 
 @dataclass(frozen=True)
 class StackedJob:
-    """A job of a stack.
+    """Job of a stack.
 
     Attributes:
         values: its config, unresolved, as `trainyard.sweep.compose.plain.plain` gives it, with its `hydra` node.
-        directory: where Hydra lets it run.
+        directory: the directory that Hydra runs it in.
     """
 
     values: dict[str, Any]
@@ -59,14 +59,14 @@ class StackedJob:
 
 @dataclass(frozen=True)
 class StackWork:
-    """All that a worker needs for a stack.
+    """Data that a worker needs for a stack.
 
     Attributes:
-        config: of one of the jobs, of which those of all are made: a config takes forty times as long to send as
+        config: the config of one job, from which those of all are made: a config takes forty times as long to send as
             its values.
         jobs: in the order of their numbers.
-        positions: in the sweep, of each; none where the stack is only tried.
-        of: how many jobs there are of this kind, where these are a sample.
+        positions: the position of each in the sweep; empty for a probe.
+        of: the number of jobs of this kind, if these are a sample.
     """
 
     context: HydraContext
@@ -80,7 +80,7 @@ class StackWork:
 
 @dataclass(frozen=True)
 class StackedJobResult:
-    """What became of a job of a stack."""
+    """Result of a job of a stack."""
 
     state: TaskState
     value: Any = None
@@ -89,13 +89,13 @@ class StackedJobResult:
 
 @dataclass(frozen=True)
 class StackReturn:
-    """What became of a stack.
+    """Result of a stack.
 
     Attributes:
-        results: of each job, in their order; None where they did not train as one program.
-        reason: why not, on one line.
-        traceback: of the error that ended it; None where it was found, before anything was written, that it could not
-            be.
+        results: the result of each job, in order; None if they did not train as one program.
+        reason: the reason for that, on one line.
+        traceback: the traceback of the error that ended the stack; None if the jobs were found, before anything was
+            written, not to fit in one.
     """
 
     results: Sequence[StackedJobResult] | None
@@ -104,7 +104,7 @@ class StackReturn:
 
 
 class StackedJobReturn(JobReturn):
-    """What Hydra returns for a job. Its configs are copied when somebody asks for them: that takes long."""
+    """Hydra's return value for a job. Its configs are copied only when they are read, since that takes long."""
 
     def __init__(self, config: DictConfig, value: Any) -> None:
         super().__init__(
@@ -119,7 +119,7 @@ class StackedJobReturn(JobReturn):
 
     @cached_property
     def cfg(self) -> DictConfig:  # type: ignore[override]
-        """The task's own config."""
+        """Config of the task."""
         cfg = copy.deepcopy(self._config)
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
@@ -127,12 +127,12 @@ class StackedJobReturn(JobReturn):
 
     @cached_property
     def hydra_cfg(self) -> DictConfig:  # type: ignore[override]
-        """Hydra's node."""
+        """Config of Hydra's node."""
         return OmegaConf.masked_copy(self._config, "hydra")
 
 
 def run_one(work: JobWork) -> JobReturn:
-    """Run a job in its directory; what the job raises is raised here."""
+    """Run a job in its directory; an error of the job is raised here."""
     function = work.application.at(work.position)
     _take_over(function, work.singletons)
     result = run_job(
@@ -148,7 +148,7 @@ def run_one(work: JobWork) -> JobReturn:
 
 
 def probe_stack(work: StackWork) -> StackFit:
-    """Measure how wide a stack of these jobs pays, as their application does it."""
+    """Measure the width at which a stack of these jobs is fastest, by their application's probe."""
     fuse = _stack_trainer(work)
     with _collected_never():
         configs = _configs(work)
@@ -157,9 +157,9 @@ def probe_stack(work: StackWork) -> StackFit:
 
 
 def run_stack(work: StackWork) -> StackReturn:
-    """Run jobs as one program, each with the directory and files that it would have alone.
+    """Run jobs as one stack, each with the directory and files that it would have alone.
 
-    An error that belongs to none of them does not end the sweep: they can still run one by one.
+    An error that belongs to no job does not end the sweep: the jobs can still run one by one.
     """
     fuse = _stack_trainer(work)
     with _collected_never():
@@ -205,7 +205,7 @@ def _take_over(function: TaskFunction, singletons: Any) -> None:
 
 
 def _configs(work: StackWork) -> list[DictConfig]:
-    """The jobs' configs, each a whole one of its own."""
+    """Return the jobs' configs, each independent of the others."""
     pickled = cloudpickle.dumps(work.config)
     configs = []
     for job in work.jobs:
@@ -216,7 +216,7 @@ def _configs(work: StackWork) -> list[DictConfig]:
 
 
 def _work_dirs(configs: Sequence[DictConfig], jobs: Sequence[StackedJob]) -> list[Path]:
-    """Where the jobs train: what their configs call `work_dir`, else Hydra's directory."""
+    """Return the directories of the jobs: `work_dir` in their configs, else Hydra's directory."""
     work_dirs = []
     for config, job in zip(configs, jobs, strict=True):
         with current_job(config):
@@ -228,7 +228,7 @@ def _work_dirs(configs: Sequence[DictConfig], jobs: Sequence[StackedJob]) -> lis
 def _call_back(
     work: StackWork, configs: Sequence[DictConfig], results: Sequence[StackedJobResult] | None = None
 ) -> None:
-    """Tell Hydra's callbacks of each job's start, or end, as `run_job` does."""
+    """Call Hydra's callbacks for each job's start, or end, like `run_job`."""
     if not work.context.callbacks.callbacks:
         return
     for index, config in enumerate(configs):
@@ -246,7 +246,7 @@ def _call_back(
 
 @contextmanager
 def _collected_never() -> Iterator[None]:
-    """What is made here lives as long as the process: the garbage collector need not visit it, again and again."""
+    """Exempt objects that are created here from garbage collection, since they live as long as the process."""
     gc.disable()
     try:
         yield

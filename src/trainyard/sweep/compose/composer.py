@@ -1,8 +1,8 @@
-"""From the overrides of a sweep's points to their configs, as Hydra composes them, in a fraction of its time.
+"""Fast composition of the configs of a sweep's jobs, equal to Hydra's.
 
-Hydra composes each point from nothing: it reads the files, builds the defaults list, merges. All of that depends on the
-group choices only. So points with the same choices share one composition, made by Hydra; each takes a copy, and Hydra's
-own function applies the values that are left. A point that is not certain to come out the same is composed by Hydra.
+Hydra composes each job from scratch: it reads the files, builds the defaults list, merges. All of that depends on the
+group choices only. So jobs with the same choices share one composition, made by Hydra; each takes a copy, and Hydra's
+own function applies the other values. A job for which the result is not certain to be the same is composed by Hydra.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ log = logging.getLogger(__name__)
 
 try:
     internals: Any = import_module(f"trainyard.sweep.compose.{'hydra14' if IS_14 else 'hydra13'}")
-    """The private functions of Hydra; None where this version of Hydra has other ones."""
+    """Private functions of Hydra; None if this version of Hydra has others."""
 except ImportError as missing:
     log.warning("Hydra composes every job of a sweep, which takes longer: %s.", missing)
     internals = None
 
 FAST_PATHS = "env.fast_paths"
-"""The setting that turns the private functions of Hydra off, as those of torch: Hydra then composes every job."""
+"""Name of the setting that disables the use of Hydra's and torch's private functions; Hydra then composes every job."""
 
 
 class _UncertainError(Exception):
-    """The short way is not certain to give what Hydra gives."""
+    """The fast composition is not certain to give Hydra's result."""
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What points with the same choices have in common."""
+    """Shared composition of jobs with the same choices."""
 
     copy: Callable[[], DictConfig]
-    num_tasks: int  # entries of hydra.overrides.task that stand in the configs themselves
+    num_tasks: int  # entries of hydra.overrides.task that come from the configs themselves
 
 
 class Composer:
-    """Composes the points of one sweep.
+    """Composes the jobs of one sweep.
 
-    Files, environment variables and the working directory are read when a combination of choices is first met.
+    Files, environment variables and the working directory are read when a combination of choices first occurs.
 
     Args:
         config_loader: the loader of Hydra's context.
@@ -80,33 +80,33 @@ class Composer:
         self._chooses = cache(self._find_choice)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The config of one point: equal to `config_loader.load_sweep_config(master, list(overrides))`, key for key.
+        """Compose one job: equal to `config_loader.load_sweep_config(master, list(overrides))`, key for key.
 
         Args:
-            overrides: the point's overrides, as on the command line, without sweeps.
+            overrides: the job's overrides, as on the command line, without sweeps.
 
         Returns:
             A config of its own: changing it changes no other.
 
         Raises:
-            Exception: what Hydra raises for these overrides, mostly a `HydraException`; Hydra itself raises it.
+            Exception: Hydra's own error for these overrides, mostly a `HydraException`.
         """
         cfg = self._compose_from_shared(list(overrides))
         return self._loader.load_sweep_config(self._master, list(overrides)) if cfg is None else cfg
 
     def compose_all(self, points: Sequence[Sequence[str]]) -> list[DictConfig]:
-        """The config of every point, in their order; about 150 kB of memory each.
+        """Compose every job, in order; a config takes about 150 kB of memory.
 
         Raises:
-            Exception: what Hydra raises for the first point that cannot be composed.
+            Exception: Hydra's error for the first job that cannot be composed.
         """
         with rare_collections():
             return [self.compose(point) for point in points]
 
     def attempt_all(self, points: Sequence[Sequence[str]]) -> list[DictConfig | Exception]:
-        """As `compose_all`, but a point that cannot be composed has an error of Hydra's in the place of its config.
+        """Compose every job like `compose_all`, with an error of Hydra's instead of a config that cannot be composed.
 
-        Of several errors in a point it may be another one than Hydra would meet first.
+        If a job has several errors, it may be a different one than Hydra would raise.
         """
         with rare_collections():
             return [self._attempt(list(point)) for point in points]
@@ -114,7 +114,7 @@ class Composer:
     def _attempt(self, point: list[str]) -> DictConfig | Exception:
         try:
             return self._compose(point)
-        except HydraException as error:  # so Hydra would raise one too: to ask it for each of many points takes long
+        except HydraException as error:  # Hydra would raise one too; asking it for each of many jobs takes long
             return error
         except Exception as reason:
             log.debug("Composed by Hydra: %s (%r)", point, reason)
@@ -153,10 +153,10 @@ class Composer:
         return cfg
 
     def _split(self, overrides: list[Override]) -> tuple[list[Override], list[Override]]:
-        """Those that points share (choices of groups, and all up to the last of Hydra's own values), and the rest."""
+        """Split into shared overrides (group choices, and all up to the last of Hydra's own values) and the rest."""
         chooses = [self._chooses(str(each.input_line)) for each in overrides]
         hydras = [index for index, each in enumerate(overrides) if not chooses[index] and _is_of_hydra(each)]
-        first = hydras[-1] + 1 if hydras else 0  # overrides are not moved past one of Hydra's: that one may read them
+        first = hydras[-1] + 1 if hydras else 0  # an override of Hydra's may read others: none is moved past it
         common = [each for index, each in enumerate(overrides) if chooses[index] or index < first]
         own = [each for index, each in enumerate(overrides) if not (chooses[index] or index < first)]
         return common, own
@@ -164,7 +164,7 @@ class Composer:
     def _share(self, overrides: list[Override]) -> _Shared:
         lines = tuple(str(override.input_line) for override in overrides)
         if lines not in self._shared:
-            self._shared[lines] = self._try_to_share(overrides)  # what fails is not tried again
+            self._shared[lines] = self._try_to_share(overrides)  # a failure is kept and not tried again
         shared = self._shared[lines]
         if isinstance(shared, Exception):
             raise shared.with_traceback(None)
@@ -174,7 +174,7 @@ class Composer:
         assert isinstance(self._loader, ConfigLoaderImpl)
         try:
             cfg = internals.load(self._loader, self._master, overrides)
-        except Exception as error:  # one without a message is OmegaConf's; a value of the point's own may prevent it
+        except Exception as error:  # OmegaConf's has no message; a value of this job may prevent it
             return error if str(error) else _UncertainError(repr(error.__cause__))
         if not _finishes_alone(cfg):
             return _UncertainError("these choices are not shared")
@@ -201,13 +201,14 @@ class Composer:
 
 
 class SweepLoader(ConfigLoaderImpl):
-    """Hydra's config loader for the sweepers of one sweep: `load_sweep_config`, with which they check each point before
-    they launch it, goes through a composer.
+    """Config loader for the sweepers of one sweep, which composes through a `Composer`.
 
-    Another process that it is sent to gets the loader that it stands for.
+    Sweepers check each job with `load_sweep_config` before they launch it. A process that this loader is sent to gets
+    Hydra's own loader.
 
     Args:
         loader: Hydra's own.
+        master: the config of the whole sweep.
         master: the config of the whole sweep.
     """
 
@@ -231,10 +232,10 @@ def _is_of_hydra(override: Override) -> bool:
 
 
 def _keeps_to_itself(cfg: DictConfig, override: Override) -> bool:
-    """Whether applying an override reads and writes only what its key names.
+    """Return whether applying an override reads and writes only what its key names.
 
-    The copy it is applied to is further than Hydra's config is at that moment: Hydra's node is complete. This would
-    show only through an interpolation that is followed on the way.
+    The copy that it is applied to is more complete than Hydra's config at that moment: it has Hydra's node. This would
+    show only through an interpolation that is resolved on the way.
     """
     if override.is_sweep_override() or not override.key_or_group or not internals.is_simple(override):
         return False
@@ -262,7 +263,7 @@ def _keeps_to_itself(cfg: DictConfig, override: Override) -> bool:
 
 
 def _finishes_alone(cfg: DictConfig) -> bool:
-    """Whether what Hydra writes at the end of a composition depends on the values of its own node only."""
+    """Return whether what Hydra writes at the end of a composition depends only on the values of its own node."""
     hydra: Any = OmegaConf.to_container(cfg, resolve=False)["hydra"]  # type: ignore[index, call-overload]
     job, runtime, overrides = hydra["job"], hydra["runtime"], hydra["overrides"]
     written = (runtime["choices"], job["env_set"], overrides["hydra"], overrides["task"])
@@ -271,7 +272,7 @@ def _finishes_alone(cfg: DictConfig) -> bool:
 
 
 def _record(cfg: DictConfig, overrides: list[Override], num_tasks: int) -> None:
-    """Write down the task's overrides where Hydra writes them."""
+    """Write the task's overrides where Hydra writes them."""
     tasks = cfg.hydra.overrides.task
     del tasks[num_tasks:]
     for override in overrides:
@@ -280,16 +281,16 @@ def _record(cfg: DictConfig, overrides: list[Override], num_tasks: int) -> None:
 
 
 def _copier(cfg: DictConfig) -> Callable[[], DictConfig]:
-    """Makes exact copies of a config; from a pickle in a fifth of the time that `copy.deepcopy` takes."""
+    """Return a function that copies a config exactly: from a pickle, in a fifth of the time of `copy.deepcopy`."""
     try:
         return partial(pickle.loads, pickle.dumps(cfg, pickle.HIGHEST_PROTOCOL))
-    except Exception:  # a value or the class of a schema that does not pickle
+    except Exception:  # a value or a schema's class that cannot be pickled
         return partial(copy.deepcopy, cfg)
 
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Let the garbage collector look at old objects later: a thousand configs kept make it visit all, again and again.
+    """Make the garbage collector visit old objects less often, since a thousand configs would make each visit slow.
 
     Young garbage, which Hydra leaves plenty of, is still collected.
     """

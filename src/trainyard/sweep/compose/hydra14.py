@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 
 def repository(loader: ConfigLoaderImpl, master: DictConfig, overrides: Sequence[Override]) -> IConfigRepository:
-    """The configs that a composition with these overrides of Hydra's own values can choose from."""
+    """Return the configs that a composition with these overrides of Hydra's own values can choose from."""
     lines = [str(override.input_line) for override in overrides]
     make: Any = loader._parse_overrides_and_create_caching_repo
     found: IConfigRepository = make(master.hydra.job.config_name, lines, parsed_overrides=list(overrides))[1]
@@ -21,9 +21,9 @@ def repository(loader: ConfigLoaderImpl, master: DictConfig, overrides: Sequence
 
 
 def load(loader: ConfigLoaderImpl, master: DictConfig, overrides: Sequence[Override]) -> DictConfig:
-    """Compose one point, without the values that have been resolved for the sweep.
+    """Compose one job, without the values that have been resolved for the sweep.
 
-    The overrides of a sweep have had their aliases replaced; `load_configuration` would replace them again.
+    The aliases in a sweep's overrides are replaced already; `load_configuration` would replace them again.
     """
     private: Any = loader
     cfg: DictConfig = private._load_configuration(
@@ -41,7 +41,7 @@ def load(loader: ConfigLoaderImpl, master: DictConfig, overrides: Sequence[Overr
 
 
 def chooses(repository: IConfigRepository, override: Override) -> bool:
-    """Whether an override belongs to the defaults list, not to the values."""
+    """Return whether an override belongs to the defaults list, not to the values."""
     if not is_simple(override):
         return False
     key = override.key_or_group
@@ -51,13 +51,13 @@ def chooses(repository: IConfigRepository, override: Override) -> bool:
 
 
 def reads_no_value(override: Override) -> bool:
-    """Whether an override replaces the old value unread."""
+    """Return whether an override replaces the old value without reading it."""
     extends: bool = override.is_list_extend()  # type: ignore[attr-defined,unused-ignore]
     return not (override.is_add() or override.is_delete() or extends or isinstance(override.value(), dict))
 
 
 def is_simple(override: Override) -> bool:
-    """Whether the key of an override is names with dots between them, not a path such as `a[0]`."""
+    """Return whether the key of an override is names with dots between them, not a path such as `a[0]`."""
     return not override.is_value_path  # type: ignore[attr-defined,unused-ignore]
 
 

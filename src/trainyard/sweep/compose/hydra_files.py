@@ -1,4 +1,4 @@
-"""The files that Hydra writes for each job, for many jobs that are nearly alike, in a fraction of its time."""
+"""Fast writer of the files that Hydra writes for each job, for many jobs with nearly equal configs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from omegaconf._utils import get_omega_conf_dumper
 
-_DEEP = 3  # levels below which a section is not looked into
+_DEEP = 3  # depth below which sections are not compared part by part
 
 
 class HydraFiles:
     """Writes `config.yaml`, `hydra.yaml` and `overrides.yaml`. They load as those of `hydra.core.utils.run_job` do.
 
-    A section that is equal in several jobs is put into YAML once; one that is not is looked into.
+    A section that is equal in several jobs is converted to YAML once; a section that differs is split into its parts.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class HydraFiles:
 
         Args:
             values: its config, unresolved, as `trainyard.sweep.compose.plain.plain` gives it, with the `hydra` node.
-            folder: made where it is not there.
+            folder: created if it does not exist.
         """
         folder.mkdir(parents=True, exist_ok=True)
         own = {key: value for key, value in values.items() if key != "hydra"}
@@ -62,12 +62,12 @@ class HydraFiles:
 
 
 def _is_simple(path: tuple[Any, ...]) -> bool:
-    """Whether each key stands on a line of its own, followed by what belongs to it."""
+    """Return whether each key is on a line of its own, followed by the lines that belong to it."""
     return all(isinstance(key, str) and len(key) < 100 and "\n" not in key for key in path)
 
 
 def _below(path: tuple[Any, ...], value: Any) -> str:
-    """The lines of one value, without those of what it stands in."""
+    """Return the lines of one value, without the lines of its parents."""
     nested = value
     for key in reversed(path):
         nested = {key: nested}
@@ -81,7 +81,7 @@ def _dump(value: Any) -> str:
 
 
 def _named(value: Any) -> Any:
-    """With the name in the place of each enum, as Hydra writes it."""
+    """Replace each enum by its name, as Hydra does."""
     if isinstance(value, dict):
         return {key: _named(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -90,7 +90,7 @@ def _named(value: Any) -> Any:
 
 
 def _dumper() -> Any:
-    """OmegaConf's dumper, on libyaml where that is there."""
+    """Return OmegaConf's dumper, on libyaml if that is available."""
     slow = get_omega_conf_dumper()
     if not hasattr(yaml, "CDumper"):
         return slow

@@ -1,4 +1,4 @@
-"""A config in plain Python, interpolations unresolved: as `OmegaConf.to_container` gives it, but faster."""
+"""Config as plain Python with unresolved interpolations: like `OmegaConf.to_container`, but faster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainyard.config.hydra_versions import is_tuple
 
 
 def plain(node: Node) -> Any:
-    """The value of a node of a config, and of all below it."""
+    """Return the value of a node of a config, with all values below it."""
     inside = vars(node)
     if "_val" in inside:
         return inside["_val"]
@@ -21,14 +21,14 @@ def plain(node: Node) -> Any:
     if isinstance(content, list):
         entries = [plain(child) for child in content]
         return tuple(entries) if is_tuple(node) else entries
-    return plain(content) if isinstance(content, Node) else content  # of a union; null, or an interpolation
+    return plain(content) if isinstance(content, Node) else content  # of a union; None, or an interpolation
 
 
 def assign(node: DictConfig | ListConfig, values: Any) -> None:
-    """Make a config have these values, in the form of `plain`; what is equal already is left alone.
+    """Set a config to these values, in the form of `plain`; values that are equal already stay untouched.
 
     Args:
-        node: changed in place, also where it is read-only.
+        node: changed in place, even if it is read-only.
         values: a mapping or a list, as the config is.
     """
     content = vars(node)["_content"]
@@ -54,7 +54,7 @@ def assign(node: DictConfig | ListConfig, values: Any) -> None:
 
 
 def _is_like(node: Any, content: Any, value: Any) -> bool:
-    """Whether a node can become this value entry by entry; a tuple is replaced as a whole."""
+    """Return whether a node can become this value entry by entry; a tuple is replaced as a whole."""
     if isinstance(content, dict):
         return isinstance(value, Mapping)
     return isinstance(content, list) and isinstance(value, list) and not is_tuple(node)

@@ -1,4 +1,4 @@
-"""What runs the tasks of a plan. None of it imports torch: it is the workers that need it."""
+"""Executors, which run the tasks of a plan. They do not import torch; workers do."""
 
 from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.local import LocalExecutor

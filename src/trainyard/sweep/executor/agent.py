@@ -1,4 +1,4 @@
-"""The agent (the fork server) as its owner sees it: a handle on the process of `agent_process.py`."""
+"""Handle on the agent, the fork server of `agent_process.py`, for the process that owns it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ExecutorError(TrainyardError):
 
 
 class AgentEndedError(Exception):
-    """The agent's process is gone, and its workers with it."""
+    """The agent's process has ended, and its workers with it."""
 
 
 class Agent:
-    """Starts an agent. Returns at once; `ready` is set when the agent has said so.
+    """Starts an agent, without waiting for it; `ready` is set when the agent reports that it is.
 
     Args:
-        preload: modules to import before the first fork. They must not touch CUDA, nor start threads.
-        threads: threads that libraries which size their pools when they are loaded may use.
+        preload: modules to import before the first fork. They must not touch CUDA or start threads.
+        threads: number of threads for libraries that size their pools when they are loaded.
     """
 
     def __init__(self, preload: Sequence[str], threads: int) -> None:
@@ -62,7 +62,7 @@ class Agent:
                 stderr=self._output,
                 env=self._environment(),
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for its owner
+                start_new_session=True,  # Ctrl-C is handled by its owner
             )
 
     def _environment(self) -> dict[str, str]:
@@ -70,7 +70,7 @@ class Agent:
         return {**os.environ, **threads, "GLIBC_TUNABLES": tunables(os.environ)}
 
     def fork(self, task: BinaryIO, report: BinaryIO) -> int:
-        """Asks for a worker. Returns its number here; `["forked", number, pid]` or `["refused", …]` follows."""
+        """Ask for a worker and return its number; `["forked", number, pid]` or `["refused", …]` follows."""
         worker = next(self._numbers)
         try:
             socket.send_fds(self._socket, [json.dumps(["fork", worker]).encode()], [task.fileno(), report.fileno()])
@@ -79,12 +79,12 @@ class Agent:
         return worker
 
     def send_signal(self, workers: Iterable[int], signum: int) -> None:
-        """Sends a signal to workers: SIGKILL to all that they have started, too."""
-        with suppress(ConnectionError):  # then they are gone, as receive() will say
+        """Send a signal to workers; SIGKILL also goes to all processes that they have started."""
+        with suppress(ConnectionError):  # the agent is gone: receive() reports it
             self._socket.send(json.dumps(["signal", list(workers), signum]).encode())
 
     def receive(self, timeout: float) -> list[Any] | None:
-        """The agent's next message; None where it says nothing for `timeout` seconds."""
+        """Return the agent's next message; None if there is none within `timeout` seconds."""
         if not connection.wait([self._socket], timeout):
             return None
         try:
@@ -104,14 +104,14 @@ class Agent:
         return message
 
     def restart(self) -> str:
-        """Starts another agent after this one ended. Returns how it ended.
+        """Start another agent after this one ended, and return how it ended.
 
         Raises:
-            ExecutorError: it was not yet ready, and the next would do no better.
+            ExecutorError: the agent ended before it was ready; another one would fail too.
         """
         ready = self.ready
         self._socket.close()
-        self._process.kill()  # it has closed its end: it is about to be gone, if it is not yet
+        self._process.kill()  # it has closed its end and is about to exit
         self._process.wait()
         self._kill_orphans()
         how = in_words(self._process.returncode)
@@ -125,10 +125,10 @@ class Agent:
         return how
 
     def close(self, timeout: float = 1.0) -> None:
-        """Kills all workers, with all that they have started, and ends the agent."""
+        """Kill all workers, with all processes that they have started, and end the agent."""
         self._socket.close()
         self._output.close()
-        if not self.ready:  # busy with its imports, and without workers
+        if not self.ready:  # it is still importing, and has no workers
             self._process.kill()
         try:
             self._process.wait(timeout)
@@ -138,7 +138,7 @@ class Agent:
             self._kill_orphans()
 
     def _kill_orphans(self) -> None:
-        """Kills what the agent left behind: workers have asked the kernel to die with it, but not their children."""
+        """Kill children of workers that the agent left; workers die with the agent, but their children do not."""
         for pid in self._pids.values():
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
@@ -146,7 +146,7 @@ class Agent:
 
 
 def in_words(status: int) -> str:
-    """What a process did that ended with this status."""
+    """Describe how a process ended, from its exit status."""
     if status >= 0:
         return f"ended with status {status}"
     try:
@@ -156,6 +156,6 @@ def in_words(status: int) -> str:
 
 
 def _flags() -> list[str]:
-    """The interpreter's flags (`-O`, `-W`, `-X`), for another one like it."""
+    """Return the interpreter's flags (`-O`, `-W`, `-X`), to start another one like it."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
     return flags

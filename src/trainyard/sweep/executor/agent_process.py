@@ -1,9 +1,9 @@
-"""The agent's own process, a fork server: it has imported what tasks need, and forks a worker whenever it is told to.
+"""Process of the agent, a fork server: it imports what tasks need, and forks workers on request.
 
-`multiprocessing` has a fork server too. It runs the user's script again in every worker, does not know the caller's
-`sys.path` (before Python 3.14), is one for the whole process, and leaves its workers alone when the caller dies.
+`multiprocessing` has a fork server too. It runs the user's script again in every worker, does not have the caller's
+`sys.path` (before Python 3.14), is shared by the whole process, and does not end its workers when the caller dies.
 
-Messages are JSON lists, one a packet. In: `["fork", worker]` with two files, the task and the report;
+Messages are JSON lists, one per packet. In: `["fork", worker]` with two files, the task and the report;
 `["signal", [worker, ...], signum]`. Out: `["ready"]` or `["failed", module, error]`, once; `["forked", worker, pid]` or
 `["refused", worker, error]`; `["ended", worker, status]`. When the other end is gone, all workers are killed.
 """
@@ -27,12 +27,12 @@ from typing import Any, NoReturn
 
 from trainyard.sweep.executor.worker import one_line, work
 
-PACKET = 1 << 16  # bytes, at most, of a message
+PACKET = 1 << 16  # maximum size of a message in bytes
 _PR_SET_PDEATHSIG = 1
 
 
 def serve(fd: int, preload: Sequence[str]) -> NoReturn:
-    """Imports the modules of `preload`, then serves the socket `fd` until its other end is closed."""
+    """Import the modules of `preload`, then serve the socket `fd` until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     agent = _Agent(socket.socket(fileno=fd))
     agent.load(preload)
@@ -59,8 +59,8 @@ class _Agent:
             if torch is not None and torch.cuda.is_initialized():
                 self.say("failed", module, "it touches CUDA when it is imported, after which no worker could use CUDA")
                 return
-        # What is here now is the agent's: workers neither collect it nor finalize it, which would copy the pages that
-        # they share with it. (Torch would take back each of its libraries of operators: 20 ms.)
+        # Workers neither collect nor finalize the objects that exist now, which would copy memory pages they share with
+        # this process. (Torch would also unregister each of its operator libraries: 20 ms.)
         for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
             finalizer.atexit = False
         gc.collect()
@@ -76,7 +76,7 @@ class _Agent:
                     return
 
     def obey(self) -> bool:
-        """Does what the next message asks; False where there will be no more."""
+        """Handle the next message; return False if there will be no more."""
         try:
             packet, fds, _, _ = socket.recv_fds(self.owner, PACKET, 2, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
@@ -104,9 +104,9 @@ class _Agent:
             try:
                 self.become_worker(agent)
                 work(os.fdopen(task, "rb"), os.fdopen(report, "wb"))
-            finally:  # whatever happens, a worker does not come back to serve
+            finally:  # in every case, a worker must not return to serve
                 os._exit(1)
-        with suppress(OSError):  # here as well as in the worker: whoever comes first
+        with suppress(OSError):  # in the worker as well: the first of the two calls counts
             os.setpgid(pid, pid)
         self.pids[worker] = pid
         self.watched[os.pidfd_open(pid)] = worker
@@ -115,7 +115,7 @@ class _Agent:
     def become_worker(self, agent: int) -> None:
         os.setpgid(0, 0)
         self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != agent:  # it died before that
+        if os.getppid() != agent:  # the agent died before the call
             os._exit(1)
         self.owner.close()
         for pidfd in self.watched:
@@ -124,7 +124,7 @@ class _Agent:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def send_signal(self, worker: int, signum: int) -> None:
-        """SIGKILL is for the worker and all that it started. Any other is for the worker, which looks after its own."""
+        """Send a signal to a worker. SIGKILL also goes to all its children; other signals go to the worker only."""
         if worker in self.pids:
             with suppress(ProcessLookupError):
                 (os.killpg if signum == signal.SIGKILL else os.kill)(self.pids[worker], signum)
@@ -132,7 +132,7 @@ class _Agent:
     def ended(self, pidfd: int) -> None:
         worker = self.watched.pop(pidfd)
         os.close(pidfd)
-        self.send_signal(worker, signal.SIGKILL)  # what it left behind; its number is its own until waitpid
+        self.send_signal(worker, signal.SIGKILL)  # its remaining children; the number is not reused before waitpid
         _, status = os.waitpid(self.pids.pop(worker), 0)
         self.say("ended", worker, os.waitstatus_to_exitcode(status))
 
@@ -143,5 +143,5 @@ class _Agent:
             os.waitpid(pid, 0)
 
     def say(self, *message: Any) -> None:
-        with suppress(ConnectionError):  # nobody is left to hear it: the loop will see
+        with suppress(ConnectionError):  # the owner is gone: the loop will notice
             self.owner.send(json.dumps(message).encode())

@@ -1,4 +1,4 @@
-"""What every executor offers."""
+"""Protocol of executors."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from trainyard.sweep.executor.task import Task, TaskOutcome
 
 
 class Executor(ABC):
-    """Runs tasks, each in a process of its own, and says what became of each.
+    """Runs tasks, each in a process of its own, and returns their outcomes.
 
-    with LocalExecutor(find_slots()) as executor:  # the workers' home gets ready
-        tasks = plan(...)                          # while this process does other things
+    with LocalExecutor(find_slots()) as executor:  # the agent starts
+        tasks = plan(...)                          # while this process does other work
         outcomes = executor.run(tasks)
     """
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
-        """Begins what takes a while to be ready, and returns at once. Without it `run` does so, and waits."""
+        """Begin preparations that take time, and return at once. Without it, `run` makes them, and waits."""
 
     @abstractmethod
     def run(self, tasks: Sequence[Task]) -> list[TaskOutcome]:
-        """Runs all tasks.
+        """Run all tasks.
 
         Returns:
             The outcome of each, in the order of `tasks`. A task that fails raises nothing.
         """
 
     def close(self) -> None:  # noqa: B027
-        """Ends what `start` began, and every task that still runs."""
+        """End what `start` began, and every task that still runs."""
 
     def __enter__(self) -> Self:
         self.start()

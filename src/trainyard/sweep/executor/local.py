@@ -1,4 +1,4 @@
-"""The executor for this machine: a process for each task, forked from an agent that has torch imported."""
+"""Executor for this machine: a process for each task, forked from an agent that has torch imported."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from trainyard.sweep.executor.task_loop import Policy, TaskLoop
 class LocalExecutor(Executor):
     """Runs tasks on the slots of this machine, each in a process of its own that ends with it. Linux only.
 
-    A task may take several slots: it waits until so many are free, and those behind it wait with it.
+    A task may take several slots: it waits until enough are free, and the tasks behind it wait too.
 
-    A task that raises fails, and is told at once; the others go on. One whose process is killed costs an attempt and
-    nothing else. One that runs out of CUDA memory is tried again, once and at no cost, with its device for itself.
-    When a task's process ends, all that it has left behind in its process group is killed.
+    A task that raises fails, and is reported at once; the others continue. If a task's process is killed, only that
+    attempt is lost. If it runs out of CUDA memory, it is tried again once, uncounted, with its device for itself.
+    When a task's process ends, the rest of its process group is killed.
 
     The first SIGINT or SIGTERM to this process, where `run` is in its main thread, passes SIGTERM on to every task, so
     that it can save a checkpoint, and starts no more. The second kills all tasks, and `run` raises KeyboardInterrupt.
     When this process is killed, its tasks are killed too.
 
     Args:
-        slots: where tasks run; one at a time on each.
+        slots: the slots that tasks run on, one at a time on each.
         retries: further attempts at a task that fails or is lost.
-        timeout: seconds that an attempt may take. Then it gets SIGTERM, SIGKILL after `grace`, and is not tried again.
-        fail_fast: when a task has failed for good, stop the others: SIGTERM, and SIGKILL after `grace`.
+        timeout: seconds that an attempt may take. Then it gets SIGTERM, after `grace` SIGKILL, and is not tried again.
+        fail_fast: when a task has failed finally, stop the others: SIGTERM, and SIGKILL after `grace`.
         grace: seconds from SIGTERM to SIGKILL.
-        preload: modules that the workers find imported. They must not touch CUDA, nor start threads, on import.
-        on_event: called, in this process and in order, with all that happens to tasks. What it raises ends the run.
-        on_tick: called about every 0.2 s while tasks run. What it raises ends the run.
+        preload: modules to import before workers are forked. They must not touch CUDA or start threads on import.
+        on_event: called in this process, in order, with each event of a task. If it raises, the run ends.
+        on_tick: called about every 0.2 s while tasks run. If it raises, the run ends.
 
     Attributes:
-        signum: the first signal that the last run got; None where it got none.
+        signum: the first signal that the last run got; None if it got none.
 
     Raises:
-        ConfigError: a value out of range; from `run`, tasks that share a number, a preloaded module that cannot be
+        ConfigError: a value is out of range; from `run`, tasks share a number, or a preloaded module cannot be
             imported.
         ExecutorError: from `run`, the agent cannot be started.
     """
@@ -85,11 +85,11 @@ class LocalExecutor(Executor):
             self._agent = Agent(self.preload, max(slot.threads for slot in self.slots))
 
     def run(self, tasks: Sequence[Task], policy: Policy | None = None) -> list[TaskOutcome]:
-        """As `Executor.run`.
+        """Run all tasks like `Executor.run`.
 
         Args:
-            tasks: to run.
-            policy: for these tasks; None is this executor's own.
+            tasks: the tasks to run.
+            policy: the policy for these tasks; None for this executor's own.
         """
         if len({task.num for task in tasks}) < len(tasks):
             raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
@@ -106,7 +106,7 @@ class LocalExecutor(Executor):
                 )
                 outcomes = self._loop.outcomes()
             except BaseException:
-                keep = False  # there are tasks to kill
+                keep = False  # tasks still run and are killed
                 raise
             finally:
                 self._loop = None
@@ -116,12 +116,12 @@ class LocalExecutor(Executor):
         return [outcomes[task.num] for task in tasks]
 
     def add(self, task: Task) -> None:
-        """One more task, from a callback of `run`, which gives the outcome to the callbacks only."""
+        """Add a task, from a callback of `run`; its outcome is passed only to the callbacks."""
         assert self._loop is not None
         self._loop.add(task)
 
     def stop(self, why: str) -> None:
-        """From a callback of `run`: end it, as a task that fails does with `fail_fast`."""
+        """End the run, from a callback of `run`, as a failed task does with `fail_fast`."""
         assert self._loop is not None
         self._loop.stop(why)
 
@@ -133,7 +133,7 @@ class LocalExecutor(Executor):
 
 @contextmanager
 def _signals_caught() -> Iterator[list[int]]:
-    """Gives the list of the SIGINTs and SIGTERMs that come, which have no other effect meanwhile."""
+    """Yield a list that SIGINTs and SIGTERMs are appended to; they have no other effect meanwhile."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

@@ -1,4 +1,4 @@
-"""Slots: the shares of this machine, and the environment in which a task sees no more than its share."""
+"""Slots: the shares of this machine, and the environment that limits a task to its share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainyard.nvml import gpu_uuids
 
 @dataclass(frozen=True)
 class Slot:
-    """A share of the machine, on which one task runs at a time.
+    """Share of the machine, on which one task runs at a time.
 
     Attributes:
         index: its number; no two slots of an executor share one.
-        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its one as `cuda:0`.
-        cpus: the cores that the task is bound to; None leaves them all to it.
+        device: `cpu`, or `cuda:0`, `cuda:1`, … as this process counts its devices. The task sees its own as `cuda:0`.
+        cpus: the cores that the task is bound to; None for all.
         threads: threads that torch, OpenMP and MKL use in the task.
     """
 
@@ -30,7 +30,7 @@ class Slot:
 
 
 def capacity(slots: Sequence[Slot]) -> int:
-    """How many of these slots a task can take at once: all on the CPU, one on each CUDA device."""
+    """Return how many of these slots a task can take at once: all on the CPU, one on each CUDA device."""
     return len({slot.index if slot.device == "cpu" else slot.device for slot in slots})
 
 
@@ -39,23 +39,23 @@ def find_slots(
     threads_per_job: int | Literal["auto"] = "auto",
     max_jobs: int | None = None,
 ) -> list[Slot]:
-    """The slots of this machine: every CUDA device, `jobs_per_gpu` times; without CUDA, the cores by `threads_per_job`.
+    """Return this machine's slots: each CUDA device `jobs_per_gpu` times, or without CUDA cores by `threads_per_job`.
 
     Devices are counted through NVML, which makes no CUDA context, and `CUDA_VISIBLE_DEVICES` is honoured. Cores are
-    those that this process may use. `auto` depends on nothing but the machine, so that a task gets the same threads,
+    those that this process may use. `auto` depends on the machine only, so that a task gets the same threads,
     and computes the same bits, however many tasks there are.
 
     Args:
         jobs_per_gpu: tasks side by side on a device; `auto` is 1.
-        threads_per_job: threads of a task. `auto` is 1 without CUDA (many small tasks outrun few wide ones), and an
+        threads_per_job: threads of a task. `auto` is 1 without CUDA (many small tasks are faster than few wide), and an
             equal share of the cores with it.
-        max_jobs: tasks at a time, at most; None sets no limit. A few slots are spread over all devices.
+        max_jobs: maximum number of tasks at a time; None sets no limit. A few slots are spread over all devices.
 
     Returns:
         At least one slot. Those without CUDA are bound to cores of their own.
 
     Raises:
-        ConfigError: a number that is out of range.
+        ConfigError: a number is out of range.
     """
     cores = sorted(os.sched_getaffinity(0))
     gpus = visible_devices(gpu_uuids(), os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -68,7 +68,7 @@ def find_slots(
         integer("max_jobs", max_jobs, at_least=1, other="null")
 
     if gpus:
-        # Device by device, then again: the first slots are on different devices.
+        # Device by device, then again, so that the first slots are on different devices.
         devices = [f"cuda:{index}" for index in range(len(gpus))] * (1 if jobs_per_gpu == "auto" else jobs_per_gpu)
         threads = max(1, len(cores) // len(devices)) if threads_per_job == "auto" else threads_per_job
         # Not bound to cores: the host's part of a training on CUDA comes in bursts.
@@ -81,14 +81,14 @@ def find_slots(
 
 
 def visible_devices(gpus: Sequence[str], setting: str | None) -> list[str]:
-    """The names, for `CUDA_VISIBLE_DEVICES`, of the devices that CUDA shows under a setting of that variable.
+    """Return the devices that CUDA shows under a setting of `CUDA_VISIBLE_DEVICES`, as names for that variable.
 
-    Its rules are CUDA's ("CUDA Environment Variables", CUDA C++ Programming Guide): numbers, UUIDs or beginnings of
-    UUIDs; the first name that is none ends the list; a name given twice leaves nothing.
+    The rules are CUDA's ("CUDA Environment Variables", CUDA C++ Programming Guide): numbers, UUIDs or prefixes of
+    UUIDs; the first invalid name ends the list; with a name given twice there are no devices.
 
     Args:
         gpus: the UUIDs of the GPUs that the machine has.
-        setting: the variable's value; None where it is not set.
+        setting: the variable's value; None if it is not set.
     """
     if setting is None:
         return [str(index) for index in range(len(gpus))]
@@ -107,14 +107,14 @@ def visible_devices(gpus: Sequence[str], setting: str | None) -> list[str]:
 
 
 def environment(slots: Sequence[Slot], base: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables of a task on these slots, from those of this process.
+    """Return the environment variables of a task on these slots, based on those of this process.
 
     Raises:
-        ConfigError: the device of one is none that this process sees, or no device at all.
+        ConfigError: the device of a slot is not visible to this process, or does not exist.
     """
-    # A task on the CPU leaves the GPUs alone.
+    # A task on the CPU does not use the GPUs.
     devices = ",".join(_device(slot, base) for slot in slots if slot.device != "cpu")
-    threads = str(slots[0].threads)  # of each process that trains on one of several
+    threads = str(slots[0].threads)  # of each process, if the task trains on several devices
     return {**base, "CUDA_VISIBLE_DEVICES": devices, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 

@@ -1,4 +1,4 @@
-"""A task: what an executor runs in a process of its own, a job, a stack or a measurement; and what became of it."""
+"""Task of an executor (a job, a stack or a probe, run in a process of its own), and its outcome."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Task:
-    """`function(argument)`, to be called once in a process of its own.
+    """Call `function(argument)`, made once in a process of its own.
 
     Attributes:
         num: its number; no two tasks that run together share one.
-        function: what to call. It and its argument travel by cloudpickle, so lambdas and functions of a script will do.
+        function: the function. It and its argument are sent by cloudpickle, so lambdas and functions of a script work.
         argument: its argument.
-        expected_seconds: how long it takes, where that is known: longer tasks are started first.
-        log: the file to which all that the task prints is appended; None discards it.
-        name: what it is called in messages; its number where that is empty.
-        attempts: attempts that were made already, in another way.
-        slots: how many slots it takes at once; of CUDA devices, so many devices.
+        expected_seconds: its duration, if known: longer tasks are started first.
+        log: the file that the task's output is appended to; None discards the output.
+        name: its name in messages; if empty, its number is used.
+        attempts: attempts made before, in another form.
+        slots: number of slots that it takes at once; on CUDA, each on a device of its own.
     """
 
     num: int
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What became of a task.
+    """Outcome of a task.
 
     Attributes:
         num: the task's number.
@@ -46,15 +46,15 @@ class TaskOutcome:
 
             - `done`: the function returned, or raised `SystemExit` with status 0;
             - `failed`: it raised;
-            - `interrupted`: it was asked to stop, by a signal to this process or to the task's own, or by `fail_fast`;
+            - `interrupted`: it was asked to stop, by a signal to this process or to the task's, or by `fail_fast`;
               or it had not begun when that happened;
-            - `timeout`: it was stopped for it took too long;
-            - `lost`: its process ended without a word: killed, crashed, `os._exit`.
-        value: what the function returned; None unless the state is `done`.
-        error: why, on one line; None when done.
-        traceback: the exception's traceback; None where there was no exception, or its message explains all.
-        seconds: how long the last attempt took.
-        attempts: attempts begun, those before this run among them; 0 for a task that never began. One that ran out of
+            - `timeout`: it was stopped because it took too long;
+            - `lost`: its process ended without a report: killed, crashed, `os._exit`.
+        value: the function's result; None unless the state is `done`.
+        error: the reason, on one line; None when done.
+        traceback: the exception's traceback; None if there was no exception, or its message explains it in full.
+        seconds: the duration of the last attempt.
+        attempts: attempts begun, including those before this run; 0 for a task that never began. One that ran out of
             CUDA memory beside others is not counted.
         slot: the index of the last attempt's slot, or the first of several; -1 for a task that never began.
     """
@@ -71,17 +71,17 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class TaskEvent:
-    """What just happened to a task.
+    """Event in the execution of a task.
 
     Attributes:
-        kind: `started`; `retried` (an attempt went wrong and there will be another); and last of all, once for each
+        kind: `started`; `retried` (an attempt failed and there will be another); and last of all, once for each
             task, with its outcome: `ended` (done), `failed` (failed, timeout or lost) or `interrupted`.
         num: the task's number.
         slot: the slot's index, or the first of several; -1 for a task that never began.
         attempt: the attempt's number, from 1; 0 for a task that never began.
         time: seconds since the epoch.
         pid: the task's process; None for a task that never began.
-        error: what went wrong, on one line.
+        error: the error, on one line.
         traceback: the exception's traceback.
         outcome: the task's outcome, with its last event.
     """

@@ -1,4 +1,4 @@
-"""The loop of the local executor: it hands tasks to workers and hears what became of them."""
+"""Loop of the local executor: it gives tasks to workers and collects their outcomes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TICK = 0.2  # seconds
 
 @dataclass(frozen=True)
 class Policy:
-    """What is done about tasks that go wrong: see `LocalExecutor`."""
+    """Policy for tasks that fail: see `LocalExecutor`."""
 
     retries: int
     timeout: float | None
@@ -42,15 +42,15 @@ class Policy:
 
 @dataclass
 class _Worker:
-    """A process at work on a task.
+    """Process that runs a task.
 
     Attributes:
-        slots: those that it takes.
-        report: the file into which it writes how the task ended.
-        begun: when; by `time.monotonic`.
-        pid: None until the agent has forked it.
+        slots: the slots that it takes.
+        report: the file that its report is written to.
+        begun: its start, by `time.monotonic`.
+        pid: its process id; None until the agent has forked it.
         ending: why it was asked to end.
-        kill_at: when it is killed if it has not ended; by `time.monotonic`.
+        kill_at: the time at which it is killed if it still runs, by `time.monotonic`.
     """
 
     queued: QueuedTask
@@ -66,7 +66,7 @@ class TaskLoop:
     """Runs tasks, once.
 
     Args:
-        agent: forks the workers. It is started again if somebody kills it.
+        agent: forks the workers. It is restarted if it is killed.
         slots, tasks, policy, on_event, on_tick: see `LocalExecutor`.
         signals: a list to which signals are appended while this runs.
     """
@@ -94,7 +94,7 @@ class TaskLoop:
         self._next_tick = 0.0
 
     def outcomes(self) -> dict[int, TaskOutcome]:
-        """Runs all tasks. Gives their outcomes by number."""
+        """Run all tasks, and return their outcomes by number."""
         while self._queue or self._workers:
             self._tick()
             self._obey_signals()
@@ -107,7 +107,7 @@ class TaskLoop:
         return self._outcomes
 
     def add(self, task: Task) -> None:
-        """One more task, from a callback; it waits behind the others. Where the run is being ended it is not begun."""
+        """Add a task, from a callback, behind the others. It does not start if the run is being ended."""
         if self._stopping:
             self._conclude(new(task), "interrupted", error=self._why)
         else:
@@ -143,7 +143,7 @@ class TaskLoop:
             self._agent.send_signal(stubborn, signal.SIGKILL)
 
     def _start_one(self) -> None:
-        """Asks for a worker, where there is a task for it; one at a time."""
+        """Ask the agent for one worker, if there is a task for it."""
         if not self._agent.ready or any(worker.pid is None for worker in self._workers.values()):
             return
         running = {slot.index: worker.queued for worker in self._workers.values() for slot in worker.slots}
@@ -169,7 +169,7 @@ class TaskLoop:
         self._workers[number] = _Worker(queued, slots, report, begun=time.monotonic())
 
     def _hear(self) -> None:
-        """Waits for the agent's next message, no longer than until something is due here, and acts on it."""
+        """Wait for the agent's next message, at most until the next deadline, and handle it."""
         due = [self._next_tick]
         for worker in self._workers.values():
             if worker.kill_at is not None:
@@ -190,21 +190,21 @@ class TaskLoop:
                 raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
 
     def _restart_agent(self) -> None:
-        """Somebody killed the agent, and so all workers: each task has lost an attempt."""
+        """Restart the agent after it was killed, and with it all workers: each task has lost an attempt."""
         how = self._agent.restart()
         workers, self._workers = self._workers, {}
         for worker in workers.values():
             self._ended(worker, f"the process that workers are forked from {how}")
 
     def _stop(self, why: str, grace: float | None) -> None:
-        """Starts no more, and asks those at work to end."""
+        """Start no more tasks, and ask the running ones to end."""
         self._stopping, self._why = True, why
         for queued in self._queue.clear():
             self._conclude(queued, "interrupted", error=why)
         self._ask_to_end([n for n, worker in self._workers.items() if not worker.ending], "interrupted", grace)
 
     def _ask_to_end(self, numbers: list[int], why: Literal["interrupted", "timeout"], grace: float | None) -> None:
-        """Sends SIGTERM. Without a grace there is as much time to end as there would have been anyway."""
+        """Send SIGTERM. Without a grace, the deadline that applies anyway stays."""
         if not numbers:
             return
         for number in numbers:
@@ -217,7 +217,7 @@ class TaskLoop:
         self._agent.send_signal(numbers, signal.SIGTERM)
 
     def _ended(self, worker: _Worker, how: str, status: int | None = None) -> None:
-        """A worker's process is gone: is its task done, or is there to be another attempt?"""
+        """Handle the end of a worker's process: the task is done, fails, or gets another attempt."""
         queued = worker.queued
         queued.seconds = time.monotonic() - worker.begun
         with worker.report as file:
@@ -288,12 +288,12 @@ def _setting(task: Task, slots: Sequence[Slot]) -> WorkerSetting:
 
 
 def _memory_file() -> BinaryIO:
-    """A file in memory. Unlike a pipe it makes nobody wait: not for a worker that hangs, nor for this process."""
+    """Return a file in memory. Unlike a pipe, it never blocks a writer or a reader."""
     return os.fdopen(os.memfd_create("trainyard"), "w+b")
 
 
 def _open(report: TaskReport) -> tuple[TaskReport, Any]:
-    """The report of a task that is done, and what the task returned."""
+    """Return the report of a task that is done, and the value that the task returned."""
     try:
         return report, pickle.loads(report.value)
     except Exception as error:

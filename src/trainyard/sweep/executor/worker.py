@@ -1,4 +1,4 @@
-"""A worker: a process that was forked for one attempt at one task, runs it, writes a report, and ends."""
+"""Worker: a forked process that runs one attempt at one task, writes a report, and ends."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from trainyard.errors import TrainyardError
 
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the statuses of a process that was asked to end, and did
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a process that was asked to end
 _MAGIC = b"trainyard report"
 
 
 @dataclass(frozen=True)
 class WorkerSetting:
-    """Where a task runs: all that a worker takes over from the process whose task it is."""
+    """Settings that a worker takes over from the process that created the task."""
 
     environ: dict[str, str]
     cwd: str
@@ -39,12 +39,12 @@ class WorkerSetting:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """How a task ended, in the words of its worker.
+    """Report of a worker on how its task ended.
 
     Attributes:
-        kind: it returned; it raised; it raised since it was asked to end (`KeyboardInterrupt`, or status 130 or 143).
-        value: what it returned, pickled.
-        out_of_memory: a CUDA device had no memory left for it.
+        kind: it returned; it raised; it raised because it was asked to end (`KeyboardInterrupt`, or status 130 or 143).
+        value: the value that it returned, pickled.
+        out_of_memory: whether a CUDA device was out of memory.
     """
 
     kind: Literal["done", "failed", "interrupted"]
@@ -55,14 +55,18 @@ class TaskReport:
 
 
 def write_task(file: BinaryIO, setting: WorkerSetting, function: Callable[[Any], Any], argument: Any) -> None:
-    """Writes what `work` reads. Raises whatever the pickling of the function or its argument raises."""
+    """Write what `work` reads.
+
+    Raises:
+        Exception: the function or its argument cannot be pickled; the pickling's own error.
+    """
     pickle.dump(setting, file)
     cloudpickle.dump((function, argument), file)
     file.seek(0)
 
 
 def work(task: BinaryIO, report: BinaryIO) -> None:
-    """Runs the task that `task` holds, writes how it ended into `report`, and ends this process."""
+    """Run the task in the file `task`, write its report into `report`, and end this process."""
     process = os.getpid()
     try:
         with task:
@@ -70,15 +74,15 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
             function, argument = pickle.load(task)
         stand_in_for_main(function)
         outcome = TaskReport("done", _pickled(function(argument)))
-    except BaseException as error:  # whatever it is, it is the task's, and belongs into its report
+    except BaseException as error:  # any error is the task's, and belongs in its report
         outcome = _report_of(error)
-    if os.getpid() == process:  # else it is a child that the task has forked and let go on as if it were the task
+    if os.getpid() == process:  # else it is a child that the task has forked and that returned from the task
         _write_report(report, outcome)
     _end()
 
 
 def read_report(file: BinaryIO) -> TaskReport | None:
-    """The report that a worker left; None where it left none, or died while it wrote."""
+    """Return the report that a worker left; None if there is none, or only a part of one."""
     file.seek(0)
     content = file.read()
     begin = len(_MAGIC) + 8
@@ -93,7 +97,7 @@ def read_report(file: BinaryIO) -> TaskReport | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's class and the first line of its message, cut off where it is too long for a table or a packet."""
+    """Return the error's class and the first line of its message, shortened to fit into a table or a packet."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:
@@ -118,20 +122,20 @@ def _take_over(setting: WorkerSetting) -> None:
             os.dup2(log.fileno(), 2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)  # what a killed task has printed is in its log
+            stream.reconfigure(line_buffering=True)  # the log has what a killed task printed
     faulthandler.enable()
     if setting.cpus is not None:
         os.sched_setaffinity(0, setting.cpus)
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(setting.threads)  # a library that is loaded no longer reads OMP_NUM_THREADS
+        torch.set_num_threads(setting.threads)  # a library that is loaded does not read OMP_NUM_THREADS again
     if numpy_random := sys.modules.get("numpy.random"):
-        numpy_random.seed()  # else all workers would draw the same numbers; `random` sees to that by itself
+        numpy_random.seed()  # else all workers would draw the same numbers; `random` reseeds itself after a fork
 
 
 def stand_in_for_main(function: Callable[[Any], Any]) -> None:
-    """Shows what a script defines in the worker's `__main__` too, so that its classes can be pickled there.
+    """Define the names of a script in the worker's `__main__` too, so that its classes can be pickled there.
 
-    Only what came with the function is there: the script itself is not run again.
+    Only names that were sent with the function are defined: the script itself does not run again.
     """
     code = function if hasattr(function, "__globals__") else type(function).__call__  # a function, or an object
     if getattr(function, "__module__", None) == "__main__" and hasattr(code, "__globals__"):
@@ -152,7 +156,7 @@ def _report_of(error: BaseException) -> TaskReport:
     if isinstance(error, SystemExit) and code in (None, 0):
         return TaskReport("done", pickle.dumps(None))
     try:
-        # Without the frame of work().
+        # Leave out the frame of work().
         trace = "".join(
             traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
         )
@@ -168,7 +172,7 @@ def _report_of(error: BaseException) -> TaskReport:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it is torch's CUDA out-of-memory error, or was raised from it, as Hydra does when it builds objects."""
+    """Return whether the error is torch's CUDA out-of-memory error, or was raised from it, as Hydra does."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -187,7 +191,7 @@ def _write_report(file: BinaryIO, report: TaskReport) -> None:
 
 
 def _end() -> None:
-    """Ends this process as the interpreter would, without taking apart its modules: that takes longer than the fork."""
+    """End this process like the interpreter, but without clearing its modules, which takes longer than the fork."""
     try:
         threading._shutdown()  # type: ignore[attr-defined] # waits for the threads that are not daemons
         atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""What a sweep ends in: a ranking as text (`ranking`), tables (`tables`) and a page to look at (`html`)."""
+"""Reports of a sweep: a ranking as text (`ranking`), result files (`result_files`) and an HTML page (`html`)."""
 
 from trainyard.sweep.report.ranking import rank, table, text
 from trainyard.sweep.report.rows import JobRow

@@ -1,4 +1,4 @@
-"""From values to places on an axis: linear, logarithmic, or one place for each value."""
+"""Axes of charts: linear, logarithmic, or one place for each value."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from statistics import quantiles
 from trainyard.sweep.report.rows import number, parse
 
 FAR = 10  # interquartile ranges
-LOG_SPAN = 100 * (1 - 1e-9)  # 1e-4 … 1e-2 is a hundredfold, whatever rounding makes of it
+LOG_SPAN = 100 * (1 - 1e-9)  # 1e-4 … 1e-2 is a hundredfold, within rounding
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: its place in [0, 1] and what stands there."""
+    """Mark on an axis: its place in [0, 1] and its label."""
 
     place: float
     label: str
 
 
 def drawable(value: float | None) -> bool:
-    """Whether a number has a place on an axis. Beyond 1e300, differences overflow."""
+    """Return whether a number has a place on an axis. Beyond 1e300, differences overflow."""
     return value is not None and math.isfinite(value) and abs(value) < 1e300
 
 
 def fences(values: Iterable[float | None]) -> tuple[float, float]:
-    """Bounds beyond which a number is so far from the others (a diverged job) that an axis leaves it out.
+    """Return the bounds beyond which a number is an outlier (a diverged job), which an axis leaves out.
 
-    Ten interquartile ranges outside the quartiles; infinite for fewer than eight numbers.
+    They lie ten interquartile ranges outside the quartiles; infinite for fewer than eight numbers.
     """
     numbers = [value for value in values if value is not None and drawable(value)]
     if len(numbers) < 8:
@@ -41,7 +41,7 @@ def fences(values: Iterable[float | None]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scale:
-    """Numbers from `low` to `high` as places in [0, 1]. On a logarithmic scale both are exponents of ten."""
+    """Scale from numbers between `low` and `high` to [0, 1]. On a logarithmic scale both are exponents of ten."""
 
     low: float
     high: float
@@ -49,18 +49,18 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float | None]) -> Scale:
-        """The scale that all drawable values fit on; logarithmic where they are positive and span a hundredfold."""
+        """Return the scale that all drawable values fit on; logarithmic if they are positive and span a hundredfold."""
         numbers = [value for value in values if value is not None and drawable(value)]
         low, high = min(numbers, default=0.0), max(numbers, default=1.0)
         if low > 0 and high / LOG_SPAN >= low:
             return cls(math.log10(low), math.log10(high), log=True)
-        if high - low <= max(abs(low), abs(high)) * 1e-12 + 1e-300:  # all the same: it stands in the middle
+        if high - low <= max(abs(low), abs(high)) * 1e-12 + 1e-300:  # all values are equal: place them in the middle
             room = abs(low) / 2 or 0.5
             return cls(low - room, high + room)
         return cls(low, high)
 
     def held(self, value: float | None) -> float | None:
-        """The place of a value; one off the scale is held at its end."""
+        """Return the place of a value; one off the scale is clamped to its end."""
         if self.log and value is not None and value <= 0:
             return 0.0
         place = self.place(value)
@@ -72,7 +72,7 @@ class Scale:
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
     def ticks(self, count: int = 6) -> list[Tick]:
-        """At most about `count` round numbers on the scale."""
+        """Return at most about `count` round numbers on the scale."""
         step = _round_step((self.high - self.low) / count)
         if self.log:
             step = max(1, round(step))
@@ -92,14 +92,14 @@ class Scale:
 
 
 def _round_step(least: float) -> float:
-    """The next of …, 0.1, 0.2, 0.5, 1, 2, 5, 10, …"""
+    """Return the next of the steps …, 0.1, 0.2, 0.5, 1, 2, 5, 10, … that is not below `least`."""
     unit = 10.0 ** math.floor(math.log10(least))
     return next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity of all jobs on an axis.
+    """Axis of a quantity that all jobs have.
 
     Attributes:
         label: its name.
@@ -113,7 +113,7 @@ class Axis:
 
 
 def numeric(label: str, values: Sequence[float | None]) -> Axis:
-    """An axis of numbers; those that are not finite have no place."""
+    """Return an axis of numbers; those that are not finite have no place."""
     scale = Scale.over(values)
     distinct = sorted({value for value in values if value is not None and drawable(value)})
     ticks = scale.ticks_at(distinct) if len(distinct) <= 6 else scale.ticks()
@@ -121,9 +121,9 @@ def numeric(label: str, values: Sequence[float | None]) -> Axis:
 
 
 def of_parameter(label: str, texts: Sequence[str | None]) -> Axis:
-    """The axis of a parameter: numeric where its values are numbers, else one place for each value, evenly spaced.
+    """Return the axis of a parameter: numeric if its values are numbers, else one evenly spaced place per value.
 
-    Few numbers that neither a linear nor a logarithmic axis would hold apart (0, 1e-5, 1e-3) get evenly spaced places
+    A few numbers that neither a linear nor a logarithmic axis would separate (0, 1e-5, 1e-3) get evenly spaced places
     too, in their order.
     """
     values = parse(texts)

@@ -1,4 +1,4 @@
-"""Pictures of parameters: parallel coordinates, one parameter against the objective, importance."""
+"""Charts of parameters: parallel coordinates, one parameter against the objective, importance."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainyard.sweep.report.svg import Frame, dot, drawing, line, objective_axis
 
 
 def parallel(ranking: Sequence[JobRow], names: Sequence[str], objective: str, shade: Mapping[int, str]) -> str:
-    """One upright axis for each parameter and one for the objective; each finished job is a line through its values.
+    """Draw parallel coordinates: an axis for each parameter and the objective, a line for each finished job.
 
-    Where jobs share a value their lines stand side by side, the best on top.
+    The lines of jobs that share a value lie side by side, the best on top.
 
     Args:
         ranking: the jobs, best first; the best are drawn on top.
@@ -52,12 +52,12 @@ def parallel(ranking: Sequence[JobRow], names: Sequence[str], objective: str, sh
 
 
 def _repeats(axis: Axis) -> bool:
-    """Whether on average at least two jobs share a value."""
+    """Return whether on average at least two jobs share a value."""
     return 2 * len(set(axis.places)) <= len(axis.places)
 
 
 def _spread(axis: Axis, length: float) -> float:
-    """Pixels over which the lines of jobs that share a value are spread, so that they do not hide each other."""
+    """Return the pixels over which the lines of jobs that share a value are spread, so that all are visible."""
     if not _repeats(axis):
         return 0.0
     places = sorted({place for place in axis.places if place is not None})
@@ -66,7 +66,7 @@ def _spread(axis: Axis, length: float) -> float:
 
 
 def scatter(ranking: Sequence[JobRow], name: str, objective: str, shade: Mapping[int, str]) -> str:
-    """One parameter against the objective; a bar marks the median of each value, where jobs share values."""
+    """Draw one parameter against the objective; if jobs share values, a bar marks the median of each value."""
     rows = [row for row in ranking if row.ranked]
     across = of_parameter(name, [row.overrides.get(name) for row in rows])
     up = objective_axis(rows, objective)
@@ -91,7 +91,7 @@ def _medians(frame: Frame, across: Axis, up: Axis) -> list[str]:
 
 
 def bars(shares: Mapping[str, float | None]) -> str:
-    """A bar in [0, 1] for each parameter, the longest first; those that nothing can be said of come last."""
+    """Draw a bar in [0, 1] for each parameter, the longest first; parameters without a share come last."""
     order = sorted(shares, key=lambda name: -1.0 if shares[name] is None else shares[name] or 0.0, reverse=True)
     left, length, step = 230.0, 420.0, 26.0
     parts = []

@@ -18,14 +18,14 @@ Curve = list[tuple[int, float]]
 
 
 def read_curves(directory: Path, names: Iterable[str]) -> dict[str, Curve]:
-    """The values of some metrics over the steps, as a job's journal has them.
+    """Return the values of some metrics over the steps, from a job's journal.
 
     Args:
-        directory: the job's directory. One that is missing, or whose journal cannot be read, gives empty curves.
+        directory: the job's directory. If it is missing, or its journal cannot be read, the curves are empty.
         names: the metrics.
 
     Returns:
-        For each name its points (step, value), at most 300 evenly spread ones, the last one among them.
+        For each name its points (step, value): at most 300, evenly spread, including the last one.
     """
     curves: dict[str, Curve] = {name: [] for name in names}
     with contextlib.suppress(OSError):
@@ -43,7 +43,7 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def draw(ranking: Sequence[JobRow], curves: Mapping[int, Curve], metric: str, shade: Mapping[int, str]) -> str:
-    """The curves of one metric over the steps; where a job is far off the others, its curve is held at the edge.
+    """Draw the curves of one metric over the steps; an outlier's curve is clamped to the edge.
 
     Args:
         ranking: the jobs, best first; the best are drawn on top.
@@ -52,7 +52,7 @@ def draw(ranking: Sequence[JobRow], curves: Mapping[int, Curve], metric: str, sh
         shade: the class that colours each job, by its number.
 
     Returns:
-        The picture, or nothing where no job has a point.
+        The picture; an empty string if no job has a point.
     """
     middles = {num: median(value for _, value in curve) for num, curve in curves.items() if curve}
     if not middles:

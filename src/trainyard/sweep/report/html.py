@@ -1,4 +1,4 @@
-"""The report of a sweep: one page that needs no network and opens from a file."""
+"""HTML report of a sweep: one page that needs no network and opens from a file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def write(
 
     Args:
         rows: the jobs, in any order. Their curves are read from `metrics.jsonl` in their directories.
-        directory: where to write; it must exist. Links to the jobs' directories are relative to it.
+        directory: the output directory; it must exist. Links to the jobs' directories are relative to it.
         title: the page's heading.
-        objective: the name of the metric that ranks; None where what ranks is no metric.
-        direction: whether a high objective is good or a low one.
+        objective: the name of the metric that ranks; None if the objective is not a metric.
+        direction: whether a high or a low objective is better.
 
     Returns:
         The file.
@@ -90,7 +90,7 @@ def _ranking(ranking: Sequence[JobRow], objective: str, directory: Path) -> str:
 
 def _line(row: JobRow, place: int | None, names: Sequence[str], directory: Path) -> str:
     folder = Path(os.path.relpath(row.directory, directory)).as_posix()
-    # "./": a name such as `a:b` would be read as a scheme.
+    # "./" because a name such as `a:b` would be read as a scheme.
     target = quote(f"./{folder}/", safe="/=,", errors="replace")
     link = f'<a href="{escape(target)}" title="{escape(folder)}">{row.num}</a>'
     objective = None if row.objective is None or row.objective != row.objective else row.objective
@@ -108,7 +108,7 @@ def _line(row: JobRow, place: int | None, names: Sequence[str], directory: Path)
 
 
 def _cell(value: str, content: str, *, numeric: bool = False) -> str:
-    """A cell that sorts by `value` and shows `content`, which is HTML."""
+    """Return a cell that sorts by `value` and shows `content`, which is HTML."""
     return f'<td{" class=number" if numeric else ""} data-value="{escape(value)}">{content}</td>'
 
 

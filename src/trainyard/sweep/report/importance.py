@@ -1,4 +1,4 @@
-"""How much of the differences between jobs each parameter explains."""
+"""Parameter importance: the share of the differences between jobs that each parameter explains."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ METHOD = (
 
 
 def importance(rows: Sequence[JobRow], key: str) -> float | None:
-    """The share of the variance of the objective's ranks that lies between the values of one parameter.
+    """Return the share of the variance of the objective's ranks that lies between the values of one parameter.
 
-    Epsilon squared (Kelley, 1935) of ranks: 1 - (1 - η²)(n - 1)/(n - k) for n jobs with k values, at least 0. Ranks,
-    so that a diverged job counts as the last one and not as all the variance there is. In a full grid the shares of all
+    Epsilon squared (Kelley, 1935) of ranks: 1 - (1 - η²)(n - 1)/(n - k) for n jobs with k values, at least 0. It uses
+    ranks so that a diverged job counts as the last one and not as all of the variance. In a full grid the shares of all
     parameters add up to at most 1.
 
     Args:
@@ -28,7 +28,7 @@ def importance(rows: Sequence[JobRow], key: str) -> float | None:
         key: the parameter.
 
     Returns:
-        A number in [0, 1]; None where there are too few jobs to tell (fewer than two of each value on average).
+        A number in [0, 1]; None if there are too few jobs (fewer than two of each value on average).
     """
     ranked = [row for row in rows if row.ranked]
     groups = _groups([row.overrides.get(key) for row in ranked])
@@ -49,7 +49,7 @@ def importance(rows: Sequence[JobRow], key: str) -> float | None:
 
 
 def _groups(texts: Sequence[str | None]) -> Sequence[Hashable] | None:
-    """Which jobs are compared with which: those of the same value, or of the same bin of nearby numbers."""
+    """Return the group of each job: jobs of the same value, or of the same bin of nearby numbers."""
     if len(texts) < 4:
         return None
     if 1 < 2 * len(set(texts)) <= len(texts):

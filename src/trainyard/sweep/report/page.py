@@ -1,4 +1,4 @@
-"""The frame of the page: style, script, document. Nothing in it is loaded from anywhere."""
+"""HTML document of the report: style, script and frame. It loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html import escape
 
 from trainyard.sweep.report.svg import SHADES
 
-# Viridis (van der Walt and Smith, 2015) from the worst to the best; on either ground the best stands out most.
+# Viridis (van der Walt and Smith, 2015) from worst to best; the best has most contrast on light and dark ground.
 _LIGHT = "#d2e21b #98d83e #63cb5f #3aba76 #21a685 #20928c #277e8e #30698e #3b528b #443a83 #481f70 #440154"
 _DARK = "#414487 #38588c #2f6b8e #287d8e #218e8d #1fa088 #2ab07f #48c16e #70cf57 #9dd93b #d0e11c #fde725"
 
@@ -52,7 +52,7 @@ circle.rest { --c: var(--rule); }
 svg:has(.on) .job:not(.on) { opacity: .12; } polyline.on { stroke-width: 3; opacity: 1; } circle.on { stroke-width: 0; }
 """
 
-# A job under the pointer is lit up in every picture; a click on a heading sorts by it, empty cells last.
+# A job under the pointer is highlighted in every chart. A click on a heading sorts by it, empty cells last.
 _SCRIPT = """
 document.addEventListener("pointerover", event => {
   const job = event.target.closest("[data-job]")?.dataset.job;
@@ -75,11 +75,11 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def document(title: str, body: str) -> str:
-    """A whole page, which may load nothing.
+    """Return a whole HTML page, which loads nothing.
 
     Args:
-        title: plain text.
-        body: HTML.
+        title: the title, as plain text.
+        body: the body, as HTML.
     """
     style = _STYLE.replace("PALETTE_LIGHT", _palette(_LIGHT)).replace("PALETTE_DARK", _palette(_DARK))
     classes = "".join(f".c{index}{{--c:var(--c{index});background:var(--c)}}" for index in range(SHADES))

@@ -1,4 +1,4 @@
-"""The jobs of a sweep from the best to the worst, as a table of text."""
+"""Ranking of a sweep's jobs from best to worst, as a table of text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
-    """The rows, best first.
+    """Return the rows, best first.
 
-    Finished jobs come before all others, and within both, those without an objective (None or NaN) come last. Ties go
+    Finished jobs come before all others. In both groups, jobs without an objective (None or NaN) come last. Ties go
     to the lower number.
 
     Args:
         rows: the jobs, in any order.
-        direction: whether a high objective is good (`maximize`) or a low one (`minimize`).
+        direction: whether a high (`maximize`) or a low (`minimize`) objective is better.
     """
     sign = -1.0 if direction == "maximize" else 1.0
 
@@ -32,7 +32,7 @@ def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
 
 
 def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
-    """The place of each row of a ranking, from 1; None for a job that has none. Equal objectives share a place."""
+    """Yield the rank of each row, from 1; None for a job that has none. Equal objectives share a rank."""
     place, before = 0, None
     for index, row in enumerate(ranking, 1):
         if not row.ranked:
@@ -44,13 +44,13 @@ def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
 
 
 def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20) -> Table:
-    """The ranking as a rich table: rank, job, what varied, objective, seconds, state.
+    """Return the ranking as a rich table: rank, job, what varied, objective, seconds, state.
 
     Args:
         rows: the jobs, in any order.
         objective: the objective's name, which heads its column.
-        direction: whether a high objective is good or a low one.
-        limit: show so many of the best; None shows all.
+        direction: whether a high or a low objective is better.
+        limit: the number of jobs shown, best first; None shows all.
     """
     from rich import box
     from rich.table import Table
@@ -61,7 +61,7 @@ def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, l
     columns = varying(rows) or keys(rows)
     caption = f"Best {len(shown)} of {len(ranking)} jobs" if len(shown) < len(ranking) else None
     result = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    # Text: in plain strings rich would read `[...]` as markup.
+    # A Text: rich would read `[...]` in a plain string as markup.
     for name in ("rank", "job"):
         result.add_column(name, justify="right")
     for name in columns:
@@ -84,11 +84,11 @@ def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, l
 
 
 def text(table: Table, width: int | None = None) -> str:
-    """A table as plain text, for a log file or a pipe.
+    """Return a table as plain text, for a log file or a pipe.
 
     Args:
-        table: what `table` returned.
-        width: columns to fit it into; None gives it what it needs, so that nothing is folded.
+        table: the result of `table`.
+        width: its width in columns; None for the width at which nothing is folded.
     """
     from rich.console import Console
     from rich.measure import Measurement

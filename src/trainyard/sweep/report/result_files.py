@@ -1,4 +1,4 @@
-"""The ranking as files for other programs: results.csv and results.parquet."""
+"""Result files for other programs: results.csv and results.parquet."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -
     """Write `results.csv` and `results.parquet`, best job first.
 
     Columns: rank (empty without an objective), job, every override, objective, seconds, state, error, directory
-    (relative to `directory`). A column of overrides holds numbers or bools where all its values are such. An override
-    that is named like one of the other columns is called `override.<name>`.
+    (relative to `directory`). A column of overrides holds numbers or bools if all its values are such. An override
+    with the name of another column is called `override.<name>`.
 
     Args:
         rows: the jobs, in any order.
-        directory: where to write; it must exist.
-        direction: whether a high objective is good or a low one.
+        directory: the output directory; it must exist.
+        direction: whether a high or a low objective is better.
 
     Returns:
         The two files.
@@ -56,7 +56,7 @@ def _dtype(values: Sequence[Value | None]) -> str:
     kind = next((type(value) for value in values if value is not None), str)
     if kind is float or kind is str:
         return {float: "float64", str: "str"}[kind]
-    nullable = None in values  # plain integers and bools have no room for a missing value
+    nullable = None in values  # plain integers and bools cannot hold a missing value
     return {int: "Int64" if nullable else "int64", bool: "boolean" if nullable else "bool"}[kind]
 
 
@@ -65,5 +65,5 @@ def _plain(value: Value | None) -> Value | None:
 
 
 def _text(value: str) -> str:
-    """What both formats can hold: bytes that are no UTF-8 have no place in either, and CSV loses a carriage return."""
+    """Replace what one of the formats cannot hold: bytes that are not UTF-8, and carriage returns."""
     return value.encode(errors="replace").decode().replace("\r", "\n")

@@ -1,4 +1,4 @@
-"""A job as the reports see it, and how its numbers are written."""
+"""Row of a report: a finished job, and the format of its numbers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Literal
 Direction = Literal["maximize", "minimize"]
 Value = bool | int | float | str
 
-# Numbers as Hydra's grammar writes them. An integer of more digits than these would not fit into 64 bits.
+# Numbers in Hydra's grammar. An integer with more digits would not fit into 64 bits.
 _INT = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job of a sweep, once it is over.
+    """Job of a sweep that has ended.
 
     Attributes:
         num: its number.
-        overrides: what varied, as it was written: `{"optim.lr": "0.001", "model": "mlp"}`.
+        overrides: the overrides that vary, as written: `{"optim.lr": "0.001", "model": "mlp"}`.
         state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
-        objective: the number that ranks it; None where it has none.
-        seconds: how long it took; None where nobody knows.
+        objective: the number that ranks it; None if it has none.
+        seconds: its duration; None if unknown.
         directory: its directory, which may be missing.
         error: why it did not finish, on one line.
     """
@@ -41,27 +41,27 @@ class JobRow:
 
     @property
     def ranked(self) -> bool:
-        """Whether it finished with an objective: what did not has no place in the ranking."""
+        """Whether the job finished with an objective; other jobs have no place in the ranking."""
         return self.state == "done" and self.objective is not None and not math.isnan(self.objective)
 
     @property
     def label(self) -> str:
-        """`#3 optim.lr=0.001 model=mlp`."""
+        """Label such as `#3 optim.lr=0.001 model=mlp`."""
         return " ".join([f"#{self.num}", *(f"{key}={value}" for key, value in self.overrides.items())])
 
 
 def keys(rows: Sequence[JobRow]) -> list[str]:
-    """The keys of all overrides, in the order in which they first appear."""
+    """Return the keys of all overrides, in the order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.overrides))
 
 
 def varying(rows: Sequence[JobRow]) -> list[str]:
-    """The keys whose values differ between the rows; a row without the key differs from one with it."""
+    """Return the keys whose values differ between the rows; a missing key differs from a present one."""
     return [key for key in keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
 
 
 def parse(texts: Sequence[str | None]) -> list[Value | None]:
-    """A column of overrides as ints, floats or bools where all of them (but None) are such, else as it is."""
+    """Parse a column of overrides as ints, floats or bools if all of them (but None) are such; else as text."""
     given = [text for text in texts if text is not None]
     convert: type[int] | type[float] | type[str] = str
     if given and all(text.lower() in ("true", "false") for text in given):
@@ -74,7 +74,7 @@ def parse(texts: Sequence[str | None]) -> list[Value | None]:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`0.9733`, `1e-4`, `120000`; `-` for None."""
+    """Format a number: `0.9733`, `1e-4`, `120000`; `-` for None."""
     if value is None:
         return "-"
     if value == round(value, 0) and abs(value) < 1e6:
@@ -83,7 +83,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`4.2 s`, `3 min 05 s`, `2 h 07 min`; `-` for None."""
+    """Format a duration: `4.2 s`, `3 min 05 s`, `2 h 07 min`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 59.95:

@@ -1,4 +1,4 @@
-"""Small pieces of SVG. Colours, strokes and fonts come from the page's style sheet (`page.py`) by class."""
+"""SVG building blocks. Colours, strokes and fonts come from the page's style sheet (`page.py`) by class."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from trainyard.sweep.report.axes import Axis, Scale, Tick, drawable, fences
 from trainyard.sweep.report.rows import Direction, JobRow
 
 SHADES = 12  # classes c0 (worst) to c11 (best)
-CROWD = 64  # of more jobs than this, only the best are coloured
+CROWD = 64  # if there are more jobs than this, only the best are coloured
 COLOURED = 32
 
 Point = tuple[float, float]
 
 
 def shades(ranking: Sequence[JobRow], direction: Direction) -> dict[int, str]:
-    """The class that colours each job, by its number: where its objective lies between the worst and the best."""
+    """Return the class that colours each job, by its number: the place of its objective between worst and best."""
     if len(ranking) > CROWD:
         return {row.num: "rest" for row in ranking} | shades(ranking[:COLOURED], direction)
     places = objective_axis(ranking).places
@@ -28,7 +28,7 @@ def shades(ranking: Sequence[JobRow], direction: Direction) -> dict[int, str]:
 
 
 def objective_axis(rows: Sequence[JobRow], label: str = "") -> Axis:
-    """The objectives of finished jobs on an axis with round numbers; those that are far off stand at its end."""
+    """Return the axis of finished jobs' objectives, with round numbers; outliers are drawn at its end."""
     values = [row.objective if row.ranked else None for row in rows]
     low, high = fences(values)
     scale = Scale.over(value for value in values if value is not None and low <= value <= high)
@@ -36,14 +36,14 @@ def objective_axis(rows: Sequence[JobRow], label: str = "") -> Axis:
 
 
 def far_off(rows: Sequence[JobRow]) -> int:
-    """How many finished jobs stand at the end of the objective's axis instead of where they belong."""
+    """Return the number of finished jobs that are outliers, drawn at the end of the objective's axis."""
     values = [row.objective for row in rows if row.ranked and drawable(row.objective)]
     low, high = fences(values)
     return sum(value is not None and not low <= value <= high for value in values)
 
 
 def text(x: float, y: float, content: str, kind: str = "", longest: int = 40) -> str:
-    """A text whose anchor is given by its class `kind`; one that is too long is cut, and whole in its tooltip."""
+    """Return a text, anchored by its class `kind`. A long one is cut, and its tooltip shows all of it."""
     shown = content if len(content) <= longest else content[: longest - 1] + "…"
     tip = "" if shown is content else f"<title>{escape(content)}</title>"
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(shown)}{tip}</text>'
@@ -55,7 +55,7 @@ def line(start: Point, end: Point, kind: str) -> str:
 
 
 def path(points: Sequence[Point], row: JobRow, kind: str, tip: str) -> str:
-    """A job's line through `points`; through one point only, a dot."""
+    """Return a job's line through `points`; a dot if there is one point only."""
     if len(points) == 1:
         return dot(points[0], row, kind, tip)
     drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -70,7 +70,7 @@ def dot(point: Point, row: JobRow, kind: str, tip: str) -> str:
 
 
 def drawing(width: float, height: float, parts: Iterable[str], label: str) -> str:
-    """The whole picture; it shrinks with the page but does not grow."""
+    """Return the whole picture; it shrinks with the page but does not grow."""
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="width:{width:.0f}px" role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
@@ -78,7 +78,7 @@ def drawing(width: float, height: float, parts: Iterable[str], label: str) -> st
 
 
 def spaced(ticks: Iterable[Tick], length: float, gap: float) -> list[Tick]:
-    """The ticks that stand at least `gap` pixels apart on an axis of `length` pixels."""
+    """Return the ticks that lie at least `gap` pixels apart on an axis of `length` pixels."""
     kept: list[Tick] = []
     for tick in sorted(ticks, key=lambda tick: tick.place):
         if not kept or (tick.place - kept[-1].place) * length >= gap:
@@ -88,7 +88,7 @@ def spaced(ticks: Iterable[Tick], length: float, gap: float) -> list[Tick]:
 
 @dataclass(frozen=True)
 class Frame:
-    """A pair of axes, and the area between them, in pixels."""
+    """Pair of axes and the area between them, in pixels."""
 
     width: float
     height: float
@@ -96,7 +96,7 @@ class Frame:
     right: float = 14
     top: float = 10
     bottom: float = 42
-    inset: float = 6  # what lies at the end of one axis keeps off the line of the other
+    inset: float = 6  # distance of the drawn data from the lines of the axes
 
     def x(self, place: float) -> float:
         return self.left + self.inset + place * (self.width - self.left - self.right - 2 * self.inset)
@@ -105,7 +105,7 @@ class Frame:
         return self.height - self.bottom - self.inset - place * (self.height - self.top - self.bottom - 2 * self.inset)
 
     def axes(self, x_ticks: Iterable[Tick], y_ticks: Iterable[Tick], x_label: str, y_label: str) -> list[str]:
-        """Grid, marks and names. Labels that would overlap are left out, or cut where they are long."""
+        """Return grid, marks and names. Labels that would overlap are left out; long ones are cut."""
         x_ticks, y_ticks = list(x_ticks), list(y_ticks)
         floor, wall = self.height - self.bottom, self.width - self.right
         room = self.x(1) - self.x(0)
