@@ -120,7 +120,7 @@ def test_what_is_not_needed_is_not_built(make: Any) -> None:
         "schedule": {"_target_": "trainyard.schedules.Schedule", "by": "year"},
         "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 0},
     }
-    runner = make(**broken, accumulate=0)
+    runner = make(**broken)
     assert "val/accuracy" in runner.val()[0]
     assert "test/accuracy" in runner.test()[0]
     assert not {"optimizer", "schedule", "train_loop", "step"} & vars(runner).keys()

@@ -270,7 +270,7 @@ def test_a_fused_group(seeds: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("workflow", "told"),
     [
-        ([["trian", 1]], "workflow: 'trian' given; accepted: train or val. Did you mean 'train'?"),
+        ([["trian", 1]], "workflow: 'trian' given; accepted: one of train, val. Did you mean 'train'?"),
         ([["val", 1]], "one of them at least [train, n]"),
         ([["train", 0]], "pairs [train, n]"),
         ([["train", 1.5]], "pairs [train, n]"),

@@ -85,6 +85,7 @@ def run(tmp_path: Path) -> Run:
 def resume(directory: Path, **overrides: Any) -> None:
     """Continue a run in this process, from the config that it has left."""
     config: Any = OmegaConf.load(directory / "config.yaml")
+    config.hook.predictions.pop("format", None)  # there was a choice of two
     Runner.from_cfg(config, **{"work_dir": directory, "resume": True, **overrides}).train()
 
 
