@@ -1,4 +1,4 @@
-"""Training on several devices (docs/distributed.md)."""
+"""Distributed training strategies (docs/distributed.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = {"single": "strategy.Strategy", "ddp": "ddp.DDP", "fsdp": "fsdp.FSDP"}
 
 
 def as_strategy(given: Any) -> Strategy:
-    """A strategy itself, the one of a name (`single`, `ddp`, `fsdp`), or for None that of one device.
+    """Return a strategy as given, the one of a name (`single`, `ddp`, `fsdp`), or for None that of one device.
 
     Raises:
         ConfigError: anything else.
@@ -26,5 +26,5 @@ def as_strategy(given: Any) -> Strategy:
     module, _, kind = _KINDS[given or "single"].partition(".")
     strategy: Strategy = getattr(
         import_module(f"trainyard.distributed.{module}"), kind
-    )()  # FSDP takes a second to import
+    )()  # importing FSDP takes a second
     return strategy

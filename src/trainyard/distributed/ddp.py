@@ -1,4 +1,4 @@
-"""Data parallel: every device has the whole model, and gradients are averaged."""
+"""Data-parallel strategy: every device has the whole model, and gradients are averaged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DDP(Distributed):
         bf16_compress: send gradients as bfloat16: half the traffic, and a rounding; on CUDA.
 
     Raises:
-        ConfigError: a value that cannot be; (in `begin`) what torch has for CUDA alone is asked for on the CPU.
+        ConfigError: an invalid value; (in `begin`) an option that torch has on CUDA only is asked for on the CPU.
     """
 
     own_gradients = True
@@ -55,7 +55,7 @@ class DDP(Distributed):
         return device
 
     def place(self, model: nn.Module) -> nn.Module:
-        """With `sync_batchnorm`, the model with its BatchNorms converted."""
+        """Return the model, with its BatchNorms converted under `sync_batchnorm`."""
         if not self.sync_batchnorm:
             return model
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

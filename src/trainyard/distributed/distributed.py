@@ -1,4 +1,4 @@
-"""What the strategies for several devices share: one process each, the same loops, a share of every batch."""
+"""Base of the strategies for several devices: one process each, the same loops, a share of every batch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Distributed(Strategy):
         devices: how many on this machine, or `auto`: every GPU.
         launcher: who starts the processes: `none` is `train.py` itself; `pytorch` (torchrun), `slurm` or `mpi` joins
             what those have started; `auto` is `pytorch` inside torchrun, else `none`.
-        min_devices: where a process is killed and at least so many are left, the run goes on with those from its last
-            checkpoint; None: it ends.
+        min_devices: if a process is killed and at least this many are left, the run continues with those from its last
+            checkpoint; None: the run ends.
         backend: `nccl`, `gloo` or another that torch knows; `auto` is nccl on CUDA and gloo on the CPU.
         port: of the meeting place of processes that `train.py` starts; None finds a free one.
         timeout: seconds after which a collective that some rank does not join is an error.
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: an invalid value.
     """
 
     devices: int | str = "auto"
@@ -92,7 +92,7 @@ class Distributed(Strategy):
         return RankMetric(metric, self.rank, self.world_size)
 
     def before_evaluation(self, model: nn.Module) -> None:
-        """Every rank evaluates with the buffers (BatchNorm's statistics) of rank 0."""
+        """Broadcast the buffers of rank 0 (BatchNorm's statistics), with which every rank evaluates."""
         with torch.no_grad():
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -119,7 +119,7 @@ class Distributed(Strategy):
         return world.gather_objects(value)
 
     def weighted(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """`step` with its losses scaled so that their mean over the ranks is that of the whole batch.
+        """Return `step` with its losses scaled so that their mean over the ranks is that of the whole batch.
 
         Gradients are averaged over the ranks, whose shares of a batch may differ in size.
         """
@@ -134,10 +134,10 @@ class Distributed(Strategy):
 
 
 def _own_gpu(local_rank: int) -> int:
-    """The index of a rank's GPU among those that it sees; Slurm may show each rank its own alone."""
+    """Return the index of a rank's GPU among those that it sees; Slurm may show each rank its own alone."""
     count = torch.cuda.device_count()
     if count == 1:
-        return 0  # were it shared with another rank after all, NCCL would say so
+        return 0  # if it is shared with another rank, NCCL reports that
     if local_rank >= count:
         raise ConfigError("devices", local_rank + 1, f"at most {count}, the GPUs of this machine")
     return local_rank

@@ -1,4 +1,4 @@
-"""Fully sharded: every device has a share of each parameter, of its gradient and of the optimiser's state."""
+"""Fully sharded strategy: every device has a share of each parameter, of its gradient and of the optimizer state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FSDP(Distributed):
     """torch's `fully_shard` (FSDP2).
 
-    The modules that `wrap` names are gathered one after another as the forward pass comes to them; without any, the
+    The modules that `wrap` names are gathered one after another as the forward pass reaches them; without any, the
     model is gathered as a whole. Loading a checkpoint reads it whole on every rank, which keeps its own share.
 
     Args:
@@ -37,12 +37,12 @@ class FSDP(Distributed):
         reshard_after_forward: give gathered parameters back after the forward pass; false keeps them for the backward
             pass, which takes more memory and less time.
         mixed_precision: the type that parameters are gathered and computed in, `bf16` or `fp16`, while the shares and
-            the optimiser's state stay in full precision; or a mapping of `param_dtype`, `reduce_dtype` and
+            the optimizer's state stay in full precision; or a mapping of `param_dtype`, `reduce_dtype` and
             `output_dtype`. None: as they are.
         cpu_offload: keep the shares on the CPU between their uses.
 
     Raises:
-        ConfigError: a value that cannot be; (in `place`) no module is one that `wrap` asks for.
+        ConfigError: an invalid value; (in `place`) no module matches `wrap`.
     """
 
     gathers = True
@@ -69,7 +69,7 @@ class FSDP(Distributed):
         return super().begin(device)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The same model, sharded in place."""
+        """Return the same model, sharded in place."""
         if self._writers is None:  # checkpoints are written from a thread, whose messages must not mix with others
             self._writers = dist.new_group(backend="gloo")
         whole = copy.deepcopy(model).to("meta")
@@ -78,14 +78,14 @@ class FSDP(Distributed):
         self._shard(model)
 
         def copied(sharded: nn.Module, memo: Any) -> nn.Module:
-            # torch refuses to copy a sharded module; an average of the weights is made of a copy.
+            # torch refuses to copy a sharded module, and an average of the weights needs a copy.
             fresh = self.place(copy.deepcopy(whole).to_empty(device=self.device))
             load_state(fresh, sharded.state_dict())
-            for own, other in zip(fresh.buffers(), sharded.buffers(), strict=True):  # those that no state has, too
+            for own, other in zip(fresh.buffers(), sharded.buffers(), strict=True):  # those in no state, too
                 own.copy_(other)
             return fresh.train(sharded.training)
 
-        type(model).__deepcopy__ = copied  # type: ignore[attr-defined] # a class that fully_shard made for this model
+        type(model).__deepcopy__ = copied  # type: ignore[attr-defined] # fully_shard made this class for this model
         return model
 
     def train_step(self, model: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -107,7 +107,7 @@ class FSDP(Distributed):
         )
 
     def _wrapped(self, model: nn.Module) -> list[nn.Module]:
-        """The modules that are gathered by themselves, the inner before the outer."""
+        """Return the modules that are gathered by themselves, the inner before the outer."""
         if self.wrap is None:
             return []
         inner = list(model.modules())[:0:-1]
@@ -128,7 +128,7 @@ class FSDP(Distributed):
 
 
 def _by_size(modules: Sequence[nn.Module], least: int) -> list[nn.Module]:
-    """Modules of which at least so many parameters are in none that was chosen before; the inner come first."""
+    """Return modules with at least `least` parameters in no module chosen before; the inner come first."""
     taken: set[int] = set()
     chosen = []
     for module in modules:

@@ -1,4 +1,4 @@
-"""The ranks of one run on this machine: started, watched, and ended together."""
+"""Launcher of the ranks of one run on this machine: it starts, watches and ends them together."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from trainyard.distributed.world import OURS
 from trainyard.errors import ConfigError
 
 TICK = 0.2  # seconds
-ASK = 1.0  # after a rank has ended: the others have noticed by now, or are asked what they are at
-GRACE = 5.0  # after which they are killed
-PARTING = 20.0  # the same, where the run was interrupted and they save what they have
+ASK = 1.0  # after a rank has ended: by now the others have noticed, or are asked for their place
+GRACE = 5.0  # after which ranks are killed
+PARTING = 20.0  # the same, if the run was interrupted and the ranks save their state
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_OF_TORCH = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)  # it handles these itself, from when it starts processes
+_OF_TORCH = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)  # torch handles these itself once it starts processes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the ranks.
+    """Outcome of the ranks.
 
     Args:
-        state: all have `done` their work; one has `failed`; they were `interrupted`.
+        state: `done`, `failed` (at least one rank) or `interrupted`.
         value: what the function returned on rank 0.
-        error: what ended them, told once.
-        trace: the traceback of what a rank raised, where the error does not explain all.
+        error: the error that ended them, once.
+        trace: the traceback of a rank's error, if the error alone does not explain it.
         status: the exit status that a command should have.
-        signum: the signal that this process got, and passed on.
-        killed: the ranks that somebody killed.
+        signum: the signal that this process received and passed on.
+        killed: the ranks that were killed from outside.
     """
 
     state: str
@@ -68,20 +68,20 @@ def launch(
     where: Callable[[Sequence[FrameType]], str] | None = None,
     on_tick: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Call a function once in each of so many new processes, the ranks of a world (`trainyard.distributed.world.find`).
+    """Call a function in each of `devices` new processes, the ranks of a world (`trainyard.distributed.world.find`).
 
     torch's elastic multiprocessing starts them. When one fails or dies, the others end too, within `GRACE` seconds. A
     SIGINT or SIGTERM to this process, where this is its main thread, goes to every rank as SIGTERM; the second kills
     them. When this process is killed, they end too.
 
     Args:
-        function: of a module; what it returns and its argument are pickled. A `KeyboardInterrupt` in it, or an error
-            with the attribute `status` 130 or 143, is an interruption. `TrainyardError` explains itself.
+        function: defined in a module; its argument and result are pickled. A `KeyboardInterrupt` in it, or an error
+            with the attribute `status` 130 or 143, is an interruption. A `TrainyardError` needs no traceback.
         argument: its argument.
         devices: how many ranks.
         port: where they meet; None finds a free one.
         environ: variables for the ranks, beside those of this process.
-        where: puts into words what a rank is at, from the frames of its stack, the innermost last.
+        where: describes the place of a rank from the frames of its stack, the innermost last.
         on_tick: called about every 0.2 s.
 
     Raises:
@@ -97,7 +97,7 @@ def launch(
 
 
 class _Meeting:
-    """The store in which the ranks meet; here, so that it outlives each of them. Nobody else can reach it."""
+    """Store in which the ranks meet. It lives in this process, so it outlives each rank; no other run can reach it."""
 
     def __init__(self, port: int | None) -> None:
         listener = socket.socket()
@@ -119,12 +119,12 @@ class _Meeting:
 
 
 class _Ranks:
-    """The processes. Leaving the context kills those that are left."""
+    """Processes of the ranks. Leaving the context kills those that are left."""
 
     def __init__(self, call: Call, count: int, port: int, environ: Mapping[str, str]) -> None:
         self.count = count
         self._reports: dict[int, Report] = {}
-        self._places: dict[int, str] = {}  # where ranks were that did not end by themselves
+        self._places: dict[int, str] = {}  # places of ranks that did not end by themselves
         self._signum: int | None = None
         pipes = [get_context("spawn").Pipe() for _ in range(count)]
         self._pipes: list[Connection] = [ours for ours, _ in pipes]
@@ -164,8 +164,8 @@ class _Ranks:
             process.terminate()
 
     def watch(self, on_tick: Callable[[], object]) -> Outcome:
-        """Wait for the ranks to end, and see to it that they do when one has."""
-        first = None  # when one has ended before the others
+        """Wait for the ranks to end, and end the others when one has ended."""
+        first = None  # time at which one ended before the others
         asked = False
         while True:
             on_tick()
@@ -193,11 +193,11 @@ class _Ranks:
         return [rank for rank in range(self.count) if rank not in self._reports]
 
     def _hear(self) -> None:
-        """Wait for news, no longer than a tick; of a rank that has ended without a word, say so for it."""
+        """Wait for reports, no longer than a tick; make the report of a rank that ended without one."""
         news: dict[Any, int] = {self._pipes[rank]: rank for rank in self._missing()}
         news |= {self._processes[rank].sentinel: rank for rank in self._missing()}
         for rank in {news[each] for each in connection.wait(list(news), TICK)}:
-            over = not self._processes[rank].is_alive()  # before the last look into its pipe
+            over = not self._processes[rank].is_alive()  # read before the last look into its pipe
             with suppress(EOFError, OSError):
                 while rank not in self._reports and self._pipes[rank].poll():
                     said = self._pipes[rank].recv()
@@ -211,7 +211,7 @@ class _Ranks:
                 self._reports[rank] = Report(state, time.monotonic(), error=_in_words(code))
 
     def _let_go(self) -> None:
-        """All have done their work: wait for them to end, which is not to take for ever."""
+        """Wait, for a limited time, for ranks that have finished their work to end."""
         deadline = threading.Timer(PARTING, self._kill)
         deadline.start()
         with _silenced():
@@ -235,7 +235,7 @@ class _Ranks:
         if cause.trace is None:
             alike = rank == 0 or (0 in self._reports and self._reports[0].error == cause.error)
             return replace(found, error=cause.error if alike else f"Rank {rank}: {cause.error}")
-        lines = re.sub(r"^\[\S+:\d+\] ", "", cause.error.strip()).splitlines() or [""]  # gloo names its line
+        lines = re.sub(r"^\[\S+:\d+\] ", "", cause.error.strip()).splitlines() or [""]  # gloo prefixes its line
         error = f"{cause.kind}: {lines[0]}".rstrip(": ").rstrip(".")
         if cause.collective and self._places:  # it waited for a rank that was busy
             late, place = min(self._places.items())
@@ -244,18 +244,18 @@ class _Ranks:
         return replace(found, error=f"Rank {rank} failed{place}: {error}.", trace=cause.trace)
 
     def _cause(self) -> tuple[int, Report]:
-        """The report that explains the others: they fail when a rank is gone."""
+        """Return the report that explains the others, which fail when a rank is gone."""
 
         def order(entry: tuple[int, Report]) -> tuple[bool, float]:
-            # What a rank waited for in a hook is more likely to be wrong than the training that others went on with.
+            # The place where a rank waited in a hook is a likelier cause than the training that other ranks continued.
             report = entry[1]
-            time = report.time - (NEVER if report.state == "killed" else 0.0)  # its end is seen later than it was
+            time = report.time - (NEVER if report.state == "killed" else 0.0)  # its end is noticed late
             return report.collective and not report.in_hook, time
 
         return min(sorted(self._reports.items()), key=order)
 
     def _others(self, rank: int, cause: Report) -> str:
-        """Of a rank that was aborted, as a communication that goes wrong does, what another one was at."""
+        """Describe the place of another rank for a rank aborted by a failing communication."""
         if cause.error.endswith("SIGABRT"):
             for other, report in sorted(self._reports.items()):
                 if other != rank and report.in_hook:
@@ -264,7 +264,7 @@ class _Ranks:
 
 
 def _environ(rank: int, count: int, port: int) -> dict[str, str]:
-    """What torchrun would set."""
+    """Return the variables that torchrun would set."""
     return {
         OURS: str(rank),
         "RANK": str(rank),
@@ -278,15 +278,15 @@ def _environ(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def _shared(count: int) -> dict[str, str]:
-    """Variables that libraries read when they are loaded, which is before a rank's own code runs."""
+    """Return variables that libraries read when they are loaded, before a rank's own code runs."""
     own = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     if sys.platform == "linux":
-        own["GLOO_SOCKET_IFNAME"] = "lo"  # all are here: whatever the machine's name resolves to
+        own["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine, whatever its name resolves to
     return {name: value for name, value in own.items() if name not in os.environ}
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -315,9 +315,9 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _signals_held() -> Iterator[dict[int, Any]]:
-    """SIGINT and SIGTERM wait until the block is over; processes that are started in it hold them until they are ready.
+    """Hold SIGINT and SIGTERM until the block is over; processes started in it hold them until they are ready.
 
-    Gives the handlers of the signals that torch handles itself when it starts processes; none outside the main thread.
+    Yields the handlers of the signals that torch handles when it starts processes; none outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield {}
@@ -332,7 +332,7 @@ def _signals_held() -> Iterator[dict[int, Any]]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """torch logs what it does to processes; here that is told in other words."""
+    """Silence torch's log of its processes; this module reports them in its own messages."""
     loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn")]
     loggers.append(logging.getLogger("torch.distributed.elastic.multiprocessing.api"))
     before = [logger.level for logger in loggers]

@@ -1,7 +1,7 @@
-"""What one of several ranks is given of a loader: its rows of each training batch, its turns of an evaluation.
+"""Loaders of one of several ranks: its rows of each training batch, its turns of an evaluation.
 
 Numbers stay those of the whole: `batch_size`, `num_samples`, `len()` and the numbers of batches are the same on every
-rank as for a process that is alone. See docs/data.md, "Several devices".
+rank as for a single process. See docs/data.md, "Several devices".
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from trainyard.errors import ConfigError, TrainyardError
 
 
 def rows(n: int, rank: int, world_size: int) -> slice:
-    """Which of `n` rows are this rank's: the ranks' parts, one after the other, are `0..n-1`, as equal as can be."""
+    """Return the slice of `n` rows that is this rank's: consecutive parts of `0..n-1`, as equal as possible."""
     least, more = divmod(n, world_size)
     first = rank * least + min(rank, more)
     return slice(first, first + least + (rank < more))
 
 
 def share_of(loader: Loader, rank: int, world_size: int) -> Share:
-    """The batches of `loader`, of each the rows of this rank: for training.
+    """Return a loader of the batches of `loader` with the rows of this rank only, for training.
 
     A `TensorLoader` gathers, and a `WorkerLoader` over a map-style data set reads, nothing but those. Of any other
     loader (an `IterableDataset`, a data pipe, a `Loader` of the user's own) every rank reads the whole batches, which
     must be the same ones on each, and keeps its rows.
 
     Raises:
-        ConfigError: a batch has fewer rows than there are ranks, or the sampler deals out to ranks itself.
+        ConfigError: a batch has fewer rows than there are ranks, or the sampler distributes to ranks itself.
     """
     _check_sampler(loader)
     size = loader.stated_batch_size if isinstance(loader, WorkerLoader) else loader.batch_size
@@ -57,9 +57,9 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
 
 
 def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
-    """The batches `rank`, `rank + world_size`, … of `loader`, whole: for evaluation.
+    """Return a loader of the whole batches `rank`, `rank + world_size`, … of `loader`, for evaluation.
 
-    Each batch's arithmetic is then what a process alone does. Where the loader can start at any batch, the others are
+    Each batch's arithmetic is then that of a single process. If the loader can start at any batch, the others are
     not read.
 
     Raises:
@@ -76,7 +76,7 @@ def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
 
 
 class _OfRank:
-    """What is the same for all ranks."""
+    """Base of the loaders of a rank: sizes and order, which are the same for all ranks."""
 
     def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
         self.loader: Any = loader
@@ -85,34 +85,34 @@ class _OfRank:
 
     @property
     def batch_size(self) -> int:
-        """Samples in a full batch of all ranks together."""
+        """Number of samples in a full batch of all ranks together."""
         size: int = self.loader.batch_size
         return size
 
     @property
     def num_samples(self) -> int:
-        """Samples that one epoch serves to all ranks together."""
+        """Number of samples that one epoch serves to all ranks together."""
         samples: int = self.loader.num_samples
         return samples
 
     @property
     def shuffle(self) -> bool:
-        """Whether samples come in another order than that of the data set; true where the loader does not say."""
+        """True if samples come in another order than that of the data set, or the loader does not state it."""
         shuffle: bool = getattr(self.loader, "shuffle", True)
         return shuffle
 
     def order(self, epoch: int = 0) -> Any:
-        """The order of the samples of all ranks together, where the loader tells it; else None."""
+        """Return the order of the samples of all ranks together, or None if the loader does not state it."""
         order = getattr(self.loader, "order", None)
         return None if order is None else order(epoch)
 
     def __len__(self) -> int:
-        """Batches of one epoch, of all ranks together."""
+        """Return the number of batches of one epoch, of all ranks together."""
         return len(self.loader)
 
 
 class Share(_OfRank):
-    """The rows of one rank, of each batch; here of a loader that can only be asked for whole ones.
+    """Rows of one rank, of each batch; this class is for a loader that only serves whole batches.
 
     Every rank has as many batches as there are. One that has no row of a batch, which is a last one that is smaller
     than the world, is given the first row, and a weight of 0.
@@ -125,7 +125,7 @@ class Share(_OfRank):
     weight: float = 1.0
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """This rank's rows of the batches of `epoch` from batch number `start` on."""
+        """Yield this rank's rows of the batches of `epoch` from batch number `start` on."""
         for batch in self.loader.batches(epoch, start):
             sizes = set(_sizes(batch))
             if len(sizes) != 1:
@@ -158,7 +158,7 @@ class _TensorShare(Share):
 
 
 class _PickedShare(Share):
-    """Samples of a map-style data set: a rank's workers are sent the numbers of its own alone."""
+    """Samples of a map-style data set: a rank's workers receive only the numbers of its own samples."""
 
     def __init__(self, loader: WorkerLoader, rank: int, world_size: int) -> None:
         super().__init__(loader, rank, world_size)
@@ -174,9 +174,9 @@ class _PickedShare(Share):
 
 
 class _RankSampler(Sampler[Any]):
-    """What one rank reads of another sampler.
+    """Sampler that selects what one rank reads of another sampler.
 
-    It does not know the loader that it serves: in a circle of references workers would outlive their loader.
+    It holds no reference to its loader: in a cycle of references workers would outlive their loader.
     """
 
     inner: PositionedSampler
@@ -187,12 +187,12 @@ class _RankSampler(Sampler[Any]):
         self.start = 0
 
     def around(self, inner: PositionedSampler) -> PositionedSampler:
-        """This, around that sampler."""
+        """Return this sampler around `inner`."""
         self.inner = inner
         return self
 
     def set_position(self, epoch: int, start: int = 0) -> None:
-        """The next iteration is `epoch`, from item number `start` on."""
+        """Let the next iteration be `epoch`, from item number `start` on."""
         self.inner.set_position(epoch, start)
         self.start = start
 
@@ -201,7 +201,7 @@ class _RankSampler(Sampler[Any]):
 
 
 class _CutSampler(_RankSampler):
-    """Each batch of keys cut to those of one rank.
+    """Sampler that cuts each batch of keys to those of one rank.
 
     Attributes:
         weights: of the batches of the latest iteration that were asked for and not yet served: workers read ahead.
@@ -222,10 +222,10 @@ class _CutSampler(_RankSampler):
 
 
 class _TurnSampler(_RankSampler):
-    """Those items whose turn it is.
+    """Sampler of the items whose turn it is.
 
     Attributes:
-        served: how many there were of all ranks, once an iteration is over.
+        served: the number of items of all ranks, once an iteration is over.
     """
 
     served = 0
@@ -243,7 +243,7 @@ class _TurnSampler(_RankSampler):
 
 
 def _part(size: int, rank: int, world_size: int) -> tuple[slice, float]:
-    """Which rows of a batch of so many a rank is given for training, and what they weigh."""
+    """Return the rows of a batch of `size` that a rank trains on, and their weight."""
     own = rows(size, rank, world_size)
     if own.start == own.stop:
         return slice(0, 1), 0.0
@@ -251,7 +251,7 @@ def _part(size: int, rank: int, world_size: int) -> tuple[slice, float]:
 
 
 class Turns(_OfRank):
-    """Whole batches, those whose turn it is; here of a loader that has to read them all."""
+    """Whole batches of one rank's turns; this class is for a loader that has to read all batches."""
 
     def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
         super().__init__(loader, rank, world_size)
@@ -260,24 +260,24 @@ class Turns(_OfRank):
         self._spare: list[Batch] = []
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Those batches of `epoch`, from batch number `start` on, whose number divided by the ranks leaves this one."""
+        """Yield the batches of `epoch`, from batch number `start` on, whose number modulo the ranks is this rank."""
         self._idle, self._spare = False, []
         own, batch = 0, None
         for batch in self._turns(epoch, start):
             own += 1
             yield batch
-        # What was served is counted, since the length of a stream in several workers is a guess.
+        # Served batches are counted, since the length of a stream in several workers is a guess.
         self._idle = own * self.world_size < self._served
         self._spare = [batch] if own and self._idle else []
 
     def idle(self) -> Iterator[Batch]:
-        """After `batches`: a batch to put through the model, and not to count, where another rank had one more."""
+        """Yield, after `batches`, an uncounted batch to put through the model if another rank had one more."""
         if self._idle:
             self._idle, spare, self._spare = False, self._spare, []
             yield from spare or islice(self.loader.batches(), 1)
 
     def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
-        """This rank's batches; once they are through, `_served` says how many all ranks had."""
+        """Yield this rank's batches; once they are through, `_served` is the number of all ranks' batches."""
         self._served = 0
         for number, batch in enumerate(self.loader.batches(epoch, start), start):
             self._served += 1
@@ -286,7 +286,7 @@ class Turns(_OfRank):
 
 
 class _TensorTurns(Turns):
-    """Batches of resident tensors."""
+    """Turns over batches of resident tensors."""
 
     def _turns(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         loader: TensorLoader = self.loader
@@ -300,7 +300,7 @@ class _TensorTurns(Turns):
 
 
 class _PickedTurns(Turns):
-    """Batches of a map-style data set: a rank's workers are sent its own alone."""
+    """Turns over batches of a map-style data set: a rank's workers receive only its own."""
 
     def __init__(self, loader: WorkerLoader, rank: int, world_size: int) -> None:
         super().__init__(loader, rank, world_size)
@@ -317,7 +317,7 @@ def _as_it_is(sampler: PositionedSampler) -> PositionedSampler:
 
 
 def _is_resident(loader: Loader) -> bool:
-    """Whether its batches are what `TensorLoader` makes of `order` and `gather`."""
+    """Return whether its batches are what `TensorLoader` makes of `order` and `gather`."""
     return isinstance(loader, TensorLoader) and type(loader).batches is TensorLoader.batches
 
 
@@ -329,7 +329,7 @@ def _check_sampler(loader: Loader) -> None:
 
 
 def _sizes(part: Any) -> Iterator[int]:
-    """The lengths of the tensors in a batch."""
+    """Yield the lengths of the tensors in a batch."""
     if isinstance(part, Tensor | np.ndarray):
         if part.ndim:
             yield len(part)
@@ -351,7 +351,7 @@ def _uncut(part: Any, reason: str) -> TrainyardError:
 
 
 def _cut(part: Any, own: slice, size: int) -> Any:
-    """Some rows of a batch of so many; what has no rows (a number, a flag) stays as it is."""
+    """Return some rows of a batch of `size`; leaves without rows (a number, a flag) stay unchanged."""
     if isinstance(part, Tensor | np.ndarray):
         return part[own] if part.ndim else part
     if isinstance(part, Mapping):
@@ -363,7 +363,7 @@ def _cut(part: Any, own: slice, size: int) -> Any:
         return cut
     if isinstance(part, list | tuple):
         if len(part) == size and not any(True for _ in _sizes(part)):
-            return part[own]  # names, or whatever else a data set says of each sample
+            return part[own]  # names, or other values that a data set has for each sample
         parts_ = (_cut(value, own, size) for value in part)
         return type(part)(*parts_) if hasattr(part, "_fields") else type(part)(parts_)
     return part

@@ -1,4 +1,4 @@
-"""A metric over batches that several ranks took in turns (`trainyard.distributed.rank_loader.turns_of`)."""
+"""Metric over batches that several ranks took in turns (`trainyard.distributed.rank_loader.turns_of`)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Gather = Callable[[Any], list[Any]]
 
 
 class RankMetric(Metric):
-    """Gives each rank what one process would compute over all batches, to the bit.
+    """Gives each rank what one process would compute over all batches, bit for bit.
 
-    Floating-point sums depend on their order. So what each batch adds is kept by itself, and `compute` adds up the
+    Floating-point sums depend on their order. So each batch's share is kept separately, and `compute` adds up the
     batches of all ranks in their own order, in which batch `i` of the evaluation was given to rank `i % world_size`.
 
     - A metric whose states are sums is kept as its sums; those of integers are added up at once.
@@ -37,9 +37,9 @@ class RankMetric(Metric):
     Its own `state` stays empty. A metric that keeps anything outside of `state` needs a `merge` that knows of it.
 
     Args:
-        metric: of one process. It is not for other use any more.
+        metric: metric of one process. Do not use it elsewhere afterwards.
         rank, world_size: this process, among how many.
-        gather: returns what each rank gave, in their order. Default: by the default group of `torch.distributed`.
+        gather: returns each rank's value, in their order. Default: over the default group of `torch.distributed`.
     """
 
     def __init__(self, metric: Metric, rank: int, world_size: int, gather: Gather | None = None) -> None:
@@ -54,31 +54,31 @@ class RankMetric(Metric):
         self._result: Result | None = None
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Keeps what a batch adds."""
+        """Keep what a batch adds."""
         self._result = None
         self._kept.process(self._batches * self.world_size + self.rank, batch, outputs)
         self._batches += 1
 
     def compute(self) -> Result:
-        """What the metric computes over the batches of all ranks; they all must call it. It may be called again."""
+        """Return the metric over the batches of all ranks; they all must call it. It may be called again."""
         if self._result is None:
             parts = [_unpacked(part) for part in self._gather(_packed(self._kept.parts()))]
             self._result = self._kept.compute(parts)
         return self._result
 
     def reset(self) -> None:
-        """Forgets this rank's batches."""
+        """Forget this rank's batches."""
         self._result = None
         self._batches = 0
         self._kept.reset()
 
     def merge(self, other: Metric) -> None:
-        """Ranks meet in `compute`; there is nothing else to merge."""
+        """Do nothing: ranks meet in `compute`."""
         raise TypeError(f"a {type(other).__name__} cannot be merged into a RankMetric")
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What each rank of the default group gave, in their order; of a process alone, what it gave."""
+    """Return the value of each rank of the default group, in their order; of a single process, its own."""
     if not dist.is_initialized():
         return [value]
     found: list[Any] = [None] * dist.get_world_size()
@@ -87,27 +87,27 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 class _Kept(ABC):
-    """What is kept of batches, and how to compute from that of all ranks."""
+    """Kept contributions of batches, and the computation from those of all ranks."""
 
     @abstractmethod
     def process(self, number: int, batch: Any, outputs: Any) -> None:
-        """Keeps a batch, whose number in the evaluation is given."""
+        """Keep a batch, whose number in the evaluation is given."""
 
     @abstractmethod
     def parts(self) -> Any:
-        """What to send to all ranks; nothing in it shares memory with what is not sent."""
+        """Return what to send to all ranks; it shares no memory with anything else."""
 
     @abstractmethod
     def compute(self, ranks: Sequence[Any]) -> Result:
-        """The result, from the parts of each rank."""
+        """Return the result from the parts of each rank."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Forgets all."""
+        """Forget everything kept."""
 
 
 class _Sums(_Kept):
-    """The sums that each batch adds."""
+    """Sums that each batch adds."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
@@ -118,7 +118,7 @@ class _Sums(_Kept):
         self.rounded: dict[str, list[tuple[int, Tensor]]] = {}
 
     def _empty(self) -> Metric:
-        """The metric as it is, without what it has gathered."""
+        """Return the metric as it is, without what it has gathered."""
         empty = copy.copy(self.metric)
         empty.state = {}
         return empty
@@ -160,7 +160,7 @@ class _Sums(_Kept):
 
 
 class _Copies(_Kept):
-    """A copy of the metric for each batch; for all of them where none of its states is rounded."""
+    """Copy of the metric for each batch, or one for all batches if none of its states is rounded."""
 
     def __init__(self, metric: Metric) -> None:
         self.blank = _blank(metric)
@@ -187,7 +187,7 @@ class _Copies(_Kept):
             metric for _, metric in sorted((part for parts in ranks for part in parts), key=lambda part: part[0])
         ]
         whole = metrics[0] if metrics else copy.deepcopy(self.blank)
-        for module in _torch_metrics(whole):  # its states have come to this rank's device, and it does not know
+        for module in _torch_metrics(whole):  # its states were moved to this rank's device, but it does not know
             module.to(torch.device(module.device.type))
         for metric in metrics[1:]:
             whole.merge(metric)
@@ -195,7 +195,7 @@ class _Copies(_Kept):
 
 
 class _Inputs(_Kept):
-    """The outputs and targets themselves."""
+    """Outputs and targets themselves."""
 
     def __init__(self, metric: Metric) -> None:
         self.blank = _blank(metric)
@@ -226,7 +226,7 @@ def _kept(metric: Metric) -> _Kept:
 
 
 def _blank(metric: Metric) -> Metric:
-    """A copy without what it has gathered, which leaves the ranks to us."""
+    """Return a copy without what it has gathered, which does not communicate between ranks by itself."""
     blank = copy.deepcopy(metric)
     blank.reset()
     for module in _torch_metrics(blank):
@@ -235,21 +235,21 @@ def _blank(metric: Metric) -> Metric:
 
 
 def _torch_metrics(metric: Metric) -> list[Any]:
-    """The metrics of torchmetrics that there are in one."""
+    """Return the torchmetrics metrics within a metric."""
     inner = metric.metric if isinstance(metric, TorchMetric) else None
     modules = inner.modules() if isinstance(inner, nn.Module) else ()
     return [module for module in modules if hasattr(module, "_reductions")]
 
 
 def _states(metric: Metric) -> list[tuple[Any, str, Any]]:
-    """The states of a metric of torchmetrics: whose, their names, and what reduces them."""
+    """Return the states of a torchmetrics metric: owner, name and reduction."""
     return [
         (module, name, reduction) for module in _torch_metrics(metric) for name, reduction in module._reductions.items()
     ]
 
 
 def _merges_exactly(metric: TorchMetric) -> bool:
-    """Whether batches that were gathered one by one merge, in order, to what one process has."""
+    """Return whether batches that were gathered one by one merge, in order, to what one process has."""
     states = _states(metric)
     return bool(states) and all(
         isinstance(getattr(module, name), list) or getattr(reduction, "__name__", "") in FOLDS
@@ -258,13 +258,13 @@ def _merges_exactly(metric: TorchMetric) -> bool:
 
 
 def _is_exact(metric: Metric) -> bool:
-    """Whether it is a metric of torchmetrics all of whose states are tensors of whole numbers."""
+    """Return whether it is a torchmetrics metric all of whose states are integer tensors."""
     values = [getattr(module, name) for module, name, _ in _states(metric)]
     return bool(values) and all(isinstance(value, Tensor) and not value.is_floating_point() for value in values)
 
 
 def _own(value: Any) -> Any:
-    """The value with memory of its own: of a view all that it looks at would be sent."""
+    """Return the value with memory of its own; for a view the whole storage would be sent."""
     return apply(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
@@ -275,7 +275,7 @@ def _packed(parts: Any) -> bytes:
 
 
 def _unpacked(packed: bytes) -> Any:
-    """What a rank has sent; its tensors are on this rank's device of the same kind."""
+    """Return what a rank has sent; its tensors are on this rank's device of the same kind."""
 
     def move(storage: Any, location: str) -> Any:
         return default_restore_location(storage, location.partition(":")[0])  # type: ignore[no-untyped-call]

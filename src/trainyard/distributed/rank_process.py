@@ -1,4 +1,4 @@
-"""A rank that `trainyard.distributed.launch` has started: its side of the pipe."""
+"""Process of a rank that `trainyard.distributed.launch` has started: its side of the pipe."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import torch.distributed as dist
 from trainyard.errors import TrainyardError
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-NEVER = 0.5  # seconds that the end of a process, or what it caused, may be seen late
+NEVER = 0.5  # seconds by which the end of a process, or its consequence, may be noticed late
 
 
 @dataclass(frozen=True)
 class Call:
-    """What every rank is to do: see `trainyard.distributed.launch.launch`."""
+    """Work of every rank: see `trainyard.distributed.launch.launch`."""
 
     function: Callable[[Any], Any]
     argument: Any
@@ -34,19 +34,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Report:
-    """How a rank ended.
+    """Report of how a rank ended.
 
     Args:
-        state: `killed` is what is said of a rank that could not say anything.
+        state: `killed` stands for a rank that could not report.
         time: when, by the machine's monotonic clock.
         value: what the function returned.
         kind: the class of what it raised.
         error: its message.
         trace: its traceback; None where the message explains all.
-        status: the exit status that it asks for.
-        place: what the rank was at.
-        in_hook: that is a hook.
-        collective: it is an error of communication: some other rank may be the one to blame.
+        status: the requested exit status.
+        place: description of the rank's position in the code.
+        in_hook: the place is in a hook.
+        collective: it is a communication error: another rank may be the cause.
     """
 
     state: Literal["done", "failed", "interrupted", "killed"]
@@ -65,8 +65,8 @@ class Report:
 
 
 def run_rank(call: Call, rank: int, pipe: Connection) -> None:
-    """What the process of a rank does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the one that started this passes it on
+    """Run the function in the process of a rank, and send a report."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started this passes it on
     signal.signal(signal.SIGTERM, _end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     lock = threading.Lock()
@@ -92,7 +92,7 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def _answer(call: Call, pipe: Connection, lock: threading.Lock) -> None:
-    """Tell what this rank is at, whenever that is asked; end it when nobody is left to ask."""
+    """Answer requests for the place of this rank; end it when the launcher is gone."""
     ident = threading.main_thread().ident
     while True:
         try:
@@ -106,7 +106,7 @@ def _answer(call: Call, pipe: Connection, lock: threading.Lock) -> None:
 
 
 def place_of(frames: Sequence[FrameType], call: Call) -> str:
-    """What a stack is at, in words: what the application says, else the innermost line outside torch."""
+    """Describe the place of a stack: the application's description, else the innermost line outside torch."""
     known = call.where(frames) if call.where is not None else ""
     if known or not frames:
         return known
@@ -140,7 +140,7 @@ def _kind(error: BaseException) -> str:
 
 
 def _own(error: BaseException) -> TracebackType | None:
-    """The traceback without the frame of `run_rank`."""
+    """Return the traceback without the frame of `run_rank`."""
     return error.__traceback__ and error.__traceback__.tb_next
 
 

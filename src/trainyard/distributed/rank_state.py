@@ -1,4 +1,4 @@
-"""What of a run's state is each rank's own, in a checkpoint that is one."""
+"""State of each rank in the checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainyard.distributed.shares import is_sharded
 
 
 def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
-    """The state with what the other ranks have of their own: generators, hooks, gradients that wait for a step."""
+    """Return the state with each other rank's own part: generators, hooks, gradients that wait for a step."""
     if strategy.world_size == 1:
         return state
     own = {key: state[key] for key in ("random", "hooks", "step") if not is_sharded(state[key])}
@@ -22,7 +22,7 @@ def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
 
 
 def of_one(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
-    """The state as this rank takes it up, whatever strategy and number of ranks it was saved by.
+    """Return the state as this rank loads it, whatever strategy and number of ranks saved it.
 
     Gradients that wait for a step are each rank's own where the ranks are the same, and else their mean, which all
     ranks then share. The generators of further ranks begin anew.
@@ -39,7 +39,7 @@ def of_one(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
 
 
 def _mean_gradients(step: dict[str, Any], steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The state of a step with the mean of several ranks' gradients."""
+    """Return the state of a step with the mean of several ranks' gradients."""
     gradients = [each.get("gradients") for each in steps]
     if not gradients or gradients[0] is None:
         return step

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from trainyard.files import put
 
 REST = "rest.pt"
-"""What is not sharded: the nest with a reference in each sharded tensor's place, and the files' checksums."""
+"""File of what is not sharded: the nest with a reference for each sharded tensor, and the files' checksums."""
 
 _KEY = "sharded tensor"
 
@@ -32,7 +32,7 @@ def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
     Called on every rank. Nothing is gathered. The folder appears under its name when it is whole.
 
     Args:
-        folder: on a file system that all ranks see; what has that name is replaced.
+        folder: on a file system that all ranks see; an existing one is replaced.
         state: the same nest on every rank; of tensors that are not sharded rank 0's are written.
         group: of CPU tensors, and used for nothing else at the same time.
     """
@@ -57,7 +57,7 @@ def save(folder: Path, state: dict[str, Any], group: dist.ProcessGroup) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The whole state, its tensors on the CPU; it is read by this process alone, whether or not there are others.
+    """Return the whole state, its tensors on the CPU; this process alone reads it, with or without other ranks.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -74,7 +74,7 @@ def load(folder: Path) -> dict[str, Any]:
         if isinstance(entry, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # this is intended
         read_shares(tensors, checkpoint_id=folder, no_dist=True)
     state: dict[str, Any] = _with_sharded(written["rest"], tensors)
     return state

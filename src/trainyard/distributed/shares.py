@@ -1,4 +1,4 @@
-"""Tensors of which every rank has a share, in the hands of code that knows whole ones."""
+"""Helpers for sharded tensors, for code that knows whole ones."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# torch.distributed.tensor takes half a second to import: only who has such tensors pays for it.
+# Importing torch.distributed.tensor takes half a second: it is imported only where such tensors exist.
 
 
 def has_share(value: Any) -> bool:
-    """Whether it is a `torch.distributed.tensor.DTensor`."""
+    """Return whether it is a `torch.distributed.tensor.DTensor`."""
     return isinstance(value, Tensor) and hasattr(value, "device_mesh")
 
 
 def is_sharded(state: Any) -> bool:
-    """Whether there is a sharded tensor in a nest of dicts, lists and tuples."""
+    """Return whether there is a sharded tensor in a nest of dicts, lists and tuples."""
     if isinstance(state, Mapping):
         return any(is_sharded(entry) for entry in state.values())
     if isinstance(state, list | tuple):
@@ -27,19 +27,19 @@ def is_sharded(state: Any) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of a sharded one; then every rank has to ask."""
+    """Return the tensor itself, or all of a sharded one; then every rank has to call this."""
     full: Tensor = tensor.full_tensor() if has_share(tensor) else tensor  # type: ignore[attr-defined]
     return full
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The tensor itself, or this rank's share of a sharded one."""
+    """Return the tensor itself, or this rank's share of a sharded one."""
     own: Tensor = tensor.to_local() if has_share(tensor) else tensor  # type: ignore[attr-defined]
     return own
 
 
 def on_host(share: Tensor, own: Any) -> Tensor:
-    """A copy on the CPU of this rank's share of `own`, as a sharded tensor again."""
+    """Return a copy on the CPU of this rank's share of `own`, as a sharded tensor again."""
     from torch.distributed.tensor import DTensor
 
     mesh = own.device_mesh if own.device_mesh.device_type == "cpu" else _host_mesh(own.device_mesh.size())
@@ -57,7 +57,7 @@ def _host_mesh(size: int) -> Any:
 
 
 def like(value: Tensor, own: Any) -> Tensor:
-    """This rank's share of a whole tensor where `own` is sharded; else the tensor itself."""
+    """Return this rank's share of a whole tensor if `own` is sharded; else the tensor itself."""
     if not has_share(own) or has_share(value):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -68,13 +68,13 @@ def like(value: Tensor, own: Any) -> Tensor:
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """`model.load_state_dict` with whole tensors, for a model that may be sharded."""
+    """Call `model.load_state_dict` with whole tensors, for a model that may be sharded."""
     own = model.state_dict()
     model.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})
 
 
 def optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A saved state of an optimiser, sharded as its parameters are."""
+    """Return a saved state of an optimizer, sharded as its parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(has_share(parameter) for parameter in parameters):
         return state

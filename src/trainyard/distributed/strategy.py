@@ -1,4 +1,4 @@
-"""One device: what the Runner asks of a strategy, answered for a run that is alone."""
+"""Single-device strategy: the interface that the Runner uses, and its implementation for one device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 class Strategy:
     """Trains on one device.
 
-    A strategy for several devices (`DDP`, `FSDP`) overrides what is different there. Every rank runs the same loops
+    A strategy for several devices (`DDP`, `FSDP`) overrides what differs. Every rank runs the same loops
     over its share of each batch; the numbers are those of one device.
 
     Attributes:
         rank: the number of this process, from 0.
-        world_size: how many there are.
+        world_size: the number of processes.
         gathers: a forward pass needs all ranks.
         own_gradients: between two steps a rank's gradients are its own, and not the mean of all yet.
     """
@@ -36,59 +36,59 @@ class Strategy:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes: the journal, the files that there is one of, the progress."""
+        """True if this process writes: the journal, the files of which there is one, the progress."""
         return self.rank == 0
 
     def begin(self, device: torch.device) -> torch.device:
-        """Meet the other ranks; returns the device of this one."""
+        """Meet the other ranks; return the device of this one."""
         return device
 
     def end(self) -> None:
-        """Part from the other ranks."""
+        """Leave the other ranks."""
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model as it is trained, before its optimiser is made."""
+        """Return the model as it is trained, before its optimizer is made."""
         return model
 
     def train_step(self, model: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """What the optimisation step calls with a batch, in place of the model's own `step`."""
+        """Return what the optimization step calls with a batch, in place of the model's own `step`."""
         return step
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Around forward and backward of a batch after which the optimiser does not step."""
+        """Return a context for forward and backward of a batch after which the optimizer does not step."""
         return nullcontext()
 
     def loader(self, loader: Loader, split: str) -> Loader:
-        """This rank's share of a split."""
+        """Return this rank's share of a split."""
         return loader
 
     def idle(self, loader: Loader) -> Iterator[Any]:
-        """Batches of an evaluation that this rank puts through the model to keep step with the others, for nothing."""
+        """Yield uncounted batches of an evaluation that keep this rank in step with the others."""
         return iter(())
 
     def metric(self, metric: Metric) -> Metric:
-        """A metric over what all ranks have seen."""
+        """Return a metric over what all ranks have seen."""
         return metric
 
     def before_evaluation(self, model: nn.Module) -> None:
-        """Called before a validation or a test of this model."""
+        """Prepare for a validation or a test of this model."""
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of each number over the ranks; they all have the same names."""
+        """Return the mean of each number over the ranks; they all have the same names."""
         return dict(values)
 
     def agree(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Return whether `flag` is true on any rank."""
         return flag
 
     def decide(self, flag: bool) -> bool:
-        """What rank 0 says."""
+        """Return the `flag` of rank 0."""
         return flag
 
     def save(self, path: Path, state: dict[str, Any]) -> bool:
-        """Write a checkpoint of which every rank has a share; false where rank 0 has all of it."""
+        """Write a checkpoint of which every rank has a share; return false if rank 0 has all of it."""
         return False
 
     def gather(self, value: T) -> list[T]:
-        """Each rank's value, on all of them."""
+        """Return each rank's value, on all of them."""
         return [value]

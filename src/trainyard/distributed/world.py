@@ -1,4 +1,4 @@
-"""The ranks of a run: who they are, by what their launcher has written into the environment, and how they meet."""
+"""World of a run: its ranks, as the launcher's environment describes them, and their meeting place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = "TRAINYARD_RANK"
 """Set in the processes that `distributed.launch` starts: they are ranks whatever launcher the config names."""
 
 _PYTORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PORT = 29500  # torch's own default
+_PORT = 29500  # torch's default
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class World:
 
     Args:
         rank: its number, from 0.
-        world_size: how many there are.
+        world_size: the number of ranks.
         local_rank: its number on its machine, from 0.
-        address, port: where they meet; None for one that is alone.
+        address, port: the meeting place; None for a single process.
     """
 
     rank: int = 0
@@ -44,17 +44,17 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes the journal and the files that there is one of."""
+        """True if this rank writes the journal and the files of which there is one."""
         return self.rank == 0
 
 
-# The one that this process has joined, and where its ranks meet.
+# The world that this process has joined, and the meeting place of its ranks.
 _joined: World | None = None
 _stores: dict[World, Store] = {}
 
 
 def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> World | None:
-    """This process among the ranks that a launcher has started.
+    """Return this process's place among the ranks that a launcher has started.
 
     - `pytorch`: torchrun's `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
     - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They meet on the first node of the step, at
@@ -92,7 +92,7 @@ def _slurm(environ: Mapping[str, str]) -> World:
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
     rank, size, local, job = _required("slurm", environ, names, "srun python train.py …")
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "127.0.0.1"
-    # Below the ports that Linux hands out; jobs that share a node differ.
+    # Below the ports that Linux assigns; jobs that share a node differ.
     own = 20000 + (int(job) * 7 + int(environ.get("SLURM_STEP_ID", "0"))) % 10000
     address, port = environ.get("MASTER_ADDR") or first_node(nodes), environ.get("MASTER_PORT") or own
     return World(int(rank), int(size), int(local), address, int(port))
@@ -122,7 +122,7 @@ def _required(launcher: str, environ: Mapping[str, str], names: tuple[str, ...] 
 
 
 def first_node(nodes: str) -> str:
-    """The first of Slurm's list of nodes: of `gpu[07-09,12],cpu1` it is `gpu07`."""
+    """Return the first of Slurm's list of nodes: of `gpu[07-09,12],cpu1` it is `gpu07`."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
 
@@ -131,12 +131,12 @@ def first_node(nodes: str) -> str:
 
 
 def meeting(world: World, timeout: float = 600.0) -> Store:
-    """The store in which these ranks meet; made once."""
+    """Return the store in which these ranks meet; it is made once."""
     if world not in _stores:
         if world.address is None:
             _stores[world] = HashStore()
         else:
-            served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by whoever has started the ranks
+            served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher of the ranks
             _stores[world] = TCPStore(
                 world.address,
                 world.port,
@@ -150,7 +150,7 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
 
 
 def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:
-    """Make this process a rank of the default process group; nothing where it is one already.
+    """Make this process a rank of the default process group; do nothing if it is one already.
 
     On an accelerator its tensors are communicated by `backend` and those on the CPU by gloo.
 
@@ -183,7 +183,7 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
 
 
 def leave() -> None:
-    """Part from the others; nothing where there is no group."""
+    """Leave the process group; do nothing if there is none."""
     global _joined
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -192,7 +192,7 @@ def leave() -> None:
 
 
 def gather_objects(value: T) -> list[T]:
-    """What each rank gave, in their order, on every rank; every rank must call it. Without a group of one."""
+    """Return each rank's value in their order, on every rank; all must call it. Without a group return one value."""
     if not dist.is_initialized():
         return [value]
     found: list[Any] = [None] * dist.get_world_size()

@@ -1,1 +1,1 @@
-"""Several members as one program: their models, optimizers, schedules and data, stacked."""
+"""Stacks: several members as one program, with stacked models, optimizers, schedules and data."""

@@ -1,4 +1,4 @@
-"""The batches of members that differ in seed, gathered together from one copy of the data."""
+"""Stacked loader: batches of members that differ in seed, gathered from one copy of the data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trainyard.errors import Unfusable
 
 
 def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:
-    """What feeds members of these seeds.
+    """Return the loader that serves members of these seeds.
 
     Args:
-        loader: the solo loader of the first member.
+        loader: the single-run loader of the first member.
         seeds: one for each member.
 
     Returns:
-        `loader` itself where each member would be given the same batches: equal seeds, or an order that is not
+        `loader` itself if each member would get the same batches: equal seeds, or an order that is not
         shuffled. Else a `StackedLoader`, whose batches have a leading axis of members.
 
     Raises:
@@ -44,14 +44,14 @@ def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:
 
 
 class StackedLoader:
-    """The batches of K loaders that differ in seed: a tuple of contiguous tensors `[K, B, ...]` each.
+    """Loader of K loaders' batches that differ in seed: a tuple of contiguous tensors `[K, B, ...]` each.
 
-    Member k's part is the batch that its own solo loader gives: the order is that of a shallow copy of the loader with
+    Member k's part is the batch of its single-run loader: the order is that of a shallow copy of the loader with
     the member's seed, the samples are those of `loader.gather`. The data is held once, and one gather serves all
     members, and several batches where they are small.
 
     Args:
-        loader: the solo loader of any of the members.
+        loader: the single-run loader of any of the members.
         seeds: one for each member.
 
     Attributes:
@@ -67,24 +67,24 @@ class StackedLoader:
 
     @property
     def batch_size(self) -> int:
-        """Samples in a full batch of one member."""
+        """Number of samples in a full batch of one member."""
         return self.loader.batch_size
 
     @property
     def num_samples(self) -> int:
-        """Samples that one epoch serves to each member."""
+        """Number of samples that one epoch serves to each member."""
         return self.loader.num_samples
 
     def __len__(self) -> int:
-        """Batches of one epoch."""
+        """Return the number of batches of one epoch."""
         return len(self.loader)
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, go on, also in epochs that are being served."""
+        """Keep only the members at `index`, int64, also in epochs that are being served."""
         self.seeds = tuple(self.seeds[k] for k in index.tolist())
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of `epoch` from batch number `start` on."""
+        """Yield the batches of `epoch` from batch number `start` on."""
         while start < len(self):
             seeds = self.seeds
             for batch in self._batches(self._orders(epoch), start):
@@ -94,7 +94,7 @@ class StackedLoader:
                     break
 
     def _orders(self, epoch: int) -> Tensor:
-        """Each member's order of `epoch`, int64 `[K, rows]`; equal seeds share the work."""
+        """Return each member's order of `epoch`, int64 `[K, rows]`; equal seeds share the work."""
         rows = {seed: row for row, seed in enumerate(dict.fromkeys(self.seeds))}
         orders = torch.stack([self._of(seed).order(epoch) for seed in rows])
         return orders if len(rows) == len(self.seeds) else orders[[rows[seed] for seed in self.seeds]]
@@ -109,7 +109,7 @@ class StackedLoader:
         step = size * max(1, self.loader._batches_per_block() // members)
         for first in range(start * size, end, step):
             block = orders[:, first : min(first + step, end)]
-            # One batch after the other, and within a batch one member after the other: each batch is a piece.
+            # Batch after batch, and within a batch member after member: each batch is a contiguous piece.
             indices = torch.cat([batch.reshape(-1) for batch in torch.split(block, size, 1)])
             gathered = (tensor.contiguous() for tensor in self.loader.gather(indices))
             for batch in zip(*(torch.unsafe_split(tensor, members * size) for tensor in gathered), strict=True):

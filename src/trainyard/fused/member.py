@@ -105,17 +105,17 @@ class StackMember(Member):
         self._stack.dispatch.load_state_dict(states, self.index)
 
     def leave(self, evaluated: nn.Module) -> None:
-        """Keep what the stack goes on to change: this model is evaluated, and the member stays at this iteration."""
+        """Keep a copy of what the stack will change: the model to evaluate, and the member's iteration."""
         self._evaluated = evaluated
         self._left_at = self._stack.iter, self._stack.epoch
 
     def gather(self, index: int) -> None:
-        """Be evaluated with the stack again, as this row of it."""
+        """Evaluate with the stack again, as this row of it."""
         self._evaluated, self.index = None, index
 
 
 class MemberParts(Parts):
-    """The parts that a member builds of its own; data and loops are the stack's."""
+    """Builder of the parts that a member has of its own; data and loops are the stack's."""
 
     def __init__(self, stack: FusedRunner, settings: Mapping[str, Any], member: StackMember) -> None:
         super().__init__(settings, stack.device, stack.strategy, [member])
@@ -139,7 +139,7 @@ class MemberParts(Parts):
 
 
 class MemberOptimizer:
-    """A member's rows of a stacked optimizer, as far as a schedule and a checkpoint read an optimizer.
+    """View of a member's rows of a stacked optimizer, as a schedule and a checkpoint read an optimizer.
 
     Attributes:
         kind: the name of the class that the optimizer of a single run has.

@@ -1,4 +1,4 @@
-"""Metrics of several members: those that take a stack as it is, and the others member by member."""
+"""Metrics of several members: those that accept a stack, and copies per member of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainyard.metrics.metric import Result
 
 
 def stack_metrics(metrics: Mapping[str, Metric], members: int, *, stacked: bool = False) -> dict[str, Metric]:
-    """Copies of `metrics` for the outputs of so many members at once, tensors `[K, ...]`; results are `[K, ...]` too.
+    """Return copies of `metrics` for the outputs of K members at once, tensors `[K, ...]`; results are `[K, ...]` too.
 
     Args:
         metrics: name -> the metric of one run. They stay as they are.
@@ -34,7 +34,7 @@ def stack_metrics(metrics: Mapping[str, Metric], members: int, *, stacked: bool 
 
 
 def keep_metrics(metrics: Mapping[str, Metric], index: Tensor) -> None:
-    """Cuts what `stack_metrics` gave to the members at `index`, int64; what they have gathered stays."""
+    """Cut what `stack_metrics` returned to the members at `index`, int64; what they have gathered stays."""
     for metric in metrics.values():
         if isinstance(metric, MemberMetrics):
             metric.keep(index)
@@ -44,7 +44,7 @@ def keep_metrics(metrics: Mapping[str, Metric], index: Tensor) -> None:
 
 
 class MemberMetrics(Metric):
-    """A metric that does not take stacked outputs, once for each member.
+    """Copies, one per member, of a metric that does not accept stacked outputs.
 
     Its own `state` stays empty: what was gathered is in the metrics of the members.
 
@@ -61,12 +61,12 @@ class MemberMetrics(Metric):
         self.members = len(self.metrics)
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Gives each member's metric its part of the outputs: tensors `[K, ...]`, alone or nested in any way."""
+        """Update each member's metric with its part of the outputs: tensors `[K, ...]`, alone or nested."""
         for k, metric in enumerate(self.metrics):
             metric.process(_member(batch, k) if self.stacked else batch, _member(outputs, k))
 
     def compute(self) -> Result:
-        """The members' results, stacked: a tensor `[K, ...]`, or several by name."""
+        """Return the members' results, stacked: a tensor `[K, ...]`, or several by name."""
         results = [metric.compute() for metric in self.metrics]
         named = [result for result in results if isinstance(result, dict)]
         if named:
@@ -74,19 +74,19 @@ class MemberMetrics(Metric):
         return _stack(results)
 
     def reset(self) -> None:
-        """Resets every member's metric."""
+        """Reset every member's metric."""
         for metric in self.metrics:
             metric.reset()
 
     def merge(self, other: Metric) -> None:
-        """Merges each member's metric with the other's of the same member."""
+        """Merge each member's metric with the other's of the same member."""
         if not isinstance(other, MemberMetrics) or len(other.metrics) != len(self.metrics):
             raise TypeError(f"a {type(other).__name__} cannot be merged into one of {len(self.metrics)} members")
         for metric, more in zip(self.metrics, other.metrics, strict=True):
             metric.merge(more)
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, stay."""
+        """Keep only the members at `index`, int64."""
         self.metrics = [self.metrics[k] for k in index.tolist()]
         self.members = len(self.metrics)
 

@@ -1,4 +1,4 @@
-"""The stacked model: K models of one architecture as one, under `torch.vmap`."""
+"""Stacked model: K models of one architecture as one, under `torch.vmap`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainyard.models import call
 class StackedModel(nn.Module):
     """K models whose parameters and buffers lie in stacks `[K, ...]`; every step is one program for all of them.
 
-    From here on the tensors of each of the K models are views of the stacks: what is loaded into one, or read from it,
+    Afterwards the tensors of each of the K models are views of the stacks: what is loaded into one, or read from it,
     is the stack's. All members run the code of the first; only tensors are their own.
 
     Args:
@@ -39,7 +39,7 @@ class StackedModel(nn.Module):
         self.models = list(models)
         self.training = models[0].training
         _check_values(models)
-        self._templates = (_Template(_without_values(models[0])),)  # no submodule: it has no values of its own
+        self._templates = (_Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
             frozen = not tensors[0].requires_grad
@@ -54,12 +54,12 @@ class StackedModel(nn.Module):
 
     @property
     def size(self) -> int:
-        """How many members there are."""
+        """Number of members."""
         return len(self.models)
 
     @property
     def code(self) -> nn.Module:
-        """The module whose code all members run; its own tensors are on the meta device."""
+        """Module whose code all members run; its own tensors are on the meta device."""
         return self._templates[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StackedModel:
@@ -73,27 +73,27 @@ class StackedModel(nn.Module):
         return self
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of every member, each `[K]`, with a graph for their gradients."""
+        """Return the losses of every member, each `[K]`, with a graph for their gradients."""
         return self._vmap("train", batch, 0 if self.own_batches else None)  # type: ignore[no-any-return]
 
     def shared_train_step(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of every member, each `[K]`, for a batch that all members share."""
+        """Return the losses of every member, each `[K]`, for a batch that all members share."""
         return self._vmap("train", batch, None)  # type: ignore[no-any-return]
 
     def val_step(self, batch: Any) -> Any:
-        """Predictions `[K, ...]` for a batch that all members share."""
+        """Return predictions `[K, ...]` for a batch that all members share."""
         return self._vmap("val", batch, None)
 
     def test_step(self, batch: Any) -> Any:
-        """Predictions `[K, ...]` for a batch that all members share."""
+        """Return predictions `[K, ...]` for a batch that all members share."""
         return self._vmap("test", batch, None)
 
     def forward(self, *args: Any, mode: str) -> Any:
-        """The members' outputs, `[K, ...]`, for inputs that all members share."""
+        """Return the members' outputs, `[K, ...]`, for inputs that all members share."""
         return self._vmap(mode, args, None)
 
     def keep(self, index: Sequence[int]) -> None:
-        """Go on with these members alone; the models of the others keep their values, as tensors of their own."""
+        """Keep only these members; the models of the others keep their values, as tensors of their own."""
         for k in set(range(self.size)) - set(index):
             for tensor in (*self.models[k].parameters(), *self.models[k].buffers()):
                 tensor.data = tensor.data.clone()
@@ -101,7 +101,7 @@ class StackedModel(nn.Module):
         for stack in self._stacks.values():
             rows = torch.tensor(index, device=stack.device)
             gradient = None if stack.grad is None else stack.grad.index_select(0, rows)
-            stack.grad = None  # of the old shape
+            stack.grad = None  # has the old shape
             stack.data = stack.data.index_select(0, rows)
             stack.grad = gradient
         self._point()
@@ -124,7 +124,7 @@ class StackedModel(nn.Module):
 
 
 class _Template(nn.Module):
-    """One member's steps by name, so that `functional_call` reaches steps that a model has overridden."""
+    """Wrapper of one member's steps by name, so that `functional_call` reaches steps that a model has overridden."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Template(nn.Module):
         ]
 
     def forward(self, step: str, batch: Any) -> Any:
-        """The step; a buffer may be changed in place by it, but not replaced: that would be lost.
+        """Run the step; it may change a buffer in place, but not replace it, since the new one would be lost.
 
         Raises:
             Unfusable: a buffer was replaced.
@@ -154,7 +154,7 @@ class _Template(nn.Module):
 
 
 def _without_values(model: nn.Module) -> nn.Module:
-    """A copy with parameters and buffers on the meta device. Tied ones stay tied, which `.to("meta")` undoes."""
+    """Return a copy with parameters and buffers on the meta device. Tied ones stay tied, unlike with `.to("meta")`."""
     memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -165,7 +165,7 @@ _PLAIN = (bool, int, float, str, Tensor, np.ndarray, list, tuple)
 
 
 def _check_values(models: Sequence[nn.Module]) -> None:
-    """All members run the code of the first: what it reads besides parameters and buffers must be the same in all.
+    """Check that all models agree in what the shared code reads besides parameters and buffers.
 
     Raises:
         Unfusable: names a value that differs.
@@ -195,7 +195,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 
 def _columns(models: Sequence[nn.Module], kind: str) -> dict[str, list[Tensor]]:
-    """Each tensor's K values by name.
+    """Return each tensor's K values by name.
 
     Raises:
         Unfusable: they are not the same tensors in every model.

@@ -1,4 +1,4 @@
-"""Whether a stack can train as one program, and how wide it pays: found out by trying."""
+"""Probe of a stack: whether it can train as one program, and the width at which it is fastest."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Values = dict[str, Any]
 
 FIRST = 16
 GROWTH = 4
-"""The first width that is timed, and how many times wider each is than the one before it."""
+"""First width that is timed, and the factor between two widths."""
 BUDGET = 0.02
-"""Share of the stack's run that timing may take."""
+"""Share of the stack's training time that timing may take."""
 PAYS = 1.05
-"""How many times faster than one by one a stack is to be."""
+"""Speedup over training one by one that a stack must reach."""
 STEPS = 3
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a probe has found.
+    """Result of a probe.
 
     Attributes:
         width: members to a stack; 1: they train one by one.
-        reason: why they do; None where they are fused.
+        reason: why they do; None if they are stacked.
         note: what was measured, for the plan.
     """
 
@@ -46,8 +46,8 @@ class Fit:
 def probe(configs: Sequence[Values], of: int) -> Fit:
     """Try a stack: one step of training and one of validation, stacked; then time growing widths.
 
-    The timing ends where wider is no faster, where the next width would not fit into memory, or where it has taken 2 %
-    of the time that the stack will train; what was fastest a member is the width. Nothing is left on the disk.
+    Timing ends if a wider stack is no faster, if the next width would not fit into memory, or if it has taken 2 %
+    of the stack's training time; the result is the width with the least time per member. No files are left.
 
     Args:
         configs: of some of the members, resolved: no stack will be wider.
@@ -62,7 +62,7 @@ def probe(configs: Sequence[Values], of: int) -> Fit:
 
 
 def _measured(configs: Sequence[Values], of: int) -> Fit:
-    """The width at which a member is built and trained in the least time, if that is less than alone."""
+    """Return the width with the least time per member to build and train, if that is less than for a single run."""
     from trainyard.runner import Runner
 
     began = perf_counter()
@@ -79,7 +79,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
         except Exception:
             if not times:
                 raise
-            break  # what was measured before stands
+            break  # the previous measurements stand
         building = perf_counter() - building
         times[width] = (building + steps * _seconds(fused)) / width
         del fused
@@ -99,7 +99,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
 
 
 def _fused(configs: Sequence[Values]) -> Runner:
-    """A stack that is ready to train, and has taken one step."""
+    """Return a stack that is ready to train and has taken one step."""
     from trainyard.fused.runner import FusedRunner
 
     runner = FusedRunner(configs)
@@ -121,7 +121,7 @@ def _step(runner: Runner) -> Callable[[], None]:
 
 
 def _seconds(runner: Runner) -> float:
-    """One step; the fastest of a few."""
+    """Return the seconds of one step, the fastest of a few."""
     step = _step(runner)
     times = []
     for _ in range(STEPS):
@@ -136,7 +136,7 @@ def _seconds(runner: Runner) -> float:
 
 
 def _memory() -> int:
-    """Bytes that are free: on the CUDA device, where one is used, else in main memory."""
+    """Return the free bytes: on the CUDA device, if one is used, else in main memory."""
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ def _memory() -> int:
 
 
 def why(error: BaseException) -> str:
-    """Why something cannot be stacked, on one line: what was said, and the line of the model at which it happened."""
+    """Describe why something cannot be stacked, on one line: the message, and the line of the model that caused it."""
     said = str(error).strip().splitlines()
     text = said[0] if said else type(error).__name__
     if isinstance(error, TrainyardError):
@@ -158,7 +158,7 @@ def why(error: BaseException) -> str:
 
 
 def _is_library(file: str) -> bool:
-    """Whether a source file belongs to torch, or to what stacks: the line in somebody's model is wanted."""
+    """Return whether a source file belongs to torch or to the stacking code, and not to the user's model."""
     import torch
 
     ours = Path(__file__).parents[1]

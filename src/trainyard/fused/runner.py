@@ -39,17 +39,17 @@ Config = Mapping[str, Any] | DictConfig
 class FusedRunner(Runner):
     """Trains K members as one program, each as its own Runner would.
 
-    Each member builds its model under its own seed, its optimizer and its schedule, and hands them over to be stacked;
-    from then on what it holds are views of the stacks. The data, the loops, the hooks and the metrics are those of the
+    Each member builds its model under its own seed, its optimizer and its schedule, which are then stacked;
+    from then on the member holds views of the stacks. The data, the loops, the hooks and the metrics are those of the
     first.
 
     Args:
         configs: the members'; they differ in what `trainyard.fused.train.ALLOWED` names.
         infos: the members' records for MLflow; None makes one that holds the name.
-        tracker: what carries all their journals to MLflow.
+        tracker: ships all their journals to MLflow.
 
     Raises:
-        Unfusable: (in `prepare`) something here cannot be stacked.
+        Unfusable: (in `prepare`) a part cannot be stacked.
     """
 
     members: Sequence[StackMember]
@@ -65,7 +65,7 @@ class FusedRunner(Runner):
             raise Unfusable("compile is for one model at a time")
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is for one model at a time: vmap cannot repeat a forward pass")
-        # Attention on the CPU has no batching rule: it is run member by member, rightly. The width is measured anyway.
+        # Attention on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )
@@ -89,7 +89,7 @@ class FusedRunner(Runner):
 
     @property
     def stack(self) -> StackedModel:
-        """The stacked model."""
+        """Stacked model."""
         assert isinstance(self.model, StackedModel)
         return self.model
 
@@ -155,7 +155,7 @@ class FusedRunner(Runner):
     # -- members that end before the others ----------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Let the members that have stopped leave the stacks, unless all have; the others go on without them."""
+        """Remove the members that have stopped from the stacks, unless all have stopped."""
         leaving = [index for index, member in enumerate(self.members) if member.stop_reason is not None]
         if not leaving or len(leaving) == len(self.members) or self.interrupted:
             return
@@ -186,9 +186,9 @@ class FusedRunner(Runner):
         self._restack_metrics()
 
     def load_best(self) -> None:
-        """Gather all members that have not failed, and give each the weights of its best checkpoint.
+        """Gather all members that have not failed, and load the weights of each one's best checkpoint.
 
-        What is gathered can be tested; it trains no further.
+        The gathered stack can be tested, but not trained further.
         """
         self.members = [member for member in self.all_members if not member.failed]
         older = [member for member in self.members if not member.is_best(member.iter)]
@@ -204,7 +204,7 @@ class FusedRunner(Runner):
 
 
 class _Cut:
-    """The last hook of a fused group: members that have stopped leave it."""
+    """Last hook of a stack: it removes members that have stopped."""
 
     priority = "LOWEST"
 
@@ -222,4 +222,4 @@ class _Cut:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        """There is none."""
+        """Do nothing: the hook has no state."""

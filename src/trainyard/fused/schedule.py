@@ -1,4 +1,4 @@
-"""Schedules of several members as one table: a row holds each member's numbers, as tensors `[K]`."""
+"""Stacked schedules: one table whose rows hold each member's numbers, as tensors `[K]`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trainyard.schedules.part import Part
 from trainyard.schedules.standin import plain
 
 ROWS = 64
-"""Rows that are stacked at a time."""
+"""Number of rows that are stacked at a time."""
 
 StackedRow: TypeAlias = list[dict[str, Tensor | tuple[Tensor, ...]]]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-# Arguments that torch's schedulers add to, subtract from, multiply and divide by the numbers of a group, and do nothing
-# else with: arrays of them, and of the numbers, give what numbers give, bit for bit. (Powers would not.)
+# Arguments that torch's schedulers only add to, subtract from, multiply and divide by the numbers of a group.
+# Arrays of them, and of the numbers, give the same results as numbers, bit for bit. (Powers would not.)
 _ELEMENTWISE: dict[Any, tuple[str, ...]] = {
     CosineAnnealingLR: ("eta_min",),
     ExponentialLR: ("gamma",),
@@ -35,14 +35,14 @@ _ELEMENTWISE: dict[Any, tuple[str, ...]] = {
     StepLR: ("gamma",),
 }
 _OURS = (Schedule, Several)
-_Place: TypeAlias = tuple[str, int, str]  # "part" or "group", which of them, and the name there
+_Place: TypeAlias = tuple[str, int, str]  # "part" or "group", its index, and the name there
 
 
 def stack_schedules(schedules: Sequence[Schedule | Plateau | None]) -> StackedSchedule | StackedPlateau | None:
-    """One schedule for K members.
+    """Return one schedule for K members.
 
     Args:
-        schedules: the members' own, each bound to its own optimiser; None for a member without.
+        schedules: the members' own, each bound to its own optimizer; None for a member without.
 
     Returns:
         None where no member has one.
@@ -94,7 +94,7 @@ class StackedSchedule:
         self._tables = [_together(list(columns.values())) for columns in alike.values()]
         table_of = {kind: number for number, kind in enumerate(alike)}
         column_of = {kind: {numbers: number for number, numbers in enumerate(alike[kind])} for kind in alike}
-        # Each member's table, and its column there.
+        # Table of each member, and its column there.
         self._where = np.array([(table_of[kind], column_of[kind][numbers]) for kind, numbers in signatures])
         self._first = 0
         self._rows: list[StackedRow] = []
@@ -102,11 +102,11 @@ class StackedSchedule:
         self._last: dict[tuple[int, str], tuple[Tensor, ...]] = {}
 
     def row(self, index: int) -> StackedRow:
-        """What each parameter group must hold during epoch or iteration `index`, for every member.
+        """Return what each parameter group must hold during epoch or iteration `index`, for every member.
 
         A dict per group: float64 CPU tensors `[K]`, or tuples of them. It has the keys that any member's schedule
-        changes; a member whose own does not change one has there what its optimiser began with. A tensor is the object
-        of the row before where its values are. Read the row, and leave it as it is.
+        changes; a key that a member's own does not change holds the optimizer's initial value. A tensor is the object
+        of the row before if its values are equal. Do not modify the row.
         """
         offset = index - self._first
         if not 0 <= offset < len(self._rows):
@@ -115,7 +115,7 @@ class StackedSchedule:
         return self._rows[offset]
 
     def member(self, k: int) -> Schedule:
-        """Member k's own schedule, for its state: ask for it each time. Its state is that of a solo run."""
+        """Return member k's own schedule, as of now, for its state. The state is that of a single run."""
         number, column = self._where[k]
         table, solo = self._tables[number], self._members[k]
         if isinstance(table, _Table):
@@ -123,7 +123,7 @@ class StackedSchedule:
         return solo
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, go on."""
+        """Keep only the members at `index`, int64."""
         kept = index.cpu().numpy()
         self._members = [self._members[k] for k in kept]
         self._where = self._where[kept]
@@ -132,12 +132,12 @@ class StackedSchedule:
         self._rows = self._stacked() if self._rows else []
 
     def _grow(self, first: int) -> None:
-        """Reads the block of rows that begins at `first`."""
+        """Read the block of rows that begins at `first`."""
         series: list[dict[str, list[Floats]]] = [{} for _ in self._members[0]._groups]
         for number, table in enumerate(self._tables):
             places = np.flatnonzero(self._where[:, 0] == number)
             if not len(places):
-                continue  # its members are gone
+                continue  # its members have left
             columns = self._where[places, 1]
             rows = [table.row(index) for index in range(first, first + ROWS)]
             for group, into in enumerate(series):
@@ -155,12 +155,12 @@ class StackedSchedule:
         self._first = first
 
     def _untouched(self, group: int, key: str) -> list[Floats]:
-        """`[ROWS, K]` for each number under `key`, as the optimisers began with them."""
+        """Return `[ROWS, K]` for each number under `key`, as the optimizers began with them."""
         held = np.array([schedule._groups[group][key] for schedule in self._members], dtype=np.float64)
         return [np.tile(column, (ROWS, 1)) for column in held.reshape(len(held), -1).T]
 
     def _stacked(self) -> list[StackedRow]:
-        """The rows of `_series` as tensors, with the tensors of the row before where nothing changes."""
+        """Return the rows of `_series` as tensors, with the tensors of the row before where nothing changes."""
         rows: list[StackedRow] = [[{} for _ in self._series] for _ in range(ROWS)]
         for group, numbers in enumerate(self._series):
             for key, parts in numbers.items():
@@ -202,9 +202,9 @@ class StackedPlateau:
         self._current = False
 
     def row(self, index: int) -> StackedRow:
-        """What each parameter group must hold now, whatever `index`: `[{"lr": float64 CPU [K]}, ...]`.
+        """Return what each parameter group must hold now, whatever `index`: `[{"lr": float64 CPU [K]}, ...]`.
 
-        A tensor is the object of the time before where its values are.
+        A tensor is the object of the previous call if its values are equal.
         """
         if not self._current:
             rows = [plateau.row(index) for plateau in self._members]
@@ -217,18 +217,18 @@ class StackedPlateau:
         return self._row
 
     def observe(self, *values: float) -> None:
-        """Takes the metric's next value of each member."""
+        """Update each member with the metric's next value."""
         for plateau, value in zip(self._members, values, strict=True):
             plateau.observe(value)
         self._current = False
 
     def member(self, k: int) -> Plateau:
-        """Member k's own plateau, for its state: ask for it each time, since the next row is read from it anew."""
+        """Return member k's own plateau for its state, as of now: the next row is read from it anew."""
         self._current = False
         return self._members[k]
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, go on."""
+        """Keep only the members at `index`, int64."""
         self._members = [self._members[k] for k in index.tolist()]
         self._row = []
         self._current = False
@@ -261,7 +261,7 @@ class _Table(Schedule):
         self._restart()
 
     def bring(self, schedule: Schedule, column: int) -> None:
-        """Brings one of the schedules to the block of rows at which this one is."""
+        """Advance one of the schedules to the block of rows at which this one is."""
         if self._at_first is None or self._first <= schedule.state_dict()["first"]:
             return
         try:
@@ -276,12 +276,12 @@ class _Table(Schedule):
 
 
 def _together(schedules: Sequence[Schedule]) -> Schedule:
-    # A subclass may do anything: it is never together with others, and runs as it is.
+    # The behavior of a subclass is unknown: it is never run together with others.
     return _Table(schedules) if type(schedules[0]) in _OURS else schedules[0]
 
 
 def _signature(schedule: Schedule) -> tuple[Hashable, tuple[float, ...]]:
-    """What schedules must have in common to be run together, and the numbers in which they may then differ."""
+    """Return what schedules must have in common to run together, and the numbers in which they may then differ."""
     if type(schedule) not in _OURS:
         return id(schedule), ()
     places = _places(schedule)
@@ -297,15 +297,15 @@ def _signature(schedule: Schedule) -> tuple[Hashable, tuple[float, ...]]:
         (w.param, w.first, w.last, w.stride, w.together, [(turn.begin, turn.length) for turn in w.turns])
         for w in schedule._windows
     ]
-    # A scheduler of torch's asks the defaults which keys there are; another one may read them.
+    # A scheduler of torch's reads which keys are in the defaults; another one may read their values.
     defaults = list(schedule._defaults) if _is_torchs(schedule) else schedule._defaults
     return _frozen([tuple(places), parts, groups, schedule._length, windows, defaults]), tuple(places.values())
 
 
 def _places(schedule: Schedule) -> dict[_Place, float]:
-    """The numbers of a schedule that may be arrays, by where they stand: an argument of a part, a number of a group.
+    """Return the numbers of a schedule that may be arrays, by place: an argument of a part, a number of a group.
 
-    Momentum is asked whether it is there at all, so it stays a number.
+    Code tests whether there is a momentum, so it stays a number.
     """
     if not _is_torchs(schedule):
         return {}
@@ -330,7 +330,7 @@ def _is_torchs(schedule: Schedule) -> bool:
 
 
 def _frozen(value: Any) -> Hashable:
-    """`value` as something that is equal only where it is; what cannot be compared is equal to itself alone."""
+    """Return `value` as a hashable that is equal only if it is; a value without comparison is equal to itself alone."""
     if isinstance(value, Mapping):
         return tuple((key, _frozen(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -343,7 +343,7 @@ def _frozen(value: Any) -> Hashable:
 
 
 def _objects(table: Floats, before: Tensor | None) -> list[Tensor]:
-    """The rows of `[ROWS, K]` as tensors; a row that is equal to the one before it is the same object."""
+    """Return the rows of `[ROWS, K]` as tensors; a row that is equal to the one before it is the same object."""
     rows = list(torch.from_numpy(table).unbind(0))
     if before is not None and torch.equal(before, rows[0]):
         rows[0] = before
@@ -354,7 +354,7 @@ def _objects(table: Floats, before: Tensor | None) -> list[Tensor]:
 
 
 def _stacked(values: Sequence[Any], before: Any) -> Any:
-    """The members' values as `[K]`, or a tuple of such; the tensor of the time before where it holds the same."""
+    """Return the members' values as `[K]`, or a tuple of such; equal values reuse the previous tensor."""
     if isinstance(values[0], tuple):
         held = before or [None] * len(values[0])
         return tuple(_stacked(part, old) for part, old in zip(zip(*values, strict=True), held, strict=True))
@@ -363,7 +363,7 @@ def _stacked(values: Sequence[Any], before: Any) -> Any:
 
 
 def _column(value: Any, column: int) -> Any:
-    """A nest of arrays with one column of each, as a number."""
+    """Return a nest of arrays with one column of each, as a number."""
     if isinstance(value, np.ndarray):
         return float(value[column])
     if isinstance(value, Mapping) and not isinstance(value, Counter):

@@ -1,6 +1,6 @@
-"""Several configs in, one program: a `trainyard.sweep.sweepable.StackTrainer`.
+"""Training of a stack from several configs: a `trainyard.sweep.sweepable.StackTrainer`.
 
-A sweep puts jobs together whose configs differ in no more than `ALLOWED`, has `probe` find out how wide a stack pays,
+A sweep groups jobs whose configs differ in no more than `ALLOWED`, lets `probe` find the best width of a stack,
 and gives each stack to `train_stack`.
 """
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "clip_grad_value", "hook.ema.decay", "hook.ema.momentum")
-"""Where the configs of a stack may differ: in numbers at these places or below."""
+"""Places in the configs of a stack below which numbers may differ."""
 
 NOT_COMPARED = ("work_dir", "name", "resume")
-"""What says where a job runs, not what it is."""
+"""Keys that say where a job runs, not what it is."""
 
 PRELOAD = ("torch.fx.experimental.symbolic_shapes",)
-"""Half a second, at the first loss under vmap."""
+"""Module that takes half a second to import, at the first loss under vmap."""
 
 Values = dict[str, Any]
 Start = tuple[Path, dict[str, Any]]
 
 
 def widest(device: str) -> int:
-    """The widest stack that is tried. On a CPU a stack of more than 64 leaves the caches, and no model got faster."""
+    """Return the widest stack to try. On a CPU a stack of more than 64 leaves the caches, and no model got faster."""
     return 64 if device == "cpu" else 1024
 
 
 def probe(configs: Sequence[DictConfig], of: int) -> Fit:
-    """Find out how wide a stack of these jobs is to be: see `trainyard.fused.probe.probe`.
+    """Find the best width of a stack of these jobs: see `trainyard.fused.probe.probe`.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
@@ -63,7 +63,7 @@ def probe(configs: Sequence[DictConfig], of: int) -> Fit:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What became of one member.
+    """Result of one member.
 
     Attributes:
         state: how it ended.
@@ -79,15 +79,15 @@ class MemberResult:
 def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> list[MemberResult]:
     """Train jobs of a sweep as one program.
 
-    Members that are to be resumed and stand at different places are trained one place after the other. Where a CUDA
-    device runs out of memory, the stack goes on in two halves from its last checkpoints.
+    Resumed members at different places in the training are trained one place after the other. Where a CUDA
+    device runs out of memory, the stack continues in two halves from its last checkpoints.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
         positions: the members' positions in the sweep.
 
     Raises:
-        Unfusable: they cannot train as one program. Nothing has been written.
+        Unfusable: they cannot train as one program. Nothing was written.
         TrainyardError: a config cannot work.
     """
     from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
@@ -111,7 +111,7 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
 
 
 def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
-    """Train members that may stand at different places: those at one place together, one place after the other."""
+    """Train members that may be at different iterations: those at one together, one iteration after the other."""
     results: dict[int, MemberResult] = {}
     for stack in _at_one_place([values for values, _ in members]):
         if any(result.state == "interrupted" for result in results.values()):
@@ -144,7 +144,7 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
             raise
         half = len(members) // 2
         log.warning("%d members do not fit into memory: going on with %d.", len(members), half)
-    runner = None  # type: ignore[assignment] # what it holds on the device is to go first
+    runner = None  # type: ignore[assignment] # frees what it holds on the device first
     gc.collect()  # members and stack refer to each other
     torch.cuda.empty_cache()
     again = [(values | {"resume": True}, info) for values, info in members]
@@ -163,10 +163,10 @@ def _result(member: Member, interrupted: bool) -> MemberResult:
 
 
 def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
-    """The members by the place in the training from which they go on.
+    """Group the members by the place in the training from which they continue.
 
-    Those that were killed while their checkpoints were being written go back to the newest that all of them have: the
-    stack is then what it was, to the bit. Members without one in common go on from where each stands.
+    Members killed while their checkpoints were being written return to the newest one that all of them have: the
+    stack is then restored bit for bit. Members without a common checkpoint continue from their own.
     """
     from trainyard.runner import checkpoint
 
@@ -187,7 +187,7 @@ def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
 
 
 def _common(folders: Sequence[Path], members: Sequence[int]) -> dict[int, Start]:
-    """The newest checkpoint that all of these members have, whole; none where there is none."""
+    """Return the newest complete checkpoint that all of these members have; none if there is none."""
     from trainyard.runner import checkpoint
 
     names = [checkpoint.read_last(folder) for folder in folders]

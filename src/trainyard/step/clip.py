@@ -12,14 +12,14 @@ from trainyard.errors import ConfigError
 
 
 class NoClip:
-    """Gradients as they are."""
+    """No clipping: gradients stay unchanged."""
 
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         return {}
 
 
 class ClipGradNorm(NoClip):
-    """Scale the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
+    """Scales the gradients down to a total 2-norm of at most `max_norm`; the norm before that is logged."""
 
     def __init__(self, max_norm: float) -> None:
         self.max_norm = _limit("clip_grad_norm", max_norm)
@@ -29,7 +29,7 @@ class ClipGradNorm(NoClip):
 
 
 class ClipGradValue(NoClip):
-    """Limit every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
+    """Limits every number of the gradients to at most `limit` in size; their total 2-norm before that is logged."""
 
     def __init__(self, limit: float) -> None:
         self.limit = _limit("clip_grad_value", limit)
@@ -37,13 +37,13 @@ class ClipGradValue(NoClip):
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = whole(nn.utils.get_total_norm(grads))
-        if grads:  # torch does not take none
+        if grads:  # torch does not accept an empty list
             nn.utils.clip_grad_value_(parameters, self.limit)
         return {"grad_norm": norm}
 
 
 def make_clip(norm: float | None, value: float | None) -> NoClip:
-    """Clipping by the total norm, by value, or none.
+    """Return clipping by the total norm, by value, or none.
 
     Raises:
         ConfigError: a limit that is not above 0, or both of them.
@@ -56,5 +56,5 @@ def make_clip(norm: float | None, value: float | None) -> NoClip:
 
 
 def _limit(key: str, value: float) -> float:
-    """A limit of clipping; an infinite one clips nothing, and the norm is logged."""
+    """Return a checked limit of clipping; an infinite one clips nothing, and the norm is logged."""
     return number(key, value, above=0, finite=False, other="null for no clipping")

@@ -1,4 +1,4 @@
-"""Precision: full, TF32, bfloat16 and float16."""
+"""Precision of a step: full, TF32, bfloat16 and float16."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Precision:
         return train_step(batch)
 
     def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        """Gradients of `loss`, or of the sum of the members' losses, `[K]`; for `inputs` alone where there are any."""
+        """Compute gradients of `loss`, or of the sum of the members' losses `[K]`; for `inputs` alone if given."""
         loss.backward(torch.ones_like(loss), inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Bring the gradients to their own scale, before anybody looks at them."""
+        """Unscale the gradients before other code reads them."""
 
     def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
         with torch.no_grad():
@@ -38,7 +38,7 @@ class Precision:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load the result of `state_dict`."""
 
 
 class Autocast(Precision):
@@ -77,14 +77,14 @@ class ScaledAutocast(Autocast):
         return dict(self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:  # empty where the run was in another precision so far
+        if state:  # empty if the run was in another precision so far
             self.scaler.load_state_dict(state)
 
 
 def make_precision(name: str, device: torch.device) -> Precision:
-    """The component for `fp32`, `tf32` (full precision with TF32 matrix products on CUDA), `bf16` or `fp16`."""
+    """Return the component for `fp32`, `tf32` (full precision, TF32 matrix products on CUDA), `bf16` or `fp16`."""
     choice("precision", name, ("fp32", "tf32", "bf16", "fp16"))
-    # Set for every precision: a run before this one in the process may have had another.
+    # Set for every precision: an earlier run in the process may have had another.
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     match name:
         case "bf16":

@@ -1,4 +1,4 @@
-"""The step of a model with several optimizers, which take turns."""
+"""Step of a model with several optimizers, which take turns."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ OptimizerTurn = tuple[str, Losses]
 
 
 class SeveralStep(Step):
-    """One batch, on which several optimisers step in turn.
+    """Step of several optimizers, in turn on one batch.
 
     The model's `train_steps(batch)` is a generator that yields `(name, losses)`: these losses are back-propagated to
-    the parameters of that optimiser alone, which are clipped and stepped before the generator goes on. Every optimiser
+    the parameters of that optimizer alone, which are clipped and stepped before the generator continues. Each optimizer
     has its own gradient scaler under `fp16`.
 
     Args:
         train_steps: the model's.
-        steps: of each optimiser, by name.
+        steps: of each optimizer, by name.
         optimizer: them all.
     """
 
@@ -44,12 +44,12 @@ class SeveralStep(Step):
 
     @property
     def precision(self) -> Precision:  # type: ignore[override]
-        """How forward passes are run."""
+        """Precision of the forward passes."""
         return next(iter(self.steps.values())).precision
 
     @property
     def clip(self) -> NoClip:
-        """What every optimiser's gradients are given to, by themselves."""
+        """Clipping that is applied to each optimizer's gradients separately."""
         return next(iter(self.steps.values())).clip
 
     @clip.setter
@@ -58,14 +58,14 @@ class SeveralStep(Step):
             step.clip = clip
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
-        """One step of each optimiser whose turn comes; see `Step`.
+        """Step each optimizer whose turn comes; see `Step`.
 
         Returns:
-            Each turn's `loss` and other numbers as `<optimizer>/<key>`, the last where there are several turns; and
+            Each turn's `loss` and other numbers as `<optimizer>/<key>`, the last if there are several turns; and
             `loss`, the sum of all.
 
         Raises:
-            TrainyardError: the model yields something else, or a second turn of an optimiser that accumulates.
+            TrainyardError: the model yields something else, or a second turn of an optimizer that accumulates.
         """
         outputs: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -109,15 +109,15 @@ def step_of(
     accumulate: int,
     strategy: Strategy,
 ) -> Step:
-    """The step of a model, whether it has one optimiser or several.
+    """Return the step of a model with one optimizer or several.
 
     Args:
-        model: with `train_steps` for several optimisers; else its `train_step`, or its forward pass, gives the losses.
-        precision: makes one for each optimiser.
+        model: with `train_steps` for several optimizers; else its `train_step`, or its forward pass, gives the losses.
+        precision: makes one for each optimizer.
         strategy: on which devices.
 
     Raises:
-        ConfigError: `accumulate` below 1; several optimisers on several devices.
+        ConfigError: `accumulate` below 1; several optimizers on several devices.
     """
     if not isinstance(optimizer, OptimizerDict):
         train_step = getattr(model, "train_step", partial(call, model, mode="loss"))

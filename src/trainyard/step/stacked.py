@@ -1,6 +1,6 @@
-"""The parts of a step that treat each of several members by itself: clipping, and the gradient scaler of fp16.
+"""Stacked parts of a step, which treat each member separately: clipping, and the gradient scaler of fp16.
 
-Gradients are stacked, `[K, ...]`, and so are losses, `[K]`; `Step` is the one of a solo run. Nothing here synchronises
+Gradients are stacked, `[K, ...]`, and so are losses, `[K]`; `Step` is that of a single run. Nothing here synchronizes
 with the device, except to write and to read a checkpoint.
 """
 
@@ -20,7 +20,7 @@ from trainyard.step.precision import Autocast
 
 
 class StackedClipGradNorm(NoClip):
-    """`ClipGradNorm` for each member by itself.
+    """`ClipGradNorm` for each member separately.
 
     Args:
         max_norms: one for each member.
@@ -34,24 +34,24 @@ class StackedClipGradNorm(NoClip):
 
     @torch.no_grad()
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Scales the gradients in place; the norms before that, `[K]`, are the result."""
+        """Scale the gradients in place; return the norms before that, `[K]`."""
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not grads:
             return {"grad_norm": torch.zeros(len(self.max_norms))}
         norm = _norm(grads)
-        # Moved once: later it is where it is needed. The coefficients are those of torch.nn.utils.clip_grad_norm_.
+        # Moved once; later it is already there. The coefficients are those of torch.nn.utils.clip_grad_norm_.
         self.max_norms = self.max_norms.to(norm.device)
         coefficient = (self.max_norms.to(norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
         _scale(grads, coefficient)
         return {"grad_norm": norm}
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, go on."""
+        """Keep only the members at `index`, int64."""
         self.max_norms = self.max_norms.index_select(0, index.to(self.max_norms.device))
 
 
 class StackedClipGradValue(NoClip):
-    """`ClipGradValue` for each member by itself.
+    """`ClipGradValue` for each member separately.
 
     Args:
         limits: one for each member.
@@ -65,7 +65,7 @@ class StackedClipGradValue(NoClip):
 
     @torch.no_grad()
     def __call__(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Limits the gradients in place; their norms before that, `[K]`, are the result."""
+        """Limit the gradients in place; return their norms before that, `[K]`."""
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not grads:
             return {"grad_norm": torch.zeros(len(self.limits))}
@@ -77,19 +77,19 @@ class StackedClipGradValue(NoClip):
         return {"grad_norm": norm}
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, go on."""
+        """Keep only the members at `index`, int64."""
         self.limits = self.limits.index_select(0, index.to(self.limits.device))
 
 
 def stack_clips(norms: Sequence[float | None], values: Sequence[float | None]) -> NoClip:
-    """The clipping of K members.
+    """Return the clipping of K members.
 
     Args:
         norms, values: each member's `clip_grad_norm` and `clip_grad_value`.
 
     Raises:
         Unfusable: they do not clip in the same way.
-        ConfigError: a limit that cannot be.
+        ConfigError: an invalid limit.
     """
     kinds = {type(make_clip(norm, value)) for norm, value in zip(norms, values, strict=True)}
     if kinds == {NoClip}:
@@ -106,7 +106,7 @@ class StackedScaledAutocast(Autocast):
     """Mixed precision in float16 (`fp16`), with a `torch.amp.GradScaler` for each member.
 
     Each member has a scale of its own, and only its own gradients lower it and skip its step. A member's state is that
-    of its solo `GradScaler`: either loads the other's.
+    of its single run's `GradScaler`: either loads the other's.
 
     Args:
         device: of the parameters.
@@ -128,16 +128,16 @@ class StackedScaledAutocast(Autocast):
         self._overflowed: Tensor | None = None
 
     def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        """Back-propagates the losses `[K]`, each under its member's scale."""
+        """Back-propagate the losses `[K]`, each under its member's scale."""
         scaled = loss * self._state["scale"]
         scaled.backward(torch.ones_like(scaled), inputs=inputs)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def unscale(self, optimizer: Optimizer) -> None:
-        """Brings the gradients to their own scale, and notes whose are not finite; once for each step.
+        """Unscale the gradients, and record which members' are not finite; once for each step.
 
         Raises:
-            ValueError: gradients in float16, which could not hold them.
+            ValueError: gradients in float16, which cannot hold the unscaled values.
         """
         if self._overflowed is not None:
             return
@@ -145,7 +145,7 @@ class StackedScaledAutocast(Autocast):
         if any(grad.dtype == torch.float16 for grad in grads):
             raise ValueError("Attempting to unscale FP16 gradients.")
         scale = self._state["scale"]
-        # A number that is not finite shows in the greatest or the least: a look without a copy, and on the CPU
+        # A number that is not finite shows in the greatest or the least. That check needs no copy, and on the CPU it is
         # fifteen times faster than isfinite() on all of them.
         flat = [_flat(grad) for grad in grads if grad.numel()]
         ends = [end for grad in flat for end in (grad.amax(1), grad.amin(1))]
@@ -154,7 +154,7 @@ class StackedScaledAutocast(Autocast):
         _scale(grads, scale.double().reciprocal().float())
 
     def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
-        """Steps the members whose gradients are finite, and adjusts every member's scale."""
+        """Step the members whose gradients are finite, and adjust every member's scale."""
         self.unscale(optimizer)
         stacked: Any = optimizer
         with torch.no_grad():
@@ -162,21 +162,21 @@ class StackedScaledAutocast(Autocast):
             self._update()
 
     def member_state_dict(self, k: int) -> dict[str, Any]:
-        """The state of member k's `GradScaler`."""
+        """Return the state of member k's `GradScaler`."""
         return {key: values[k].item() for key, values in self._state.items()}
 
     def load_member_state_dict(self, k: int, state: dict[str, Any]) -> None:
-        """Takes back what `member_state_dict`, or a solo run's scaler, gave."""
-        if state:  # empty where the run was in another precision so far
+        """Load the result of `member_state_dict`, or the state of a single run's scaler."""
+        if state:  # empty if the run was in another precision so far
             for key, values in self._state.items():
                 values[k] = state[key]
 
     def keep(self, index: Tensor) -> None:
-        """Only the members at `index`, int64, go on."""
+        """Keep only the members at `index`, int64."""
         self._state = {key: values.index_select(0, index.to(values.device)) for key, values in self._state.items()}
 
     def _update(self) -> None:
-        """`torch.amp.GradScaler.update`, for all members; in place, so that a captured step sees it."""
+        """Apply `torch.amp.GradScaler.update` to all members, in place, so that a captured step sees it."""
         overflowed, self._overflowed = self._overflowed, None
         assert overflowed is not None
         scale, tracker = self._state["scale"], self._state["_growth_tracker"]
@@ -189,18 +189,18 @@ class StackedScaledAutocast(Autocast):
 
 
 def _norm(grads: Sequence[Tensor]) -> Tensor:
-    """The total 2-norm of each member's gradients, `[K]`."""
+    """Return the total 2-norm of each member's gradients, `[K]`."""
     norms = torch.stack([torch.linalg.vector_norm(_flat(grad), dim=1) for grad in grads])
     norm: Tensor = torch.linalg.vector_norm(norms, dim=0)
     return norm
 
 
 def _flat(grad: Tensor) -> Tensor:
-    """`[K, ...]` as `[K, numbers]`."""
+    """Reshape `[K, ...]` to `[K, numbers]`."""
     return grad.reshape(len(grad), grad.shape[1:].numel())
 
 
 def _scale(grads: list[Tensor], factors: Tensor) -> None:
-    """Multiplies each member's part of every gradient by its factor, in place."""
+    """Multiply each member's part of every gradient by its factor, in place."""
     if grads:
         foreach.mul_(grads, [factors.view(-1, *[1] * (grad.ndim - 1)) for grad in grads])

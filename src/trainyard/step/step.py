@@ -1,4 +1,4 @@
-"""One optimisation step: forward, backward, clip, optimiser."""
+"""One optimisation step: forward, backward, clip, optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainyard.step.precision import Losses, Precision
 
 
 class Step:
-    """Forward, backward, clip, optimiser, for one batch.
+    """Forward, backward, clip, optimizer, for one batch.
 
     Args:
         train_step: a batch in, a dict of losses out; every loss whose key contains `loss` is summed.
@@ -38,22 +38,22 @@ class Step:
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
-        """One step.
+        """Run one step.
 
         Args:
-            batch: what the loader gave.
+            batch: a batch of the loader.
             position: the number of this batch within its epoch (or run, in an iteration loop), from 0.
             total: how many batches that epoch (or run) has.
 
         Returns:
-            `loss` (the sum) and the model's other losses, detached, on the device; nothing here synchronises.
+            `loss` (the sum) and the model's other losses, detached, on the device, without synchronization.
         """
         return self.learn(self.precision.forward(self.train_step, batch), position, total)
 
     def learn(
         self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """What follows the forward pass; `inputs`, if given, are all that gradients are computed for."""
+        """Run what follows the forward pass; `inputs`, if given, are all that gradients are computed for."""
         loss = total_loss(losses)
         self.precision.backward(loss, inputs)
         return self.outputs(losses, loss) | self._update()
@@ -62,13 +62,13 @@ class Step:
         self.precision.unscale(self.optimizer)
         norms = self.clip(self.parameters)
         self.precision.step(self.optimizer, self.unwrapped_step)
-        for parameter in self.parameters:  # what zero_grad does, without its bookkeeping for profilers
+        for parameter in self.parameters:  # as zero_grad does, without its bookkeeping for profilers
             parameter.grad = None
         return norms
 
     @staticmethod
     def outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
-        """What is said of a batch: `loss`, the sum, and the other tensors that the model gives."""
+        """Return the outputs of a batch: `loss`, the sum, and the other tensors that the model returns."""
         outputs = {key: value.detach() for key, value in losses.items() if key != "loss" and isinstance(value, Tensor)}
         outputs["loss"] = loss.detach()
         return outputs
@@ -81,7 +81,7 @@ class Step:
 
 
 class AccumulatedStep(Step):
-    """A step of the optimiser every `accumulate` batches; the last group of an epoch (or run) may be shorter.
+    """Step of the optimizer every `accumulate` batches; the last group of an epoch (or run) may be shorter.
 
     Each batch counts by its share of its group, so that a group of any length gives the mean over its batches.
 
@@ -103,7 +103,7 @@ class AccumulatedStep(Step):
             return super().__call__(batch, position, total)
 
     def group(self, position: int, total: int) -> tuple[int, int]:
-        """The number of a batch within its group, from 0, and how many batches that group has."""
+        """Return the number of a batch within its group, from 0, and how many batches that group has."""
         within = position % self.accumulate
         return within, min(self.accumulate, total - (position - within))
 
@@ -136,7 +136,7 @@ def make_step(
     accumulate: int,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Step:
-    """The step for these settings.
+    """Return the step for these settings.
 
     Raises:
         ConfigError: `accumulate` is no integer of at least 1.

@@ -1,4 +1,4 @@
-"""What a run ran on: the code's state in git, package versions, the machine, and all of it in a text for people."""
+"""Facts about a run: the code's state in git, package versions, the machine, and a readable text of all of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "trainyard")
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
-# Of the environment variables those that change how a training runs; no other is written down.
+# The environment variables that change how a training runs; no other is recorded.
 VARIABLES = (
     "CUDA_",
     "CUBLAS_",
@@ -36,17 +36,17 @@ VARIABLES = (
 )
 DRIVER = Path("/proc/driver/nvidia")
 FILES = {"git.diff": "git.diff", "environment": "environment.txt"}
-"""The facts that are texts, and the files of a run's directory that they go into."""
+"""Facts that are texts, and the files of a run's directory that they are written to."""
 MAX_DIFF = 10_000_000  # bytes; a larger one is data that should not be in a diff
 
 
 def collect(cwd: str | Path, timeout: float = 10.0) -> dict[str, str]:
-    """The facts, by name: `git.commit`, `git.branch`, `git.dirty`, `git.diff`, `version.torch`, `host.cpu`, …
+    """Return the facts, by name: `git.commit`, `git.branch`, `git.dirty`, `git.diff`, `version.torch` and more.
 
-    What cannot be found out is left out; nothing raises. Two are texts, for the caller to write into files of their
-    own: `git.diff` is that of `git diff HEAD`, and `environment` says all of this for people, and with it compilers,
-    how torch was built, and environment variables. torch is asked only where it has been imported, and CUDA is not
-    touched: GPUs are those that the driver names.
+    Facts that cannot be found are left out; nothing raises. Two are texts, for the caller to write into files of their
+    own: `git.diff` is that of `git diff HEAD`, and `environment` lists all of this readably, with compilers,
+    how torch was built, and environment variables. torch is queried only if it has been imported, and CUDA is not
+    touched: the driver names the GPUs.
 
     Args:
         cwd: a folder in the git repository of interest.
@@ -56,7 +56,7 @@ def collect(cwd: str | Path, timeout: float = 10.0) -> dict[str, str]:
 
 
 def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]]:
-    """Starts git in the background, and returns the function that waits for it and gives what `collect` gives."""
+    """Start git in the background, and return the function that waits for it and returns the facts of `collect`."""
     code: dict[str, str] = {}
     nvcc: list[str] = []
 
@@ -78,7 +78,7 @@ def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]
 def _git(cwd: Path, timeout: float) -> dict[str, str]:
     facts: dict[str, str] = {}
     with suppress(OSError, subprocess.SubprocessError):
-        # Both at once; neither takes the index lock, so a commit made meanwhile is not in the way.
+        # Both at once; neither takes the index lock, so neither blocks a concurrent commit.
         status, diff = (
             subprocess.Popen(
                 ["git", "--no-optional-locks", *command],
@@ -132,7 +132,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cuda() -> dict[str, str]:
-    """The GPUs and the driver, and what torch was built for."""
+    """Return the GPUs and the driver, and the CUDA versions that torch was built for."""
     facts = {}
     names = []
     for file in sorted(DRIVER.glob("gpus/*/information")):
@@ -146,13 +146,13 @@ def _cuda() -> dict[str, str]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.version.cuda:
         facts["cuda.version"] = str(torch.version.cuda)
-        with suppress(RuntimeError):  # a cuDNN that does not go with this torch
+        with suppress(RuntimeError):  # a cuDNN that does not match this torch
             facts["cuda.cudnn"] = str(torch.backends.cudnn.version())
     return facts
 
 
 def _nvcc(timeout: float) -> str:
-    """The version of CUDA's compiler; empty where there is none, or no GPU."""
+    """Return the version of CUDA's compiler; empty if there is none, or no GPU."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     program = (shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")) if DRIVER.exists() else None
     if program is not None:

@@ -1,7 +1,7 @@
-"""The append-only record of a run: the trainer writes it, the shipper and the reports read it.
+"""Journal: the append-only record of a run; the trainer writes it, the shipper and the reports read it.
 
 One JSON object a line, each with its `kind` and `time` (unix seconds). JSON has no NaN and no infinity, so these
-numbers are written as the strings `"NaN"`, `"Infinity"` and `"-Infinity"`; `read` gives the numbers back.
+numbers are written as the strings `"NaN"`, `"Infinity"` and `"-Infinity"`; `read` returns them as numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Buffer(Protocol):
-    """Points that wait to be written, by `Journal.points`: see `trainyard.track.scalars.ScalarBuffer`."""
+    """Buffer of points that `Journal.points` will write: see `trainyard.track.scalars.ScalarBuffer`."""
 
     def flush(self) -> None: ...
 
@@ -44,8 +44,8 @@ class Buffer(Protocol):
 class Journal:
     """The journal of one run; no other object may write it.
 
-    A journal that is there already is continued: a last line that a kill tore is cut off, and a point (metric and step)
-    that is in the file is not written again, since a resumed run computes once more what came after its checkpoint.
+    An existing journal is continued: a torn last line (after a kill) is cut off, and a point (metric and step)
+    that is in the file is not written again, since a resumed run recomputes what came after its checkpoint.
 
     Args:
         work_dir: the run's directory; it must exist. None: the run has none, or another process writes its journal;
@@ -83,22 +83,22 @@ class Journal:
 
     @property
     def writes(self) -> bool:
-        """Whether there is a file, and files beside it may be written."""
+        """True if there is a file, and files beside it may be written."""
         return self.path is not None
 
     @property
     def latest(self) -> dict[str, float]:
-        """The latest value under each name, as `points` and its owner keep it."""
+        """Latest value under each name, as `points` and its owner keep it."""
         self._flush()
         return self._latest
 
     def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None) -> None:
-        """The values of some metrics at `step`, which counts iterations or epochs but never both for one metric."""
+        """Record the values of metrics at `step`, which counts iterations or epochs but never both for one metric."""
         self._flush()
         self._write(self._metrics(time.time(), step, values, epoch))
 
     def points(self, points: Sequence[Point]) -> None:
-        """Many values of metrics at once, as `metrics` writes them one by one, with one system call.
+        """Record many values of metrics at once, as `metrics` does one by one, with one system call.
 
         Args:
             points: the values are Python's floats.
@@ -133,7 +133,7 @@ class Journal:
         self._latest.update(zip(names, values, strict=True))
 
     def array(self, name: str, step: int, value: Any) -> None:
-        """What is not one number, such as a confusion matrix: nested lists, a numpy array or a tensor."""
+        """Record a value of several numbers, such as a confusion matrix: nested lists, a numpy array or a tensor."""
         self._flush()
         if step <= self._array_marks.get(name, -math.inf):
             return
@@ -141,14 +141,14 @@ class Journal:
         self._add("array", name=name, step=int(step), value=nested)
 
     def artifact(self, path: str | Path, to: str = "") -> None:
-        """A file or folder inside the run's directory, to be uploaded into the artifact folder `to`.
+        """Record a file or folder inside the run's directory, to be uploaded into the artifact folder `to`.
 
-        It is read when the shipper gets there; one that is gone by then is passed over.
+        The shipper reads it when it reaches the record; a file that is gone by then is skipped.
         """
         self._add("artifact", path=self._inside(path), to=to)
 
     def model(self, checkpoint: str | Path, loader: str) -> None:
-        """The checkpoint to log as an MLflow model once the run is FINISHED; a later call takes its place.
+        """Record the checkpoint to log as an MLflow model once the run is FINISHED; a later call replaces it.
 
         Args:
             checkpoint: a file inside the run's directory.
@@ -158,14 +158,14 @@ class Journal:
         self._add("model", checkpoint=self._inside(checkpoint), loader=loader)
 
     def params(self, params: Mapping[str, Any]) -> None:
-        """Settings that were not known when the run was opened; MLflow keeps the first value of each."""
+        """Record settings that were not known when the run was opened; MLflow keeps the first value of each."""
         self._add("params", params={key: str(value) for key, value in params.items()})
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         self._add("tags", tags={key: str(value) for key, value in tags.items()})
 
     def status(self, status: Status, message: str = "") -> None:
-        """How the run stands. RUNNING when it starts and when it is resumed, one of the others when it ends."""
+        """Record the run's status: RUNNING when it starts and when it is resumed, one of the others when it ends."""
         self._add("status", status=status, message=message)
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class Journal:
             self.buffer.flush()
 
     def _metrics(self, at: float, step: int, values: Mapping[str, float], epoch: int | None) -> str:
-        """The line of a point, without the values that are in the file already; nothing where all are."""
+        """Return the line of a point, without values that are in the file already; empty if all are."""
         if step <= self._highest:
             marks = self._marks
             values = {name: value for name, value in values.items() if step > marks.get(name, -math.inf)}
@@ -209,7 +209,7 @@ class Journal:
         return _line(record)
 
     def _form(self, names: tuple[str, ...]) -> str:
-        """What `_metrics` gives for points of these names whose values are all finite, to be filled in by `%`."""
+        """Return the `%` template of `_metrics` for points of these names whose values are all finite."""
         values = ",".join(_to_json(name).replace("%", "%%") + ":%r" for name in names)
         form = self._forms[names] = f'{{"kind":"metrics","time":%r,"step":%d,"epoch":%d,"values":{{{values}}}}}\n'
         return form
@@ -218,7 +218,7 @@ class Journal:
         if not text or not self.writes:
             return
         lines = text.encode()
-        written = os.write(self._fd, lines)  # one call: a reader, or a kill, sees whole lines and a torn last one
+        written = os.write(self._fd, lines)  # one call: a reader, or a kill, sees complete lines and a torn last one
         if written < len(lines):
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -234,7 +234,7 @@ class Journal:
 
     def _mark(self, record: Record) -> None:
         kind = record.get("kind")
-        with contextlib.suppress(KeyError, TypeError):  # what `read` passes over too
+        with contextlib.suppress(KeyError, TypeError):  # records that `read` skips too
             if kind == "metrics":
                 step, marks = record["step"], self._marks
                 for name in record["values"]:
@@ -253,9 +253,9 @@ def _line(record: Record) -> str:
 
 
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """The complete records of a journal from byte `offset` on, each with the offset at which it ends.
+    """Yield the complete records of a journal from byte `offset` on, each with the offset at which it ends.
 
-    A torn last line is left for later, a line that is no record is passed over, and a file that is not there is empty.
+    A torn last line is left for later, a line that is no record is skipped, and a missing file counts as empty.
     """
     try:
         file = Path(path).open("rb")  # noqa: SIM115 (closed by the with below; only its opening may fail)
@@ -275,7 +275,7 @@ def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 
 
 def encode(value: Any) -> Any:
-    """`value` with every NaN and infinity in it replaced by its name, so that strict JSON can hold it."""
+    """Return `value` with every NaN and infinity in it replaced by its name, as strict JSON requires."""
     if isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -288,7 +288,7 @@ def encode(value: Any) -> Any:
 
 
 def being_written(path: str | Path) -> bool:
-    """Whether some other process holds the journal open for writing: its trainer lives."""
+    """Return whether another process holds the journal open for writing, so its trainer is alive."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -303,13 +303,13 @@ def being_written(path: str | Path) -> bool:
 
 
 def _lock(fd: int, path: Path) -> None:
-    # A record lock ends with the process and is not inherited by its forks: a data loader's orphan cannot hold it.
+    # A record lock ends with the process, and its forks do not inherit it: a data loader's orphan cannot hold it.
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise TrainyardError(f"{path.parent}: another process is training in this directory.") from error
-        # Some network file systems have no locks; the journal works without.
+        # Some network file systems have no locks; the journal works without them.
 
 
 def _whole_lines(file: Any) -> Iterator[list[bytes]]:

@@ -1,4 +1,4 @@
-"""What a run is: `run.json` in its directory, from which the shipper and `scripts/sync.py` make the MLflow run."""
+"""Run description: `run.json` in the run's directory; the shipper and `scripts/sync.py` make the MLflow run from it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ FILE = "run.json"
 
 @dataclass
 class RunInfo:
-    """One run, as MLflow will show it.
+    """Run as MLflow will show it.
 
     Args:
-        name: what people call the run.
+        name: display name of the run.
         params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters.
         tags: MLflow tags.
         facts: the machine and the code (`facts.collect`), as tags too.
         config: the resolved config's path inside the run's directory.
         parent: `id` of the parent's run, for a job of a sweep.
-        id: the run's own name, made once; MLflow's run carries it as the tag `trainyard.run_id`.
-        experiment, uri: where it is tracked; the tracker fills them in. None: nowhere.
+        id: unique name of the run, made once; MLflow's run has it as the tag `trainyard.run_id`.
+        experiment, uri: where it is tracked; set by the tracker. None: nowhere.
         start_time: unix seconds.
         user, source: who started which program.
         python_path: folders from which the shipper imports the user's model.
@@ -49,7 +49,7 @@ class RunInfo:
     python_path: list[str] = field(default_factory=list)
 
     def continuing(self, earlier: RunInfo) -> RunInfo:
-        """This run as the continuation of `earlier`: the same identity and place, today's settings and machine."""
+        """Return this run as the continuation of `earlier`: its identity and place, with new settings and machine."""
         kept = {name: getattr(earlier, name) for name in ("id", "name", "experiment", "uri", "start_time", "parent")}
         return dataclasses.replace(self, **kept)
 
@@ -58,7 +58,7 @@ class RunInfo:
 
     @classmethod
     def read(cls, work_dir: str | Path) -> Self:
-        """Raises TrainyardError where there is no readable `run.json`."""
+        """Read the `run.json` of `work_dir`; raise TrainyardError if there is no readable one."""
         path = Path(work_dir) / FILE
         known = {spec.name for spec in dataclasses.fields(cls)}
         try:
@@ -69,7 +69,7 @@ class RunInfo:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a small JSON file so that a reader finds the old content or the new, never a part."""
+    """Write a small JSON file so that a reader finds the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Scalars of a training on their way into the journals: numbers stay on the device until they are read."""
+"""Buffer of a training's scalars for the journals: numbers stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainyard.track.journal import Journal
 log = logging.getLogger(__name__)
 
 MOST = 512
-"""Points that wait at most."""
+"""Maximum number of points that wait."""
 SECONDS = 0.5
-"""A point that comes so long after the last reading brings on the next."""
+"""Seconds after the last reading from which on a new point causes the next."""
 
 Number = float | list[float]
-"""One for all members, or one each."""
+"""One number for all members, or one for each."""
 _Waiting = tuple[int, int, float, Mapping[str, Tensor], Number, dict[str, Number]]
 """Step, epoch, time, losses, learning rate, gauges."""
 
@@ -106,7 +106,7 @@ class ScalarBuffer:
             journal.points([(*point[:4], values) for point, values in zip(points, own, strict=True)])
 
     def salvage(self) -> None:
-        """Read what can be read, of a run that has failed: its device may not answer any more."""
+        """Read what can be read of a run that has failed: its device may not answer any more."""
         count = len(self._waiting)
         try:
             self.flush()
@@ -120,7 +120,7 @@ class ScalarBuffer:
             journal.buffer = self
 
     def _kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The losses of a point, as they can wait."""
+        """Return the losses of a point in a form that can wait."""
         names = tuple(losses)
         self._kind = self._kinds.setdefault(names, _Kind(names))
         if self._kind.new:
@@ -128,7 +128,7 @@ class ScalarBuffer:
         return self._kind.kept(losses)
 
     def _named(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
-        """The names under which values are recorded, and which of the values those are; None: all."""
+        """Return the recorded names, and the indices of their values; None: all."""
         if names not in self._names:
             last = {f"train/{name}": place for place, name in enumerate(names)}
             self._names[names] = tuple(last), None if len(last) == len(names) else list(last.values())
@@ -136,16 +136,16 @@ class ScalarBuffer:
 
 
 class _Kind:
-    """What the losses of the same names have in common.
+    """Kind of point: what the losses of the same names have in common.
 
-    The tensors of a point wait as they are. That is right as long as nobody writes their memory anew, as does who gives
-    out a parameter (a learned temperature) beside the losses. So the first two points of each kind are read at once,
-    and what lies in one place in both is copied from then on.
+    The tensors of a point wait as they are. That is correct unless their memory is overwritten, as for a model that
+    returns a parameter (a learned temperature) with the losses. So the first two points of each kind are read at once,
+    and what has the same address in both is copied from then on.
 
     Attributes:
         names: of the losses.
         new: the next point is one of the first two.
-        careful: it is, or something is to be copied.
+        careful: `new`, or something must be copied.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -155,7 +155,7 @@ class _Kind:
         self._copied: frozenset[str] = frozenset()
 
     def kept(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The losses, those copied that must be."""
+        """Return the losses, with copies of those that must be copied."""
         if self.new:
             self._look(losses)
         if not self._copied:
@@ -166,7 +166,7 @@ class _Kind:
         tensors = [*losses.values()]
         places = [tensor.data_ptr() for tensor in tensors]
         if self._first is None:
-            self._first = tensors, places  # the tensors too, so that nobody else is given their memory
+            self._first = tensors, places  # the tensors too, so that their memory is not reused
             return
         before = zip(losses, tensors, places, self._first[1], strict=True)
         self._copied = frozenset(name for name, tensor, a, b in before if a == b or tensor.requires_grad)
@@ -179,7 +179,7 @@ def _own(value: Number, index: int) -> float:
 
 
 def _read(tensors: list[Tensor]) -> list[Number]:
-    """The numbers of tensors `[]` or `[K]`, with one synchronisation."""
+    """Return the numbers of tensors `[]` or `[K]`, with one synchronization."""
     if all(tensor.is_cpu for tensor in tensors):
         return [tensor.tolist() for tensor in tensors]
     return _read_stacked(tensors)

@@ -1,4 +1,4 @@
-"""How far a run has been shipped: `shipped.json` in its directory, and what people are told about it."""
+"""Shipping state of a run: `shipped.json` in its directory, and the messages about it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ EXIT_STATUS = (0, 3)  # of the shipper: all is shipped, something is not; any ot
 
 @dataclass
 class Shipped:
-    """What one MLflow store has of one run.
+    """State of one run in one MLflow store.
 
     Args:
         run_id, experiment_id: MLflow's own.
         offset: bytes of the journal whose metrics, params and tags the store has.
-        uploads: what the journal named up to there and is not uploaded yet: what it is → offset of its record.
+        uploads: what the journal names up to there and is not uploaded yet: name → offset of its record.
         status: the last status in the journal up to there.
-        sent_status: the status that the store was told last.
+        sent_status: the status last sent to the store.
         time: of the last record up to there, unix seconds.
         error: why the last attempt failed; None after one that did not.
-        notes: what was left out for good, and why.
+        notes: what was left out permanently, and why.
     """
 
     run_id: str | None = None
@@ -48,7 +48,7 @@ class Shipped:
 
     @classmethod
     def load(cls, work_dir: Path, uri: str) -> Shipped:
-        """From `work_dir`; a store that has nothing of the run yet, or an unreadable file, gives a fresh one."""
+        """Load from `work_dir`; a store that has nothing of the run yet, or an unreadable file, gives a fresh one."""
         try:
             return cls(**_read(work_dir)[without_password(uri)])
         except (KeyError, TypeError):
@@ -69,10 +69,10 @@ def _read(work_dir: Path) -> dict[str, Any]:
 
 
 class ShipperLock:
-    """Held by the one process that ships a run; it ends with that process.
+    """Lock held by the one process that ships a run; it ends with that process.
 
     Attributes:
-        first: whether nobody has held it before: its file was not there.
+        first: whether the lock was never held before: its file did not exist.
     """
 
     def __init__(self, work_dir: Path) -> None:
@@ -100,7 +100,7 @@ class ShipperLock:
             os.close(fd)
             return False
         except OSError:
-            pass  # a file system without locks: nobody can be kept out
+            pass  # a file system without locks: other processes cannot be excluded
         self._fd = fd
         return True
 
@@ -112,12 +112,12 @@ class ShipperLock:
 
 @dataclass(frozen=True)
 class RunShipment:
-    """What became of one run's records.
+    """Result of shipping one run's records.
 
     Args:
         shipped, unshipped: journal records that the store has, and has not (uploads count as records).
         error: why the rest is not there.
-        notes: what was left out for good, and why.
+        notes: what was left out permanently, and why.
     """
 
     work_dir: Path
@@ -136,7 +136,7 @@ class RunShipment:
 
     @property
     def where(self) -> str:
-        """How to look at the run."""
+        """Instruction for viewing the run."""
         if self.uri is None:
             return ""
         if self.uri.startswith(("http://", "https://")):
@@ -157,7 +157,7 @@ class RunShipment:
 
 
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
-    """How far the run in `work_dir` has been shipped to `uri`, by default to where its `run.json` says."""
+    """Return how far the run in `work_dir` has been shipped to `uri`, by default the one in its `run.json`."""
     info = RunInfo.read(work_dir)
     uri = without_password(uri) if uri else info.uri
     state = Shipped.load(work_dir, uri) if uri else Shipped()

@@ -1,4 +1,4 @@
-"""The trainer's side of tracking: starts the shipper, names run directories to it, and tells what became of them.
+"""Trainer's side of tracking: it starts the shipper, sends it run directories, and reports the result.
 
 Nothing here imports mlflow or torch, talks to a server, or can stop a training.
 """
@@ -32,11 +32,11 @@ _PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
 
 @dataclass(frozen=True)
 class Shipment:
-    """What became of a command's runs; `str()` of it is for people, and empty when there is nothing to say.
+    """Result of shipping a command's runs; `str()` of it is a message, empty if there is nothing to report.
 
     Args:
         runs: one each.
-        running: the shipper goes on in the background.
+        running: the shipper continues in the background.
         error: what went wrong on this side: no shipper, a run's directory that is gone.
     """
 
@@ -70,9 +70,9 @@ class Shipment:
 
 
 class Tracker(ABC):
-    """Where runs are tracked.
+    """Interface for tracking runs.
 
-    `start()` early, `open()` each run's directory when its config is known to be good, `finish()` at the end. A command
+    `start()` early, `open()` each run's directory when its config is known valid, `finish()` at the end. A command
     that ends before its first `open()` leaves nothing behind.
 
     Attributes:
@@ -84,10 +84,10 @@ class Tracker(ABC):
     log_checkpoints: tuple[str, ...] = ()
 
     def start(self) -> None:  # noqa: B027 (a tracker may have nothing to start)
-        """Starts what takes time, and returns at once."""
+        """Start what takes time, and return at once."""
 
     def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False) -> RunInfo:
-        """Writes `run.json` into `work_dir`, and tracks what is journaled there from now on.
+        """Write `run.json` into `work_dir`, and track what is journaled there from now on.
 
         Args:
             work_dir: an existing folder.
@@ -114,25 +114,25 @@ class Tracker(ABC):
         return info
 
     def follow(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to follow)
-        """Tracks the run in `work_dir`, whose `run.json` another process has written (see `leave_shipping`)."""
+        """Track the run in `work_dir`, whose `run.json` another process has written (see `leave_shipping`)."""
 
     def leave_shipping(self) -> None:  # noqa: B027 (a tracker may have nothing to ship)
-        """From now on only write `run.json`: the process that launched this one ships what is journaled."""
+        """Write only `run.json` from now on: the process that launched this one ships what is journaled."""
 
     def close(self, work_dir: str | Path) -> None:  # noqa: B027 (a tracker may have nothing to close)
-        """Says that nobody writes in `work_dir` any more; a run without a final status is then marked KILLED.
+        """Mark the run in `work_dir` as no longer written; without a final status it is then marked KILLED.
 
         For a sweep, whose jobs end one by one. `finish()` closes all.
         """
 
     @abstractmethod
     def finish(self) -> Shipment:
-        """Waits, within limits, until everything is shipped, and tells how far that went. Never raises."""
+        """Wait, within limits, until everything is shipped, and return how far that went. Never raise."""
 
     def abort(self) -> Shipment:
-        """Ends shipping within two seconds, whatever is left, and tells how far it went. Never raises.
+        """End shipping within two seconds, whatever is left, and return how far it went. Never raise.
 
-        For whoever must be gone now; `scripts/sync.py` ships the rest.
+        For a command that must end now; `scripts/sync.py` ships the rest.
         """
         return Shipment()
 
@@ -145,18 +145,18 @@ class Tracker(ABC):
         )
 
     def _track(self, work_dir: Path) -> None:  # noqa: B027 (a tracker may have nothing to do)
-        """Tracks `work_dir`, whose `run.json` is written."""
+        """Track `work_dir`, whose `run.json` is written."""
 
 
 class NoTracker(Tracker):
-    """No MLflow. The journal and `run.json` are written all the same: `scripts/sync.py --uri` can ship them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`: `scripts/sync.py --uri` can ship them later."""
 
     def finish(self) -> Shipment:
         return Shipment()
 
 
 class MLflowTracker(Tracker):
-    """Tracks runs in MLflow, through a process of its own that reads their journals.
+    """Tracks runs in MLflow, through a separate process that reads their journals.
 
     Args:
         uri: of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the folder
@@ -169,7 +169,7 @@ class MLflowTracker(Tracker):
         wait: seconds that `finish()` waits at most.
 
     Raises:
-        ConfigError: a URI that MLflow cannot track to, a checkpoint that is not there, a negative `wait`.
+        ConfigError: an invalid MLflow URI, an unknown name in `log_checkpoints`, a negative `wait`.
     """
 
     def __init__(
@@ -198,12 +198,12 @@ class MLflowTracker(Tracker):
         self._owner = os.getpid()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (what the shipper says before it knows a run's folder)
         self._error: str | None = None
-        self._runs: dict[Path, None] = {}  # sets, in the order in which the shipper is told
+        self._runs: dict[Path, None] = {}  # sets, in the order in which the shipper receives them
         self._open: dict[Path, None] = {}
         self._finished: Shipment | None = None
 
     def start(self) -> None:
-        """Starts the shipper, which loads mlflow while the trainer loads torch. Takes milliseconds."""
+        """Start the shipper, which loads mlflow while the trainer loads torch. This takes milliseconds."""
         if self._process is not None or not self._ships:
             return
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.uri}
@@ -212,7 +212,7 @@ class MLflowTracker(Tracker):
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
         try:
             self._process = subprocess.Popen(
-                # -P: nothing in the folder of the command may stand in for a module of the shipper.
+                # -P: no file in the folder of the command may shadow a module of the shipper.
                 [sys.executable, "-P", "-m", "trainyard.track.shipper"],
                 stdin=subprocess.PIPE,
                 stdout=self._output,
@@ -253,7 +253,7 @@ class MLflowTracker(Tracker):
                 self._process.wait(_PARTING)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)  # at any moment: what it was at is sent again
+                    os.killpg(self._process.pid, signal.SIGKILL)  # safe at any moment: interrupted work is sent again
                 self._process.wait()
             self._finished = self._shipment(running=False, stopped=True)
         return self._finished or Shipment()
@@ -293,11 +293,11 @@ class MLflowTracker(Tracker):
 
     def _dead(self) -> bool:
         if os.getpid() != self._owner:
-            return False  # a fork shares the pipe, and cannot see what became of its parent's child
+            return False  # a fork shares the pipe, and cannot wait for its parent's child
         return self._process is None or self._process.poll() is not None
 
     def _revive(self) -> None:
-        """Starts the shipper that was never started, or another one after it died."""
+        """Start the shipper that was never started, or another one after it died."""
         self._hang_up()
         self._process = None
         self.start()
@@ -308,7 +308,7 @@ class MLflowTracker(Tracker):
 
     def _say(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.closed:
-            with suppress(OSError):  # it died: finish() sees that
+            with suppress(OSError):  # it died: finish() notices
                 self._process.stdin.write(line.encode(errors="surrogateescape") + b"\n")
 
     def _hang_up(self) -> None:
@@ -317,10 +317,10 @@ class MLflowTracker(Tracker):
                 self._process.stdin.close()
 
     def _wait_until(self, deadline: float) -> bool:
-        """Whether the shipper is still at it after waiting."""
+        """Return whether the shipper is still running after waiting."""
         if self._process is None:
             return False
-        self._say("end")  # closing alone would not do: forked data loaders hold the pipe open too
+        self._say("end")  # closing alone is not enough: forked data loaders hold the pipe open too
         self._hang_up()
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
@@ -355,7 +355,7 @@ def _user() -> str | None:
 
 
 def _python_path() -> list[str]:
-    """The folders that this process imports from, beside the interpreter's own and the installed packages."""
+    """Return the folders that this process imports from, besides the interpreter's own and the installed packages."""
     library = Path(os.__file__).resolve().parent
     folders = (Path(folder).resolve() for folder in sys.path)
     return [

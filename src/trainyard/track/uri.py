@@ -1,4 +1,4 @@
-"""Where runs are tracked: the MLflow URI and experiment that are meant, and URIs as they may be written down."""
+"""Tracking URIs: the MLflow URI and experiment in effect, and URIs as they may be written to disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PASSWORD = re.compile(r"(?<=://)([^/@]*):([^/@]+)@")
 
 
 def launch_folder() -> Path:
-    """The folder from which the command was started, also where Hydra has changed into the run's own."""
+    """Return the folder from which the command was started, also after Hydra has changed into the run's own."""
     hydra_config = sys.modules.get("hydra.core.hydra_config")
     if hydra_config is not None and hydra_config.HydraConfig.initialized():
         return Path(hydra_config.HydraConfig.get().runtime.cwd)
@@ -26,7 +26,7 @@ def launch_folder() -> Path:
 
 
 def resolve(uri: str | None, folder: Path) -> str:
-    """The MLflow URI: as given, else MLFLOW_TRACKING_URI, else `mlflow.db` in `folder`; SQLite paths are made absolute.
+    """Return the MLflow URI: as given, or MLFLOW_TRACKING_URI, or `mlflow.db` in `folder`, with SQLite paths absolute.
 
     Raises:
         ConfigError: a kind of store that MLflow does not have (any more).
@@ -50,23 +50,23 @@ def resolve(uri: str | None, folder: Path) -> str:
 
 
 def experiment_name(experiment: str | None) -> str:
-    """As given, else MLFLOW_EXPERIMENT_NAME, else `trainyard`."""
+    """Return the name as given, else MLFLOW_EXPERIMENT_NAME, else `trainyard`."""
     return experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of a resolved SQLite URI; None for any other."""
+    """Return the database file of a resolved SQLite URI; None for any other."""
     scheme, _, rest = uri.partition(":///")
     return Path(rest.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
 
 
 def without_password(uri: str) -> str:
-    """The URI as it is written to disk and shown: `***` stands for a password."""
+    """Return the URI as it is written to disk and shown: `***` stands for a password."""
     return _PASSWORD.sub(r"\1:***@", uri)
 
 
 def with_password(uri: str) -> str:
-    """The URI to connect to; a password that was left out is taken from MLFLOW_TRACKING_URI.
+    """Return the URI to connect to; a password that was left out is taken from MLFLOW_TRACKING_URI.
 
     Raises:
         TrainyardError: that variable does not hold this URI.

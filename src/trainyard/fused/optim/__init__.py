@@ -1,4 +1,4 @@
-"""Stacked optimisers: K members whose numbers differ, stepped at once."""
+"""Stacked optimizers: K members whose hyperparameters differ, stepped at once."""
 
 from trainyard.fused.optim.optimizer import StackedOptimizer
 from trainyard.fused.optim.stack import stack_optimizers

@@ -1,4 +1,4 @@
-"""Adagrad."""
+"""Stacked Adagrad."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedAdagrad(KernelOptimizer):
-    """`torch.optim.Adagrad`, whose state is there before the first step."""
+    """`torch.optim.Adagrad`, whose state exists before the first step."""
 
     keys: ClassVar = ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value")
     shaping: ClassVar = ("maximize",)

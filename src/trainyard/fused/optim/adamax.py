@@ -1,4 +1,4 @@
-"""Adamax."""
+"""Stacked Adamax."""
 
 from __future__ import annotations
 

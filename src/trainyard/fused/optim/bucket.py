@@ -1,4 +1,4 @@
-"""Parameters that step together, cut into blocks of members."""
+"""Buckets: parameters that step together, cut into blocks of members."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
-"""What torch's `_foreach` functions take."""
+"""Sequences of tensors that torch's `_foreach` functions accept."""
 
 LIMIT = 2**18
-"""Numbers in a block on the CPU. The temporaries of a block stay in the cache and in the allocator's hands: with blocks
+"""Numbers in a block on the CPU. The temporaries of a block stay in the cache and in the allocator's pool: with blocks
 of any size Adam's update of 256 MLPs of 9k parameters took 10 ms, with these 3.7 ms."""
 
 
 class MemberSlice:
-    """The rows of some members: what one update works on. All lists are parallel to the bucket's parameters.
+    """Rows of some members: the operand of one update. All lists are parallel to the bucket's parameters.
 
     Attributes:
         rows: which members.
@@ -35,13 +35,13 @@ class MemberSlice:
         self._columns: dict[str, list[Tensor]] = {}
 
     def state(self, name: str) -> list[Tensor]:
-        """Views `[members, *shape]` of the state `name`."""
+        """Return views `[members, *shape]` of the state `name`."""
         if name not in self._states:
             self._states[name] = [state[name][self.rows] for state in self._bucket.states]
         return self._states[name]
 
     def column(self, name: str) -> list[Tensor]:
-        """The column `name` of the bucket as `[members, 1, ...]`, to be broadcast over each parameter."""
+        """Return the column `name` of the bucket as `[members, 1, ...]`, to be broadcast over each parameter."""
         if name not in self._columns:
             column = self._bucket.columns[name][self.rows]
             self._columns[name] = [column.view(-1, *[1] * (param.dim() - 1)) for param in self.params]
@@ -68,7 +68,7 @@ class KernelSlice(MemberSlice):
         self._alike = False
 
     def alike(self, numbers: StackedHyperparameters, names: Sequence[str]) -> bool:
-        """Whether the members are equal in `names` too."""
+        """Return whether the members are equal in `names` too."""
         if self.rows.stop - self.rows.start == 1:
             return True
         values = [numbers.host[name] for name in names]
@@ -78,7 +78,7 @@ class KernelSlice(MemberSlice):
         return self._alike
 
     def zeros(self) -> list[Tensor]:
-        """For each parameter, zeros of its shape; until another run of the bucket asks for its own."""
+        """Return zeros of each parameter's shape; they are valid until another run of the bucket asks for its own."""
         if self._flat is None:
             sizes = [param.numel() for param in self.params]
             self._flat = self._bucket.scratch()[: sum(sizes)]
@@ -89,19 +89,19 @@ class KernelSlice(MemberSlice):
 
 
 class ParameterBucket:
-    """Parameters of one group, of one dtype, whose members have stepped equally often.
+    """Parameters of one group and one dtype, whose members have stepped equally often.
 
     Args:
         params: stacked parameters `[K, *shape]`.
         states: their states; each holds the tensors of `clock`.
-        clock: what the parameters share: `step` `[K]`, and whatever else of the state is a function of it.
+        clock: state that the parameters share: `step` `[K]`, and any other state that is a function of it.
 
     Attributes:
         numel: the numbers in the parameters of one member.
         size: the members in a block, at most.
         columns: factors `[K]` of the arithmetic, in the parameters' dtype.
         blocks: the members, cut to a size.
-        runs: the shared numbers for which the runs were made, and the runs; None where they are to be made.
+        runs: the shared numbers for which the runs were made, and the runs; None if they must be made.
     """
 
     def __init__(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], clock: dict[str, Tensor]) -> None:
@@ -118,17 +118,17 @@ class ParameterBucket:
         self.blocks = [MemberSlice(self, start, stop) for start, stop in self.cut(0, self.members)]
 
     def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The members from `start` to `stop` in pieces of at most `size`."""
+        """Return the members from `start` to `stop` in pieces of at most `size`."""
         return list(pairwise([*range(start, stop, self.size), stop]))
 
     def scratch(self) -> Tensor:
-        """A flat tensor with room for `size` members."""
+        """Return a flat tensor with room for `size` members."""
         if self._scratch is None:
             self._scratch = self.params[0].new_empty(self.size * self.numel)
         return self._scratch
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
-        """Write columns `[K]`, cast to the parameters' dtype; the tensors behind them stay the same."""
+        """Write columns `[K]`, cast to the parameters' dtype; their tensors stay the same objects."""
         for name, value in values.items():
             if name in self.columns:
                 self.columns[name].copy_(value)
@@ -136,7 +136,7 @@ class ParameterBucket:
                 self.columns[name] = value.to(self.params[0].dtype, copy=True)
 
     def grads(self, blocks: Sequence[MemberSlice] | Sequence[KernelSlice]) -> list[list[Tensor]]:
-        """The gradients, cut as `blocks` are."""
+        """Return the gradients, cut as `blocks` are."""
         grads = [param.grad for param in self.params]
         whole = [grad if grad.is_contiguous() else grad.contiguous() for grad in grads if grad is not None]
         if len(blocks) == 1:
@@ -145,7 +145,7 @@ class ParameterBucket:
         return [list(cut) for cut in zip(*[grad.split_with_sizes(sizes) for grad in whole], strict=True)]
 
     def snapshot(self) -> list[tuple[Tensor, Tensor]]:
-        """Every tensor that a step changes, and a copy of it."""
+        """Return every tensor that a step changes, with a copy of it."""
         states = [value for state in self.states for name, value in state.items() if name not in self.clock]
         changed = [*self.clock.values(), *(param.detach() for param in self.params), *states]
         return [(tensor, tensor.clone()) for tensor in changed]

@@ -34,13 +34,13 @@ class StackedGraphHyperparameters:
         return "whether a number of the optimiser is 0" if self._branched else None
 
     def advance(self) -> None:
-        """They are there before the step."""
+        """Do nothing: the numbers are on the device before the step."""
 
     def stepped(self) -> None:
-        """Nothing is counted."""
+        """Do nothing: no step is counted."""
 
     def placed(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def release(self) -> None:
-        """They are where they are."""
+        """Do nothing: the numbers stay on the device."""

@@ -1,4 +1,4 @@
-"""Families for which torch has a fused kernel on the CPU."""
+"""Base of the families for which torch has a fused kernel on the CPU."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from trainyard.fused.optim.optimizer import Columns, Group, StackedOptimizer
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 ALONE = 2**15
-"""Numbers in a member from which on the kernel is called for each member by itself. For 256 MLPs of 51k parameters and
+"""Numbers in a member from which on the kernel is called for each member separately. For 256 MLPs of 51k parameters and
 Adam that takes 11 ms, a common call 17 ms; at 26k they are even, and below the calls cost more than they save."""
 
 
 class KernelOptimizer(StackedOptimizer):
-    """On the CPU, torch's fused kernel: one call for all parameters of a run of members that share some numbers.
+    """Optimizer that uses torch's fused CPU kernel: one call for the parameters of members that share some numbers.
 
     The kernel takes one learning rate. Where the members of a run have several, it is given zeros for parameters and a
     learning rate of 1: it leaves the members' updates there, which are added at each member's own rate. For 64 MLPs of
     9k parameters and Adam that takes 0.3 ms; a call for each member takes 0.75 ms, broadcast arithmetic 0.6 ms. Large
-    members (`ALONE`) are called for one by one, each with what its own optimiser would call.
+    members (`ALONE`) are updated one by one, each with the call of its own optimizer.
 
     Everywhere else (on CUDA, without the kernel, or where small members have stepped unequally often or have too little
     in common) the arithmetic is `_update`'s.
     """
 
     kernels: ClassVar[tuple[Kernel, ...]]
-    """The kernels that it calls."""
+    """Kernels that the family calls."""
     shared: ClassVar[tuple[str, ...]]
-    """The numbers that the members of a run have in common."""
+    """Names of the numbers that the members of a run have in common."""
     scaling: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    """The numbers that may differ within a run."""
+    """Names of the numbers that may differ within a run."""
 
     def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
         found = {name: fused_kernel(name) for name in self.kernels}
@@ -42,7 +42,7 @@ class KernelOptimizer(StackedOptimizer):
         super().__init__(groups, members, defaults)
 
     def _rates(self, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
-        """The column `rate`: by how much the kernel's update counts; {} where `_fixed` has it."""
+        """Return the column `rate`, the factor of the kernel's update; {} if `_fixed` has it."""
         return {}
 
     def _kernel(self, group: Group, params: list[Tensor], run: KernelSlice, grads: Tensors) -> None:
@@ -50,7 +50,7 @@ class KernelOptimizer(StackedOptimizer):
         raise NotImplementedError
 
     def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
-        """Step the parameters of a run whose members are equal in all numbers, as their own optimisers would."""
+        """Step the parameters of a run whose members are equal in all numbers, as their own optimizers would."""
         raise NotImplementedError
 
     def _advance(self, group: Group, numbers: StackedHyperparameters, bucket: ParameterBucket) -> None:
@@ -69,7 +69,7 @@ class KernelOptimizer(StackedOptimizer):
                 foreach.addcmul_(run.params, updates, run.column("rate"))
 
     def _runs(self, numbers: StackedHyperparameters, bucket: ParameterBucket) -> list[KernelSlice]:
-        """The runs of a bucket; none where the kernel is not for it."""
+        """Return the runs of a bucket; none if the kernel does not apply to it."""
         if not (bucket.on_cpu and self._has_kernels):
             return []
         key = [numbers.host[name] for name in self.shared]

@@ -1,4 +1,4 @@
-"""Lion."""
+"""Stacked Lion."""
 
 from __future__ import annotations
 

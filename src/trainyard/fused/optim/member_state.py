@@ -1,4 +1,4 @@
-"""A member's optimiser state, in the form of the `state_dict()` that its own optimiser gives."""
+"""State of a member's optimizer, in the form of the `state_dict()` of its single-run optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainyard.errors import Unfusable
 
 
 class Stacked(Protocol):
-    """What is asked of a stacked optimiser here."""
+    """Protocol of a stacked optimizer, as used here."""
 
     defaults: dict[str, Any]
     param_groups: list[dict[str, Any]]
@@ -30,12 +30,12 @@ class Stacked(Protocol):
 
 
 def scalar_dtype() -> torch.dtype:
-    """The dtype in which torch's optimisers count steps."""
+    """Return the dtype in which torch's optimizers count steps."""
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
 def numbers_of(optimizer: Stacked, group: Mapping[str, Any], member: int) -> dict[str, Any]:
-    """The numbers of a member as floats, and the flags; not `params`."""
+    """Return the numbers of a member as floats, and the flags, without `params`."""
     numbers = {key: _number(value, member) for key, value in group.items() if key != "params"}
     if "betas" in numbers:
         numbers["betas"] = type(optimizer.defaults["betas"])(numbers["betas"])  # a config gives a list
@@ -43,7 +43,7 @@ def numbers_of(optimizer: Stacked, group: Mapping[str, Any], member: int) -> dic
 
 
 def read(optimizer: Stacked, member: int) -> dict[str, Any]:
-    """The `state_dict()` of a member; its tensors are copies."""
+    """Return the `state_dict()` of a member; its tensors are copies."""
     groups = []
     first = 0
     for group in optimizer.param_groups:
@@ -66,7 +66,7 @@ def read(optimizer: Stacked, member: int) -> dict[str, Any]:
 
 
 def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> None:
-    """Put a `state_dict()` in a member's place."""
+    """Load a `state_dict()` into a member."""
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError("loaded state dict has a different number of parameter groups")
@@ -96,7 +96,7 @@ def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> Non
 
 
 def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
-    """Put the states of a member's parameters in place; one that is not among them is as before its first step."""
+    """Load the states of a member's parameters; a parameter without one is reset to before its first step."""
     for index, (group, param) in enumerate(_params(optimizer)):
         saved = {name: value for name, value in states.get(index, {}).items() if value is not None}
         if not saved and not optimizer.state.get(param):

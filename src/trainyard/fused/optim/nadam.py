@@ -1,4 +1,4 @@
-"""NAdam."""
+"""Stacked NAdam."""
 
 from __future__ import annotations
 

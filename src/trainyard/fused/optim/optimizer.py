@@ -1,4 +1,4 @@
-"""The optimiser of K members, whose numbers differ."""
+"""Stacked optimizer: K members whose hyperparameters differ."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Columns = dict[str, Tensor]
 
 
 class StackedOptimizer(Optimizer):
-    """K optimisers of one class as one, on stacked parameters `[K, *shape]`; made by `stack_optimizers`.
+    """K optimizers of one class as one, on stacked parameters `[K, *shape]`; made by `stack_optimizers`.
 
     Every number of a parameter group (`lr`, `weight_decay`, ...) is a float64 tensor `[K]` on the CPU, `betas` a tuple
-    of two. To change a number, put a new tensor in its place: what is derived from it is kept until then. Flags
+    of two. To change a number, replace its tensor: values derived from it are cached until then. Flags
     (`nesterov`, `fused`, ...) are plain values, equal in all members.
 
-    A member does what its own optimiser would do alone, up to rounding, and its state is read and written in the form
-    of that optimiser's `state_dict()`.
+    A member does what its own optimizer would do alone, up to rounding, and its state is read and written in the form
+    of that optimizer's `state_dict()`.
 
     The state of a parameter is the members' states stacked: `exp_avg` `[K, *shape]`, `step` `[K]`. Parameters that
     step together share their `step`.
@@ -38,15 +38,15 @@ class StackedOptimizer(Optimizer):
     `[K]`, and the arithmetic itself (`_update`).
 
     Attributes:
-        version: another number once states or members are others: a captured step is of one.
+        version: changes when states or members are replaced; a captured step is valid for one version.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    """The numbers that the family reads."""
+    """Names of the numbers that the family reads."""
     clock: ClassVar[tuple[str, ...]] = ("step",)
-    """What of a parameter's state is one number a member."""
+    """Names of the states that are one number per member."""
     shaping: ClassVar[tuple[str, ...]] = ()
-    """The flags that change what is computed."""
+    """Names of the flags that change what is computed."""
 
     def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
         foreach.resolve()
@@ -56,9 +56,9 @@ class StackedOptimizer(Optimizer):
         self._forget()
 
     def step(self, skip: Tensor | None = None) -> None:  # type: ignore[override]
-        """One step of all members; parameters without a gradient are left alone, as torch leaves them.
+        """Step all members once; parameters without a gradient are left unchanged, as torch does.
 
-        Nothing here synchronises with the device.
+        Nothing here synchronizes with the device.
 
         Args:
             skip: bool `[K]` on the parameters' device: members whose parameters and state stay as they are.
@@ -81,13 +81,13 @@ class StackedOptimizer(Optimizer):
                         bucket.runs = None  # the members may have stepped unequally often from here on
 
     def refresh(self) -> bool:
-        """Bring the numbers that were replaced to the device; `step` begins with it.
+        """Copy the numbers that were replaced to the device; `step` calls this first.
 
-        Who replays a captured step calls this before.
+        A caller that replays a captured step calls this first.
 
         Returns:
-            Whether a number came to be 0, or ceased to be, where the arithmetic is another then (a weight decay, a
-            momentum): a captured step is to be captured anew.
+            Whether a number changed to or from 0 in a way that changes the arithmetic (a weight decay, a
+            momentum): a captured step must then be captured anew.
         """
         other = False
         for index, (group, numbers) in enumerate(zip(self.param_groups, self._numbers, strict=True)):
@@ -99,11 +99,11 @@ class StackedOptimizer(Optimizer):
         return other
 
     def graph_hyperparameters(self) -> StackedGraphHyperparameters:
-        """The hyperparameters as a captured step reads them."""
+        """Return the hyperparameters as a captured step reads them."""
         return StackedGraphHyperparameters(self)
 
     def keep(self, index: Tensor) -> None:
-        """Go on with the members `index` (`[k]`, whole numbers); the parameters have been cut to them already."""
+        """Keep only the members `index` (integers `[k]`); the parameters have been cut to them already."""
         on_cpu = index.cpu()
         for group in self.param_groups:
             for key, value in group.items():
@@ -118,7 +118,7 @@ class StackedOptimizer(Optimizer):
         self._forget()
 
     def member_param_groups(self, member: int) -> list[Group]:
-        """The parameter groups of a member: its numbers, the flags, and its slices of the parameters."""
+        """Return the parameter groups of a member: its numbers, the flags, and its slices of the parameters."""
         groups = []
         for group in self.param_groups:
             slices = [param.detach()[member] for param in group["params"]]
@@ -126,46 +126,46 @@ class StackedOptimizer(Optimizer):
         return groups
 
     def member_state_dict(self, member: int) -> dict[str, Any]:
-        """What the member's own optimiser would give as its `state_dict()`; the tensors are copies."""
+        """Return the `state_dict()` of the member's single-run optimizer; the tensors are copies."""
         return member_state.read(self, member)
 
     def load_member_state_dict(self, member: int, state_dict: Mapping[str, Any]) -> None:
-        """Take over the `state_dict()` of the member's own optimiser, its numbers included.
+        """Load the `state_dict()` of the member's single-run optimizer, its numbers included.
 
         Raises:
             ValueError: it is of other parameter groups or shapes.
-            Unfusable: it is of an optimiser with another flag, such as `amsgrad`.
+            Unfusable: it is of an optimizer with another flag, such as `amsgrad`.
         """
         member_state.write(self, member, state_dict)
         self._forget()
 
     def adopt(self, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
-        """Take over the states of a member's parameters, counted through all groups."""
+        """Load the states of a member's parameters, counted through all groups."""
         member_state.write_states(self, member, states)
         self._forget()
 
-    # What a family gives.
+    # Methods of a family.
 
     def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
-        """The state of a parameter before its first step."""
+        """Return the state of a parameter before its first step."""
         dtype = torch.float32 if group.get("fused") else member_state.scalar_dtype()
         return {"step": torch.zeros(self.members, dtype=dtype, device=param.device)}
 
     def has(self, group: Group, state: Mapping[str, Tensor], member: int) -> list[str]:
-        """The parts of a parameter's `state` that the member's own optimiser would have by now."""
+        """Return the parts of a parameter's `state` that the member's single-run optimizer would have by now."""
         return list(state) if state["step"][member] > 0 else []
 
     def steps_of(self, saved: Mapping[str, Any]) -> Tensor | float:
-        """How often the parameter has stepped whose state was `saved` by the member's own optimiser."""
+        """Return how often the parameter has stepped whose state was `saved` by the member's single-run optimizer."""
         steps: Tensor | float = saved["step"]
         return steps
 
     def _tick(self, numbers: StackedHyperparameters) -> Tensor | float:
-        """What a step adds to `step`."""
+        """Return what a step adds to `step`."""
         return 1.0
 
     def _decoupled(self, group: Group) -> bool:
-        """Whether weight decay shrinks the parameter, and is no part of the gradient."""
+        """Return whether weight decay shrinks the parameter, and is no part of the gradient."""
         return bool(group.get("decoupled_weight_decay", False))
 
     def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
@@ -180,7 +180,7 @@ class StackedOptimizer(Optimizer):
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         raise NotImplementedError
 
-    # What all families share.
+    # Methods that all families share.
 
     def _advance(self, group: Group, numbers: StackedHyperparameters, bucket: ParameterBucket) -> None:
         bucket.clock["step"].add_(self._tick(numbers))
@@ -189,7 +189,7 @@ class StackedOptimizer(Optimizer):
             self._update(group, numbers, block, self._decayed(group, numbers, block, grads))
 
     def _decayed(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> Tensors:
-        """The gradients to go down along, after the weight decay. `p.grad` itself is not written to."""
+        """Return the gradients to descend along, after weight decay. `p.grad` itself is not written to."""
         if group["maximize"]:
             grads = foreach.neg(grads)
         if not numbers.some("weight_decay"):
@@ -201,7 +201,7 @@ class StackedOptimizer(Optimizer):
         return decayed
 
     def _plan(self, index: int) -> list[ParameterBucket]:
-        """The buckets of a group, made anew when other parameters have gradients than at the step before."""
+        """Return the buckets of a group, made anew if other parameters have gradients than at the step before."""
         group = self.param_groups[index]
         key = [None if param.grad is None else param.data_ptr() for param in group["params"]]
         if self._plans[index][0] != key:

@@ -1,4 +1,4 @@
-"""RAdam."""
+"""Stacked RAdam."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedRAdam(StackedOptimizer):
-    """`torch.optim.RAdam`. Whether a step is rectified is each member's own affair: it depends on `beta2`."""
+    """`torch.optim.RAdam`. Each member decides for itself whether a step is rectified: it depends on `beta2`."""
 
     keys: ClassVar = ("lr", "betas", "eps", "weight_decay")
     shaping: ClassVar = ("maximize", "decoupled_weight_decay")

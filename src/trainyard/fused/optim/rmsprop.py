@@ -1,4 +1,4 @@
-"""RMSprop."""
+"""Stacked RMSprop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedRMSprop(StackedOptimizer):
-    """`torch.optim.RMSprop`. A member without a momentum goes with the others: its buffer is one step's update."""
+    """`torch.optim.RMSprop`. A member without momentum is updated with the others: its buffer is one step's update."""
 
     keys: ClassVar = ("lr", "alpha", "eps", "weight_decay", "momentum")
     shaping: ClassVar = ("centered", "maximize")

@@ -1,4 +1,4 @@
-"""SGD."""
+"""Stacked SGD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 
 class StackedSGD(StackedOptimizer):
-    """`torch.optim.SGD`. Members with and without a momentum go together.
+    """`torch.optim.SGD`. Members with and without momentum are updated together.
 
     A parameter moves by `by_grad * grad + by_buffer * buffer`; a member without a momentum has a `by_buffer` of 0, one
     with a plain momentum a `by_grad` of 0, one with Nesterov's has both. `step` counts the steps with a momentum, for
@@ -45,7 +45,7 @@ class StackedSGD(StackedOptimizer):
         columns = {
             "by_grad": lr if group["nesterov"] else lr * ~moving,
             "by_buffer": lr * momentum if group["nesterov"] else lr * moving,
-            "kept": torch.where(moving, momentum, 1.0),  # the buffer of a member whose momentum went is left alone
+            "kept": torch.where(moving, momentum, 1.0),  # a member whose momentum became 0 keeps its buffer
         }
         return super()._fixed(group, numbers) | columns
 
@@ -56,7 +56,7 @@ class StackedSGD(StackedOptimizer):
         return {"added": moving * (1 - numbers.device["dampening"] * later)}
 
     def _weighs(self, numbers: StackedHyperparameters) -> bool:
-        """Whether some gradients go into the buffers with a weight other than 1."""
+        """Return whether some gradients go into the buffers with a weight other than 1."""
         return numbers.some("momentum") and (numbers.some("dampening") or not numbers.every("momentum"))
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""K optimisers, stacked."""
+"""Stacking of K optimizers."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ FAMILIES: Mapping[type[Optimizer], type[StackedOptimizer]] = {
     Adamax: StackedAdamax,
     Lion: StackedLion,
 }
-"""The classes that have a stacked form. A subclass has none: what it adds is not known here."""
+"""Classes that have a stacked form. A subclass has none, since its changes are not known here."""
 
 
 def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, nn.Parameter]) -> StackedOptimizer:
-    """One optimiser that does what `optimizers` do, each on its own slice of the stacked parameters.
+    """Return one optimizer that does what `optimizers` do, each on its own slice of the stacked parameters.
 
     Args:
-        optimizers: K optimisers of one class, with equal flags and parameter groups; they may have stepped already,
-            each as often as it likes.
+        optimizers: K optimizers of one class, with equal flags and parameter groups; they may have stepped already,
+            each any number of times.
         stacked: for each parameter of `optimizers[0]`, the stacked parameter `[K, *shape]`, contiguous.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The numbers of a parameter group, one row a member, where the arithmetic reads them."""
+"""Hyperparameters of a parameter group, one row per member, on the device of the arithmetic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rows(group: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """The `[K]` tensors of `group` under `keys`; those of `betas` are called `beta1` and `beta2`."""
+    """Yield the `[K]` tensors of `group` under `keys`; those of `betas` are called `beta1` and `beta2`."""
     for key in keys:
         if key == "betas":
             yield "beta1", group[key][0]
@@ -27,7 +27,7 @@ class StackedHyperparameters:
 
     Args:
         group: the parameter group; each number is a float64 tensor `[K]` on the CPU.
-        keys: the numbers that the optimiser reads.
+        keys: the numbers that the optimizer reads.
         device: the device of the parameters.
     """
 
@@ -42,7 +42,7 @@ class StackedHyperparameters:
         self._every: dict[str, bool] = {}
 
     def refresh(self, group: Mapping[str, Any]) -> set[str]:
-        """The names whose tensors `group` has replaced; their copies are up to date when this returns."""
+        """Update the copies of the tensors that `group` has replaced, and return their names."""
         changed = set()
         for name, value in rows(group, self.keys):
             if value is not self.host[name]:
@@ -54,25 +54,25 @@ class StackedHyperparameters:
         return changed
 
     def of(self, name: str, member: int) -> float:
-        """The number of one member."""
+        """Return the number of one member."""
         if name not in self._lists:
             self._lists[name] = self.host[name].tolist()
         return self._lists[name][member]
 
     def some(self, name: str) -> bool:
-        """Whether the number is not 0 in a member at least. Read on the CPU: nothing is synchronised."""
+        """Return whether the number is not 0 in at least one member. It is read on the CPU, without synchronization."""
         if name not in self._some:
             self._some[name] = bool(self.host[name].any())
         return self._some[name]
 
     def every(self, name: str) -> bool:
-        """Whether the number is not 0 in any member. Read on the CPU, as `some` is."""
+        """Return whether the number is not 0 in every member. It is read on the CPU, as in `some`."""
         if name not in self._every:
             self._every[name] = bool(self.host[name].all())
         return self._every[name]
 
     def runs(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """The runs `[start, stop)` of neighbouring members that are equal in all of `names`."""
+        """Return the runs `[start, stop)` of neighbouring members that are equal in all of `names`."""
         table = torch.stack([self.host[name] for name in names])
         breaks = (table[:, 1:] != table[:, :-1]).any(0).nonzero().flatten().tolist()
         edges = [0, *(edge + 1 for edge in breaks), table.shape[1]]

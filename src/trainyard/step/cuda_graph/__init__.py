@@ -1,1 +1,1 @@
-"""The optimization step captured into a CUDA graph."""
+"""CUDA graph capture of the optimization step."""

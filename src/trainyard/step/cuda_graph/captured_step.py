@@ -1,4 +1,4 @@
-"""The optimization step captured into a CUDA graph: one launch in place of one for each kernel."""
+"""Captured optimization step: one launch of a CUDA graph in place of one for each kernel."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from trainyard.step.step import AccumulatedStep, Step
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Steps of each kind that are run before it is captured, as torch's notes on CUDA graphs ask."""
+"""Number of steps of each kind that are run before capture, as torch's notes on CUDA graphs require."""
 SHAPES = 8
-"""Shapes of batches that are captured, at most."""
+"""Maximum number of batch shapes that are captured."""
 FEW = 20
-"""Replays below which a capture has not paid."""
+"""Number of replays below which a capture has not paid off."""
 HASTY = 3
-"""Captures in a row that have not paid, after which there are no more."""
+"""Number of captures in a row that have not paid off, after which there are no more."""
 
 
 class GroupPosition(NamedTuple):
-    """A batch's position in its group of `size` batches, after which the optimizer steps."""
+    """Position of a batch in its group of `size` batches, after which the optimizer steps."""
 
     first: bool
     last: bool
@@ -52,23 +52,23 @@ class GroupPosition(NamedTuple):
 
 
 class CapturedStep(AccumulatedStep):
-    """A step that is captured once for each shape of batch and then replayed; to its callers it is `step`.
+    """Step that is captured once for each shape of batch and then replayed; it has the interface of `step`.
 
-    The first steps of each kind are run as ever. Then forward, backward, clipping and the optimiser are captured. From
-    there on a step copies its batch to where the graph reads it, brings the numbers that have changed to the device,
+    The first steps of each kind are run normally. Then forward, backward, clipping and the optimizer are captured. From
+    then on a step copies its batch to where the graph reads it, copies the numbers that have changed to the device,
     and launches the graph. The captured step does the same arithmetic by the same kernels.
 
-    Where the optimiser's step cannot be captured, forward and backward are, and it runs after them. Where nothing can
-    be, or captures would not pay, the step is run as ever from then on (`refusal`). Either is said once, with the
-    reason. A hook that puts another `clip` in place for one batch has that batch run as ever.
+    If the optimizer's step cannot be captured, forward and backward are, and it runs after them. If nothing can
+    be, or captures would not pay, the step is run normally from then on (`refusal`). Either is logged once, with its
+    reason. A batch for which a hook replaces `clip` is run normally.
 
     Args:
-        step: the step to be captured, which nobody else is to call.
+        step: the step to be captured; do not call it otherwise.
         graph: captures and replays.
         modules: by name, all whose code `step` runs.
 
     Attributes:
-        refusal: why nothing is captured; None where steps are, or will be.
+        refusal: why nothing is captured; None if steps are, or will be.
     """
 
     def __init__(self, step: Step, graph: Graph, modules: Mapping[str, nn.Module]) -> None:
@@ -107,7 +107,7 @@ class CapturedStep(AccumulatedStep):
         return outputs
 
     def _run(self, batch: Any, tensors: list[Tensor], shape: Hashable, position: int, total: int) -> dict[str, Tensor]:
-        """A step that is captured, or will be."""
+        """Run a step that is captured, or will be."""
         within, size = self.group(position, total)
         place = GroupPosition(within == 0, within + 1 == size, size)
         captured = self._captured.get((shape, place))
@@ -133,13 +133,13 @@ class CapturedStep(AccumulatedStep):
         self._forget()
 
     def keep(self, index: Tensor) -> None:
-        """Of several members only those at `index` go on: what was captured was of all."""
+        """Drop the graphs, which were captured for all members; only those at `index` continue."""
         self._forget()
 
     # -- what may be captured ------------------------------------------------------------------------------------------
 
     def _look(self, shape: Hashable | None) -> None:
-        """Forget what was captured where something has changed that a graph cannot follow."""
+        """Drop what was captured if something has changed that a graph cannot follow."""
         if shape is None:
             self._refuse("a batch is not of tensors on the device alone")
             return
@@ -163,7 +163,7 @@ class CapturedStep(AccumulatedStep):
             self._begin()
 
     def _begin(self) -> None:
-        """Take everything as it stands: what is captured from here on is good as long as it stays."""
+        """Record the current state: what is captured from here on is valid as long as it is unchanged."""
         self._begun = True
         self._guards.take()
         self._precision = self.precision
@@ -189,7 +189,7 @@ class CapturedStep(AccumulatedStep):
         self._gradients: list[Tensor | None] | None = None
 
     def _forget_soon(self) -> bool:
-        """Drop the graphs; whether that was again before they had paid."""
+        """Drop the graphs; return whether that was again before they had paid off."""
         self._hasty = self._hasty + 1 if self._replays < FEW else 0
         self._replays = 0
         self._forget()
@@ -202,7 +202,7 @@ class CapturedStep(AccumulatedStep):
         self._release_hyperparameters()
 
     def _leave_update(self, reason: str) -> None:
-        """From here on the optimiser steps outside of the graphs."""
+        """Run the optimizer's step outside of the graphs from here on."""
         log.info("The step is captured without the optimiser's: %s.", reason)
         self._uncaptured_update = reason
         self._hasty = 0
@@ -214,7 +214,7 @@ class CapturedStep(AccumulatedStep):
             self._hyperparameters = None
 
     def _is_measured(self) -> bool:
-        """Whether another `clip` is in place, for this batch alone; one that is there twice has come to stay."""
+        """Return whether a temporary `clip` is in place, for this batch alone; one seen twice is permanent."""
         if self.clip is self._own_clip:
             return False
         stays, self._other_clip = self.clip is self._other_clip, self.clip
@@ -227,7 +227,7 @@ class CapturedStep(AccumulatedStep):
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def _work(self, batch: Any, place: GroupPosition) -> dict[str, Tensor]:
-        """What is captured of a step."""
+        """Run the part of a step that is captured."""
         self._advance()
         losses = self.precision.forward(self.train_step, batch)
         loss = total_loss(losses)
@@ -239,16 +239,16 @@ class CapturedStep(AccumulatedStep):
         return outputs
 
     def _advance(self) -> None:
-        """Let the numbers of this step be where the optimiser reads them."""
+        """Put the numbers of this step where the optimizer reads them."""
         if self._hyperparameters is not None:
             self._hyperparameters.advance()
 
     def _placed(self) -> AbstractContextManager[None]:
-        """Inside the block the optimiser steps as it does in a graph, where it is captured."""
+        """Return a context in which the optimizer steps as it does in a graph, if its step is captured."""
         return nullcontext() if self._hyperparameters is None else self._hyperparameters.placed()
 
     def _warm_up(self, batch: Any, place: GroupPosition, *, judge: bool) -> dict[str, Tensor]:
-        """A warm-up step before the capture; the last of them tells whether there can be one."""
+        """Run a warm-up step before the capture; the last of them decides whether there can be one."""
         drawn = _drawn() if judge else None
         outputs, reason = self._graph.warm_up(lambda: self._work(batch, place))
         if place.last and self._hyperparameters is None:
@@ -303,7 +303,7 @@ class CapturedStep(AccumulatedStep):
         return outputs
 
     def _gather_gradients(self, place: GroupPosition) -> None:
-        """Let the parameters' gradients be the ones that the graphs of a group of batches add to."""
+        """Make the parameters' gradients those that the graphs of a group of batches add to."""
         assert self._gradients is not None
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             if gradient is not None and parameter.grad is not gradient:
@@ -325,7 +325,7 @@ class _Captured:
     Attributes:
         inputs: the tensors of the batch, where the graph reads them.
         replay: does the work.
-        outputs: what the step says.
+        outputs: results of the step.
         gradients: of each parameter, after the graph.
     """
 
@@ -337,7 +337,7 @@ class _Captured:
 
 @dataclass
 class _Outputs:
-    """What a step says, in memory that the next replay overwrites; tensors that are alike are stacked."""
+    """Outputs of a step, in memory that the next replay overwrites; tensors of one kind are stacked."""
 
     outputs: dict[str, Tensor]
     stacks: list[tuple[list[str], Tensor]] = field(init=False)
@@ -349,7 +349,7 @@ class _Outputs:
         self.stacks = [(names, torch.stack([self.outputs[name] for name in names])) for names in alike.values()]
 
     def read(self) -> dict[str, Tensor]:
-        """Copies, which stay."""
+        """Return copies, which later replays do not change."""
         found: dict[str, Tensor] = {}
         for names, stack in self.stacks:
             found.update(zip(names, stack.clone().unbind(0), strict=True))
@@ -357,18 +357,18 @@ class _Outputs:
 
 
 def _drawn() -> tuple[Any, ...]:
-    """How far Python's and NumPy's generators are."""
+    """Return the positions of Python's and NumPy's generators."""
     python, numpy, _ = cpu_states()
     return python, numpy[1].tobytes(), *numpy[2:]
 
 
 def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:
-    """`step`, captured where it can be; else the log says why not.
+    """Return `step`, captured if possible; else log why not.
 
     Args:
         modules: by name, all whose code `step` runs.
         device: a CUDA device.
-        refusal: why it cannot be, for a reason that lies outside of it.
+        refusal: why it cannot be captured, if there is a reason outside of it.
     """
     if refusal is None and type(step) not in (Step, AccumulatedStep):
         refusal = "several optimisers take turns"

@@ -15,48 +15,48 @@ from trainyard.errors import TrainyardError
 T = TypeVar("T")
 
 SYNCHRONISES = "called a synchronizing CUDA operation"
-"""What torch says in its mode "warn" where something waits for the device."""
+"""Part of torch's warning, in mode "warn", about an operation that waits for the device."""
 PROTOTYPE = "Synchronization debug mode is a prototype"
-"""What it says of that mode."""
+"""Part of torch's warning about that mode."""
 
 
-class Uncapturable(TrainyardError):  # noqa: N818 - a finding, not a fault: the step is run as ever
-    """The work cannot be recorded, and nothing of it was done; the message says why."""
+class Uncapturable(TrainyardError):  # noqa: N818 - a finding, not an error: the step is run normally
+    """The work cannot be recorded, and none of it was done; the message gives the reason."""
 
 
 class Graph(Protocol):
-    """Records work on a device.
+    """Interface that records work on a device.
 
     What is recorded reads and writes the same memory at every replay; numbers that are not in tensors on the device
-    stay what they were. Everything that lives on between two replays must have been made outside of `capture`.
+    keep their values. Everything that persists between two replays must have been made outside of `capture`.
     """
 
     def warm_up(self, function: Callable[[], T]) -> tuple[T, str | None]:
-        """Run `function` before it is recorded, in the way in which it will be recorded.
+        """Run `function` before it is recorded, in the same way as it will be recorded.
 
         Returns:
-            What it returns, and why it cannot be recorded; None where nothing speaks against it.
+            Its result, and the reason why it cannot be recorded; None if it can.
         """
 
     def capture(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """Record the work of `function` without doing it.
 
         Returns:
-            What does the work; and what `function` returned, whose tensors hold the results of the latest replay.
+            A function that does the work; and the result of `function`, whose tensors hold those of the latest replay.
 
         Raises:
             Uncapturable: it cannot be recorded.
         """
 
     def forget(self) -> None:
-        """Nothing recorded so far is replayed any more: its memory goes with the last of its tensors."""
+        """Stop replaying what was recorded: its memory is freed with the last of its tensors."""
 
 
 class CudaGraph:
     """CUDA graphs on one device; they share a pool of memory, and are recorded on a stream of their own.
 
     As torch's notes on CUDA graphs ask, work is run on that stream before it is recorded there: what is made lazily
-    (cuBLAS's workspaces, the choice of algorithms, the state of an optimiser) is made then, and in no graph's memory.
+    (cuBLAS's workspaces, the choice of algorithms, the state of an optimizer) is made then, and in no graph's memory.
 
     Args:
         device: a CUDA device.
@@ -94,7 +94,7 @@ class CudaGraph:
         graph = torch.cuda.CUDAGraph()
         generator = self._generator.clone_state()
         torch.cuda.synchronize(self._stream.device)
-        torch.cuda.empty_cache()  # what the pool is to take
+        torch.cuda.empty_cache()  # frees memory for the pool
         try:
             with torch.cuda.stream(self._stream):
                 # thread_local: other threads pin memory and copy batches meanwhile.
@@ -102,16 +102,16 @@ class CudaGraph:
                 try:
                     result = function()
                 except BaseException:
-                    with suppress(RuntimeError):  # it says again what made the capture invalid
+                    with suppress(RuntimeError):  # it repeats what made the capture invalid
                         graph.capture_end()
                     raise
                 graph.capture_end()
         except Exception as error:
-            # The generator may believe that the capture goes on; this copy of its state knows of none.
+            # The generator may take the capture for active; this copy of its state has none.
             self._generator.graphsafe_set_state(generator)
             raise Uncapturable(str(error).strip().partition("\n")[0]) from error
         return graph.replay, result
 
     def forget(self) -> None:
-        # torch takes no pool again whose graphs are gone, while a tensor of it is alive.
+        # torch does not reuse a pool whose graphs are gone while a tensor of it is alive.
         self._pool = torch.cuda.graph_pool_handle()

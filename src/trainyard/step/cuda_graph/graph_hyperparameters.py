@@ -19,51 +19,51 @@ CAPTURABLE = (Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Lion)
 CAPTURABLE_FUSED = (SGD, Adagrad)
 """Classes that do so with `fused=true` alone."""
 COUNTS = ("step", "mu_product")
-"""What of a parameter's state torch keeps on the CPU unless it is told that a step will be captured."""
+"""States of a parameter that torch keeps on the CPU unless the optimizer is `capturable`."""
 
 
 class GraphHyperparameters(Protocol):
-    """What a captured step asks of an optimizer's hyperparameters."""
+    """Interface of an optimizer's hyperparameters that a captured step uses."""
 
     def refresh(self) -> None:
-        """Bring the numbers that have changed to the device; before every step."""
+        """Copy the numbers that have changed to the device; called before every step."""
 
     def take(self) -> None:
-        """From here on `changed` compares with the numbers as they stand."""
+        """Record the numbers as they are, for `changed` to compare with."""
 
     def changed(self) -> str | None:
-        """What a captured step cannot follow: the name of a number that stays as it was captured; None: nothing."""
+        """Return the name of a changed number that a captured step cannot follow; None if there is none."""
 
     def advance(self) -> None:
-        """Of every step, on the device: take the numbers of this step; what is captured repeats it."""
+        """Take the numbers of this step, on the device, in every step; a captured step repeats it."""
 
     def stepped(self) -> None:
-        """The step that `refresh` was for is through, and `advance` with it."""
+        """Mark the step for which `refresh` was called, and its `advance`, as complete."""
 
     def placed(self) -> AbstractContextManager[None]:
-        """Inside the block the optimiser steps by the numbers on the device."""
+        """Return a context in which the optimizer steps by the numbers on the device."""
 
     def release(self) -> None:
-        """No step will be captured any more."""
+        """Release what was prepared: no step will be captured any more."""
 
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """An optimizer whose step reads all hyperparameters from the device: it can be captured as it is."""
+    """Protocol of an optimizer whose step reads all hyperparameters from the device, so it can be captured as it is."""
 
     def graph_hyperparameters(self) -> GraphHyperparameters:
-        """Those hyperparameters."""
+        """Return those hyperparameters."""
 
 
 class TorchGraphHyperparameters:
-    """The hyperparameters of one of torch's optimizers, or of `Lion`.
+    """Hyperparameters of one of torch's optimizers, or of `Lion`.
 
-    In the parameter groups they are plain numbers at all times, which schedules write and checkpoints hold. Only while
-    the optimiser steps is the learning rate a tensor of no dimension, and `capturable` on. It is filled before the step
-    where the rate has changed; or, where the rates to come are foreseen, by the step itself from a table.
+    In the parameter groups they are plain numbers, which schedules write and checkpoints hold. Only while
+    the optimizer steps is the learning rate a tensor of no dimension, and `capturable` on. It is filled before the step
+    if the rate has changed; or, if the coming rates are known, by the step itself from a table.
 
     Args:
-        optimizer: one for which `uncaptured_update` gives None.
+        optimizer: one for which `uncaptured_update` returns None.
         device: of the parameters.
         foresight: of a schedule that changes the learning rate with every step.
     """
@@ -87,7 +87,7 @@ class TorchGraphHyperparameters:
         for index, group in enumerate(groups):
             if group["lr"] != self._seen[index]:
                 self._seen[index] = group["lr"]
-                self._rates[index].fill_(group["lr"])  # the number travels with the kernel: nothing waits
+                self._rates[index].fill_(group["lr"])  # the number is an argument of the kernel: nothing waits
 
     def take(self) -> None:
         self._taken = self._fixed()
@@ -131,12 +131,12 @@ class TorchGraphHyperparameters:
         self._state = None
 
     def _adopt(self) -> None:
-        """Take the groups and the state as they are now: the counts of steps go to the device."""
+        """Take the groups and the state as they are now: the counts of steps are moved to the device."""
         groups = self._optimizer.param_groups
         self._state = self._optimizer.state
         self._keys = [(group, key) for group in groups for key in group if key not in ("params", "lr")]
         self._seen: list[Any] = [None] * len(groups)
-        # torch's fused kernels read a float; foreach takes its fast path where the dtypes are equal.
+        # torch's fused kernels read a float; foreach uses its fast path if the dtypes are equal.
         exact = [group["params"][0].dtype == torch.float64 and not group.get("fused") for group in groups]
         dtypes = [torch.float64 if double else torch.float32 for double in exact]
         if self._foresight is None:
@@ -159,14 +159,14 @@ class TorchGraphHyperparameters:
 def graph_hyperparameters(
     optimizer: Optimizer, device: torch.device, foresight: Foresight | None = None
 ) -> GraphHyperparameters:
-    """The hyperparameters of an optimizer for which `uncaptured_update` gives None."""
+    """Return the hyperparameters of an optimizer for which `uncaptured_update` returns None."""
     if isinstance(optimizer, OnDevice):
         return optimizer.graph_hyperparameters()
     return TorchGraphHyperparameters(optimizer, device, foresight)
 
 
 def uncaptured_update(optimizer: Optimizer) -> str | None:
-    """Why the steps of this optimizer cannot be captured; None where they can."""
+    """Return why the steps of this optimizer cannot be captured; None if they can."""
     if isinstance(optimizer, OnDevice):
         return None
     kind = type(optimizer)

@@ -1,4 +1,4 @@
-"""Guards of a captured step: what its code reads besides the contents of tensors."""
+"""Guards of a captured step: checks of what its code reads besides the contents of tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PLAIN = (bool, int, float, str)
 
 
 class ModuleGuards:
-    """The plain values of a model's modules (`training` among them), and where its tensors lie.
+    """Guards of the plain values of a model's modules (`training` among them) and of its tensors' addresses.
 
-    A graph holds them as they were when it was captured. So they are compared before every step: a captured step leaves
-    the processor the time for that.
+    A graph holds them as they were at capture. So they are compared before every step: a captured step leaves
+    the processor enough time for that.
 
     Args:
         modules: by name.
@@ -27,7 +27,7 @@ class ModuleGuards:
         self.take()
 
     def take(self) -> None:
-        """From here on `changed` compares with what stands now."""
+        """Record the current values, for `changed` to compare with."""
         self._values: list[tuple[dict[str, Any], str]] = []
         self._tensors: list[tuple[Mapping[str, Any], str]] = []
         self._names: list[str] = []
@@ -46,10 +46,10 @@ class ModuleGuards:
         self._taken = self._read()
 
     def changed(self) -> str | None:
-        """The name of something that is no longer as it was taken; None where everything is."""
+        """Return the name of something that differs from the record; None if nothing does."""
         try:
             found = self._read()
-        except (KeyError, AttributeError):  # an attribute is gone, a buffer is None
+        except (KeyError, AttributeError):  # an attribute is missing, a buffer is None
             return "what the model consists of"
         if found == self._taken:
             return None

@@ -1,4 +1,4 @@
-"""Learning rates that a captured step takes from a table on the device."""
+"""Table on the device of the learning rates that captured steps take."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, TypeAlias
 import torch
 
 ROWS = 1024
-"""Rows that are on the device at a time: as many as a schedule grows at a time."""
+"""Number of rows on the device at a time: as many as a schedule grows at a time."""
 
 Rates: TypeAlias = list[float]
 Foresight: TypeAlias = Callable[[], Sequence[Sequence[dict[str, Any]]]]
-"""What the schedule says of the step that comes and of those after it: a row a step, of it a dict a parameter group."""
+"""Function that returns the schedule's rows for the next step and those after it: per step, one dict per group."""
 
 
 class RateTable:
-    """The rates of the steps ahead, and a counter that every step moves on: no rate is sent along with a step.
+    """Table of the rates of the steps ahead, and a counter that every step advances: a step transfers no rate.
 
-    The schedule is only believed as long as the parameter groups agree: `refresh` compares them with the row that the
-    step will read. Where they differ (a resume, a rate set by hand) the table is written anew, from the schedule where
-    that is right again; else with the groups' own rates in every row.
+    The schedule is only used as long as the parameter groups agree: `refresh` compares them with the row that the
+    step will read. If they differ (a resume, a rate set by hand) the table is written anew, from the schedule if
+    that agrees again; else with the groups' own rates in every row.
 
     Args:
         dtypes: of the rates, one a parameter group.
@@ -40,30 +40,30 @@ class RateTable:
         self._counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.rates = [self._rows[kinds.index(kind)][0, index] for index, kind in enumerate(dtypes)]
         self._ahead: list[Rates] = []
-        """What the table holds."""
+        """Rates in the table."""
         self._at: int | None = None
-        """What the counter holds; None where that is not known."""
+        """Value of the counter; None if unknown."""
         self._next: int | None = None
 
     def refresh(self, rates: Rates) -> None:
-        """Before a step: the row that it reads is `rates` when this returns."""
+        """Make sure that the row that the next step reads is `rates`."""
         at, self._at = self._at, None  # until the step is through
         if at is None or at == len(self._ahead) or self._ahead[at] != rates:
             at = self._write(rates, at)
         self._next = at
 
     def advance(self) -> None:
-        """The work of a step on the device: take the row, move on."""
+        """Take the row and advance the counter; this is the work of a step on the device."""
         for table, row in zip(self._tables, self._rows, strict=True):
             torch.index_select(table, 0, self._counter, out=row)
         self._counter.add_(1)
 
     def stepped(self) -> None:
-        """The step is through: it moved the counter on."""
+        """Count the completed step, which advanced the counter."""
         self._at = None if self._next is None else self._next + 1
 
     def _write(self, rates: Rates, at: int | None) -> int:
-        """Bring `rates` and what follows them to the device; returns where the counter is then."""
+        """Copy `rates` and what follows them to the device; return the counter's position."""
         rows = self._foresight()[:ROWS]
         if rows and _rates(rows[0], rates) == rates:
             self._ahead = [_rates(row, rates) for row in rows]
@@ -74,7 +74,7 @@ class RateTable:
         else:
             for table in self._tables:
                 for column, rate in zip(table.unbind(1), rates, strict=True):
-                    column.fill_(rate)  # the number travels with the kernel: nothing waits
+                    column.fill_(rate)  # the number is an argument of the kernel: nothing waits
             at = at if at != ROWS else None
             self._ahead = [rates] * ROWS
         if at is None:
@@ -83,5 +83,5 @@ class RateTable:
 
 
 def _rates(row: Sequence[dict[str, Any]], present: Rates) -> Rates:
-    """The rates of a row; a group whose rate the schedule leaves alone keeps the present one."""
+    """Return the rates of a row; a group whose rate the schedule leaves alone keeps the present one."""
     return [numbers.get("lr", rate) for numbers, rate in zip(row, present, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def signature_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Hashable | None:
-    """What two batches that one graph takes have in common: structure, shapes, strides and dtypes.
+    """Return what two batches for one graph must have in common: structure, shapes, strides and dtypes.
 
     Args:
         batch: tensors, in tuples, lists and dicts of any depth.
@@ -18,7 +18,7 @@ def signature_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Has
         device: where they must be.
 
     Returns:
-        None where no graph takes this batch.
+        None if no graph accepts this batch.
     """
     if isinstance(batch, Tensor):
         if batch.device != device or batch.layout is not torch.strided or type(batch) is not Tensor:
@@ -35,7 +35,7 @@ def signature_of(batch: Any, tensors: list[Tensor], device: torch.device) -> Has
 
 
 def with_tensors(batch: Any, tensors: Iterator[Tensor]) -> Any:
-    """A batch of the structure of `batch`, of other tensors."""
+    """Return a batch of the structure of `batch`, with other tensors."""
     if isinstance(batch, Tensor):
         return next(tensors)
     if type(batch) is dict:

@@ -1,1 +1,1 @@
-"""The process that carries journals to MLflow; nothing outside this package imports mlflow."""
+"""Shipper: the process that uploads journals to MLflow; nothing outside this package imports mlflow."""

@@ -1,9 +1,9 @@
-"""The shipper's process: `python -m trainyard.track.shipper`, its orders on standard input, one a line.
+"""Shipper process: `python -m trainyard.track.shipper`; it reads its orders from standard input, one per line.
 
     open DIR     ship the run in DIR, from now on
-    close DIR    nobody writes in DIR any more
-    end          nobody writes anywhere any more: ship the rest and end. The end of the input says the same
-    stop         end as soon as possible, whatever is left
+    close DIR    the run in DIR is no longer written
+    end          no run is written any more: ship the rest and end. The end of the input means the same
+    stop         end as soon as possible, even with records left
 
 It ends with status 0 if everything is shipped, 3 if something is not. Without an `open` it leaves no trace.
 """
@@ -26,12 +26,12 @@ Order = tuple[str, str]
 
 
 def configure() -> None:
-    """MLflow's settings, where the user has none: keep quiet, tell nobody else, and never wait for long."""
+    """Set MLflow's settings that the user has not set: quiet, without telemetry, with short timeouts."""
     settings = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the shipper tries again by itself
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the shipper retries by itself
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -41,7 +41,7 @@ def configure() -> None:
 
 
 def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event) -> None:
-    """Turns standard input into orders; runs in a thread, so that the trainer never waits for us."""
+    """Turn standard input into orders; this runs in a thread, so that the trainer never waits for the shipper."""
     named = False
     with open(0, "rb", closefd=False) as lines:
         for line in lines:
@@ -49,16 +49,16 @@ def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event) -> No
             if verb == "end":
                 break
             if verb == "stop" and not fleet_is_up.is_set():
-                os._exit(EXIT_STATUS[1])  # amid an import
+                os._exit(EXIT_STATUS[1])  # possibly during an import
             named = True
             orders.put((verb, path))
     if not named:
-        os._exit(EXIT_STATUS[0])  # the command ended before it had a run: be gone, even amid an import
+        os._exit(EXIT_STATUS[0])  # the command ended before it had a run: exit at once, possibly during an import
     orders.put(("end", ""))
 
 
 def keep_log(work_dir: Path) -> None:
-    """Sends what this process prints into the first run's folder, with what it has printed so far."""
+    """Redirect this process's output into the first run's folder, with the output so far."""
     with suppress(OSError):
         fd = os.open(work_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         with suppress(OSError):
@@ -71,11 +71,11 @@ def keep_log(work_dir: Path) -> None:
 
 def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # meant for the trainer; our end is the end of the input
+        signal.signal(number, signal.SIG_IGN)  # meant for the trainer; this process ends at the end of its input
     with suppress(OSError):
         os.nice(10)
     configure()
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # the machine is the trainer's
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # the trainer needs the machine
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     fleet_is_up = threading.Event()
     threading.Thread(target=listen, args=(orders, fleet_is_up), daemon=True).start()
@@ -115,7 +115,7 @@ def main() -> int:
 
 
 def _spare_the_collector() -> None:
-    """What is loaded by now stays: looking through it again and again takes a tenth of the time."""
+    """Exempt loaded objects from garbage collection; scanning them again and again takes a tenth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -125,7 +125,7 @@ def _spare_the_collector() -> None:
 
 
 def _orders(orders: queue.SimpleQueue[Order], rest: float | None) -> list[Order]:
-    """What was ordered: waits until there is something or `rest` seconds have passed (None: without limit)."""
+    """Return the orders: wait until there is one or `rest` seconds have passed (None: without limit)."""
     found = []
     with suppress(queue.Empty):
         found.append(orders.get(timeout=rest))
@@ -138,4 +138,4 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # the libraries' own farewells take longer than a small run's last records
+    os._exit(status)  # the libraries' own shutdown takes longer than a small run's last records

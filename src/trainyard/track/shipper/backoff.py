@@ -1,14 +1,14 @@
-"""When to try again."""
+"""Backoff after failures."""
 
 from __future__ import annotations
 
 import time
 
-PATIENCE = 5.0  # seconds for which a shipper whose trainer is gone keeps trying in vain
+PATIENCE = 5.0  # seconds for which a shipper whose trainer is gone keeps retrying without success
 
 
 class Backoff:
-    """At once after a success; after failures, later and later."""
+    """Delays of retries: none after a success; after failures, growing."""
 
     def __init__(self) -> None:
         self._limit = 30.0  # seconds
@@ -27,7 +27,7 @@ class Backoff:
 
     @property
     def hopeless(self) -> bool:
-        """Whether it has failed for longer than `PATIENCE`, and at least once since `hurry()`."""
+        """True if it has failed for longer than `PATIENCE`, and at least once since `hurry()`."""
         return self.failing and self._tried and time.monotonic() - self._since > PATIENCE
 
     def succeeded(self) -> None:
@@ -42,7 +42,7 @@ class Backoff:
         self._tried = True
 
     def hurry(self) -> None:
-        """The trainer is gone, and somebody may be waiting: try now, and often."""
+        """Retry now, and often: the trainer is gone, and a user may be waiting."""
         self._limit = 1.0
         self._due = 0.0
         self._tried = False

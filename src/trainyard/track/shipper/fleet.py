@@ -1,4 +1,4 @@
-"""The runs that one shipper looks after."""
+"""Set of the runs that one shipper process ships."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trainyard.track.shipper.run_shipper import InUseError, RunShipper
 from trainyard.track.shipper.store import RunLostError, Stores
 
 POLL = 0.4  # seconds between two looks at the journals, at most
-EVERY = 1.0  # seconds between two shipments of a run that goes on, at least
-SLICE = 0.1  # seconds after which new orders are looked for
-_SHARE = 9  # runs that go on are left alone this many times longer than they were worked on
+EVERY = 1.0  # seconds between two shipments of an active run, at least
+SLICE = 0.1  # seconds after which new orders are read
+_SHARE = 9  # active runs rest this many times longer than they were worked on
 _MAX_REST = 5.0
 
 
 class Fleet:
-    """Ships several runs in turn; a store that fails is left in peace for a while, with all its runs.
+    """Ships several runs in turn; after a failure, a store and all its runs are paused for a while.
 
     Attributes:
         ending: whether `end()` was called.
@@ -29,11 +29,11 @@ class Fleet:
     def __init__(self) -> None:
         self._stores = Stores()
         self._runs: dict[Path, RunShipper] = {}
-        self._next_turn = 0.0  # of the runs that go on; by `time.monotonic`
+        self._next_turn = 0.0  # of the active runs; by `time.monotonic`
         self.ending = False
 
     def open(self, work_dir: Path) -> None:
-        """Takes up a run, also one that was there before and is resumed."""
+        """Add a run, also one that was there before and is resumed."""
         self._drop(work_dir)
         try:
             self._runs[work_dir] = RunShipper(work_dir, self._stores)
@@ -41,12 +41,12 @@ class Fleet:
             print(error, flush=True)
 
     def close(self, work_dir: Path) -> None:
-        """Nobody writes in this directory any more."""
+        """Mark the run in this directory as no longer written."""
         if run := self._runs.get(work_dir):
             run.writer_left()
 
     def end(self) -> None:
-        """Nobody writes anywhere any more."""
+        """Mark all runs as no longer written."""
         self.ending = True
         for run in self._runs.values():
             run.writer_left()
@@ -54,9 +54,9 @@ class Fleet:
                 backoff.hurry()
 
     def work(self) -> float:
-        """Ships for a moment, and returns the seconds to rest until the next call.
+        """Ship for a short time, and return the seconds to rest until the next call.
 
-        Runs that have ended come first. Of those that go on, each has its turn once a second, or more rarely where they
+        Ended runs come first. Each active run has its turn once a second, or less often if they
         are so many that this would take more than a tenth of the time.
         """
         begin = time.monotonic()
@@ -78,18 +78,18 @@ class Fleet:
         return rest
 
     def round(self) -> None:
-        """Lets each run ship what it has."""
+        """Let each run ship what it has."""
         for run in list(self._runs.values()):
             self._step(run)
 
     def leave(self) -> None:
-        """Lets go of everything."""
+        """Release all runs."""
         for work_dir in list(self._runs):
             self._drop(work_dir)
         self._stores.close()
 
     def _step(self, run: RunShipper) -> None:
-        if not run.work_dir.is_dir():  # deleted by somebody
+        if not run.work_dir.is_dir():  # the directory was deleted
             self._drop(run.work_dir)
             return
         store = self._stores.backoff(run.uri)
@@ -97,7 +97,7 @@ class Fleet:
             return
         for other in list(self._runs.values()) if run.info.parent and not run.connected else []:
             if other.info.id == run.info.parent and not other.connected:
-                self._step(other)  # a run is made below its parent, so that goes first
+                self._step(other)  # a run is created below its parent, so the parent goes first
         try:
             if run.step():
                 store.succeeded()
@@ -114,7 +114,7 @@ class Fleet:
 
     @property
     def finished(self) -> bool:
-        """Whether, after `end()`, nothing is left that can be shipped."""
+        """True if, after `end()`, nothing is left that can be shipped."""
         return self.ending and all(self._hopeless(run) for run in self._runs.values())
 
     @property
@@ -130,14 +130,14 @@ class Fleet:
 
 
 def ship_now(work_dir: Path, stores: Stores, uri: str | None = None) -> RunShipment:
-    """Ships what is left of one run, in one go.
+    """Ship what is left of one run, in one go.
 
     Args:
         uri: the store to ship to; by default the one in `run.json`.
 
     Raises:
         InUseError: another process is shipping it.
-        TrainyardError: there is no run, or none that says where it is tracked.
+        TrainyardError: there is no run, or its `run.json` does not name where it is tracked.
     """
     run = RunShipper(work_dir, stores, uri, search=True)
     if not journal.being_written(work_dir / journal.FILE):

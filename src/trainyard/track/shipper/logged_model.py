@@ -1,4 +1,4 @@
-"""Models of runs, on their way into MLflow."""
+"""Logging of models to MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Build = Callable[[], "tuple[nn.Module, np.ndarray | None]"]
 
 @functools.cache
 def warm_model() -> None:
-    """Loads what logging a model will need: the first model takes two seconds, the next ones some 70 ms."""
+    """Load what logging a model will need: the first model takes two seconds, the next ones some 70 ms."""
     import mlflow.pytorch
     import torch
 
@@ -39,17 +39,17 @@ def warm_model() -> None:
 
 
 def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Build, stamp: str) -> None:
-    """Logs the run's model, which `mlflow.pytorch.load_model("runs:/<run_id>/model")` opens.
+    """Log the run's model, which `mlflow.pytorch.load_model("runs:/<run_id>/model")` opens.
 
-    It says what `mlflow.pytorch.log_model` says, in the client's words: that function reads back the whole history
-    of every metric, and would log the model again if a kill came between its end and our note of it.
+    It records what `mlflow.pytorch.log_model` does, through the client: that function reads back the whole history
+    of every metric, and would log the model again after a kill between its end and the record of it.
 
     Args:
-        build: gives the module and an input example.
-        stamp: what tells this model from another of the same run.
+        build: returns the module and an input example.
+        stamp: distinguishes this model from others of the same run.
 
     Raises:
-        LeftOutError: it cannot be built, or this MLflow server knows no models.
+        LeftOutError: it cannot be built, or this MLflow server does not support models.
     """
     import mlflow.pytorch
     import torch
@@ -74,7 +74,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
         raise LeftOutError(f"{type(error).__name__}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         # Pickled, as torch users expect: a real module of its own class. "pt2", which needs no code to load, takes
-        # 2 s to trace a small model, knows one input only, and cannot take every model.
+        # 2 s to trace a small model, supports one input only, and does not support every model.
         mlflow.pytorch.save_model(
             net,
             f"{folder}/model",
@@ -95,7 +95,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
 
 
 def _signature(net: nn.Module, example: np.ndarray | None) -> Any:
-    """What goes in and comes out, where both are one array; False: MLflow is not to try for itself."""
+    """Return the signature of input and output if both are one array; False stops MLflow from inferring it."""
     import torch
     from mlflow.models import infer_signature
 
@@ -105,5 +105,5 @@ def _signature(net: nn.Module, example: np.ndarray | None) -> Any:
         with torch.inference_mode():
             output = net(torch.from_numpy(example))
         return infer_signature(example, output.numpy())
-    except Exception:  # the user's own code; the model is as good without
+    except Exception:  # the user's own code; the model works without a signature
         return False

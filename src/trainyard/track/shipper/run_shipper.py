@@ -1,4 +1,4 @@
-"""One run's way from its journal into its store."""
+"""Shipping of one run from its journal into its store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InUseError(Exception):
 
 @dataclass
 class _Batch:
-    """The next records of a journal: about as many as one request takes.
+    """Next records of a journal: about as many as one request takes.
 
     Args:
         uploads: what is to be uploaded, each with its newest record and the offset at which that starts.
@@ -58,25 +58,25 @@ class _Batch:
 
 
 class RunShipper:
-    """Ships one run, from where `shipped.json` says on.
+    """Ships one run, from the position that `shipped.json` records.
 
     Metrics, params and tags go first, in the journal's order; uploads, which may be slow or fail for reasons of their
-    own, are remembered and follow; the final status comes last. `shipped.json` is written at the end of a step: after a
-    kill, some of it is sent again, which changes nothing.
+    own, are recorded and follow; the final status comes last. `shipped.json` is written at the end of a step: after a
+    kill, some records are sent again, which changes nothing.
 
     Args:
         work_dir: the run's directory, with its `run.json`.
         stores: shared by the runs of a process.
         uri: the store to ship to; by default the one in `run.json`.
-        search: look for the run in MLflow also if nobody has shipped it from this directory, which may be a copy.
+        search: look for the run in MLflow also if it was never shipped from this directory, which may be a copy.
 
     Attributes:
         done: the trainer is gone, and everything is shipped.
         looked: when the last step began, by `time.monotonic`.
-        trying, uploading: when to go on after a failure that is this run's own.
+        trying, uploading: when to continue after a failure of this run itself.
 
     Raises:
-        TrainyardError: there is no run here, or none that says where it is tracked.
+        TrainyardError: there is no run here, or its `run.json` does not name where it is tracked.
     """
 
     def __init__(self, work_dir: Path, stores: Stores, uri: str | None = None, *, search: bool = False) -> None:
@@ -103,12 +103,12 @@ class RunShipper:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody writes the journal any more."""
+        """True if no process writes the journal any more."""
         return self._left is not None
 
     @property
     def connected(self) -> bool:
-        """Whether the run is known in MLflow."""
+        """True if the run is known in MLflow."""
         return self._connection is not None
 
     def writer_left(self) -> None:
@@ -117,7 +117,7 @@ class RunShipper:
 
     @property
     def idle(self) -> bool:
-        """Whether a step would find nothing to do; costs a look at the journal's size."""
+        """True if a step would find nothing to do; reading it checks the journal's size."""
         waiting = self._state.uploads.keys() - {_MODEL}
         if self.gone or self._connection is None or self._state.error or waiting:
             return False
@@ -127,18 +127,18 @@ class RunShipper:
             return True
 
     def step(self) -> bool:
-        """Ships what there is; returns whether there was anything.
+        """Ship what there is; return whether there was anything.
 
         Raises:
             InUseError: another process ships this run.
-            RunLostError: MLflow has it no more, or has it deleted.
-            Exception: the store, or the disk, would not have it now. What went before is kept.
+            RunLostError: the run is missing or deleted in MLflow.
+            Exception: the store, or the disk, failed for now. Earlier progress is kept.
         """
         self.looked = self._saved = time.monotonic()
         if not self._lock.acquire():
             raise InUseError("another process is shipping this run")
         if self._connection is None:
-            self._state = Shipped.load(self.work_dir, self.uri)  # whoever held the lock before may have gone further
+            self._state = Shipped.load(self.work_dir, self.uri)  # an earlier holder of the lock may have gone further
         batch = self._next_batch()
         moved = batch is not None
         if self._connection is None:
@@ -157,10 +157,10 @@ class RunShipper:
         return moved
 
     def failed(self, error: BaseException) -> None:
-        """Remembers why nothing moves, for whoever asks and for the log. The next step finds the run in MLflow anew."""
+        """Record the error for readers and for the log. The next step finds the run in MLflow anew."""
         self._connection = None
         text = describe(error)
-        with contextlib.suppress(OSError):  # the disk may be what is wrong
+        with contextlib.suppress(OSError):  # the disk may be the cause
             if text != self._state.error:
                 self.log(text)
             self._state.error, self._changed = text, True
@@ -168,11 +168,11 @@ class RunShipper:
                 self._save()
 
     def release(self) -> None:
-        """Lets another process ship the run."""
+        """Let another process ship the run."""
         self._lock.release()
 
     def note(self, text: str) -> None:
-        """Tells what is left out for good."""
+        """Record and log what is left out permanently."""
         if text not in self._state.notes:
             self.log(f"left out: {text}")
             self._state.notes = [*self._state.notes, text][-_MAX_NOTES:]
@@ -183,7 +183,7 @@ class RunShipper:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def _connect(self, batch: _Batch | None) -> _Batch | None:
-        """Finds or makes the run; returns what is to be shipped first, without the tags that the run has by then."""
+        """Find or create the run; return what is to be shipped first, without the tags that the run has by then."""
         store, state = self._stores.get(self.uri), self._state
         batch = batch or _Batch(end=state.offset, time=state.time or self.info.start_time)
         new = self._lock.first and not self._search and state.run_id is None
@@ -286,7 +286,7 @@ class RunShipper:
                     load = getattr(importlib.import_module(module), function)
                     return cast("tuple[nn.Module, np.ndarray | None]", load(self.work_dir, self.work_dir / checkpoint))
 
-                self._save()  # a model takes its time
+                self._save()  # a model takes time
                 store.model(run, build, f"{checkpoint}@{at}")
 
     def _await_model(self) -> None:
@@ -294,11 +294,11 @@ class RunShipper:
             del self._state.uploads[_MODEL]  # the run did not finish: it has no model
             self._changed = True
         else:
-            with contextlib.suppress(Exception):  # what is wrong will show, and be told, when the model is logged
+            with contextlib.suppress(Exception):  # an error will show again, and be reported, when the model is logged
                 warm_model()
 
     def _settle(self, store: Store, run: StoredRun) -> bool:
-        """Sends the final status, once there is one."""
+        """Send the final status, once there is one."""
         status, moved = self._state.status, False
         if status not in _FINAL and self.gone and not journal.being_written(self._path):
             status = "KILLED"  # the trainer vanished
@@ -307,7 +307,7 @@ class RunShipper:
             self._state.sent_status = status
             self._changed = moved = True
         if self._left is not None and not self._state.uploads:
-            # A dying process lets go of its files one by one: the journal may be held after the pipe has closed.
+            # A dying process closes its files one by one: the journal may be held after the pipe has closed.
             self.done = status in _FINAL or time.monotonic() - self._left > PATIENCE
         return moved
 

@@ -1,4 +1,4 @@
-"""Text as MLflow takes it."""
+"""Text cleaning for MLflow."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ MAX_TAG = 8000
 
 @functools.lru_cache(10_000)
 def clean_name(name: str) -> str:
-    """The nearest name that MLflow takes for a metric, param or tag: a path of letters, digits and `_-. :`."""
+    """Return the nearest name that MLflow accepts for a metric, param or tag: a path of letters, digits and `_-. :`."""
     name = re.sub(r"[^/\w.\- :]", "_", name.encode(errors="replace").decode())
     parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:MAX_NAME].rstrip("/") or "_"
 
 
 def clean_text(text: str, limit: int) -> str:
-    """`text` without what databases refuse, cut to `limit` characters."""
+    """Return `text` without characters that databases refuse, cut to `limit` characters."""
     text = text.replace("\0", "").encode(errors="replace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     return without_password(f"{type(error).__name__}: {first_line(error)}")
 
 

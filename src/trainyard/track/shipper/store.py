@@ -1,4 +1,4 @@
-"""What the shipper says to MLflow's tracking store."""
+"""Client of MLflow's tracking store, used by the shipper."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as MLflow has it."""
+    """Run as MLflow has it."""
 
     run_id: str
     experiment_id: str
@@ -46,7 +46,7 @@ class StoredRun:
 
 
 class RunLostError(Exception):
-    """The store no longer has this run, or has it in its bin: no record of it can be shipped."""
+    """The store no longer has this run, or has it marked as deleted: no record of it can be shipped."""
 
     def __init__(self, message: str, *, gone: bool) -> None:
         super().__init__(message)
@@ -54,14 +54,14 @@ class RunLostError(Exception):
 
 
 def warm(uri: str) -> None:
-    """Loads what opening `uri` will need, and opens nothing."""
+    """Load what opening `uri` will need, without opening it."""
     if sqlite_file(uri) is not None:
         with contextlib.suppress(ImportError):
             importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 class Stores:
-    """The stores of a process by URI, each opened once, and each with its own patience."""
+    """Stores of a process by URI, each opened once and with its own backoff."""
 
     def __init__(self) -> None:
         self._stores: dict[str, Store] = {}
@@ -76,7 +76,7 @@ class Stores:
         return self._backoffs.setdefault(uri, Backoff())
 
     def close(self) -> None:
-        """Leaves every SQLite database whole in its one file, as whoever copies it expects."""
+        """Close every SQLite database into its one file, so that it can be copied."""
         for database in filter(None, map(sqlite_file, self._stores)):
             with contextlib.suppress(sqlite3.Error):  # another process may be writing: it will do this
                 _execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -95,14 +95,14 @@ class Store:
     def __init__(self, uri: str) -> None:
         uri = with_password(uri)
         database = sqlite_file(uri)
-        # MLflow puts the artifacts of a new database into `mlruns` in the current folder: that is to be the database's.
+        # MLflow puts the artifacts of a new database into `mlruns` in the current folder; that must be the database's.
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _execute(database, "PRAGMA journal_mode=WAL")  # readers and a writer don't wait for each other
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise  # here it says what is wrong; MLflow would try for minutes
+                    raise  # this error is clear; MLflow would retry for minutes
             _commit_quickly()
         with _alone_in(database.parent) if database else contextlib.nullcontext():
             self._client = MlflowClient(uri)
@@ -110,11 +110,11 @@ class Store:
         self._runs: dict[str, str] = {}
 
     def run(self, info: RunInfo, run_id: str | None, tags: dict[str, str], *, new: bool = False) -> StoredRun:
-        """The MLflow run of `info`, found or made, with its tags and these.
+        """Find or create the MLflow run of `info`, with its tags and these.
 
         Args:
             run_id: MLflow's own, where it is known.
-            new: nobody has shipped the run before: do not search for it.
+            new: the run was never shipped before: do not search for it.
 
         Raises:
             RunLostError: its id is known, and it is gone or deleted.
@@ -133,7 +133,7 @@ class Store:
         return self._known(info, run)
 
     def check(self, run_id: str) -> Run:
-        """The run. Raises RunLostError where it is gone or deleted."""
+        """Return the run; raise RunLostError if it is gone or deleted."""
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:
@@ -153,14 +153,14 @@ class Store:
         tags: dict[str, str] | None = None,
         note: Note = print,
     ) -> None:
-        """Logs all of them, in as few requests as MLflow allows; what is there already stays as it is.
+        """Log all of them, in as few requests as MLflow allows; existing values stay unchanged.
 
-        What MLflow refuses is left out, with a note.
+        Values that MLflow refuses are left out, with a note.
 
         Args:
             metrics: name, value, unix seconds, step.
         """
-        # The newest first: MLflow goes through them for the latest of each, and changes its mind less often.
+        # The newest first: MLflow searches them for the latest of each, and then updates it less often.
         points = [Metric(clean_name(name), value, int(at * 1000), step) for name, value, at, step in reversed(metrics)]
         settings = [Param(clean_name(key), clean_text(value, MAX_PARAM)) for key, value in dict.fromkeys(params)]
         marks = [RunTag(key, value) for key, value in _clean_tags(tags or {}).items()]
@@ -177,7 +177,7 @@ class Store:
             self._client.set_terminated(run_id, status, int(at * 1000))
 
     def model(self, run: StoredRun, build: Build, stamp: str) -> None:
-        """See `log_model`."""
+        """Log the run's model: see `log_model`."""
         log_model(self._client, run.experiment_id, run.run_id, build, stamp)
 
     def _known(self, info: RunInfo, run: Run) -> StoredRun:
@@ -236,7 +236,7 @@ class Store:
                 [item for item in items if isinstance(item, RunTag)],
             )
         except MlflowException as error:
-            # BAD_REQUEST, its neighbour, also stands for a database that had no connection free: not for good.
+            # BAD_REQUEST, its neighbour, also means that a database had no free connection, which is temporary.
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             self.check(run_id)
@@ -257,7 +257,7 @@ def _clean_tags(tags: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """In the folder, and no other shipper in it: MLflow makes the tables of a new database, and two at once collide."""
+    """Lock the folder against other shippers: MLflow makes the tables of a new database, and two at once collide."""
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -270,7 +270,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def _commit_quickly() -> None:
-    """Has every connection that SQLAlchemy makes to SQLite leave it to the checkpoints to wait for the disk.
+    """Make SQLAlchemy's SQLite connections wait for the disk at checkpoints only, not at commits.
 
     A commit then survives the end of the process, but perhaps not a power failure.
     """

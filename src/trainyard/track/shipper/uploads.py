@@ -1,4 +1,4 @@
-"""Files of runs, on their way into MLflow's artifact folders."""
+"""Uploads of runs' files into MLflow's artifact folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LINKED = ".pt"
 
 
 class LeftOutError(Exception):
-    """Something that will never be shipped, however often it is tried; it is left out, and this says why."""
+    """An item cannot be shipped, however often it is tried; it is left out, and the message gives the reason."""
 
 
 class Artifacts:
@@ -43,7 +43,7 @@ class Artifacts:
         self._folder = Path(local_file_uri_to_path(uri)) if local else None  # type: ignore[no-untyped-call]
 
     def add(self, path: Path, to: str) -> None:
-        """Uploads a file or folder. Raises LeftOutError where it is gone or refused."""
+        """Upload a file or folder; raise LeftOutError if it is gone or refused."""
         try:
             if not path.exists():
                 raise LeftOutError("the file is gone")
@@ -59,7 +59,7 @@ class Artifacts:
                 raise LeftOutError(first_line(error)) from error
             raise
         except OSError as error:
-            # Of a web server's answers, these say that it will never take the file (413: it is too large).
+            # These answers of a web server mean that it will never accept the file (413: it is too large).
             answer = getattr(getattr(error, "response", None), "status_code", 0)
             if 400 <= answer < 500 and answer not in (401, 403, 408, 429):
                 raise LeftOutError(str(error)) from error
@@ -68,7 +68,7 @@ class Artifacts:
             raise
 
     def array(self, name: str, content: dict[str, Any]) -> None:
-        """Writes `arrays/<name>.json`; numbers in `content` must be finite."""
+        """Write `arrays/<name>.json`; numbers in `content` must be finite."""
         text, to = json.dumps(content, allow_nan=False), f"arrays/{clean_name(name)}.json"
         if self._folder is None:
             self._client.log_text(self._run_id, text, to)
@@ -87,7 +87,7 @@ def _check(to: str) -> None:
 
 
 def _place(path: Path, folder: Path) -> None:
-    """Copies a file or folder into another, which is made."""
+    """Copy a file or folder into another, which is created."""
     target = folder / path.name
     if path.is_dir():
         for inner in path.iterdir():
@@ -101,12 +101,12 @@ def _place(path: Path, folder: Path) -> None:
 
 @contextmanager
 def _written(target: Path) -> Iterator[Path]:
-    """Gives the file to write; a reader of `target` sees the old one or the new one, never a part."""
+    """Yield the file to write; a reader of `target` sees the old one or the new one, never a part."""
     part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)  # of a shipper that was killed; it may be a link, which must not be written to
+    part.unlink(missing_ok=True)  # left by a shipper that was killed; it may be a link, which must not be written to
     yield part
     part.replace(target)
-    part.unlink(missing_ok=True)  # rename(2) leaves it where both are links to one file
+    part.unlink(missing_ok=True)  # rename(2) leaves it if both are links to one file
 
 
 def _link(source: Path, target: Path) -> bool:
