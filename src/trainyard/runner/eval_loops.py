@@ -26,7 +26,7 @@ class ValLoop:
     Attributes:
         split: "val" or "test"; part of the names of the hooks' stages.
         stages: further stages, which a custom loop calls by `runner.call`.
-        current: the set that is being evaluated: `val`, or `val/easy` where there are several.
+        current: the set that is being evaluated: `val`, or `val/easy` if there are several.
     """
 
     split = "val"
