@@ -1,1 +1,1 @@
-"""Configs: building objects, and the checks before anything starts."""
+"""Configs: building objects, and checks before a run starts."""

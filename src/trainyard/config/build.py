@@ -1,4 +1,4 @@
-"""Building: from a node of the config to the object that it describes."""
+"""Building of objects from the nodes of a config."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from trainyard.config.hydra_versions import full_key, instantiate, is_tuple
 from trainyard.errors import ConfigError, TrainyardError
 
 _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-_REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # what a target raises for values that it does not take
+_REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a target for values that it does not accept
 AUTO = "auto"
 
 
 def is_node(value: object) -> bool:
-    """Return whether this is a config that `build` can make an object of."""
+    """Return whether `build` can make an object from this value."""
     return isinstance(value, Mapping | DictConfig) and "_target_" in value
 
 
 def build(value: Any, key: str, /, *args: Any) -> Any:
-    """Return the object that a config describes; anything that is no such config is given back as it is.
+    """Build the object that a config describes; any other value is returned unchanged.
 
     Args:
         value: an object, or a mapping with `_target_`.
-        key: where the node stands in the config; errors name it.
+        key: the node's place in the config; errors name it.
         *args: passed to the target before the config's own arguments.
 
     Raises:
-        ConfigError: the target cannot be imported, does not take these arguments, or refuses their values.
+        ConfigError: the target cannot be imported, does not accept these arguments, or refuses their values.
     """
     if not is_node(value):
         return value
@@ -46,17 +46,17 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
     except (InstantiationException, *_REFUSALS) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if not isinstance(cause, _REFUSALS):
-            raise (cause or error) from None  # an error in somebody's code, not in the config
+            raise (cause or error) from None  # an error in the code of the target, not in the config
         raise _explain(error, cause, key) from cause
 
 
 def _is_plain(node: Mapping[str, Any] | DictConfig) -> bool:
-    """Return whether nothing needs Hydra: no interpolation, no control but `_target_` and `_partial_`."""
+    """Return whether the node does not need Hydra: no interpolation, no special key but `_target_` and `_partial_`."""
     return type(node) is dict and not {"_args_", "_recursive_", "_convert_"} & node.keys() and "${" not in repr(node)
 
 
 def _called(node: dict[str, Any], key: str, args: tuple[Any, ...]) -> Any:
-    """Return what Hydra's `instantiate` makes of such a node. That takes 1.5 ms each, and sweeps build thousands."""
+    """Build such a node as Hydra's `instantiate` does, without its 1.5 ms per call: sweeps build thousands."""
     target = locate(node["_target_"], f"{key}._target_")
     named = {name: _argument(entry, f"{key}.{name}") for name, entry in node.items() if name not in _CONTROLS}
     if node.get("_partial_"):
@@ -80,9 +80,9 @@ def _argument(value: Any, key: str) -> Any:
 
 
 def taken_out(value: Any, name: str) -> tuple[Any, Any]:
-    """Return a node without an entry, and that entry; None where there is none, or the target takes it.
+    """Return a node without an entry, and that entry; None if there is none, or the target accepts it.
 
-    Anything that is no node is given back as it is.
+    Any value that is not a node is returned unchanged.
     """
     if not is_node(value) or name not in value or _takes(value["_target_"], name):
         return value, None
@@ -92,16 +92,16 @@ def taken_out(value: Any, name: str) -> tuple[Any, Any]:
 def _takes(target: Any, name: str) -> bool:
     try:
         parameters = _parameters(locate(target, "_target_"))
-    except (ConfigError, TypeError, ValueError):  # whoever checks the node says what is wrong
+    except (ConfigError, TypeError, ValueError):  # the check of the node reports the error
         return False
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def build_all(values: Any, key: str) -> dict[str, Any]:
-    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are left out.
+    """Build every entry of a mapping; entries that are None (removed, say, by `hook.ema=null`) are omitted.
 
     Raises:
-        ConfigError: no mapping; or an entry that cannot be built.
+        ConfigError: the value is not a mapping, or an entry cannot be built.
     """
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(key, type(values).__name__, "a mapping of names, each to an object or its config")
@@ -112,9 +112,9 @@ def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
     Args:
-        value: a config; an object is given back as it is.
-        key: where it stands in the config.
-        facts: what the data says of itself (`num_classes`, `vocab_size`, …); None where there is no data.
+        value: a config; an object is returned unchanged.
+        key: its place in the config.
+        facts: facts about the data (`num_classes`, `vocab_size`, …); None if there is no data.
 
     Raises:
         ConfigError: the data has no such fact.
@@ -141,10 +141,10 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
 
 
 def check_tree(value: Any, key: str = "") -> None:
-    """Check every node below: its target imports, and takes the arguments that it is given.
+    """Check every node in this value: its target can be imported and accepts the arguments.
 
     Raises:
-        ConfigError: for the first node that does not.
+        ConfigError: the first node that fails.
     """
     if isinstance(value, Mapping | DictConfig):
         if is_node(value):
@@ -157,10 +157,10 @@ def check_tree(value: Any, key: str = "") -> None:
 
 
 def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: int = 0) -> None:
-    """Check one node: the target imports, and takes these arguments.
+    """Check one node: its target can be imported and accepts these arguments.
 
     Raises:
-        ConfigError: naming the nearest module, attribute or argument.
+        ConfigError: it fails; the message names the nearest module, attribute or argument.
     """
     target = locate(node["_target_"], f"{key}._target_")
     try:
@@ -187,15 +187,15 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def locate(path: Any, key: str) -> Callable[..., Any]:
-    """Return what a dotted path names; a class or function is given back as it is.
+    """Import the object that a dotted path names; a class or function is returned unchanged.
 
     Raises:
-        ConfigError: nothing of that name can be imported; or what it names cannot be called.
+        ConfigError: nothing of that name can be imported, or it is not callable.
     """
-    if callable(path):  # the class itself, which a config made in Python may hold
+    if callable(path):  # a config made in Python may hold the class itself
         return path  # type: ignore[no-any-return]
     parts = tuple(str(path).split("."))
-    if not all(parts):  # an empty one is nothing that importlib takes
+    if not all(parts):  # importlib does not accept empty parts
         raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
     if module is None:
@@ -235,7 +235,7 @@ def _paths(where: str, found: Any) -> list[str]:
 
 
 def _explain(error: Exception, cause: Exception, key: str) -> TrainyardError:
-    full = full_key(error)  # from the root, or from the node where that has no parent
+    full = full_key(error)  # from the root, or from the node if it has no parent
     where = full if f"{full}.".startswith(f"{key}.") else f"{key}.{full}" if full else key
     if isinstance(cause, ConfigError):
         return cause.under(where)

@@ -14,13 +14,13 @@ ARGUMENTS = ("fullgraph", "dynamic", "backend", "mode", "options")
 
 
 def compile_arguments(given: Any) -> dict[str, Any] | None:
-    """Return the arguments of `torch.compile`, or None where nothing is to be compiled.
+    """Return the arguments of `torch.compile`, or None if nothing is compiled.
 
     Args:
         given: True, False, the name of a mode, or a mapping of the arguments.
 
     Raises:
-        ConfigError: anything else; an unknown mode or argument.
+        ConfigError: anything else, or an unknown mode or argument.
     """
     if given is None or isinstance(given, bool):
         return {} if given else None
@@ -47,7 +47,7 @@ def check_capture(given: Any, device: str = "cuda") -> None:
     """Check the setting `capture` for a device of this type.
 
     Raises:
-        ConfigError: it is none of auto, true and false; it is true, and the device is not CUDA.
+        ConfigError: it is not auto, true or false; or it is true and the device is not CUDA.
     """
     if not (isinstance(given, bool) or given == "auto"):
         raise ConfigError("capture", given, "auto, true or false", options=("auto", "true", "false"))

@@ -1,4 +1,4 @@
-"""The current job: the config from which `${hydra:…}` and `HydraConfig.get()` read."""
+"""Current job: the config that `${hydra:…}` and `HydraConfig.get()` read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 @contextmanager
 def current_job(config: DictConfig) -> Iterator[None]:
-    """Make a config the current job's.
+    """Make a config the current job's inside the block.
 
-    `HydraConfig.set_config` does that too, for good, and on a copy that takes its time.
+    `HydraConfig.set_config` does so permanently, on a copy, which is slow.
 
     Args:
-        config: with its `hydra` node. It is not copied.
+        config: the config with its `hydra` node. It is not copied.
     """
     hydra = HydraConfig.instance()
     before = hydra.cfg

@@ -1,4 +1,4 @@
-"""Explanations of Hydra's errors, in this project's words."""
+"""Explanations of Hydra's errors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from trainyard.errors import ConfigError, TrainyardError
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_name: str) -> TrainyardError | None:
-    """Explain an exception of Hydra or OmegaConf for the user; None where the command is not its cause.
+    """Explain an error of Hydra or OmegaConf to the user; return None if the command is not its cause.
 
     Args:
-        error: what composing raised.
-        overrides: those of the command line.
+        error: the error that composing raised.
+        overrides: the overrides of the command line.
         config_dir: the folder of the primary config.
         config_name: its name.
     """
@@ -34,14 +34,14 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         return TrainyardError(f"{error.override!r} cannot be read as an override: {_first_line(error)}")
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, config_dir, config_name)
-    if isinstance(error, OSError):  # Hydra makes the directory before it calls anybody
+    if isinstance(error, OSError):  # Hydra makes the directory before it calls the task
         return ConfigError(
             "hydra.run.dir", error.filename, "a directory that can be made and written", hint=f"{error.strerror}."
         )
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return _explain_choice(overrides, config_dir)
     mark = getattr(error, "problem_mark", None)
-    if mark is not None:  # of PyYAML: two entries of one name, a bracket that is not closed
+    if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
         return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
     if isinstance(error, HydraException):
         return TrainyardError(_first_line(error))
@@ -72,7 +72,7 @@ def _explain_key(
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
-    """Return the deepest node on the way to `key`, its own key, and the part of `key` that follows."""
+    """Return the deepest existing node on the path `key`, its own key, and the rest of `key`."""
     parts = key.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         parent = ".".join(parts[:depth])
@@ -83,7 +83,7 @@ def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
 
 
 def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError | None:
-    """`group=null`, or a number: neither is the name of an option."""
+    """Explain `group=null` or `group=<number>`: neither is the name of an option."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         options = _options(override.key_or_group, config_dir)
         if options and not isinstance(override.value(), str | list):
@@ -98,7 +98,7 @@ def _how_to_add(key: str) -> str:
 def _composed_without(
     key: str, overrides: Sequence[str], config_dir: str, config_name: str
 ) -> tuple[DictConfig, list[str]]:
-    """Return the config that the other overrides give, and the groups it chooses from."""
+    """Return the config that the other overrides give, and the groups that it has."""
     others = [entry for entry in overrides if entry.lstrip("+~").split("=")[0] != key]
     GlobalHydra.instance().clear()
     try:

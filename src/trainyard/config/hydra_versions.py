@@ -1,6 +1,6 @@
 """Differences between Hydra 1.3 and 1.4, and between OmegaConf 2.3 and 2.4.
 
-All other code is the same for both. What the fast composition of sweeps needs beside this is in
+All other code is the same for both. The further differences that matter to the fast composition of sweeps are in
 `trainyard.sweep.compose`.
 """
 
@@ -20,14 +20,14 @@ _is_tuple: Callable[[Any], bool] | None = getattr(OmegaConf, "is_tuple", None)
 IS_14 = _whitelist is not None
 
 VERSION_BASE: dict[str, Any] = {} if IS_14 else {"version_base": "1.3"}
-"""Arguments of `hydra.main` and `hydra.initialize…`. Hydra 1.3 needs this one; Hydra 1.4 warns of it."""
+"""Arguments of `hydra.main` and `hydra.initialize…`. Hydra 1.3 needs this one; Hydra 1.4 warns about it."""
 
 
 def any_target() -> AbstractContextManager[object]:
-    """Inside, Hydra imports every target that a config names, as Hydra 1.3 does.
+    """Let Hydra import any target inside the block, as Hydra 1.3 does.
 
-    The classes that a config may name are its user's choice, so there is no list of those that are allowed. Hydra 1.4
-    warns where it is given neither a list nor this.
+    The user chooses the classes that a config names, so there is no list of allowed ones. Hydra 1.4 warns if it gets
+    neither a list nor this.
     """
     if _whitelist is None:
         return nullcontext()
@@ -39,14 +39,14 @@ def instantiate(node: Any, *args: Any) -> Any:
 
     Raises:
         InstantiationException: as Hydra does. The error of a target is its cause in Hydra 1.3; Hydra 1.4 raises the
-            error itself. `full_key` tells of either where the node stands.
+            error itself. `full_key` returns the node's place for both.
     """
     with any_target():
         return hydra.utils.instantiate(node, *args, _convert_="all")
 
 
 def full_key(error: Exception) -> str:
-    """Return the key of the node that could not be built, from the root or from the node that was to be built."""
+    """Return the key of the node that could not be built, from the root or from the node passed to `instantiate`."""
     lines: list[str] = [*str(error).splitlines(), *getattr(error, "__notes__", ())]
     for line in lines:
         if line.startswith("full_key: "):
@@ -55,11 +55,11 @@ def full_key(error: Exception) -> str:
 
 
 def configure_log(settings: Any, verbose: Any = False) -> None:
-    """Set up Python's logging as the node `hydra.job_logging` says."""
+    """Set up Python's logging from the node `hydra.job_logging`."""
     with any_target():
         hydra.core.utils.configure_log(settings, verbose)
 
 
 def is_tuple(node: object) -> bool:
-    """Return whether this is a tuple in a config. OmegaConf 2.3 has none: it makes lists of them."""
+    """Return whether this is a tuple in a config. OmegaConf 2.3 has none: it converts tuples to lists."""
     return _is_tuple is not None and _is_tuple(node)

@@ -22,12 +22,12 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class _Lost:
-    """A value that a later file sets back.
+    """A value that a later file resets.
 
     Attributes:
-        key: of the value.
-        value: what `file` says; `option` is the chosen one that brings it.
-        back: what `by` says, a file that stands before `file` as well; `later` is the chosen one that brings it again.
+        key: the key of the value.
+        value: the value in `file`, which the chosen option `option` includes.
+        back: the value in `by`, a file that also comes before `file`; the chosen option `later` includes it again.
     """
 
     key: str
@@ -40,29 +40,29 @@ class _Lost:
 
 
 class _File(NamedTuple):
-    """An option at one place of the order in which files are merged."""
+    """A config file at one place of the merge order."""
 
-    option: str  # the chosen one that brings it
+    option: str  # the chosen option that includes the file
     name: str
     hooks: Mapping[str, Any]
 
 
 def check_hook_names(cfg: DictConfig) -> None:
-    """Refuse options of `hook` of which one takes away what another says, without a word.
+    """Check that no chosen option of `hook` silently undoes what another one sets.
 
-    Hydra merges the files of all options that are chosen, in order, and each option brings `default` along. So
+    Hydra merges the files of all chosen options, in order, and each option includes `default`. Therefore
 
-    - of two hooks of one name with different `_target_`, one would be lost. A file that is to replace a hook of another
-      says so by having that one in its own defaults list.
-    - a value of a file is set back where a later option brings a file along that came before it.
+    - of two hooks of one name with different `_target_`, one would be lost. A file that replaces a hook of another file
+      must have that file in its own defaults list.
+    - a value of a file is reset if a later option includes a file that came before it.
 
-    Outside a job of Hydra's there is nothing to check.
+    Outside a Hydra job there is nothing to check.
 
     Args:
-        cfg: as it was composed.
+        cfg: the composed config.
 
     Raises:
-        ConfigError: names both files.
+        ConfigError: an option undoes another; the message names both files.
     """
     if not HydraConfig.initialized():
         return
@@ -91,8 +91,8 @@ def check_hook_names(cfg: DictConfig) -> None:
 
 
 def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
-    """Return the options of `hook`. Hydra keeps the choice of one; of several it keeps where they were chosen."""
-    given: Any = OmegaConf.to_container(hydra.overrides.task)  # as they were given: ${…} is another's affair
+    """Return the chosen options of `hook`. Hydra records a single choice; several are read where they were chosen."""
+    given: Any = OmegaConf.to_container(hydra.overrides.task)  # as given, with interpolations unresolved
     own = [entry for entry in given if entry.startswith("hook=")]
     if own and own[-1].startswith("hook=["):
         return _listed(own[-1])
@@ -122,14 +122,14 @@ def _listed_in(files: tuple[str, ...], sources: Sources) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
-    """Return what later files set back.
+    """Return the values that later files reset.
 
     Raises:
-        ConfigError: two hooks of one name.
+        ConfigError: two hooks have the same name.
     """
     order = [file for option in options for file in _merged(option, option, sources)]
     lost: list[_Lost] = []
-    writes: dict[tuple[str, ...], tuple[int, Any]] = {}  # by key: the last that has it, and its value there
+    writes: dict[tuple[str, ...], tuple[int, Any]] = {}  # by key: the last file that has it, and its value there
     for index, file in enumerate(order):
         for key, value in _leaves(file.hooks):
             for depth in range(1, len(key) + 1):
@@ -153,7 +153,7 @@ def _lost(options: tuple[str, ...], sources: Sources) -> tuple[_Lost, ...]:
 
 
 def _merged(name: str, option: str, sources: Sources, within: tuple[str, ...] = ()) -> Iterator[_File]:
-    """Yield a file and those that it brings along, in the order in which they are merged."""
+    """Yield a file and the files that it includes, in the order in which they are merged."""
     content = _read(f"hook/{name}", sources)
     own = _File(option, name, {key: value for key, value in content.items() if key != "defaults"})
     entries = [entry for entry in content.get("defaults") or () if isinstance(entry, str)]
@@ -178,7 +178,7 @@ def _leaves(value: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _is_set_back(lost: _Lost, config: Any) -> bool:
-    """Return whether the composed config has the value: an experiment or the command line may have set it."""
+    """Return whether the composed config has the reset value; an experiment or the command line may have changed it."""
     found = config
     for name in lost.key.split("."):
         if not isinstance(found, Mapping) or name not in found:
@@ -190,7 +190,7 @@ def _is_set_back(lost: _Lost, config: Any) -> bool:
 
 
 def _is_same(written: Any, found: Any) -> bool:
-    if isinstance(written, str) and isinstance(found, float):  # 1e-3 is a text to YAML and a number to OmegaConf
+    if isinstance(written, str) and isinstance(found, float):  # YAML reads 1e-3 as text, OmegaConf as a number
         try:
             return float(written) == found
         except ValueError:
@@ -199,7 +199,7 @@ def _is_same(written: Any, found: Any) -> bool:
 
 
 def _read(name: str, sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return the content of a config file; nothing of one that is not there or that puts its content elsewhere."""
+    """Return the content of a config file: empty if it is missing, only the defaults if a hook's has `@package`."""
     for schema, path in sources:
         folder = Path(path) if schema == "file" else resources.files(path) if schema == "pkg" and path else None
         file = None if folder is None else folder.joinpath(*f"{name}.yaml".split("/"))

@@ -1,4 +1,4 @@
-"""Schema of the framework's own settings: those at the top of a config, beside the groups."""
+"""Schema of the framework's own settings, at the top level of a config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODES = ("train", "val", "test")
 
 @dataclass
 class Settings:
-    """See conf/train.yaml, where each is explained."""
+    """Settings at the top level of a config; conf/train.yaml explains each."""
 
     mode: str = "train"
     seed: int = 0
@@ -43,7 +43,7 @@ class Settings:
     work_dir: str | None = None
 
 
-# By setting what reads it: parts, which import torch.
+# By setting, the function that parses it, given by name: its module imports torch.
 _READERS = {
     "init": "trainyard.models.initialize.parse",
     "freeze": "trainyard.models.freeze.parse",
@@ -54,7 +54,7 @@ CLIP = "trainyard.step.clip.make_clip"
 _TEXTS = {"str": "a text", "str | None": "a text or null"}
 
 
-# Parts of configs that were checked: the points of a sweep share most of theirs.
+# Parts of configs that were checked: the jobs of a sweep share most of theirs.
 _FOUND_RIGHT: set[tuple[str, str]] = set()
 
 
@@ -72,16 +72,16 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
-    """Check a composed config before anything is made from it.
+    """Check a composed config before anything is built from it.
 
-    Every value is there and resolves, settings have their types, each `_target_` imports and takes its arguments.
-    Hydra's own node, if it is there, is not looked at.
+    Every value is present and resolves, settings have their types, each `_target_` can be imported and accepts its
+    arguments. Hydra's own node is not checked.
 
     Returns:
         The config in plain Python.
 
     Raises:
-        ConfigError: names the key, what was given, what is accepted and the nearest name.
+        ConfigError: a check fails. The message names the key, the given and the accepted values, and the nearest name.
     """
     check_hook_names(cfg)
     values = resolve(cfg)
@@ -100,12 +100,12 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with `paramwise`, which is no argument of an optimiser, as a node beside each optimiser.
+    """Return the values with `paramwise`, which is not an argument of an optimizer, as a node beside each optimizer.
 
-    A hook's `priority`, which is no argument of it either, is checked here.
+    A hook's `priority`, which is not an argument of the hook either, is checked here.
 
     Raises:
-        ConfigError: one of these cannot be.
+        ConfigError: one of these is invalid.
     """
     if isinstance(values.get("hook"), Mapping):
         values = values | {"hook": {name: _without_priority(node, name) for name, node in values["hook"].items()}}
@@ -135,7 +135,7 @@ def _without_priority(node: Any, name: str) -> Any:
 
 
 def _resolved(cfg: DictConfig, key: Any) -> Any:
-    """Return a value in plain Python: a sweep checks thousands of configs, and these are read many times faster."""
+    """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs."""
     if OmegaConf.is_missing(cfg, key):
         return "???"
     value = cfg[key]

@@ -1,4 +1,4 @@
-"""Parts of a batch: its input, and the first member's share."""
+"""Parts of a batch: its input, and the first member's part."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from trainyard.data import Loader
 
 
 def input_of(batch: Any) -> Any:
-    """Return the first element of a tuple or list, the first input of a mapping, or the lone tensor itself.
+    """Return the first element of a tuple or list, the first input of a mapping, or the tensor itself.
 
-    None where there is none.
+    None if there is none.
     """
     if isinstance(batch, Mapping):
         return batch.get(_name(batch))
@@ -22,7 +22,7 @@ def input_of(batch: Any) -> Any:
 
 
 def with_input(batch: Any, value: Any) -> Any:
-    """Return the batch with another input; the rest of it is shared."""
+    """Return the batch with another input; all else is shared."""
     if isinstance(batch, Mapping):
         return {**batch, _name(batch): value}
     if isinstance(batch, tuple | list):
@@ -31,7 +31,7 @@ def with_input(batch: Any, value: Any) -> Any:
 
 
 def of_first_member(batch: Any, loader: Loader) -> Any:
-    """Return the part of a batch that is the first member's, where the loader serves each member its own."""
+    """Return the first member's part of a batch, if the loader serves each member its own."""
     return tuple(part[0] for part in batch) if getattr(loader, "stacked", False) else batch
 
 

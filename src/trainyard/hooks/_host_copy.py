@@ -1,4 +1,4 @@
-"""Host copies: copies of a state, in memory of the host that is used again."""
+"""Host copies: copies of a state in reusable host memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from trainyard.distributed.shares import has_share, local, on_host
 
-# CPU tensors below this size cost no more as fresh copies.
+# Below this size, a fresh copy of a CPU tensor costs no more.
 _SMALL = 1 << 14
 _Kind = tuple[torch.dtype, torch.Size, tuple[int, ...], bool]
 _Lent = tuple[_Kind, Tensor]
 
 
 class HostCopy:
-    """A state whose tensors no longer change.
+    """A copied state, whose tensors no longer change.
 
-    What lies on a GPU may be still on its way when the copy is handed out: `wait` first, and `release` it at the end.
+    Copies from a GPU may still be in progress when this object is returned: call `wait` before use, and `release` at
+    the end.
     """
 
     def __init__(self, state: dict[str, Any], lent: list[_Lent], event: Any, home: HostBuffers) -> None:
@@ -30,22 +31,22 @@ class HostCopy:
         self._home = home
 
     def wait(self) -> None:
-        """Return when everything has arrived."""
+        """Wait until all copies have finished."""
         if self._event is not None:
             self._event.synchronize()
 
     def release(self) -> None:
-        """Give the memory back; `state` must not be read from here on."""
+        """Release the memory; `state` must not be read afterwards."""
         self.wait()
         lent, self._lent = self._lent, []
         self._home.take_back(lent)
 
 
 class HostBuffers:
-    """Memory for copies of states, used again: most of what a fresh copy costs is the first touch of its pages.
+    """Reusable memory for copies of states: most of the cost of a fresh copy is the first touch of its pages.
 
-    The copy of a tensor on a GPU goes into pinned memory, in the order of the stream: the host does not wait for it.
-    As much memory stays as the copies that were out at the same time needed.
+    A tensor on a GPU is copied into pinned memory, in stream order: the host does not wait for it. The buffers keep as
+    much memory as all copies in use at one time needed.
     """
 
     def __init__(self) -> None:
@@ -53,21 +54,21 @@ class HostBuffers:
         self._lock = Lock()
 
     def copy(self, state: dict[str, Any]) -> HostCopy:
-        """Return the same nest of dicts, lists and tuples with every tensor copied."""
+        """Copy a nest of dicts, lists and tuples with every tensor in it."""
         lent: list[_Lent] = []
         copied = self._copied(state, lent)
         event = torch.cuda.current_stream().record_event() if any(kind[-1] for kind, _ in lent) else None
         return HostCopy(copied, lent, event, self)
 
     def reserve(self, state: Any) -> None:
-        """Have memory ready for a copy of this; only shapes are read, so that another thread may do it."""
+        """Allocate memory for a copy of this state. Only shapes are read, so another thread may call it."""
         fresh = [(_kind(tensor), _new(tensor)) for tensor in _tensors(state) if _pooled(tensor)]
         for _, buffer in fresh:
             buffer.zero_()
         self.take_back(fresh)
 
     def take_back(self, lent: list[_Lent]) -> None:
-        """Take back buffers, to be used again."""
+        """Take back buffers for reuse."""
         with self._lock:
             for kind, buffer in lent:
                 self._free[kind].append(buffer)
@@ -97,7 +98,7 @@ class HostBuffers:
 
 
 def _pooled(tensor: Tensor) -> bool:
-    # A small tensor on a GPU too: alone, each would wait for all that the device has still to do.
+    # Small GPU tensors too: a blocking copy would wait for all work queued on the device.
     return tensor.is_cuda or (tensor.device.type == "cpu" and tensor.nbytes >= _SMALL)
 
 

@@ -1,4 +1,4 @@
-"""Windows of the Logger: what a logged mean is taken over, where it is not the iterations since the last point."""
+"""Windows of the Logger: the values over which a logged mean is taken."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from trainyard.checks import choice, integer, is_integer, number
 from trainyard.errors import ConfigError
 
 Column = Sequence[tuple[int, Tensor]]
-"""The values of one name: the number of the iteration, from 1, and a tensor `[]`, or `[K]` of K members."""
+"""The values of one name: the number of the iteration, from 1, and a tensor `[]`, or `[K]` for K members."""
 
 EVERY = "*"
-"""The name that stands for every other."""
+"""The name that stands for all other names."""
 
 
 @dataclass(frozen=True)
 class LogWindow:
-    """The values that a mean has seen so far; it is not changed but extended.
+    """Immutable window: the values that a mean includes so far.
 
     Attributes:
-        tensors: each `[]`, or `[K]`.
-        count: how many values the tensors sum up.
-        epoch: the epoch that they belong to, from 0.
+        tensors: each `[]` or `[K]`.
+        count: the number of values summed in the tensors.
+        epoch: the epoch of the values, from 0.
     """
 
     tensors: tuple[Tensor, ...] = ()
@@ -34,15 +34,15 @@ class LogWindow:
     epoch: int = 0
 
     def extended(self, column: Column, length: int) -> Self:
-        """Return the window with these values too; `length` is the number of iterations of an epoch."""
+        """Return the window extended by these values; `length` is the number of iterations of an epoch."""
         raise NotImplementedError
 
     def mean(self) -> Tensor | None:
-        """`[]`, or `[K]`; None where nothing is in it."""
+        """Return the mean, `[]` or `[K]`; None if the window is empty."""
         raise NotImplementedError
 
     def keep(self, members: list[int]) -> Self:
-        """Return the window of these members alone."""
+        """Return the window of these members only."""
         return replace(self, tensors=tuple(tensor[members] if tensor.ndim else tensor for tensor in self.tensors))
 
     def state_dict(self, member: int) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class LogWindow:
         return {"kind": type(self).__name__, "tensors": own, "count": self.count, "epoch": self.epoch}
 
     def loaded(self, states: Sequence[dict[str, Any]], device: torch.device) -> Self:
-        """Return the window as its members' states have it; as it is, where they are of another kind."""
+        """Return the window restored from its members' states; unchanged if these are of another kind."""
         first = states[0]
         if first["kind"] != type(self).__name__:
             return self
@@ -62,7 +62,7 @@ class LogWindow:
 
 @dataclass(frozen=True)
 class LastN(LogWindow):
-    """The mean of the last `n` values."""
+    """Mean of the last `n` values."""
 
     n: int = 1
 
@@ -75,7 +75,7 @@ class LastN(LogWindow):
 
 @dataclass(frozen=True)
 class Since(LogWindow):
-    """The mean of all values of the present epoch, or of the whole run (`whole`)."""
+    """Mean of all values of the current epoch, or of the whole run (`whole`)."""
 
     whole: bool = False
 
@@ -95,7 +95,7 @@ class Since(LogWindow):
 
 @dataclass(frozen=True)
 class Smoothed(LogWindow):
-    """The exponentially weighted mean, `decay` to each value before; unbiased, as Adam's moments and TensorBoard's."""
+    """Exponentially weighted mean with decay `decay` and bias correction, as for Adam's moments and in TensorBoard."""
 
     decay: float = 0.9
 
@@ -111,10 +111,10 @@ class Smoothed(LogWindow):
 
 
 def window_kinds(window: Any, smoothing: Any) -> dict[str, LogWindow]:
-    """Return the empty window of each name, as the Logger's `window` and `smoothing` ask for it.
+    """Return the empty window of each name, from the Logger's `window` and `smoothing`.
 
     Raises:
-        ConfigError: one that is none, or both for one name.
+        ConfigError: a value is invalid, or one name has both.
     """
     windows = {} if window is None else window if isinstance(window, Mapping) else {EVERY: window}
     smooth = {} if smoothing is None else smoothing if isinstance(smoothing, Mapping) else {EVERY: smoothing}

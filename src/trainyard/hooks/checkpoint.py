@@ -1,4 +1,4 @@
-"""Checkpoints: at intervals, the best ones, and the last."""
+"""Checkpoint hook: saves at intervals, the best states, and the last one."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _WORTH_RESERVING = 1 << 20
 
 @dataclass
 class _Held:
-    """A best state that waits in memory for the next writing, and the files that it is for."""
+    """A best state held in memory until the next write, and the names of its files."""
 
     copy: HostCopy
     files: set[str]
 
 
 class Checkpoint(Hook):
-    """Saves the whole state of the run into `checkpoints/`, from a thread of its own, so that training goes on.
+    """Saves the whole state of the run into `checkpoints/`, from a separate thread, while training continues.
 
-    A checkpoint that falls together with a validation is saved after it, so that it holds the result. Training waits
-    for a copy in memory, which is used again: on a GPU it waits for none of it.
+    A checkpoint that is due together with a validation is saved after it, so that it holds the result. Training waits
+    only for a copy into reusable memory, and on a GPU not even for that.
 
     Args:
-        interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop; 1 where the
-            loop has none, or counts by the other unit.
+        interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop; 1 if the loop
+            has none, or uses the other unit.
         by: "epoch" or "iter"; None is the unit of the loop.
-        begin: no regular checkpoint before this epoch (or iteration), counted from 1. The best is kept all the same.
-        max_keep: how many of them to keep, the newest; None keeps all.
+        begin: no regular checkpoint before this epoch (or iteration), counted from 1. The best is kept nevertheless.
+        max_keep: the number of newest checkpoints to keep; None keeps all.
         save_best: keep the state with the best objective as `best.pt`. A rule for each of several metrics, such as
-            `{"val/accuracy": "maximize"}`, keeps the best of those too, as `best_accuracy.pt`.
-        save_last: save the state at the end of the run whatever the interval.
-        published: at the end of the training, write the weights alone of what is best (of the last where no best is
-            kept) into `published/`, with the first 8 hex digits of the file's SHA-256 in its name.
-        min_seconds: a checkpoint that falls due sooner than this after the one before it is left out, so that short
-            epochs are not spent on writing; until the next one, the best state is held in memory. What comes at the end
-            of a run is written whatever the time.
+            `{"val/accuracy": "maximize"}`, keeps the best of these too, as `best_accuracy.pt`.
+        save_last: save the state at the end of the run, independent of the interval.
+        published: at the end of the training, write only the weights of the best states (of the last one if no best is
+            kept) into `published/`, with the first 8 hex digits of the file's SHA-256 in the name.
+        min_seconds: skip a checkpoint that is due sooner than this after the one before, so that short epochs are not
+            spent on writing; until the next one, the best state is held in memory. Checkpoints at the end of a run are
+            always written.
     """
 
     priority = "VERY_LOW"
@@ -86,7 +86,7 @@ class Checkpoint(Hook):
         self.published = boolean("published", published)
         self.min_seconds = number("min_seconds", min_seconds, at_least=0, finite=False, unit="seconds")
         self._others = BestOf(save_best if isinstance(save_best, Mapping) else {})
-        self.monitors = dict.fromkeys(self._others.files, "save_best")  # somebody has to compute them
+        self.monitors = dict.fromkeys(self._others.files, "save_best")  # the sanity check requires these metrics
         self._written_at = -math.inf
         self._held: dict[Path, list[_Held]] = {}
         self._buffers = HostBuffers()
@@ -133,7 +133,7 @@ class Checkpoint(Hook):
         if not runner.interrupted:
             self._publish(runner.members)
         self._writer.wait()
-        self._strategy.agree(False)  # no rank goes on to read what rank 0 has not written yet
+        self._strategy.agree(False)  # no rank continues to read before rank 0 has written
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
         if self.save_last and _place(runner) != self._saved_at:
@@ -141,7 +141,7 @@ class Checkpoint(Hook):
         self._publish([runner.members[index] for index in leaving])
 
     def after_run(self, runner: Runner) -> None:
-        self._writer.wait()  # where an error ended the training, what was being written is finished all the same
+        self._writer.wait()  # after an error in the training, finish the pending writes
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"best": self._others.state_dict(member)} if self._others.files else {}
@@ -153,7 +153,7 @@ class Checkpoint(Hook):
         self._others.keep(members)
 
     def _due(self, runner: Runner) -> bool:
-        """Return whether this is the end of every `interval`-th epoch, or iteration, from `begin` on."""
+        """Return whether this is the end of an `interval`-th epoch (or iteration), counted from `begin`."""
         if self._unit == "iter":
             return runner.iter % self._interval == 0 and runner.iter >= self.begin
         return runner.epoch % self._interval == 0 and runner.epoch >= self.begin and self._between_epochs(runner)
@@ -163,14 +163,14 @@ class Checkpoint(Hook):
         return runner.iter == runner.epoch * len(runner.loader("train"))
 
     def _reserve(self, runner: Runner) -> None:
-        """Once the optimiser has a state, make ready the memory for the first checkpoint while the training goes on."""
+        """Allocate the memory for the first checkpoint while training continues, once the optimizer has a state."""
         size = sum(parameter.nbytes for parameter in runner.model.parameters())
         if runner.work_dir is not None and size >= _WORTH_RESERVING:
             states = runner.checkpoint()
             self._writer.submit([partial(self._buffers.reserve, states)])
 
     def _best_files(self, runner: Runner) -> list[set[str]]:
-        """Return for each member the files that its state of this moment is the best for."""
+        """Return for each member the files for which its current state is the best."""
         if runner.train_loop.val_due:
             return [set() for _ in runner.members]
         return [
@@ -213,7 +213,7 @@ class Checkpoint(Hook):
             self._saved_at = _place(runner)
 
     def _drop(self, member: Member, files: set[str]) -> None:
-        """Drop held states of these files: a better state has come for them."""
+        """Drop held states for these files, because a better state replaces them."""
         for held in self._held.get(member.checkpoints, []):
             held.files -= files
             if not held.files:
@@ -221,7 +221,7 @@ class Checkpoint(Hook):
         self._held[member.checkpoints] = [held for held in self._held.get(member.checkpoints, []) if held.files]
 
     def _submit(self, jobs: list[Callable[[], None]]) -> None:
-        """Hand to the writer what was held back, and then this: no checkpoint is newer than the best that it knows."""
+        """Submit the held states, then these jobs: no checkpoint is written before the best states it refers to."""
         older: list[Callable[[], None]] = [
             partial(self._save_best, directory, held) for directory, states in self._held.items() for held in states
         ]
@@ -231,7 +231,7 @@ class Checkpoint(Hook):
             self._written_at = monotonic()
 
     def _write(self, member: Member, name: str | None, copy: HostCopy, best: set[str]) -> None:
-        """Write a state once, under all its names; it is noted as the last when its bests are in their places."""
+        """Write a state once, under all its names, and record it as the last one after its best files are in place."""
         directory = member.checkpoints
         self._save_as(directory, copy, [*sorted(best), *([name] if name else [])])
         if name and self._strategy.is_main:
@@ -246,7 +246,7 @@ class Checkpoint(Hook):
         return name == BEST or name in self._others.files.values()
 
     def _publish(self, members: Sequence[Member]) -> None:
-        """Once all else is written, write the weights alone of these members' best states."""
+        """Write only the weights of these members' best states, after all pending writes."""
         if self.published and self._strategy.is_main:
             wanted = [member for member in members if member.work_dir is not None and not member.failed]
             self._submit([partial(self._publish_best, member) for member in wanted])
@@ -264,7 +264,7 @@ class Checkpoint(Hook):
         self._save_as(directory, held.copy, sorted(held.files))
 
     def _save_as(self, directory: Path, copy: HostCopy, names: list[str]) -> None:
-        """Write a state under the first of these names; the others are second names of the same file."""
+        """Write a state under the first of these names; the others become links to the same file."""
         copy.wait()
         if not self._strategy.save(directory / names[0], copy.state):
             checkpoint.save(directory / names[0], copy.state)
@@ -275,22 +275,22 @@ class Checkpoint(Hook):
 
 
 def _place(runner: Runner) -> tuple[Any, ...]:
-    """Return where the training stands, and who has stopped: what was saved there need not be saved again."""
+    """Return the position of the training and the stop reasons: a state is saved only once per place."""
     stopped = [member.stop_reason for member in runner.members]
     return runner.iter, runner.train_loop.val_due, *stopped
 
 
 class BestOf:
-    """Keeps the best value of each of these metrics, for each member, and where in the training it was seen.
+    """Keeps the best value of each of several metrics, for each member, and the iteration at which it was seen.
 
     Args:
-        rules: for each metric `maximize` or `minimize`.
+        rules: `maximize` or `minimize` for each metric.
 
     Attributes:
-        files: for each metric the checkpoint of its best state: `best_accuracy.pt` for `val/accuracy`.
+        files: the checkpoint of the best state for each metric: `best_accuracy.pt` for `val/accuracy`.
 
     Raises:
-        ConfigError: a rule that is neither, or two metrics whose files would have one name.
+        ConfigError: a rule is neither, or the files of two metrics would have the same name.
     """
 
     def __init__(self, rules: Mapping[str, Any]) -> None:
@@ -304,7 +304,7 @@ class BestOf:
         """Compare a member's latest values with its best.
 
         Raises:
-            ConfigError: nobody computes one of the metrics.
+            ConfigError: one of the metrics is not computed.
         """
         best = self._best.setdefault(index, {})
         for name, objective in self._objectives.items():
@@ -313,11 +313,11 @@ class BestOf:
                 best[name] = Best(value, epoch, step)
 
     def files_of(self, index: int, step: int) -> set[str]:
-        """Return the files of the metrics whose best was seen at iteration `step`."""
+        """Return the files of the metrics whose best value was seen at iteration `step`."""
         return {self.files[name] for name, best in self._best.get(index, {}).items() if best.iter == step}
 
     def forget_missing(self, index: int, member: Member) -> None:
-        """Forget each best whose file is not there: it is found anew among the states that are saved here."""
+        """Forget each best value whose file is missing; it is determined anew among the states saved here."""
         known = self._best.get(index, {})
         self._best[index] = {name: it for name, it in known.items() if (member.checkpoints / self.files[name]).exists()}
 
@@ -341,11 +341,11 @@ def _objective(name: str, rule: Any) -> Objective:
 def publish(source: Path, directory: Path, stem: str) -> Path:
     """Write the weights that a checkpoint was evaluated with as `<directory>/<stem>-<hash>.pt`.
 
-    The hash is the first 8 hex digits of the file's SHA-256, which `torch.hub` checks (`check_hash=True`). What was
-    published under the same stem before is removed. `load_from` takes such a file.
+    The hash is the first 8 hex digits of the file's SHA-256, which `torch.hub` checks (`check_hash=True`). Earlier
+    files published under the same stem are removed. `load_from` accepts such a file.
 
     Returns:
-        The file.
+        The path of the file.
     """
     state = checkpoint.load(source)
     unnamed = directory / f".{stem}.pt"

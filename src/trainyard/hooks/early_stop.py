@@ -1,4 +1,4 @@
-"""Early stopping: when a metric no longer gets better, or is good enough."""
+"""Early stopping hook: ends training when a metric stops improving, or is good enough."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ log = logging.getLogger("trainyard")
 
 
 class EarlyStopping(Hook):
-    """Ends a member's training after `patience` validations in a row that did not better its best by `min_delta`.
+    """Ends a member's training after `patience` validations in a row without an improvement by `min_delta`.
 
     Args:
-        monitor: the metric to watch; None is the run's objective.
+        monitor: the metric to monitor; None is the run's objective.
         direction: `maximize` or `minimize`; None is the run's direction.
-        patience: validations to wait.
-        min_delta: how much better counts as better.
-        strict: a metric that nobody computes is an error, found before the training. Otherwise a validation without
-            it is passed over, which is said once.
-        check_finite: a value that is NaN or infinite ends the member, as failed; otherwise it is one that is no better.
+        patience: the number of validations to wait.
+        min_delta: the minimum change that counts as an improvement.
+        strict: a metric that is not computed is an error, raised before the training. If False, a validation without it
+            is skipped, with one warning.
+        check_finite: a value that is NaN or infinite ends the member as failed. If False, it counts as no improvement.
         stopping_threshold: a value at least as good as this ends the training at once.
     """
 
@@ -41,11 +41,11 @@ class EarlyStopping(Hook):
         check_finite: bool = False,
         stopping_threshold: float | None = None,
     ) -> None:
-        Objective("", direction or "minimize")  # refuses a direction that is neither
+        Objective("", direction or "minimize")  # rejects an invalid direction
         if stopping_threshold is not None:
             stopping_threshold = number("stopping_threshold", stopping_threshold, finite=False, other="null for none")
         if boolean("strict", strict):
-            self.monitor = monitor  # the Runner reads it before the training: somebody has to compute it
+            self.monitor = monitor  # read by the sanity check, which requires that it is computed
         self.direction = direction
         self.patience = integer("patience", patience, at_least=1)
         self.min_delta = number("min_delta", min_delta, at_least=0)

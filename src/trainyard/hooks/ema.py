@@ -1,4 +1,4 @@
-"""Averaged weights (EMA, SWA), evaluated in place of the weights or beside them."""
+"""EMA hook: averaged weights (EMA, SWA), evaluated instead of the weights or besides them."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class EMA(Hook):
     Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Izmailov et al.,
     "Averaging weights leads to wider optima and better generalization" (2018); MMEngine's `MomentumAnnealingEMA`.
 
-    The first update takes the weights as they are; before it the model itself is evaluated. torch's `AveragedModel`
-    keeps the average. A checkpoint holds both: resuming goes on with the weights, `load_from` takes the average.
+    The first update copies the weights; before it the model itself is evaluated. torch's `AveragedModel` holds the
+    average. A checkpoint contains both: a resumed run continues from the weights, `load_from` loads the average.
 
     Args:
-        decay: the share of the average that stays at an update, at least 0 and below 1.
-        momentum: `1 - decay`, in place of it.
+        decay: the share of the average that an update keeps, at least 0 and below 1.
+        momentum: `1 - decay`, as an alternative to `decay`.
         kind: `exponential`, `swa` or `annealing`.
         begin: no update before this epoch (or iteration, in an iteration loop), counted from 1.
-        interval: iterations (or epochs) from one update to the next.
-        by: what `interval` counts, `iter` or `epoch`; by epoch an update comes at the end of one.
-        update_buffers: average floating-point buffers (BatchNorm's statistics) too; else they are the model's own.
-        gamma: of `annealing`: the larger, the longer the average stays near to the mean of all weights.
-        evaluate: `average`: it stands in place of the weights; `both`: at the validations of a training the weights are
-            evaluated as well, with their results under `val_raw/`.
+        interval: iterations (or epochs) between updates.
+        by: the unit of `interval`, `iter` or `epoch`; with `epoch`, updates happen at the ends of epochs.
+        update_buffers: average floating-point buffers (BatchNorm's statistics) too; otherwise they are the model's.
+        gamma: for `annealing`: the larger it is, the longer the average stays near the mean of all weights.
+        evaluate: `average` evaluates the average instead of the weights; `both` evaluates the weights too at the
+            validations of a training, with their results under `val_raw/`.
     """
 
     priority = "NORMAL"
@@ -137,7 +137,7 @@ class EMA(Hook):
         if self._others is not None:
             self._others = [self._others[index] for index in members]
         stacked: Any = None if self._average is None or self._began else self._average.module
-        if stacked is not None:  # nobody evaluates it yet, so that nobody else cuts it
+        if stacked is not None:  # not yet the `eval_model`, so the Runner does not select its members
             stacked.keep(members)
 
     @property
@@ -154,7 +154,7 @@ class EMA(Hook):
         runner.eval_model = self._average.module
 
     def _take_buffers(self, runner: Runner) -> None:
-        """Between two updates too the buffers are the model's own."""
+        """Copy the model's buffers into the average, also between two updates."""
         assert self._average is not None
         for averaged, own in zip(self._average.module.buffers(), runner.model.buffers(), strict=True):
             averaged.detach().copy_(own)
@@ -172,7 +172,7 @@ class EMA(Hook):
         if not (averages[0].is_floating_point() or averages[0].is_complex()):
             foreach.copy_(averages, weights)
             return
-        updates = int(self._average.n_averaged)  # on the CPU: what torch hands over here would have to be waited for
+        updates = int(self._average.n_averaged)  # on the CPU: reading the argument would wait for the device
         if self._others is None:
             foreach.lerp_(averages, weights, self._share(updates))
             return
@@ -182,7 +182,7 @@ class EMA(Hook):
             average.lerp_(weight, shares.view(-1, *[1] * (average.ndim - 1)))
 
     def _share(self, updates: int) -> float:
-        """Return how far the average goes towards the weights, after so many updates."""
+        """Return the share of the distance to the weights that the next update moves, after `updates` updates."""
         if self.kind == "swa":
             return 1 / (updates + 1)
         if self.kind == "annealing":
@@ -191,10 +191,9 @@ class EMA(Hook):
 
 
 class RawResults:
-    """Puts the batches of a validation through `runner.model` too, beside what is evaluated.
+    """Evaluates `runner.model` on the batches of a validation, besides the average.
 
-    It has metrics of its own; the results are recorded as `val_raw/<name>`, of a set `val/easy` as
-    `val_raw/easy/<name>`.
+    It has its own metrics; the results are recorded as `val_raw/<name>`, for a set `val/easy` as `val_raw/easy/<name>`.
     """
 
     def __init__(self) -> None:
@@ -202,7 +201,7 @@ class RawResults:
         self._metrics: dict[str, dict[str, Metric]] = {}
 
     def begin(self, runner: Runner) -> None:
-        """Before the first batch."""
+        """Prepare model and metrics before the first batch."""
         evaluated = runner.eval_model
         try:
             runner.eval_model = runner.model
@@ -216,19 +215,19 @@ class RawResults:
                 metric.reset()
 
     def process(self, batch: Any, split: str) -> None:
-        """After each batch of this set."""
+        """Evaluate a batch of this set."""
         if self._predict is not None:
             outputs = self._predict(batch)
             for metric in self._metrics[split].values():
                 metric.process(batch, outputs)
 
     def idle(self, batch: Any) -> None:
-        """In place of `process`, for a batch that does not count."""
+        """Run a batch that does not count, so that all ranks make the same number of forward passes."""
         if self._predict is not None:
             self._predict(batch)
 
     def record(self, runner: Runner) -> None:
-        """After the last batch: results that are one number a member go into the journal."""
+        """Record the results that are one number per member, after the last batch."""
         if self._predict is None:
             return
         self._predict = None
@@ -242,5 +241,5 @@ class RawResults:
 
 
 def raw(name: str) -> str:
-    """Return the name of a set, or of a result, for the weights by themselves."""
+    """Return the name under which a set or a result of the unaveraged weights is recorded."""
     return name.replace("val", "val_raw", 1)

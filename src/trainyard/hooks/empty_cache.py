@@ -1,4 +1,4 @@
-"""Release of the CUDA memory that torch's allocator holds."""
+"""Empty-cache hook: releases the unused CUDA memory of torch's allocator."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger("trainyard")
 
 
 class EmptyCache(Hook):
-    """Calls `torch.cuda.empty_cache` at the ends of epochs, for whoever shares the GPU. It makes nothing faster.
+    """Calls `torch.cuda.empty_cache` at the ends of epochs, for other users of the GPU. It does not speed up training.
 
-    Validations and tests count as epochs. On a device other than CUDA there is no such cache: that is said once.
+    Validations and tests count as epochs. A device other than CUDA has no such cache, which is logged once.
 
     Args:
         before_epoch: at the beginning of every epoch.
         after_epoch: at the end of every epoch.
-        after_iter: after every iteration. Slow: what was handed back is asked for again.
+        after_iter: after every iteration. Slow, because the released memory is allocated again.
     """
 
     priority = "NORMAL"
@@ -34,7 +34,7 @@ class EmptyCache(Hook):
             boolean(key, wanted)
         for stage, wanted in stages.items():
             for split in ("train", "val", "test") if wanted else ():
-                setattr(self, stage.format(split), self._empty)  # a stage that was not asked for costs nothing
+                setattr(self, stage.format(split), self._empty)  # a stage that is not set costs nothing
 
     def before_run(self, runner: Runner) -> None:
         if runner.device.type != "cuda":

@@ -11,10 +11,10 @@ from trainyard.errors import ConfigError
 
 
 class ImageTransform(nn.Module):
-    """A transform of images `[B, C, H, W]` of any number type; a subclass writes `transform`."""
+    """Base class of transforms of images `[B, C, H, W]` of any number type; a subclass defines `transform`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the images transformed; a ConfigError where they are none."""
+        """Return the transformed images; raise a ConfigError if the input is not images."""
         if not isinstance(images, Tensor) or images.ndim != 4:
             given = f"{list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             accepted = f"transforms of this data's inputs, {given}: {type(self).__name__} takes images [B, C, H, W]"
@@ -26,7 +26,7 @@ class ImageTransform(nn.Module):
 
 
 class Flip(ImageTransform):
-    """Mirrors images, left and right or top and bottom or both.
+    """Mirrors images left to right, top to bottom, or both.
 
     Args:
         horizontal: swap left and right.
@@ -43,11 +43,11 @@ class Flip(ImageTransform):
 
 
 class Shift(ImageTransform):
-    """Moves images by whole pixels; what comes in at an edge repeats it.
+    """Shifts images by an integer number of pixels; the edge pixels are repeated.
 
     Args:
-        x: pixels to the right; below 0, to the left.
-        y: pixels down; below 0, up.
+        x: pixels to the right; negative: to the left.
+        y: pixels down; negative: up.
     """
 
     def __init__(self, x: int = 0, y: int = 0) -> None:
@@ -64,10 +64,10 @@ class Shift(ImageTransform):
 
 
 class CenterCrop(ImageTransform):
-    """Cuts the middle out of images and enlarges it to their size, bilinearly.
+    """Crops the center of images and enlarges it to their size, bilinearly.
 
     Args:
-        share: of the height and the width that is kept, above 0 and below 1.
+        share: the share of the height and the width that is kept, above 0 and below 1.
     """
 
     def __init__(self, share: float = 0.875) -> None:

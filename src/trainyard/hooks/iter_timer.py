@@ -1,4 +1,4 @@
-"""Iteration times: how long an iteration takes, and how long it waits for data."""
+"""Iteration timer: seconds per iteration, and seconds of waiting for data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from trainyard.runner.hook import Hook
 
 
 class IterTimer(Hook):
-    """Mean seconds of an iteration (`time`) and of waiting for its batch (`data_time`), since the last log.
+    """Journals the mean seconds per iteration (`time`) and of waiting for its batch (`data_time`), since the last log.
 
-    On CUDA an iteration is timed as the host sees it: kernels may run on after it.
+    On CUDA the time is that of the host: kernels may still run afterwards.
     """
 
     priority = "NORMAL"
@@ -47,9 +47,9 @@ class IterTimer(Hook):
         self._last = perf_counter_ns()
 
     def _time(self) -> float:
-        """Read first, being registered first: it ends the window for both."""
+        """Return the mean time and reset the window for both gauges; this one is registered, and read, first."""
         count = self._count or 1
-        mean = self._total // count / 1e9  # whole nanoseconds: few digits, which the journal soon writes
+        mean = self._total // count / 1e9  # integer nanoseconds: few digits, which the journal writes fast
         self._mean_waited = self._waited // count / 1e9
         self._total = self._waited = self._count = 0
         return mean

@@ -1,4 +1,4 @@
-"""Logger: losses and results in the journal, and as lines of text."""
+"""Logger hook: losses and results in the journal, and as lines of text."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ log = logging.getLogger("trainyard")
 class Logger(Hook):
     """Journals the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
-    Losses stay on the device, also those of a point, until half a second of points is read together or somebody looks
-    (`trainyard.track.scalars`): reading them is the only thing here that synchronises.
+    Losses, and the means of a point, stay on the device until the points of half a second are read together, or a value
+    is needed (`trainyard.track.scalars`). Only this reading synchronizes with the device.
 
     Args:
         interval: iterations between two points in the journal.
-        line_every: seconds between two lines of text at least (the journal has every point).
-        window: what the mean of a point is taken over, in place of the iterations since the last: so many iterations,
-            `epoch` (the present one so far) or `global` (the run so far). For every value, or a mapping by their names:
-            `{"loss": 50, "grad_norm": "epoch"}`.
-        smoothing: an exponentially weighted mean in place of a plain one, with this share for what came before, above
-            0 and below 1. For every value, or a mapping by their names.
-        by: how a line counts: `epoch` is the epoch and the iteration within it, `iter` the iteration of the run, None
-            the epoch and the iteration of the run.
-        interval_exp_name: iterations between two lines that name the run; None is never.
+        line_every: minimum seconds between two lines of text (the journal has every point).
+        window: what the mean of a point is taken over, instead of the iterations since the last point: a number of
+            iterations, `epoch` (the current one so far) or `global` (the run so far). For every value, or a mapping by
+            name: `{"loss": 50, "grad_norm": "epoch"}`.
+        smoothing: an exponentially weighted mean instead of a plain one, with this decay, above 0 and below 1. For
+            every value, or a mapping by name.
+        by: the position in a line: `epoch` is the epoch and the iteration within it, `iter` the iteration of the run,
+            None the epoch and the iteration of the run.
+        interval_exp_name: iterations between two lines that name the run; None for no such lines.
     """
 
     priority = "BELOW_NORMAL"
@@ -94,7 +94,7 @@ class Logger(Hook):
             runner.scalars.flush()
 
     def before_val(self, runner: Runner) -> None:
-        runner.scalars.flush()  # it may be long
+        runner.scalars.flush()  # the evaluation may take long
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "val")
@@ -106,7 +106,7 @@ class Logger(Hook):
         self._results(runner, "test")
 
     def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
-        """Return the means of a point, `[]` or `[K]`, and the windows as they are after it."""
+        """Return the means of a point, `[]` or `[K]`, and the windows after it."""
         window, windows = self._window, self._windows
         means = window[0] if len(window) == 1 else _means(window)
         if self._kinds:
@@ -116,7 +116,7 @@ class Logger(Hook):
         return means, windows
 
     def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
-        """Return the means over the windows that were asked for, in place of those since the last point."""
+        """Return the means over the configured windows, instead of those since the last point."""
         windows = dict(self._windows)
         first = step - len(self._window) + 1
         for key in means:
@@ -140,7 +140,7 @@ class Logger(Hook):
             self._line(runner)
 
     def _place(self, iteration: int) -> str:
-        """Return where in the training an iteration is, counted from 1."""
+        """Return the position of an iteration in the training as text, counted from 1."""
         epoch, index = divmod(iteration - 1, self._length)
         if self.by == "epoch":
             return f"epoch {epoch + 1}/{self._epochs}  iter {index + 1}/{self._length}"
@@ -192,7 +192,7 @@ class Logger(Hook):
         self._windows = {key: window.keep(index) for key, window in self._windows.items()}
 
     def _take_up(self, runner: Runner) -> None:
-        """Restore the windows of a resumed run: those of each member, side by side."""
+        """Restore the windows of a resumed run, with the members' values side by side."""
         states = [self._loaded[member] for member in sorted(self._loaded)]
         self._loaded = {}
         windows = [state["window"] for state in states]
@@ -210,18 +210,18 @@ class Logger(Hook):
 
 
 def _of(value: Tensor, member: int) -> Tensor:
-    """Return one member's number of `[K]`; a solo run's is a scalar."""
+    """Return one member's number of `[K]`; for a single run the tensor is a scalar."""
     return value[member] if value.ndim else value
 
 
 def _of_members(gauge: Callable[[], Any], members: list[int]) -> Any:
-    """Return what a gauge has for these members."""
+    """Return a gauge's values of these members."""
     value = gauge()
     return [value[member] for member in members] if isinstance(value, list) else value
 
 
 def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of each number over the iterations that have it (a gradient norm comes only with a step)."""
+    """Return the mean of each number over the iterations that have it (a gradient norm exists only after a step)."""
     columns: dict[str, list[Tensor]] = {}
     for outputs in window:
         for key, value in outputs.items():

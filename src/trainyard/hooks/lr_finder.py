@@ -1,4 +1,4 @@
-"""Learning-rate range test: a short training with ever larger rates, and the loss at each."""
+"""Learning-rate finder hook."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger("trainyard")
 
 
 class Curve:
-    """The losses of one member as its learning rate grows.
+    """The losses of one member at increasing learning rates.
 
-    The smoothed loss is the exponential mean with bias correction; the curve ends where that is `diverge` times its
-    least, or no number.
+    The smoothed loss is the exponential mean with bias correction. The curve ends where it exceeds `diverge` times its
+    minimum, or is NaN or infinite.
     """
 
     def __init__(self, smoothing: float, diverge: float) -> None:
@@ -57,9 +57,9 @@ class Curve:
     def suggestion(self) -> float | None:
         """The learning rate at which the smoothed loss falls fastest, over the logarithm of the rate.
 
-        A slope is that of the straight line through a sixth of the curve, so that the noise of single batches chooses
-        nothing. The first tenth of the curve, where the mean is of few losses, and what comes after the least loss do
-        not count. None where the loss does not fall.
+        A slope is that of a line fitted to a sixth of the curve, so that the noise of single batches has little effect.
+        The first tenth of the curve, where the mean is of few losses, and the part after the minimum are ignored. None
+        if the loss does not fall.
         """
         begin, half = len(self.lr) // 10, max(1, len(self.lr) // 12)
         end = int(np.argmin(self.smoothed)) + 1 if self.lr else 0
@@ -72,23 +72,23 @@ class Curve:
 
 
 class LRFinder(Hook):
-    """Suggests a learning rate and ends the run before it has begun.
+    """Suggests a learning rate by a range test, and ends the run before training.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), section 3.3: the rate grows from step to step,
-    here by an equal factor, while the model trains on its training data. Where the smoothed loss falls fastest is a
-    good rate. Afterwards weights, optimiser and random numbers are as they were, and the run ends. It leaves the curve
-    as `lr_finder.json` and `lr_finder.png`, artifacts in MLflow, and the suggestion as the metric
+    here by a constant factor, while the model trains on its training data. The rate at which the smoothed loss falls
+    fastest is a good choice. Afterwards weights, optimizer and random state are restored, and the run ends. It writes
+    the curve to `lr_finder.json` and `lr_finder.png`, artifacts in MLflow, and the suggestion as the metric
     `lr_finder/suggestion`.
 
     Args:
-        start: the first rate, of the first parameter group; others keep their ratio to it.
+        start: the first rate, that of the first parameter group; other groups keep their ratio to it.
         end: the last rate.
-        iterations: steps of the optimiser, at most.
-        smoothing: the share of the mean loss that stays at every step.
-        diverge: the search ends where the smoothed loss is so many times its least.
+        iterations: the maximum number of optimizer steps.
+        smoothing: the share of the mean loss that each step keeps.
+        diverge: the search ends when the smoothed loss exceeds this multiple of its minimum.
 
     Attributes:
-        curves: of each member, once the search is through.
+        curves: the curve of each member, after the search.
     """
 
     priority = "ABOVE_NORMAL"
@@ -161,8 +161,8 @@ def _endless(runner: Runner) -> Iterator[Any]:
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:
-    """Return the curve as numbers and as a picture."""
-    from matplotlib.figure import Figure  # here, since it takes a while
+    """Write the curve as numbers and as a figure, and return the files."""
+    from matplotlib.figure import Figure  # imported here because it is slow
 
     numbers, picture = folder / "lr_finder.json", folder / "lr_finder.png"
     values = {"suggestion": curve.suggestion, "lr": curve.lr, "loss": curve.loss, "smoothed": curve.smoothed}
@@ -174,7 +174,7 @@ def _write(curve: Curve, folder: Path) -> list[Path]:
     if curve.suggestion is not None:
         axes.axvline(curve.suggestion, color="C1", linestyle="--", label=f"suggestion {curve.suggestion:.2e}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
-    if curve.smoothed:  # where the loss explodes, it leaves the picture
+    if curve.smoothed:  # an exploding loss would dominate the figure
         low, high = min(curve.smoothed), max(curve.smoothed[: int(np.argmin(curve.smoothed)) + 1])
         axes.set_ylim(low - 0.2 * (high - low) - 1e-6, high + 0.2 * (high - low) + 1e-6)
     axes.legend()

@@ -1,4 +1,4 @@
-"""Model summary: a table of the modules."""
+"""Model summary hook: a table of the model's modules."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 
-WIDTH = 80  # of the table, in columns of a terminal
+WIDTH = 80  # of the table, in terminal columns
 
 
 @dataclass
 class Row:
-    """One module: its output's shapes and its floating-point operations in one batch, its parameters."""
+    """One module: the shapes of its outputs, its floating-point operations in one batch, and its parameters."""
 
     name: str
     kind: str
@@ -43,12 +43,12 @@ class ModelSummary(Hook):
     """Logs a table of the model's modules once, before the training, and writes it to `summary.txt`, an artifact.
 
     For each module: its type, the shape of its output, its parameters, and the floating-point operations of its forward
-    pass, as `torch.utils.flop_counter` counts them: those of matrix products, convolutions and attention, an addition
-    and a multiplication being two. For shapes and FLOPs one batch goes through the model: of the validation data, as in
-    a validation, or, where there are none, of the training data.
+    pass, as `torch.utils.flop_counter` counts them: those of matrix products, convolutions and attention, with an
+    addition and a multiplication as two. For shapes and FLOPs one batch is run through the model: a validation batch,
+    as in a validation, or, without validation data, a training batch.
 
     Args:
-        depth: how many levels of modules below the model to show; null shows all.
+        depth: the number of module levels below the model to show; null shows all.
         flops: count FLOPs.
     """
 
@@ -85,7 +85,7 @@ class ModelSummary(Hook):
         return f"{title}\n\n{_table(shown, count if self.flops else None)}{note}"
 
     def _pass(self, runner: Runner, model: nn.Module, rows: list[Row]) -> int:
-        """Send one batch through the model and note in `rows` what comes out; returns its number of samples."""
+        """Run one batch through the model, record the outputs in `rows`, and return the number of samples."""
         split = "val" if runner.has_split("val") else "train"
         loader = runner.loader(split)
         batch = of_first_member(next(iter(loader.batches())), loader)
@@ -118,7 +118,7 @@ def _flops() -> Iterator[Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # that, and most kernels of attention on the CPU, are not counted
+    torch.backends.mha.set_fastpath_enabled(False)  # FLOPs of its kernels, and of most on the CPU, are not counted
     try:
         with flops_without_dynamo(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             yield counter.get_total_flops
@@ -138,7 +138,7 @@ def _shape(output: Any) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits and what they count: 12.3 k."""
+    """Format a number with three digits and a unit prefix: 12.3 k."""
     for unit in ("", "k", "M", "G", "T"):
         if number < 999.5 or unit == "T":
             return f"{number:.3g} {unit}"
@@ -147,11 +147,11 @@ def _short(number: float) -> str:
 
 
 def _table(rows: Sequence[Row], samples: int | None) -> str:
-    """Render the rows as plain text, at most `WIDTH` wide; what is longer goes on in the next line.
+    """Render the rows as plain text, at most `WIDTH` columns wide; longer cells wrap.
 
     Args:
-        rows: the modules.
-        samples: of the batch, to show FLOPs of one; None shows no FLOPs.
+        rows: one row per module.
+        samples: the number of samples in the batch, to show FLOPs per sample; None shows no FLOPs.
     """
     from rich.console import Console
     from rich.table import Table
@@ -166,7 +166,7 @@ def _table(rows: Sequence[Row], samples: int | None) -> str:
         cells = [row.name or "(all)", row.kind, row.output, f"{row.parameters:,}"]
         if samples:
             cells.append(_short(row.flops / samples))
-        table.add_row(*map(Text, cells))  # in plain strings rich would read `[...]` as markup
+        table.add_row(*map(Text, cells))  # rich would read `[...]` in plain strings as markup
     file = io.StringIO()
     Console(file=file, width=WIDTH, color_system=None, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

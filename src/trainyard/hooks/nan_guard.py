@@ -1,4 +1,4 @@
-"""NaN guard: stop a training whose loss is not finite, or skip the steps whose gradients are not."""
+"""NaN guard hook: ends a training whose loss is not finite, or skips steps with non-finite gradients."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from trainyard.step.stacked import StackedScaledAutocast
 
 
 class NaNGuard(Hook):
-    """Ends a member as failed once its loss is NaN or infinite, or skips each step whose gradients are.
+    """Ends a member as failed when its loss is NaN or infinite, or skips each step with non-finite gradients.
 
-    Before each checkpoint it looks at the weights too, since a finite loss may have had gradients that were not: no
-    checkpoint holds a weight that is not a number.
+    Before each checkpoint it checks the weights too, because a finite loss may have non-finite gradients. Therefore no
+    checkpoint contains a NaN weight.
 
     Args:
-        interval: iterations between two looks at the loss; each waits for the device.
-        action: `stop`, or `skip`: a step whose gradients are not all finite is not taken, and the training goes on;
-            `train/skipped` counts them.
+        interval: iterations between two checks of the loss; each waits for the device.
+        action: `stop`, or `skip`: a step whose gradients are not all finite is skipped, and the training continues;
+            `train/skipped` counts these steps.
     """
 
     priority = "HIGH"
@@ -47,7 +47,7 @@ class NaNGuard(Hook):
         counts = [self._loaded.get(index, 0) for index in range(len(runner.members))]
         skipped = torch.tensor(counts, device=runner.device)
         agree = runner.strategy.agree if runner.strategy.world_size > 1 else None
-        steps: dict[str, Any] = getattr(runner.step, "steps", {"": runner.step})  # one for each of several optimisers
+        steps: dict[str, Any] = getattr(runner.step, "steps", {"": runner.step})  # one per optimizer
         for step in steps.values():
             step.precision = SkipNonFinite(step.precision, stacked=runner.stacked, skipped=skipped, agree=agree)
             self._guards.append(step.precision)
@@ -87,7 +87,7 @@ class NaNGuard(Hook):
                 guard.skipped = kept
 
     def _skipped(self) -> list[float]:
-        """Return for each member the steps that were skipped so far."""
+        """Return the number of skipped steps of each member so far."""
         return [float(count) for count in self._guards[0].skipped.tolist()]
 
     def _look(self, runner: Runner) -> None:
@@ -100,16 +100,16 @@ class NaNGuard(Hook):
 
 
 class SkipNonFinite:
-    """Stands before the precision of a step, and takes the step only where every gradient is finite.
+    """Wraps the precision of a step, and takes the step only if every gradient is finite.
 
-    A skipped step leaves parameters and the optimizer's state as they are. Of several members each skips its own. The
-    scaler of `fp16` skips by itself; here its skipped steps are counted.
+    A skipped step leaves parameters and the optimizer's state unchanged. Several members skip steps independently. The
+    scaler of `fp16` skips by itself; its skipped steps are counted here.
 
     Args:
-        precision: the `Precision` of the run's step; whatever is not about skipping goes to it.
+        precision: the `Precision` of the run's step; everything else is delegated to it.
         stacked: the parameters are stacks `[K, ...]`.
-        skipped: int64 `[K]` (`[1]` of a solo run), steps skipped so far; counted up in place.
-        agree: of several ranks, says whether any has found a gradient that is not finite.
+        skipped: int64 `[K]` (`[1]` for a single run), the steps skipped so far; incremented in place.
+        agree: with several ranks, returns whether any rank has found a non-finite gradient.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class SkipNonFinite:
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer, unwrapped_step: Callable[[], None]) -> None:
-        """Take one step; for one member, wait for the device to say whether it is to be taken."""
+        """Take one step; for one member, wait for the device to decide whether it is taken."""
         bad = self._bad(optimizer)
         if self._agree is not None:
             bad.fill_(self._agree(bool(bad.any())))
@@ -139,7 +139,7 @@ class SkipNonFinite:
             self._precision.step(optimizer, unwrapped_step)
 
     def _bad(self, optimizer: Optimizer) -> Tensor:
-        """Return whether a gradient of each member is not finite, bool `[K]`, by its greatest and least number."""
+        """Return for each member whether a gradient is not finite, bool `[K]`, from its maximum and minimum."""
         grads = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         rows = [grad.reshape(len(self.skipped), -1) for grad in grads if grad.numel()]
         if not rows:

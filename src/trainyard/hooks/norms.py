@@ -1,4 +1,4 @@
-"""Norms of gradients and weights."""
+"""Norms hook: norms of gradients and weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trainyard.step.clip import NoClip
 
 
 class Norms(Hook):
-    """Journals the 2-norms of all gradients (`norm/grad`) and of all trained weights (`norm/param`) now and then.
+    """Journals the 2-norms of all gradients (`norm/grad`) and of all trained weights (`norm/param`) at intervals.
 
-    Gradients are taken where they are whole: those of all accumulated batches, unscaled, and not yet clipped. The
-    weights are those to which the gradients belong, before the update. Where the batch that is due brings no step of
-    the optimiser, the next step is taken.
+    Gradients are complete: those of all accumulated batches, unscaled, and before clipping. The weights are those to
+    which the gradients belong, before the update. If the due batch does not end in an optimizer step, the next step is
+    used.
 
     Args:
         interval: iterations between two points; each waits for the device.
-        by_module: the norms of each module as well, `norm/grad/<module>`: of the first modules, from the top, of which
-            there are several.
+        by_module: also the norms of each module, `norm/grad/<module>`, at the first level from the top with several
+            modules.
     """
 
     priority = "NORMAL"
@@ -38,7 +38,7 @@ class Norms(Hook):
         self._measure: _Measure | None = None
 
     def before_train(self, runner: Runner) -> None:
-        # A stacked model has its members' names, with slashes for dots.
+        # A stacked model has its members' names, with slashes instead of dots.
         named = {name.replace("/", "."): weight for name, weight in runner.model.named_parameters()}
         self._modules = _grouped({name: weight for name, weight in named.items() if weight.requires_grad})
 
@@ -68,9 +68,9 @@ class Norms(Hook):
 
 
 class _Measure(NoClip):
-    """Stands before the clipping for one iteration, since only there gradients are whole, and takes the norms.
+    """Measures the norms just before clipping, for one iteration: only there are the gradients complete.
 
-    Where several optimisers take turns it is called for each, with its parameters.
+    With several optimizers it is called for each one, with its parameters.
     """
 
     def __init__(self, clip: NoClip, modules: Mapping[str, Sequence[Tensor]], members: int) -> None:
@@ -88,7 +88,7 @@ class _Measure(NoClip):
         return self.clip(parameters)
 
     def norms(self, by_module: bool) -> dict[str, Tensor]:
-        """Return the norms by name, `[members]`; none where the optimiser has not stepped."""
+        """Return the norms by name, `[members]`; empty if no optimizer has stepped."""
         found: dict[str, Tensor] = {}
         for kind, taken in (("grad", self._grads), ("param", self._params)):
             parts = {
@@ -102,7 +102,7 @@ class _Measure(NoClip):
         return found
 
     def _norm(self, tensor: Tensor) -> Tensor:
-        """`[K]`, for a stack `[K, ...]` or, where there is one member, its tensor."""
+        """Return the norm as `[K]`, of a stack `[K, ...]`, or of one member's tensor."""
         if tensor.is_sparse:
             tensor = tensor.coalesce().values()
         rows = tensor.reshape(self.members, tensor.numel() // self.members)
@@ -111,7 +111,7 @@ class _Measure(NoClip):
 
 
 def _grouped(named: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Tensors under the name of the module to which they belong, below the last one that holds them all."""
+    """Group tensors by the module to which they belong, one level below the deepest module that contains all."""
     paths = [name.split(".")[:-1] for name in named]
     depth = 1
     while paths and len(paths[0]) >= depth and all(path[:depth] == paths[0][:depth] for path in paths):

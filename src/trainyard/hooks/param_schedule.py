@@ -1,4 +1,4 @@
-"""Parameter schedule: write the values of this epoch or iteration into the optimizer."""
+"""Parameter-schedule hook: writes the values of each epoch or iteration into the optimizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from trainyard.schedules import Schedule
 
 
 class ParamSchedule(Hook):
-    """Writes the schedule's row into the optimiser's parameter groups before it is needed.
+    """Writes the schedule's row into the optimizer's parameter groups before it is needed.
 
-    A schedule that looks at a metric (`plateau`) is shown its value after each validation of the training.
+    A schedule that depends on a metric (`plateau`) gets its value after each validation of the training.
     """
 
     priority = "HIGH"
@@ -22,7 +22,7 @@ class ParamSchedule(Hook):
         schedule = runner.schedule
         self._by_iter = schedule is not None and (schedule.by or runner.train_loop.unit) == "iter"
         self._by_epoch = schedule is not None and not self._by_iter
-        foresee = getattr(runner.step, "foresee", None)  # of a captured step
+        foresee = getattr(runner.step, "foresee", None)  # only a captured step has it
         if foresee is not None and self._by_iter and isinstance(schedule, Schedule) and not schedule.constant:
             foresee(lambda: schedule.ahead(runner.iter))
 

@@ -1,4 +1,4 @@
-"""Precise BatchNorm: statistics computed anew before each validation."""
+"""Precise BatchNorm hook: statistics recomputed before each validation."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class PreciseBN(Hook):
-    """Replaces the running statistics of BatchNorm by those of the weights as they are, before each validation.
+    """Replaces the running statistics of BatchNorm by those of the current weights, before each validation.
 
-    Running averages mix in the statistics of weights that are gone. Wu and Johnson, "Rethinking 'Batch' in BatchNorm"
-    (2021), section 3, take the population's instead, aggregated from batches of the training data: mean = E[mean_b] and
-    variance = E[var_b + mean_b^2] - mean^2. As in their code, the model is in training mode for it. The model that is
-    evaluated gets them (with an EMA, the average), and so does a checkpoint; training goes on from there, which
-    normalises by the batch and does not notice.
+    Running averages include the statistics of earlier weights. Wu and Johnson, "Rethinking 'Batch' in BatchNorm"
+    (2021), section 3, use the population's instead, aggregated from batches of the training data: mean = E[mean_b] and
+    variance = E[var_b + mean_b^2] - mean^2. As in their code, the model is in training mode meanwhile. The evaluated
+    model (with an EMA, the average) and checkpoints get these statistics. Training continues with them; it is not
+    affected, because it normalizes by the batch.
 
     Args:
-        batches: how many batches of the training data; where an epoch has fewer, those.
+        batches: the number of batches of the training data, at most those of an epoch.
     """
 
     priority = "NORMAL"
@@ -52,13 +52,13 @@ class PreciseBN(Hook):
         alone.train()
         layers = {name: layer for name, layer in alone.named_modules() if _updates(layer)}
         if layers:
-            with rng_state.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # dropout draws for training as ever
+            with rng_state.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # the training's draws are unchanged
                 self._measure(runner, model, alone, layers)
         model.train(mode)
 
     def _measure(self, runner: Runner, model: nn.Module, alone: nn.Module, layers: dict[str, Any]) -> None:
         loader = runner.loader("train")
-        buffers = {name.replace("/", "."): buffer for name, buffer in model.named_buffers()}  # a stack has slashes
+        buffers = {name.replace("/", "."): buffer for name, buffer in model.named_buffers()}  # slashes in a stack
         statistics: list[_Statistics] = []
         first = 0
         for batch in islice(loader.batches(runner.epoch), self.batches):
@@ -77,9 +77,9 @@ class PreciseBN(Hook):
 
 
 class _Statistics:
-    """The sums over batches of one layer's statistics; of K members' layers, `[K, C]`.
+    """The sums over batches of one layer's statistics; `[K, C]` for the layers of K members.
 
-    A batch's own are read from the running ones: where these were 0, they are `momentum` times the batch's.
+    A batch's statistics are read from the running ones: if these were 0, they are `momentum` times the batch's.
     """
 
     def __init__(self, layer: BatchNorm, name: str, buffers: Mapping[str, Tensor]) -> None:
@@ -96,7 +96,7 @@ class _Statistics:
             buffer.zero_()
 
     def add(self, numbers: float) -> None:
-        """Count a batch in which each channel had so many numbers; none, where the layer was passed over."""
+        """Count a batch with this many numbers per channel; 0 if the layer was not called."""
         if numbers == 0:
             return
         mean, variance = (buffer.double() / self.momentum for buffer in self.buffers[:2])
@@ -105,11 +105,11 @@ class _Statistics:
         self.squares += (numbers - 1) * variance + numbers * mean.square()  # the running variance is the unbiased one
 
     def sums(self) -> dict[str, Tensor]:
-        """Return what was counted so far."""
+        """Return the sums so far."""
         return {"numbers": torch.full_like(self.sum, self.numbers), "sum": self.sum, "squares": self.squares}
 
     def write(self, sums: Mapping[str, Tensor]) -> None:
-        """Give the layer the statistics of these sums, or back its own where nothing was counted."""
+        """Write the statistics of these sums into the layer, or restore its own if nothing was counted."""
         mean, variance, count = self.before
         numbers = sums["numbers"]
         if numbers.any():
@@ -125,14 +125,14 @@ def _updates(layer: nn.Module) -> bool:
 
 
 def _forward(model: nn.Module) -> Any:
-    """Return what a batch is put through: a training step without its backward pass."""
-    if hasattr(model, "train_steps"):  # of several optimisers, whose losses may need gradients
+    """Return the function that runs a batch: a training step without its backward pass."""
+    if hasattr(model, "train_steps"):  # for several optimizers, whose losses may need gradients
         return getattr(model, "val_step", partial(call, model, mode="predict"))
     return getattr(model, "train_step", partial(call, model, mode="loss"))
 
 
 def _sizes(runner: Runner, alone: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> dict[str, int]:
-    """Return how many numbers each channel has in a batch, by layer: seen in one pass of one member's model."""
+    """Return how many numbers each channel has in a batch, by layer, from one pass of one member's model."""
     sizes: dict[str, int] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

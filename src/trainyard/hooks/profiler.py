@@ -1,4 +1,4 @@
-"""Profiler: a Chrome trace of some iterations."""
+"""Profiler hook: a Chrome trace of some iterations."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ log = logging.getLogger("trainyard")
 
 
 class Profiler(Hook):
-    """Profiles some iterations with `torch.profiler`, on the CPU and, where the run is there, on CUDA.
+    """Profiles some iterations with `torch.profiler`, on the CPU and, if the run uses it, on CUDA.
 
-    It passes over `skip_first` iterations, and then goes through cycles of `wait` iterations without it, `warmup` whose
-    record is thrown away, and `active` that are recorded. Iterations are counted from where this process begins to
-    train. Each cycle leaves two files in `profile/`, which are artifacts of the run in MLflow too: a Chrome trace
-    (`.json.gz`; ui.perfetto.dev shows it) and a table of the operators that took longest (`.txt`). A cycle that the end
-    of the run cuts short is kept.
+    It skips `skip_first` iterations and then repeats cycles of `wait` iterations without profiling, `warmup` iterations
+    whose record is discarded, and `active` recorded ones. Iterations are counted from the start of training in this
+    process. Each cycle writes two files to `profile/`, which are also artifacts of the run in MLflow: a Chrome trace
+    (`.json.gz`; ui.perfetto.dev shows it) and a table of the slowest operators (`.txt`). A cycle that the end of the
+    run cuts short is kept.
 
-    Of a fused group there is one trace, of the program that trains all members; it is the first member's.
+    A stack has one trace, of the program that trains all members; it belongs to the first member.
 
     Args:
-        skip_first: iterations to let pass at the beginning.
-        wait: iterations at the beginning of each cycle.
-        warmup: iterations under the profiler that are not recorded; the first ones under it are slower.
+        skip_first: iterations to skip at the beginning.
+        wait: iterations without profiling at the beginning of each cycle.
+        warmup: profiled iterations whose record is discarded, because the first ones are slower.
         active: iterations to record.
-        repeat: how many cycles; 0 goes on until the end.
-        record_shapes: note the shapes of the operators' inputs.
-        profile_memory: note what is allocated and freed.
-        with_stack: note the lines of Python from which operators are called; slow.
+        repeat: the number of cycles; 0 repeats until the end.
+        record_shapes: record the shapes of the operators' inputs.
+        profile_memory: record allocations and deallocations.
+        with_stack: record the Python lines that call the operators; slow.
     """
 
-    priority = "LOWEST"  # what other hooks do after an iteration is a part of it
+    priority = "LOWEST"  # the work of other hooks after an iteration is part of it
     ranks = "main"
     stackable = True
 
@@ -70,7 +70,7 @@ class Profiler(Hook):
     def before_train(self, runner: Runner) -> None:
         from torch.profiler import ProfilerActivity, profile, schedule
 
-        warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle")  # each is saved
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle")  # all are saved
         activities = [ProfilerActivity.CPU]
         if runner.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -96,7 +96,7 @@ class Profiler(Hook):
         self._stop()
 
     def after_run(self, runner: Runner) -> None:
-        self._stop()  # of a training that ended in an error
+        self._stop()  # the training may have ended in an error
 
     def _stop(self) -> None:
         if self._profile is not None:

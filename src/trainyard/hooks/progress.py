@@ -1,4 +1,4 @@
-"""Progress bar on a terminal; elsewhere there are the Logger's lines."""
+"""Progress bar hook for terminals; without a terminal there are only the Logger's lines."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Progress(Hook):
-    """Epoch, bar, iterations, loss, learning rate, samples a second, time left (rich).
+    """Shows epoch, bar, iterations, loss, learning rate, samples per second and time left (rich).
 
     Args:
-        refresh: seconds between two drawings; each reads the loss.
+        refresh: seconds between two updates; each reads the loss.
     """
 
     priority = "LOW"

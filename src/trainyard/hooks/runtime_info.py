@@ -1,4 +1,4 @@
-"""Runtime information: what the run is made of, logged once at its start."""
+"""Runtime information hook: facts about the run, logged once at its start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("trainyard")
 
 
 class RuntimeInfo(Hook):
-    """Logs the size of the model and the data and the baselines that the data knows, and tags the run with them."""
+    """Logs the size of the model and the data and the baselines of the data, and tags the run with them."""
 
     priority = "VERY_HIGH"
     stackable = True

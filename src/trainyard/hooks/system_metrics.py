@@ -1,4 +1,4 @@
-"""System metrics: use of CPU, memory and GPU."""
+"""System metrics hook: use of CPU, memory and GPU."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _PROC = Path("/proc")
 
 
 class SystemMetrics(Hook):
-    """Journals, from a thread of its own, how busy the machine is, under the names that MLflow shows as system metrics.
+    """Journals the load of the machine from a separate thread, under the names that MLflow shows as system metrics.
 
     Of the machine: `system/cpu_utilization_percentage`, `system/system_memory_usage_megabytes` and `…_percentage`; of
     this process: `system/process_cpu_utilization_percentage` (100 is one core) and `system/process_memory_megabytes`;
     of the run's GPU, by its number n: `system/gpu_n_utilization_percentage`, `…_memory_usage_megabytes`,
-    `…_memory_usage_percentage` and `…_power_usage_watts`. Utilisations of the CPU are means since the point before, the
-    GPU's is the driver's, of about the last second. The last point is the end of the run. A step is the iteration at
-    which the run stood.
+    `…_memory_usage_percentage` and `…_power_usage_watts`. CPU utilizations are means since the previous point; the
+    GPU's is the driver's value, over about the last second. The last point is at the end of the run. The step of a
+    point is the run's iteration at that time.
 
-    What the machine does not tell is left out: without `/proc` (outside Linux), all but the process's CPU and the GPU.
+    Unavailable values are omitted: without `/proc` (outside Linux), all but the process's CPU and the GPU.
 
     Args:
         every: seconds between two points.
@@ -78,7 +78,7 @@ class SystemMetrics(Hook):
 
 
 class _Clock:
-    """A moment, and how long the CPUs and this process have been busy until then."""
+    """A point in time, and the busy time of the CPUs and this process until then."""
 
     def __init__(self) -> None:
         self.wall = time.monotonic()
@@ -96,12 +96,12 @@ class _Clock:
 
 
 def _cpu_ticks() -> tuple[int, int]:
-    """Ticks of all CPUs together since the machine started: busy, and in all."""
+    """Return the busy ticks and all ticks of all CPUs together since the machine started."""
     if not (_PROC / "stat").exists():
         return 0, 0
     with (_PROC / "stat").open(encoding="ascii") as file:
-        ticks = [int(field) for field in file.readline().split()[1:9]]  # user time holds that of guests already
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # without idle, and idle while waiting for a disk
+        ticks = [int(field) for field in file.readline().split()[1:9]]  # user time includes that of guests
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # without idle time, and idle time while waiting for a disk
 
 
 def _memory() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: predictions averaged over transformed copies of each batch."""
+"""Test-time augmentation hook: predictions averaged over transformed copies of each batch."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ NAMED: dict[str, Transform] = {
     "shift_down": Shift(y=1),
     "center_crop": CenterCrop(),
 }
-"""The transforms that go by a name: flips, shifts by one pixel, the middle 7/8 enlarged."""
+"""The named transforms: flips, shifts by one pixel, the middle 7/8 enlarged."""
 
 KEY = "hook.test_time_augmentation"
 MERGES = ("mean", "softmax_mean")
 
 
 class TestTimeAugmentation(Hook):
-    """Predicts each test batch as it is and in changed copies, and takes the mean.
+    """Predicts each test batch unchanged and in transformed copies, and averages the predictions.
 
-    Metrics, and whoever else reads predictions, see the mean. It is for predictions that do not move with the input: a
-    class, a number, but not a mask. Whatever is evaluated predicts (with an EMA the average, after a training the best
-    checkpoint): the hook touches no weights, and checkpoints are what they would be without it. Each copy is a forward
-    pass of its own, so memory stays as it is and time grows with their number.
+    Metrics and other readers of predictions get the mean. It suits predictions that do not move with the input: a class
+    or a number, but not a mask. The evaluated model predicts (with an EMA the average, after a training the best
+    checkpoint). The hook does not change weights or checkpoints. Each copy is a separate forward pass, so memory is
+    unchanged and time grows with the number of copies.
 
     `softmax_mean` is the mean of the probabilities (as in Krizhevsky et al., "ImageNet classification with deep
-    convolutional neural networks", 2012, section 4.1), given as its logarithm: what reads logits reads the right
-    probabilities out of it.
+    convolutional neural networks", 2012, section 4.1), given as its logarithm, from which readers of logits get the
+    right probabilities.
 
-    A transform is given the input of the batch as the loader serves it, `[B, ...]`, before the model's
-    `data_preprocessor`; it must not change it in place. One that draws random numbers draws the same for a batch at
-    every evaluation, in every run.
+    A transform gets the input of the batch as the loader serves it, `[B, ...]`, before the model's `data_preprocessor`,
+    and must not change it in place. A random transform draws the same numbers for a batch at every evaluation, in every
+    run.
 
     Args:
-        transforms: beside the batch as it is: names (see `NAMED`), or functions or modules of the input.
-        merge: `mean` of the predictions; `softmax_mean`; or None: `softmax_mean` where targets are classes and
-            predictions `[B, ..., C]` have one axis more, else `mean`.
-        val: predict so in validations too, also those of a training.
+        transforms: names (see `NAMED`), or functions or modules of the input, used besides the unchanged batch.
+        merge: `mean` of the predictions; `softmax_mean`; or None: `softmax_mean` if targets are classes and predictions
+            `[B, ..., C]` have one axis more, else `mean`.
+        val: use it in validations too, also those of a training.
     """
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
-    priority = "HIGH"  # in its place before the EMA, which may have the raw weights predict beside the average
+    __test__ = False  # not a test case of pytest, despite the name
+    priority = "HIGH"  # before the EMA, which may run the raw weights besides the average
     stackable = True
 
     def __init__(
@@ -87,7 +87,7 @@ class TestTimeAugmentation(Hook):
         self._told = False
 
     def before_train(self, runner: Runner) -> None:
-        """Try one batch, so that what cannot work is known before the training and not after it."""
+        """Run one batch before the training, so that errors appear early."""
         sets = [*runner.sets("val"), *runner.sets("test")]
         if not sets:
             return
@@ -114,14 +114,15 @@ class TestTimeAugmentation(Hook):
         self._end(runner)
 
     def after_run(self, runner: Runner) -> None:
-        self._end(runner)  # where an evaluation was interrupted
+        self._end(runner)  # the evaluation may have been interrupted
 
     def _begin(self, runner: Runner) -> None:
         if not self._told:
             self._told = True
             log.info("Test-time augmentation: each batch is predicted %s.", ", ".join(self.names))
         if self._plain is None:
-            # The model stays what it is: others save it, and load into it. Only how it is asked is another.
+            # The model is not wrapped, because others save it and load into it. Only the prediction function is
+            # replaced.
             augmented: Any = self._prediction(runner)
             self._plain = runner.predict_step
             runner.predict_step = augmented  # type: ignore[method-assign]
@@ -132,7 +133,7 @@ class TestTimeAugmentation(Hook):
             self._plain = None
 
     def _prediction(self, runner: Runner) -> Callable[..., Callable[[Any], Tensor]]:
-        """Return what takes the place of `runner.predict_step`."""
+        """Return the replacement of `runner.predict_step`."""
         for transform in self.transforms:
             if isinstance(transform, nn.Module):
                 transform.to(runner.device)
@@ -140,7 +141,7 @@ class TestTimeAugmentation(Hook):
         return lambda *args: partial(self._predict, plain(*args), stacked)
 
     def _predict(self, predict: Callable[[Any], Any], stacked: bool, batch: Any) -> Tensor:
-        """Predictions for a batch, in single precision at least: `[B, ...]`, or `[K, B, ...]` of K members."""
+        """Return predictions for a batch, at least in single precision: `[B, ...]`, or `[K, B, ...]` for K members."""
         x, outputs = input_of(batch), [predict(batch)]
         with rng_state.seeded(derive(0, "test_time_augmentation")):
             for transform in self.transforms:
@@ -180,7 +181,7 @@ def _kind(output: Any) -> str:
 
 
 def _fitting(batch: Any, outputs: Tensor, stacked: bool) -> str:
-    """`softmax_mean` where the predictions have scores for classes, else `mean`."""
+    """Return `softmax_mean` if the predictions have scores for classes, else `mean`."""
     try:
         target = target_of(batch)
     except TrainyardError:

@@ -1,4 +1,4 @@
-"""Agreement of ranks: their hooks, and the iteration at which all of them end."""
+"""Agreement of ranks: the hooks of each rank, and the iteration at which all ranks end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
 
 INTERVAL = 10
-"""Iterations between two questions whether somebody asked a rank to end: each is a message to and from all."""
+"""Iterations between two checks whether a rank was asked to end; each is a collective of all ranks."""
 
 
 def hooks_of_rank(hooks: Mapping[str, HookLike], strategy: Strategy) -> dict[str, HookLike]:
-    """Return those of the hooks that run on this rank, and the agreement.
+    """Return the hooks that run on this rank, with the agreement hook.
 
     Raises:
-        ConfigError: one works on one device only.
+        ConfigError: a hook works on one device only.
     """
     for name, hook in hooks.items():
         if getattr(hook, "ranks", "all") == "one":
@@ -34,7 +34,7 @@ def hooks_of_rank(hooks: Mapping[str, HookLike], strategy: Strategy) -> dict[str
 
 
 class _Agreement:
-    """The last hook of each rank: where one was asked to end the run, all end it after the same iteration."""
+    """Last hook of each rank: when one rank is asked to end the run, all end it after the same iteration."""
 
     priority: int | str = "LOWEST"
 
@@ -52,4 +52,4 @@ class _Agreement:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], *member: int) -> None:
-        """There is none."""
+        """Do nothing: the hook has no state."""

@@ -1,4 +1,4 @@
-"""Checkpoint files: written atomically, verified when read, opened without running code."""
+"""Checkpoint files: atomic writes, checksums verified on reading, no code run from a file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DamagedCheckpointError(Exception):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
 
-    torch's format is a zip archive with a CRC-32 of every record: that is the checksum which `load` holds it to.
+    torch's format is a zip archive with a CRC-32 of every record, which `load` verifies.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -42,11 +42,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU, after its checksums have been verified.
+    """Read a checkpoint that `save` wrote onto the CPU, after its checksums have been verified.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: cut short, altered, or not a checkpoint of ours.
+        DamagedCheckpointError: the file is cut short, altered, or not a checkpoint of Trainyard.
     """
     state = read(path)
     if not isinstance(state, dict) or "model" not in state:
@@ -55,11 +55,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> Any:
-    """Read what `torch.save` wrote, onto the CPU. Files of torch before 1.6 have no checksums to verify.
+    """Read what `torch.save` wrote onto the CPU. Files of torch before 1.6 have no checksums to verify.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: cut short, altered, or of something else than tensors and plain values.
+        DamagedCheckpointError: the file is cut short, altered, or holds other things than tensors and plain values.
     """
     if path.is_dir():
         return _read_sharded(path)
@@ -81,7 +81,7 @@ def read(path: Path) -> Any:
 
 
 def _read_sharded(folder: Path) -> dict[str, Any]:
-    from trainyard.distributed import sharded  # it takes a second to import
+    from trainyard.distributed import sharded  # the import takes a second
 
     try:
         return sharded.load(folder)
@@ -90,8 +90,9 @@ def _read_sharded(folder: Path) -> dict[str, Any]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, replacing what has that name; it is not written twice."""
-    # Not the name under which a checkpoint is written: where a run was killed here, that would write into the source.
+    """Give a checkpoint a second name, replacing any file of that name, without writing the data twice."""
+    # A name other than the temporary one of `save`: if a run is killed here, the next `save` must not write into the
+    # source.
     temporary = target.with_name(f".{target.name}.link")
     remove(temporary)
     if source.is_dir():
@@ -109,14 +110,14 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 
 
 def write_last(directory: Path, history: list[str]) -> None:
-    """Note the regular checkpoints of a directory, oldest first; the last one is where a resume begins."""
+    """Record the regular checkpoints of a directory, oldest first; a resume begins from the last one."""
     temporary = directory / f".{LAST}.tmp"
     temporary.write_text(json.dumps({"last": history[-1] if history else None, "history": history}, indent=2) + "\n")
     temporary.replace(directory / LAST)
 
 
 def read_last(directory: Path) -> list[str]:
-    """Return the checkpoints of a directory, oldest first: as noted, or by time where the note is unreadable."""
+    """Return the checkpoints of a directory, oldest first: as recorded, or by time if the record is unreadable."""
     try:
         history = json.loads((directory / LAST).read_text())["history"]
         return [str(name) for name in history if (directory / str(name)).exists()]
@@ -126,11 +127,11 @@ def read_last(directory: Path) -> list[str]:
 
 
 def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest whole checkpoint of a directory and its contents; damaged ones are skipped with a warning.
+    """Return the newest intact checkpoint of a directory and its contents; damaged ones are skipped with a warning.
 
     Args:
-        directory: the checkpoints'.
-        upto: the name of the newest that is considered; None: all.
+        directory: the directory of the checkpoints.
+        upto: the name of the newest one to consider; None for all.
     """
     paths = list(_newest_first(directory))
     begin = 0 if upto is None else [path.name for path in paths].index(upto)
@@ -156,12 +157,12 @@ def given(
     """Return a checkpoint that the user named.
 
     Args:
-        key: of the setting that names it.
+        key: the setting that names it.
         path: as the user wrote it.
-        reader: what reads it: `load`, or one that raises the same errors.
+        reader: the function that reads it: `load`, or one that raises the same errors.
 
     Raises:
-        ConfigError: absent or damaged; the message names the nearest file.
+        ConfigError: the file is absent or damaged; the message names the nearest file.
     """
     file = Path(path)
     try:
@@ -174,9 +175,9 @@ def given(
 
 
 class Writer:
-    """One thread that writes checkpoints behind the training; a save waits for the one before it.
+    """Thread that writes checkpoints while training continues; a save waits for the one before it.
 
-    What it is given to write must not change afterwards: pass copies of live tensors.
+    What is submitted must not change afterwards: pass copies of live tensors.
     """
 
     def __init__(self) -> None:
@@ -184,12 +185,12 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def submit(self, jobs: Iterable[Callable[[], None]]) -> None:
-        """Do these one after another, once what was submitted before is done."""
+        """Run these jobs in order, after the ones submitted before."""
         self.wait()
         self._pending = self._pool.submit(_do, jobs)
 
     def wait(self) -> None:
-        """Return when nothing is left to write; raise what the last write raised."""
+        """Wait until nothing is left to write; raise the error of the last write."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

@@ -1,4 +1,4 @@
-"""Contract of loops: what a Runner asks of a training loop and of an evaluation loop."""
+"""Contract of loops: what a Runner requires of a training loop and of an evaluation loop."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from trainyard.errors import ConfigError
 
 
 class Loop(Protocol):
-    """A training loop, as the Runner and the hooks see it; a loop of your own has all of this.
+    """Training loop, as the Runner and the hooks see it. A custom loop has all of these attributes and methods.
 
-    It may have two things more: `stages`, the names of the stages that it calls besides the usual ones, as an attribute
-    of the class; and `sanity_check(runner)`, which tries before the training what only this loop does.
+    Two more are optional: `stages`, a class attribute with the names of the stages that it calls besides the standard
+    ones; and `sanity_check(runner)`, which tests before the training what only this loop does.
 
     Attributes:
-        unit: "epoch" or "iter": what a hook counts that is not told.
-        val_due: a validation comes before the next iteration: the ValLoop sets it to False when it is through.
+        unit: "epoch" or "iter": the unit of hooks that do not set one.
+        val_due: a validation runs before the next iteration. The ValLoop sets it to False when it has finished.
     """
 
     unit: str
     val_due: bool
 
     def max_epochs(self, runner: Any) -> int:
-        """Return epochs in the whole run; the last one may be cut short."""
+        """Return the number of epochs in the whole run; the last one may be cut short."""
 
     def max_iters(self, runner: Any) -> int:
-        """Return iterations in the whole run."""
+        """Return the number of iterations in the whole run."""
 
     def run(self, runner: Any) -> None:
-        """Train from where the runner stands to the end, counting `runner.iter` and `runner.epoch`."""
+        """Train from the runner's current iteration to the end, and update `runner.iter` and `runner.epoch`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on, with `val_due` among it: plain values and tensors."""
+        """Return what a resumed run needs to continue, including `val_due`: plain values and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 def checked(key: str, loop: Any, kind: type) -> Any:
-    """Return a loop that has all that `kind` asks for.
+    """Return the loop, after a check that it has everything that `kind` requires.
 
     Args:
-        key: the argument that gave it, for errors.
-        loop: the user's, or ours.
+        key: the argument that names it, for errors.
+        loop: a custom or built-in loop.
         kind: `Loop` or `EvalLoop`.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: something is missing.
     """
     needed = [*kind.__annotations__, *(name for name in vars(kind) if not name.startswith("_"))]
     missing = [name for name in needed if not hasattr(loop, name)]
@@ -57,16 +57,16 @@ def checked(key: str, loop: Any, kind: type) -> Any:
 
 
 class EvalLoop(Protocol):
-    """A validation, as the Runner and the training loops see it; one of your own is best derived from `ValLoop`.
+    """Evaluation loop, as the Runner and the training loops see it. Derive custom ones from `ValLoop` where possible.
 
     Attributes:
-        current: the set that is being evaluated, `val` or `val/easy`, for hooks to read.
+        current: the set that is being evaluated, such as `val` or `val/easy`; hooks read it.
     """
 
     current: str
 
     def run(self, runner: Any) -> list[dict[str, float]]:
-        """Evaluate, and return the results of each member by name."""
+        """Evaluate, and return for each member the results by name."""
 
     def sanity_check(self, runner: Any) -> list[str]:
-        """Try it in short, and return the names that the results will have."""
+        """Run it on little data, and return the names that the results will have."""

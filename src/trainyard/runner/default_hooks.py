@@ -1,4 +1,4 @@
-"""Default hooks: the hooks of a Runner that is given none."""
+"""Default hooks: the hooks of a Runner that gets none."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import trainyard
 
 
 def default_hooks() -> dict[str, dict[str, Any]]:
-    """Return the configs of `conf/hook/default.yaml` by name, those of its defaults list included."""
+    """Return the configs of `conf/hook/default.yaml` by name, including those of its defaults list."""
     return deepcopy(_read("default"))
 
 
 @cache
 def _read(option: str) -> dict[str, dict[str, Any]]:
     package = Path(trainyard.__file__).parent
-    installed, checkout = package / "conf", package.parents[1] / "conf"  # in a wheel, in a clone of the repository
+    installed, checkout = package / "conf", package.parents[1] / "conf"  # in a wheel; in a clone of the repository
     folder = (installed if installed.is_dir() else checkout) / "hook"
     own = yaml.safe_load((folder / f"{option}.yaml").read_text(encoding="utf-8"))
     found: dict[str, dict[str, Any]] = {}

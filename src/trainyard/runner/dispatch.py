@@ -42,7 +42,7 @@ STAGES = (
 )
 
 OF_MEMBER = ("before_save_checkpoint", "after_load_checkpoint")
-"""Stages that are called for each member; a hook's method may have a parameter `member` beside `checkpoint`."""
+"""Stages that are called for each member; a hook's method may have a parameter `member` besides `checkpoint`."""
 
 PRIORITIES = {
     "HIGHEST": 0,
@@ -58,7 +58,7 @@ PRIORITIES = {
 
 
 class HookLike(Protocol):
-    """What the Runner asks of a hook; `trainyard.hooks.Hook` is the base that has it."""
+    """What the Runner requires of a hook; `trainyard.hooks.Hook` is the base class that provides it."""
 
     priority: int | str
 
@@ -82,10 +82,10 @@ def priority(value: int | str) -> int:
 
 
 def build_hooks(values: Any) -> dict[str, Any]:
-    """Build every hook of a mapping; entries that are None are left out.
+    """Build every hook of a mapping; entries that are None are omitted.
 
     Raises:
-        ConfigError: no mapping; or an entry that cannot be built.
+        ConfigError: the value is not a mapping, or an entry cannot be built.
     """
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError("hook", type(values).__name__, "a mapping of names, each to an object or its config")
@@ -93,7 +93,7 @@ def build_hooks(values: Any) -> dict[str, Any]:
 
 
 def build_hook(value: Any, name: str) -> Any:
-    """Return the hook that a config describes; a `priority` in it takes the place of the hook's own."""
+    """Return the hook that a config describes; a `priority` in the config replaces the hook's own."""
     node, given = taken_out(value, "priority")
     hook = build(node, f"hook.{name}")
     if given is not None:
@@ -102,10 +102,10 @@ def build_hook(value: Any, name: str) -> Any:
 
 
 def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the stages that loops, or the classes of their configs, have besides the usual ones.
+    """Return the stages of loops, or of the classes in their configs, besides the standard ones.
 
     Raises:
-        ConfigError: a name that does not begin with `before_` or `after_`, by which a hook's methods are known.
+        ConfigError: a name does not begin with `before_` or `after_`, the prefixes that mark a hook's methods.
     """
     found: list[str] = []
     for key, loop in loops.items():
@@ -119,7 +119,7 @@ def stages_of(loops: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _method(hook: HookLike, stage: str) -> Callable[..., None]:
-    """Return the hook's method of a stage; a method that has no parameter `member` is not given one."""
+    """Return the hook's method for a stage; the argument `member` is dropped if the method has no such parameter."""
     method: Callable[..., None] = getattr(hook, stage)
     if stage not in OF_MEMBER or "member" in signature(method).parameters:
         return method
@@ -127,16 +127,16 @@ def _method(hook: HookLike, stage: str) -> Callable[..., None]:
 
 
 class Dispatch:
-    """A call list per stage, made once: a hook costs nothing at the stages that it does not define.
+    """One call list per stage, made once: a hook has no cost at the stages that it does not define.
 
     Hooks of equal priority are called in the order in which they were given.
 
     Args:
-        hooks: by name.
-        own: stages that the run's loops have besides the usual ones.
+        hooks: the hooks by name.
+        own: stages of the run's loops besides the standard ones.
 
     Raises:
-        ConfigError: a hook has a method for a stage that there is not, or an unknown priority, or is no hook.
+        ConfigError: a hook has a method for a stage that does not exist, has an unknown priority, or is not a hook.
     """
 
     def __init__(self, hooks: Mapping[str, HookLike], own: Sequence[str] = ()) -> None:
@@ -169,11 +169,11 @@ class Dispatch:
             method(*args, **kwargs)
 
     def state_dict(self, *member: int) -> dict[str, dict[str, Any]]:
-        """Return the hooks' states; of a fused group, those of member number `member`."""
+        """Return the hooks' states; for a stack, those of member number `member`."""
         return {name: state for name, hook in self.hooks.items() if (state := hook.state_dict(*member))}
 
     def load_state_dict(self, states: Mapping[str, dict[str, Any]], *member: int) -> None:
-        """Give every hook its state back; a hook that the checkpoint does not know starts afresh."""
+        """Restore the state of every hook; a hook that the checkpoint does not contain keeps its initial state."""
         for name, hook in self.hooks.items():
             if name in states:
                 hook.load_state_dict(states[name], *member)

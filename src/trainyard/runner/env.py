@@ -17,29 +17,29 @@ log = logging.getLogger(__name__)
 
 
 class Env:
-    """Process-wide settings, applied before the model is built. What is None stays as it is.
+    """Process-wide settings, applied before the model is built. None leaves a setting as it is.
 
-    TF32 is none of them: `precision=tf32` says it. The backend of several processes is the strategy's.
+    TF32 is not among them; set `precision=tf32`. The strategy sets the backend of several processes.
 
     Args:
         threads: threads for CPU kernels; None leaves torch's choice (or `OMP_NUM_THREADS`).
-        interop_threads: threads on which torch runs independent operations, as of `torch.jit.fork`. A process
-            can set them once, before it has used them: later the log says that they stay.
+        interop_threads: threads on which torch runs independent operations, such as those of `torch.jit.fork`. A
+            process can set them only once, before their first use; later a log line says that they are unchanged.
         omp_num_threads: the environment variable `OMP_NUM_THREADS`, for processes that this one starts: data workers
-            (under `spawn` or `forkserver`) and what they call. This one has read it already: it follows `threads`.
-        mkl_num_threads: the same of `MKL_NUM_THREADS`.
-        start_method: how the workers of a DataLoader start: `fork`, `forkserver` or `spawn`. None: Python's choice.
-        deterministic: only kernels that give the same bits on every run; slower on CUDA. An operation that has none
-            raises an error that names it.
-        cudnn_benchmark: let cuDNN time its algorithms for the shapes it meets; ignored when deterministic.
-        keep_memory: memory of the host that a step frees stays with the process for the next step, in place of going
-            back to the system and coming again page by page. It is for the process from then on.
+            (under `spawn` or `forkserver`) and what they call. This process has read it already and follows `threads`.
+        mkl_num_threads: the same for `MKL_NUM_THREADS`.
+        start_method: how the workers of a DataLoader start: `fork`, `forkserver` or `spawn`. None: Python's default.
+        deterministic: use only kernels that give the same bits on every run; slower on CUDA. An operation without such
+            a kernel raises an error that names it.
+        cudnn_benchmark: let cuDNN time its algorithms for each input shape; ignored if `deterministic`.
+        keep_memory: the process keeps host memory that a step frees, instead of returning it to the system and faulting
+            it in again page by page. It holds for the rest of the process.
         fast_paths: use private functions of torch where they are faster, and the faster composition of a sweep's
-            configs over Hydra's private functions. False: public functions alone, which give the same results, more
-            slowly; of K members trained as one program, and of a step captured into a CUDA graph, up to rounding.
+            configs over Hydra's private functions. False: use public functions only. The results are the same, but
+            slower; for a stack, and for a step captured into a CUDA graph, the same up to rounding.
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: a value is invalid.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Env:
         self.fast_paths = boolean("fast_paths", fast_paths)
 
     def apply(self) -> None:
-        """Set them for this process."""
+        """Apply the settings to this process."""
         use_fast_paths(self.fast_paths)
         if self.keep_memory:
             keep_freed_memory()
@@ -83,11 +83,11 @@ class Env:
             self._set_interop_threads(self.interop_threads)
         if self.start_method is not None:
             multiprocessing.set_start_method(self.start_method, force=True)
-            if self.start_method == "forkserver":  # else each worker imports it for itself
+            if self.start_method == "forkserver":  # otherwise each worker imports it
                 multiprocessing.set_forkserver_preload(["torch"])
         torch.backends.cudnn.benchmark = self.cudnn_benchmark and not self.deterministic
         if self.deterministic:
-            # cuBLAS reads it when it is first used: CUDA must not have been touched before.
+            # cuBLAS reads it at first use, so CUDA must not have been touched before.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if torch.are_deterministic_algorithms_enabled() != self.deterministic:
             torch.use_deterministic_algorithms(self.deterministic)
@@ -98,7 +98,7 @@ class Env:
             return
         try:
             torch.set_num_interop_threads(count)
-        except RuntimeError:  # they run
+        except RuntimeError:  # the threads are already running
             log.warning(
                 "env.interop_threads=%d comes too late for this process, which has %d: torch sets them once.",
                 count,
@@ -111,10 +111,10 @@ def _threads(key: str, value: int | None) -> int | None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device for `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:1`.
+    """Return the device for `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:1`.
 
     Raises:
-        ConfigError: a name that torch does not know, or a device that this machine lacks.
+        ConfigError: torch does not know the name, or this machine does not have the device.
     """
     count = torch.cuda.device_count()
     available = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
@@ -130,14 +130,14 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         try:
             torch.zeros(1, device=device).item()
-        except (RuntimeError, NotImplementedError, AssertionError):  # no such device, or one that holds no numbers
+        except (RuntimeError, NotImplementedError, AssertionError):  # no such device, or one without storage (meta)
             hint = f"This torch ({torch.__version__}) has no such device to train on."
             raise ConfigError("device", name, f"one of {', '.join(available)}", hint=hint) from None
     return device
 
 
 def describe(device: torch.device) -> str:
-    """Return a device in words: `cuda (NVIDIA H100)`, `cpu (2 threads)`."""
+    """Describe a device for the log: `cuda (NVIDIA H100)`, `cpu (2 threads)`."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()

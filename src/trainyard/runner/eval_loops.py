@@ -1,4 +1,4 @@
-"""Validation and test loops: the order of events, and nothing else."""
+"""Validation and test loops: the order of events only."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Results = list[dict[str, float]]
 
 
 class ValLoop:
-    """One pass over the validation data: predictions into metrics, metrics into the journal.
+    """Validation loop: one pass over the validation data, with metrics recorded in the journal.
 
-    Of several sets (`val/easy`, `val/hard`) each is passed over by itself, in the order in which the data has them, and
-    the results of all are recorded together.
+    Several sets (`val/easy`, `val/hard`) are evaluated one by one, in the order of the data, and the results of all are
+    recorded together.
 
     Attributes:
-        split: "val" or "test"; the hooks' stages have it in their names.
-        stages: further stages, which a loop of your own calls by `runner.call`.
-        current: the set that is being evaluated: `val`, or `val/easy` where there are several.
+        split: "val" or "test"; part of the names of the hooks' stages.
+        stages: further stages, which a custom loop calls by `runner.call`.
+        current: the set that is being evaluated: `val`, or `val/easy` if there are several.
     """
 
     split = "val"
@@ -34,10 +34,10 @@ class ValLoop:
     current = "val"
 
     def run(self, runner: Runner) -> Results:
-        """Evaluate `runner.eval_model` on every sample of every set once.
+        """Evaluate `runner.eval_model` once on every sample of every set.
 
         Returns:
-            For each member the results, under `<set>/<metric>`; nothing where the run was interrupted.
+            For each member the results, under `<set>/<metric>`; empty if the run was interrupted.
         """
         split = self.split
         results: Results = [{} for _ in runner.members]
@@ -63,7 +63,7 @@ class ValLoop:
         return results
 
     def run_set(self, runner: Runner, name: str) -> None:
-        """Put every batch of one set through the model, and what comes out into the metrics."""
+        """Run every batch of one set through the model, and pass the predictions to the metrics."""
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
         predict = self.predictor(runner, name)
@@ -80,22 +80,22 @@ class ValLoop:
                 if runner.interrupted:
                     return
             for batch in runner.strategy.idle(runner.loader(name)):
-                predict(batch)  # another rank has a batch more, and a forward pass may need all
+                predict(batch)  # another rank has one more batch, and a forward pass may need all ranks
                 runner.call("after_idle_iter", batch)
 
     def judge(self, runner: Runner) -> None:
-        """Hold the results to the objective."""
+        """Compare the results with the best objective."""
         if runner.training:
             for member in runner.members:
                 member.judge(step=runner.iter, epoch=runner.epoch)
 
     def done(self, runner: Runner) -> None:
-        """Note that the results are in: what is saved from here on need not be validated again."""
+        """Record that the validation has finished: a run resumed from here on does not repeat it."""
         if runner.training:
             runner.train_loop.val_due = False
 
     def sanity_check(self, runner: Runner) -> list[str]:
-        """Put a batch of each set through model and metrics and forget it; returns the names of the results."""
+        """Run one batch of each set through model and metrics, discard it, and return the names of the results."""
         names: list[str] = []
         for name in runner.sets(self.split):
             predict = self.predictor(runner, name)
@@ -112,7 +112,7 @@ class ValLoop:
         return names
 
     def predictor(self, runner: Runner, name: str) -> Callable[[Any], Any]:
-        """Make model and metrics ready for a set; returns what turns a batch into predictions."""
+        """Prepare model and metrics for a set, and return the function from a batch to predictions."""
         self.current = name
         runner.eval_model.eval()
         runner.strategy.before_evaluation(runner.eval_model)
@@ -121,7 +121,7 @@ class ValLoop:
         return runner.predict_step(self.split)
 
     def _compute(self, runner: Runner, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Results that are one number a member, and those that are not, by name."""
+        """Return by name the results that are one number per member, and the other results."""
         members = len(runner.members)
         numbers: dict[str, Tensor] = {}
         arrays: dict[str, Tensor] = {}
@@ -129,19 +129,19 @@ class ValLoop:
             if value.numel() == members:
                 numbers[f"{name}/{key}"] = value
             else:
-                arrays[f"{name}/{key}"] = value.clone()  # a metric may give its state, which the next set changes
+                arrays[f"{name}/{key}"] = value.clone()  # a metric may return its state, which the next set changes
         return numbers, arrays
 
 
 class TestLoop(ValLoop):
-    """One pass over the test data; it ranks nothing."""
+    """Test loop: one pass over the test data. It does not rank runs."""
 
     split = "test"
     current = "test"
-    __test__ = False  # not a test case, whatever pytest makes of the name
+    __test__ = False  # not a test case of pytest, despite the name
 
     def judge(self, runner: Runner) -> None:
-        """Do nothing: test results choose nothing."""
+        """Do nothing: test results do not change the best objective."""
 
     def done(self, runner: Runner) -> None:
-        """Do nothing: a test changes nothing of the training's state."""
+        """Do nothing: a test does not change the training state."""

@@ -9,7 +9,7 @@ from typing import Any
 class Hook:
     """Code that the Runner calls at named stages of a run, in order of priority.
 
-    A hook defines a method for each stage at which it has something to do, and pays for no other:
+    A hook defines a method for each stage at which it acts; the other stages cost nothing:
 
     | stage | arguments |
     |---|---|
@@ -21,30 +21,32 @@ class Hook:
     | `before_val_iter`; the same for `test` | `runner, batch_idx, data_batch` |
     | `after_val_iter`; the same for `test` | `runner, batch_idx, data_batch, outputs`: the predictions |
     | `after_val_epoch`; the same for `test` | `runner, metrics`: the results by name |
-    | `before_val_loss` | `runner`: a turn of validation in the loop's `workflow` begins |
+    | `before_val_loss` | `runner`: a validation turn of the loop's `workflow` begins |
     | `before_val_loss_iter`, `after_val_loss_iter` | as the stages of a training iteration |
     | `after_val_loss` | `runner, losses`: the means by name |
-    | `after_idle_iter` | `runner, data_batch`: this rank has no batch of an evaluation left and others have: what a
-      hook puts through a model after every batch, it puts through here too, for nothing |
+    | `after_idle_iter` | `runner, data_batch`: this rank has no evaluation batch left and others have one. A hook that
+      runs a model after every batch must run it here too, and discard the result |
     | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: the dict that is written, or was
-      read, and whose it is; `member` may be left out |
-    | `before_leave` | `runner, leaving`: numbers of members that end before the others of their fused group |
+      read, and its member; `member` may be omitted |
+    | `before_leave` | `runner, leaving`: numbers of the members that end before the others of their stack |
 
-    A loop of the user's own may have further stages. `runner.iter` and `runner.epoch` count what is finished: in
+    A custom loop may have further stages. `runner.iter` and `runner.epoch` count finished iterations and epochs: in
     `after_train_iter` they include the iteration that has just ended. `after_run` is called however the run ended. A
     hook that writes does so for each of `runner.members`.
 
-    A hook that knows of members says so with `stackable = True`; a sweep fuses no job that has another. To such a hook
-    the losses of K members are `[K]` and the predictions `[K, ...]`, in the order of `runner.members`; the stages of a
-    checkpoint are called once for each member. Its `state_dict` and `load_state_dict` take the index of a member.
+    A hook that supports several members sets `stackable = True`; a sweep does not stack a job that has any other hook.
+    Such a hook gets the losses of K members as `[K]` and the predictions as `[K, ...]`, in the order of
+    `runner.members`; the stages of a checkpoint are called once for each member. Its `state_dict` and `load_state_dict`
+    take the index of a member.
 
-    A hook with an attribute `monitor` (the name of a metric, None for the objective) or `monitors` (names, each to the
-    argument that gave it) is told before the training where nobody computes one of these.
+    A hook may have an attribute `monitor` (the name of a metric, None for the objective) or `monitors` (a mapping from
+    names of metrics to the argument that gave each). If no metric of such a name is computed, the sanity check raises
+    an error before the training.
 
     Attributes:
-        stackable: the hook works for several members at once.
-        ranks: of a run on several devices, where the hook runs: on `all` ranks, on the `main` one alone, or `one`: it
-            works on one device only.
+        stackable: the hook supports several members at once.
+        ranks: where the hook runs if a run has several devices: on `all` ranks or on the `main` one only; `one` if the
+            hook supports a single device only.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
             LOWEST.
     """
@@ -54,11 +56,11 @@ class Hook:
     ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        """Return what a resumed run needs to go on, for one member: plain values and tensors."""
+        """Return what a resumed run needs to continue, for one member: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned, for one member."""
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
         """Return the names of what this hook itself records at a validation, given those of the metrics' results."""
@@ -68,4 +70,4 @@ class Hook:
         """Take over what differs between the members' own hooks, each of which was made from its member's config."""
 
     def keep(self, members: Sequence[int]) -> None:
-        """Go on with these members, in this order; the others have left."""
+        """Continue with these members, in this order; the others have left the stack."""

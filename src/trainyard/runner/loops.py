@@ -1,4 +1,4 @@
-"""Training loops: the order of events, and nothing else."""
+"""Training loops: the order of events only."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def _pairs(key: str, given: Intervals) -> list[tuple[int, int]]:
 
 
 class TrainLoop(ABC):
-    """What both training loops share: counting, one iteration, and when validation runs.
+    """Base class of both training loops: counting, one iteration, and the times of validations.
 
     Args:
-        length: how long the run is, in the loop's own unit.
+        length: the length of the run, in the loop's unit.
         val_begin: no validation before this epoch (or iteration), counted from 1.
         val_interval: validation runs after every epoch (or iteration) that this divides, and always at the end.
-        dynamic_intervals: pairs `(milestone, interval)`: from that epoch (or iteration) on the interval is another.
-        workflow: turns of training and of validation by losses; see `Workflow`. None trains all the time.
+        dynamic_intervals: pairs `(milestone, interval)`: the interval that holds from that epoch (or iteration) on.
+        workflow: turns of training and of validation by losses; see `Workflow`. None: training only.
 
     Attributes:
         unit: "epoch" or "iter": what `length`, `val_begin`, `val_interval` and the turns of the workflow count.
-        stages: further stages, which a loop of your own calls by `runner.call`: hooks may have methods of these names.
-        val_due: validation runs before the next training iteration. It is part of a checkpoint, so that a run that was
-            ended before its validation was through begins with that.
+        stages: further stages, which a custom loop calls by `runner.call`; hooks may have methods of these names.
+        val_due: validation runs before the next training iteration. It is part of a checkpoint, so that a run that
+            ended before its validation had finished begins with it.
     """
 
     unit: str
@@ -69,15 +69,15 @@ class TrainLoop(ABC):
 
     @abstractmethod
     def max_epochs(self, runner: Parts) -> int:
-        """Return epochs in the whole run; the last one may be cut short."""
+        """Return the number of epochs in the whole run; the last one may be cut short."""
 
     @abstractmethod
     def max_iters(self, runner: Parts) -> int:
-        """Return iterations in the whole run."""
+        """Return the validation epochs (or batches) of all turns before the one after epoch (or iteration) `count`."""
 
     @abstractmethod
     def run(self, runner: Runner) -> None:
-        """Train from where the runner stands to the end."""
+        """Train from the runner's current iteration to the end."""
 
     def validates_after(self, count: int) -> bool:
         """Return whether validation follows epoch (or iteration) number `count`, counted from 1."""
@@ -89,17 +89,17 @@ class TrainLoop(ABC):
         return begun[-1] if begun else self.val_interval
 
     def validate(self, runner: Runner) -> None:
-        """Run the validation that is due; once it is through, `val_due` is off."""
+        """Run the validation that is due, and set `val_due` to False when it has finished."""
         if self.val_due:
             runner.val_loop.run(runner)
 
     def turn_due(self, runner: Runner) -> int:
-        """Return epochs (or batches) of validation that the workflow has before the next training iteration."""
+        """Return the number of validation epochs (or batches) due before the next training iteration."""
         count = runner.epoch if self.unit == "epoch" else runner.iter
         return self.workflow.turn(count, self.length) if self.workflow and self._turned != count else 0
 
     def take_turn(self, runner: Runner) -> None:
-        """Run the workflow's turn of validation, where one is due."""
+        """Run the workflow's validation turn, if one is due."""
         units = self.turn_due(runner)
         if units and not runner.stopping:
             count = runner.epoch if self.unit == "epoch" else runner.iter
@@ -107,10 +107,10 @@ class TrainLoop(ABC):
                 self._turned = count
 
     def sanity_check(self, runner: Runner) -> None:
-        """Try what this loop does besides training and validation.
+        """Test what this loop does besides training and validation.
 
         Raises:
-            ConfigError: it cannot work.
+            ConfigError: it fails.
         """
         if self.workflow:
             turns.sanity_check(runner, self.workflow.entries)
@@ -124,14 +124,14 @@ class TrainLoop(ABC):
 
 
 class EpochBasedTrainLoop(TrainLoop):
-    """Train for `max_epochs` epochs.
+    """Trains for `max_epochs` epochs.
 
     Args:
-        max_epochs: how many.
+        max_epochs: the number of epochs.
         val_begin: no validation before this epoch, counted from 1.
         val_interval: epochs between validations; the last epoch is always followed by one.
-        dynamic_intervals: pairs `(milestone, interval)`: from that epoch on the interval is another.
-        workflow: `[["train", 2], ["val", 1]]`: after every two epochs one of validation by losses.
+        dynamic_intervals: pairs `(milestone, interval)`: the interval that holds from that epoch on.
+        workflow: for example `[["train", 2], ["val", 1]]`: after every two epochs one of validation by losses.
     """
 
     unit = "epoch"
@@ -186,14 +186,15 @@ class EpochBasedTrainLoop(TrainLoop):
 
 
 class IterBasedTrainLoop(TrainLoop):
-    """Train for `max_iters` iterations over an endless loader, which has epochs of its own underneath.
+    """Trains for `max_iters` iterations over an endless loader, whose underlying loader has epochs.
 
     Args:
-        max_iters: how many.
+        max_iters: the number of iterations.
         val_begin: no validation before this iteration, counted from 1.
         val_interval: iterations between validations; the last iteration is always followed by one.
-        dynamic_intervals: pairs `(milestone, interval)`: from that iteration on the interval is another.
-        workflow: `[["train", 100], ["val", 5]]`: after every hundred iterations the losses of five validation batches.
+        dynamic_intervals: pairs `(milestone, interval)`: the interval that holds from that iteration on.
+        workflow: for example `[["train", 100], ["val", 5]]`: after every 100 iterations the losses of 5 validation
+            batches.
     """
 
     unit = "iter"
@@ -221,7 +222,7 @@ class IterBasedTrainLoop(TrainLoop):
         while runner.iter < self.length and not runner.stopping:
             self.run_epoch(runner)
         if not runner.stopping:
-            self.end_epoch(runner)  # of a run that was ended between its last iteration and the validation after it
+            self.end_epoch(runner)  # the run ended between its last iteration and the validation after it
 
     def run_epoch(self, runner: Runner) -> None:
         loader = runner.loader("train")
@@ -251,7 +252,7 @@ class IterBasedTrainLoop(TrainLoop):
         self.end_epoch(runner)
 
     def end_epoch(self, runner: Runner) -> None:
-        """Count the epoch of the loader underneath, where it is over."""
+        """Count the epoch of the underlying loader, if it has ended."""
         if runner.iter == (runner.epoch + 1) * len(runner.loader("train")):
             runner.epoch += 1
             runner.call("after_train_epoch")

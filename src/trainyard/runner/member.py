@@ -23,7 +23,7 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The one number that ranks runs: best checkpoint, early stopping, sweep ranking and search all read it."""
+    """The one number that ranks runs. Best checkpoint, early stopping, sweep ranking and search all use it."""
 
     name: str = "val/loss"
     direction: Direction = "minimize"
@@ -43,7 +43,7 @@ class Objective:
 
 @dataclass
 class Best:
-    """The best objective so far, and where in the training it was seen."""
+    """The best objective so far, and the iteration and epoch at which it was seen."""
 
     value: float
     epoch: int
@@ -52,21 +52,21 @@ class Best:
 
 @dataclass
 class Member:
-    """One run inside a Runner: its parts, its place in the training, its directory, journal and checkpoints.
+    """One run inside a Runner: its parts, its progress, its directory, journal and checkpoints.
 
-    A Runner of one run has one member, whose parts are the Runner's. The members of a stack have parts of their own,
-    which are views of the stack's tensors.
+    The Runner of a single run has one member, whose parts are the Runner's. The members of a stack have their own
+    parts, which are views of the stack's tensors.
 
     Attributes:
         seed: every random choice of the run is derived from it.
-        work_dir: the run's directory; None: the run writes nothing.
+        work_dir: the run's directory; None if the run writes nothing.
         objective: the number that ranks runs.
         info: the run's record for MLflow.
         resume: the argument of the Runner.
         load_from: the argument of the Runner.
-        journal: it writes from the beginning of the run on, where there is a directory, and on the first rank only.
+        journal: written from the beginning of the run, on the first rank only, if there is a directory.
         best: the best objective so far.
-        stop_reason: why this member has ended its training before the end of the loop; see `stop`.
+        stop_reason: why this member ended its training before the end of the loop; see `stop`.
         failed: whether it ended because of a failure.
     """
 
@@ -96,22 +96,22 @@ class Member:
 
     @property
     def model(self) -> nn.Module:
-        """The model that is trained; of a stack its tensors are views of the stack's."""
+        """The model that is trained; for a stack, its tensors are views of the stack's."""
         return self.runner.model
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated and tested: `model`, or what a hook (EMA) has put in its place."""
+        """The model that is validated and tested: `model`, or a replacement set by a hook (EMA)."""
         return self.runner.eval_model
 
     @property
     def optimizer(self) -> Any:
-        """The optimizer; of a stack a view with `param_groups`, `state_dict` and `load_state_dict`."""
+        """The optimizer; for a stack, a view with `param_groups`, `state_dict` and `load_state_dict`."""
         return self.runner.optimizer
 
     @property
     def schedule(self) -> Any:
-        """The schedule of the optimizer's numbers; None where there is none."""
+        """The schedule of the optimizer's hyperparameters; None if there is none."""
         return self.runner.schedule
 
     @property
@@ -125,19 +125,19 @@ class Member:
         return self.runner.epoch
 
     def step_state(self) -> dict[str, Any]:
-        """Return the member's part of the state of the step: its loss scale and its accumulated gradients."""
+        """Return the member's part of the step's state: its loss scale and its accumulated gradients."""
         return self.runner.step.state_dict()
 
     def load_step_state(self, state: dict[str, Any]) -> None:
-        """Take back what `step_state` gave."""
+        """Restore what `step_state` returned."""
         self.runner.step.load_state_dict(state)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
-        """Return the states that the hooks hold for this member, by the names of the hooks."""
+        """Return the states that the hooks hold for this member, by hook name."""
         return self.runner.dispatch.state_dict()
 
     def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Take back what `hook_states` gave."""
+        """Restore what `hook_states` returned."""
         self.runner.dispatch.load_state_dict(states)
 
     # -- its directory, journal and results --------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Member:
 
     @property
     def directory(self) -> Path:
-        """The member's directory; only a run that leaves nothing behind has none."""
+        """The member's directory; a run that writes nothing has none."""
         assert self.work_dir is not None
         return self.work_dir
 
@@ -158,10 +158,10 @@ class Member:
         return self.directory / "checkpoints"
 
     def open(self, tracker: Tracker, *, resume: bool) -> None:
-        """Begin, or go on with, the member's journal and its run in MLflow.
+        """Open, or continue, the member's journal and its run in MLflow.
 
         Raises:
-            TrainyardError: the directory holds a run already, or another process trains in it.
+            TrainyardError: the directory already holds a run, or another process trains in it.
             OSError: the directory cannot be written.
         """
         if self.work_dir is None:
@@ -174,18 +174,18 @@ class Member:
         self.journal.status("RUNNING")
 
     def close(self, status: Status, message: str = "") -> None:
-        """Note how the run ended, where it did not fail by itself; it can be opened again."""
+        """Record how the run ended, as failed if the member failed; the journal can be opened again."""
         if self.failed and status == "FINISHED":
             status, message = "FAILED", str(self.stop_reason)
         self.journal.status(status, message)
 
     def stop(self, reason: str, *, failed: bool = False) -> None:
-        """End this member's training after the present iteration; `failed` marks its run as failed."""
+        """End this member's training after the current iteration; `failed` marks its run as failed."""
         self.stop_reason = reason
         self.failed = failed
 
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
-        """Keep the values as the latest and append them to the journal."""
+        """Store the values as the latest and append them to the journal."""
         self.metrics.update(values)
         self.journal.metrics(step, values, epoch=epoch)
 
@@ -197,7 +197,7 @@ class Member:
         """Return the latest value of a metric that the config names under `key`.
 
         Raises:
-            ConfigError: nobody computes a metric of that name.
+            ConfigError: no metric of that name is computed.
         """
         metrics = self.metrics
         if name not in metrics:
@@ -227,11 +227,11 @@ class Member:
 
 
 def read(values: Mapping[str, Tensor], count: int) -> list[dict[str, float]]:
-    """Return device numbers as Python floats, a mapping per member, with one synchronisation for all of them.
+    """Return device numbers as Python floats, a mapping per member, with one synchronization for all of them.
 
     Args:
-        values: under each name a tensor `[]` (one member) or `[count]`.
-        count: how many members there are.
+        values: by name, tensors `[]` (one member) or `[count]`.
+        count: the number of members.
     """
     if not values:
         return [{} for _ in range(count)]

@@ -41,13 +41,13 @@ log = logging.getLogger(__name__)
 
 
 class Parts:
-    """Builds the parts of a training from its settings: a config when it is first needed, an object is taken as it is.
+    """Builds the parts of a training from its settings: configs when they are first needed; objects are used as given.
 
     Args:
         settings: the arguments of `trainyard.runner.Runner` by name.
-        device: where the model lies.
-        strategy: how the run is spread over devices.
-        members: the members that the parts are for.
+        device: the device of the model.
+        strategy: how the run is distributed over devices.
+        members: the members that train with these parts.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Parts:
 
     @property
     def seed(self) -> int:
-        """The seed that the data, and the parts, are made with."""
+        """The seed of the data and of the parts."""
         return int(self.settings["seed"])
 
     @cached_property
@@ -78,7 +78,7 @@ class Parts:
 
     @cached_property
     def model_config(self) -> Any:
-        """The config of the model with every `auto` filled in; the model itself where it was given as an object."""
+        """The config of the model with every `auto` filled in; the model itself if it was given as an object."""
         return fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
 
     @cached_property
@@ -111,7 +111,7 @@ class Parts:
         return self.make_optimizer()
 
     def make_optimizer(self) -> Optimizer:
-        """Return the optimiser of the model's parameters, as the config or the caller has it."""
+        """Return the optimizer of the model's parameters, as configured or given."""
         return optimizers.for_model(self.settings["optim"], self.model)
 
     @cached_property
@@ -119,7 +119,7 @@ class Parts:
         return self.make_schedule()
 
     def make_schedule(self) -> Schedule | Plateau | None:
-        """Return the schedule that the config or the caller has, made for this optimiser and this run's length."""
+        """Return the schedule, as configured or given, for this optimizer and the length of this run."""
         schedule = build(self.settings["schedule"], "schedule")
         if isinstance(schedule, Mapping):
             schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
@@ -170,7 +170,7 @@ class Parts:
 
     @property
     def own_stages(self) -> tuple[str, ...]:
-        """The stages of the loops that are not ours."""
+        """The stages of custom loops."""
         return stages_of({key: self.settings[key] for key in ("loop", "val_loop", "test_loop")})
 
     @cached_property
@@ -193,10 +193,10 @@ class Parts:
         return self.captured(step, self.model)
 
     def captured(self, step: Step, code: nn.Module) -> Step:
-        """`step` as a CUDA graph, where the run has a CUDA device and asks for it; `code` is what the step runs."""
+        """Return `step` as a CUDA graph, if the run has a CUDA device and asks for it; `code` is what the step runs."""
         if self.device.type != "cuda" or self.settings["capture"] is False:
             return step
-        from trainyard.step.cuda_graph import captured_step  # here: it is for CUDA alone
+        from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
         refusal = None
         if compile_arguments(self.settings["compile"]) is not None:
@@ -205,7 +205,7 @@ class Parts:
             refusal = "activation_checkpointing keeps the state of the random generator, which a graph cannot"
         elif self.strategy.world_size > 1:
             refusal = "the run is on several devices"
-        modules = {**dict(code.named_modules()), "": self.model}  # of a stacked model, it has the tensors
+        modules = {**dict(code.named_modules()), "": self.model}  # for a stacked model, `self.model` has the tensors
         return captured_step.captured(step, modules, self.device, refusal)
 
     @cached_property
@@ -213,7 +213,7 @@ class Parts:
         return {}
 
     def loader(self, split: str) -> Loader:
-        """Return the loader of a split; where that has several sets, of the first."""
+        """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
         if split not in self._loaders:
             if self.data is None or split not in self.data.splits:
@@ -227,6 +227,6 @@ class Parts:
         return bool(self.sets(split))
 
     def sets(self, split: str) -> tuple[str, ...]:
-        """Return the data sets of a split, in order: itself, or those that have its name before theirs (`val/easy`)."""
+        """Return the data sets of a split, in order: the split itself, or the sets named after it (`val/easy`)."""
         splits = self.data.splits if self.data is not None else ()
         return tuple(name for name in splits if name == split or name.startswith(f"{split}/"))

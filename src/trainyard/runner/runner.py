@@ -38,41 +38,41 @@ log = logging.getLogger(__name__)
 class Runner(Parts):
     """Trains, validates and tests a model; every argument is the built object or its config.
 
-    A config is built when it is first needed: a Runner that only validates builds no optimiser. In the configs of the
-    model and the metrics, a value `auto` is taken from what the data says of itself (`data.spec`).
+    A config is built when it is first needed: a Runner that only validates builds no optimizer. In the configs of the
+    model and the metrics, a value `auto` is read from the facts about the data (`data.spec`).
 
     Args:
         model: a module whose `forward` takes `mode` (docs/models.md).
         data: a `trainyard.data.Data`, or a dict of loaders by split (`train`, `val`, `test`).
-        optim: an optimiser, or a partial that makes one from the parameters.
-        schedule: a `trainyard.schedules.Schedule`; None keeps the optimiser's numbers as they are.
-        hooks: by name; None takes the default ones.
-        metrics: by name; results are `val/<name>` and `test/<name>`.
-        loop: an `EpochBasedTrainLoop`, an `IterBasedTrainLoop`, or one of your own.
-        device: `auto` is CUDA where there is one, else the CPU.
+        optim: an optimizer, or a partial that makes one from the parameters.
+        schedule: a `trainyard.schedules.Schedule`; None keeps the optimizer's hyperparameters constant.
+        hooks: the hooks by name; None for the default ones.
+        metrics: the metrics by name; results are `val/<name>` and `test/<name>`.
+        loop: an `EpochBasedTrainLoop`, an `IterBasedTrainLoop`, or a custom loop.
+        device: `auto` is CUDA if available, else the CPU.
         precision: `fp32`, `tf32`, `bf16` or `fp16`.
-        accumulate: batches to a step of the optimiser.
-        clip_grad_norm: the largest 2-norm of all gradients together, or None.
-        clip_grad_value: the largest size of any number of the gradients, or None.
-        init: initialisers by pattern for modules (`trainyard.models.initialize`).
+        accumulate: batches per optimizer step.
+        clip_grad_norm: the maximum 2-norm of all gradients together, or None.
+        clip_grad_value: the maximum absolute value of any gradient entry, or None.
+        init: initializers by pattern for modules (`trainyard.models.initialize`).
         freeze: patterns for modules and parameters that are not trained (`trainyard.models.freeze`).
-        activation_checkpointing: patterns for modules whose activations are computed anew in the backward pass.
+        activation_checkpointing: patterns for modules whose activations are recomputed in the backward pass.
         compile: compile the model with `torch.compile`: True, the name of a mode, or a mapping of its arguments.
-        capture: capture the step into a CUDA graph: `auto` does where the device is CUDA, True demands such a device.
+        capture: capture the step into a CUDA graph: `auto` does so if the device is CUDA, True requires such a device.
         seed: every random choice is derived from it.
-        work_dir: the run's directory. Without one the run leaves nothing behind: no checkpoint, no journal.
-        load_from: a checkpoint, or a file of weights, to begin with; or a mapping with its `path` and what of it to
-            take (`trainyard.runner.weights.LoadFrom`).
-        resume: True goes on from the newest checkpoint in `work_dir` (from the beginning where there is none); a path
-            from that one.
-        tracker: what carries the journal to MLflow.
+        work_dir: the run's directory. Without one the run writes nothing: no checkpoint, no journal.
+        load_from: a checkpoint, or a file of weights, to begin with; or a mapping with its `path` and what to load from
+            it (`trainyard.runner.weights.LoadFrom`).
+        resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is none); a path
+            continues from that checkpoint.
+        tracker: uploads the journal to MLflow.
         env: a `trainyard.runner.Env`.
-        val_loop, test_loop: validation and test of your own; None takes `ValLoop` and `TestLoop`.
-        strategy: `ddp` or `fsdp` by name, a `trainyard.distributed.Strategy`, or its config; None: on one device.
+        val_loop, test_loop: custom validation and test loops; None for `ValLoop` and `TestLoop`.
+        strategy: `ddp` or `fsdp` by name, a `trainyard.distributed.Strategy`, or its config; None for one device.
         objective: the metric that ranks runs.
-        direction: `maximize` or `minimize` it.
-        name: the run's name in MLflow; by default that of the directory.
-        info: the run's record for MLflow, in place of one that holds its name alone.
+        direction: `maximize` or `minimize`.
+        name: the run's name in MLflow; by default the directory's name.
+        info: the run's record for MLflow, instead of one that holds only its name.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class Runner(Parts):
         """Make a Runner from a composed config: its groups `hook` and `metric` are the arguments `hooks`, `metrics`.
 
         Args:
-            cfg: keys that are no argument of the Runner are the application's own and are passed over.
-            **overrides: arguments to use in place of the config's.
+            cfg: the config. Keys that are not arguments of the Runner belong to the application and are ignored.
+            **overrides: arguments that replace the config's.
         """
         return cls(**(arguments(cfg) | overrides))
 
@@ -154,21 +154,21 @@ class Runner(Parts):
 
     @property
     def stacked(self) -> bool:
-        """Whether outputs and losses have a leading axis of members: a stack's have, also those of one member."""
+        """Whether outputs and losses have a leading axis of members. It is True for a stack, even of one member."""
         return False
 
     def learning_rates(self) -> list[float]:
-        """Return each member's learning rate, in the first parameter group."""
+        """Return each member's learning rate, that of the first parameter group."""
         return [float(self.optimizer.param_groups[0]["lr"])]
 
     @property
     def work_dir(self) -> Path | None:
-        """The directory of the first member; None where the run leaves nothing behind."""
+        """The directory of the first member; None if the run writes nothing."""
         return self.members[0].work_dir
 
     @property
     def eval_model(self) -> nn.Module:
-        """What validation and test run on: the model, or what a hook (EMA) puts in its place."""
+        """The model that validation and test run on: the model, or a replacement set by a hook (EMA)."""
         return self.model if self._eval_model is None else self._eval_model
 
     @eval_model.setter
@@ -177,13 +177,13 @@ class Runner(Parts):
 
     @property
     def stopping(self) -> bool:
-        """Whether training ends after this iteration: interrupted, or every member has stopped."""
+        """Whether training ends after this iteration: it was interrupted, or every member has stopped."""
         return self.interrupted or all(member.stop_reason is not None for member in self.members)
 
     def interrupt(self) -> None:
-        """End the run after the present iteration, with a checkpoint, as resumable; of several ranks, soon."""
+        """End the run after this iteration, with a checkpoint to resume from. Several ranks end a bit later."""
         self.asked_to_end = True
-        self.interrupted = self.strategy.world_size == 1  # else they have to agree on the iteration
+        self.interrupted = self.strategy.world_size == 1  # several ranks have to agree on the iteration
 
     def stage(self, name: str) -> list[Callable[..., None]]:
         return self.dispatch.stage(name)
@@ -197,18 +197,18 @@ class Runner(Parts):
 
         Args:
             split: "val" or "test".
-            model: the evaluated one, if none is given.
+            model: the model to run; by default the evaluated one.
         """
         model = self.eval_model if model is None else model
         predict = getattr(model, f"{split}_step", partial(call, model, mode="predict"))
         return partial(make_precision(self.settings["precision"], self.device).forward, predict)
 
     def record_array(self, name: str, value: Tensor) -> None:
-        """Record a result that is not one number a member, such as a confusion matrix.
+        """Record a result that is not one number per member, such as a confusion matrix.
 
         Args:
-            name: with the split before it, such as `val/confusion`.
-            value: of a stack with a leading axis of members.
+            name: its name, prefixed with the split, such as `val/confusion`.
+            value: the result; for a stack with a leading axis of members.
         """
         for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
             member.record_array(name, own)
@@ -219,7 +219,7 @@ class Runner(Parts):
         """Build all that `train`, `val` or `test` needs, and load what it starts from.
 
         Raises:
-            TrainyardError: the config cannot work. Nothing has been written.
+            TrainyardError: the config does not work. Nothing has been written.
         """
         if self._prepared & {mode, "train"}:
             return
@@ -230,7 +230,7 @@ class Runner(Parts):
         if mode == "train":
             _ = self.optimizer, self.schedule, self.step
             sanity_check(self)
-            rank = self.strategy.rank  # the first draws what one device draws
+            rank = self.strategy.rank  # the first rank draws what one device draws
             rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
@@ -258,15 +258,15 @@ class Runner(Parts):
         return [member.metrics for member in self.members]
 
     def val(self) -> list[dict[str, float]]:
-        """Validate the model as it stands, or as `load_from` gives it."""
+        """Validate the current model, or the one that `load_from` names."""
         return self._evaluate("val", self.val_loop)
 
     def test(self) -> list[dict[str, float]]:
-        """Test the model as it stands, or as `load_from` gives it."""
+        """Test the current model, or the one that `load_from` names."""
         return self._evaluate("test", self.test_loop)
 
     def load_best(self) -> None:
-        """Give the evaluated model the weights of the best checkpoint, where one was saved."""
+        """Load the weights of the best checkpoint into the evaluated model, if one was saved."""
         for member in self.members:
             restore_best(member)
 
@@ -277,9 +277,9 @@ class Runner(Parts):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Yield one run in MLflow around all that is done inside the block: journal open, hooks told, status written.
+        """Open one run in MLflow around the block: open the journals, call the hooks, and write the status at the end.
 
-        `train`, `val` and `test` open one themselves where there is none yet.
+        `train`, `val` and `test` open a session themselves if none is open.
         """
         if self._in_session:
             yield
@@ -298,7 +298,7 @@ class Runner(Parts):
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Return those entries of a composed config that are arguments of the Runner, under their names."""
+    """Return the entries of a composed config that are arguments of the Runner, under their names."""
     renamed = {"hook": "hooks", "metric": "metrics"}
     taken = set(Runner.__init__.__annotations__) - {"return"}
     found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
@@ -306,7 +306,7 @@ def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
 
 
 def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a `Member`, from those of its Runner."""
+    """Return the arguments of a `Member`, taken from those of its Runner."""
     work_dir = None if settings["work_dir"] is None else Path(settings["work_dir"]).resolve()
     return {
         "seed": settings["seed"],

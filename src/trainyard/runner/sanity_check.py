@@ -16,10 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def sanity_check(runner: Runner) -> None:
-    """Put one batch through validation, so that what cannot work is known before hours of training.
+    """Run one batch through validation, so that errors appear before the training.
 
     Raises:
-        ConfigError: nobody computes the objective, or what a schedule or a hook monitors or keeps the best of.
+        ConfigError: no metric gives the objective, or the value that a schedule or a hook monitors or keeps the best
+            of.
     """
     names, none = list[str](), "none, since the data has no validation"
     known = names
@@ -41,7 +42,7 @@ def sanity_check(runner: Runner) -> None:
 
 
 def _watched(runner: Runner) -> Iterator[tuple[str, str]]:
-    """Yield the metrics that somebody needs, each with the key of the config that names it."""
+    """Yield the required metrics, each with the key of the config that names it."""
     objective = runner.members[0].objective.name
     yield "objective", objective
     parts: dict[str, Any] = {f"hook.{name}": hook for name, hook in runner.dispatch.hooks.items()}

@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def session(runner: Runner) -> Iterator[None]:
-    """Open every member's journal, tell the hooks, and write how each run ended.
+    """Open every member's journal, call the hooks, and record how each run ended.
 
     Raises:
-        TrainyardError: a directory holds a run already, or another process trains in it.
+        TrainyardError: a directory already holds a run, or another process trains in it.
     """
     status: Status = "FAILED"
     message = ""

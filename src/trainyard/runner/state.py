@@ -1,4 +1,4 @@
-"""State of a member: what its checkpoint holds, and how it is restored."""
+"""State of a member: the contents of its checkpoint, and how they are restored."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint that a run begins with: all of it where it resumes, its weights alone where it loads.
+    """Checkpoint that a run begins with: its whole state for `resume`, only its weights for `load_from`.
 
     Attributes:
-        key: the setting that asks for it.
-        path: its file.
-        state: what it holds; where it loads, the weights by name.
+        key: the setting that names it.
+        path: the file.
+        state: its contents; for `load_from` the weights by name.
     """
 
     key: str
@@ -43,10 +43,10 @@ class Start:
 
 
 def starting_point(member: Member) -> Start | None:
-    """Return the checkpoint that `resume` or `load_from` asks for.
+    """Return the checkpoint that `resume` or `load_from` names.
 
     Raises:
-        ConfigError: it is absent or damaged; or the directory holds a run already and `resume` is off.
+        ConfigError: it is absent or damaged, or the directory already holds a run and `resume` is off.
     """
     if member.resume is True:
         if member.work_dir is None:
@@ -77,7 +77,7 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a member, as its checkpoint holds it; its tensors are the live ones.
 
     Args:
-        member: of any Runner: the checkpoint is that of a single run.
+        member: a member of any Runner; the checkpoint is that of a single run.
         generators: the state of the process's random generators.
     """
     runner = member.runner
@@ -104,7 +104,7 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_tensors(value: Any) -> Any:
-    """Return the same nest of dicts, lists and tuples with every tensor copied to the CPU: it no longer changes."""
+    """Copy a nest of dicts, lists and tuples, with every tensor on the CPU, so that it no longer changes."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -115,10 +115,10 @@ def copy_tensors(value: Any) -> Any:
 
 
 def restore(member: Member, start: Start | None, *, weights_only: bool = False) -> None:
-    """Take up a checkpoint: the whole state to resume, the weights that were evaluated to load.
+    """Restore a checkpoint: the whole state to resume, or the weights that were evaluated to load.
 
     Raises:
-        ConfigError: the checkpoint is of another architecture or another kind of training.
+        ConfigError: the checkpoint is from another architecture or another kind of training.
     """
     if start is None:
         return
@@ -138,7 +138,7 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
             start.key, str(start.path), "a checkpoint of this training", hint=f"This one is of another: {error}."
         ) from error
     if member.work_dir is not None and start.path.resolve().parent != member.checkpoints:
-        member.best = None  # its file lies elsewhere: the best is found anew among the states saved here
+        member.best = None  # its file is in another directory: the best is determined anew among the states saved here
     if state["seed"] != member.seed:
         log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state, member=member)
@@ -151,10 +151,10 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
 
 
 def _restore_training(member: Member, state: dict[str, Any]) -> None:
-    """Restore all but the weights.
+    """Restore everything except the weights.
 
     Raises:
-        KeyError, ValueError: the state is of another kind of training.
+        KeyError, ValueError: the state is from another kind of training.
     """
     runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
     _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
@@ -193,6 +193,6 @@ def _check_equal(what: str, saved: object, own: object) -> None:
 
 
 def restore_best(member: Member) -> None:
-    """Give the evaluated model the weights that the member's best checkpoint was evaluated with, where there is one."""
+    """Load the evaluated weights of the member's best checkpoint into the evaluated model, if there is one."""
     if member.work_dir is not None and (path := member.checkpoints / "best.pt").exists():
         weights.load(member.eval_model, weights.read(path), weights.LoadFrom(path))

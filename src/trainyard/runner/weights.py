@@ -1,4 +1,4 @@
-"""Weights from files: which entries a model takes, under which names, with a report."""
+"""Weights from files: selection, renaming, and a report of what was loaded."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from trainyard.runner import checkpoint
 KEY = "load_from"
 SHOWN = 3  # names in a message
 PARTS = ("eval_model", "model", "state_dict", "model_state_dict")
-"""Under which of a file's entries its weights stand, in order of preference: ours, MMEngine's and Lightning's, …"""
+"""Entries that may hold a file's weights, in order of preference: those of Trainyard, MMEngine, Lightning, …"""
 
 Weights = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class LoadFrom:
-    """What `load_from` asks for.
+    """Arguments of the setting `load_from`.
 
     Args:
-        path: of a checkpoint of ours; or of a file that `torch.save` wrote, of tensors by name, or of a dict that holds
-            them under `model`, `state_dict` or `model_state_dict`.
-        strict: every tensor of the model has to be in the file, in its shape, and none besides. False: those that fit
-            are loaded, and the log says what became of the others.
-        revise_keys: new names for those in the file, before they are compared: a mapping of beginnings (the first
-            that fits is replaced), or a list of pairs `[pattern, replacement]` for `re.sub`, one after another.
-        include: patterns: only these of the model's tensors are loaded, and `strict` is about these alone.
-        exclude: patterns: these of the model's tensors are not loaded, and `strict` is not about them.
+        path: a checkpoint of Trainyard; or a file that `torch.save` wrote, with tensors by name, or with a dict that
+            holds them under `model`, `state_dict` or `model_state_dict`.
+        strict: the file must hold every tensor of the model, in its shape, and no other. False: matching tensors are
+            loaded, and the log lists the others.
+        revise_keys: how names in the file are changed before they are compared: a mapping of prefixes (the first that
+            matches is replaced), or a list of pairs `[pattern, replacement]` for `re.sub`, applied in order.
+        include: patterns; only matching tensors of the model are loaded, and `strict` applies to these only.
+        exclude: patterns; matching tensors of the model are not loaded, and `strict` does not apply to them.
 
-    A pattern of `include` or `exclude` is a glob for the full name of a tensor or of a module that it lies in.
+    A pattern of `include` or `exclude` is a glob for the full name of a tensor, or of a module that contains it.
     """
 
     path: str | Path
@@ -59,10 +59,10 @@ class LoadFrom:
 
 
 def load_from(given: Any) -> LoadFrom | None:
-    """Return what the setting `load_from` stands for: None, a path, or a mapping of the arguments of `LoadFrom`.
+    """Parse the setting `load_from`: None, a path, or a mapping of the arguments of `LoadFrom`.
 
     Raises:
-        ConfigError: anything else; an unknown argument, or one that cannot be.
+        ConfigError: anything else; an unknown or invalid argument.
     """
     given = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     if given is None or isinstance(given, LoadFrom):
@@ -85,11 +85,11 @@ def load_from(given: Any) -> LoadFrom | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the weights in a file, by name; of a checkpoint of ours those that were evaluated.
+    """Return the weights in a file, by name; for a checkpoint of Trainyard those that were evaluated.
 
     Raises:
         FileNotFoundError: there is no such file.
-        checkpoint.DamagedCheckpointError: cut short, altered, or it holds no weights.
+        checkpoint.DamagedCheckpointError: the file is cut short or altered, or holds no weights.
     """
     state = checkpoint.read(path)
     found = [state[part] for part in PARTS if part in state] if isinstance(state, dict) else []
@@ -103,20 +103,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) -> str:
-    """Load weights into a model as asked.
+    """Load weights into a model.
 
     Args:
         model: changed in place.
-        weights: by their names in the file.
-        asked: which of them, and how they are called here.
-        key: the setting that asks, for messages.
+        weights: tensors by their names in the file.
+        asked: which of them to load, and under which names.
+        key: the setting, for messages.
 
     Returns:
-        What was loaded and what was not, for the log.
+        A text for the log: what was loaded and what was not.
 
     Raises:
-        ConfigError: names are missing, not of this model or of another shape, where `asked.strict`; a pattern fits
-            nothing; or nothing at all fits the model.
+        ConfigError: with `asked.strict`, names are missing, unknown or of another shape; a pattern matches nothing; or
+            nothing at all matches the model.
     """
     own = model.state_dict()
     weights = _renamed(weights, asked.revise_keys, f"{key}.revise_keys")
@@ -147,7 +147,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
 
 
 def _checked_keys(given: Any) -> list[tuple[str, str]]:
-    """Return the pairs of `revise_keys`; of a mapping the beginnings."""
+    """Return the pairs of `revise_keys`; for a mapping, pairs of prefixes."""
     accepted = "a mapping of beginnings of names, each to what replaces it, or a list of pairs [pattern, replacement]"
     pairs = list(given.items()) if isinstance(given, Mapping) else given
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
@@ -164,10 +164,10 @@ def _checked_keys(given: Any) -> list[tuple[str, str]]:
 
 
 def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
-    """Return the weights under the names that `revise_keys` gives them.
+    """Rename the weights as `revise_keys` asks.
 
     Raises:
-        ConfigError: two tensors get one name, or an entry changes no name.
+        ConfigError: two tensors get the same name, or an entry changes no name.
     """
     beginnings = isinstance(keys, Mapping)
     pairs = _checked_keys(keys)
@@ -196,7 +196,7 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
 
 
 def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], bool]:
-    """Return whether a tensor of this name is to be loaded."""
+    """Return a predicate on names: whether the tensor of that name is loaded."""
     names = sorted(names)
     for kind in ("include", "exclude"):
         for pattern in getattr(asked, kind):
@@ -217,7 +217,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
-    """Return what may make more of the names fit: another beginning for all of them, or for the first the nearest."""
+    """Suggest how more names would match: another prefix for all, or the nearest name for the first."""
     if not missing or not foreign:
         return ""
     for old, new in _beginnings(missing[0], foreign):
@@ -229,7 +229,7 @@ def _advice(missing: Sequence[str], foreign: Sequence[str]) -> str:
 
 
 def _beginnings(name: str, others: Sequence[str]) -> list[tuple[str, str]]:
-    """Return of each of `others` that ends as `name` does: the beginnings in which they differ."""
+    """Return, for each of `others` that ends like `name`, the two prefixes in which they differ."""
     found = []
     for other in others:
         ours, theirs = name.split("."), other.split(".")

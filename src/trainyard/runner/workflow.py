@@ -1,4 +1,4 @@
-"""Workflow: training in turn with the losses of the validation data, as in MMCV."""
+"""Workflow: turns of training alternating with turns of validation losses, as in MMCV."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Entries = Sequence[Sequence[Any]]
 class Workflow:
     """A cycle of turns: `[["train", 2], ["val", 1]]` is two epochs (or iterations) of training, then one of validation.
 
-    A turn of validation counts for nothing in the length of a run. Where the run ends within a cycle, the rest of the
+    A validation turn does not count towards the length of a run. If the run ends within a cycle, the rest of the
     cycle's validation still follows, as in MMCV.
 
     Args:
-        entries: pairs of "train" or "val" and how many epochs (or iterations).
+        entries: pairs of "train" or "val" and a number of epochs (or iterations).
 
     Raises:
-        ConfigError: something else, or nothing that trains.
+        ConfigError: anything else, or no training turn.
     """
 
     def __init__(self, entries: Entries) -> None:
@@ -57,11 +57,11 @@ class Workflow:
             raise ConfigError("workflow", entries, accepted)
 
     def __bool__(self) -> bool:
-        """Return whether there is any turn of validation."""
+        """Return whether there is any validation turn."""
         return bool(self._gaps)
 
     def turn(self, count: int, length: int) -> int:
-        """Return the epochs (or batches) of validation after epoch (or iteration) `count` of a run of `length`."""
+        """Return the validation epochs (or batches) after epoch (or iteration) `count` in a run of `length`."""
         place = count % self._trained
         if count == 0:
             return self._gaps.get(0, 0)
@@ -73,7 +73,7 @@ class Workflow:
         return self._gaps.get(self._trained, 0) + self._gaps.get(0, 0)
 
     def before(self, count: int) -> int:
-        """Return epochs (or batches) of validation in all turns before the one that follows number `count`."""
+        """Return the validation epochs (or batches) of all turns before the one after epoch (or iteration) `count`."""
         cycles, place = divmod(count, self._trained)
         if place == 0 and cycles:
             cycles, place = cycles - 1, self._trained
@@ -86,19 +86,19 @@ def _is_pair(entry: Any) -> bool:
 
 
 def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
-    """Put validation data through the model as it trains, in evaluation mode, and record the means of its losses.
+    """Run validation data through the trained model in evaluation mode, and record the means of its losses.
 
-    The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, of a set
-    `val/easy` as `val_loss/easy/<key>`: the mean over samples, a batch counting by its number of them.
+    The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, for a set
+    `val/easy` as `val_loss/easy/<key>`: the mean over batches, weighted by their number of samples.
 
     Args:
-        runner: a run that trains.
-        unit: "epoch": passes over every set; "iter": batches of every set, which is begun anew when it is over.
-        first: how many there were before; so each turn goes on where the last one ended.
-        units: how many there are now.
+        runner: the Runner of a training.
+        unit: "epoch" for passes over every set; "iter" for batches of every set, which starts again after its last one.
+        first: the number of units before this turn, which continues where the last one ended.
+        units: the number of units of this turn.
 
     Returns:
-        Whether the turn is through: False where the run was interrupted in it.
+        Whether the turn has finished; False if the run was interrupted.
     """
     before_iter, after_iter = runner.stage("before_val_loss_iter"), runner.stage("after_val_loss_iter")
     losses_of, forward = _losses_of(runner), runner.step.precision.forward
@@ -134,11 +134,11 @@ def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
 
 
 def sanity_check(runner: Runner, entries: Entries) -> None:
-    """Put a batch of each validation set through the model as a turn of validation does, and forget it.
+    """Run a batch of each validation set through the model as a validation turn does, and discard the result.
 
     Raises:
-        ConfigError: there is no validation data, the model gives its losses to several optimisers, or its forward pass
-            needs all ranks.
+        ConfigError: there is no validation data, the model has losses for several optimizers, or its forward pass needs
+            all ranks.
     """
     if not runner.has_split("val"):
         raise ConfigError("loop.workflow", entries, "[[train, 1]], since the data has no validation")
@@ -156,7 +156,7 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
 
 
 def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
-    """Return what gives the losses of a batch; the members of a stack share those of the validation."""
+    """Return the function from a batch to its losses; the members of a stack share a validation batch."""
     model: Any = runner.model
     if hasattr(model, "shared_train_step"):
         return model.shared_train_step  # type: ignore[no-any-return]
@@ -166,7 +166,7 @@ def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
 def _of_all_ranks(
     runner: Runner, sums: dict[str, Tensor], counts: Counter[str]
 ) -> tuple[dict[str, Tensor], Counter[str]]:
-    """Return the sums over the batches that all ranks have seen."""
+    """Sum the sums and counts of all ranks."""
     if runner.strategy.world_size == 1:
         return sums, counts
     total: dict[str, Tensor] = {}
@@ -176,7 +176,7 @@ def _of_all_ranks(
 
 
 def _batches(loader: Loader, unit: str, first: int, units: int, strategy: Strategy) -> Iterator[Batch]:
-    """Yield those of the batches that are this rank's."""
+    """Yield the batches that belong to this rank."""
     if unit == "epoch":
         for epoch in range(first, first + units):
             yield from loader.batches(epoch)

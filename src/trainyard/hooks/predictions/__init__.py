@@ -1,4 +1,4 @@
-"""Hooks for predictions: written to a file, and shown as figures."""
+"""Hooks for predictions: prediction files and prediction figures."""
 
 from trainyard.hooks.predictions.dump import PredictionDump
 from trainyard.hooks.predictions.log import PredictionLog

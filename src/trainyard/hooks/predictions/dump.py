@@ -1,4 +1,4 @@
-"""Prediction files: what the model predicts in a test."""
+"""Prediction dump hook: a file of the predictions of a test."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ log = logging.getLogger("trainyard")
 
 
 class PredictionDump(Hook):
-    """Writes the predictions of a test into the run's directory, as `predictions.parquet`, beside their targets.
+    """Writes the predictions of a test, with their targets, to `predictions.parquet` in the run's directory.
 
-    `trainyard.evaluate` computes metrics from it without the model. Of a test set with a name of its own,
-    `test/easy`, the file is `predictions_easy.parquet`. It is an artifact of the run in MLflow, unless it is large.
+    `trainyard.evaluate` computes metrics from it without the model. For a named test set, `test/easy`, the file is
+    `predictions_easy.parquet`. It is an artifact of the run in MLflow, unless it is large.
 
-    Predictions that do not fit into columns with a row for each sample are not written, and the log says why; the test
-    goes on. They are written while the test runs, so that memory does not grow. With several ranks, rank 0 puts
-    together what all have written.
+    Predictions that do not fit into columns with a row for each sample are not written, and the log gives the reason;
+    the test continues. They are written during the test, so that memory does not grow. With several ranks, rank 0 joins
+    the files of all ranks.
 
     Args:
-        inputs: write the whole batch, not its target alone, for metrics that read the inputs.
-        after_training: also where the test follows a training in one session, as `mode=train` does.
-        max_mb: megabytes; a larger file is not kept.
-        upload_mb: megabytes; a larger file stays in the directory and does not go to MLflow.
+        inputs: write the whole batch, not only its target, for metrics that read the inputs.
+        after_training: also if the test follows a training in one session, as with `mode=train`.
+        max_mb: the maximum size in megabytes; a larger file is not kept.
+        upload_mb: the maximum size in megabytes for upload; a larger file stays in the directory and is not uploaded to
+            MLflow.
     """
 
     priority = "LOW"
@@ -65,7 +66,7 @@ class PredictionDump(Hook):
     def before_test(self, runner: Runner) -> None:
         self._close()
         self._on = runner.work_dir is not None and (self.after_training or not self._trained)
-        if self._on and runner.strategy.is_main:  # now, while no loader is being iterated
+        if self._on and runner.strategy.is_main:  # now, because no loader is being iterated
             self._orders = {name: _order(runner.loader(name)) for name in runner.sets("test")}
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
@@ -74,7 +75,7 @@ class PredictionDump(Hook):
             return
         if name not in self._writers:
             self._writers[name] = self._begun(runner, name)
-        group = runner.stacked  # its outputs have an axis of members
+        group = runner.stacked  # outputs have a member axis
         try:
             for k, writer in enumerate(self._writers[name]):
                 writer.add(data_batch, _member(outputs, k) if group else outputs)
@@ -90,10 +91,10 @@ class PredictionDump(Hook):
         self._close()
 
     def after_run(self, runner: Runner) -> None:
-        self._close()  # of a test that was interrupted
+        self._close()  # the test may have been interrupted
 
     def _begun(self, runner: Runner, name: str) -> list[PredictionWriter]:
-        """Return a writer for each member; of several ranks, one for what this rank predicts."""
+        """Return a writer for each member; with several ranks, one for the predictions of this rank."""
         if runner.strategy.world_size > 1:
             return [self._writer(_part(runner, name))]
         return [self._writer(member.directory / _file_name(name), self._orders[name]) for member in runner.members]
@@ -102,7 +103,7 @@ class PredictionDump(Hook):
         return PredictionWriter(file, inputs=self.inputs, max_bytes=self.max_mb * 1e6, index=index)
 
     def _share(self, runner: Runner, name: str) -> None:
-        """Rank 0 takes over what the others have written, through files in the run's directory."""
+        """Join the predictions of all ranks on rank 0, through files in the run's directory."""
         strategy, part = runner.strategy, _part(runner, name)
         try:
             if name in self._writers and name not in self._reasons:
@@ -122,7 +123,7 @@ class PredictionDump(Hook):
         except (TrainyardError, OSError) as error:
             self._give_up(name, error)
         finally:
-            strategy.gather(None)  # no part goes before it has been read
+            strategy.gather(None)  # no part is removed before rank 0 has read it
             part.unlink(missing_ok=True)
 
     def _write(self, runner: Runner, name: str) -> None:
@@ -166,12 +167,12 @@ def _file_name(name: str) -> str:
 
 
 def _part(runner: Runner, name: str) -> Path:
-    """Return the file of what this rank predicts for a test set."""
+    """Return the file of this rank's predictions for a test set."""
     return runner.members[0].directory / f".{runner.strategy.rank}.{_file_name(name)}"
 
 
 def _order(loader: Loader) -> list[int] | None:
-    """Return the number of each sample in the data set, where the loader serves them in another order and tells it."""
+    """Return the samples' data-set numbers in serving order; None if the loader keeps the order or does not give it."""
     order = getattr(loader, "order", None) if getattr(loader, "shuffle", True) else None
     found = order(0) if order else None
     numbers = found.tolist() if isinstance(found, Tensor) else found
@@ -179,5 +180,5 @@ def _order(loader: Loader) -> list[int] | None:
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file can hold of what the data says of itself."""
+    """Return the facts about the data that a file can hold."""
     return {key: value for key, value in spec.items() if isinstance(value, int | float | str | list)}

@@ -1,6 +1,6 @@
 """Figures of predictions: images, points, tables, numbers, and the confusion matrix.
 
-Colours are of Okabe and Ito's palette, which the colour-blind can tell apart; what is wrong is marked by form as well.
+Colours are from Okabe and Ito's palette, which is safe for colour-blind readers; errors are also marked by shape.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def images(pictures: Array, labels: Sequence[tuple[str, str, bool]], notes: Sequ
     """Return a grid of pictures with "predicted / true" above each.
 
     Args:
-        pictures: `[n, C, H, W]` numbers of any range; of two or more than four channels the first is shown.
-        labels: for each: what is predicted, what is true, whether that is right.
-        notes: for each, a few letters beneath it.
-        title: of the figure.
+        pictures: `[n, C, H, W]`, numbers of any range; with two channels, or more than four, the first is shown.
+        labels: for each picture: the predicted label, the true label, and whether the prediction is right.
+        notes: for each picture a short text below it.
+        title: the title of the figure.
     """
-    step = math.ceil(max(pictures.shape[2:]) / 256)  # finer than the figure it need not be
+    step = math.ceil(max(pictures.shape[2:]) / 256)  # no finer than the figure needs
     pictures = pictures[:, :, ::step, ::step]
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
@@ -64,7 +64,7 @@ def images(pictures: Array, labels: Sequence[tuple[str, str, bool]], notes: Sequ
 
 
 def points(x: Array, predicted: Array, target: Array, names: Sequence[str], title: str) -> Figure:
-    """Points in the plane `[n, 2]`, coloured by the predicted class; wrong ones have a ring."""
+    """Return a scatter plot of points `[n, 2]`, coloured by the predicted class; wrong ones have a ring."""
     present = np.unique(predicted)
     labels = [_plain(short(names[c], 14)) for c in present]
     columns = math.ceil((len(present) + 1) / 24)
@@ -88,7 +88,7 @@ def points(x: Array, predicted: Array, target: Array, names: Sequence[str], titl
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[bool], title: str) -> Figure:
-    """Return a table with a line for each sample; the lines of wrong ones are marked."""
+    """Return a table with a row for each sample; rows of wrong predictions are marked."""
     widths = [max(len(line[k]) for line in (header, *lines)) * 0.085 + 0.25 for k in range(len(header))]
     pitch = 0.23
     figure, axes = _canvas(sum(widths) + 0.3, (len(lines) + 1.2) * pitch, title)
@@ -110,7 +110,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence
 
 
 def numbers(predicted: Array, target: Array, title: str) -> Figure:
-    """Predicted over true numbers, `[n, D]`, a panel for each of the first four; on the line they are equal."""
+    """Return plots of predicted over true numbers, `[n, D]`: a panel with the diagonal for each of the first four."""
     panels = min(4, target.shape[1])
     figure, first = _canvas(4.6 * panels - 0.9, 4.2, title, left=0.8, bottom=0.55)
     first.remove()
@@ -132,7 +132,7 @@ def numbers(predicted: Array, target: Array, title: str) -> Figure:
 def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
     """Return the confusion matrix `[C, C]` as a heat map: colours are shares of the rows, numbers are counts.
 
-    Up to 10 classes a cell has the share too, in percent; beyond 30 it has no number.
+    With up to 10 classes a cell also has the share in percent; with more than 30 it has no number.
     """
     classes = len(counts)
     shares = row_shares(counts)
@@ -168,14 +168,14 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
 
 
 def row_shares(counts: Array) -> npt.NDArray[np.float64]:
-    """Return each row of a confusion matrix over its sum; a class that does not occur has a row of zeros."""
+    """Divide each row of a confusion matrix by its sum; a class that does not occur has a row of zeros."""
     totals, shares = counts.sum(1, keepdims=True), np.zeros(counts.shape)
     np.divide(counts, totals, out=shares, where=totals > 0)
     return shares
 
 
 def short(name: str, letters: int) -> str:
-    """Return the name, cut where it is longer."""
+    """Shorten a name to this many letters."""
     return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
@@ -183,7 +183,7 @@ _TITLE = 0.62
 
 
 def _percent(share: float) -> str:
-    """In percent; what is nearly none or nearly all is not rounded to it."""
+    """Format a share in percent; a share near 0 or 1 is not rounded to it."""
     digits = 0 if share in (0, 1) or 0.01 <= share <= 0.99 else 1
     return f"{100 * share:.{digits}f} %"
 
@@ -191,11 +191,11 @@ def _percent(share: float) -> str:
 def _canvas(
     width: float, height: float, title: str, left: float = 0.1, bottom: float = 0.1, right: float = 0.1
 ) -> tuple[Figure, Axes]:
-    """Return a figure around axes of so many inches, with room at the sides and for two lines of title above.
+    """Return a figure around axes of this size in inches, with room at the sides and for two title lines above.
 
-    Positions are given rather than found: a layout engine takes longer than all else.
+    Positions are set directly: a layout engine takes longer than everything else.
     """
-    from matplotlib.figure import Figure  # here, since it takes a while
+    from matplotlib.figure import Figure  # imported here because it is slow
 
     wide = max(left + width + right, 0.078 * max(map(len, title.splitlines())) + 0.3)
     left += max(0.0, wide - left - width - right) / 2
@@ -211,12 +211,12 @@ def _write(axes: Axes, where: tuple[float, float], text: str, **style: Any) -> N
 
 
 def _plain(name: str) -> str:
-    """Return a name for where dollars would begin a formula."""
+    """Escape dollar signs, which would begin a formula."""
     return name.replace("$", r"\$")
 
 
 def _colours(pictures: Array) -> npt.NDArray[np.uint8]:
-    """`[n, C, H, W]` as bytes `[n, H, W, 3]`, on one scale for all of them."""
+    """Convert `[n, C, H, W]` to bytes `[n, H, W, 3]`, on one scale for all of them."""
     chosen = pictures[:, :3] if pictures.shape[1] in (3, 4) else pictures[:, :1].repeat(3, 1)
     finite = chosen[np.isfinite(chosen)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

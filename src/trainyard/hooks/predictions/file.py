@@ -19,15 +19,15 @@ from torch import Tensor
 from trainyard.batch import target_of
 from trainyard.errors import TrainyardError
 
-META = "trainyard"  # the entry of the file's metadata that says how the columns make up batches
+META = "trainyard"  # the entry of the file's metadata that describes how the columns make up batches
 VERSION = 2
-GROUP_BYTES = 1 << 22  # batches are gathered up to this size and written as one row group
+GROUP_BYTES = 1 << 22  # batches are collected up to this size and written as one row group
 
 _AGAIN = "Run the test again to write one: python train.py mode=test load_from=<checkpoint>."
 
 Array = NDArray[Any]
 Kind = tuple[torch.dtype, tuple[int, ...]]
-"""The type of a tensor, and the shape of its rows."""
+"""The dtype of a tensor, and the shape of its rows."""
 
 
 class UnfitError(TrainyardError):
@@ -35,23 +35,23 @@ class UnfitError(TrainyardError):
 
 
 class MissingError(TrainyardError):
-    """Something was read that the file does not hold."""
+    """An entry was read that the file does not contain."""
 
 
 class PredictionWriter:
-    """Writer of a file of predictions, which holds at most `GROUP_BYTES`, or one batch that is larger, in memory.
+    """Writer of a file of predictions, which holds at most `GROUP_BYTES`, or one larger batch, in memory.
 
-    Each tensor that the model predicts becomes a column with a row for each sample: `outputs`, or `outputs.0`,
-    `outputs.logits` where it predicts a tuple or a mapping. The batch's target becomes `targets` in the same way. The
-    column `index` is the number of each sample in the data set.
+    Each predicted tensor becomes a column with a row for each sample: `outputs`, or `outputs.0`, `outputs.logits` if
+    the model returns a tuple or a mapping. The batch's target becomes `targets` in the same way. The column `index` is
+    the number of each sample in the data set.
 
     Until `finish` the file has a temporary name; before the first row group there is no file.
 
     Args:
         path: the file to write.
-        inputs: write the rest of the batch too, as `batch.0`, `batch.image`.
-        max_bytes: the size of all tensors at which to give up.
-        index: the number of each sample in the data set, in the order in which they come; None: 0, 1, 2, …
+        inputs: also write the rest of the batch, as `batch.0`, `batch.image`.
+        max_bytes: the maximum size of all tensors together.
+        index: the number of each sample in the data set, in serving order; None for 0, 1, 2, …
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class PredictionWriter:
         self._file: Any = None
 
     def add(self, batch: Any, outputs: Any) -> None:
-        """Take the predictions for a batch.
+        """Add the predictions for a batch.
 
         Raises:
-            UnfitError: they have no row for each sample, or not the structure of those before; or there are too many.
-            OSError: they cannot be written.
+            UnfitError: they do not have a row for each sample, differ in structure from earlier ones, or are too large.
+            OSError: the file cannot be written.
         """
         tensors: dict[str, Tensor] = {}
         structure = {"outputs": _flatten(outputs, "outputs", tensors), "batch": self._flatten_batch(batch, tensors)}
@@ -106,14 +106,14 @@ class PredictionWriter:
         self._gathered_bytes += size
 
     def finish(self, **facts: Any) -> None:
-        """Write what is left and give the file its name.
+        """Write the remaining batches and rename the file to its final name.
 
         Args:
-            **facts: what else to note, in plain values.
+            **facts: further metadata, in plain values.
 
         Raises:
             UnfitError: nothing was predicted.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         try:
             if not sum(self._sizes):
@@ -128,16 +128,16 @@ class PredictionWriter:
             self.close()
 
     def close(self) -> None:
-        """Throw away what is not finished."""
+        """Discard an unfinished file."""
         self._gathered = []
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # of a full disk, say, which was told already
+            with suppress(OSError):  # for example a full disk, already reported
                 file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _write_group(self) -> None:
-        """Write the gathered batches as one row group."""
+        """Write the collected batches as one row group."""
         import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
         import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
@@ -149,14 +149,14 @@ class PredictionWriter:
                 columns[name] = _to_column(parts[0] if len(parts) == 1 else np.concatenate(parts))
         table = pa.table(columns)
         if self._file is None:
-            # No dictionaries: in one, all NaNs are the same. Statistics serve queries, which nobody makes here.
+            # A dictionary makes all NaNs the same. Statistics only serve queries, and no reader here makes any.
             options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
             self._file = pq.ParquetWriter(self._temporary, table.schema, **options)
         self._file.write_table(table, row_group_size=len(table))
         self._gathered, self._gathered_bytes, self._written_rows = [], 0, end
 
     def _numbers(self, first: int, end: int) -> Sequence[int | None]:
-        """Return the numbers of these rows in the data set; None for a row more than the index has."""
+        """Return the data-set numbers of these rows; None for rows beyond the index."""
         if self._index is None:
             return range(first, end)
         known = self._index[first:end]
@@ -165,21 +165,21 @@ class PredictionWriter:
     def _flatten_batch(self, batch: Any, tensors: dict[str, Tensor]) -> Any:
         try:
             target = target_of(batch)
-        except TrainyardError:  # it has none
+        except TrainyardError:  # the batch has none
             target = None
         return _flatten(batch, "batch", tensors, inputs=self._inputs, target=target)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of one pass over a split, in a file.
+    """Predictions of one pass over a split, in a file.
 
     Attributes:
         path: the file.
-        sizes: samples in each batch.
-        structure: how tensors make up a batch, and the predictions for it.
-        kinds: by name, the type of each tensor and the shape of its rows.
-        facts: what was noted beside them.
+        sizes: the number of samples in each batch.
+        structure: the nesting of the tensors in a batch, and in the predictions for it.
+        kinds: by name, the dtype of each tensor and the shape of its rows.
+        facts: further metadata.
     """
 
     path: Path
@@ -194,11 +194,11 @@ class Predictions:
     def batches(self, size: int | None = None) -> Iterator[tuple[Any, Any]]:
         """Yield batches and the predictions for them, as a metric's `process` takes them, on the CPU.
 
-        They are read one row group at a time. What the file does not hold of a batch has a stand-in there; to read from
-        it raises a `MissingError`.
+        They are read one row group at a time. Parts of a batch that the file does not contain are replaced by an object
+        that raises a `MissingError` when it is read.
 
         Args:
-            size: samples in each; None: the batches that they were.
+            size: samples per batch; None for the original batches.
 
         Raises:
             TrainyardError: the file is damaged.
@@ -220,7 +220,7 @@ class Predictions:
             held, rows = {name: tensor[count:] for name, tensor in held.items()}, rows - count
 
     def _groups(self) -> Iterator[tuple[dict[str, Tensor], int]]:
-        """Yield the tensors of each row group, and how many rows it has."""
+        """Yield the tensors of each row group, and its number of rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -236,10 +236,10 @@ class Predictions:
 
     @classmethod
     def read(cls, path: str | Path) -> Predictions:
-        """Open a file; its batches are read later. Nothing in it can run code.
+        """Open a file; its batches are read later. No code in it is run.
 
         Raises:
-            TrainyardError: there is none, it is damaged, or it is something else.
+            TrainyardError: the file is absent, damaged, or not a file of predictions.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -274,7 +274,7 @@ class Predictions:
 
 
 def join(parts: Sequence[Predictions], writer: PredictionWriter) -> None:
-    """Give `writer` the batches of the ranks of a run, in turn: the first of each, the second of each, and so on."""
+    """Pass the batches of a run's ranks to `writer` in turn: the first of each, the second of each, and so on."""
     ends = object()
     iterators = [part.batches() for part in parts]
     for turn in zip_longest(*iterators, fillvalue=ends):
@@ -284,13 +284,13 @@ def join(parts: Sequence[Predictions], writer: PredictionWriter) -> None:
 
 
 class _Absent:
-    """Stands in a batch for what is not in the file."""
+    """Stands for a part of a batch that is not in the file."""
 
     def __init__(self, place: str) -> None:
         self.place = place
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python and its libraries ask of anything
+        if name.startswith("__"):  # looked up by Python and its libraries on any object
             raise AttributeError(name)
         raise self._missing()
 
@@ -319,7 +319,7 @@ class _Absent:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor], *, inputs: bool = True, target: Any = None) -> Any:
-    """Return how `value` is nested, in plain values; its tensors go into `tensors`, under their names."""
+    """Return the nesting of `value` in plain values; its tensors go into `tensors`, under their names."""
     if target is not None and value is target:
         return _flatten(value, "targets", tensors)
     if isinstance(value, Mapping):
@@ -377,17 +377,17 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _has_column(kind: Kind) -> bool:
-    """Return whether a row holds anything: parquet has no lists of length 0."""
+    """Return whether a row has any entries: parquet has no lists of length 0."""
     return math.prod(kind[1]) > 0
 
 
 def _is_widened(dtype: torch.dtype) -> bool:
-    """Return whether parquet lacks this floating-point type; it is stored as float32, which loses nothing."""
+    """Return whether parquet lacks this floating-point type; it is then stored as float32, without loss."""
     return dtype.is_floating_point and dtype.itemsize < 4 and dtype != torch.float16
 
 
 def _to_array(tensor: Tensor) -> Array:
-    """Return a copy of a tensor as parquet can hold it; a complex number is two numbers."""
+    """Return a copy of a tensor in a form that parquet can store; a complex number becomes two numbers."""
     try:
         tensor = tensor.detach()
         if tensor.is_complex():
@@ -395,7 +395,7 @@ def _to_array(tensor: Tensor) -> Array:
         elif _is_widened(tensor.dtype):
             tensor = tensor.float()
         array: Array = tensor.to("cpu", copy=True).numpy(force=True)
-    except (TypeError, RuntimeError) as error:  # a sparse one, say
+    except (TypeError, RuntimeError) as error:  # a sparse tensor, for example
         raise UnfitError(f"a tensor that is no array ({error})") from None
     return array
 
@@ -419,6 +419,6 @@ def _to_tensor(table: Any, name: str, kind: Kind, rows: int) -> Tensor:
     tensor = torch.from_numpy(np.array(flat.to_numpy(zero_copy_only=False)).reshape(stored))
     if dtype.is_complex:
         return torch.view_as_complex(tensor)
-    if dtype == torch.bfloat16:  # its bits are the upper half of float32's; a conversion would make all NaNs one
+    if dtype == torch.bfloat16:  # the upper half of float32's bits; a conversion would make all NaNs the same
         return (tensor.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
     return tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""Prediction log: samples with what was predicted for them, and the confusion matrix, as figures."""
+"""Prediction log hook: figures of samples with their predictions, and of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ FOLDER = "figures"
 
 
 class PredictionLog(Hook):
-    """Draws, at validations and tests, some samples with prediction and truth, and the confusion matrix.
+    """Draws some samples with prediction and target, and the confusion matrix, at validations and tests.
 
-    The figures are `figures/<set>_<iteration>_samples.png` and `…_confusion.png`, artifacts of the run. What samples
-    look like follows from the data: images `[C, H, W]` are a grid of pictures, points in the plane a scatter
-    plot of (up to 2000 of) the split, other inputs of a classifier a table; of numbers the predicted are drawn over the
-    true ones; of tokens `[T]`, the predicted stand beneath the true ones in a `.txt`. The confusion matrix is that of
-    the whole split, of up to 200 classes. Classes go by the names in `data.spec["classes"]` or `data.classes`, where
-    the data have them. For tokens, `data.decode(tokens)` gives the text.
+    The figures are `figures/<set>_<iteration>_samples.png` and `…_confusion.png`, artifacts of the run. The form of the
+    samples follows from the data: images `[C, H, W]` give a grid of pictures, points in the plane a scatter plot of (up
+    to 2000 of) the split, other inputs of a classifier a table; numbers are plotted as predicted over true; for tokens
+    `[T]`, a `.txt` has the predicted ones below the true ones. The confusion matrix is that of the whole split, for up
+    to 200 classes. Class names are read from `data.spec["classes"]` or `data.classes`, if the data has them. For
+    tokens, `data.decode(tokens)` gives the text.
 
-    While batches come by, nothing waits for the device. The figures are drawn by a thread of its own, for which only
-    the next ones wait. A run without a directory draws nothing.
+    Collecting samples from batches does not wait for the device. The figures are drawn by a separate thread, for which
+    only the next figures wait. A run without a directory draws nothing.
 
     Args:
-        count: samples to show, at most.
-        which: `worst`, those with the highest loss; `first` of the split; or `random`, the same ones each time and in
-            every run.
-        interval: validations of a training from one to the next that is drawn; its last one is too.
+        count: the maximum number of samples to show.
+        which: `worst`, those with the highest loss; `first`, those at the beginning of the split; or `random`, the same
+            ones each time and in every run.
+        interval: draw every `interval`-th validation of a training, and the last one.
         confusion: draw the confusion matrix.
     """
 
@@ -118,7 +118,7 @@ class PredictionLog(Hook):
             self._writer.submit(jobs)
 
     def _save(self, member: Member, drawing: _Drawing, place: str, stem: str) -> None:
-        """Write a member's figures; where that fails the training goes on."""
+        """Write a member's figures; training continues if that fails."""
         try:
             folder = member.directory / FOLDER
             folder.mkdir(exist_ok=True)
@@ -127,17 +127,17 @@ class PredictionLog(Hook):
                 files.append(drawing.matrix(folder, place, f"{stem}_confusion"))
             for file in files:
                 member.journal.artifact(file, to=FOLDER)
-        except Exception:  # of a font, say, or of a text that cannot be decoded
+        except Exception:  # for example a missing font, or a text that cannot be decoded
             log.warning("hook.prediction_log could not draw %s.", place, exc_info=True)
 
 
 class _Drawing:
-    """What is drawn of one member at one evaluation.
+    """The figures of one member at one evaluation.
 
     Args:
-        shown: the samples.
-        names: of the classes; where there are none, or too few, their numbers.
-        decode: the text of tokens.
+        shown: the samples to draw.
+        names: the names of the classes; numbers are used if there are none, or too few.
+        decode: the function from tokens to text.
         which: how the samples were chosen.
     """
 
@@ -150,7 +150,7 @@ class _Drawing:
         self.which = which
 
     def samples(self, folder: Path, place: str, stem: str) -> Path:
-        """Draw the samples; returns the file."""
+        """Draw the samples and return the file."""
         shown = self.shown
         if shown.kind == "tokens":
             file = folder / f"{stem}.txt"
@@ -163,7 +163,7 @@ class _Drawing:
         return file
 
     def matrix(self, folder: Path, place: str, stem: str) -> Path:
-        """Draw the confusion matrix; returns the file."""
+        """Draw the confusion matrix and return the file."""
         file, counts = folder / f"{stem}.png", self.shown.confusion
         assert counts is not None
         right, total = int(counts.trace()), int(counts.sum())

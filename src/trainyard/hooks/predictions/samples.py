@@ -1,4 +1,4 @@
-"""Samples for the prediction log: which are shown, and what was predicted for them."""
+"""Samples for the prediction log: selection, and their predictions."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from trainyard.metrics import ConfusionMatrix
 from trainyard.rng import generator
 
 MOST_POINTS = 2000
-"""So many dots a figure of dots has, at most."""
+"""Maximum number of dots in a figure."""
 MOST_CLASSES = 200
-"""Of more classes there is no confusion matrix."""
+"""Maximum number of classes of a confusion matrix."""
 
 
 @dataclass
 class Shown:
-    """The samples to show of one member, in order, on the CPU.
+    """The samples of one member to show, in order, on the CPU.
 
     Attributes:
         kind: `classes` (targets `[n]`), `tokens` (`[n, T]`) or `numbers` (`[n, D]`).
         index: int64 `[n]`, the samples' numbers in the split.
-        inputs: `[n, ...]`, or None where the input is no tensor.
-        target: as `kind` says.
+        inputs: `[n, ...]`, or None if the input is not a tensor.
+        target: in the shape that `kind` gives.
         predicted: like `target`.
-        loss: `[n]`: negative log-likelihood (of tokens the mean), or squared error.
-        confidence: `[n]`, of `classes`: the probability of the predicted class.
-        confusion: `[C, C]` counts over the whole split, of `classes`; None of more than `MOST_CLASSES`.
+        loss: `[n]`: negative log-likelihood (for tokens the mean), or squared error.
+        confidence: `[n]`, for `classes`: the probability of the predicted class.
+        confusion: `[C, C]`, for `classes`: counts over the whole split; None for more than `MOST_CLASSES` classes.
         samples: how many the split has.
     """
 
@@ -52,15 +52,15 @@ class Shown:
 
     @property
     def points(self) -> bool:
-        """Whether they are points in the plane."""
+        """Whether the samples are points in the plane."""
         return self.inputs is not None and self.inputs.shape[1:] == (2,)
 
 
 def merged(parts: Sequence[Shown], which: str, count: int) -> Shown:
-    """Return what to show of a member of whose split each rank has seen a part; samples have the numbers of their part.
+    """Merge what each rank has collected of a member; samples have the numbers of their part.
 
     Args:
-        parts: the ranks'.
+        parts: one per rank.
         which, count: see `Gathering`.
     """
     first = parts[0]
@@ -82,16 +82,16 @@ def merged(parts: Sequence[Shown], which: str, count: int) -> Shown:
 
 
 class Gathering:
-    """Gathers, batch by batch, the samples to show; nothing here waits for the device before `finish`.
+    """Collects, batch by batch, the samples to show; nothing here waits for the device before `finish`.
 
-    Where the figure is of dots, of points in the plane or of numbers, all samples are taken, or `MOST_POINTS` of them
-    drawn at random, whatever `which` says.
+    For a figure of dots (points in the plane, or numbers) all samples are taken, or `MOST_POINTS` of them at random,
+    whatever `which` is.
 
     Args:
-        which: `first`, `random` (the same at every evaluation, in every run) or `worst`: those of the highest loss.
-        count: how many.
+        which: `first`, `random` (the same at every evaluation, in every run) or `worst` (those with the highest loss).
+        count: the number of samples to show.
         samples: how many the split has.
-        members: K where outputs are `[K, B, ...]`, None where they are `[B, ...]`.
+        members: K if outputs are `[K, B, ...]`, None if they are `[B, ...]`.
     """
 
     def __init__(self, which: str, count: int, samples: int, members: int | None) -> None:
@@ -108,7 +108,7 @@ class Gathering:
         self._parts: list[dict[str, Tensor]] = []
 
     def add(self, batch: Any, outputs: Any) -> None:
-        """Look at a batch and the predictions for it."""
+        """Collect from a batch and the predictions for it."""
         if self._seen == 0:
             self._begin(batch, outputs)
         if self.kind is None:
@@ -130,7 +130,7 @@ class Gathering:
                 self._parts.append(_record(x, target, chosen.expand(len(every), -1)) | {"index": index, **found})
 
     def finish(self) -> list[Shown]:
-        """Return what to show of each member."""
+        """Return the samples of each member."""
         if self.kind is None or not self._parts:
             return []
         whole = {name: torch.cat([part[name] for part in self._parts], 1).cpu() for name in self._parts[0]}
@@ -176,7 +176,7 @@ class Gathering:
 
 
 def _kind(batch: Any, outputs: Any, stacked: bool) -> str | None:
-    """Return what is predicted; None where it is nothing that can be shown."""
+    """Return the kind of the predictions; None if they cannot be shown."""
     try:
         target = target_of(batch)
     except TrainyardError:
@@ -193,9 +193,9 @@ def _kind(batch: Any, outputs: Any, stacked: bool) -> str | None:
 
 
 def _measured(kind: str, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return of outputs `[K, n, ...]` and target `[n, ...]`: what is predicted, and how wrong that is, `[K, n]`.
+    """Return the predictions and their loss, `[K, n]`, from outputs `[K, n, ...]` and target `[n, ...]`.
 
-    A class that is none (padding) has no loss: it is never among the worst.
+    A target that is not a class (padding) has no loss and is never among the worst.
     """
     if kind == "numbers":
         predicted = outputs.reshape(*outputs.shape[:2], -1)
@@ -213,14 +213,14 @@ def _measured(kind: str, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def _record(x: Any, target: Tensor, rows: Tensor) -> dict[str, Tensor]:
-    """Input and target of the samples at `rows` `[K, n]`, `[K, n, ...]` each."""
+    """Return input and target of the samples at `rows` `[K, n]`, `[K, n, ...]` each."""
     flat = target.reshape(len(target), -1) if target.is_floating_point() else target
     record = {"target": flat[rows]}
     return record | ({"inputs": x[rows.to(x.device)]} if isinstance(x, Tensor) and len(x) == len(target) else {})
 
 
 def _at(value: Tensor, rows: Tensor) -> Tensor:
-    """Return of `[K, m, ...]` the entries at `rows` `[K, n]`: `[K, n, ...]`."""
+    """Return the entries of `[K, m, ...]` at `rows` `[K, n]`: `[K, n, ...]`."""
     return value[torch.arange(len(rows), device=rows.device).unsqueeze(1).to(value.device), rows.to(value.device)]
 
 

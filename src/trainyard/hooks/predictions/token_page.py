@@ -1,4 +1,4 @@
-"""Text of the prediction log: predicted tokens beneath the true ones."""
+"""Text of the prediction log: predicted tokens below the true ones."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _VISIBLE = {"\n": "↵", "\t": "→", "\r": "←"}
 def compared(
     target: npt.NDArray[Any], predicted: npt.NDArray[Any], decode: Callable[[Any], str] | None
 ) -> tuple[str, int, int]:
-    """Lines of true tokens, predicted ones beneath them, and a mark beneath each that is wrong.
+    """Render lines of true tokens, with the predicted ones below them, and a mark below each wrong one.
 
     Args:
-        target: int64 `[T]`; a token below 0 is padding, which counts for nothing.
+        target: int64 `[T]`; a token below 0 is padding and is ignored.
         predicted: int64 `[T]`.
-        decode: the text of some tokens; None shows their numbers.
+        decode: the function from tokens to text; None shows their numbers.
 
     Returns:
-        The lines; how many tokens are right; how many there are.
+        The lines, the number of correct tokens, and the number of tokens.
     """
     padding = target < 0
     rows = [[_cell(token, decode) for token in tokens.tolist()] for tokens in (target, predicted)]
@@ -49,7 +49,7 @@ def page(
     loss: Sequence[float],
     decode: Callable[[Any], str] | None,
 ) -> str:
-    """Return the text of all samples `[n, T]`, each under a line that says how good it is."""
+    """Return the text of all samples `[n, T]`, each below a line with its scores."""
     parts = [f"{title}\nA mark (^) is beneath each token that is predicted wrong."]
     for number, true, mine, value in zip(index, target, predicted, loss, strict=True):
         lines, right, count = compared(true, mine, decode)
