@@ -1,5 +1,7 @@
 """Whatever tasks do, each has one outcome, and the one that its behaviour asks for."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys

@@ -1,5 +1,7 @@
 """Signals to, and the death of, the process that runs tasks. Each test runs a script of its own."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
