@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -308,6 +308,21 @@ def _check_compiled_module() -> bool:
     return compiled_from(compiled) is module
 
 
+def end_allocation(device: int, pool: tuple[int, int]) -> None:
+    """Let the allocator of a device end a capture whose end failed; do nothing where it has ended already.
+
+    Up to torch 2.11 `CUDAGraph.capture_end` does not if CUDA reports an error. The allocator then defers what it frees
+    until a capture ends that never does: `empty_cache` and blocks used by several streams stop working
+    (https://github.com/pytorch/pytorch/pull/180395).
+    """
+    with suppress(AttributeError, RuntimeError):  # the binding is gone; the capture has ended
+        torch._C._cuda_endAllocateToPool(device, pool)
+
+
+def _check_end_allocation() -> bool:
+    return callable(torch._C._cuda_endAllocateToPool)
+
+
 _MODELS = ("fused.model", "step.cuda_graph.guards", "models.base", "models.initialize", "optim.paramwise")
 _FOREACH_USERS = ("fused.optim", "optim.lion", "step.stacked", "step.cuda_graph.captured_step", "hooks.ema")
 _KERNEL = "one call for all parameters, without collecting its arguments anew in each step"
@@ -390,6 +405,13 @@ register(
             "the module inside of a compiled one; it is read with fast paths off too, where it is there",
             "the compiled module is taken for one without the contract of modes",
             _check_compiled_module,
+        ),
+        Internal(
+            "torch._C._cuda_endAllocateToPool",
+            ("step.cuda_graph.graph",),
+            "the end of a failed capture, for the allocator; it is called with fast paths off too, where it is there",
+            "nothing: torch 2.12 and newer end it themselves",
+            _check_end_allocation,
         ),
     ),
     when_switched=vars(foreach).clear,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Yield the batches on a CUDA `device`: while one is in use, the next is copied on a stream of its own."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _copy_stream(device)
 
     def begin(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(stream):
@@ -72,3 +73,13 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
 def _recordable(leaf: Any) -> bool:
     """Return whether the leaf has `record_stream`; others are copied on the consumer's stream, when due."""
     return hasattr(leaf, "record_stream")
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which batches are copied to a device.
+
+    There is one a device: torch's allocator keeps the freed blocks of each stream apart, and a stream for each epoch
+    would strand those of the epochs before.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
+from trainyard._torch_internals import end_allocation
 from trainyard.errors import TrainyardError
 
 T = TypeVar("T")
@@ -64,7 +65,8 @@ class CudaGraph:
 
     def __init__(self, device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
-        self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+        self._index = index
+        self._stream = _capture_stream(index)
         self.forget()
         self._generator = torch.cuda.default_generators[index]
 
@@ -102,16 +104,34 @@ class CudaGraph:
                 try:
                     result = function()
                 except BaseException:
-                    with suppress(RuntimeError):  # it repeats what made the capture invalid
-                        graph.capture_end()
+                    self._abandon(graph)
                     raise
-                graph.capture_end()
+                try:
+                    graph.capture_end()
+                except BaseException:
+                    end_allocation(self._index, self._pool)
+                    raise
         except Exception as error:
             # The generator may take the capture for active; this copy of its state has none.
             self._generator.graphsafe_set_state(generator)
             raise Uncapturable(str(error).strip().partition("\n")[0]) from error
         return graph.replay, result
 
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:  # it repeats what made the capture invalid
+            end_allocation(self._index, self._pool)
+
     def forget(self) -> None:
         # torch does not reuse a pool whose graphs are gone while a tensor of it is alive.
         self._pool = torch.cuda.graph_pool_handle()
+
+
+@cache
+def _capture_stream(index: int) -> torch.cuda.Stream:
+    """Return the stream on which graphs of a device are recorded.
+
+    There is one a device: torch's allocator keeps the freed blocks of each stream apart.
+    """
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
