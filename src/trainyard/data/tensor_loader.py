@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainyard.checks import boolean, integer
+from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.order import epoch_order, num_batches
 
 # Bytes that one gather fills at most. On a CPU the block should stay in the cache until it is used;
@@ -34,6 +35,9 @@ class TensorLoader:
         device: where the tensors lie and the batches are made.
         rows: how many indices an epoch has, for a subclass whose `gather` does not take row `i` for index `i`.
             Default: N.
+
+    Attributes:
+        placed_order: `order` of an epoch on the device.
 
     Raises:
         ConfigError: `batch_size` is not an integer of at least 1, or `drop_last` leaves no batch.
@@ -62,6 +66,7 @@ class TensorLoader:
         self.seed = integer("seed", seed, at_least=0)
         self.rows = integer("rows", lengths.pop() if rows is None else rows, at_least=0)
         self._batches = num_batches(self.rows, self.batch_size, drop_last)
+        self.placed_order = EpochOrders(self.order, self.device)
 
     @property
     def num_samples(self) -> int:
@@ -72,8 +77,8 @@ class TensorLoader:
         return self._batches
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices of a shuffled epoch, int64 `[rows]`, on the device."""
-        return torch.from_numpy(epoch_order(self.rows, self.seed, epoch)).to(self.device)
+        """Return the indices of a shuffled epoch, int64 `[rows]`, on the CPU. Can be overridden."""
+        return torch.from_numpy(epoch_order(self.rows, self.seed, epoch))
 
     def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
         """Return the samples at `indices` (int64 `[n]` on the device, or a slice) as a batch. Can be overridden."""
@@ -83,7 +88,7 @@ class TensorLoader:
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of `epoch` from batch number `start` on."""
-        order = self.order(epoch) if self.shuffle else None
+        order = self.placed_order(epoch) if self.shuffle else None
         end = self.num_samples
         step = self.batch_size * self._batches_per_block()
         for first in range(start * self.batch_size, end, step):

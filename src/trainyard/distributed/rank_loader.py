@@ -142,7 +142,7 @@ class _TensorShare(Share):
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         loader: TensorLoader = self.loader
         size, end = loader.batch_size, loader.num_samples
-        order = loader.order(epoch) if loader.shuffle else torch.arange(end, device=loader.device)
+        order = loader.placed_order(epoch) if loader.shuffle else torch.arange(end, device=loader.device)
         full = end // size
         own, weight = _part(size, self.rank, self.world_size)
         indices = order[: full * size].reshape(full, size)[:, own]
@@ -291,7 +291,7 @@ class _TensorTurns(Turns):
     def _turns(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         loader: TensorLoader = self.loader
         size, end = loader.batch_size, loader.num_samples
-        order = loader.order(epoch) if loader.shuffle else None
+        order = loader.placed_order(epoch) if loader.shuffle else None
         wait = (self.rank - start) % self.world_size
         for first in range((start + wait) * size, end, self.world_size * size):
             own = slice(first, min(first + size, end))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainyard.data.base import Loader
+from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import Unfusable
 
@@ -64,6 +65,7 @@ class StackedLoader:
     def __init__(self, loader: TensorLoader, seeds: Sequence[int]) -> None:
         self.loader = loader
         self.seeds = tuple(seeds)
+        self._orders = EpochOrders(self.order, loader.device)
 
     @property
     def batch_size(self) -> int:
@@ -82,6 +84,7 @@ class StackedLoader:
     def keep(self, index: Tensor) -> None:
         """Keep only the members at `index`, int64, also in epochs that are being served."""
         self.seeds = tuple(self.seeds[k] for k in index.tolist())
+        self._orders = EpochOrders(self.order, self.loader.device)  # what is being made has an order for each member
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of `epoch` from batch number `start` on."""
@@ -93,8 +96,8 @@ class StackedLoader:
                 if self.seeds is not seeds:  # members were cut: the rest is gathered anew
                     break
 
-    def _orders(self, epoch: int) -> Tensor:
-        """Return each member's order of `epoch`, int64 `[K, rows]`; equal seeds share the work."""
+    def order(self, epoch: int) -> Tensor:
+        """Return each member's order of `epoch`, int64 `[K, rows]`, on the CPU; equal seeds share the work."""
         rows = {seed: row for row, seed in enumerate(dict.fromkeys(self.seeds))}
         orders = torch.stack([self._of(seed).order(epoch) for seed in rows])
         return orders if len(rows) == len(self.seeds) else orders[[rows[seed] for seed in self.seeds]]

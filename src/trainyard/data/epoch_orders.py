@@ -1,0 +1,41 @@
+"""Orders of epochs on the training device, each made while the epoch before it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+
+class EpochOrders:
+    """Orders of epochs on a device.
+
+    On CUDA a thread makes the order of the next epoch, in pinned memory, while one is served: an epoch begins without
+    waiting for a permutation, nor for its copy. On the CPU an order is made when it is asked for.
+
+    Args:
+        make: returns the order of an epoch, int64, on the CPU; it is a pure function.
+        device: where orders are wanted.
+        ahead: whether a thread makes the next one. Default: on CUDA.
+    """
+
+    def __init__(self, make: Callable[[int], Tensor], device: torch.device, *, ahead: bool | None = None) -> None:
+        self._make = make
+        self._device = device
+        self._pinned = device.type == "cuda"
+        self._thread = ThreadPoolExecutor(1, "orders") if (self._pinned if ahead is None else ahead) else None
+        self._next: tuple[int, Future[Tensor]] | None = None
+
+    def __call__(self, epoch: int) -> Tensor:
+        """Return the order of `epoch` on the device; the copy does not block where the device is CUDA."""
+        made, self._next = self._next, None
+        order = made[1].result() if made is not None and made[0] == epoch else self._on_host(epoch)
+        if self._thread is not None:
+            self._next = epoch + 1, self._thread.submit(self._on_host, epoch + 1)
+        return order.to(self._device, non_blocking=True)
+
+    def _on_host(self, epoch: int) -> Tensor:
+        order = self._make(epoch)
+        return order.pin_memory() if self._pinned else order
