@@ -40,7 +40,9 @@ class Strategy:
         return self.rank == 0
 
     def begin(self, device: torch.device) -> torch.device:
-        """Meet the other ranks; return the device of this one."""
+        """Meet the other ranks; return the device of this one, which is the current one from here on."""
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         return device
 
     def end(self) -> None:

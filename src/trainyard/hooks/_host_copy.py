@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -24,16 +25,16 @@ class HostCopy:
     the end.
     """
 
-    def __init__(self, state: dict[str, Any], lent: list[_Lent], event: Any, home: HostBuffers) -> None:
+    def __init__(self, state: dict[str, Any], lent: list[_Lent], events: Sequence[Any], home: HostBuffers) -> None:
         self.state = state
         self._lent = lent
-        self._event = event
+        self._events = events
         self._home = home
 
     def wait(self) -> None:
         """Wait until all copies have finished."""
-        if self._event is not None:
-            self._event.synchronize()
+        for event in self._events:
+            event.synchronize()
 
     def release(self) -> None:
         """Release the memory; `state` must not be read afterwards."""
@@ -56,9 +57,11 @@ class HostBuffers:
     def copy(self, state: dict[str, Any]) -> HostCopy:
         """Copy a nest of dicts, lists and tuples with every tensor in it."""
         lent: list[_Lent] = []
-        copied = self._copied(state, lent)
-        event = torch.cuda.current_stream().record_event() if any(kind[-1] for kind, _ in lent) else None
-        return HostCopy(copied, lent, event, self)
+        devices: set[torch.device] = set()
+        copied = self._copied(state, lent, devices)
+        # Each copy is in the order of its own device's stream, which need not be the current device.
+        events = [torch.cuda.current_stream(device).record_event() for device in devices]
+        return HostCopy(copied, lent, events, self)
 
     def reserve(self, state: Any) -> None:
         """Allocate memory for a copy of this state. Only shapes are read, so another thread may call it."""
@@ -73,9 +76,9 @@ class HostBuffers:
             for kind, buffer in lent:
                 self._free[kind].append(buffer)
 
-    def _copied(self, value: Any, lent: list[_Lent]) -> Any:
+    def _copied(self, value: Any, lent: list[_Lent], devices: set[torch.device]) -> Any:
         if has_share(value):
-            return on_host(self._copied(local(value), lent), value)
+            return on_host(self._copied(local(value), lent, devices), value)
         if isinstance(value, Tensor):
             if not _pooled(value):
                 return value.detach().to("cpu", copy=True)
@@ -83,11 +86,13 @@ class HostBuffers:
             buffer = self._take(kind, value)
             buffer.copy_(value.detach(), non_blocking=True)
             lent.append((kind, buffer))
+            if value.is_cuda:
+                devices.add(value.device)
             return buffer
         if isinstance(value, dict):
-            return {key: self._copied(entry, lent) for key, entry in value.items()}
+            return {key: self._copied(entry, lent, devices) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self._copied(entry, lent) for entry in value)
+            return type(value)(self._copied(entry, lent, devices) for entry in value)
         return value
 
     def _take(self, kind: _Kind, tensor: Tensor) -> Tensor:
