@@ -176,7 +176,7 @@ def test_guards_see_the_same_without_fast_paths() -> None:
         use_fast_paths(on)
         for said, change in changes.items():
             module = Layers()
-            guards = ModuleGuards({"": module})
+            guards = ModuleGuards({"": module}, torch.device("cpu"))
             assert guards.changed() is None
             change(module)
             assert guards.changed() == said

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
+from trainyard.fused import probe
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, NaNGuard, Norms, ParamSchedule
@@ -214,3 +215,24 @@ def test_a_number_that_becomes_zero(caplog: pytest.LogCaptureFixture) -> None:
         runners.append(trained(configs, how))
     assert graph.captures == 2
     assert_same_bits(runners[1], runners[0])
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_probe_times_replays(accumulate: int) -> None:
+    """It trains whole groups of batches, and times none before the step is captured."""
+    graph = RecordedGraph()
+    runner = FusedRunner([config("adam", "constant", member, accumulate=accumulate) for member in range(2)])
+    runner.prepare()
+    modules = {**dict(runner.stack.code.named_modules()), "": runner.model}
+    runner.__dict__["step"] = CapturedStep(runner.step, graph, modules)
+    before = [(graph.captures, graph.replays)]
+
+    def synchronized(device: torch.device) -> None:
+        before.append((graph.captures, graph.replays))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "synchronize", synchronized)
+        assert probe._seconds(runner) > 0
+    assert len(before) == 1 + 2 * probe.STEPS
+    assert before[1] == (accumulate, accumulate)
+    assert before[-1] == (accumulate, accumulate * (1 + probe.STEPS))

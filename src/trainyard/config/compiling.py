@@ -43,6 +43,15 @@ def compile_arguments(given: Any) -> dict[str, Any] | None:
     return arguments
 
 
+def has_cuda_graphs(arguments: Mapping[str, Any]) -> bool:
+    """Return whether `torch.compile` with these arguments makes CUDA graphs of its own, which no other can contain."""
+    return (
+        arguments.get("mode") in ("reduce-overhead", "max-autotune")
+        or arguments.get("backend") == "cudagraphs"
+        or bool((arguments.get("options") or {}).get("triton.cudagraphs"))
+    )
+
+
 def check_capture(given: Any, device: str = "cuda") -> None:
     """Check the setting `capture` for a device of this type.
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from trainyard.errors import TrainyardError
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     steps = runner.train_loop.max_iters(runner)
     alone = (perf_counter() - began) + steps * _seconds(runner)
     times: dict[int, float] = {}
-    width, free = min(len(configs), FIRST), _memory()
+    width, free = min(len(configs), FIRST), _memory(runner.device)
     while True:
         building = perf_counter()
         try:
@@ -86,7 +88,8 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
         gc.collect()
         slower = times[width] > min(times.values())
         spent = perf_counter() - began > BUDGET * times[width] * of
-        full = GROWTH * (free - _memory()) > _memory()
+        left = _memory(runner.device)
+        full = GROWTH * (free - left) > left
         if width == len(configs) or slower or spent or full:
             break
         width = min(len(configs), GROWTH * width)
@@ -104,43 +107,48 @@ def _fused(configs: Sequence[Values]) -> Runner:
 
     runner = FusedRunner(configs)
     runner.prepare()
-    _step(runner)
+    _update(runner)()
     return runner
 
 
-def _step(runner: Runner) -> Callable[[], None]:
-    loader = runner.loader("train")
-    batch = next(iter(loader.batches()))
+def _update(runner: Runner) -> Callable[[], None]:
+    """Return a function that trains on the batches up to one step of the optimizer: one group, if they accumulate."""
+    batch = next(iter(runner.loader("train").batches()))
     runner.model.train()
+    group = runner.step.accumulate
 
-    def step() -> None:
-        runner.step(batch, runner.train_loop.max_iters(runner) - 1, runner.train_loop.max_iters(runner))
+    def update() -> None:
+        for position in range(group):
+            runner.step(batch, position, group)
 
-    step()
-    return step
+    return update
 
 
 def _seconds(runner: Runner) -> float:
-    """Return the seconds of one step, the fastest of a few."""
-    step = _step(runner)
+    """Return the seconds of one batch as most are trained, captured where the step is; the fastest of a few."""
+    update = _update(runner)
+    for _ in range(runner.step.warm_up):
+        update()
     times = []
     for _ in range(STEPS):
+        synchronize(runner.device)
         began = perf_counter()
-        step()
-        if runner.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
+        update()
+        synchronize(runner.device)
         times.append(perf_counter() - began)
-    return min(times)
+    return min(times) / runner.step.accumulate
 
 
-def _memory() -> int:
-    """Return the free bytes: on the CUDA device, if one is used, else in main memory."""
-    import torch
+def synchronize(device: torch.device) -> None:
+    """Wait for the work of a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return int(torch.cuda.mem_get_info()[0])
+
+def _memory(device: torch.device) -> int:
+    """Return the free bytes of a CUDA device; for another, of main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -159,8 +167,6 @@ def why(error: BaseException) -> str:
 
 def _is_library(file: str) -> bool:
     """Return whether a source file belongs to torch or to the stacking code, and not to the user's model."""
-    import torch
-
     ours = Path(__file__).parents[1]
     inside = (*(ours / name for name in ("fused", "runner", "step")), Path(torch.__file__).parent)
     return any(Path(file).is_relative_to(place) for place in inside)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from trainyard import optim as optimizers
 from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
-from trainyard.config.compiling import compile_arguments
+from trainyard.config.compiling import compile_arguments, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
@@ -199,8 +199,11 @@ class Parts:
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
         refusal = None
-        if compile_arguments(self.settings["compile"]) is not None:
-            refusal = "the model is compiled (compile=reduce-overhead has CUDA graphs of its own)"
+        compiling = compile_arguments(self.settings["compile"])
+        if compiling is not None and has_cuda_graphs(compiling):
+            refusal = "compile makes CUDA graphs of its own"
+        elif compiling is not None and self.settings["capture"] is not True:
+            refusal = "the model is compiled; capture=true captures the compiled model"
         elif self.settings["activation_checkpointing"]:
             refusal = "activation_checkpointing keeps the state of the random generator, which a graph cannot"
         elif self.strategy.world_size > 1:

@@ -58,7 +58,8 @@ class Runner(Parts):
         freeze: patterns for modules and parameters that are not trained (`trainyard.models.freeze`).
         activation_checkpointing: patterns for modules whose activations are recomputed in the backward pass.
         compile: compile the model with `torch.compile`: True, the name of a mode, or a mapping of its arguments.
-        capture: capture the step into a CUDA graph: `auto` does so if the device is CUDA, True requires such a device.
+        capture: capture the step into a CUDA graph: `auto` does so if the device is CUDA and the model is not compiled;
+            True requires such a device, and captures a compiled model too.
         seed: every random choice is derived from it.
         work_dir: the run's directory. Without one the run writes nothing: no checkpoint, no journal.
         load_from: a checkpoint, or a file of weights, to begin with; or a mapping with its `path` and what to load from

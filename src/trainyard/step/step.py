@@ -25,7 +25,14 @@ class Step:
         optimizer: already on the device of the parameters.
         precision: how forward, backward and step are run.
         clip: called with the parameters once their gradients are whole.
+
+    Attributes:
+        accumulate: batches to one step of the optimizer.
+        warm_up: number of steps of the optimizer after which steps take as long as they will.
     """
+
+    accumulate: int = 1
+    warm_up: int = 1
 
     def __init__(
         self, train_step: Callable[[Any], Losses], optimizer: Optimizer, precision: Precision, clip: NoClip

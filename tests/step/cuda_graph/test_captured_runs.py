@@ -144,7 +144,9 @@ def test_a_run_on_the_cpu_has_the_plain_step(arguments: Any) -> None:
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"compile": True}, "the model is compiled"),
+        ({"compile": True}, "the model is compiled; capture=true captures the compiled model"),
+        ({"compile": "reduce-overhead", "capture": True}, "compile makes CUDA graphs of its own"),
+        ({"compile": {"backend": "cudagraphs"}, "capture": True}, "compile makes CUDA graphs of its own"),
         ({"activation_checkpointing": ["net.*"]}, "activation_checkpointing keeps the state of the random generator"),
         ({"optim": {"a": 1}}, "several optimisers take turns"),
     ],
@@ -153,7 +155,8 @@ def test_settings_that_leave_the_step_as_it_is(
     arguments: Any, monkeypatch: pytest.MonkeyPatch, said: Any, more: Any, reason: str
 ) -> None:
     """As far as a machine without a device can tell: the step is made as for one, and is the plain one."""
-    runner = Runner(**(arguments | {k: v for k, v in more.items() if k != "optim"}))
+    runner = Runner(**(arguments | {k: v for k, v in more.items() if k not in ("optim", "capture")}))
+    runner.settings["capture"] = more.get("capture", "auto")  # true is an error without a device
     step = runner.step if "optim" not in more else SeveralStep(None, {"a": runner.step}, None)
     runner.device = torch.device("cuda")
     assert runner.captured(step, runner.model) is step

@@ -242,6 +242,65 @@ def test_many_shapes(said: Any) -> None:
     assert said() == ["The step is not captured: the batches have more than 8 shapes."]
 
 
+@pytest.mark.parametrize("place", [1, 3])
+def test_batches_of_one_place_in_their_group(place: int) -> None:
+    """No batch begins a group: the step has no gradients that graphs add to, and stays as it is."""
+    outputs = []
+    for how in (None, RecordedGraph()):
+        torch.manual_seed(0)
+        model = MODELS["mlp"][0](dropout=0.0)
+        step = step_of(model, OPTIMS["adam"](model.parameters()), accumulate=4)
+        step = step if how is None else CapturedStep(step, how, dict(model.named_modules()))
+        outputs.append([step(pictures(6), place, 30) for _ in range(8)])
+    same(outputs[1], outputs[0], 1e-5)
+
+
+def test_shapes_are_forgotten_with_the_members_they_belong_to() -> None:
+    """Batches of a stack become narrower whenever a member leaves; each width has a full and a smaller last batch."""
+    model = MODELS["mlp"][0]()
+    graph = RecordedGraph()
+    step = CapturedStep(step_of(model, OPTIMS["adam"](model.parameters())), graph, dict(model.named_modules()))
+    for members in range(9, 3, -1):
+        for samples in (6, 3):
+            for _ in range(WARM_UP + 1):
+                step(pictures(members * samples), 0, 1)
+        step.keep(torch.arange(members - 1))
+    assert step.refusal is None
+    assert graph.captures == 2 * 6
+
+
+@pytest.mark.parametrize("first", [0, WARM_UP])
+def test_an_output_that_is_not_on_the_device(said: Any, first: int) -> None:
+    """A replay would leave it as it was. It is found before the capture, or while the step is captured."""
+
+    class Counting(MLP):
+        calls = 0
+
+        def train_step(self, batch: Any) -> Any:
+            Counting.calls += 1
+            elsewhere = {"count": torch.zeros((), device="meta")} if Counting.calls > first else {}
+            return super().train_step(batch) | elsewhere
+
+    Counting.calls = 0
+    step, _ = drive(RecordedGraph(), partial(Counting, 64, 3, [8]), OPTIMS["adam"], pictures, batch=45, epochs=7)
+    assert said() == ["The step is not captured: its output 'count' is on meta, not on cpu."]
+    assert step.refusal is not None
+
+
+def test_a_compiled_model() -> None:
+    """What `torch.compile` makes of a model, without graphs of its own, is captured like any model."""
+    outputs = []
+    for how in (None, RecordedGraph()):
+        torch.manual_seed(0)
+        model = MODELS["mlp"][0](dropout=0.0)
+        model.compile(backend="aot_eager")
+        step = step_of(model, OPTIMS["adam"](model.parameters()))
+        step = step if how is None else CapturedStep(step, how, dict(model.named_modules()))
+        outputs.append([step(pictures(6), 0, 1)["loss"] for _ in range(8)])
+    assert how.replays == 8 - WARM_UP
+    same(outputs[1], outputs[0], 1e-5)
+
+
 # -- what changes ------------------------------------------------------------------------------------------------------
 
 

@@ -71,15 +71,15 @@ class CapturedStep(AccumulatedStep):
         refusal: why nothing is captured; None if steps are, or will be.
     """
 
+    warm_up = WARM_UP + 1  # every batch of a group is captured in the group after these
+
     def __init__(self, step: Step, graph: Graph, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__(
-            step.train_step, step.optimizer, step.precision, step.clip, accumulate=getattr(step, "accumulate", 1)
-        )
+        super().__init__(step.train_step, step.optimizer, step.precision, step.clip, accumulate=step.accumulate)
         foreach.resolve()
         self.refusal: str | None = None
         self._graph = graph
-        self._guards = ModuleGuards(modules)
         self._device = self.parameters[0].device
+        self._guards = ModuleGuards(modules, self._device)
         self._hyperparameters: GraphHyperparameters | None = None
         self._foresight: Foresight | None = None
         self._own_clip = self._other_clip = self.clip
@@ -112,9 +112,9 @@ class CapturedStep(AccumulatedStep):
         place = GroupPosition(within == 0, within + 1 == size, size)
         captured = self._captured.get((shape, place))
         if captured is None:
-            self._seen[shape, place] = self._seen.get((shape, place), 0) + 1
-            if self._seen[shape, place] <= WARM_UP:
-                return self._warm_up(batch, place, judge=self._seen[shape, place] == WARM_UP)
+            seen = self._seen[shape, place] = self._seen.get((shape, place), 0) + 1
+            if seen <= WARM_UP or not (place.alone or self._gradients):  # a group that was begun elsewhere has none yet
+                return self._warm_up(batch, place, judge=seen >= WARM_UP)
             try:
                 captured = self._captured[shape, place] = self._capture(batch, tensors, place)
             except Uncapturable as error:
@@ -133,7 +133,8 @@ class CapturedStep(AccumulatedStep):
         self._forget()
 
     def keep(self, index: Tensor) -> None:
-        """Drop the graphs, which were captured for all members; only those at `index` continue."""
+        """Drop the graphs and the known shapes, which are those of all members; only those at `index` continue."""
+        self._shapes.clear()
         self._forget()
 
     # -- what may be captured ------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class CapturedStep(AccumulatedStep):
         self._begun = False
         self._captured: dict[tuple[Hashable, GroupPosition], _Captured] = {}
         self._seen: dict[tuple[Hashable, GroupPosition], int] = {}
-        self._gradients: list[Tensor | None] | None = None
+        self._gradients: list[Tensor | None] = []
 
     def _forget_soon(self) -> bool:
         """Drop the graphs; return whether that was again before they had paid off."""
@@ -253,11 +254,12 @@ class CapturedStep(AccumulatedStep):
         outputs, reason = self._graph.warm_up(lambda: self._work(batch, place))
         if place.last and self._hyperparameters is None:
             outputs |= self._update()
-        if not place.last and self._gradients is None:
+        if not place.last and not self._gradients:
             grads = [parameter.grad for parameter in self.parameters]
             self._gradients = [None if grad is None else torch.zeros_like(grad) for grad in grads]
         if judge:
             changed = self._guards.changed()
+            reason = reason or self._elsewhere(outputs)
             if changed is not None:
                 reason = f"the model's code changes {changed}"
             elif drawn != _drawn():
@@ -277,8 +279,11 @@ class CapturedStep(AccumulatedStep):
 
         def work() -> _Outputs:
             if place.first and not place.last:
-                foreach.zero_([grad for grad in self._gradients or () if grad is not None])
-            return _Outputs(self._work(batch, place))
+                foreach.zero_([grad for grad in self._gradients if grad is not None])
+            outputs = self._work(batch, place)
+            if (reason := self._elsewhere(outputs)) is not None:
+                raise Uncapturable(reason)
+            return _Outputs(outputs)
 
         try:
             replay, outputs = self._graph.capture(work)
@@ -302,9 +307,13 @@ class CapturedStep(AccumulatedStep):
                 self._set_gradients([None] * len(self.parameters))
         return outputs
 
+    def _elsewhere(self, outputs: Mapping[str, Tensor]) -> str | None:
+        """Return why outputs that are not on the device cannot be captured: replays leave them as they were."""
+        names = [name for name, value in outputs.items() if value.device != self._device]
+        return f"its output {names[0]!r} is on {outputs[names[0]].device}, not on {self._device}" if names else None
+
     def _gather_gradients(self, place: GroupPosition) -> None:
         """Make the parameters' gradients those that the graphs of a group of batches add to."""
-        assert self._gradients is not None
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             if gradient is not None and parameter.grad is not gradient:
                 if parameter.grad is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trainyard._torch_internals import own_buffers, own_parameters
 
@@ -16,33 +17,39 @@ class ModuleGuards:
     """Guards of the plain values of a model's modules (`training` among them) and of its tensors' addresses.
 
     A graph holds them as they were at capture. So they are compared before every step: a captured step leaves
-    the processor enough time for that.
+    the processor enough time for that. A number that an attribute holds as a CPU tensor is a plain value as well.
 
     Args:
         modules: by name.
+        device: of the graph.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
         self._modules = modules
+        self._device = device
         self.take()
 
     def take(self) -> None:
         """Record the current values, for `changed` to compare with."""
         self._values: list[tuple[dict[str, Any], str]] = []
+        self._numbers: list[tuple[dict[str, Any], str]] = []
         self._tensors: list[tuple[Mapping[str, Any], str]] = []
         self._names: list[str] = []
-        names = []
+        numbers, names = [], []
         for path, module in self._modules.items():
             for key, value in vars(module).items():
                 if isinstance(value, PLAIN):
                     self._values.append((vars(module), key))
                     self._names.append(f"{path}.{key}".lstrip("."))
+                elif isinstance(value, Tensor) and value.dim() == 0 and value.device.type != self._device.type:
+                    self._numbers.append((vars(module), key))
+                    numbers.append(f"{path}.{key}".lstrip("."))
             for tensors in (own_parameters(module), own_buffers(module)):
                 for key, tensor in tensors.items():
                     if tensor is not None:
                         self._tensors.append((tensors, key))
                         names.append(f"{path}.{key}".lstrip("."))
-        self._names += [*names, *names]
+        self._names += [*numbers, *names, *names]
         self._taken = self._read()
 
     def changed(self) -> str | None:
@@ -58,4 +65,5 @@ class ModuleGuards:
     def _read(self) -> list[Any]:
         values = [place[key] for place, key in self._values]
         tensors = [place[key] for place, key in self._tensors]
-        return [*values, *[t.data_ptr() for t in tensors], *[t.requires_grad for t in tensors]]
+        numbers = [place[key].item() for place, key in self._numbers]
+        return [*values, *numbers, *[t.data_ptr() for t in tensors], *[t.requires_grad for t in tensors]]
