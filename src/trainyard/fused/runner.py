@@ -21,6 +21,7 @@ from trainyard.fused.metrics import stack_metrics
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
+from trainyard.fused.verification import StackVerification
 from trainyard.metrics import Metric
 from trainyard.optim.several import OptimizerDict
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
@@ -60,6 +61,7 @@ class FusedRunner(Runner):
     ) -> None:
         self._configs = configs
         self._infos: Sequence[RunInfo | None] = infos or [None] * len(configs)
+        self._verification = StackVerification()
         super().__init__(**arguments(configs[0]) | {"tracker": tracker})
         if compile_arguments(self.settings["compile"]) is not None:
             raise Unfusable("compile is for one model at a time")
@@ -69,6 +71,12 @@ class FusedRunner(Runner):
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )
+
+    def prepare(self, mode: str = "train") -> None:
+        prepared = "train" in self._prepared
+        super().prepare(mode)
+        if mode == "train" and not prepared:
+            self._verification.begin(self)
 
     def make_members(self) -> Sequence[StackMember]:
         return [
@@ -121,7 +129,7 @@ class FusedRunner(Runner):
             nodes = [member.parts.hook_settings[name] for member in self.members]
             if any(node != nodes[0] for node in nodes):
                 hook.stack([build_hook(node, name) for node in nodes])
-        return Dispatch(hooks | {"cut": _Cut()}, self.own_stages)
+        return Dispatch(hooks | {"verification": self._verification, "cut": _Cut()}, self.own_stages)
 
     @cached_property
     def step(self) -> Step:

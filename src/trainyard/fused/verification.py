@@ -1,0 +1,229 @@
+"""Verification of a stack: each member's losses, gradients and predictions against those of the member alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainyard import rng_state
+from trainyard.data.transfer import apply
+from trainyard.errors import Unfusable
+from trainyard.models import call
+from trainyard.models.base import total_loss
+from trainyard.runner.hook import Hook
+
+if TYPE_CHECKING:
+    from trainyard.fused.model import StackedModel
+    from trainyard.fused.runner import FusedRunner
+
+ROWS = 16
+"""Samples of the batch on which members are compared."""
+TOLERANCE = 5e-3
+"""Relative difference, by the norm of a tensor, that rounding may explain."""
+SHARE = 0.01
+"""Share of the training time that comparisons may take after the first."""
+
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+REMEDY = (
+    "the models hold a value of their own that is neither a parameter nor a buffer, such as a mask in a dict or in a "
+    "closure; register_buffer makes it a member's own"
+)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a model computes for a batch: lists of tensors, by what they are."""
+
+    losses: list[Tensor]
+    gradients: list[Tensor]
+    predictions: list[Tensor]
+
+
+class StackVerification(Hook):
+    """Hook of a stack that compares its members with themselves alone, on a few samples of a real batch.
+
+    A stack runs the code of its first member for all. A value that the others hold outside of parameters, buffers and
+    plain attributes would silently be replaced by that of the first.
+
+    Dropout layers are off meanwhile. A model that still draws random numbers is compared in evaluation mode; one that
+    draws there too cannot be compared. Nothing of the run changes.
+    """
+
+    priority = "LOWEST"
+    stackable = True
+
+    def begin(self, runner: FusedRunner) -> None:
+        """Compare every member of a stack that is ready to train.
+
+        Raises:
+            Unfusable: a member is not in the stack what it is alone, or its code draws random numbers on the CPU.
+        """
+        own_batches = runner.stack.own_batches
+        batch = _cut(next(iter(runner.loader("train").batches(runner.epoch))), axis=1 if own_batches else 0)
+        self._own_batches = own_batches
+        self._batch = batch
+        self._training = True
+        self._turn = 0
+        self._since = perf_counter()
+        self._compare(runner, range(len(runner.members)))
+        self._cost = (perf_counter() - self._since) / len(runner.members)
+
+    def after_train_epoch(self, runner: FusedRunner) -> None:
+        """Compare one member, another one each time, if that takes 1 % of the time since the last one or less."""
+        now = perf_counter()
+        if self._cost <= SHARE * (now - self._since):
+            self._turn += 1
+            self._compare(runner, [self._turn % len(runner.members)])
+            self._since = perf_counter()
+            self._cost = self._since - now
+
+    def after_val(self, runner: FusedRunner) -> None:
+        if runner.training:
+            self.after_train_epoch(runner)
+
+    def keep(self, members: Sequence[int]) -> None:
+        if self._own_batches:
+            self._batch = apply(lambda leaf: leaf[list(members)], self._batch)
+
+    def _compare(self, runner: FusedRunner, members: Sequence[int]) -> None:
+        stack = runner.stack
+        with rng_state.seeded(runner.seed), _modes_restored([stack.code, *(stack.models[k] for k in members)]):
+            if self._training and not self._compare_in_mode(runner, members, training=True):
+                self._training = False  # the models draw random numbers then
+            if not self._training:
+                self._compare_in_mode(runner, members, training=False)
+
+    def _compare_in_mode(self, runner: FusedRunner, members: Sequence[int], *, training: bool) -> bool:
+        """Compare members; return whether that is possible, for models that draw no random numbers."""
+        stack = runner.stack
+        for module in (stack.code, *(stack.models[k] for k in members)):
+            for part in module.modules():
+                part.training = training and not isinstance(part, DROPOUT)
+        drawn = _generators()
+        for k in members:
+            alone = self._alone(stack.models[k], k)
+            if k == members[0]:
+                _check_host_generators(drawn)
+                if _generators() != drawn:
+                    return False
+                together = self._together(stack)
+            _check(together, alone, k, runner.members[k].seed)
+        return True
+
+    def _alone(self, model: nn.Module, k: int) -> _Outcome:
+        train = getattr(model, "train_step", None) or partial(call, model, mode="loss")
+        predict = getattr(model, "val_step", None) or partial(call, model, mode="predict")
+        return _outcome(model, train, self._batch_of(k), predict, self._batch_of(0))
+
+    def _together(self, stack: StackedModel) -> _Outcome:
+        return _outcome(stack, stack.train_step, self._batch, stack.val_step, self._batch_of(0))
+
+    def _batch_of(self, k: int) -> Any:
+        return apply(lambda leaf: leaf[k], self._batch) if self._own_batches else self._batch
+
+
+def _outcome(
+    model: nn.Module, train: Callable[[Any], Any], batch: Any, predict: Callable[[Any], Any], shared: Any
+) -> _Outcome:
+    """Return what `train` makes of a batch, and `predict` of one that all members share; buffers stay as they are."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    losses = train(batch)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(total_loss(losses).sum(), parameters, allow_unused=True)
+    with torch.no_grad():
+        predictions = [leaf for leaf in _tensors(predict(shared)) if leaf.is_floating_point()]
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return _Outcome(
+        [losses[key].detach() for key in sorted(losses) if isinstance(losses[key], Tensor)],
+        [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)],
+        predictions,
+    )
+
+
+def _check(together: _Outcome, alone: _Outcome, k: int, seed: int) -> None:
+    """Check that row k of what a stack computes is what the member computes alone.
+
+    Raises:
+        Unfusable: it is not.
+    """
+    whole = float(torch.stack([gradient.norm() for gradient in alone.gradients] or [torch.zeros(())]).norm())
+    for what, found, expected, scale in (
+        ("loss", together.losses, alone.losses, 1e-3),
+        ("gradient", together.gradients, alone.gradients, 1e-2 * whole),
+        ("prediction", together.predictions, alone.predictions, 1e-3),
+    ):
+        for one, other in zip(found, expected, strict=True):
+            difference = _difference(one[k], other, scale)
+            if difference > TOLERANCE:
+                raise Unfusable(
+                    f"in a stack the {what} of the member with seed {seed} differs by {difference:.0%} from its own "
+                    f"alone: {REMEDY}"
+                )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    apply(lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None, value)
+    return found
+
+
+def _difference(found: Tensor, expected: Tensor, scale: float) -> float:
+    """Return the difference relative to `expected`, or to `scale` if that is larger; 0 where neither is finite."""
+    found, expected = found.detach().double(), expected.detach().double()
+    finite = torch.isfinite(found).all(), torch.isfinite(expected).all()
+    if not (finite[0] and finite[1]):
+        return 0.0 if bool(finite[0]) == bool(finite[1]) else float("inf")
+    return float((found - expected).norm() / expected.norm().clamp(min=max(scale, 1e-12)))
+
+
+def _cut(batch: Any, axis: int) -> Any:
+    """Return the first samples of a batch; the whole where its tensors do not agree in the number of samples."""
+    sizes = {leaf.shape[axis] if leaf.dim() > axis else None for leaf in _tensors(batch)}
+    if len(sizes) != 1 or None in sizes:
+        return batch
+    return apply(lambda leaf: leaf.narrow(axis, 0, min(ROWS, leaf.shape[axis])), batch)
+
+
+@contextmanager
+def _modes_restored(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore the modes (`training`) of all modules after the block."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _generators() -> tuple[Any, ...]:
+    state = rng_state.state()
+    return tuple(_plain(value) for value in state.values())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu().numpy().tobytes()
+    return tuple(_plain(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def _check_host_generators(before: tuple[Any, ...]) -> None:
+    """Check that the model drew nothing from the generators of Python and NumPy.
+
+    Raises:
+        Unfusable: it did.
+    """
+    for name, one, other in zip(("Python", "NumPy"), before, _generators(), strict=False):
+        if one != other:
+            raise Unfusable(
+                f"the model draws from {name}'s random generator, which a stack does once for all members; "
+                "draw from torch's"
+            )
