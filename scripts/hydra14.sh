@@ -33,12 +33,7 @@ if ((!$#)); then    # what depends on the version most; `bash scripts/hydra14.sh
   set -- tests/config tests/sweep/compose tests/sweep/test_launcher_suite.py tests/app/test_hook_options.py \
     tests/app/test_no_deprecations.py
 fi
-parallel=(-n auto --dist loadgroup)
-for argument in "$@"; do
-  case $argument in
-    -n* | --numprocesses* | --pdb | --trace | -s | --capture=no) parallel=() ;;
-  esac
-done
+source "$root/scripts/parallel.sh"
 
 cd "$root"
 export HYDRA_DEPRECATION_WARNINGS_AS_ERRORS=1 PYTHONWARNINGS="error:Implicit conversion:FutureWarning"

@@ -1,18 +1,13 @@
 #!/usr/bin/env bash
 # Runs the tests: sets up .venv with the test extra where needed, then pytest, from the project's root.
 # Arguments are pytest's: bash scripts/test.sh tests/data -k order
-# One process a core, unless the arguments choose (-n), debug (--pdb, --trace) or want the output as it comes (-s).
+# One process a core, unless the arguments say otherwise.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 bash "$root/scripts/setup.sh" --extra test
 
-parallel=(-n auto --dist loadgroup)
-for argument in "$@"; do
-  case $argument in
-    -n* | --numprocesses* | --pdb | --trace | -s | --capture=no) parallel=() ;;
-  esac
-done
+source "$root/scripts/parallel.sh"
 
 cd "$root"
 exec .venv/bin/python -m pytest ${parallel[@]+"${parallel[@]}"} "$@"
