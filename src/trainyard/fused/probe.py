@@ -162,5 +162,5 @@ def _is_library(file: str) -> bool:
     import torch
 
     ours = Path(__file__).parents[1]
-    inside = (*(ours / name for name in ("fused", "runner", "step")), Path(torch.__file__).parent)
+    inside = (*(ours / name for name in ("fused", "runner", "step", "_torch_vmap.py")), Path(torch.__file__).parent)
     return any(Path(file).is_relative_to(place) for place in inside)
