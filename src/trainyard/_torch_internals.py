@@ -1,6 +1,6 @@
 """Private parts of torch, each with a public replacement.
 
-This is the only file of the package that names them.
+This file, and `_torch_vmap` for those that lead out of `torch.vmap`, are all of the package that name them.
 
 `trainyard._fast_paths` has the switch and lists the parts; a test of each fails by its name.
 

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 from trainyard._torch_internals import own_buffers
 from trainyard.errors import Unfusable
+from trainyard.fused.functional import stacked_functions
 from trainyard.models import call
 
 
@@ -40,6 +41,7 @@ class StackedModel(nn.Module):
         self.training = models[0].training
         _check_values(models)
         self._templates = (_Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
+        self._functions = stacked_functions()
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
             frozen = not tensors[0].requires_grad
@@ -111,7 +113,8 @@ class StackedModel(nn.Module):
         return run(step, self._stacks, batch)
 
     def _one(self, step: str, tensors: dict[str, Tensor], batch: Any) -> Any:
-        return functional_call(self._templates[0], tensors, (step, batch))
+        with self._functions:
+            return functional_call(self._templates[0], tensors, (step, batch))
 
     def _point(self) -> None:
         """Make the tensors of the K models views of the stacks."""

@@ -168,5 +168,5 @@ def why(error: BaseException) -> str:
 def _is_library(file: str) -> bool:
     """Return whether a source file belongs to torch or to the stacking code, and not to the user's model."""
     ours = Path(__file__).parents[1]
-    inside = (*(ours / name for name in ("fused", "runner", "step")), Path(torch.__file__).parent)
+    inside = (*(ours / name for name in ("fused", "runner", "step", "_torch_vmap.py")), Path(torch.__file__).parent)
     return any(Path(file).is_relative_to(place) for place in inside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,32 @@ class Precision:
     `step` is given the optimizer and its `UnwrappedStep`, and uses the one that it can.
     """
 
+    def __init__(self) -> None:
+        self._seeds: dict[Hashable, Tensor] = {}
+
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
         return train_step(batch)
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        """Compute gradients of `loss`, or of the sum of the members' losses `[K]`; for `inputs` alone if given."""
-        loss.backward(torch.ones_like(loss), inputs=inputs)  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, size: int = 1) -> None:
+        """Compute gradients of a loss.
+
+        Args:
+            loss: a scalar, or the members' losses `[K]`, of whose sum the gradients are.
+            inputs: all that gradients are computed for; None: all parameters of the graph.
+            size: batches in the group that the optimizer steps after; the gradients are divided by it.
+        """
+        loss.backward(self.seed(loss, size), inputs=inputs)  # type: ignore[no-untyped-call]
+
+    def seed(self, loss: Tensor, size: int) -> Tensor:
+        """Return the gradient of `loss / size` with respect to `loss`.
+
+        It is made once for each kind of loss, so that neither a division nor a tensor of ones is a kernel of a step.
+        """
+        kind = (size, loss.shape, loss.dtype, loss.device)
+        seed = self._seeds.get(kind)
+        if seed is None:
+            seed = self._seeds[kind] = torch.ones_like(loss, requires_grad=False) / size
+        return seed
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Unscale the gradients before other code reads them."""
@@ -47,6 +67,7 @@ class Autocast(Precision):
     dtype = torch.bfloat16
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self.device_type = device.type
 
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
@@ -63,8 +84,8 @@ class ScaledAutocast(Autocast):
         super().__init__(device)
         self.scaler = torch.amp.GradScaler(device.type)
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        self.scaler.scale(loss).backward(inputs=inputs)  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, size: int = 1) -> None:
+        loss.backward(self.scaler.scale(self.seed(loss, size)), inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
         self.scaler.unscale_(optimizer)

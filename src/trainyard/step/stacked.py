@@ -39,9 +39,9 @@ class StackedClipGradNorm(NoClip):
         if not grads:
             return {"grad_norm": torch.zeros(len(self.max_norms))}
         norm = _norm(grads)
-        # Moved once; later it is already there. The coefficients are those of torch.nn.utils.clip_grad_norm_.
-        self.max_norms = self.max_norms.to(norm.device)
-        coefficient = (self.max_norms.to(norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
+        # Moved and cast once; later nothing is done. The coefficients are those of torch.nn.utils.clip_grad_norm_.
+        self.max_norms = self.max_norms.to(norm)
+        coefficient = (self.max_norms / (norm + 1e-6)).clamp(max=1.0)
         _scale(grads, coefficient)
         return {"grad_norm": norm}
 
@@ -70,10 +70,11 @@ class StackedClipGradValue(NoClip):
         if not grads:
             return {"grad_norm": torch.zeros(len(self.limits))}
         norm = _norm(grads)
-        self.limits = self.limits.to(norm.device)
+        self.limits = self.limits.to(norm)  # moved and cast once
+        least = -self.limits
         for grad in grads:
-            limit = self.limits.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1))
-            grad.clamp_(-limit, limit)
+            shape = (-1, *[1] * (grad.ndim - 1))
+            grad.clamp_(least.to(grad.dtype).view(shape), self.limits.to(grad.dtype).view(shape))
         return {"grad_norm": norm}
 
     def keep(self, index: Tensor) -> None:
@@ -127,10 +128,10 @@ class StackedScaledAutocast(Autocast):
         }
         self._overflowed: Tensor | None = None
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, size: int = 1) -> None:
         """Back-propagate the losses `[K]`, each under its member's scale."""
-        scaled = loss * self._state["scale"]
-        scaled.backward(torch.ones_like(scaled), inputs=inputs)  # type: ignore[no-untyped-call]
+        scale = self._state["scale"]
+        loss.backward(scale if size == 1 else scale / size, inputs=inputs)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def unscale(self, optimizer: Optimizer) -> None:

@@ -119,7 +119,7 @@ class AccumulatedStep(Step):
     ) -> dict[str, Tensor]:
         within, size = self.group(position, total)
         loss = total_loss(losses)
-        self.precision.backward(loss / size, inputs)
+        self.precision.backward(loss, inputs, size)
         outputs = self.outputs(losses, loss)
         return outputs if within + 1 < size else outputs | self._update()
 

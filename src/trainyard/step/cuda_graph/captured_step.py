@@ -232,7 +232,7 @@ class CapturedStep(AccumulatedStep):
         self._advance()
         losses = self.precision.forward(self.train_step, batch)
         loss = total_loss(losses)
-        self.precision.backward(loss / place.size)
+        self.precision.backward(loss, size=place.size)
         outputs = self.outputs(losses, loss)
         if place.last and self._hyperparameters is not None:
             with self._placed():

@@ -1,0 +1,152 @@
+"""Functions of `torch.nn.functional` that compute all members of a stack at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from trainyard._torch_vmap import VmapExit, vmap_exit
+
+
+def stacked_functions() -> AbstractContextManager[Any]:
+    """Return a context for a model's forward pass under `torch.vmap`; it does nothing where fast paths are off."""
+    way = vmap_exit()
+    return nullcontext() if way is None else StackedFunctions(way)
+
+
+class StackedFunctions(TorchFunctionMode):
+    """Mode in which linear layers and losses by class compute all members at once.
+
+    `torch.vmap` decomposes `linear` into a product, two multiplications by 1 and an addition, copies the gradient of
+    each weight once, and decomposes `cross_entropy` into about 20 operations. Here a linear layer is one operation,
+    and three in the backward pass; a cross-entropy is six and three. Whatever these do not cover (class weights, class
+    probabilities, a transform of `torch.func` within the model) is left to torch.
+    """
+
+    def __init__(self, way: VmapExit) -> None:
+        super().__init__()
+        self._way = way
+        self._functions: Mapping[Any, Callable[..., Tensor]] = {
+            F.linear: self._linear,
+            F.cross_entropy: partial(self._class_loss, F.cross_entropy),
+            F.nll_loss: partial(self._class_loss, F.nll_loss),
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        # The mode is off in here.
+        own = self._functions.get(func)
+        if own is None:
+            return func(*args, **(kwargs or {}))
+        named = dict(kwargs or {})
+        first = args or (named.pop("input"),)
+        return own(*first, **named)
+
+    def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self._way.takes(weight):
+            return F.linear(features, weight, bias)
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            features, weight, bias = _cast(torch.get_autocast_dtype(device), features, weight, bias)
+        dtype, shape = weight.dtype, weight.shape
+        fits = (
+            dtype.is_floating_point
+            and len(shape) == 2
+            and features.dtype == dtype
+            and features.shape[-1:] == shape[1:]
+            and (bias is None or (bias.dtype == dtype and bias.shape == shape[:1]))
+        )
+        if not fits:
+            return F.linear(features, weight, bias)
+        return self._way.call(_stacked_linear, weight, features, bias)
+
+    def _class_loss(
+        self,
+        function: Callable[..., Tensor],
+        scores: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}  # nll_loss has none
+        fits = (
+            self._way.takes(scores)
+            and weight is None
+            and size_average is None
+            and reduce is None
+            and reduction in ("mean", "sum", "none")
+            and not target.is_floating_point()
+            and scores.dim() > 1
+            and target.numel() > 0
+            and target.shape == scores.shape[:1] + scores.shape[2:]
+        )
+        if not fits:
+            return function(scores, target, weight, size_average, ignore_index, reduce, reduction, **smoothing)
+        losses = partial(function, ignore_index=ignore_index, reduction="none", **smoothing)
+        return self._way.call(partial(_stacked_class_loss, losses, reduction, ignore_index), scores, target)
+
+
+class _StackedLinear(Function):
+    """`linear` of K members: weights `[K, out, in]`, features `[K, N, in]`, biases `[K, out]` or None."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, features: Tensor, bias: Tensor | None) -> Tensor:
+        of_weight, of_features, _ = ctx.needs_input_grad
+        ctx.save_for_backward(weight if of_features else None, features if of_weight else None)
+        if bias is None:
+            return torch.bmm(features, weight.mT)
+        return torch.baddbmm(bias.unsqueeze(1), features, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight, features = ctx.saved_tensors
+        of_weight, of_features, of_bias = ctx.needs_input_grad
+        return (
+            # In this order the gradient has the layout of the weight: it becomes `weight.grad` without a copy.
+            torch.bmm(grad.mT, features) if of_weight else None,
+            torch.bmm(grad, weight) if of_features else None,
+            grad.sum(1) if of_bias else None,
+        )
+
+
+def _stacked_linear(weight: Tensor, features: Tensor, bias: Tensor | None) -> Tensor:
+    shape = features.shape
+    if len(shape) == 3:
+        return _StackedLinear.apply(weight, features, bias)  # type: ignore[no-any-return,no-untyped-call]
+    flat = features.reshape(shape[0], shape[1:-1].numel(), shape[-1])
+    output: Tensor = _StackedLinear.apply(weight, flat, bias)  # type: ignore[no-untyped-call]
+    return output.view(*shape[:-1], output.shape[-1])
+
+
+def _stacked_class_loss(
+    losses: Callable[..., Tensor], reduction: str, ignore_index: int, scores: Tensor, target: Tensor
+) -> Tensor:
+    of_each = losses(scores.flatten(0, 1), target.flatten(0, 1)).view(target.shape)
+    if reduction == "none":
+        return of_each
+    of_each = of_each.flatten(1)
+    if reduction == "mean":
+        of_each = of_each / (target != ignore_index).flatten(1).sum(1, keepdim=True)
+    return of_each.sum(1)
+
+
+def _cast(dtype: torch.dtype, *operands: Tensor | None) -> Iterator[Any]:
+    """Cast the operands of a linear layer as `torch.autocast` does."""
+    for tensor in operands:
+        if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
+            yield tensor
+        else:
+            yield tensor.to(dtype)
