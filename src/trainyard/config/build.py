@@ -12,12 +12,14 @@ from typing import Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from trainyard.config.annotations import check_arguments
 from trainyard.config.hydra_versions import full_key, instantiate, is_tuple
 from trainyard.errors import ConfigError, TrainyardError
 
 _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a target for values that it does not accept
 AUTO = "auto"
+_AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
 
 def is_node(value: object) -> bool:
@@ -157,7 +159,7 @@ def check_tree(value: Any, key: str = "") -> None:
 
 
 def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: int = 0) -> None:
-    """Check one node: its target can be imported and accepts these arguments.
+    """Check one node: its target can be imported and accepts these arguments, which fit the target's annotations.
 
     Raises:
         ConfigError: it fails; the message names the nearest module, attribute or argument.
@@ -173,12 +175,25 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
             if name not in taken and name not in _CONTROLS:
                 accepted = f"an argument of {node['_target_']}: {', '.join(taken) or 'it takes none'}"
                 raise ConfigError(key, name, accepted, options=taken)
+    check_arguments(target, parameters, _known(node, key), key, shares=key.startswith("schedule"))
     if node.get("_partial_") or node.get("_args_"):
         return
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
             raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it")
+
+
+def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:
+    """Return the arguments in a node whose values are known already: no interpolation, nothing missing, no `auto`."""
+    plain: Any = OmegaConf.to_container(node) if isinstance(node, DictConfig) else node
+    auto = key.partition(".")[0] in _AUTO_GROUPS
+    return {
+        str(name): value
+        for name, value in plain.items()
+        if name not in _CONTROLS
+        and not (isinstance(value, str) and ("${" in value or value == "???" or (auto and value == AUTO)))
+    }
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped,unused-ignore]
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.config_files import Sources, read_config, sources_of
 from trainyard.errors import ConfigError
-
-Sources = tuple[tuple[str, str], ...]
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ def check_hook_names(cfg: DictConfig) -> None:
     if not HydraConfig.initialized():
         return
     hydra = HydraConfig.get()
-    sources = tuple((source.schema, source.path) for source in hydra.runtime.config_sources)
+    sources = sources_of(hydra)
     options = _chosen(hydra, sources)
     if not options or options == ("default",):
         return
@@ -198,16 +193,7 @@ def _is_same(written: Any, found: Any) -> bool:
     return bool(written == found)
 
 
-def _read(name: str, sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return the content of a config file: empty if it is missing, only the defaults if a hook's has `@package`."""
-    for schema, path in sources:
-        folder = Path(path) if schema == "file" else resources.files(path) if schema == "pkg" and path else None
-        file = None if folder is None else folder.joinpath(*f"{name}.yaml".split("/"))
-        if file is not None and file.is_file():
-            text = file.read_text(encoding="utf-8")
-            content: Any = yaml.load(text, Loader=_LOADER)
-            if not isinstance(content, dict):
-                return {}
-            elsewhere = name.startswith("hook/") and "@package" in text
-            return {"defaults": content.get("defaults")} if elsewhere else content
-    return {}
+def _read(name: str, sources: Sources) -> dict[str, Any]:
+    """Return the content of a config file; only the defaults if a hook's file has `@package`."""
+    content, text = read_config(name, sources)
+    return {"defaults": content.get("defaults")} if name.startswith("hook/") and "@package" in text else content

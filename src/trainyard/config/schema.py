@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,7 @@ from trainyard.checks import choice, integer
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
+from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 
 MODES = ("train", "val", "test")
@@ -49,6 +51,7 @@ _READERS = {
     "freeze": "trainyard.models.freeze.parse",
     "load_from": "trainyard.runner.weights.load_from",
 }
+RUNNER = "trainyard.runner.Runner"
 PRIORITY = "trainyard.runner.dispatch.priority"
 CLIP = "trainyard.step.clip.make_clip"
 _TEXTS = {"str": "a text", "str | None": "a text or null"}
@@ -96,7 +99,15 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         if mark not in _FOUND_RIGHT:
             check_tree(value, key)
             _FOUND_RIGHT.add(mark)
+    warn_of_unread(cfg, _read())
     return values
+
+
+@cache
+def _read() -> frozenset[str]:
+    """Return the keys of a config that a training reads."""
+    arguments = signature(locate(RUNNER, "runner")).parameters
+    return frozenset({*arguments, *(field.name for field in fields(Settings)), "hook", "metric"})
 
 
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:

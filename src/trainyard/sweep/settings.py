@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from trainyard.config.annotations import fits
 from trainyard.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ class SweepSettings:
         for name, value in values.items():
             if name not in kinds:
                 raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
-            if not _fits(value, kinds[name]):
+            if not fits(value, kinds[name]):
                 raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
         return cls(**values)
 
@@ -62,10 +63,3 @@ _ACCEPTED = {
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
 }
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    options = get_args(kind) or (kind,)
-    if isinstance(value, str):
-        return any(value in get_args(option) for option in options)
-    return type(value) in options or (type(value) is int and float in options)

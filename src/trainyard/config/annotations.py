@@ -1,0 +1,192 @@
+"""Values of a config against the annotations of the target's arguments.
+
+Only what a config can hold is judged: booleans, numbers, texts, null, lists and mappings. What an annotation says about
+other objects, and an annotation that does not resolve, is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from trainyard.errors import ConfigError
+
+UNKNOWN = object()
+"""Annotation of an argument that has none, or one that does not resolve."""
+
+_LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
+_MAPPINGS = (dict, Mapping, MutableMapping)
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
+_PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "texts"}
+_TRUTH = dict.fromkeys(("no", "off", "n", "false"), "false") | dict.fromkeys(("yes", "on", "y", "true"), "true")
+
+
+def check_arguments(
+    target: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    values: Mapping[str, Any],
+    key: str,
+    *,
+    shares: bool = False,
+) -> None:
+    """Check the values of a target's arguments.
+
+    An int passes for a float; a bool is not an int. Where an argument has no annotation, but a default that is a bool,
+    a text that spells a truth value (`no`, `off`) is refused: it would count as true.
+
+    Args:
+        target: the class or function.
+        parameters: its parameters.
+        values: the arguments by name, in plain Python; those that are not among the parameters are skipped.
+        key: the place of the node in the config.
+        shares: accept a float in place of an int: a share of the run.
+
+    Raises:
+        ConfigError: a value does not fit.
+    """
+    for name, value in values.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        hint = annotation(target, name)
+        if value is None and parameter.default is None:
+            continue
+        if hint is UNKNOWN:
+            if isinstance(parameter.default, bool) and isinstance(value, str) and value.lower() in _TRUTH:
+                raise _refusal(f"{key}.{name}", value, bool)
+        elif not fits(_counted(value) if shares else value, hint):
+            raise _refusal(f"{key}.{name}", value, hint)
+
+
+def check_value(key: str, value: Any, hint: Any) -> None:
+    """Check one value.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    if not fits(value, hint):
+        raise _refusal(key, value, hint)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether a value fits an annotation, or the annotation says nothing about values of a config.
+
+    A list passes for a tuple. A text passes for no list of texts, although Python could iterate over it.
+    """
+    if not _is_plain(value):
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    if _is_tensor(hint):
+        return False
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is Literal:
+        return any(type(value) is type(option) and value == option for option in arguments)
+    kind = origin or hint
+    if kind in _LISTS:
+        return _fits_list(value, kind, arguments)
+    if kind in _MAPPINGS:
+        return isinstance(value, Mapping) and all(fits(entry, arguments[-1]) for entry in value.values() if arguments)
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def annotation(target: Callable[..., Any], name: str) -> Any:
+    """Return the annotation of an argument, resolved; `UNKNOWN` if there is none, or it does not resolve."""
+    found = inspect.signature(target).parameters[name].annotation
+    if found is inspect.Parameter.empty:
+        return UNKNOWN
+    function: Any = target
+    if isinstance(target, type):
+        made = [getattr(target, name) for name in ("__init__", "__new__")]
+        function = made[0] if made[0] is not object.__init__ else made[1]
+    elif isinstance(target, functools.partial):
+        function = target.func
+    elif not hasattr(target, "__globals__"):
+        function = type(target).__call__
+    holder = types.SimpleNamespace(__annotations__={name: found})
+    try:
+        return typing.get_type_hints(holder, getattr(inspect.unwrap(function), "__globals__", {}), {})[name]
+    except Exception:  # a name that is imported for type checkers only, or code that fails
+        return UNKNOWN
+
+
+def in_words(hint: Any) -> str:
+    """Describe the values of a config that fit an annotation: `an integer, or null`."""
+    options = [option for option in _options(hint) if not _is_tensor(option)]
+    options.sort(key=lambda option: option is type(None))
+    names = [str(_yaml(option)) for each in options if get_origin(each) is Literal for option in get_args(each)]
+    words = [_word(option) for option in options if get_origin(option) is not Literal]
+    if names:
+        words.insert(0, f"one of {', '.join(names)}" if len(names) > 1 else names[0])
+    return ", or ".join(dict.fromkeys(words))
+
+
+def _refusal(key: str, value: Any, hint: Any) -> ConfigError:
+    names = [option for each in _options(hint) if get_origin(each) is Literal for option in get_args(each)]
+    spelled = _TRUTH.get(value.lower()) if isinstance(value, str) and bool in _options(hint) else None
+    guess = f"Did you mean {spelled}? A text is not a truth value." if spelled else ""
+    return ConfigError(key, value, in_words(hint), hint=guess, options=[str(name) for name in names])
+
+
+def _fits_list(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
+    if not isinstance(value, list | tuple):
+        return kind in (Collection, Iterable) and isinstance(value, Mapping)
+    if kind is not tuple or (len(arguments) == 2 and arguments[1] is ...):
+        return not arguments or all(fits(entry, arguments[0]) for entry in value)
+    return not arguments or (len(value) == len(arguments) and all(map(fits, value, arguments)))
+
+
+def _counted(value: Any) -> Any:
+    """Return the value with an int in place of each float."""
+    if isinstance(value, list | tuple):
+        return [_counted(entry) for entry in value]
+    return 1 if isinstance(value, float) else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is one of a config, and no object that the config is going to build."""
+    if isinstance(value, Mapping):
+        return "_target_" not in value
+    return value is None or isinstance(value, bool | int | float | str | list | tuple)
+
+
+def _is_tensor(hint: Any) -> bool:
+    return getattr(hint, "__module__", "") == "torch" and getattr(hint, "__qualname__", "") == "Tensor"
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(option for each in get_args(hint) for option in _options(each))
+    return (type(None) if hint is None else hint,)
+
+
+def _word(hint: Any) -> str:
+    if hint in _WORDS:
+        return _WORDS[hint]
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind in _MAPPINGS:
+        return "a mapping"
+    if kind is tuple and arguments and arguments[-1] is not ...:
+        count, entries = f"{len(arguments)} ", set(arguments)
+    else:
+        count, entries = "", set(arguments[:1])
+    entry = next(iter(entries)) if len(entries) == 1 else None
+    plain = [option for option in _options(entry) if not _is_tensor(option)]
+    return (
+        f"a list of {count}{_PLURALS.get(plain[0], 'values') if len(plain) == 1 else 'values'}" if entries else "a list"
+    )
+
+
+def _yaml(value: Any) -> Any:
+    return {True: "true", False: "false", None: "null"}.get(value, value) if isinstance(value, bool | None) else value
