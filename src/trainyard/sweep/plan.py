@@ -31,6 +31,7 @@ class Job:
         directory: its directory.
         values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed.
         slots: the number of slots that it takes.
+        work_dir: the directory that its config names for what it writes; None if it names none.
     """
 
     num: int
@@ -39,12 +40,18 @@ class Job:
     directory: Path
     values: dict[str, Any] | None = None
     slots: int = 1
+    work_dir: str | None = None
 
     @property
     def choices(self) -> dict[str, str]:
-        """Overrides as a mapping: `{"optim.lr": "0.1", "model": "cnn"}`."""
-        pairs = (override.partition("=") for override in filter_overrides(self.overrides))
-        return {key.lstrip("+"): value if sign else "removed" for key, sign, value in pairs}
+        """Overrides as a mapping: `{"optim.lr": "0.1", "model": "cnn"}`; the mappings for one key stay together."""
+        found: dict[str, str] = {}
+        for override in filter_overrides(self.overrides):
+            name, sign, value = override.partition("=")
+            key = name.lstrip("+")
+            earlier = f"{found[key]} " if value.startswith("{") and key in found else ""
+            found[key] = f"{earlier}{value}" if sign else "removed"
+        return found
 
 
 def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
+from trainyard.sweep.directories import collisions, job_directory
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.slots import capacity, find_slots
@@ -179,7 +180,7 @@ class Sweep:
         """Return the manifest's entries of these jobs, before anything is written to it.
 
         Raises:
-            TrainyardError: a number belongs to another job.
+            TrainyardError: a number belongs to another job, or the manifest to another application.
         """
         if self._starts_over(jobs):
             return {job.num: Entry(list(job.overrides)) for job in jobs}
@@ -205,12 +206,15 @@ class Sweep:
                     job = self._job(num, own, config)
                     with current_job(job.config):
                         values = self.application.check(job.config)
-                        job = replace(job, slots=self._slots_of(values))
+                        job = replace(job, slots=self._slots_of(values), work_dir=self._work_dir(values))
                         if self._stacks.active:
                             job = replace(job, values=resolve(job.config) if values is None else values)
                 except (TrainyardError, OmegaConfBaseException) as error:
                     wrong.append((job, error))
             jobs.append(job)
+        refused = {job.num for job, _ in wrong}
+        before = self._plan.jobs if self._plan is not None else ()
+        wrong += collisions([job for job in jobs if job.num not in refused], before)
         if wrong:
             plan = SweepPlan(jobs, {}, (), self._varying(jobs), self.directory)
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."
@@ -230,11 +234,16 @@ class Sweep:
             raise TrainyardError(f"A job takes {count} slots, one for each device, of {limit} that there are.{few}")
         return count
 
+    def _work_dir(self, values: dict[str, Any] | None) -> str | None:
+        """Return the directory that a training's config names; the config of another application need not name one."""
+        own = (values or {}).get("work_dir") if self.application.resumes else None
+        return None if own is None else str(own)
+
     def _job(self, num: int, overrides: Sequence[str], config: DictConfig) -> Job:
         config.hydra.job.id = str(num)
         config.hydra.job.num = num
         with current_job(config):
-            directory = Path(_sweep_dir(config) or self.directory, str(config.hydra.sweep.subdir)).absolute()
+            directory = job_directory(config, self.directory)
         config.hydra.runtime.output_dir = str(directory)
         return Job(num, tuple(overrides), config, directory)
 
@@ -293,12 +302,6 @@ def _hydra_left_alone() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = hydra
-
-
-def _sweep_dir(config: DictConfig) -> str | None:
-    """Return a job's own `hydra.sweep.dir`; None if it cannot differ from the sweep's."""
-    text = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index, call-overload]
-    return str(config.hydra.sweep.dir) if "${" in text.replace("${now:", "") else None
 
 
 __all__: list[Any] = ["InterruptedSweepError", "Sweep", "SweepFailedError"]

@@ -1,0 +1,103 @@
+"""Directories of a sweep's jobs: each has one of its own, inside its sweep's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.plan import Job
+
+SUBDIR = "hydra.sweep.subdir"
+
+
+def job_directory(config: DictConfig, sweep: Path) -> Path:
+    """Return the directory of a job.
+
+    Args:
+        config: the job's config, which is the current one of Hydra's.
+        sweep: the sweep's directory.
+
+    Raises:
+        ConfigError: it is not inside the sweep's directory.
+    """
+    base = Path(_own_sweep_directory(config) or sweep).absolute()
+    directory = Path(os.path.normpath(base / str(config.hydra.sweep.subdir)))
+    if Path(os.path.normpath(base)) not in directory.parents:
+        hint = "hydra.sweep.dir names the directory of the sweep."
+        raise ConfigError(SUBDIR, _template(config), "a directory inside that of the sweep", hint=hint)
+    return directory
+
+
+def collisions(jobs: Iterable[Job], before: Iterable[Job]) -> list[tuple[Job, ConfigError]]:
+    """Return the jobs that would write to the directory of another job, each with the error to report.
+
+    Args:
+        jobs: some jobs of a sweep.
+        before: its earlier jobs.
+    """
+    owners: dict[str, Job] = {}
+    for job in before:
+        owners |= dict.fromkeys(_places(job).values(), job)
+    found = []
+    error: ConfigError | None = None  # of the first two, which is reported once for all
+    for job in jobs:
+        for key, place in _places(job).items():
+            owner = owners.setdefault(place, job)
+            if owner is not job:
+                error = error or _error(owner, job, key, place)
+                found.append((job, error))
+                break
+    return found
+
+
+def _template(config: DictConfig) -> str:
+    """Return `hydra.sweep.subdir` as it is written, with its interpolations."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    return str(sweep["subdir"])
+
+
+def _places(job: Job) -> dict[str, str]:
+    """Return the directories that a job writes to, each by the key that names it."""
+    places = {SUBDIR: str(job.directory)}
+    if job.work_dir is not None:
+        base = job.directory if job.config.hydra.job.chdir else Path.cwd()
+        places["work_dir"] = os.path.normpath(base / job.work_dir)
+    return places
+
+
+def _error(one: Job, other: Job, key: str, place: str) -> ConfigError:
+    differing = [name for name, value in other.choices.items() if one.choices.get(name) != value]
+    hidden: Any = OmegaConf.to_container(other.config.hydra.job.config.override_dirname.exclude_keys)
+    jobs = " and ".join(
+        " ".join([f"#{job.num}", *(f"{name}={job.choices[name]}" for name in differing if name in job.choices)])
+        for job in (one, other)
+    )
+    values = [_interpolation(other, name) for name in differing if re.fullmatch(r"[\w.]+", name)]
+    way = f"Add {' or '.join(['${hydra:job.num}', *values])} to {key}"
+    if key == SUBDIR and any(name in hidden for name in differing):
+        names = ", ".join(name for name in differing if name in hidden)
+        way += f", or take {names} out of hydra.job.config.override_dirname.exclude_keys"
+    return ConfigError(
+        key,
+        _template(other.config) if key == SUBDIR else other.work_dir,
+        "a directory of its own for each job",
+        hint=f"{jobs} would both write to {place}. {way}.",
+    )
+
+
+def _interpolation(job: Job, name: str) -> str:
+    choices: Any = job.config.hydra.runtime.choices
+    return f"${{hydra:runtime.choices.{name}}}" if name in choices else f"${{{name}}}"
+
+
+def _own_sweep_directory(config: DictConfig) -> str | None:
+    """Return a job's own `hydra.sweep.dir`; None if it cannot differ from the sweep's."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    text = str(sweep["dir"])
+    return str(config.hydra.sweep.dir) if "${" in text.replace("${now:", "") else None
