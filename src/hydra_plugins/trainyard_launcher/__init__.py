@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -74,6 +75,8 @@ class LocalLauncher(Launcher):
 class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper: every combination of what the command line lists.
 
+    Several overrides of one key have the effect that they have in a single run; Hydra's sweeper keeps one of them.
+
     The launcher checks the jobs: Hydra would compose each of them only for that, one after another. A job
     that fails does not prevent the batches after its own.
     """
@@ -102,7 +105,7 @@ class GridSweeper(BasicSweeper):
         returns: list[Sequence[JobReturn]] = []
         first = 0
         try:
-            for batch in self.split_arguments(overrides, self.max_batch_size):
+            for batch in self._batches(overrides):
                 returns.append(self.launcher.launch(batch, initial_job_idx=first))
                 first += len(batch)
         finally:
@@ -112,6 +115,16 @@ class GridSweeper(BasicSweeper):
             if result.status is JobStatus.FAILED:
                 raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
+
+    def _batches(self, overrides: list[Override]) -> list[list[list[str]]]:
+        from trainyard.sweep.grid import combinations
+
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        jobs = combinations(overrides, lambda key: bool(loader.get_group_options(key)))
+        return (
+            [jobs] if self.max_batch_size is None else list(self.split_overrides_to_chunks(jobs, self.max_batch_size))
+        )
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: the launcher composes and checks all jobs before it starts the first."""

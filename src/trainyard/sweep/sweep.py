@@ -31,6 +31,7 @@ from trainyard.sweep.plan import Job, SweepPlan, varying
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner
+from trainyard.sweep.sweep_wide import check_sweep_wide
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
 
@@ -203,6 +204,7 @@ class Sweep:
                 wrong.append((job, config))
             else:
                 try:
+                    check_sweep_wide(config, self.config)
                     job = self._job(num, own, config)
                     with current_job(job.config):
                         values = self.application.check(job.config)

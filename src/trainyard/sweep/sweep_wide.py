@@ -1,0 +1,60 @@
+"""Settings of Hydra's that hold for a whole sweep, and that no job can have otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.core.utils import filter_overrides
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.config.config_files import at, read_config, sources_of
+from trainyard.errors import ConfigError
+
+SWEEP_WIDE = ("launcher", "sweeper", "sweep.dir", "callbacks")
+"""Places in Hydra's node that are read once, from the config of the sweep."""
+
+
+def check_sweep_wide(config: DictConfig, sweep: DictConfig) -> None:
+    """Check that a job's config has the settings of its sweep, which are in effect whatever the job's config says.
+
+    They differ where a file sets them that is chosen for some jobs alone: an experiment that is swept over.
+
+    Args:
+        config: the job's config.
+        sweep: the config of the sweep.
+
+    Raises:
+        ConfigError: a setting differs; the message names the file.
+    """
+    mine, whole = _raw(config), _raw(sweep)
+    for place in SWEEP_WIDE:
+        own, common = at(mine, place), at(whole, place)
+        if own != common:
+            raise _error(config, *next(_differences(own, common, f"hydra.{place}")))
+
+
+def _error(config: DictConfig, key: str, value: Any, common: Any) -> ConfigError:
+    hydra = config.hydra
+    given = {entry.partition("=")[0].lstrip("+") for entry in filter_overrides(hydra.overrides.task)}
+    choices: Any = OmegaConf.to_container(hydra.runtime.choices)
+    files = [f"{group}/{option}" for group, option in choices.items() if option is not None and group in given]
+    setting = [name for name in files if at(read_config(name, sources_of(hydra))[0], key) is not None]
+    cause = f"{setting[0]}.yaml sets it" if setting else f"{' or '.join(files) or 'A file'} changes it"
+    hint = f"{cause}, but it is read once for all jobs: give {key} on the command line instead."
+    return ConfigError(key, value, f"{common!r}, as for the whole sweep", hint=hint)
+
+
+def _raw(config: DictConfig) -> Any:
+    nodes = {name.partition(".")[0] for name in SWEEP_WIDE}
+    return {name: OmegaConf.to_container(node) for name in nodes if (node := config.hydra[name]) is not None}
+
+
+def _differences(own: Any, common: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each place where two nodes differ, with both values."""
+    if isinstance(own, Mapping) and isinstance(common, Mapping):
+        for name in {**own, **common}:
+            if own.get(name) != common.get(name):
+                yield from _differences(own.get(name), common.get(name), f"{key}.{name}")
+    else:
+        yield key, own, common

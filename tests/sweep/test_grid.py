@@ -1,0 +1,75 @@
+"""Grid of a sweep, above all with several overrides of one key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.sweep.grid import combinations
+from trainyard.sweep.plan import Job
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def _jobs(*command: str) -> list[list[str]]:
+    overrides = OverridesParser.create().parse_overrides(list(command))
+    return combinations(overrides, lambda key: key in ("model", "optim"))
+
+
+def test_every_combination_in_order() -> None:
+    assert _jobs("a=1,2", "b=x", "+c=range(0,2)") == [
+        ["a=1", "b=x", "+c=0"], ["a=1", "b=x", "+c=1"], ["a=2", "b=x", "+c=0"], ["a=2", "b=x", "+c=1"],
+    ]  # fmt: skip
+    assert _jobs() == [[]]
+
+
+def test_mappings_of_one_key_are_merged() -> None:
+    assert _jobs("loop={a:1},{a:2}", "loop={b:3},{b:4}") == [
+        ["loop={a:1}", "loop={b:3}"], ["loop={a:1}", "loop={b:4}"],
+        ["loop={a:2}", "loop={b:3}"], ["loop={a:2}", "loop={b:4}"],
+    ]  # fmt: skip
+    assert _jobs("loop={a:1}", "loop={b:3}") == [["loop={a:1}", "loop={b:3}"]], "without a sweep, too"
+    assert _jobs("model=mlp,cnn", "model={dropout:0.1}") == [
+        ["model=mlp", "model={dropout:0.1}"], ["model=cnn", "model={dropout:0.1}"],
+    ]  # fmt: skip
+    assert _jobs("model={dropout:0.1}", "model=cnn") == [["model={dropout:0.1}", "model=cnn"]]
+
+
+def test_of_other_values_the_last_counts() -> None:
+    assert _jobs("seed=0,1", "seed=2,3") == [["seed=2"], ["seed=3"]]
+    assert _jobs("seed=0,1", "optim.lr=1", "seed=2") == [["optim.lr=1", "seed=2"]]
+    assert _jobs("model=mlp,cnn", "model=resnet") == [["model=resnet"]]
+    assert _jobs("x={a:1}", "x=null") == [["x=null"]], "which replaces a mapping"
+
+
+def test_what_is_no_list_is_refused() -> None:
+    with pytest.raises(HydraException, match="does not support sweep type : INTERVAL_SWEEP"):
+        _jobs("a=interval(0,1)")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["loop={max_epochs:3}", "loop={val_interval:2}"],
+        ["optim.lr=5", "optim={lr:0.5}", "optim={eps:1}", "optim.lr=7"],
+        ["optim={lr:0.5}", "optim=sgd"],
+        ["model=mlp", "model=cnn", "model={dropout:0.25}", "seed=1", "seed=2"],
+        ["optim={betas:[0.5,0.6]}", "optim={betas:[0.7,0.8]}", "optim.eps=1", "optim.eps=2"],
+    ],
+)
+def test_a_job_has_the_config_of_a_single_run(command: list[str]) -> None:
+    (job,) = _jobs(*command)
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        assert compose("train", overrides=[*job, "work_dir=null"]) == compose(
+            "train", overrides=[*command, "work_dir=null"]
+        )
+
+
+def test_the_name_of_a_job_tells_all_its_mappings() -> None:
+    config: Any = None
+    job = Job(0, ("model=cnn", "loop={a:1}", "+loop={b:2}", "model={dropout:0.1}", "seed=1", "~x"), config, Path())
+    assert job.choices == {"model": "cnn {dropout:0.1}", "loop": "{a:1} {b:2}", "seed": "1", "~x": "removed"}
