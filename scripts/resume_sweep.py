@@ -1,7 +1,8 @@
 """Resumption of a sweep: its command is run again, in the same folder and with the same overrides.
 
-    python scripts/resume_sweep.py multirun/2026-01-31/12-00-00 [--app train.py]
+    python scripts/resume_sweep.py multirun/2026-01-31/12-00-00
 
+The manifest in the sweep's directory names the application that is run: the script or module that began the sweep.
 Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run.
 """
 
@@ -11,26 +12,64 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).resolve().parents[1]
+from trainyard.errors import TrainyardError
+from trainyard.sweep.application import StartedAs
+from trainyard.sweep.manifest import Manifest
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the sweep's directory (hydra.sweep.dir)")
-    parser.add_argument("--app", type=Path, default=ROOT / "train.py", help="the application; by default train.py")
+    parser.add_argument("--app", type=Path, help="the application's script, where it is not found: it was moved, say")
     options = parser.parse_args()
     directory = options.directory.resolve()
     record = directory / "multirun.yaml"
     if not record.is_file():
         parser.error(f"{options.directory} is no sweep's directory: it has no multirun.yaml")
     hydra = OmegaConf.load(record).hydra
+    try:
+        application = _application(directory, options.app)
+    except TrainyardError as error:
+        parser.error(str(error))
+    if not Path(hydra.runtime.cwd).is_dir():
+        parser.error(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
     # Hydra keeps its own mode (-m) among the overrides; the directory is given here
     own = [entry for entry in hydra.overrides.hydra if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    command = [sys.executable, str(options.app.resolve()), "-m", *own, *hydra.overrides.task]
+    command = [sys.executable, *application.command, "-m", *_config(hydra), *own, *hydra.overrides.task]
     return subprocess.run([*command, f"hydra.sweep.dir={directory}"], cwd=hydra.runtime.cwd, check=False).returncode
+
+
+def _application(directory: Path, given: Path | None) -> StartedAs:
+    """Return how the sweep's application is started.
+
+    Raises:
+        TrainyardError: it cannot be found, or the given one is another.
+    """
+    recorded = Manifest.open(directory).application
+    if given is not None:
+        if not given.is_file():
+            raise TrainyardError(f"--app: {given} is no file")
+        own = StartedAs(str(given.resolve()))
+        if recorded is None:
+            return own
+        recorded.check(own, directory)
+        return recorded if Path(recorded.file).is_file() else own  # it may be a module
+    if recorded is None:
+        raise TrainyardError(f"the manifest in {directory} names no application: name it with --app")
+    if not Path(recorded.file).is_file():
+        raise TrainyardError(f"{directory} holds a sweep of {recorded}, which is not there: name it with --app")
+    return recorded
+
+
+def _config(hydra: Any) -> list[str]:
+    """Return Hydra's flags for the config that the sweep was started with."""
+    flags = [] if hydra.job.config_name is None else ["--config-name", str(hydra.job.config_name)]
+    folders = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return [*flags, *(["--config-dir", folders[0]] if folders else [])]
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def test_a_member_of_a_stack_goes_on_alone(take: Take) -> None:
 def test_a_sweep(take: Take, run: Run) -> None:
     directory = take("sweep")
     done = {num: (directory / f"{num}/checkpoints/best.pt").read_bytes() for num in (0, 1)}
-    run("scripts/resume_sweep.py", str(directory))
+    run("scripts/resume_sweep.py", str(directory), "--app", str(ROOT / "train.py"))
     for num in range(4):
         assert_ended(directory / str(num), f"sweep/{num}")
     assert done == {num: (directory / f"{num}/checkpoints/best.pt").read_bytes() for num in (0, 1)}

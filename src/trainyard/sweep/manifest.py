@@ -4,6 +4,7 @@ One JSON object per line, appended and never changed. An incomplete last line is
 
 | kind | fields |
 |---|---|
+| `application` | `file`, `module`: how the sweep was started (`trainyard.sweep.application.StartedAs`), once |
 | `job` | `num`, `overrides`: the job's definition, once |
 | `state` | `num`, `state` (`running` or a `TaskState`), `time`, `attempt`, `seconds`, `objective`, `error`, `width` |
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import TrainyardError
+from trainyard.sweep.application import StartedAs
 
 FILE = "manifest.jsonl"
 
@@ -46,10 +48,16 @@ class Entry:
 
 @dataclass
 class Manifest:
-    """Jobs of a sweep by number."""
+    """Manifest of a sweep, as it was read and then appended to.
+
+    Attributes:
+        entries: its jobs by number.
+        application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
+    """
 
     path: Path
     entries: dict[int, Entry] = field(default_factory=dict)
+    application: StartedAs | None = None
 
     @classmethod
     def open(cls, directory: Path) -> Manifest:
@@ -68,6 +76,20 @@ class Manifest:
             except (ValueError, KeyError, TypeError):
                 continue  # a line of zeros, left by a crash of the machine
         return manifest
+
+    def begin(self, application: StartedAs | None) -> None:
+        """Record how this process was started, the first time."""
+        if self.application is None and application is not None:
+            self._append({"kind": "application", "file": application.file, "module": application.module})
+
+    def check_application(self, application: StartedAs | None) -> None:
+        """Check that this process was started as the sweep was.
+
+        Raises:
+            TrainyardError: it is another application's sweep.
+        """
+        if self.application is not None and application is not None:
+            self.application.check(application, self.path.parent)
 
     def define(self, num: int, overrides: Sequence[str]) -> None:
         """Record a job, or check that it is the recorded one.
@@ -117,9 +139,10 @@ class Manifest:
         return all(num in self.entries for num in nums) and all(e.state == "done" for e in self.entries.values())
 
     def clear(self) -> None:
-        """Remove all jobs."""
+        """Remove all that was recorded."""
         os.truncate(self.path, 0)
         self.entries.clear()
+        self.application = None
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
         """Return the entry of a job, without recording anything."""
@@ -138,6 +161,8 @@ class Manifest:
     def _take(self, record: dict[str, Any]) -> None:
         if record["kind"] == "job":
             self.entries.setdefault(record["num"], Entry(record["overrides"]))
+        elif record["kind"] == "application":
+            self.application = StartedAs(record["file"], record["module"])
         elif record["kind"] == "state":
             entry = self.entries[record["num"]]
             entry.state = record["state"]

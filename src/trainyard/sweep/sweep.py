@@ -19,6 +19,7 @@ from trainyard.config.current_job import current_job
 from trainyard.config.explain import explain
 from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.application import StartedAs
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.directories import collisions, job_directory
@@ -173,6 +174,7 @@ class Sweep:
         if self._starts_over(jobs):
             # Hydra repeats a finished sweep on the same command; jobs that can resume are never repeated.
             self._manifest.clear()
+        self._manifest.begin(StartedAs.now())
 
     def _starts_over(self, jobs: Sequence[Job]) -> bool:
         return self._plan is None and not self.application.resumes and self._manifest.is_done(job.num for job in jobs)
@@ -183,6 +185,7 @@ class Sweep:
         Raises:
             TrainyardError: a number belongs to another job, or the manifest to another application.
         """
+        self._manifest.check_application(StartedAs.now())
         if self._starts_over(jobs):
             return {job.num: Entry(list(job.overrides)) for job in jobs}
         for job in jobs:

@@ -1,0 +1,114 @@
+"""Application of a sweep: recorded in the manifest, refused if it is another, found again by `resume_sweep.py`."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import LIMIT
+
+from trainyard.sweep.application import StartedAs
+from trainyard.sweep.manifest import Manifest
+
+ROOT = Path(__file__).parents[2]
+RESUME = ROOT / "scripts/resume_sweep.py"
+SINE = """
+import math
+from pathlib import Path
+import hydra
+
+@hydra.main(version_base="1.3", config_path=".", config_name="small")
+def main(cfg):
+    with Path("calls").open("a") as file:
+        file.write(f"{cfg.scale * cfg.x}\\n")
+    return cfg.scale * math.sin(cfg.x)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Any:
+    folder = tmp_path / "project/waves"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "sine.py").write_text(SINE)
+    for name, scale in {"small": 1, "large": 100}.items():
+        (folder / f"{name}.yaml").write_text(
+            f"scale: {scale}\nx: 0\ndefaults: [_self_, {{override hydra/launcher: local}}]\n"
+        )
+
+    def run(*arguments: Any, cwd: str = "project") -> Any:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=tmp_path / cwd, capture_output=True, text=True, timeout=LIMIT,
+            env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def _objectives(tmp_path: Path) -> list[str]:
+    with (tmp_path / "project/s/results.csv").open() as file:
+        return [row["objective"][:4] for row in csv.DictReader(file)]
+
+
+def test_the_application_that_began_the_sweep_goes_on(python: Any, tmp_path: Path) -> None:
+    began = python("waves/sine.py", "-m", "--config-name", "large", "x=1,2", "hydra.sweep.dir=s")
+    assert began.returncode == 0, began.stderr
+    assert Manifest.open(tmp_path / "project/s").application == StartedAs(str(tmp_path / "project/waves/sine.py"))
+    assert _objectives(tmp_path) == ["84.1", "90.9"]
+    (tmp_path / "project/s/results.csv").unlink()
+    resumed = python(RESUME, tmp_path / "project/s", cwd=".")
+    assert resumed.returncode == 0, resumed.stderr
+    assert _objectives(tmp_path) == ["84.1", "90.9"]
+    assert sorted((tmp_path / "project/calls").read_text().split()) == ["100", "100", "200", "200"]
+
+
+def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
+    assert python("-m", "waves.sine", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
+    application = Manifest.open(tmp_path / "project/s").application
+    assert application is not None
+    assert (application.module, str(application)) == ("waves.sine", "python -m waves.sine")
+    for further in ([], ["--app", tmp_path / "project/waves/sine.py"]):
+        assert python(RESUME, tmp_path / "project/s", *further, cwd=".").returncode == 0
+    assert len((tmp_path / "project/calls").read_text().split()) == 6
+
+
+def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
+    assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
+    before = (tmp_path / "project/s/manifest.jsonl").read_bytes()
+    sentence = f"s holds a sweep of {tmp_path}/project/waves/sine.py; this is {ROOT / 'train.py'}."
+    for other in (
+        python(RESUME, "s", "--app", ROOT / "train.py"),
+        python(ROOT / "train.py", "-m", "tracker=none", "seed=1,2", "hydra.sweep.dir=s"),
+    ):
+        assert other.returncode == 2, other.stdout
+        assert sentence in other.stderr
+    assert (tmp_path / "project/s/manifest.jsonl").read_bytes() == before
+
+
+def test_an_application_that_was_moved(python: Any, tmp_path: Path) -> None:
+    assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
+    (tmp_path / "project/waves").rename(tmp_path / "project/oceans")
+    lost = python(RESUME, "s")
+    assert lost.returncode == 2
+    assert f"holds a sweep of {tmp_path}/project/waves/sine.py, which is not there: name it with --app" in lost.stderr
+    assert python(RESUME, "s", "--app", "oceans/sine.py").returncode == 0
+    assert len((tmp_path / "project/calls").read_text().split()) == 4
+
+
+def test_a_manifest_without_an_application(python: Any, tmp_path: Path) -> None:
+    assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
+    manifest = tmp_path / "project/s/manifest.jsonl"
+    lines = [line for line in manifest.read_text().splitlines(keepends=True) if '"application"' not in line]
+    manifest.write_text("".join(lines))
+    nameless = python(RESUME, "s")
+    assert nameless.returncode == 2
+    assert "names no application: name it with --app" in nameless.stderr
+    assert python(RESUME, "s", "--app", "waves/sine.py").returncode == 0
+    assert Manifest.open(tmp_path / "project/s").application is not None, "and then it has one"
