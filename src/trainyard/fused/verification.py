@@ -108,14 +108,12 @@ class StackVerification(Hook):
             for part in module.modules():
                 part.training = training and not isinstance(part, DROPOUT)
         drawn = _generators()
-        for k in members:
-            alone = self._alone(stack.models[k], k)
-            if k == members[0]:
-                _check_host_generators(drawn)
-                if _generators() != drawn:
-                    return False
-                together = self._together(stack)
-            _check(together, alone, k, runner.members[k].seed)
+        first = self._alone(stack.models[members[0]], members[0])
+        _check_host_generators(drawn)
+        if _generators() != drawn:
+            return False
+        alone = [first, *(self._alone(stack.models[k], k) for k in members[1:])]
+        _check(self._together(stack), alone, members, [runner.members[k].seed for k in members])
         return True
 
     def _alone(self, model: nn.Module, k: int) -> _Outcome:
@@ -149,40 +147,52 @@ def _outcome(
     )
 
 
-def _check(together: _Outcome, alone: _Outcome, k: int, seed: int) -> None:
-    """Check that row k of what a stack computes is what the member computes alone.
+def _check(together: _Outcome, alone: Sequence[_Outcome], members: Sequence[int], seeds: Sequence[int]) -> None:
+    """Check that a stack computes what each of some members computes alone.
+
+    Args:
+        together: of the stack.
+        alone: of each of the members.
+        members: their rows in the stack.
+        seeds: their seeds.
 
     Raises:
-        Unfusable: it is not.
+        Unfusable: a member's differs.
     """
-    whole = float(torch.stack([gradient.norm() for gradient in alone.gradients] or [torch.zeros(())]).norm())
-    for what, found, expected, scale in (
-        ("loss", together.losses, alone.losses, 1e-3),
-        ("gradient", together.gradients, alone.gradients, 1e-2 * whole),
-        ("prediction", together.predictions, alone.predictions, 1e-3),
+    for what, floor, found, expected in (
+        ("loss", 1e-3, together.losses, [each.losses for each in alone]),
+        ("gradient", None, together.gradients, [each.gradients for each in alone]),
+        ("prediction", 1e-3, together.predictions, [each.predictions for each in alone]),
     ):
-        for one, other in zip(found, expected, strict=True):
-            difference = _difference(one[k], other, scale)
-            if difference > TOLERANCE:
+        columns = [torch.stack(column).double() for column in zip(*expected, strict=True)]
+        norms = [_norms(column) for column in columns]
+        # A gradient that is next to nothing beside the others is rounding alone.
+        least = torch.stack(norms).norm(dim=0) * 1e-2 if floor is None and norms else torch.tensor(floor or 0.0)
+        for stack, column, norm in zip(found, columns, norms, strict=True):
+            rows = stack.detach()[list(members)].double()
+            differences = _norms(rows - column) / norm.clamp(min=1e-12).maximum(least.to(norm))
+            both = _is_finite(rows), _is_finite(column)
+            differences = torch.where(both[0] & both[1], differences, torch.where(both[0] == both[1], 0.0, torch.inf))
+            worst = int(differences.argmax())
+            if differences[worst] > TOLERANCE:
                 raise Unfusable(
-                    f"in a stack the {what} of the member with seed {seed} differs by {difference:.0%} from its own "
-                    f"alone: {REMEDY}"
+                    f"in a stack the {what} of the member with seed {seeds[worst]} differs by "
+                    f"{float(differences[worst]):.0%} from its own alone: {REMEDY}"
                 )
+
+
+def _norms(column: Tensor) -> Tensor:
+    return column.flatten(1).norm(dim=1) if column.dim() > 1 else column.abs()
+
+
+def _is_finite(column: Tensor) -> Tensor:
+    return torch.isfinite(column.view(len(column), -1)).all(1)
 
 
 def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     apply(lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None, value)
     return found
-
-
-def _difference(found: Tensor, expected: Tensor, scale: float) -> float:
-    """Return the difference relative to `expected`, or to `scale` if that is larger; 0 where neither is finite."""
-    found, expected = found.detach().double(), expected.detach().double()
-    finite = torch.isfinite(found).all(), torch.isfinite(expected).all()
-    if not (finite[0] and finite[1]):
-        return 0.0 if bool(finite[0]) == bool(finite[1]) else float("inf")
-    return float((found - expected).norm() / expected.norm().clamp(min=max(scale, 1e-12)))
 
 
 def _cut(batch: Any, axis: int) -> Any:
