@@ -55,7 +55,7 @@ class Foreach:
 FOREACH: Mapping[str, Sequence[tuple[Any, ...]]] = {
     "abs": [(0, {})],
     "add_": [(0, 1, {})],
-    "addcdiv_": [(0, 1, 2, {})],
+    "addcdiv_": [(0, 1, 2, {}), (0, 1, 2, {"value": -1})],
     "addcmul": [(0, 1, 2, {}), (0, 1, 2, {"value": -1})],
     "addcmul_": [(0, 1, 2, {})],
     "copy_": [(0, 1, {})],

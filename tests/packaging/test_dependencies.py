@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTION = {"hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 OURS = {"trainyard", "hydra_plugins"}
-# Imported only where somebody asks for what needs them, with a message that says what to install.
-OPTIONAL = {"torchmetrics"}
+# Imported only where somebody asks for what needs them, with a message that says what to install; triton if it is in.
+OPTIONAL = {"torchmetrics", "triton"}
 
 
 def pins(file: str = "constraints.txt") -> dict[str, str]:
@@ -63,4 +63,4 @@ def test_the_pins_of_the_later_hydra_lie_in_the_declared_ranges() -> None:
 def test_the_pins_fit_any_machine() -> None:
     for name, version in pins().items():
         assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}=={version}: a local build"
-        assert not re.match("nvidia|cuda|triton|pip$|setuptools$|trainyard$", name), name
+        assert not re.match("nvidia|cuda|pip$|setuptools$|trainyard$", name), name

@@ -102,9 +102,9 @@ class StackedModel(nn.Module):
         self.models = [self.models[k] for k in index]
         for stack in self._stacks.values():
             rows = torch.tensor(index, device=stack.device)
-            gradient = None if stack.grad is None else stack.grad.index_select(0, rows)
+            gradient = None if stack.grad is None else stack.grad[rows]
             stack.grad = None  # has the old shape
-            stack.data = stack.data.index_select(0, rows)
+            stack.data = stack.data[rows]  # keeps the order of memory, unlike index_select
             stack.grad = gradient
         self._point()
 

@@ -85,6 +85,8 @@ class Pair:
         found = 0.0
         for k, params in enumerate(self.params):
             for param, stack in zip(params, self.stacked, strict=True):
+                if not param.numel():
+                    continue
                 scale = max(1.0, param.detach().abs().max().item())
                 difference = (stack.detach()[k] - param.detach()).abs().max().item()
                 found = math.nan if math.isnan(difference) else max(found, difference / scale)

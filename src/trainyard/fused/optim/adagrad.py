@@ -34,7 +34,7 @@ class StackedAdagrad(KernelOptimizer):
 
     def _rates(self, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values = numbers.device
-        return {"rate": values["lr"] / (1 + (clock["step"].double() - 1) * values["lr_decay"])}
+        return {"rate": values["lr"] / (1 + (clock["step"] - 1) * values["lr_decay"])}
 
     def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         return super()._fixed(group, numbers) | {"eps": numbers.device["eps"]}

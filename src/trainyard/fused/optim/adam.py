@@ -25,6 +25,7 @@ class StackedAdam(KernelOptimizer):
     shaping: ClassVar = ("amsgrad", "maximize", "decoupled_weight_decay")
     kernels: ClassVar = ("adam", "adamw")
     shared: ClassVar = ("beta1", "beta2", "eps")
+    kernels_of: ClassVar = "Adam"
 
     def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
@@ -36,9 +37,10 @@ class StackedAdam(KernelOptimizer):
         return super()._fixed(group, numbers) | weights | {"rate": values["lr"]}
 
     def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
-        values, step = numbers.device, clock["step"].double()
-        scale = (1 - values["beta2"] ** step).sqrt_()
-        return {"eps": values["eps"] * scale, "over": (values["beta1"] ** step - 1) / (values["lr"] * scale)}
+        values = numbers.device
+        correction1, correction2 = 1 - numbers.betas ** clock["step"]
+        scale = correction2.sqrt_()
+        return {"eps": values["eps"] * scale, "over": correction1 / (values["lr"] * scale)}
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         exp_avgs, squares = block.state("exp_avg"), block.state("exp_avg_sq")
@@ -50,7 +52,7 @@ class StackedAdam(KernelOptimizer):
         denominators = foreach.sqrt(squares)
         foreach.add_(denominators, block.column("eps"))
         foreach.mul_(denominators, block.column("over"))
-        foreach.addcdiv_(block.params, exp_avgs, denominators)
+        foreach.addcdiv_(block.params, exp_avgs, denominators, value=-1)
 
     def _whole_kernel(self, group: Group, numbers: StackedHyperparameters, run: KernelSlice, grads: Tensors) -> None:
         lr, decay = (numbers.of(name, run.rows.start) for name in self.scaling)

@@ -30,7 +30,7 @@ class StackedAdamax(StackedOptimizer):
 
     def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
         values = numbers.device
-        return {"over": (values["beta1"] ** clock["step"].double() - 1) / values["lr"]}
+        return {"over": (values["beta1"] ** clock["step"] - 1) / values["lr"]}
 
     def _update(self, group: Group, numbers: StackedHyperparameters, block: MemberSlice, grads: Tensors) -> None:
         averages, norms = block.state("exp_avg"), block.state("exp_inf")

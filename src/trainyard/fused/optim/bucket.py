@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard._torch_internals import foreach
+from trainyard.fused.optim.one_pass import Launch
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -78,12 +80,14 @@ class KernelSlice(MemberSlice):
         return self._alike
 
     def zeros(self) -> list[Tensor]:
-        """Return zeros of each parameter's shape; they are valid until another run of the bucket asks for its own."""
+        """Return zeros laid out as each parameter; they are valid until another run of the bucket asks for its own."""
         if self._flat is None:
             sizes = [param.numel() for param in self.params]
             self._flat = self._bucket.scratch()[: sum(sizes)]
             cut = self._flat.split_with_sizes(sizes)
-            self._zeros = [piece.view(param.shape) for piece, param in zip(cut, self.params, strict=True)]
+            self._zeros = [
+                piece.as_strided(param.shape, param.stride()) for piece, param in zip(cut, self.params, strict=True)
+            ]
         self._flat.zero_()
         return self._zeros
 
@@ -93,7 +97,7 @@ class ParameterBucket:
 
     Args:
         params: stacked parameters `[K, *shape]`.
-        states: their states; each holds the tensors of `clock`.
+        states: their states, laid out as they are; each holds the tensors of `clock`.
         clock: state that the parameters share: `step` `[K]`, and any other state that is a function of it.
 
     Attributes:
@@ -102,6 +106,8 @@ class ParameterBucket:
         columns: factors `[K]` of the arithmetic, in the parameters' dtype.
         blocks: the members, cut to a size.
         runs: the shared numbers for which the runs were made, and the runs; None if they must be made.
+        row_wise: whether the numbers of each member lie in one piece of memory, in every parameter.
+        launch: steps the bucket by kernels in one pass over memory; None where arithmetic on lists does it.
     """
 
     def __init__(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], clock: dict[str, Tensor]) -> None:
@@ -115,6 +121,8 @@ class ParameterBucket:
         self.size = min(self.members, max(1, LIMIT // max(1, self.numel))) if self.on_cpu else self.members
         self._scratch: Tensor | None = None
         self.runs: tuple[list[Tensor], list[KernelSlice]] | None = None
+        self.row_wise = all(_is_row_wise(param) for param in params)
+        self.launch: Launch | None = None
         self.blocks = [MemberSlice(self, start, stop) for start, stop in self.cut(0, self.members)]
 
     def cut(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -129,16 +137,19 @@ class ParameterBucket:
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Write columns `[K]`, cast to the parameters' dtype; their tensors stay the same objects."""
-        for name, value in values.items():
-            if name in self.columns:
-                self.columns[name].copy_(value)
-            else:
-                self.columns[name] = value.to(self.params[0].dtype, copy=True)
+        known = [name for name in values if name in self.columns]
+        if known:
+            foreach.copy_([self.columns[name] for name in known], [values[name] for name in known])
+        for name in values.keys() - self.columns.keys():
+            self.columns[name] = values[name].to(self.params[0].dtype, copy=True)
+
+    def whole_grads(self) -> list[Tensor]:
+        """Return the gradients, laid out as their parameters."""
+        return [laid_out_as(param, param.grad) for param in self.params if param.grad is not None]
 
     def grads(self, blocks: Sequence[MemberSlice] | Sequence[KernelSlice]) -> list[list[Tensor]]:
-        """Return the gradients, cut as `blocks` are."""
-        grads = [param.grad for param in self.params]
-        whole = [grad if grad.is_contiguous() else grad.contiguous() for grad in grads if grad is not None]
+        """Return the gradients, laid out as their parameters and cut as `blocks` are."""
+        whole = self.whole_grads()
         if len(blocks) == 1:
             return [whole]
         sizes = [block.rows.stop - block.rows.start for block in blocks]
@@ -149,6 +160,31 @@ class ParameterBucket:
         states = [value for state in self.states for name, value in state.items() if name not in self.clock]
         changed = [*self.clock.values(), *(param.detach() for param in self.params), *states]
         return [(tensor, tensor.clone()) for tensor in changed]
+
+
+def laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """Return `tensor` with the strides of `pattern`; it is copied if its numbers lie in another order.
+
+    torch's functions on lists are one kernel only where all strides are equal, and its fused kernels, like ours, walk
+    through the memory of parameter, gradient and state in step.
+    """
+    strides = pattern.stride()
+    if tensor.stride() == strides:
+        return tensor
+    if all(size == 1 or a == b for size, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True)):
+        return tensor.as_strided(tensor.shape, strides)
+    return torch.empty_like(pattern).copy_(tensor)
+
+
+def _is_row_wise(param: Tensor) -> bool:
+    """Return whether a stack `[K, *shape]` is dense, and its first dimension the outermost in memory."""
+    numbers = 1
+    dimensions = zip(param.stride()[1:], param.shape[1:], strict=True)
+    for stride, size in sorted(dimension for dimension in dimensions if dimension[1] != 1):
+        if stride != numbers:
+            return False
+        numbers *= size
+    return len(param) == 1 or param.stride(0) == numbers
 
 
 def restore(snapshot: Sequence[tuple[Tensor, Tensor]], members: Tensor) -> None:

@@ -70,7 +70,7 @@ class KernelOptimizer(StackedOptimizer):
 
     def _runs(self, numbers: StackedHyperparameters, bucket: ParameterBucket) -> list[KernelSlice]:
         """Return the runs of a bucket; none if the kernel does not apply to it."""
-        if not (bucket.on_cpu and self._has_kernels):
+        if not (bucket.on_cpu and bucket.row_wise and self._has_kernels):
             return []
         key = [numbers.host[name] for name in self.shared]
         if bucket.runs is None or any(a is not b for a, b in zip(key, bucket.runs[0], strict=True)):

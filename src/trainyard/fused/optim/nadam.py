@@ -31,7 +31,7 @@ class StackedNAdam(StackedOptimizer):
         return super()._fixed(group, numbers) | {"weight1": 1 - values["beta1"], "weight2": 1 - values["beta2"]}
 
     def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
-        values, step, product = numbers.device, clock["step"].double(), clock["mu_product"]
+        values, step, product = numbers.device, clock["step"], clock["mu_product"]
         mu = values["beta1"] * (1 - 0.5 * 0.96 ** (step * values["momentum_decay"]))
         mu_next = values["beta1"] * (1 - 0.5 * 0.96 ** ((step + 1) * values["momentum_decay"]))
         product.mul_(mu.to(product.dtype))

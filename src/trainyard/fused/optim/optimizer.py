@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from trainyard._torch_internals import foreach
 from trainyard.errors import Unfusable
-from trainyard.fused.optim import member_state
-from trainyard.fused.optim.bucket import MemberSlice, ParameterBucket, Tensors, restore
+from trainyard.fused.optim import member_state, one_pass
+from trainyard.fused.optim.bucket import MemberSlice, ParameterBucket, Tensors, laid_out_as, restore
 from trainyard.fused.optim.graph_hyperparameters import StackedGraphHyperparameters
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
@@ -35,7 +35,7 @@ class StackedOptimizer(Optimizer):
 
     A subclass is one family. It gives the state of a new parameter (`_new_state`), the factors that its arithmetic
     needs (`_fixed`, which follow from the numbers alone, and `_clocked`, which change with every step), each a column
-    `[K]`, and the arithmetic itself (`_update`).
+    `[K]`, and the arithmetic itself (`_update`). On CUDA, a family with Triton kernels (`kernels_of`) steps by them.
 
     Attributes:
         version: changes when states or members are replaced; a captured step is valid for one version.
@@ -47,10 +47,14 @@ class StackedOptimizer(Optimizer):
     """Names of the states that are one number per member."""
     shaping: ClassVar[tuple[str, ...]] = ()
     """Names of the flags that change what is computed."""
+    kernels_of: ClassVar[one_pass.Family | None] = None
+    """Name of the family's Triton kernels; None if it has none."""
 
     def __init__(self, groups: list[Group], members: int, defaults: dict[str, Any]) -> None:
         foreach.resolve()
         super().__init__(groups, defaults)
+        devices = [param.device for group in groups for param in group["params"]]
+        self._make_launch = one_pass.find(self.kernels_of, devices[0]) if self.kernels_of and devices else None
         self.members = members
         self.version = 0
         self._forget()
@@ -72,7 +76,9 @@ class StackedOptimizer(Optimizer):
                 skip = None
             for index, group in enumerate(self.param_groups):
                 for bucket in self._plan(index):
-                    if skip is None:
+                    if bucket.launch is not None:
+                        bucket.launch(group, self._numbers[index], skip)
+                    elif skip is None:
                         self._advance(group, self._numbers[index], bucket)
                     else:
                         before = bucket.snapshot()
@@ -94,8 +100,7 @@ class StackedOptimizer(Optimizer):
             branches = [(numbers.some(name), numbers.every(name)) for name in self._branching]
             if numbers.refresh(group):
                 other |= branches != [(numbers.some(name), numbers.every(name)) for name in self._branching]
-                for bucket in self._plans[index][1]:
-                    bucket.fill(self._fixed(group, numbers))
+                self._fill(index, self._plans[index][1])
         return other
 
     def graph_hyperparameters(self) -> StackedGraphHyperparameters:
@@ -113,7 +118,7 @@ class StackedOptimizer(Optimizer):
                     group[key] = tuple(row.index_select(0, on_cpu) for row in value)
         for state in self.state.values():
             for key, value in state.items():
-                state[key] = value.index_select(0, index.to(value.device))
+                state[key] = value[index.to(value.device)]
         self.members = index.numel()
         self._forget()
 
@@ -183,7 +188,9 @@ class StackedOptimizer(Optimizer):
     # Methods that all families share.
 
     def _advance(self, group: Group, numbers: StackedHyperparameters, bucket: ParameterBucket) -> None:
-        bucket.clock["step"].add_(self._tick(numbers))
+        tick = self._tick(numbers)
+        if isinstance(tick, Tensor) or tick:
+            bucket.clock["step"].add_(tick)
         bucket.fill(self._clocked(group, numbers, bucket.clock))
         for block, grads in zip(bucket.blocks, bucket.grads(bucket.blocks), strict=True):
             self._update(group, numbers, block, self._decayed(group, numbers, block, grads))
@@ -206,10 +213,15 @@ class StackedOptimizer(Optimizer):
         key = [None if param.grad is None else param.data_ptr() for param in group["params"]]
         if self._plans[index][0] != key:
             buckets = self._gather(group)
-            for bucket in buckets:
-                bucket.fill(self._fixed(group, self._numbers[index]))
+            self._fill(index, buckets)
             self._plans[index] = (key, buckets)
         return self._plans[index][1]
+
+    def _fill(self, index: int, buckets: Sequence[ParameterBucket]) -> None:
+        """Compute the columns that follow from a group's numbers; a `launch` reads the numbers themselves."""
+        for bucket in buckets:
+            if bucket.launch is None:
+                bucket.fill(self._fixed(self.param_groups[index], self._numbers[index]))
 
     def _gather(self, group: Group) -> list[ParameterBucket]:
         together: list[tuple[list[Tensor], list[dict[str, Any]]]] = []
@@ -221,6 +233,8 @@ class StackedOptimizer(Optimizer):
             if not self.state.get(param):
                 self.state[param] = self.new_state(group, param)
             state = self.state[param]
+            for name in state.keys() - set(self.clock):
+                state[name] = laid_out_as(param, state[name])
             for params, states in together:
                 if params[0].dtype == param.dtype and all(_same(states[0][name], state[name]) for name in self.clock):
                     params.append(param)
@@ -233,7 +247,10 @@ class StackedOptimizer(Optimizer):
             clock = {name: states[0][name].clone() for name in self.clock}  # shared with no parameter outside
             for state in states:
                 state.update(clock)
-            buckets.append(ParameterBucket(params, states, clock))
+            bucket = ParameterBucket(params, states, clock)
+            if self._make_launch is not None and bucket.row_wise:
+                bucket.launch = self._make_launch(bucket)
+            buckets.append(bucket)
         return buckets
 
     def _forget(self) -> None:

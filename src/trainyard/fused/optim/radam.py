@@ -29,7 +29,7 @@ class StackedRAdam(StackedOptimizer):
         return super()._fixed(group, numbers) | weights | {"eps": values["eps"]}
 
     def _clocked(self, group: Group, numbers: StackedHyperparameters, clock: dict[str, Tensor]) -> Columns:
-        values, step = numbers.device, clock["step"].double()
+        values, step = numbers.device, clock["step"]
         decayed = values["beta2"] ** step
         correction2 = 1 - decayed
         rate = -values["lr"] / (1 - values["beta1"] ** step)

@@ -24,6 +24,7 @@ class StackedSGD(StackedOptimizer):
 
     keys: ClassVar = ("lr", "momentum", "dampening", "weight_decay")
     shaping: ClassVar = ("nesterov", "maximize")
+    kernels_of: ClassVar = "SGD"
 
     def new_state(self, group: Group, param: Tensor) -> dict[str, Tensor]:
         return super().new_state(group, param) | {"momentum_buffer": torch.zeros_like(param.detach())}
@@ -35,7 +36,9 @@ class StackedSGD(StackedOptimizer):
         return 1.0 if "momentum_buffer" in saved else 0.0
 
     def _tick(self, numbers: StackedHyperparameters) -> Tensor | float:
-        return 1.0 if numbers.every("momentum") else (numbers.device["momentum"] != 0).float()
+        if not numbers.some("momentum"):
+            return 0.0
+        return 1.0 if numbers.every("momentum") else numbers.device["momentum"] != 0
 
     def _fixed(self, group: Group, numbers: StackedHyperparameters) -> Columns:
         lr, momentum = -numbers.device["lr"], numbers.device["momentum"]

@@ -29,14 +29,20 @@ class StackedHyperparameters:
         group: the parameter group; each number is a float64 tensor `[K]` on the CPU.
         keys: the numbers that the optimizer reads.
         device: the device of the parameters.
+
+    Attributes:
+        host: the group's tensors by name.
+        device: their copies.
+        betas: the copies of `beta1` and `beta2` as one tensor `[2, K]`.
     """
 
     def __init__(self, group: Mapping[str, Any], keys: Sequence[str], device: torch.device) -> None:
         self.keys = keys
         self.host: dict[str, Tensor] = dict(rows(group, keys))
-        self.device: dict[str, Tensor] = {
-            name: value.to(device, torch.float64, copy=True) for name, value in self.host.items()
-        }
+        table = torch.stack(list(self.host.values())).to(device, torch.float64)
+        self.device: dict[str, Tensor] = dict(zip(self.host, table.unbind(), strict=True))
+        names = list(self.host)
+        self.betas = table[names.index("beta1") : names.index("beta2") + 1] if "beta1" in names else table[:0]
         self._lists: dict[str, list[float]] = {}
         self._some: dict[str, bool] = {}
         self._every: dict[str, bool] = {}
