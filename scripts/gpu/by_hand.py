@@ -96,7 +96,7 @@ def step(
     # The cache of casts keeps tensors from one step to the next, which a graph cannot have.
     with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=bf16, cache_enabled=False):
         loss = work.loss(model(x), y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.detach()
 

@@ -40,7 +40,7 @@ def main() -> None:
     }
     if device != "cpu":
         facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        facts["cudnn"] = torch.backends.cudnn.version()
+        facts["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     Results(Path(file)).change(lambda content: content.update(machine=facts))
     print(", ".join(f"{name} {value}" for name, value in facts.items() if value))
 

@@ -101,7 +101,7 @@ def state(found: dict[str, Any] | None) -> str:
     """Return what became of a part."""
     if found is None:
         return NOT_RUN
-    return found["state"] + (f": {found['error']}" if found.get("error") else "")
+    return f"{found['state']}: {found['error']}" if found.get("error") else str(found["state"])
 
 
 def seconds(found: dict[str, Any] | None) -> str:

@@ -48,7 +48,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def part(module: str, name: str = "tests", limit: float = FOREVER, **more: Any) -> Any:
     from catalog import Part
 
-    return Part(name, module, limit, "", (), **more)  # type: ignore[arg-type]
+    return Part(name, module, limit, "", (), **more)
 
 
 def written(tmp_path: Path) -> Any:

@@ -17,7 +17,6 @@ from digits import HIDDEN, must_be_captured, prepared, steps
 from part import Part, in_one_line, run
 from timing import Missing, Plan, Side, going_on, synchronizer, take_turns
 from torch import Tensor, nn
-from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
@@ -79,7 +78,7 @@ def kernels(part: Part, losses: Iterator[Tensor]) -> list[dict[str, Any]]:
         synchronizer(part)()
     rows = []
     for event in found.key_averages():
-        on_device = event.device_type == DeviceType.CUDA
+        on_device = event.device_type.name == "CUDA"
         if on_device == part.cuda:
             time = event.self_device_time_total if part.cuda else event.self_cpu_time_total
             rows.append({"name": event.key, "count": event.count / PROFILED, "us": time / PROFILED})
@@ -118,7 +117,7 @@ def convolutions(part: Part, convolve: Convolve) -> Iterator[Tensor]:
     def work() -> Tensor:
         x.grad = weight.grad = None
         loss = convolve(x, weight).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     yield from repeated(part, work)

@@ -34,8 +34,8 @@ FOREVER = 10**6
 
 def main(part: Part) -> None:
     kinds = {"mlp": "rings", "resnet": "images", "transformer": "text"}
-    size = {"samples": part.size(6400, 8), "batch": part.size(64, 4)}  # full batches only
-    works = {key: Work(kinds[key], device=part.device, **size) for key in WORKS}
+    samples, batch = part.size((6400, 64), (8, 4))  # full batches only
+    works = {key: Work(kinds[key], samples, batch, device=part.device) for key in WORKS}
     if part.name == "compile":
         compile_ahead(part, works)
         return

@@ -86,7 +86,7 @@ def waits(iteration: Iteration) -> Iterator[dict[str, list[int]]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment] # further arguments are not used
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield places
