@@ -35,6 +35,7 @@ int nvmlDeviceGetMemoryInfo(void *device, memory *m) {
     return device != &it;
 }
 int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { *milliwatts = 350500; return POWER; }
+int nvmlDeviceGetClockInfo(void *device, int kind, unsigned int *mhz) { *mhz = kind == 1 ? 1980 : 0; return POWER; }
 """
 
 
@@ -69,6 +70,12 @@ def test_what_the_driver_says(driver: Any, uuid: str) -> None:
 def test_what_it_does_not_say_is_absent(driver: Any) -> None:
     driver(power=3)
     assert "power_usage_watts" not in nvml.Gpu("1234").read()
+    assert nvml.Gpu("1234").clock() is None
+
+
+def test_the_clock_of_the_multiprocessors(driver: Any) -> None:
+    driver()
+    assert nvml.Gpu("1234").clock() == 1980
 
 
 def test_a_gpu_that_it_does_not_know(driver: Any) -> None:

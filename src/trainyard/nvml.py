@@ -9,6 +9,7 @@ import ctypes
 from ctypes import byref, c_uint, c_ulonglong, c_void_p
 
 LIBRARY = "libnvidia-ml.so.1"
+_CLOCK_SM = 1
 
 
 class _Utilization(ctypes.Structure):
@@ -72,3 +73,9 @@ class Gpu:
         if not self._nvml.nvmlDeviceGetPowerUsage(self._handle, byref(milliwatts)):
             found["power_usage_watts"] = milliwatts.value / 1000
         return found
+
+    def clock(self) -> int | None:
+        """Return the present clock of the streaming multiprocessors in MHz; None if the driver does not report it."""
+        megahertz = c_uint()
+        failed = self._nvml.nvmlDeviceGetClockInfo(self._handle, _CLOCK_SM, byref(megahertz))
+        return None if failed else megahertz.value

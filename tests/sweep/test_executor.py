@@ -206,6 +206,20 @@ def test_a_task_has_one_gpu_and_the_caller_none() -> None:
     assert torch.cuda.is_initialized() == initialized
 
 
+@pytest.mark.gpu
+def test_a_preloaded_module_may_ask_whether_there_is_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "asking.py").write_text("import torch; CUDA = torch.cuda.is_available()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def task(_: Any) -> Any:
+        import asking  # type: ignore[import-not-found]
+        import torch
+
+        return asking.CUDA, float(torch.ones(3, device="cuda").sum())
+
+    assert value(task, slots=[Slot(0, "cuda:0")], preload=("asking",)) == (True, 3.0)
+
+
 def test_what_a_task_prints_goes_into_its_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def task(x: Any) -> None:
         print("out", x)

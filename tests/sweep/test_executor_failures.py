@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,61 @@ def test_a_server_that_dies_while_it_starts_is_an_error(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ExecutorError, match="ended with status 7 before it was ready: goodbye"):
         run(lambda _: 1, preload=("deadly",))
+
+
+# libcuda.so.1 as far as it is asked, with the signatures of cuda.h.
+CUDA_DRIVER = """
+static int begun;
+int cuInit(unsigned int flags) { begun = 1; return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return begun ? 0 : 3; }
+"""
+
+
+@pytest.fixture
+def touching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write the module `touching`, which calls a function of the CUDA driver when it is imported."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source, library = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
+    source.write_text(CUDA_DRIVER)
+    subprocess.run([compiler, "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def touching(call: str) -> None:
+        code = f"import ctypes; ctypes.CDLL({str(library)!r}).{call}"
+        (tmp_path / "touching.py").write_text(code)
+
+    return touching
+
+
+def test_a_module_that_initializes_cuda_is_a_config_error(touching: Any) -> None:
+    """No worker could use CUDA then. `torch.cuda.is_initialized` does not know of it."""
+    touching("cuInit(0)")
+    with pytest.raises(ConfigError, match=r"preload: 'touching' given.*it touches CUDA when it is imported"):
+        run(lambda _: 1, preload=("touching",))
+
+
+def test_a_module_that_loads_the_driver_alone_can_be_preloaded(touching: Any) -> None:
+    touching("cuDeviceGetCount(ctypes.byref(ctypes.c_int()))")
+    (outcome,) = run(lambda _: 1, preload=("touching",))
+    assert outcome.value == 1
+
+
+def test_torch_counts_devices_without_initializing_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process that workers are forked from; the tasks have the environment of the caller."""
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    monkeypatch.delenv(name, raising=False)
+    (tmp_path / "asking.py").write_text(f"import os; NVML = os.environ.get({name!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def task(_: Any) -> Any:
+        import asking  # type: ignore[import-not-found]
+
+        return asking.NVML, os.environ.get(name)
+
+    (outcome,) = run(task, preload=("asking",))
+    assert outcome.value == ("1", None)
 
 
 # Timeout, fail_fast

@@ -251,6 +251,7 @@ def test_members(monkeypatch: pytest.MonkeyPatch, optim: Any, more: Any) -> None
                 "hook": {"schedule": ParamSchedule(), "leaving": Leaving()},
                 "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
                 "device": CUDA,
+                "env": {"_target_": "trainyard.runner.Env", "deterministic": True},
                 "seed": member,
                 **more,
             }

@@ -67,7 +67,9 @@ class Agent:
 
     def _environment(self) -> dict[str, str]:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), self._threads)
-        return {**os.environ, **threads, "GLIBC_TUNABLES": tunables(os.environ)}
+        # torch.cuda.is_available() then counts devices without initializing CUDA, which forked processes could not use.
+        nvml = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        return {**os.environ, **threads, **nvml, "GLIBC_TUNABLES": tunables(os.environ)}
 
     def fork(self, task: BinaryIO, report: BinaryIO) -> int:
         """Ask for a worker and return its number; `["forked", number, pid]` or `["refused", …]` follows."""

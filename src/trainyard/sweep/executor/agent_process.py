@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +28,8 @@ from trainyard.sweep.executor.worker import one_line, work
 
 PACKET = 1 << 16  # maximum size of a message in bytes
 _PR_SET_PDEATHSIG = 1
+_CUDA_DRIVER = "libcuda.so.1"
+_CUDA_SUCCESS = 0
 
 
 def serve(fd: int, preload: Sequence[str]) -> NoReturn:
@@ -39,6 +40,19 @@ def serve(fd: int, preload: Sequence[str]) -> NoReturn:
     agent.loop()
     agent.kill_all()
     os._exit(0)
+
+
+def cuda_is_initialized() -> bool:
+    """Return whether this process has initialized CUDA's driver, after which no forked process can use CUDA.
+
+    `torch.cuda.is_initialized` does not see a `cuInit` by others, or by torch itself when it counts the devices.
+    """
+    try:
+        driver = ctypes.CDLL(_CUDA_DRIVER, mode=os.RTLD_NOLOAD)
+    except OSError:  # not loaded
+        return False
+    status: int = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
+    return status == _CUDA_SUCCESS  # else CUDA_ERROR_NOT_INITIALIZED, or there is no device
 
 
 @dataclass
@@ -55,8 +69,7 @@ class _Agent:
             except Exception as error:
                 self.say("failed", module, one_line(error))
                 return
-            torch = sys.modules.get("torch")
-            if torch is not None and torch.cuda.is_initialized():
+            if cuda_is_initialized():
                 self.say("failed", module, "it touches CUDA when it is imported, after which no worker could use CUDA")
                 return
         # Workers neither collect nor finalize the objects that exist now, which would copy memory pages they share with

@@ -1,0 +1,178 @@
+"""Parts of the check, in the order in which they run, and the tables of their results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOTAL = 480
+"""Seconds for the whole check."""
+MACHINE = 20
+"""Seconds of it for the first import of PyTorch and the look at the machine."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results.
+
+    Attributes:
+        key: its name in the JSON file.
+        title: the sentence above it.
+        rows: the names of its rows.
+        unit: of its timings; None: its rows hold findings.
+    """
+
+    key: str
+    title: str
+    rows: tuple[str, ...]
+    unit: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the check, which runs in a process of its own.
+
+    Attributes:
+        name: on the command line and in the JSON file.
+        module: of the package `parts`.
+        limit: seconds after which it is ended; what it has measured until then is kept.
+        about: what it does.
+        tables: of its results.
+        beside: it runs beside the parts that follow, until one that measures time.
+        timed: it measures time, and has the device to itself.
+    """
+
+    name: str
+    module: str
+    limit: int
+    about: str
+    tables: tuple[Table, ...]
+    beside: bool = False
+    timed: bool = False
+
+
+STEP = "µs a step"
+MEMBER_STEP = "µs a member's step"
+STEP_SIDES = (
+    "captured",
+    "capture=false",
+    "plain, eager, resident data",
+    "plain, eager, DataLoader",
+    "plain, whole-step CUDA graph",
+    "plain, torch.compile reduce-overhead",
+)
+STACK_SIDES = (
+    "one run, captured",
+    "one run, capture=false",
+    "K = 1",
+    "K = 16",
+    "K = 128",
+    "K = 1024",
+    "torch.func by hand, eager, K = 128",
+    "torch.func by hand, captured, K = 128",
+    "JAX jit(vmap), K = 128",
+    "8 processes",
+    "8 processes, MPS",
+)
+WORKS = {"mlp": "small MLP", "resnet": "small ResNet, bf16, channels last", "transformer": "small transformer, bf16"}
+
+PARTS = (
+    Part(
+        "compile",
+        "steps",
+        90,
+        "compiles the models of `steps`, so that the compiler's cache is filled when they are timed",
+        (Table("compile", "Compiled ahead, in seconds:", tuple(WORKS)),),
+        beside=True,
+    ),
+    Part(
+        "tests",
+        "tests",
+        75,
+        "the tests marked `gpu`: the captured step has the bits of the eager one, a capture that fails leaves all as "
+        "it was, a run resumes to the same bits",
+        (Table("tests", "Tests marked `gpu`:", ("passed", "failed", "skipped", "without a result")),),
+    ),
+    Part(
+        "sweep",
+        "sweep",
+        35,
+        "a sweep of 16 jobs with `accumulate=2`, eight seeds and early stopping",
+        (Table("sweep", "A sweep of 16 jobs:", ("jobs", "stacks", "stopped early", "capture", "seconds")),),
+    ),
+    Part(
+        "waits",
+        "waits",
+        20,
+        "200 iterations with the default hooks, EMA, two data workers and checkpoints, under "
+        '`torch.cuda.set_sync_debug_mode("warn")`',
+        (Table("waits", "Where the host waits for the device:", ("iterations", "waits", "by line")),),
+    ),
+    Part(
+        "kernels",
+        "kernels",
+        35,
+        "the kernels of a step of the MLP, alone and in a stack of 256; two ways to compute a stacked convolution; the "
+        "stacked Adam",
+        (
+            Table("kernels", "Kernels a step, of the MLP:", ("K = 1", "K = 256")),
+            Table("kernel_steps", "The same steps:", ("K = 1", "K = 256"), STEP),
+            Table(
+                "convolution",
+                "Stacked convolution, K = 64, batch 64, 8 to 16 channels on 8x8, forward and backward:",
+                ("grouped convolution", "unfold and bmm"),
+                STEP,
+            ),
+            Table(
+                "adam",
+                "Stacked Adam, K = 256 members of the MLP:",
+                ("as it runs", "env.fast_paths=false", "torch's fused Adam, one rate for all"),
+                STEP,
+            ),
+        ),
+        timed=True,
+    ),
+    Part(
+        "memory",
+        "memory",
+        25,
+        "`memory_reserved` over 10 epochs with two data workers, and after a capture that is made to fail",
+        (Table("memory", "MB reserved after each epoch:", ("captured", "capture fails")),),
+    ),
+    Part(
+        "steps",
+        "steps",
+        145,
+        "a training step by this project and by hand",
+        tuple(Table(key, f"A training step, {title}:", STEP_SIDES, STEP) for key, title in WORKS.items()),
+        timed=True,
+    ),
+    Part(
+        "stacks",
+        "stacks",
+        90,
+        "stacks of K members, against one run and against other ways to train many small models",
+        (
+            Table(
+                "stacks",
+                "MLP 64-64-64-10 on the digits, batch 64, members that differ in seed and learning rate:",
+                STACK_SIDES,
+                MEMBER_STEP,
+            ),
+        ),
+        timed=True,
+    ),
+    Part(
+        "whole_sweep",
+        "sweep",
+        35,
+        "a sweep of 256 jobs from the command to its end, with validation after each epoch, tracked in journals",
+        (
+            Table(
+                "whole_sweep",
+                "A whole sweep:",
+                ("jobs", "stacks", "capture", "seconds", "µs a member's step, all told", "journals"),
+            ),
+        ),
+        timed=True,
+    ),
+)

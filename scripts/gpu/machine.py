@@ -1,0 +1,57 @@
+"""The machine: whether it can run the check, and what it is.
+
+    python scripts/gpu/machine.py DEVICE FILE.json
+
+Ends with status 1 and one line where it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from requirements import requirements
+from results import Results
+
+
+def main() -> None:
+    device, file = sys.argv[1:]
+    named = {"torch": "torch", "numpy": "numpy"} | {each.module: each.package for each in requirements()}
+    missing = [package for module, package in named.items() if find_spec(module) is None]
+    if missing:
+        sys.exit(f"missing here: {', '.join(missing)}; docs/gpu.md says how to bring them as wheels")
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+        sys.exit(f"torch 2.11 or newer is needed; this is {torch.__version__}")
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    if device != "cpu" and not torch.cuda.is_available():
+        sys.exit(f"no CUDA device: torch {torch.__version__} ({built}) sees none")
+    facts = {
+        "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(device),
+        "python": sys.version.split()[0],
+        "torch": f"{torch.__version__}, {built}",
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": _said("git", "describe", "--always", "--dirty"),
+    }
+    if device != "cpu":
+        facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        facts["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    Results(Path(file)).change(lambda content: content.update(machine=facts))
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if value))
+
+
+def _said(*command: str) -> str | None:
+    """Return the first line that a program prints; None if there is no such program, or it fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("\n")[0] or None
+
+
+if __name__ == "__main__":
+    main()

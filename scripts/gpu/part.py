@@ -1,0 +1,81 @@
+"""A part of the check, seen from its own process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from catalog import PARTS
+from results import Results
+
+T = TypeVar("T")
+
+NEEDS_CUDA = "needs CUDA"
+
+
+@dataclass
+class Part:
+    """A part that runs.
+
+    Attributes:
+        name: of `catalog.PARTS`.
+        results: where the results go.
+        device: `cuda`, `cuda:1` or `cpu`.
+        quick: whether to use the smallest sizes.
+        folder: an empty folder for temporary files.
+        failures: what is wrong; a part with any fails at its end.
+    """
+
+    name: str
+    results: Results
+    device: str
+    quick: bool
+    folder: Path
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def cuda(self) -> bool:
+        return self.device != "cpu"
+
+    def size(self, full: T, quick: T) -> T:
+        """Return the one that is asked for."""
+        return quick if self.quick else full
+
+    def put(self, table: str, row: str, **values: Any) -> None:
+        """Write a row of a table into the results.
+
+        Args:
+            table: its key.
+            row: its name.
+            **values: `found`: a number or a text; `missing`: why there is none; `failed`: an error; or, of timings,
+                what `timing.take_turns` writes.
+        """
+        self.results.row(self.name, table, row, values)
+
+    def fail(self, reason: str) -> None:
+        """Note that something is wrong; the part goes on."""
+        print(f"WRONG: {reason}", flush=True)
+        self.failures.append(reason)
+
+
+def run(main: Callable[[Part], None]) -> NoReturn:
+    """Run the part that the command line names, and end the process; its last line says what is wrong."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=[part.name for part in PARTS])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    part = Part(options.name, Results(options.json), options.device, options.quick, options.folder)
+    main(part)
+    sys.exit("; ".join(part.failures) or 0)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's class and message, shortened."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

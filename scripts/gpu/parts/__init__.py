@@ -1,0 +1,1 @@
+"""Parts of the check: `python -m parts.MODULE NAME …` runs one."""

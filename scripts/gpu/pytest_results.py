@@ -1,0 +1,113 @@
+"""Pytest plugin that writes each test's result into the JSON file as it comes: `-p pytest_results --results FILE`.
+
+Of the tests that are chosen otherwise, `--share 1/4` runs the second of four shares. Tests that have a result in the
+file already are left out, so that a share whose process has ended is continued by another process. A process whose
+CUDA is in an error state runs no more tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results import Content, Results
+
+WAITING, RUNNING, WITHOUT = "waiting", "running", "without a result"
+Outcomes = dict[str, dict[str, Any]]
+
+
+def outcomes_of(content: Content) -> Outcomes:
+    """Return the results of the tests, by their ids."""
+    found: Outcomes = content.setdefault("parts", {}).setdefault("tests", {}).setdefault("each", {})
+    return found
+
+
+def count(content: Content) -> None:
+    """Bring the table of the tests up to date."""
+    outcomes = outcomes_of(content)
+    rows = content["parts"]["tests"].setdefault("tables", {}).setdefault("tests", {})
+    for row in ("passed", "failed", "skipped", WITHOUT):
+        names = [name.rpartition("/")[2] for name, own in outcomes.items() if own["outcome"] == row]
+        listed = f": {', '.join(names)}" if names and row in ("failed", WITHOUT) else ""
+        rows[row] = {"found": f"{len(names)}{listed}"}
+
+
+class Plugin:
+    """Writes the results of one share."""
+
+    def __init__(self, results: Results, share: int, shares: int) -> None:
+        self.results = results
+        self.share = share
+        self.shares = shares
+
+    @pytest.hookimpl(trylast=True)  # after those that choose by marks
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        own = items[self.share :: self.shares]
+        known = outcomes_of(self.results.read())
+        left = [item for item in own if known.get(item.nodeid, {}).get("outcome", WAITING) == WAITING]
+        config.hook.pytest_deselected(items=[item for item in items if item not in left])
+        items[:] = left
+
+        def change(content: Content) -> None:
+            for item in left:
+                outcomes_of(content)[item.nodeid] = {"outcome": WAITING, "share": self.share}
+            count(content)
+
+        self.results.change(change)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._note(report.nodeid, "failed", error=_last_line(report))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._note(nodeid, RUNNING)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._note(report.nodeid, "failed", error=_last_line(report), when=report.when, text=report.longreprtext)
+        elif report.when == "call" or report.skipped:
+            self._note(report.nodeid, report.outcome, seconds=round(report.duration, 2))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        result = yield
+        if is_broken():
+            item.session.shouldstop = "CUDA is in an error state"
+        return result
+
+    def _note(self, nodeid: str, outcome: str, **values: Any) -> None:
+        def change(content: Content) -> None:
+            outcomes_of(content)[nodeid] = {"outcome": outcome, "share": self.share, **values}
+            count(content)
+
+        self.results.change(change)
+
+
+def is_broken() -> bool:
+    """Return whether this process cannot use CUDA any more, after an error on the device."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _last_line(report: pytest.CollectReport | pytest.TestReport) -> str:
+    lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+    return lines[0].removeprefix("E ").strip()[:300] if lines else report.longreprtext.strip()[-300:]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", type=Path, required=True, help="the JSON file")
+    parser.addoption("--share", default="0/1", help="which of how many shares of the tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    share, shares = map(int, config.getoption("share").split("/"))
+    config.pluginmanager.register(Plugin(Results(config.getoption("results")), share, shares), "results-of-the-check")

@@ -1,0 +1,135 @@
+"""Tables of docs/gpu.md, filled from the results of the check.
+
+    python scripts/gpu/tables.py FILE.json [--page FILE]
+
+Writes the part of the page between its two markers, and keeps the results beside it, as docs/gpu.json, from which a
+test makes the page again. With `--page` another page is filled, and nothing is kept. What was not run stays "not yet
+run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from catalog import PARTS, TOTAL, Part, Table
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BEGIN, END = "<!-- results of scripts/gpu_check.sh -->", "<!-- end of the results -->"
+NOT_RUN = "not yet run"
+
+
+def fill(page: str, content: dict[str, Any]) -> str:
+    """Return the page with these results between its markers.
+
+    Raises:
+        ValueError: the page does not have both markers once.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end or BEGIN in rest or END in after:
+        raise ValueError(f"the page does not have {BEGIN!r} and then {END!r} once")
+    return f"{before}{begin}\n\n{chr(10).join(results(content))}\n{end}{after}"
+
+
+def results(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of all results."""
+    parts = content.get("parts", {})
+    yield from machine(content)
+    yield from table(["part", "what it does", "limit (s)", "state", "seconds"], [
+        [f"`{part.name}`", part.about, str(part.limit), state(parts.get(part.name)), seconds(parts.get(part.name))]
+        for part in PARTS
+    ])  # fmt: skip
+    for part in PARTS:
+        for each in part.tables:
+            yield from [each.title, ""]
+            yield from of(part, each, parts.get(part.name))
+
+
+def machine(content: dict[str, Any]) -> Iterator[str]:
+    """Yield what the results were measured on."""
+    if "machine" not in content:
+        yield from [f"Not yet run on a GPU. The whole check takes {TOTAL} s at most.", ""]
+        return
+    facts = ", ".join(f"{name} {value}" for name, value in content["machine"].items() if value is not None)
+    quick = " The sizes are the smallest ones: the figures mean little." if content.get("sizes") == "quick" else ""
+    yield from [f"Measured on: {facts}.{quick}", ""]
+
+
+def of(part: Part, each: Table, found: dict[str, Any] | None) -> Iterator[str]:
+    """Yield a table of a part."""
+    rows = (found or {}).get("tables", {}).get(each.key, {})
+    without = NOT_RUN if found is None else f"no result ({state(found)})"
+    if each.unit is None:
+        yield from table(["", "found"], [[name, finding(rows.get(name), without)] for name in each.rows])
+        return
+    header = ["", each.unit, "lowest to highest", "loss", "clock (MHz)"]
+    yield from table(header, [[name, *timing(rows.get(name), without)] for name in each.rows])
+
+
+def finding(row: dict[str, Any] | None, without: str) -> str:
+    """Return the cell of a finding."""
+    if row is None:
+        return without
+    return f"failed: {row['failed']}" if "failed" in row else str(row.get("found", row.get("missing")))
+
+
+def timing(row: dict[str, Any] | None, without: str) -> list[str]:
+    """Return the cells of a side's time."""
+    if row is None or "values" not in row:
+        return [finding(row, without), "", "", ""]
+    values, clocks = row["values"], [clock for clock in row["clocks"] if clock is not None]
+    return [
+        number(row["median"]) + (f" (then failed: {row['failed']})" if "failed" in row else ""),
+        f"{number(min(values))} to {number(max(values))}",
+        f"{row['loss']:.4g}{'' if row['same'] else ' (differs)'}",
+        f"{statistics.median(clocks):.0f}" if clocks else "",
+    ]
+
+
+def number(value: float) -> str:
+    """Return a time with three digits or more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def state(found: dict[str, Any] | None) -> str:
+    """Return what became of a part."""
+    if found is None:
+        return NOT_RUN
+    return f"{found['state']}: {found['error']}" if found.get("error") else str(found["state"])
+
+
+def seconds(found: dict[str, Any] | None) -> str:
+    """Return how long a part took."""
+    return "" if found is None or found.get("seconds") is None else f"{found['seconds']:.0f}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown, and an empty one."""
+    yield f"| {' | '.join(header)} |".replace("|  |", "| |")
+    yield "|" + "---|" * len(header)
+    for row in rows:
+        cells = [re.sub(r"\s+", " ", cell).replace("|", "\\|").strip() for cell in row]
+        yield f"| {' | '.join(cells)} |".replace("|  ", "| ")
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the results, as scripts/gpu_check.sh has written them")
+    parser.add_argument("--page", type=Path, help="another page to fill")
+    options = parser.parse_args()
+    text = options.file.read_text(encoding="utf-8")
+    page = options.page or DOCS / "gpu.md"
+    page.write_text(fill(page.read_text(encoding="utf-8"), json.loads(text)), encoding="utf-8")
+    if options.page is None:
+        (DOCS / "gpu.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
