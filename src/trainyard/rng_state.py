@@ -36,6 +36,12 @@ def cpu_states() -> CpuStates:
     return random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
 
 
+def drawn() -> tuple[Any, ...]:
+    """Return the positions of Python's and NumPy's generators, which are equal if nothing was drawn in between."""
+    python, numpy, _ = cpu_states()
+    return python, numpy[1].tobytes(), *numpy[2:]
+
+
 def set_cpu_states(states: CpuStates) -> None:
     """Put the generators that draw on the CPU into `states`."""
     random.setstate(states[0])

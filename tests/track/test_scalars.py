@@ -108,11 +108,10 @@ def test_tensors_are_read_together_as_they_are_one_by_one(values: Any, count: in
     tensors = [torch.full(shape, value).to(dtype) for value, dtype in values]
     if some_alone:
         tensors.append(torch.tensor(0.5))
-    found = scalars._read_stacked(tensors)
-    assert len(found) == len(tensors)
-    for number, tensor in zip(found, tensors, strict=True):
-        expected = tensor.expand(shape).double().tolist()
-        assert repr(number) in (repr(expected), repr([expected]))
+    found = scalars._begin_to_read(tensors, count)()
+    assert found.shape == (len(tensors), count)
+    for row, tensor in zip(found, tensors, strict=True):
+        assert repr(row.tolist()) == repr(tensor.expand(count).double().tolist())
 
 
 def make(

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
 
 from trainyard._torch_internals import foreach
 from trainyard.checks import boolean, choice, integer, number
+from trainyard.errors import Unfusable
 from trainyard.metrics import Metric, results_of
 from trainyard.runner import Runner, read
+from trainyard.runner.evaluation import Evaluation, Evaluator
 from trainyard.runner.hook import Hook
 
 log = logging.getLogger("trainyard")
 
 KINDS = ("exponential", "swa", "annealing")
+SHARED = ("kind", "begin", "interval", "by", "update_buffers", "gamma")
+"""Settings that all members of a stack have in common."""
 
 
 class EMA(Hook):
@@ -36,8 +39,10 @@ class EMA(Hook):
     Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); Izmailov et al.,
     "Averaging weights leads to wider optima and better generalization" (2018); MMEngine's `MomentumAnnealingEMA`.
 
-    The first update copies the weights; before it the model itself is evaluated. torch's `AveragedModel` holds the
+    The first update copies the weights; before it the model itself is evaluated. A copy of the model holds the
     average. A checkpoint contains both: a resumed run continues from the weights, `load_from` loads the average.
+
+    The number of updates is on the host. An update neither reads from the device nor copies to it.
 
     Args:
         decay: the share of the average that an update keeps, at least 0 and below 1.
@@ -76,10 +81,17 @@ class EMA(Hook):
         self.by = choice("by", by, ("iter", "epoch"))
         self.update_buffers = boolean("update_buffers", update_buffers)
         self.gamma = number("gamma", gamma, above=0)
-        self._raw = RawResults() if choice("evaluate", evaluate, ("average", "both")) == "both" else None
+        self._raw: RawResults | None = None
+        if choice("evaluate", evaluate, ("average", "both")) == "both":
+            self._raw = RawResults()
+            self.after_val_iter = (
+                self._evaluate_raw
+            )  # a stage of this setting alone: otherwise nobody reads predictions
         self._others: list[EMA] | None = None
-        self._average: AveragedModel | None = None
+        self._average: nn.Module | None = None
         self._updates = 0
+        self._least: dict[torch.dtype, Tensor] = {}
+        """`1 - decay` of each member of a stack, `[K]`, on the device, by dtype."""
 
     def before_train(self, runner: Runner) -> None:
         self._averaged(runner)
@@ -103,10 +115,6 @@ class EMA(Hook):
         if self._raw is not None and runner.training and self._began:
             self._raw.begin(runner)
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if self._raw is not None:
-            self._raw.process(data_batch, runner.val_loop.current)
-
     def after_idle_iter(self, runner: Runner, data_batch: Any) -> None:
         if self._raw is not None:
             self._raw.idle(data_batch)
@@ -117,77 +125,113 @@ class EMA(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if "eval_model" in checkpoint:
-            average = self._averaged(runner)
-            runner.eval_model = average.module
-            average.n_averaged.fill_(self._updates)
+            runner.eval_model = self._averaged(runner)
+        else:
+            self._updates = 0
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
         return () if self._raw is None else [raw(name) for name in names]
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        return {"updates": 0 if self._average is None else int(self._average.n_averaged)}
+        return {"updates": 0 if self._average is None else self._updates}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._updates = int(state["updates"])
 
     def stack(self, hooks: Sequence[Hook]) -> None:
         self._others = [hook for hook in hooks if isinstance(hook, EMA)]
+        for name in SHARED:
+            if len({getattr(hook, name) for hook in self._others}) > 1:
+                raise Unfusable(f"the members differ in {name} of their average (EMA); only its decay may differ")
 
     def keep(self, members: Sequence[int]) -> None:
         if self._others is not None:
             self._others = [self._others[index] for index in members]
-        stacked: Any = None if self._average is None or self._began else self._average.module
+            self._least = {}
+        stacked: Any = None if self._average is None or self._began else self._average
         if stacked is not None:  # not yet the `eval_model`, so the Runner does not select its members
             stacked.keep(members)
 
     @property
     def _began(self) -> bool:
-        return self._average is not None and int(self._average.n_averaged) > 0
+        return self._average is not None and self._updates > 0
+
+    def _evaluate_raw(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        assert self._raw is not None
+        self._raw.process(data_batch, runner.val_loop.current)
 
     def _due(self, count: int) -> bool:
         """Return whether there is an update after iteration (or epoch) number `count`."""
         return count >= self._first and (count - self._first) % self.interval == 0
 
+    @torch.no_grad()
     def _take_weights(self, runner: Runner) -> None:
-        assert self._average is not None
-        self._average.update_parameters(runner.model)
-        runner.eval_model = self._average.module
-
-    def _take_buffers(self, runner: Runner) -> None:
-        """Copy the model's buffers into the average, also between two updates."""
-        assert self._average is not None
-        for averaged, own in zip(self._average.module.buffers(), runner.model.buffers(), strict=True):
-            averaged.detach().copy_(own)
-
-    def _averaged(self, runner: Runner) -> AveragedModel:
-        if self._average is None:
-            update: Any = self._update
-            self._average = AveragedModel(runner.model, multi_avg_fn=update, use_buffers=self.update_buffers)
-        return self._average
+        """Update the average."""
+        average = self._averaged(runner)
+        averaged, own = self._tensors(average), self._tensors(runner.model)
+        if self._updates == 0:
+            foreach.copy_(averaged, own)
+        else:
+            alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+            for mine, weight in zip(averaged, own, strict=True):
+                averages, weights = alike.setdefault((mine.device, mine.dtype), ([], []))
+                averages.append(mine)
+                weights.append(weight)
+            for averages, weights in alike.values():
+                self._update(averages, weights)
+        if not self.update_buffers:
+            self._take_buffers(runner)
+        self._updates += 1
+        runner.eval_model = average
 
     @torch.no_grad()
-    def _update(self, averages: list[Tensor], weights: list[Tensor], _: Any) -> None:
+    def _take_buffers(self, runner: Runner) -> None:
+        """Copy the model's buffers into the average, also between two updates."""
+        if buffers := [*self._averaged(runner).buffers()]:
+            foreach.copy_(buffers, [*runner.model.buffers()])
+
+    def _averaged(self, runner: Runner) -> nn.Module:
+        if self._average is None:
+            foreach.resolve()
+            self._average = copy.deepcopy(runner.model)
+        return self._average
+
+    def _tensors(self, model: nn.Module) -> list[Tensor]:
+        """Return what is averaged of a model."""
+        return [*model.parameters(), *(model.buffers() if self.update_buffers else ())]
+
+    def _update(self, averages: list[Tensor], weights: list[Tensor]) -> None:
         """Update tensors of one dtype; integers, such as BatchNorm's count, are copied."""
-        assert self._average is not None
         if not (averages[0].is_floating_point() or averages[0].is_complex()):
             foreach.copy_(averages, weights)
-            return
-        updates = int(self._average.n_averaged)  # on the CPU: reading the argument would wait for the device
-        if self._others is None:
-            foreach.lerp_(averages, weights, self._share(updates))
-            return
-        shares = torch.tensor([hook._share(updates) for hook in self._others], dtype=torch.float64)
-        shares = shares.to(averages[0].device, averages[0].dtype)
-        for average, weight in zip(averages, weights, strict=True):
-            average.lerp_(weight, shares.view(-1, *[1] * (average.ndim - 1)))
+        elif self._others is None or self.kind == "swa":
+            foreach.lerp_(averages, weights, self._share())
+        else:
+            shares = self._shares(averages[0])
+            for average, weight in zip(averages, weights, strict=True):
+                average.lerp_(weight, shares.view(-1, *[1] * (average.ndim - 1)))
 
-    def _share(self, updates: int) -> float:
-        """Return the share of the distance to the weights that the next update moves, after `updates` updates."""
+    def _shares(self, tensor: Tensor) -> Tensor:
+        """Return the share of each member of a stack, `[K]`, in the dtype of `tensor`.
+
+        Each member's `1 - decay` is copied to the device once. What changes from update to update is one number for
+        all members, an argument of the kernel.
+        """
+        if (least := self._least.get(tensor.dtype)) is None:
+            decays = [1 - hook.decay for hook in self._others or ()]
+            least = torch.tensor(decays, dtype=torch.float64).to(tensor.device, tensor.dtype)
+            self._least[tensor.dtype] = least
+        return least.clamp_min(self._annealed()) if self.kind == "annealing" else least
+
+    def _share(self) -> float:
+        """Return the share of the distance to the weights that the next update moves."""
         if self.kind == "swa":
-            return 1 / (updates + 1)
-        if self.kind == "annealing":
-            return max(1 - self.decay, self.gamma / (self.gamma + updates * self.interval))
-        return 1 - self.decay
+            return 1 / (self._updates + 1)
+        return max(1 - self.decay, self._annealed()) if self.kind == "annealing" else 1 - self.decay
+
+    def _annealed(self) -> float:
+        """Return the share that `annealing` moves at least."""
+        return self.gamma / (self.gamma + self._updates * self.interval)
 
 
 class RawResults:
@@ -198,10 +242,13 @@ class RawResults:
 
     def __init__(self) -> None:
         self._predict: Callable[[Any], Any] | None = None
+        self._of: Mapping[str, Metric] = {}
         self._metrics: dict[str, dict[str, Metric]] = {}
+        self._evaluators: dict[str, Evaluator] = {}
+        self._evaluations: dict[str, Evaluation] = {}
 
     def begin(self, runner: Runner) -> None:
-        """Prepare model and metrics before the first batch."""
+        """Prepare for a validation: model, metrics and evaluation of each set."""
         evaluated = runner.eval_model
         try:
             runner.eval_model = runner.model
@@ -209,17 +256,19 @@ class RawResults:
         finally:
             runner.eval_model = evaluated
         runner.model.eval()
-        self._metrics = {split: copy.deepcopy(runner.metrics) for split in runner.sets("val")}
-        for metrics in self._metrics.values():
+        if self._of is not runner.metrics:
+            self._of = runner.metrics
+            self._metrics = {name: copy.deepcopy(runner.metrics) for name in runner.sets("val")}
+        for name, metrics in self._metrics.items():
             for metric in metrics.values():
                 metric.reset()
+            evaluator = self._evaluators.setdefault(name, runner.evaluator.another())
+            self._evaluations[name] = evaluator.begin(self._predict, metrics, watched=False)
 
     def process(self, batch: Any, split: str) -> None:
         """Evaluate a batch of this set."""
         if self._predict is not None:
-            outputs = self._predict(batch)
-            for metric in self._metrics[split].values():
-                metric.process(batch, outputs)
+            self._evaluations[split](batch)
 
     def idle(self, batch: Any) -> None:
         """Run a batch that does not count, so that all ranks make the same number of forward passes."""
@@ -231,6 +280,8 @@ class RawResults:
         if self._predict is None:
             return
         self._predict = None
+        for evaluation in self._evaluations.values():
+            evaluation.end()
         results: dict[str, Tensor] = {}
         for split, metrics in self._metrics.items():
             for name, value in results_of(metrics).items():

@@ -94,7 +94,7 @@ class Logger(Hook):
             runner.scalars.flush()
 
     def before_val(self, runner: Runner) -> None:
-        runner.scalars.flush()  # the evaluation may take long
+        runner.scalars.hand_over()  # the evaluation may take long
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "val")

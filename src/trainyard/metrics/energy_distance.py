@@ -20,6 +20,8 @@ class EnergyDistance(Metric):
     Source: Székely and Rizzo, Energy statistics: A class of statistics based on distances, 2013.
     """
 
+    capturable = True
+
     def process(self, batch: Any, outputs: Tensor) -> None:
         x, y = batch
         real, made = x.flatten(1).double(), outputs.flatten(1).double()

@@ -32,11 +32,14 @@ class Metric(ABC):
         state: name -> sum. Empty before the first batch.
         stackable: whether `process` takes the outputs of K members at once, `[K, ...]`. Where it does not, a stack
             gives each member its own metric.
+        capturable: whether `process` does nothing but `add` sums of tensors that are a function of the batch, the
+            outputs and the metric's settings. It then runs within a CUDA graph; others are processed after the graph.
         members: K where the outputs have a leading axis of K members, else None. The caller that gives stacked outputs
             to a stackable metric sets it.
     """
 
     stackable: bool = False
+    capturable: bool = False
     members: int | None = None
     prefix: str | None = None
 
@@ -99,6 +102,7 @@ class SumMetric(Metric):
     """
 
     stackable = True
+    capturable = True
     class_axis: ClassVar[bool] = True
     """Whether outputs have one axis more than the target, the last, for the classes."""
 
@@ -113,8 +117,10 @@ class SumMetric(Metric):
         return sums
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Drop an inherited `stacked_sums` from a class that defines its own `sums`."""
+        """Drop what a class inherits that does not hold for its own methods: `stacked_sums`, `capturable`."""
         super().__init_subclass__(**kwargs)
+        if {"process", "add"} & vars(cls).keys() and "capturable" not in vars(cls):
+            cls.capturable = False
         if "sums" in vars(cls) and "stacked_sums" not in vars(cls):
             setattr(cls, "stacked_sums", SumMetric.stacked_sums)  # noqa: B010 (a type checker refuses to assign it)
 

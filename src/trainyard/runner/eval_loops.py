@@ -67,18 +67,17 @@ class ValLoop:
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
         predict = self.predictor(runner, name)
-        metrics = runner.metrics
+        evaluate = runner.evaluator.begin(predict, runner.metrics, watched=bool(before_iter or after_iter))
         with torch.no_grad():
             for index, batch in enumerate(runner.loader(name).batches()):
                 for hook in before_iter:
                     hook(runner, index, batch)
-                outputs = predict(batch)
-                for metric in metrics.values():
-                    metric.process(batch, outputs)
+                outputs = evaluate(batch)
                 for hook in after_iter:
                     hook(runner, index, batch, outputs)
                 if runner.interrupted:
                     return
+            evaluate.end()
             for batch in runner.strategy.idle(runner.loader(name)):
                 predict(batch)  # another rank has one more batch, and a forward pass may need all ranks
                 runner.call("after_idle_iter", batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from trainyard.rng import derive
 from trainyard.runner import weights
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
+from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import sanity_check
@@ -202,7 +203,12 @@ class Runner(Parts):
         """
         model = self.eval_model if model is None else model
         predict = getattr(model, f"{split}_step", partial(call, model, mode="predict"))
-        return partial(make_precision(self.settings["precision"], self.device).forward, predict)
+        return Prediction(model, split, predict, make_precision(self.settings["precision"], self.device))
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Evaluates batches for the evaluation loops."""
+        return Evaluator.of(self)
 
     def record_array(self, name: str, value: Tensor) -> None:
         """Record a result that is not one number per member, such as a confusion matrix.

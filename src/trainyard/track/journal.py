@@ -18,9 +18,12 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from trainyard.errors import TrainyardError
+
+if TYPE_CHECKING:
+    from trainyard.track.stacked_points import StackedPoints
 
 FILE = "metrics.jsonl"
 
@@ -30,7 +33,7 @@ Point = tuple[int, int, float, tuple[str, ...], Sequence[float]]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 _BLOCK = 1 << 20
-_to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _NON_FINITE_REPR = ('":nan', '":inf', '":-inf')
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -114,14 +117,27 @@ class Journal:
                 form = self._forms.get(names) or self._form(names)
                 lines = "".join([form % (at, step, epoch, *values) for step, epoch, at, _, values in same])
             if not lines or any(name in lines for name in _NON_FINITE_REPR):
-                lines = "".join(
-                    [
-                        self._metrics(at, step, dict(zip(names, values, strict=True)), epoch)
-                        for step, epoch, at, _, values in same
-                    ]
-                )
+                lines = self._one_by_one(same)
             text += lines
         self._write(text)
+
+    def stacked_points(self, blocks: Sequence[StackedPoints], member: int) -> None:
+        """Record a member's points of a stack, as `points` does."""
+        text = ""
+        for block in blocks:
+            self._latest.update(block.latest(member))
+            if self.writes:
+                lines = block.text(member) if block.names and block.first > self._highest else None
+                text += self._one_by_one(block.points(member)) if lines is None else lines
+        self._write(text)
+
+    def _one_by_one(self, points: Sequence[Point]) -> str:
+        """Return the lines of points with numbers that are not finite, or that are in the file already."""
+        lines = [
+            self._metrics(at, step, dict(zip(names, values, strict=True)), epoch)
+            for step, epoch, at, names, values in points
+        ]
+        return "".join(lines)
 
     def _keep_latest(self, points: Sequence[Point]) -> None:
         names: tuple[str, ...] = ()
@@ -210,7 +226,7 @@ class Journal:
 
     def _form(self, names: tuple[str, ...]) -> str:
         """Return the `%` template of `_metrics` for points of these names whose values are all finite."""
-        values = ",".join(_to_json(name).replace("%", "%%") + ":%r" for name in names)
+        values = ",".join(to_json(name).replace("%", "%%") + ":%r" for name in names)
         form = self._forms[names] = f'{{"kind":"metrics","time":%r,"step":%d,"epoch":%d,"values":{{{values}}}}}\n'
         return form
 
@@ -247,9 +263,9 @@ class Journal:
 
 def _line(record: Record) -> str:
     try:
-        return _to_json(record) + "\n"
+        return to_json(record) + "\n"
     except ValueError:
-        return _to_json(encode(record)) + "\n"
+        return to_json(encode(record)) + "\n"
 
 
 def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, KeysView, Mapping, Sequence
-from itertools import chain
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain, groupby
+from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from trainyard.track.journal import Journal
+from trainyard.track.stacked_points import StackedPoints
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +31,8 @@ Number = float | list[float]
 """One number for all members, or one for each."""
 _Waiting = tuple[int, int, float, Mapping[str, Tensor], Number, dict[str, Number]]
 """Step, epoch, time, losses, learning rate, gauges."""
+_Point = tuple[int, int, float, tuple[str, ...], list[Any]]
+"""Step, epoch, time, and the names and values of metrics: one number for all members, or one for each."""
 
 
 class ScalarBuffer:
@@ -35,6 +43,9 @@ class ScalarBuffer:
     after the last reading, when 512 wait, and whenever a journal's `latest` is read or another record is written into
     it. So a journal is in order, and a checkpoint is never ahead of it.
 
+    The points of a stack are read for all members with one transfer, which the training does not wait for. A thread of
+    the buffer waits for it, and formats and writes the lines of each member, while the training continues.
+
     The thread that adds is the only one that reads; to others the numbers may be half a second old.
     """
 
@@ -43,6 +54,8 @@ class ScalarBuffer:
         self._owner = 0
         self._read_at = 0.0
         self._waiting: list[_Waiting] = []
+        self._writing: Future[None] | None = None
+        self._handed = 0
         self._kind = _Kind(())
         self._kinds: dict[tuple[str, ...], _Kind] = {}
         self._names: dict[tuple[str, ...], tuple[tuple[str, ...], list[int] | None]] = {}
@@ -73,16 +86,57 @@ class ScalarBuffer:
         rate = rates[0] if len(rates) == 1 else rates
         self._waiting.append((step, epoch, now, losses, rate, {name: gauge() for name, gauge in gauges.items()}))
         if len(self._waiting) >= MOST or not 0 <= now - self._read_at < SECONDS:
-            self.flush()
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Begin to write the points that wait; those of a single run are written when this returns."""
+        if not self._waiting or get_ident() != self._owner:
+            return
+        self._settle()
+        waiting, self._waiting = self._waiting, []
+        self._read_at = time.time()
+        tensors = [tensor for _, _, _, losses, _, _ in waiting for tensor in losses.values()]
+        journals = self._journals
+        if len(journals) == 1:
+            self._write(journals[0], self._points(waiting, _read(tensors)))
+        else:
+            numbers = _begin_to_read(tensors, len(journals))
+            self._handed = len(waiting)
+            self._writing = self._writer.submit(
+                lambda: self._write_stack(journals, self._points(waiting, [*numbers()]))
+            )
 
     def flush(self) -> None:
         """Read the points that wait and write them."""
-        if not self._waiting or get_ident() != self._owner:
-            return
-        waiting, self._waiting = self._waiting, []
-        self._read_at = time.time()
-        numbers = _read([tensor for _, _, _, losses, _, _ in waiting for tensor in losses.values()])
-        points: list[tuple[int, int, float, tuple[str, ...], list[Any]]] = []
+        if get_ident() == self._owner:
+            self.hand_over()
+            self._settle()
+
+    def salvage(self) -> None:
+        """Read what can be read of a run that has failed: its device may not answer any more."""
+        count = len(self._waiting) + (self._handed if self._writing is not None else 0)
+        try:
+            self.flush()
+        except Exception as error:
+            log.warning("The last %d points of the training are not in the journal: %s", count, error)
+
+    @cached_property
+    def _writer(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="journals of a stack")
+
+    def _settle(self) -> None:
+        """Wait until what was handed over is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _points(self, waiting: Sequence[_Waiting], numbers: list[Any]) -> list[_Point]:
+        """Return the points with the numbers of their losses, and the names that are recorded."""
+        points: list[_Point] = []
         names: tuple[str, ...] = ()
         places: list[int] | None = None
         of_losses: KeysView[str] | None = None
@@ -97,21 +151,22 @@ class ScalarBuffer:
             values.append(rate)
             values += gauges.values()
             points.append((step, epoch, at, names, values if places is None else [values[place] for place in places]))
-        columns = [values for *_, values in points]
-        if len(self._journals) == 1 and {*map(type, chain.from_iterable(columns))} == {float}:
-            self._journals[0].points(points)
-            return
-        for index, journal in enumerate(self._journals):
-            own = [[_own(value, index) for value in values] for values in columns]
-            journal.points([(*point[:4], values) for point, values in zip(points, own, strict=True)])
+        return points
 
-    def salvage(self) -> None:
-        """Read what can be read of a run that has failed: its device may not answer any more."""
-        count = len(self._waiting)
-        try:
-            self.flush()
-        except Exception as error:
-            log.warning("The last %d points of the training are not in the journal: %s", count, error)
+    @staticmethod
+    def _write(journal: Journal, points: list[_Point]) -> None:
+        """Write the points of a single run."""
+        if {*map(type, chain.from_iterable([values for *_, values in points]))} != {float}:
+            points = [(step, epoch, at, names, [*map(_own, values)]) for step, epoch, at, names, values in points]
+        journal.points(points)
+
+    @staticmethod
+    def _write_stack(journals: Sequence[Journal], points: list[_Point]) -> None:
+        """Write the points of several members."""
+        runs = [[*run] for _, run in groupby(points, itemgetter(3))]
+        blocks = [StackedPoints(run[0][3], [point[:3] for point in run], [point[4] for point in run]) for run in runs]
+        for member, journal in enumerate(journals):
+            journal.stacked_points(blocks, member)
 
     def _take_up(self, journals: Sequence[Journal]) -> None:
         self.flush()
@@ -174,20 +229,44 @@ class _Kind:
         self.careful = bool(self._copied)
 
 
-def _own(value: Number, index: int) -> float:
-    return float(value[index] if isinstance(value, list) else value)
+def _own(value: Number) -> float:
+    """Return the number of a single run."""
+    return float(value[0] if isinstance(value, list) else value)
 
 
 def _read(tensors: list[Tensor]) -> list[Number]:
-    """Return the numbers of tensors `[]` or `[K]`, with one synchronization."""
+    """Return the numbers of tensors `[]` or `[1]`, with one synchronization."""
     if all(tensor.is_cpu for tensor in tensors):
         return [tensor.tolist() for tensor in tensors]
-    return _read_stacked(tensors)
-
-
-def _read_stacked(tensors: list[Tensor]) -> list[Number]:
-    if len({(tensor.dtype, tensor.shape) for tensor in tensors}) > 1:
-        count = max(tensor.numel() for tensor in tensors)
-        tensors = [tensor.detach().reshape(-1).expand(count).to(torch.float64) for tensor in tensors]
-    numbers: list[Number] = torch.stack(tensors).detach().to(torch.float64).tolist()
+    numbers: list[Number] = _begin_to_read(tensors, 1)()[:, 0].tolist()
     return numbers
+
+
+def _begin_to_read(tensors: list[Tensor], members: int) -> Callable[[], npt.NDArray[np.float64]]:
+    """Begin to read N tensors `[]` or `[K]`: one transfer for all, with as many operations for any K.
+
+    Returns:
+        A function that waits for the transfer and returns the numbers, `[N, K]`.
+    """
+    alike: dict[tuple[torch.dtype, torch.Size], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        alike.setdefault((tensor.dtype, tensor.shape), []).append(place)
+    parts = [torch.stack([tensors[place] for place in places]).detach() for places in alike.values()]
+    rows = [part.to(torch.float64).reshape(len(part), -1).expand(-1, members) for part in parts]
+    table = torch.cat(rows) if rows else torch.zeros(0, members, dtype=torch.float64)
+    order = np.argsort([place for places in alike.values() for place in places])
+    event = None
+    if table.is_cuda:
+        host = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+        host.copy_(table, non_blocking=True)
+        event = torch.cuda.current_stream(table.device).record_event()
+    else:
+        host = table.cpu()
+
+    def read() -> npt.NDArray[np.float64]:
+        if event is not None:
+            event.synchronize()
+        numbers: npt.NDArray[np.float64] = host.numpy()[order]
+        return numbers
+
+    return read

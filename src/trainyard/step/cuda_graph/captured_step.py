@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard._torch_internals import foreach
 from trainyard.models.base import total_loss
-from trainyard.rng_state import cpu_states
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
 from trainyard.step.cuda_graph.graph_hyperparameters import (
     GraphHyperparameters,
@@ -250,7 +250,7 @@ class CapturedStep(AccumulatedStep):
 
     def _warm_up(self, batch: Any, place: GroupPosition, *, judge: bool) -> dict[str, Tensor]:
         """Run a warm-up step before the capture; the last of them decides whether there can be one."""
-        drawn = _drawn() if judge else None
+        drawn = rng_state.drawn() if judge else None
         outputs, reason = self._graph.warm_up(lambda: self._work(batch, place))
         if place.last and self._hyperparameters is None:
             outputs |= self._update()
@@ -262,7 +262,7 @@ class CapturedStep(AccumulatedStep):
             reason = reason or self._elsewhere(outputs)
             if changed is not None:
                 reason = f"the model's code changes {changed}"
-            elif drawn != _drawn():
+            elif drawn != rng_state.drawn():
                 reason = "it draws random numbers on the CPU"
             if reason is not None:
                 self._refuse(reason)
@@ -363,12 +363,6 @@ class _Outputs:
         for names, stack in self.stacks:
             found.update(zip(names, stack.clone().unbind(0), strict=True))
         return {name: found[name] for name in self.outputs}
-
-
-def _drawn() -> tuple[Any, ...]:
-    """Return the positions of Python's and NumPy's generators."""
-    python, numpy, _ = cpu_states()
-    return python, numpy[1].tobytes(), *numpy[2:]
 
 
 def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:

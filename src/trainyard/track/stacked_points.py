@@ -1,0 +1,76 @@
+"""Points of the members of a stack: the lines of many journals from one table of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainyard.track.journal import Point, to_json
+
+
+class StackedPoints:
+    """Consecutive points of the same names, for K members.
+
+    What the members have in common is formatted once; the rest of a member's lines takes one operation.
+
+    Args:
+        names: of the metrics.
+        places: step, epoch and time (unix seconds) of each point.
+        values: of each point a value for each name: one number for all members, or a list or an array of K.
+
+    Attributes:
+        first: the least step.
+        names: of the metrics.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], places: Sequence[tuple[int, int, float]], values: Sequence[Sequence[Any]]
+    ) -> None:
+        self.first = min(step for step, _, _ in places)
+        self.names = names
+        self._places = places
+        self._values = values
+        labels = [to_json(name).replace("%", "%%") for name in names]
+        lines = []
+        own = []
+        finite = True
+        for (step, epoch, at), row in zip(places, values, strict=True):
+            texts = []
+            for value in row:
+                if _is_own(value):
+                    own.append(value)
+                    texts.append("%r")
+                else:
+                    finite = finite and math.isfinite(value)
+                    texts.append(repr(float(value)))
+            fields = ",".join([f"{label}:{text}" for label, text in zip(labels, texts, strict=True)])
+            lines.append(f'{{"kind":"metrics","time":{at!r},"step":{step},"epoch":{epoch},"values":{{{fields}}}}}\n')
+        self._form = "".join(lines)
+        table = np.array(own, dtype=np.float64)
+        self._columns: list[list[float]] = table.T.tolist()
+        self._finite: bool | list[bool] = (np.isfinite(table).all(0) & finite).tolist() if own else finite
+
+    def text(self, member: int) -> str | None:
+        """Return a member's lines in its journal; None if a number is not finite."""
+        finite = self._finite[member] if isinstance(self._finite, list) else self._finite
+        own = self._columns[member] if self._columns else ()
+        return self._form % tuple(own) if finite else None
+
+    def points(self, member: int) -> list[Point]:
+        """Return a member's points."""
+        return [(*place, self.names, _of(row, member)) for place, row in zip(self._places, self._values, strict=True)]
+
+    def latest(self, member: int) -> dict[str, float]:
+        """Return a member's latest values."""
+        return dict(zip(self.names, _of(self._values[-1], member), strict=True))
+
+
+def _is_own(value: Any) -> bool:
+    return isinstance(value, list | np.ndarray)
+
+
+def _of(row: Sequence[Any], member: int) -> list[float]:
+    return [float(value[member] if _is_own(value) else value) for value in row]
