@@ -153,6 +153,7 @@ def test_a_norm_leaves_evaluation_mode_with_its_parameters() -> None:
 
 SCHEDULES: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
+    "constant": Schedule,
     "epoch": lambda: Schedule(partial(ExponentialLR, gamma=0.5), by="epoch"),
     "iter": lambda: Schedule(partial(CosineAnnealingLR, T_max="auto"), by="iter"),
     "plateau": lambda: Plateau(patience=0, threshold=10.0, factor=0.5),
@@ -188,6 +189,7 @@ class Stop(Hook):
     ("schedule", "more"),
     [
         ("none", {"optim": SGD | PARAMWISE, "accumulate": 2}),
+        ("constant", {"optim": SGD}),
         ("epoch", {"optim": ADAM, "clip_grad_norm": 0.5}),
         ("iter", {"optim": SGD}),
         ("plateau", {"optim": ADAGRAD}),

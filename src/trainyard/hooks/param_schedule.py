@@ -46,7 +46,7 @@ class ParamSchedule(Hook):
         schedule, groups = runner.schedule, runner.optimizer.param_groups
         assert schedule is not None
         rows = schedule.row(index)
-        if len(rows) != len(groups) and not schedule.constant:  # a hook has added some
+        if len(rows) != len(groups):  # a hook has added some
             schedule.follow(runner.optimizer)
             rows = schedule.row(index)
         for group, row in zip(groups, rows, strict=True):

@@ -85,7 +85,7 @@ def _some(names: Iterable[str]) -> str:
 def _schedule(runner: Runner) -> None:
     """Write the present row of the schedule into the new groups, if a hook does so for the others."""
     schedule = runner.schedule
-    if schedule is None or schedule.constant or "param_schedule" not in runner.dispatch.hooks:
+    if schedule is None or "param_schedule" not in runner.dispatch.hooks:
         return
     schedule.follow(runner.optimizer)
     index = runner.iter if (schedule.by or runner.train_loop.unit) == "iter" else runner.epoch
