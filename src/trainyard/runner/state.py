@@ -162,9 +162,9 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
     _check_equal("optimiser", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
-    rates = _rates(optimizer)
     saved = _untyped(state["optimizer"])
     bound = identity.bind(member.model, optimizer, member.beginning, state.get("parameters"), saved)
+    rates = _rates(optimizer)
     saved = optimizer_state(bound.optimizer(saved), optimizer)
     without_dynamo.method(optimizer, "load_state_dict")(saved)
     if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
