@@ -12,6 +12,7 @@ from torch import nn
 from trainyard.data import Loader
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer
+from trainyard.optim.identity import Beginning
 from trainyard.runner.member import Member
 from trainyard.runner.parts import Parts
 from trainyard.runner.runner import member_arguments
@@ -59,7 +60,11 @@ class StackMember(Member):
 
     @property
     def optimizer(self) -> MemberOptimizer:
-        return MemberOptimizer(self._stack.optimizer, self.index, self._stack.optimizer_kind)
+        return MemberOptimizer(self._stack.optimizer, self.index, self._stack.optimizer_kind, self._stack.stack)
+
+    @cached_property
+    def beginning(self) -> Beginning:
+        return Beginning.of(self.model, self.optimizer)  # what a stack trains does not change
 
     @property
     def schedule(self) -> Any:
@@ -145,8 +150,9 @@ class MemberOptimizer:
         kind: the name of the class that the optimizer of a single run has.
     """
 
-    def __init__(self, stacked: StackedOptimizer, index: int, kind: str) -> None:
+    def __init__(self, stacked: StackedOptimizer, index: int, kind: str, model: StackedModel) -> None:
         self._stacked = stacked
+        self._model = model
         self._index = index
         self.kind = kind
         self.defaults = stacked.defaults
@@ -154,6 +160,12 @@ class MemberOptimizer:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return self._stacked.member_param_groups(self._index)
+
+    @property
+    def parameter_names(self) -> list[list[str]]:
+        """The names, by group, that the parameters have in the member's model."""
+        names = self._model.names
+        return [[names[id(stack)] for stack in group["params"]] for group in self._stacked.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         return self._stacked.member_state_dict(self._index)

@@ -60,6 +60,11 @@ class StackedModel(nn.Module):
         return len(self.models)
 
     @property
+    def names(self) -> dict[int, str]:
+        """The members' names of the stacks, by the id of the stack."""
+        return {id(stack): name.removeprefix("model.") for name, stack in self._stacks.items()}
+
+    @property
     def code(self) -> nn.Module:
         """Module whose code all members run; its own tensors are on the meta device."""
         return self._templates[0]

@@ -19,6 +19,7 @@ from trainyard.hooks.progress import Progress
 from trainyard.hooks.runtime_info import RuntimeInfo
 from trainyard.hooks.system_metrics import SystemMetrics
 from trainyard.hooks.test_time_augmentation import TestTimeAugmentation
+from trainyard.hooks.unfreeze import Unfreeze
 from trainyard.runner.hook import Hook
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "RuntimeInfo",
     "SystemMetrics",
     "TestTimeAugmentation",
+    "Unfreeze",
 ]

@@ -37,7 +37,7 @@ class Norms(Hook):
         self._due = False
         self._measure: _Measure | None = None
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:  # between two, parameters may be unfrozen
         # A stacked model has its members' names, with slashes instead of dots.
         named = {name.replace("/", "."): weight for name, weight in runner.model.named_parameters()}
         self._modules = _grouped({name: weight for name, weight in named.items() if weight.requires_grad})

@@ -43,6 +43,11 @@ class ParamSchedule(Hook):
 
     @staticmethod
     def _apply(runner: Runner, index: int) -> None:
-        assert runner.schedule is not None
-        for group, row in zip(runner.optimizer.param_groups, runner.schedule.row(index), strict=True):
+        schedule, groups = runner.schedule, runner.optimizer.param_groups
+        assert schedule is not None
+        rows = schedule.row(index)
+        if len(rows) != len(groups):  # a hook has added some
+            schedule.follow(runner.optimizer)
+            rows = schedule.row(index)
+        for group, row in zip(groups, rows, strict=True):
             group.update(row)

@@ -25,9 +25,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> str:
     """Exclude the parameters that match a pattern from training.
 
     They have no gradients, and the optimizer does not get them. A module that matches a pattern itself, or all of whose
-    parameters are frozen, is kept in evaluation mode: the running statistics of its BatchNorm are used and not
-    updated, and its dropout drops nothing. `frozen_stages` and `norm_eval` of the OpenMMLab networks do the
-    same.
+    parameters are frozen, is kept in evaluation mode as long as none of its parameters is trained: the running
+    statistics of its BatchNorm are used and not updated, and its dropout drops nothing. `frozen_stages` and `norm_eval`
+    of the OpenMMLab networks do the same.
 
     Args:
         model: changed in place.
@@ -74,5 +74,55 @@ def _train(model: nn.Module, still: Sequence[str], mode: bool = True) -> nn.Modu
     """Set the model's training mode, except for the modules that stay in evaluation mode."""
     type(model).train(model, mode)
     for name in still:
-        model.get_submodule(name).train(False)
+        module = model.get_submodule(name)
+        if not any(parameter.requires_grad for parameter in module.parameters()):  # some may be unfrozen by now
+            module.train(False)
     return model
+
+
+def unfreeze(model: nn.Module, patterns: Sequence[str], key: str = "unfreeze") -> list[str]:
+    """Train the parameters that match a pattern: they get gradients, and their modules leave evaluation mode.
+
+    An optimizer that does not hold them yet has to be given them; `Runner.unfreeze` does so.
+
+    Args:
+        model: changed in place.
+        patterns: as `freeze` takes them.
+        key: of the patterns, for errors.
+
+    Returns:
+        The names of the parameters that were frozen before.
+
+    Raises:
+        ConfigError: not a list of strings, or a pattern that matches no parameter.
+    """
+    changed = [name for name in fitting_parameters(model, patterns, key) if not model.get_parameter(name).requires_grad]
+    for name in changed:
+        model.get_parameter(name).requires_grad_(True)
+    model.train(model.training)
+    return changed
+
+
+def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
+    """Return the names of the parameters that match a pattern, or lie in a module that does, in the model's order.
+
+    Raises:
+        ConfigError: under `key`: not a list of strings, or a pattern that matches no parameter.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen = set[int]()
+    for pattern in listed(key, patterns):
+        inside = [
+            parameter
+            for name, module in modules.items()
+            if fits(pattern, name, module)
+            for parameter in module.parameters()
+        ]
+        found = {id(parameter) for parameter in inside} | {
+            id(each) for name, each in parameters.items() if fits(pattern, name)
+        }
+        if not found:
+            raise unknown(key, pattern, modules, parameters)
+        chosen |= found
+    return [name for name, parameter in model.named_parameters() if id(parameter) in chosen]

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from trainyard.config.build import build as config_build
 from trainyard.config.build import is_node
 from trainyard.errors import ConfigError
 from trainyard.optim import without_dynamo
+from trainyard.optim.fused_steps import SGD, SUBSTITUTES
 from trainyard.optim.paramwise import Paramwise
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def from_config(node: Any, key: str = "optim") -> Any:
 def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Module | None = None) -> Optimizer:
     """Build the optimizer on `params`.
 
+    Fused SGD and Adagrad are those of `trainyard.optim.fused_steps`, which train what torch's default steps train.
+
     Two switches follow the parameters. Where torch refuses `fused=True` for them (their device, or their dtype), the
     optimizer is built without it, and the log says so. Where a class has no fused kernels and `foreach` is left open
     (None), it is set for small models on the CPU, which torch leaves to a slower loop.
@@ -75,24 +78,42 @@ def build(partial: Callable[..., Optimizer], params: Iterable[Any], model: nn.Mo
             message does not name it.
     """
     partial, rules = _split(partial)
-    params = [_listed(item) for item in params]
+    partial = _substituted(partial)
+    listed = [_listed(item) for item in params]
     if rules is not None:
-        if model is None:
-            raise TypeError("paramwise rules need the model")
-        numbers = _defaults(partial) | getattr(partial, "keywords", {})
-        try:
-            params = rules.groups(model, params, numbers)
-        except ConfigError as error:
-            raise error.under("paramwise") from None
-    optimizer = _construct(partial, params)
+        listed = _ruled(rules, partial, listed, model)
+    optimizer = _construct(partial, listed)
     refusal = _refusal_of_fused(optimizer)
     if refusal is not None:
         log.warning("%s without fused=True: %s", type(optimizer).__name__, refusal)
-        optimizer = _construct(functools.partial(partial, fused=None), params)
+        optimizer = _construct(functools.partial(partial, fused=None), listed)
     if _foreach_pays(optimizer):
         for numbers in (optimizer.defaults, *optimizer.param_groups):
             numbers["foreach"] = True
     return optimizer
+
+
+def groups_of(partial: Any, params: Sequence[Any], model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups for parameters that join an optimizer later.
+
+    Args:
+        partial: what the optimizer was built from, as `build` takes it; or the optimizer itself, which has no rules.
+        params: the parameters, in the model.
+        model: gives them their names.
+    """
+    partial, rules = _split(partial)
+    return [{"params": list(params)}] if rules is None else _ruled(rules, partial, params, model)
+
+
+def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence[Any], model: nn.Module | None) -> Any:
+    """Return the groups that `paramwise` makes."""
+    if model is None:
+        raise TypeError("paramwise rules need the model")
+    numbers = _defaults(partial) | getattr(partial, "keywords", {})
+    try:
+        return rules.groups(model, params, numbers)
+    except ConfigError as error:
+        raise error.under("paramwise") from None
 
 
 def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer], Paramwise | None]:
@@ -107,6 +128,13 @@ def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer],
     if not isinstance(given, Mapping):
         raise ConfigError("paramwise", given, "a mapping of rules, or null")
     return partial, config_build({"_target_": Paramwise, **given}, "paramwise")
+
+
+def _substituted(partial: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """Return the partial with the class that takes the place of torch's where `fused=True`."""
+    if not isinstance(partial, functools.partial) or not partial.keywords.get("fused"):
+        return partial
+    return functools.partial(SUBSTITUTES.get(partial.func, partial.func), *partial.args, **partial.keywords)
 
 
 def _listed(item: Any) -> Any:
@@ -148,6 +176,8 @@ def _refusal_of_fused(optimizer: Optimizer) -> str | None:
     """
     if not optimizer.defaults.get("fused"):
         return None
+    if isinstance(optimizer, SGD) and any(group["dampening"] != 0 for group in optimizer.param_groups):
+        return "with a dampening, it fails where a parameter gets its first gradient later than others"
     kinds = {(param.device, param.dtype) for group in optimizer.param_groups for param in group["params"]}
     for device, dtype in kinds:
         probe = torch.zeros(1, device=device, dtype=dtype, requires_grad=dtype.is_floating_point or dtype.is_complex)

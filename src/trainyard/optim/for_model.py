@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from trainyard.errors import ConfigError
-from trainyard.optim.build import build, from_config
-from trainyard.optim.several import OptimizerDict, build_several
+from trainyard.optim import without_dynamo
+from trainyard.optim.build import build, from_config, groups_of
+from trainyard.optim.identity import optimizers_of
+from trainyard.optim.several import OptimizerDict, build_several, owner
 
 
 def for_model(given: Any, model: nn.Module) -> Optimizer:
@@ -42,3 +44,21 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         return build_several(part, model) if isinstance(part, Mapping) else build(part, parameters, model)
     except ConfigError as error:
         raise error.under("optim") from None
+
+
+def add(optimizer: Optimizer, given: Any, model: nn.Module, names: Sequence[str]) -> None:
+    """Give an optimizer further parameters of its model, in new groups, with the numbers that it was built with.
+
+    Args:
+        optimizer: the result of `for_model`.
+        given: what it was made from; its `paramwise` rules hold for the new groups too.
+        model: the same.
+        names: of the parameters.
+    """
+    part = from_config(given)
+    for name, own in optimizers_of(optimizer).items():
+        parameters = [model.get_parameter(each) for each in names if not name or owner(model, each) == name]
+        if not parameters:
+            continue
+        for group in groups_of(part[name] if isinstance(part, Mapping) else part, parameters, model):
+            without_dynamo.method(own, "add_param_group")(group)

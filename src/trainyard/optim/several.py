@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.optim import without_dynamo
 from trainyard.optim.build import build
 from trainyard.schedules import Schedule
@@ -47,6 +47,16 @@ class OptimizerDict(Optimizer):
         for optimizer in self.optimizers.values():
             optimizer.step()
         return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: a group belongs to one of the optimizers.
+
+        Raises:
+            TrainyardError: always.
+        """
+        raise TrainyardError(
+            f"add_param_group is called on one of runner.optimizer.optimizers: {', '.join(self.optimizers)}."
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.optimizers.values():
@@ -92,12 +102,8 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
             )
     parts: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
     for path, parameter in model.named_parameters():
-        owners = [name for name, patterns in groups.items() if _belongs(path, patterns)]
-        if parameter.requires_grad and len(owners) != 1:
-            found = _listed(owners) or "no entry"
-            raise ValueError(f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must be to one")
         if parameter.requires_grad:
-            parts[owners[0]].append(parameter)
+            parts[owner(model, path)].append(parameter)
     made = {}
     for name, parameters in parts.items():
         if not callable(partials.get(name)):
@@ -107,6 +113,20 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
         except ConfigError as error:
             raise error.under(name) from None
     return OptimizerDict(made)
+
+
+def owner(model: nn.Module, path: str) -> str:
+    """Return the entry of the model's `optimizer_groups` to which the parameter of this name belongs.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    groups: Mapping[str, Any] = getattr(model, "optimizer_groups", {})
+    owners = [name for name, patterns in groups.items() if _belongs(path, patterns)]
+    if len(owners) != 1:
+        kind, found = type(model).__name__, _listed(owners) or "no entry"
+        raise ValueError(f"{kind}.optimizer_groups: the parameter {path} belongs to {found}; it must be to one")
+    return owners[0]
 
 
 def _belongs(path: str, patterns: str | Iterable[str]) -> bool:
@@ -177,6 +197,13 @@ class ScheduleDict(Schedule):
                 )
             except ConfigError as error:
                 raise error.under(name) from None
+        self._counts = {name: len(it.param_groups) for name, it in optimizer.optimizers.items()}
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take in the parameter groups that the optimizers were given since; see `Schedule.follow`."""
+        assert isinstance(optimizer, OptimizerDict)
+        for name, schedule in self._schedules.items():
+            schedule.follow(optimizer.optimizers[name])
         self._counts = {name: len(it.param_groups) for name, it in optimizer.optimizers.items()}
 
     def row(self, index: int) -> list[dict[str, Any]]:

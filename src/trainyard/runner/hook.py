@@ -62,6 +62,9 @@ class Hook:
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         """Restore what `state_dict` returned, for one member."""
 
+    def sanity_check(self, runner: Any) -> None:
+        """Test before the training what only this hook needs, such as its patterns; raise `ConfigError` if it fails."""
+
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
         """Return the names of what this hook itself records at a validation, given those of the metrics' results."""
         return ()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.errors import ConfigError
+from trainyard.optim.identity import Beginning
 from trainyard.runner.weights import LoadFrom
 from trainyard.track import Journal, RunInfo, Status, Tracker
 
@@ -108,6 +109,11 @@ class Member:
     def optimizer(self) -> Any:
         """The optimizer; for a stack, a view with `param_groups`, `state_dict` and `load_state_dict`."""
         return self.runner.optimizer
+
+    @property
+    def beginning(self) -> Beginning:
+        """What was trained when the optimizer was built."""
+        return self.runner.beginning
 
     @property
     def schedule(self) -> Any:

@@ -23,6 +23,7 @@ from trainyard.models import has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
+from trainyard.optim.identity import Beginning
 from trainyard.rng import derive
 from trainyard.runner.agreement import hooks_of_rank
 from trainyard.runner.contract import EvalLoop, Loop, checked
@@ -113,6 +114,11 @@ class Parts:
     def make_optimizer(self) -> Optimizer:
         """Return the optimizer of the model's parameters, as configured or given."""
         return optimizers.for_model(self.settings["optim"], self.model)
+
+    @cached_property
+    def beginning(self) -> Beginning:
+        """What was trained when the optimizer was built."""
+        return Beginning.of(self.model, self.optimizer)
 
     @cached_property
     def schedule(self) -> Schedule | Plateau | None:

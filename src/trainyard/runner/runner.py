@@ -20,7 +20,7 @@ from trainyard.distributed import as_strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
-from trainyard.runner import weights
+from trainyard.runner import unfreezing, weights
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
@@ -34,6 +34,9 @@ from trainyard.track import NoTracker, RunInfo, Tracker
 from trainyard.track.scalars import ScalarBuffer
 
 log = logging.getLogger(__name__)
+
+_CHANGES = ("before_train_epoch", "after_train_epoch")
+"""Stages after whose hooks the optimizer is given parameters that were unfrozen."""
 
 
 class Runner(Parts):
@@ -193,6 +196,26 @@ class Runner(Parts):
     def call(self, stage: str, *args: Any, **kwargs: Any) -> None:
         """Call the hooks of a stage."""
         self.dispatch.call(stage, self, *args, **kwargs)
+        if stage in _CHANGES:
+            unfreezing.notice(self)
+
+    def unfreeze(self, patterns: Sequence[str]) -> list[str]:
+        """Train the parameters that match a pattern from the next step on, in parameter groups of their own.
+
+        They have the numbers that the optimizer was built with, its `paramwise` rules included, and a schedule drives
+        them as though they had been there from the beginning. A parameter that is trained already stays as it is. A
+        checkpoint holds what is trained.
+
+        Args:
+            patterns: as for `freeze`: globs for names or classes of modules, or for names of parameters.
+
+        Returns:
+            The names of the parameters that were frozen before.
+
+        Raises:
+            ConfigError: a pattern matches no parameter, or the run is on several devices.
+        """
+        return unfreezing.unfreeze(self, patterns)
 
     def predict_step(self, split: str, model: nn.Module | None = None) -> Callable[[Any], Any]:
         """Return the function from a batch to predictions: `val_step` or `test_step`, under the run's precision.
@@ -235,7 +258,7 @@ class Runner(Parts):
             _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
         if mode == "train":
-            _ = self.optimizer, self.schedule, self.step
+            _ = self.optimizer, self.beginning, self.schedule, self.step
             sanity_check(self)
             rank = self.strategy.rank  # the first rank draws what one device draws
             rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
@@ -255,6 +278,8 @@ class Runner(Parts):
             try:
                 self.call("before_train")
                 self.train_loop.run(self)
+                if not self.stopping:
+                    unfreezing.check_none_missed(self)
                 self.call("after_train")
                 self.scalars.flush()
             except BaseException:

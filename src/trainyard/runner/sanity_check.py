@@ -31,6 +31,11 @@ def sanity_check(runner: Runner) -> None:
             names = runner.val_loop.sanity_check(runner)
             further = [getattr(hook, "metric_names", _nothing)(names) for hook in runner.dispatch.hooks.values()]
             known = [*names, *(name for more in further for name in more)]
+    for name, hook in runner.dispatch.hooks.items():
+        try:
+            getattr(hook, "sanity_check", _nothing)(runner)
+        except ConfigError as error:
+            raise error.under(f"hook.{name}") from None
     for key, name in _watched(runner):
         if key == "objective":
             if runner.has_split("val") and name not in names:

@@ -15,9 +15,10 @@ from trainyard import rng_state
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
-from trainyard.optim import without_dynamo
+from trainyard.optim import identity, without_dynamo
 from trainyard.runner import checkpoint, weights
 from trainyard.runner.member import Member
+from trainyard.schedules.plateau import in_group_order
 from trainyard.track import journal
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
         "batches": len(runner.loader("train")),
         "model": member.model.state_dict(),
         "optimizer": without_dynamo.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
+        "parameters": identity.record(member.model, member.optimizer, member.beginning),
         "schedule": {"type": _name(member.schedule)} | (member.schedule.state_dict() if member.schedule else {}),
         "step": member.step_state(),
         "loop": runner.train_loop.state_dict(),
@@ -160,15 +162,17 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
     _check_equal("optimiser", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
+    saved = _untyped(state["optimizer"])
+    bound = identity.bind(member.model, optimizer, member.beginning, state.get("parameters"), saved)
     rates = _rates(optimizer)
-    saved = optimizer_state(_untyped(state["optimizer"]), optimizer)
+    saved = optimizer_state(bound.optimizer(saved), optimizer)
     without_dynamo.method(optimizer, "load_state_dict")(saved)
     if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
         kept = ", ".join(f"{rate:g}" for rate in _rates(optimizer))
         log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
     if schedule is not None:
-        schedule.load_state_dict(_untyped(state["schedule"]))
-    member.load_step_state(state["step"])
+        schedule.load_state_dict(in_group_order(_untyped(state["schedule"]), bound.groups))
+    member.load_step_state(bound.step(state["step"]))
     runner.train_loop.load_state_dict(state["loop"])
     member.load_state_dict(state["member"])
     member.load_hook_states(state["hooks"])

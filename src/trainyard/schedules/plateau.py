@@ -11,11 +11,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from trainyard.checks import choice, integer, number
 from trainyard.errors import ConfigError
 from trainyard.schedules.schedule import Row
-from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, standin_of
+from trainyard.schedules.standin import PARAMS, entry, groups_of, joined_entry, numbers, plain, standin_of
 from trainyard.schedules.window import Unit
 
 _MODES: dict[str, Literal["min", "max"]] = {"minimize": "min", "maximize": "max"}
 _HISTORY = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
+def in_group_order(state: dict[str, Any], groups: Sequence[int]) -> dict[str, Any]:
+    """Return the state of a schedule with its values, if it has one for each parameter group, in another order.
+
+    Args:
+        state: of any schedule.
+        groups: for each group the number that it has in `state`.
+    """
+    return {**state, "values": [state["values"][number] for number in groups]} if "values" in state else state
 
 
 class Plateau:
@@ -108,11 +118,32 @@ class Plateau:
             raise ConfigError("min_lr", floors, f"one number, or one for each of the {len(groups)} parameter groups")
         self._standin = standin_of(groups, numbers(optimizer.defaults), self._param)
         self._scheduler = ReduceLROnPlateau(self._standin, mode=self._mode or _MODES[direction], **self._arguments)
+        self._joined: list[dict[str, Any]] = []
         self._row = self._read()
 
     def row(self, index: int) -> Row:
         """Return the current values for each parameter group, for any `index`: `[{"lr": …}, …]`."""
         return self._row
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take in the parameter groups that the optimizer was given since; each begins with its own number.
+
+        Raises:
+            ConfigError: `min_lr` is a list, which has no value for them.
+        """
+        self._join(groups_of(optimizer)[len(self._groups) :])
+
+    def _join(self, added: list[dict[str, Any]]) -> None:
+        if not added:
+            return
+        self._groups += added
+        self._joined += added
+        floors = self._arguments["min_lr"]
+        if isinstance(floors, list):
+            raise ConfigError("min_lr", floors, f"one number: there are {len(self._groups)} parameter groups by now")
+        for group in standin_of(added, {}, self._param).param_groups:
+            self._standin.add_param_group(dict(group))
+        self._row = self._read()
 
     def observe(self, value: float) -> None:
         """Read the metric's next value, and lower the learning rate if it is due."""
@@ -122,10 +153,12 @@ class Plateau:
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers and observations; plain data."""
         history = {key: getattr(self._scheduler, key) for key in _HISTORY}
-        return {"values": [group["lr"] for group in self._standin.param_groups], "history": history}
+        values = [group["lr"] for group in self._standin.param_groups]
+        return {"values": values, "history": history} | joined_entry(self._joined)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, under the arguments of this plateau; call it after `bind`."""
+        self._join(plain(state.get("joined", [])))
         for group, value in zip(self._standin.param_groups, state["values"], strict=True):
             group["lr"] = value
         self._scheduler.load_state_dict(dict(state["history"]))

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainyard.checks import boolean, choice, integer, number
 from trainyard.errors import ConfigError
 from trainyard.schedules.part import Part, check_milestones, check_position, is_share
-from trainyard.schedules.standin import PARAMS, entry, groups_of, numbers, plain, standin_of
+from trainyard.schedules.standin import PARAMS, entry, groups_of, joined_entry, numbers, plain, standin_of
 from trainyard.schedules.window import ScheduleSpec, ScheduleWindow, Unit
 
 BLOCK = 1024
@@ -171,6 +171,22 @@ class Schedule:
         self._start = self._fingerprint(trials)
         self.constant = not self._windows
         self._written: dict[str, set[str]] = {window.param: {"lr"} for window in self._windows}
+        self._joined: list[dict[str, Any]] = []
+        self._restart()
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take in the parameter groups that the optimizer was given since.
+
+        Their rows are those of groups that were there from the beginning, with the numbers that they have now.
+        """
+        self._join(groups_of(optimizer)[len(self._groups) :])
+
+    def _join(self, added: list[dict[str, Any]]) -> None:
+        if not added:
+            return
+        self._groups += added
+        self._joined += added
+        self._start = self._fingerprint([self._tried(window) for window in self._windows])
         self._restart()
 
     def row(self, index: int) -> Row:
@@ -196,7 +212,8 @@ class Schedule:
 
         A scheduler whose own state is not plain data is stepped again from the beginning instead.
         """
-        return {"start": self._start, "first": self._first, "at_first": self._at_first}
+        state = {"start": self._start, "first": self._first, "at_first": self._at_first}
+        return state | joined_entry(self._joined)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the block of rows at which `state` was taken; call it after `bind`.
@@ -204,6 +221,7 @@ class Schedule:
         The table is a function of the config and the run's length. Where either has changed, `state` does not apply
         and is ignored: the requested rows are stepped to from the beginning.
         """
+        self._join(plain(state.get("joined", [])))
         if state["at_first"] is None or self._start is None or state["start"] != self._start:
             return
         saved = plain(state["at_first"])  # a copy: torch's schedulers keep the object

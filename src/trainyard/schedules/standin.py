@@ -100,6 +100,11 @@ def groups_of(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [{**group, "lr": group.get("initial_lr", group["lr"])} for group in groups]
 
 
+def joined_entry(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a schedule's state holds of the parameter groups that joined after `bind`; nothing if none did."""
+    return {"joined": plain(groups)} if groups else {}
+
+
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `values` that a schedule can depend on: numbers, tuples of numbers and names.
 

@@ -40,12 +40,16 @@ class SeveralStep(Step):
         self.steps = dict(steps)
         self.optimizer = optimizer
         self.accumulate = getattr(next(iter(self.steps.values())), "accumulate", 1)
-        self.parameters = [parameter for step in self.steps.values() for parameter in step.parameters]
 
     @property
     def precision(self) -> Precision:  # type: ignore[override]
         """Precision of the forward passes."""
         return next(iter(self.steps.values())).precision
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that the optimizers hold now."""
+        return [parameter for step in self.steps.values() for parameter in step.parameters]
 
     @property
     def clip(self) -> NoClip:

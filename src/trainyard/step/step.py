@@ -42,7 +42,15 @@ class Step:
         self.precision = precision
         self.clip = clip
         self.unwrapped_step = UnwrappedStep(optimizer)
-        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that the optimizer holds now. A hook may add some, so they are read anew for every step."""
+        groups = self.optimizer.param_groups
+        if len(groups) == 1:
+            own: list[Tensor] = groups[0]["params"]
+            return own
+        return [parameter for group in groups for parameter in group["params"]]
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
         """Run one step.
@@ -67,9 +75,10 @@ class Step:
 
     def _update(self) -> dict[str, Tensor]:
         self.precision.unscale(self.optimizer)
-        norms = self.clip(self.parameters)
+        parameters = self.parameters
+        norms = self.clip(parameters)
         self.precision.step(self.optimizer, self.unwrapped_step)
-        for parameter in self.parameters:  # as zero_grad does, without its bookkeeping for profilers
+        for parameter in parameters:  # as zero_grad does, without its bookkeeping for profilers
             parameter.grad = None
         return norms
 

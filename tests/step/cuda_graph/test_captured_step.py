@@ -356,3 +356,28 @@ def test_a_change_is_followed(change: Any, accumulate: int) -> None:
     same(changing(graph, change, accumulate=accumulate), changing(None, change, accumulate=accumulate), 1e-4)
     kinds = 1 if accumulate == 1 else 3
     assert graph.captures == 2 * kinds
+
+
+@pytest.mark.parametrize("uncaptured", [False, True])
+def test_parameters_that_join_the_optimiser_are_in_the_next_capture(uncaptured: bool) -> None:
+    def run(how: Any) -> tuple[Any, nn.Module]:
+        torch.manual_seed(0)
+        model = MLP(in_features=64, num_classes=3, hidden=[8, 8])
+        optimizer = torch.optim.SGD(model.net[5:].parameters(), lr=0.05, momentum=0.9, fused=not uncaptured)
+        step = step_of(model, optimizer, clip=(0.5, None))
+        if how is not None:
+            step = CapturedStep(step, how, dict(model.named_modules()))
+        for index in range(24):
+            if index == 12:  # with gradients from the beginning, so that only the optimiser's groups change
+                optimizer.add_param_group({"params": list(model.net[:5].parameters())})
+            if index <= 12:
+                model.zero_grad()
+            x, y = pictures(6)
+            step((x, y), index, 24)
+        return step, model
+
+    graph = RecordedGraph()
+    (step, model), (_, plain) = run(graph), run(None)
+    assert step.refusal is None
+    assert (graph.captures, graph.replays) == (2, 2 * (12 - WARM_UP))
+    same(model.state_dict(), plain.state_dict(), 1e-5)

@@ -19,14 +19,16 @@ from trainyard.fused.optim.optimizer import StackedOptimizer
 from trainyard.fused.optim.radam import StackedRAdam
 from trainyard.fused.optim.rmsprop import StackedRMSprop
 from trainyard.fused.optim.sgd import StackedSGD
-from trainyard.optim import Lion, without_dynamo
+from trainyard.optim import Lion, fused_steps, without_dynamo
 
 FAMILIES: Mapping[type[Optimizer], type[StackedOptimizer]] = {
     SGD: StackedSGD,
+    fused_steps.SGD: StackedSGD,
     Adam: StackedAdam,
     AdamW: StackedAdam,
     RMSprop: StackedRMSprop,
     Adagrad: StackedAdagrad,
+    fused_steps.Adagrad: StackedAdagrad,
     NAdam: StackedNAdam,
     RAdam: StackedRAdam,
     Adamax: StackedAdamax,

@@ -148,6 +148,9 @@ class CapturedStep(AccumulatedStep):
         if len(self._shapes) > SHAPES:
             self._refuse(f"the batches have more than {SHAPES} shapes")
             return
+        if self._begun and self._sizes != [len(group["params"]) for group in self.optimizer.param_groups]:
+            self._release_hyperparameters()  # a hook has given the optimizer more parameters
+            self._forget()
         if self._hyperparameters is not None:
             self._hyperparameters.refresh()
         if self._begun:
@@ -166,6 +169,7 @@ class CapturedStep(AccumulatedStep):
     def _begin(self) -> None:
         """Record the current state: what is captured from here on is valid as long as it is unchanged."""
         self._begun = True
+        self._sizes = [len(group["params"]) for group in self.optimizer.param_groups]
         self._guards.take()
         self._precision = self.precision
         if self._uncaptured_update is None:

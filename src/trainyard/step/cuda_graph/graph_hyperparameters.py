@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from trainyard._torch_internals import may_have_step_hooks
-from trainyard.optim import Lion
+from trainyard.optim import Lion, fused_steps
 from trainyard.step.cuda_graph.rate_table import Foresight, RateTable
 
 CAPTURABLE = (Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Lion)
 """Classes that, all parameters at once (`foreach` or `fused`), read their learning rate and steps from the device."""
-CAPTURABLE_FUSED = (SGD, Adagrad)
+CAPTURABLE_FUSED = (SGD, Adagrad, fused_steps.SGD, fused_steps.Adagrad)
 """Classes that do so with `fused=true` alone."""
 COUNTS = ("step", "mu_product")
 """States of a parameter that torch keeps on the CPU unless the optimizer is `capturable`."""
