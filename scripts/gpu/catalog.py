@@ -60,6 +60,7 @@ STEP_SIDES = (
     "plain, whole-step CUDA graph",
     "plain, torch.compile reduce-overhead",
 )
+ADAM_SIDES = ("Triton kernel", "functions on lists", "torch's fused Adam, one rate for all")
 STACK_SIDES = (
     "one run, captured",
     "one run, capture=false",
@@ -125,7 +126,7 @@ PARTS = (
             Table(
                 "adam",
                 "Stacked Adam, K = 256 members of the MLP:",
-                ("as it runs", "env.fast_paths=false", "torch's fused Adam, one rate for all"),
+                ADAM_SIDES,
                 STEP,
             ),
         ),

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
 import torch
 from by_hand import recorded
+from catalog import ADAM_SIDES
 from digits import HIDDEN, must_be_captured, prepared, steps
-from part import Part, in_one_line, run
+from part import NEEDS_CUDA, Part, in_one_line, run
 from timing import Missing, Plan, Side, going_on, synchronizer, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,11 +56,17 @@ def main(part: Part) -> None:
             name: going_on(partial(convolutions, part, convolve))
             for name, convolve in {"grouped convolution": grouped, "unfold and bmm": unfolded}.items()
         },
-        "adam": {
-            "as it runs": going_on(partial(stacked_adam, part, fast=True)),
-            "env.fast_paths=false": going_on(partial(stacked_adam, part, fast=False)),
-            "torch's fused Adam, one rate for all": going_on(partial(fused_adam, part)),
-        },
+        "adam": dict(
+            zip(
+                ADAM_SIDES,
+                [
+                    triton(part) or going_on(partial(stacked_adam, part, kernel=True)),
+                    going_on(partial(stacked_adam, part, kernel=False)),
+                    going_on(partial(fused_adam, part)),
+                ],
+                strict=True,
+            )
+        ),
     }
     take_turns(part, tables, plan, dict.fromkeys(tables, 1e-3))
 
@@ -123,19 +132,31 @@ def convolutions(part: Part, convolve: Convolve) -> Iterator[Tensor]:
     yield from repeated(part, work)
 
 
-def stacked_adam(part: Part, *, fast: bool) -> Iterator[Tensor]:
-    """Step the stacked Adam on gradients that do not change; the loss is the size of the first weight."""
-    with fast_paths(fast):
+def triton(part: Part) -> Missing | None:
+    """Return why the stacked Adam has no kernel of its own here; None if it has."""
+    if not part.cuda:
+        return Missing(NEEDS_CUDA)
+    name = "trainyard.fused.optim.one_pass"
+    found = find_spec(name) and import_module(name).find("Adam", torch.device(part.device))
+    return None if found else Missing("not available")
+
+
+def stacked_adam(part: Part, *, kernel: bool) -> Iterator[Tensor]:
+    """Step the stacked Adam on gradients that do not change; the loss is the size of the first weight.
+
+    An optimizer that is made while `env.fast_paths` is off has no kernel of its own.
+    """
+    with fast_paths(kernel):
         models = stacked_models(part)
         optimizers = [torch.optim.Adam(model.parameters(), lr=RATE, fused=True) for model in models]
         first = list(models[0].parameters())
         stacked = list(StackedModel(models).parameters())
         optimizer = stack_optimizers(optimizers, dict(zip(first, stacked, strict=True)))
         set_gradients(stacked)
+        optimizer.step()  # the first one makes what the others step by
 
     def work() -> Tensor:
-        with fast_paths(fast):
-            optimizer.step()
+        optimizer.step()
         return stacked[0].detach()[0].abs().mean()
 
     yield from repeated(part, work)
@@ -148,6 +169,7 @@ def fused_adam(part: Part) -> Iterator[Tensor]:
     stacked = [nn.Parameter(torch.stack([each.detach() for each in column])) for column in columns]
     optimizer = torch.optim.Adam(stacked, lr=RATE, fused=True, capturable=part.cuda)
     set_gradients(stacked)
+    optimizer.step()
 
     def work() -> Tensor:
         optimizer.step()
