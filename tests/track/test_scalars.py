@@ -243,7 +243,7 @@ def test_a_device_that_does_not_answer_hides_no_error(
     tmp_path: Path, patient: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(runner: Any) -> None:
-        monkeypatch.setattr(scalars, "_read", lambda tensors: 1 / 0)
+        monkeypatch.setattr(ScalarBuffer, "_points", lambda *_: 1 / 0)
         raise ValueError("the device is gone")
 
     with pytest.raises(ValueError, match="device is gone"):

@@ -97,14 +97,17 @@ class ScalarBuffer:
         self._read_at = time.time()
         tensors = [tensor for _, _, _, losses, _, _ in waiting for tensor in losses.values()]
         journals = self._journals
-        if len(journals) == 1:
-            self._write(journals[0], self._points(waiting, _read(tensors)))
-        else:
+        if len(journals) > 1:
             numbers = _begin_to_read(tensors, len(journals))
             self._handed = len(waiting)
-            self._writing = self._writer.submit(
-                lambda: self._write_stack(journals, self._points(waiting, [*numbers()]))
-            )
+            self._writing = self._writer.submit(lambda: self._write(journals, self._points(waiting, [*numbers()])))
+            return
+        on_host = all(tensor.is_cpu for tensor in tensors)
+        values = [tensor.tolist() for tensor in tensors] if on_host else _begin_to_read(tensors, 1)()[:, 0].tolist()
+        points = self._points(waiting, values)
+        if {*map(type, chain.from_iterable([point[4] for point in points]))} != {float}:
+            points = [(*point[:4], [*map(_own, point[4])]) for point in points]
+        journals[0].points(points)
 
     def flush(self) -> None:
         """Read the points that wait and write them."""
@@ -154,14 +157,7 @@ class ScalarBuffer:
         return points
 
     @staticmethod
-    def _write(journal: Journal, points: list[_Point]) -> None:
-        """Write the points of a single run."""
-        if {*map(type, chain.from_iterable([values for *_, values in points]))} != {float}:
-            points = [(step, epoch, at, names, [*map(_own, values)]) for step, epoch, at, names, values in points]
-        journal.points(points)
-
-    @staticmethod
-    def _write_stack(journals: Sequence[Journal], points: list[_Point]) -> None:
+    def _write(journals: Sequence[Journal], points: list[_Point]) -> None:
         """Write the points of several members."""
         runs = [[*run] for _, run in groupby(points, itemgetter(3))]
         blocks = [StackedPoints(run[0][3], [point[:3] for point in run], [point[4] for point in run]) for run in runs]
@@ -232,14 +228,6 @@ class _Kind:
 def _own(value: Number) -> float:
     """Return the number of a single run."""
     return float(value[0] if isinstance(value, list) else value)
-
-
-def _read(tensors: list[Tensor]) -> list[Number]:
-    """Return the numbers of tensors `[]` or `[1]`, with one synchronization."""
-    if all(tensor.is_cpu for tensor in tensors):
-        return [tensor.tolist() for tensor in tensors]
-    numbers: list[Number] = _begin_to_read(tensors, 1)()[:, 0].tolist()
-    return numbers
 
 
 def _begin_to_read(tensors: list[Tensor], members: int) -> Callable[[], npt.NDArray[np.float64]]:
