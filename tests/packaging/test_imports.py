@@ -16,7 +16,18 @@ ROOT = "trainyard"
 # From the bottom to the top. A package imports those below it, and those beside it where that makes no circle.
 LAYERS = (
     ("errors", "_fast_paths"),
-    ("_torch_internals", "_torch_vmap", "batch", "checks", "console", "files", "host_memory", "nvml", "rng", "rng_state"),
+    (
+        "_torch_internals",
+        "_torch_vmap",
+        "batch",
+        "checks",
+        "console",
+        "files",
+        "host_memory",
+        "nvml",
+        "rng",
+        "rng_state",
+    ),
     ("config",),
     ("models", "data", "optim", "schedules", "metrics", "track"),
     ("distributed",),

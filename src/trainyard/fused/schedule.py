@@ -114,6 +114,11 @@ class StackedSchedule:
             self._grow(index - offset)
         return self._rows[offset]
 
+    def ahead(self, index: int) -> Sequence[StackedRow]:
+        """Return the row of `index` and those after it that are made already (see `row`); at least that one."""
+        self.row(index)
+        return self._rows[index - self._first :]
+
     def member(self, k: int) -> Schedule:
         """Return member k's own schedule, as of now, for its state. The state is that of a single run."""
         number, column = self._where[k]

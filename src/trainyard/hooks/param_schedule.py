@@ -6,7 +6,6 @@ from typing import Any
 
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
-from trainyard.schedules import Schedule
 
 
 class ParamSchedule(Hook):
@@ -19,12 +18,13 @@ class ParamSchedule(Hook):
     stackable = True
 
     def before_train(self, runner: Runner) -> None:
-        schedule = runner.schedule
+        schedule: Any = runner.schedule
         self._by_iter = schedule is not None and (schedule.by or runner.train_loop.unit) == "iter"
         self._by_epoch = schedule is not None and not self._by_iter
         foresee = getattr(runner.step, "foresee", None)  # only a captured step has it
-        if foresee is not None and self._by_iter and isinstance(schedule, Schedule) and not schedule.constant:
-            foresee(lambda: schedule.ahead(runner.iter))
+        ahead = getattr(schedule, "ahead", None)
+        if foresee is not None and ahead is not None and self._by_iter and not schedule.constant:
+            foresee(lambda: ahead(runner.iter))
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:

@@ -205,7 +205,7 @@ def test_new_numbers_are_read_where_the_old_ones_were(small: None, on_the_cpu: A
 
     def addresses() -> Any:
         (_, (bucket,)), *_ = both.optimizer._plans
-        tensors = [*both.optimizer._numbers[0].device.values(), bucket.clock["step"]]
+        tensors = [*both.optimizer.numbers[0].device.values(), bucket.clock["step"]]
         return [tensor.data_ptr() for tensor in (*tensors, bucket.launch._rates, bucket.launch._floors)]
 
     both.steps(1)

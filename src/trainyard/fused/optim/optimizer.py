@@ -13,7 +13,7 @@ from trainyard._torch_internals import foreach
 from trainyard.errors import Unfusable
 from trainyard.fused.optim import member_state, one_pass
 from trainyard.fused.optim.bucket import MemberSlice, ParameterBucket, Tensors, laid_out_as, restore
-from trainyard.fused.optim.graph_hyperparameters import StackedGraphHyperparameters
+from trainyard.fused.optim.graph_hyperparameters import Foresight, StackedGraphHyperparameters
 from trainyard.fused.optim.stacked_hyperparameters import StackedHyperparameters
 
 Group = dict[str, Any]
@@ -38,6 +38,7 @@ class StackedOptimizer(Optimizer):
     `[K]`, and the arithmetic itself (`_update`). On CUDA, a family with Triton kernels (`kernels_of`) steps by them.
 
     Attributes:
+        numbers: the numbers of each parameter group, on the device.
         version: changes when states or members are replaced; a captured step is valid for one version.
     """
 
@@ -77,35 +78,44 @@ class StackedOptimizer(Optimizer):
             for index, group in enumerate(self.param_groups):
                 for bucket in self._plan(index):
                     if bucket.launch is not None:
-                        bucket.launch(group, self._numbers[index], skip)
+                        bucket.launch(group, self.numbers[index], skip)
                     elif skip is None:
-                        self._advance(group, self._numbers[index], bucket)
+                        self._advance(group, self.numbers[index], bucket)
                     else:
                         before = bucket.snapshot()
-                        self._advance(group, self._numbers[index], bucket)
+                        self._advance(group, self.numbers[index], bucket)
                         restore(before, skip)
                         bucket.runs = None  # the members may have stepped unequally often from here on
 
-    def refresh(self) -> bool:
+    def refresh(self, *, copy: bool = True) -> bool:
         """Copy the numbers that were replaced to the device; `step` calls this first.
 
         A caller that replays a captured step calls this first.
+
+        Args:
+            copy: False where the caller writes them to the device itself, and calls `derive`.
 
         Returns:
             Whether a number changed to or from 0 in a way that changes the arithmetic (a weight decay, a
             momentum): a captured step must then be captured anew.
         """
         other = False
-        for index, (group, numbers) in enumerate(zip(self.param_groups, self._numbers, strict=True)):
+        for index, (group, numbers) in enumerate(zip(self.param_groups, self.numbers, strict=True)):
             branches = [(numbers.some(name), numbers.every(name)) for name in self._branching]
-            if numbers.refresh(group):
+            if numbers.refresh(group, copy=copy):
                 other |= branches != [(numbers.some(name), numbers.every(name)) for name in self._branching]
-                self._fill(index, self._plans[index][1])
+                if copy:
+                    self._fill(index, self._plans[index][1])
         return other
 
-    def graph_hyperparameters(self) -> StackedGraphHyperparameters:
-        """Return the hyperparameters as a captured step reads them."""
-        return StackedGraphHyperparameters(self)
+    def derive(self) -> None:
+        """Compute what follows from the numbers on the device."""
+        for index, (_, buckets) in enumerate(self._plans):
+            self._fill(index, buckets)
+
+    def graph_hyperparameters(self, foresight: Foresight | None = None) -> StackedGraphHyperparameters:
+        """Return the hyperparameters as a captured step reads them; `foresight` gives those of the coming steps."""
+        return StackedGraphHyperparameters(self, foresight)
 
     def keep(self, index: Tensor) -> None:
         """Keep only the members `index` (integers `[k]`); the parameters have been cut to them already."""
@@ -221,7 +231,7 @@ class StackedOptimizer(Optimizer):
         """Compute the columns that follow from a group's numbers; a `launch` reads the numbers themselves."""
         for bucket in buckets:
             if bucket.launch is None:
-                bucket.fill(self._fixed(self.param_groups[index], self._numbers[index]))
+                bucket.fill(self._fixed(self.param_groups[index], self.numbers[index]))
 
     def _gather(self, group: Group) -> list[ParameterBucket]:
         together: list[tuple[list[Tensor], list[dict[str, Any]]]] = []
@@ -257,7 +267,7 @@ class StackedOptimizer(Optimizer):
         """Drop what was derived from numbers and states."""
         self.version += 1
         devices = [group["params"][0].device if group["params"] else None for group in self.param_groups]
-        self._numbers = [
+        self.numbers = [
             StackedHyperparameters(group, self.keys, device or torch.device("cpu"))
             for group, device in zip(self.param_groups, devices, strict=True)
         ]

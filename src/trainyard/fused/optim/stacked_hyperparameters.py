@@ -32,32 +32,43 @@ class StackedHyperparameters:
 
     Attributes:
         host: the group's tensors by name.
-        device: their copies.
+        table: their copies, `[names, K]`.
+        device: its rows by name.
         betas: the copies of `beta1` and `beta2` as one tensor `[2, K]`.
     """
 
     def __init__(self, group: Mapping[str, Any], keys: Sequence[str], device: torch.device) -> None:
         self.keys = keys
         self.host: dict[str, Tensor] = dict(rows(group, keys))
-        table = torch.stack(list(self.host.values())).to(device, torch.float64)
-        self.device: dict[str, Tensor] = dict(zip(self.host, table.unbind(), strict=True))
+        self.table = torch.stack(list(self.host.values())).to(device, torch.float64)
+        self.device: dict[str, Tensor] = dict(zip(self.host, self.table.unbind(), strict=True))
         names = list(self.host)
-        self.betas = table[names.index("beta1") : names.index("beta2") + 1] if "beta1" in names else table[:0]
+        self.betas = self.table[names.index("beta1") : names.index("beta2") + 1] if "beta1" in names else self.table[:0]
         self._lists: dict[str, list[float]] = {}
         self._some: dict[str, bool] = {}
         self._every: dict[str, bool] = {}
 
-    def refresh(self, group: Mapping[str, Any]) -> set[str]:
-        """Update the copies of the tensors that `group` has replaced, and return their names."""
+    def refresh(self, group: Mapping[str, Any], *, copy: bool = True) -> set[str]:
+        """Take the tensors that `group` has replaced, and return their names.
+
+        Args:
+            group: the parameter group.
+            copy: update the copies on the device.
+        """
         changed = set()
         for name, value in rows(group, self.keys):
             if value is not self.host[name]:
                 self.host[name] = value
-                self.device[name].copy_(value, non_blocking=True)
+                if copy:
+                    self.device[name].copy_(value, non_blocking=True)
                 for derived in (self._lists, self._some, self._every):
                     derived.pop(name, None)
                 changed.add(name)
         return changed
+
+    def copy_all(self) -> None:
+        """Update all copies on the device."""
+        self.table.copy_(torch.stack(list(self.host.values())))
 
     def of(self, name: str, member: int) -> float:
         """Return the number of one member."""

@@ -81,7 +81,7 @@ class CapturedEvaluation:
         self._ahead = False
         if not _are_same(modules, self._modules) or not _are_same(metrics, self._metrics):
             self._modules, self._metrics = dict(modules), dict(metrics)
-            self._guards = ModuleGuards(self._modules)
+            self._guards = ModuleGuards(self._modules, self._device)
             self._forget()
             for name, metric in self._metrics.items():
                 if not metric.capturable:

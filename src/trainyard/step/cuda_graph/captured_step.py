@@ -135,6 +135,7 @@ class CapturedStep(AccumulatedStep):
     def keep(self, index: Tensor) -> None:
         """Drop the graphs and the known shapes, which are those of all members; only those at `index` continue."""
         self._shapes.clear()
+        self._release_hyperparameters()
         self._forget()
 
     # -- what may be captured ------------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class GraphHyperparameters(Protocol):
 class OnDevice(Protocol):
     """Protocol of an optimizer whose step reads all hyperparameters from the device, so it can be captured as it is."""
 
-    def graph_hyperparameters(self) -> GraphHyperparameters:
-        """Return those hyperparameters."""
+    def graph_hyperparameters(self, foresight: Foresight | None) -> GraphHyperparameters:
+        """Return those hyperparameters; `foresight` gives those of the coming steps."""
 
 
 class TorchGraphHyperparameters:
@@ -161,7 +161,7 @@ def graph_hyperparameters(
 ) -> GraphHyperparameters:
     """Return the hyperparameters of an optimizer for which `uncaptured_update` returns None."""
     if isinstance(optimizer, OnDevice):
-        return optimizer.graph_hyperparameters()
+        return optimizer.graph_hyperparameters(foresight)
     return TorchGraphHyperparameters(optimizer, device, foresight)
 
 
