@@ -136,6 +136,7 @@ class FusedRunner(Runner):
             precision=precision,
             clip=clip,
             accumulate=self.settings["accumulate"],
+            stacked=True,
         )
         return self.captured(step, self.stack.code)
 

@@ -73,7 +73,12 @@ class CapturedStep(AccumulatedStep):
 
     def __init__(self, step: Step, graph: Graph, modules: Mapping[str, nn.Module]) -> None:
         super().__init__(
-            step.train_step, step.optimizer, step.precision, step.clip, accumulate=getattr(step, "accumulate", 1)
+            step.train_step,
+            step.optimizer,
+            step.precision,
+            step.clip,
+            accumulate=getattr(step, "accumulate", 1),
+            stacked=step.stacked,
         )
         foreach.resolve()
         self.refusal: str | None = None
@@ -234,7 +239,7 @@ class CapturedStep(AccumulatedStep):
         """Run the part of a step that is captured."""
         self._advance()
         losses = self.precision.forward(self.train_step, batch)
-        loss = total_loss(losses)
+        loss = total_loss(losses, stacked=self.stacked)
         self.precision.backward(loss / place.size)
         outputs = self.outputs(losses, loss)
         if place.last and self._hyperparameters is not None:
