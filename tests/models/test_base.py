@@ -141,7 +141,7 @@ def test_total_loss_of_one_entry_is_that_entry() -> None:
 
 
 def test_total_loss_keeps_members_apart() -> None:
-    assert total_loss({"loss_a": torch.ones(3), "loss_b": torch.ones(3)}).tolist() == [2, 2, 2]
+    assert total_loss({"loss_a": torch.ones(3), "loss_b": torch.ones(3)}, stacked=True).tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("losses", [{"nll": torch.ones(())}, {}, {"loss": 1.0}, {"loss": []}])

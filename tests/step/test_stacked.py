@@ -65,7 +65,9 @@ def stacked_step(
     parameters = dict(zip(solos[0].parameters(), stack.parameters(), strict=True))
     optimizer = stack_optimizers([build(optim, solo.parameters()) for solo in solos], parameters)
     clip = NoClip() if clips is None else StackedClipGradNorm(clips)
-    return stack, make_step(stack.train_step, optimizer, precision=precision, clip=clip, accumulate=accumulate)
+    return stack, make_step(
+        stack.train_step, optimizer, precision=precision, clip=clip, accumulate=accumulate, stacked=True
+    )
 
 
 def assert_follows(stack: StackedModel, steps: Sequence[Step], rtol: float) -> None:

@@ -144,6 +144,7 @@ class FusedRunner(Runner):
             precision=precision,
             clip=clip,
             accumulate=self.settings["accumulate"],
+            stacked=True,
         )
         return self.captured(step, self.stack.code)
 

@@ -119,23 +119,29 @@ class StackVerification(Hook):
     def _alone(self, model: nn.Module, k: int) -> _Outcome:
         train = getattr(model, "train_step", None) or partial(call, model, mode="loss")
         predict = getattr(model, "val_step", None) or partial(call, model, mode="predict")
-        return _outcome(model, train, self._batch_of(k), predict, self._batch_of(0))
+        return _outcome(model, train, self._batch_of(k), predict, self._batch_of(0), stacked=False)
 
     def _together(self, stack: StackedModel) -> _Outcome:
-        return _outcome(stack, stack.train_step, self._batch, stack.val_step, self._batch_of(0))
+        return _outcome(stack, stack.train_step, self._batch, stack.val_step, self._batch_of(0), stacked=True)
 
     def _batch_of(self, k: int) -> Any:
         return apply(lambda leaf: leaf[k], self._batch) if self._own_batches else self._batch
 
 
 def _outcome(
-    model: nn.Module, train: Callable[[Any], Any], batch: Any, predict: Callable[[Any], Any], shared: Any
+    model: nn.Module,
+    train: Callable[[Any], Any],
+    batch: Any,
+    predict: Callable[[Any], Any],
+    shared: Any,
+    *,
+    stacked: bool,
 ) -> _Outcome:
     """Return what `train` makes of a batch, and `predict` of one that all members share; buffers stay as they are."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     losses = train(batch)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(total_loss(losses).sum(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(total_loss(losses, stacked=stacked).sum(), parameters, allow_unused=True)
     with torch.no_grad():
         predictions = [leaf for leaf in _tensors(predict(shared)) if leaf.is_floating_point()]
         for buffer, before in buffers:

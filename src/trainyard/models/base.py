@@ -136,14 +136,21 @@ def modules(key: str, given: Any) -> list[nn.Module]:
     return list(found)
 
 
-def total_loss(losses: Mapping[str, Any]) -> Tensor:
+def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
     """Sum the entries whose key contains `loss`; a list of tensors counts as the sum of its elements.
 
-    Losses are scalars, or `[K]` for a stack of K members; the total has their shape. The other entries (an accuracy of
-    the training batch, say) are left out.
+    The other entries (an accuracy of the training batch, say) are left out.
+
+    Args:
+        losses: scalars; for a stack of K members `[K]`.
+        stacked: whether they are those of a stack.
+
+    Returns:
+        A scalar, or `[K]`.
 
     Raises:
-        TrainyardError: `losses` is no mapping, or none of its keys contains `loss`, or nothing under them is a tensor.
+        TrainyardError: `losses` is no mapping, or none of its keys contains `loss`, or nothing under them is a tensor,
+            or a loss is not one number for each member.
     """
     if not isinstance(losses, Mapping):
         raise TrainyardError(
@@ -153,6 +160,8 @@ def total_loss(losses: Mapping[str, Any]) -> Tensor:
     for key, value in losses.items():
         if "loss" in key:
             for term in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(term, Tensor) and term.dim() > stacked:
+                    term = _one_number(key, term, term.shape[:stacked])
                 total = term if total is None else total + term
     if not isinstance(total, Tensor):
         found = ", ".join(map(repr, losses)) or "none"
@@ -161,3 +170,18 @@ def total_loss(losses: Mapping[str, Any]) -> Tensor:
             f"and the tensors to be summed must stand under keys that contain 'loss'."
         )
     return total
+
+
+def _one_number(key: str, loss: Tensor, shape: torch.Size) -> Tensor:
+    """Return a loss of the shape `[1]`, or `[K, 1]` in a stack, without its last dimensions."""
+    if loss.numel() != shape.numel():
+        raise not_one_number(key, loss.shape[len(shape) :], "Summed as it is, it would change the size of every step")
+    return loss.reshape(shape)
+
+
+def not_one_number(key: str, shape: Sequence[int], why: str) -> TrainyardError:
+    """Return the error for an entry of the losses that has more than one number for each member."""
+    return TrainyardError(
+        f"forward(mode='loss') returned {key!r} with the shape {list(shape)}, a number for each sample, maybe; it must "
+        f"return one number. {why}: take the mean (reduction='mean', or .mean()) or another reduction of your choice."
+    )

@@ -114,7 +114,7 @@ def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
                 for hook in before_iter:
                     hook(runner, index, batch)
                 losses = forward(losses_of, batch)
-                outputs = Step.outputs(losses, total_loss(losses))
+                outputs = Step.outputs(losses, total_loss(losses, stacked=runner.stacked))
                 size = samples(batch)
                 for key, value in outputs.items():
                     sums[key] = value * size + sums.get(key, 0)
@@ -152,7 +152,8 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
     with torch.no_grad():
         for name in runner.sets("val"):
             for batch in islice(runner.loader(name).batches(), 1):
-                total_loss(runner.step.precision.forward(_losses_of(runner), batch))
+                losses = runner.step.precision.forward(_losses_of(runner), batch)
+                total_loss(losses, stacked=runner.stacked)
 
 
 def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:

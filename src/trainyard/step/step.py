@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from trainyard.checks import integer
 from trainyard.distributed.shares import like
-from trainyard.models.base import total_loss
+from trainyard.models.base import not_one_number, total_loss
 from trainyard.optim.without_dynamo import UnwrappedStep
 from trainyard.step.clip import NoClip
 from trainyard.step.precision import Losses, Precision
@@ -25,6 +25,7 @@ class Step:
         optimizer: already on the device of the parameters.
         precision: how forward, backward and step are run.
         clip: called with the parameters once their gradients are whole.
+        stacked: whether the losses are those of a stack, `[K]`.
 
     Attributes:
         accumulate: batches to one step of the optimizer.
@@ -35,12 +36,19 @@ class Step:
     warm_up: int = 1
 
     def __init__(
-        self, train_step: Callable[[Any], Losses], optimizer: Optimizer, precision: Precision, clip: NoClip
+        self,
+        train_step: Callable[[Any], Losses],
+        optimizer: Optimizer,
+        precision: Precision,
+        clip: NoClip,
+        *,
+        stacked: bool = False,
     ) -> None:
         self.train_step = train_step
         self.optimizer = optimizer
         self.precision = precision
         self.clip = clip
+        self.stacked = stacked
         self.unwrapped_step = UnwrappedStep(optimizer)
 
     @property
@@ -69,7 +77,7 @@ class Step:
         self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Run what follows the forward pass; `inputs`, if given, are all that gradients are computed for."""
-        loss = total_loss(losses)
+        loss = total_loss(losses, stacked=self.stacked)
         self.precision.backward(loss, inputs)
         return self.outputs(losses, loss) | self._update()
 
@@ -84,8 +92,17 @@ class Step:
 
     @staticmethod
     def outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of a batch: `loss`, the sum, and the other tensors that the model returns."""
-        outputs = {key: value.detach() for key, value in losses.items() if key != "loss" and isinstance(value, Tensor)}
+        """Return the outputs of a batch: `loss`, the sum, and the other numbers that the model returns.
+
+        Raises:
+            TrainyardError: a tensor has more than one number for each member.
+        """
+        outputs: dict[str, Tensor] = {}
+        for key, value in losses.items():
+            if key != "loss" and isinstance(value, Tensor):
+                if value.numel() != loss.numel():
+                    raise not_one_number(key, value.shape[loss.dim() :], "It is recorded as train/" + key)
+                outputs[key] = value.detach()
         outputs["loss"] = loss.detach()
         return outputs
 
@@ -107,9 +124,13 @@ class AccumulatedStep(Step):
     """
 
     def __init__(
-        self, *args: Any, accumulate: int, no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
+        self,
+        *args: Any,
+        accumulate: int,
+        no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+        stacked: bool = False,
     ) -> None:
-        super().__init__(*args)
+        super().__init__(*args, stacked=stacked)
         self.accumulate = accumulate
         self._no_sync = no_sync
 
@@ -127,7 +148,7 @@ class AccumulatedStep(Step):
         self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
         within, size = self.group(position, total)
-        loss = total_loss(losses)
+        loss = total_loss(losses, stacked=self.stacked)
         self.precision.backward(loss, inputs, size)
         outputs = self.outputs(losses, loss)
         return outputs if within + 1 < size else outputs | self._update()
@@ -151,6 +172,7 @@ def make_step(
     clip: NoClip,
     accumulate: int,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+    stacked: bool = False,
 ) -> Step:
     """Return the step for these settings.
 
@@ -159,5 +181,7 @@ def make_step(
     """
     accumulate = integer("accumulate", accumulate, at_least=1)
     if accumulate == 1:
-        return Step(train_step, optimizer, precision, clip)
-    return AccumulatedStep(train_step, optimizer, precision, clip, accumulate=accumulate, no_sync=no_sync)
+        return Step(train_step, optimizer, precision, clip, stacked=stacked)
+    return AccumulatedStep(
+        train_step, optimizer, precision, clip, accumulate=accumulate, no_sync=no_sync, stacked=stacked
+    )

@@ -74,7 +74,14 @@ class CapturedStep(AccumulatedStep):
     warm_up = WARM_UP + 1  # every batch of a group is captured in the group after these
 
     def __init__(self, step: Step, graph: Graph, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__(step.train_step, step.optimizer, step.precision, step.clip, accumulate=step.accumulate)
+        super().__init__(
+            step.train_step,
+            step.optimizer,
+            step.precision,
+            step.clip,
+            accumulate=step.accumulate,
+            stacked=step.stacked,
+        )
         foreach.resolve()
         self.refusal: str | None = None
         self._graph = graph
@@ -236,7 +243,7 @@ class CapturedStep(AccumulatedStep):
         """Run the part of a step that is captured."""
         self._advance()
         losses = self.precision.forward(self.train_step, batch)
-        loss = total_loss(losses)
+        loss = total_loss(losses, stacked=self.stacked)
         self.precision.backward(loss, size=place.size)
         outputs = self.outputs(losses, loss)
         if place.last and self._hyperparameters is not None:
