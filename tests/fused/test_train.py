@@ -22,6 +22,7 @@ from trainyard.errors import Unfusable
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.probe import probe
 from trainyard.hooks import Hook
+from trainyard.models import MLP, BaseModel
 from trainyard.runner import Runner, checkpoint
 from trainyard.track.sweep_position import SweepPosition
 
@@ -220,3 +221,39 @@ def test_one_that_stopped_is_tested_though_all_others_fail(tmp_path: Path) -> No
     assert failed.error == "The training failed: it was told to."
     assert "test/accuracy" in last(tmp_path / "stack" / "0")
     assert "test/accuracy" not in last(tmp_path / "stack" / "1")
+
+
+class Recurrent(BaseModel):
+    """A recurrent layer, for which torch has no rule of vmap, and whose list of weights differs between members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.GRU(8, 6, batch_first=True)
+        self.head = torch.nn.Linear(6, 10)
+
+    def forward(self, x: Any, y: Any = None, mode: str = "tensor") -> Any:
+        out = self.head(self.layer(x.view(-1, 8, 8))[0][:, -1])
+        return {"loss": torch.nn.functional.cross_entropy(out, y)} if mode == "loss" else out
+
+
+class Named(MLP):
+    """Returns names beside its predictions."""
+
+    def val_step(self, batch: Any) -> Any:
+        return {"scores": super().val_step(batch), "of": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"_target_": Recurrent}, "torch.vmap has no rule for aten::gru.input: the model needs other operations"),
+        ({"_target_": Named, "in_features": 64, "num_classes": 10}, "the model returns a str beside tensors"),
+    ],
+)
+def test_a_probe_says_what_to_change(model: Any, reason: str) -> None:
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        base = compose("train", ["tracker=none", "work_dir=null", "hook=[]", "metric={}"])
+    values = resolve(base) | {"model": model, "metric": {}}
+    fit = probe([values, values | {"seed": 1}], 2)
+    assert fit.width == 1
+    assert (fit.reason or "").startswith(reason)

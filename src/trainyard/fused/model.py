@@ -179,8 +179,11 @@ def _check_values(models: Sequence[nn.Module]) -> None:
         Unfusable: names a value that differs.
     """
     modules = [dict(model.named_modules()) for model in models]
+    own = {id(tensor) for tensor in (*models[0].parameters(), *models[0].buffers())}
     for path, first in modules[0].items():
         for name, value in vars(first).items():
+            if isinstance(value, list | tuple) and value and all(id(entry) in own for entry in value):
+                continue  # a second list of them, as recurrent layers have
             if isinstance(value, _PLAIN):
                 for others in modules[1:]:
                     if path in others and not _is_same(value, vars(others[path]).get(name)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,17 @@ BUDGET = 0.02
 PAYS = 1.05
 """Speedup over training one by one that a stack must reach."""
 STEPS = 3
+OF_VMAP = (
+    (
+        re.compile(r"Batching rule not implemented for (\S+?)[.;] "),
+        "torch.vmap has no rule for {}: the model needs other operations for this, or its jobs train one by one",
+    ),
+    (
+        re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
+        "the model returns a {} beside tensors: a stack needs tensors alone, in lists, tuples and dicts",
+    ),
+)
+"""Errors of `torch.vmap`, and what they mean for a model."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,7 @@ def why(error: BaseException) -> str:
     text = said[0] if said else type(error).__name__
     if isinstance(error, TrainyardError):
         return text
+    text = next((again.format(*found.groups()) for told, again in OF_VMAP if (found := told.search(text))), text)
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     if not own:
         return text
