@@ -79,7 +79,7 @@ WORKS = {"mlp": "small MLP", "resnet": "small ResNet, bf16, channels last", "tra
 PARTS = (
     Part(
         "compile",
-        "steps",
+        "compile",
         90,
         "compiles the models of `steps`, so that the compiler's cache is filled when they are timed",
         (Table("compile", "Compiled ahead, in seconds:", tuple(WORKS)),),
