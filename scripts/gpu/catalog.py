@@ -79,7 +79,7 @@ WORKS = {"mlp": "small MLP", "resnet": "small ResNet, bf16, channels last", "tra
 PARTS = (
     Part(
         "compile",
-        "steps",
+        "compile",
         90,
         "compiles the models of `steps`, so that the compiler's cache is filled when they are timed",
         (Table("compile", "Compiled ahead, in seconds:", tuple(WORKS)),),
@@ -88,7 +88,7 @@ PARTS = (
     Part(
         "tests",
         "tests",
-        75,
+        70,
         "the tests marked `gpu`: the captured step has the bits of the eager one, a capture that fails leaves all as "
         "it was, a run resumes to the same bits",
         (Table("tests", "Tests marked `gpu`:", ("passed", "failed", "skipped", "without a result")),),
@@ -96,14 +96,14 @@ PARTS = (
     Part(
         "sweep",
         "sweep",
-        35,
+        25,
         "a sweep of 16 jobs with `accumulate=2`, eight seeds and early stopping",
         (Table("sweep", "A sweep of 16 jobs:", ("jobs", "stacks", "stopped early", "capture", "seconds")),),
     ),
     Part(
         "waits",
         "waits",
-        20,
+        15,
         "200 iterations with the default hooks, EMA, two data workers and checkpoints, under "
         '`torch.cuda.set_sync_debug_mode("warn")`',
         (Table("waits", "Where the host waits for the device:", ("iterations", "waits", "by line")),),
@@ -111,7 +111,7 @@ PARTS = (
     Part(
         "kernels",
         "kernels",
-        35,
+        30,
         "the kernels of a step of the MLP, alone and in a stack of 256; two ways to compute a stacked convolution; the "
         "stacked Adam",
         (
@@ -135,14 +135,14 @@ PARTS = (
     Part(
         "memory",
         "memory",
-        25,
+        20,
         "`memory_reserved` over 10 epochs with two data workers, and after a capture that is made to fail",
         (Table("memory", "MB reserved after each epoch:", ("captured", "capture fails")),),
     ),
     Part(
         "steps",
         "steps",
-        145,
+        160,
         "a training step by this project and by hand",
         tuple(Table(key, f"A training step, {title}:", STEP_SIDES, STEP) for key, title in WORKS.items()),
         timed=True,
@@ -150,7 +150,7 @@ PARTS = (
     Part(
         "stacks",
         "stacks",
-        90,
+        105,
         "stacks of K members, against one run and against other ways to train many small models",
         (
             Table(

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -25,6 +26,8 @@ ON_CPU = 10
 """Factor of the limits on the CPU, whose times mean nothing: they only end what hangs."""
 SHORT = 5.0
 """Seconds with which it does not pay to begin a part."""
+GRACE = 3.0
+"""Seconds that a part has to end what it has started, such as a service, when its time is over."""
 TAIL = 3000
 """Characters of a failed part's output that are kept."""
 
@@ -92,7 +95,8 @@ class _Process:
         self._log: IO[bytes] = (folder / f"{part.name}.log").open("w+b")  # a pipe would wait for what a part leaves
         own = folder / part.name
         own.mkdir()
-        command = [sys.executable, "-m", f"parts.{part.module}", part.name, "--folder", str(own), *arguments]
+        more = ["--folder", str(own), "--until", str(self.begun + limit), *arguments]
+        command = [sys.executable, "-m", f"parts.{part.module}", part.name, *more]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -107,6 +111,9 @@ class _Process:
         try:
             status = self._process.wait(max(0.0, self.begun + self._limit - time.monotonic()))
         except subprocess.TimeoutExpired:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE)
             return "ended", f"not done in {self._limit:.0f} s"
         finally:
             self.kill()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ class Part:
         device: `cuda`, `cuda:1` or `cpu`.
         quick: whether to use the smallest sizes.
         folder: an empty folder for temporary files.
+        until: the time of `time.monotonic` at which the part is ended.
         failures: what is wrong; a part with any fails at its end.
     """
 
@@ -35,11 +38,17 @@ class Part:
     device: str
     quick: bool
     folder: Path
+    until: float
     failures: list[str] = field(default_factory=list)
 
     @property
     def cuda(self) -> bool:
         return self.device != "cpu"
+
+    @property
+    def left(self) -> float:
+        """Seconds until the part is ended."""
+        return self.until - time.monotonic()
 
     def size(self, full: T, quick: T) -> T:
         """Return the one that is asked for."""
@@ -69,9 +78,12 @@ def run(main: Callable[[Part], None]) -> NoReturn:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    part = Part(options.name, Results(options.json), options.device, options.quick, options.folder)
+    results = Results(options.json)
+    part = Part(options.name, results, options.device, options.quick, options.folder, options.until)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what it has started is ended in its turn
     main(part)
     sys.exit("; ".join(part.failures) or 0)
 

@@ -68,7 +68,7 @@ def of(part: Part, each: Table, found: dict[str, Any] | None) -> Iterator[str]:
     if each.unit is None:
         yield from table(["", "found"], [[name, finding(rows.get(name), without)] for name in each.rows])
         return
-    header = ["", each.unit, "lowest to highest", "loss", "clock (MHz)"]
+    header = ["", each.unit, "lowest to highest (windows)", "loss", "clock (MHz)"]
     yield from table(header, [[name, *timing(rows.get(name), without)] for name in each.rows])
 
 
@@ -86,7 +86,7 @@ def timing(row: dict[str, Any] | None, without: str) -> list[str]:
     values, clocks = row["values"], [clock for clock in row["clocks"] if clock is not None]
     return [
         number(row["median"]) + (f" (then failed: {row['failed']})" if "failed" in row else ""),
-        f"{number(min(values))} to {number(max(values))}",
+        f"{number(min(values))} to {number(max(values))} ({len(values)})",
         f"{row['loss']:.4g}{'' if row['same'] else ' (differs)'}",
         f"{statistics.median(clocks):.0f}" if clocks else "",
     ]

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from trainyard.nvml import Gpu
 
+SPARE = 2.0
+"""Seconds for what a side does before its window: it builds its model, captures, compiles."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -132,8 +135,12 @@ def take_turns(
     tables: Mapping[str, Mapping[str, Side | Missing]],
     plan: Plan,
     tolerances: Mapping[str, float],
+    *,
+    reserve: float = 0.0,
 ) -> None:
     """Time the sides of these tables, one after the other, round by round, and write each window into the results.
+
+    Where the part's time does not suffice for all rounds, the last windows are left out.
 
     A row of the results has `values` (microseconds a step, one a window), their `median`, `loss`, `same` (whether the
     loss is that of the table's first side that has one) and `clocks` (MHz, after each window).
@@ -143,6 +150,7 @@ def take_turns(
         tables: the sides of each table, by its key and their names.
         plan: the sizes.
         tolerances: of the losses of each table, relative.
+        reserve: seconds of the part's time that are for what follows.
     """
     clock, synchronize = clock_of(part), synchronizer(part)
     written = part.results.read().get("parts", {}).get(part.name, {}).get("tables", {})
@@ -155,6 +163,10 @@ def take_turns(
         for turn in list(able):
             table, name, side = turn
             if isinstance(side, Missing):
+                continue
+            if part.left < reserve + plan.seconds + plan.warm + SPARE:
+                if name not in rows[table]:
+                    part.fail(f"{table}: {name}: no time is left")
                 continue
             window = Window(plan, synchronize)
             try:

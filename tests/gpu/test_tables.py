@@ -73,9 +73,9 @@ def test_what_was_measured_is_shown_and_what_was_not_is_named() -> None:
     _, mlp = tables(text.partition("A training step, small MLP:")[2])[0]
     shown = {name: cells for name, *cells in (row.values() for row in mlp)}
     assert shown == {
-        "captured": ["42.2", "41.0 to 43.0", "0.25", "1975"],
-        "capture=false": ["42.2", "41.0 to 43.0", "0.25 (differs)", ""],
-        "plain, eager, resident data": ["42.2 (then failed: RuntimeError: a | b)", "41.0 to 43.0", "0.25", "1975"],
+        "captured": ["42.2", "41.0 to 43.0 (3)", "0.25", "1975"],
+        "capture=false": ["42.2", "41.0 to 43.0 (3)", "0.25 (differs)", ""],
+        "plain, eager, resident data": ["42.2 (then failed: RuntimeError: a | b)", "41.0 to 43.0 (3)", "0.25", "1975"],
         "plain, eager, DataLoader": ["failed: RuntimeError: it cannot", "", "", ""],
         "plain, whole-step CUDA graph": ["needs CUDA", "", "", ""],
         "plain, torch.compile reduce-overhead": ["no result (ended: not done in 145 s)", "", "", ""],

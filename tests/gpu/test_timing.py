@@ -16,7 +16,7 @@ def part(tmp_path: Path) -> Any:
     from part import Part
     from results import Results
 
-    return Part("steps", Results(tmp_path / "results.json"), "cpu", True, tmp_path)
+    return Part("steps", Results(tmp_path / "results.json"), "cpu", True, tmp_path, float("inf"))
 
 
 @pytest.fixture
@@ -140,3 +140,18 @@ def test_a_side_that_ends_too_soon_is_a_failure(part: Any, clock: Any) -> None:
 
     rows = turns(part, {"a": going_on(lambda: iter([torch.zeros(())]))})
     assert "failed" in rows["a"]
+
+
+def test_a_side_for_which_no_time_is_left(part: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last windows are left out; a side that has none is a failure."""
+    from timing import SPARE, going_on
+
+    monkeypatch.setattr("part.time.monotonic", lambda: clock.now)
+    # A window of "a" takes 5 s, as does that of "b"; then there is no time for a third one.
+    part.until = 10.0 + 2.5 + SPARE
+    sides = {"a": going_on(lambda: losses(clock, 1.0)), "b": going_on(lambda: losses(clock, 1.0))}
+    rows = turns(part, sides, rounds=3)
+    assert [len(rows[name]["values"]) for name in ("a", "b")] == [2, 1]
+    assert not part.failures
+    turns(part, {"late": going_on(lambda: losses(clock, 1.0))})
+    assert part.failures == ["mlp: late: no time is left"]

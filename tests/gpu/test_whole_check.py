@@ -74,7 +74,8 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def environment(folder: Path, packages: set[str]) -> dict[str, str]:
     """The environment of a process in which these packages, PyTorch and NumPy alone are installed."""
-    packages = {canonicalize_name(name) for name in packages} | with_requirements({"torch"}) | {"numpy"}
+    # A CUDA build of PyTorch requires Triton.
+    packages = {canonicalize_name(name) for name in packages} | with_requirements({"torch"}) | {"numpy", "triton"}
     owners = packages_distributions().items()
     modules = {module for module, own in owners if packages & {canonicalize_name(name) for name in own}}
     (folder / "sitecustomize.py").write_text(ONLY_LISTED.format(modules=modules, packages=packages))

@@ -49,7 +49,7 @@ def main(part: Part) -> None:
         except Exception as error:
             part.put("kernels", name, failed=in_one_line(error))
             part.fail(f"kernels of {name}: {in_one_line(error)}")
-    plan = part.size(Plan(0.5, 0.5, 3), Plan(0.02, 0.0, 1, compared=2))
+    plan = part.size(Plan(0.5, 0.2, 3), Plan(0.02, 0.0, 1, compared=2))
     tables: dict[str, dict[str, Side | Missing]] = {
         "kernel_steps": {name: going_on(partial(iter, each)) for name, each in losses.items()},
         "convolution": {

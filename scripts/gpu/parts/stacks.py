@@ -23,13 +23,15 @@ from torch import Tensor
 
 TABLE = "stacks"
 BESIDE, BESIDE_MPS = STACK_SIDES[-2:]
+PROCESSES = 30.0
+"""Seconds for the sides that are processes."""
 TOLERANCES = {TABLE: 1e-3}
 
 
 def main(part: Part) -> None:
     plan = part.size(Plan(2.0, 0.5, 3), Plan(0.05, 0.0, 1, compared=4))
-    take_turns(part, {TABLE: sides(part)}, plan, TOLERANCES)
-    count = part.size(8, 2)
+    take_turns(part, {TABLE: sides(part)}, plan, TOLERANCES, reserve=part.size(PROCESSES, 0.0))
+    count = part.size(8, 1)
     few = part.size(Plan(2.0, 0.5, 2), plan)
     with side_by_side(part, count, few, {}) as train:
         take_turns(part, {TABLE: {BESIDE: Side(train)}}, few, TOLERANCES)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from functools import partial
-from itertools import islice
-from time import perf_counter
 from typing import Any
 
 import by_hand
 from catalog import STEP_SIDES, WORKS
 from part import NEEDS_CUDA, Part, run
-from timing import Missing, Plan, Side, Window, going_on, synchronizer, take_turns
+from timing import Missing, Plan, Side, Window, going_on, take_turns
 from work import RATE, Work
 
 from trainyard.data import TensorLoader
@@ -33,14 +31,15 @@ FOREVER = 10**6
 
 
 def main(part: Part) -> None:
-    kinds = {"mlp": "rings", "resnet": "images", "transformer": "text"}
-    samples, batch = part.size((6400, 64), (8, 4))  # full batches only
-    works = {key: Work(kinds[key], samples, batch, device=part.device) for key in WORKS}
-    if part.name == "compile":
-        compile_ahead(part, works)
-        return
     plan = part.size(Plan(2.0, 0.5, 3), Plan(0.05, 0.0, 1, compared=3))
-    take_turns(part, {key: sides(part, work, key != "mlp") for key, work in works.items()}, plan, TOLERANCES)
+    take_turns(part, {key: sides(part, work, key != "mlp") for key, work in works(part).items()}, plan, TOLERANCES)
+
+
+def works(part: Part) -> dict[str, Work]:
+    """Return the works of `catalog.WORKS`; their batches are full."""
+    kinds = {"mlp": "rings", "resnet": "images", "transformer": "text"}
+    samples, batch = part.size((6400, 64), (8, 4))
+    return {key: Work(kinds[key], samples, batch, device=part.device) for key in WORKS}
 
 
 def sides(part: Part, work: Work, bf16: bool) -> dict[str, Side | Missing]:
@@ -87,18 +86,6 @@ def trainyard(part: Part, work: Work, window: Window, **arguments: Any) -> None:
         refusal = getattr(runner.step, "refusal", None)
         if refusal is not None:
             raise RuntimeError(f"the step is not captured: {refusal}")
-
-
-def compile_ahead(part: Part, works: dict[str, Work]) -> None:
-    """Compile the models once: the compiler's cache has them when their steps are timed."""
-    for key, work in works.items():
-        if not part.cuda:
-            part.put("compile", key, missing=NEEDS_CUDA)
-            continue
-        begin = perf_counter()
-        for _ in islice(by_hand.compiled(work, key != "mlp"), 3):
-            synchronizer(part)()
-        part.put("compile", key, found=f"{perf_counter() - begin:.1f}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def main(part: Part) -> None:
 def sweep(part: Part, overrides: list[str], jobs: int, epochs: int) -> None:
     """Run a sweep, and write what became of it."""
     folder = part.folder / "sweep"
-    always = ["data=digits", "model=mlp", "optim=adam", "tracker=none", f"device={part.device}"]
+    device = "cuda" if part.cuda else "cpu"  # a job sees one device
+    always = ["data=digits", "model=mlp", "optim=adam", "tracker=none", f"device={device}"]
     command = [sys.executable, "train.py", "-m", *always, *overrides, f"hydra.sweep.dir={folder}"]
     begin = perf_counter()
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
