@@ -170,7 +170,8 @@ class EMA(Hook):
         average = self._averaged(runner)
         averaged, own = self._tensors(average), self._tensors(runner.model)
         if self._updates == 0:
-            foreach.copy_(averaged, own)
+            for mine, weight in zip(averaged, own, strict=True):  # one by one: shares of FSDP know no copy of a list
+                mine.copy_(weight)
         else:
             alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
             for mine, weight in zip(averaged, own, strict=True):
