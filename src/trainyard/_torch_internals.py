@@ -324,7 +324,14 @@ def _check_end_allocation() -> bool:
 
 
 _MODELS = ("fused.model", "step.cuda_graph.guards", "models.base", "models.initialize", "optim.paramwise")
-_FOREACH_USERS = ("fused.optim", "optim.lion", "step.stacked", "step.cuda_graph.captured_step", "hooks.ema")
+_FOREACH_USERS = (
+    "fused.optim",
+    "optim.lion",
+    "step.stacked",
+    "step.cuda_graph.captured_step",
+    "step.cuda_graph.captured_eval",
+    "hooks.ema",
+)
 _KERNEL = "one call for all parameters, without collecting its arguments anew in each step"
 
 foreach = Foreach()

@@ -86,6 +86,34 @@ def test_the_averages_of_one_member_have_the_bits_of_torchs(kind: str, update_bu
     assert_same(runner.eval_model, expected.module)
 
 
+def test_a_parameter_that_is_added_begins_at_its_weights() -> None:
+    """The averages of the others go on, by name, wherever the new one stands."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_module("first", None)
+            self.last = torch.nn.Linear(2, 2)
+
+    hook = EMA(decay=0.5)
+    runner: Any = SimpleNamespace(model=Model())
+    expected: dict[str, Any] = {}
+    for update in range(6):
+        if update == 3:
+            runner.model.first = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+            hook._take_buffers(runner)  # between two updates, too
+            added = {f"first.{name}": weight for name, weight in runner.model.first.named_parameters()}
+            expected |= {name: weight.detach().clone() for name, weight in added.items()}
+        changed(runner.model)
+        hook._take_weights(runner)
+        for name, weight in runner.model.named_parameters():
+            weight = weight.detach().clone()
+            expected[name] = expected[name].lerp(weight, 0.5) if name in expected else weight
+    assert next(iter(runner.eval_model.state_dict())).startswith("first")
+    for name, average in runner.eval_model.named_parameters():
+        assert torch.equal(average, expected[name]), name
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_with_decays_of_their_own_have_the_averages_of_single_runs(kind: str) -> None:
     """Also those that stay after one has left."""

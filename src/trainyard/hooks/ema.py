@@ -167,10 +167,12 @@ class EMA(Hook):
     @torch.no_grad()
     def _take_weights(self, runner: Runner) -> None:
         """Update the average."""
-        average = self._averaged(runner)
-        averaged, own = self._tensors(average), self._tensors(runner.model)
+        averaged, own = self._tensors(self._averaged(runner)), self._tensors(runner.model)
+        if len(averaged) != len(own):
+            averaged = self._tensors(self._refitted(runner))
         if self._updates == 0:
-            foreach.copy_(averaged, own)
+            for mine, weight in zip(averaged, own, strict=True):  # one by one: shares of FSDP know no copy of a list
+                mine.copy_(weight)
         else:
             alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
             for mine, weight in zip(averaged, own, strict=True):
@@ -182,13 +184,25 @@ class EMA(Hook):
         if not self.update_buffers:
             self._take_buffers(runner)
         self._updates += 1
-        runner.eval_model = average
+        runner.eval_model = self._averaged(runner)
 
     @torch.no_grad()
     def _take_buffers(self, runner: Runner) -> None:
         """Copy the model's buffers into the average, also between two updates."""
-        if buffers := [*self._averaged(runner).buffers()]:
-            foreach.copy_(buffers, [*runner.model.buffers()])
+        averaged, own = [*self._averaged(runner).buffers()], [*runner.model.buffers()]
+        if len(averaged) != len(own):
+            averaged = [*self._refitted(runner).buffers()]
+        if own:
+            foreach.copy_(averaged, own)
+
+    def _refitted(self, runner: Runner) -> nn.Module:
+        """Return the average of a model that has got or lost tensors: by name, new ones begin as the model's."""
+        fitting = copy.deepcopy(runner.model)
+        fitting.load_state_dict(self._averaged(runner).state_dict(), strict=False)
+        self._average = fitting
+        if self._updates:
+            runner.eval_model = fitting
+        return fitting
 
     def _averaged(self, runner: Runner) -> nn.Module:
         if self._average is None:
