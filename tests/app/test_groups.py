@@ -44,7 +44,7 @@ def test_schedules_in_an_iteration_loop(command: Any, option: Any) -> None:
 @pytest.mark.parametrize("option", [name for name in _options("hook") if name != "progress"])
 def test_hooks(command: Any, option: Any) -> None:
     data = DIGITS if option == "test_time_augmentation" else RINGS  # flips are for pictures
-    needed = ["freeze=[net.0]", "hook.unfreeze.at={1: net.0}"] if option == "unfreeze" else []
+    needed = ["freeze=[net.1]", "hook.unfreeze.at={1: net.1}"] if option == "unfreeze" else []
     assert command(f"hook={option}", *needed, quick=[*data, *SMALL["mlp"]]) == (0, "")
 
 

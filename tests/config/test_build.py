@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from trainyard.config.annotations import UNKNOWN, annotation, fits
 from trainyard.config.build import build, build_all, check_node, check_tree, fill_auto, is_node, locate
 from trainyard.config.hydra_versions import any_target
 from trainyard.errors import ConfigError, TrainyardError
@@ -118,7 +119,14 @@ def test_arguments_are_those_of_the_signature(path: Any, data: st.DataObject) ->
         return
     names = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     given_names = data.draw(st.lists(st.sampled_from([*names, "no_such_argument"]), unique=True))
-    node = {"_target_": path, **dict.fromkeys(given_names, 0)}
+    target, fitting = locate(path, "x"), [0, 0.5, "", False, [0], None]
+    node: dict[str, Any] = {"_target_": path}
+    for name in given_names:
+        kind = annotation(target, name) if name in parameters else UNKNOWN
+        accepted = [value for value in fitting if kind is UNKNOWN or fits(value, kind)]
+        if not accepted:
+            return  # one of a few texts
+        node[name] = accepted[0]
     try:
         inspect.signature(locate(path, "x")).bind(**dict.fromkeys(given_names, 0))
         binds = True
@@ -249,7 +257,7 @@ def test_it_builds_what_hydra_builds(inputs: int, outputs: int) -> None:
             "hook.logger.net.dropout: 2 given",
         ),
         ({"_target_": "torch.nn.Dropout", "p": 7}, "hook.logger: ValueError('dropout probability"),
-        ({"_target_": "torch.nn.Dropout", "p": "x"}, "hook.logger: TypeError("),
+        ({"_target_": "torch.nn.Dropout", "p": "x"}, "hook.logger.p: 'x' given; accepted: a number"),
         ({"_target_": "builtins.open", "file": "absent.txt"}, "No such file or directory"),
     ],
 )  # fmt: skip

@@ -113,15 +113,11 @@ def fitting_parameters(model: nn.Module, patterns: Sequence[str], key: str) -> l
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = set[int]()
     for pattern in listed(key, patterns):
-        inside = [
-            parameter
-            for name, module in modules.items()
-            if fits(pattern, name, module)
-            for parameter in module.parameters()
-        ]
-        found = {id(parameter) for parameter in inside} | {
-            id(each) for name, each in parameters.items() if fits(pattern, name)
-        }
+        fitting = [module for name, module in modules.items() if fits(pattern, name, module)]
+        found = {id(parameter) for module in fitting for parameter in module.parameters()}
+        found |= {id(each) for name, each in parameters.items() if fits(pattern, name)}
+        if fitting and not found:
+            raise ConfigError(key, pattern, "a pattern for parameters; what this one fits has none")
         if not found:
             raise unknown(key, pattern, modules, parameters)
         chosen |= found
