@@ -49,7 +49,7 @@ def stack_step(members: int, *, precision: str = "fp32", own_batches: bool = Tru
     chosen = {"clip": NoClip(), "accumulate": 1} | settings
     leading = [members] if own_batches else []
     batch = (torch.randn(*leading, 4, 8), torch.randint(3, (*leading, 4)))
-    return make_step(model.train_step, optimizer, precision=made, **chosen), batch
+    return make_step(model.train_step, optimizer, precision=made, stacked=True, **chosen), batch
 
 
 @pytest.mark.parametrize("members", [2, 16, 64])

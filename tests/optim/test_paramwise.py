@@ -201,7 +201,7 @@ def test_every_parameter_is_in_one_group_and_the_numbers_do_not_decide_in_which(
         ({"norm_decay_mul": 0}, "Did you mean 'norm_decay_mult'?"),
         ({"custom_keys": {"head": {"lr_mul": 0}}}, "custom_keys.head: 'lr_mul' given; accepted: lr_mult or decay_mult"),
         ({"custom_keys": {"head": 0.1}}, "paramwise.custom_keys.head: 0.1 given; accepted: a mapping with lr_mult"),
-        ({"custom_keys": ["head"]}, "paramwise.custom_keys: ['head'] given; accepted: a mapping of patterns"),
+        ({"custom_keys": ["head"]}, "paramwise.custom_keys: ['head'] given; accepted: a mapping"),
         ({"norm_decay_mult": -1}, "paramwise.norm_decay_mult: -1 given; accepted: a number of at least 0, or null"),
         ({"bias_lr_mult": True}, "paramwise.bias_lr_mult: True given"),
         ({"custom_keys": {"head": {"lr_mult": "x"}}}, "paramwise.custom_keys.head.lr_mult: 'x' given"),

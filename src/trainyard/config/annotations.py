@@ -75,7 +75,8 @@ def check_value(key: str, value: Any, hint: Any) -> None:
 def fits(value: Any, hint: Any) -> bool:
     """Return whether a value fits an annotation, or the annotation says nothing about values of a config.
 
-    A list passes for a tuple. A text passes for no list of texts, although Python could iterate over it.
+    A list passes for a tuple. A text passes for no list of texts, although Python could iterate over it. A mapping of
+    mappings is the target's own to check: it knows the keys.
     """
     if not _is_plain(value):
         return True
@@ -96,7 +97,9 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in _LISTS:
         return _fits_list(value, kind, arguments)
     if kind in _MAPPINGS:
-        return isinstance(value, Mapping) and all(fits(entry, arguments[-1]) for entry in value.values() if arguments)
+        entry = arguments[-1] if arguments else Any
+        nested = (get_origin(entry) or entry) in _MAPPINGS
+        return isinstance(value, Mapping) and (nested or all(fits(each, entry) for each in value.values()))
     return True
 
 

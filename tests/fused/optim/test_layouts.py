@@ -61,7 +61,7 @@ def test_a_model_in_channels_last() -> None:
     )
     batch = torch.randn(8, 3, 8, 8), torch.randint(5, (8,))
     for kept in ([2, 0], [0, 1]):
-        total_loss(stack.train_step(batch)).sum().backward()
+        total_loss(stack.train_step(batch), stacked=True).sum().backward()
         optimizer.step()
         first = next(param for param in whole.values() if param.dim() == 5)
         assert first.stride()[2] == 1
