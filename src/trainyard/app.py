@@ -18,9 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.config.schema import check_settings
+from trainyard.errors import TrainyardError
 from trainyard.fused import train as stack_trainer
 from trainyard.run import ranks
 from trainyard.run.rank_job import follow
@@ -77,8 +79,17 @@ class Application(SweepableTask):
 
     position: SweepPosition | None = None
 
+    tries = True
     resumes = True
-    preload = ("torch", "numpy.random", "trainyard.hooks", "trainyard.run.record", __name__, "trainyard.fused.runner")
+    preload = (
+        "torch",
+        "numpy.random",
+        "trainyard.hooks",
+        "trainyard.run.record",
+        "trainyard.run.trial",
+        __name__,
+        "trainyard.fused.runner",
+    )
     fuse = stack_trainer
 
     def __call__(self, cfg: DictConfig, /) -> float | None:
@@ -104,19 +115,20 @@ class Application(SweepableTask):
             The config in plain Python, without its `hydra` node.
 
         Raises:
-            ConfigError: see `trainyard.config.schema.check`.
+            ConfigError: see `trainyard.config.schema.check_settings`.
         """
-        from trainyard.config.schema import check
+        return check_settings(config)
 
-        values = check(config)
-        if ranks.spread(values).world is not None:
-            hint = "A sweep is started by itself, without torchrun or another launcher."
-            raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
-        return values
+    def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
+        """Build the parts of the jobs of a sweep, in a worker: see `trainyard.run.trial`."""
+        from trainyard.run.trial import try_jobs
+
+        return try_jobs(configs)
 
     def slots(self, values: dict[str, Any] | None) -> int:
         """Return how many slots of a sweep a job takes: one for each device that it trains on."""
-        return ranks.spread(values or {}).devices
+        several = "launcher" in ((values or {}).get("strategy") or {})
+        return ranks.spread(values or {}).devices if several else 1  # `ranks.spread` imports torch
 
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""

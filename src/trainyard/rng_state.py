@@ -63,7 +63,7 @@ def state() -> dict[str, Any]:
     """Return the state of every generator, as tensors and plain values: the form of a checkpoint."""
     (version, words, gauss), (name, keys, position, has_gauss, cached), of_torch = cpu_states()
     found: dict[str, Any] = {
-        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "python": [version, torch.tensor(words, dtype=torch.int64, device="cpu"), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": of_torch,
     }

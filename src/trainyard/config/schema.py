@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from inspect import signature
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -45,13 +44,21 @@ class Settings:
     work_dir: str | None = None
 
 
+PARTS = (
+    *("model", "data", "optim", "schedule", "hook", "metric"),
+    *("loop", "val_loop", "test_loop", "tracker", "env", "strategy"),
+)
+"""Keys of the parts of a training."""
+
+READ = frozenset({*PARTS, *(field.name for field in fields(Settings))})
+"""Keys at the top level of a config that a training reads."""
+
 # By setting, the function that parses it, given by name: its module imports torch.
 _READERS = {
     "init": "trainyard.models.initialize.parse",
     "freeze": "trainyard.models.freeze.parse",
     "load_from": "trainyard.runner.weights.load_from",
 }
-RUNNER = "trainyard.runner.Runner"
 PRIORITY = "trainyard.runner.dispatch.priority"
 CLIP = "trainyard.step.clip.make_clip"
 _TEXTS = {"str": "a text", "str | None": "a text or null"}
@@ -75,10 +82,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
-    """Check a composed config before anything is built from it.
-
-    Every value is present and resolves, settings have their types, each `_target_` can be imported and accepts its
-    arguments. Hydra's own node is not checked.
+    """Check a composed config before anything is built from it: `check_settings` and `check_nodes`.
 
     Returns:
         The config in plain Python.
@@ -86,12 +90,48 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a check fails. The message names the key, the given and the accepted values, and the nearest name.
     """
+    values = check_settings(cfg)
+    check_nodes(values)
+    return values
+
+
+def check_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Check what can be checked without the targets of a config, whose modules import torch.
+
+    Every value is present and resolves, and settings have their types. Hydra's own node is not checked. A key that
+    nothing reads gives a warning.
+
+    Returns:
+        The config in plain Python.
+
+    Raises:
+        ConfigError: a check fails.
+    """
     check_hook_names(cfg)
     values = resolve(cfg)
     missing = sorted(_missing(values))
     if missing:
         raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
     _check_settings(values)
+    warn_of_unread(cfg, READ)
+    return values
+
+
+def check_nodes(values: dict[str, Any]) -> None:
+    """Check the nodes of a config: each `_target_` can be imported and accepts its arguments and their values.
+
+    Args:
+        values: the result of `check_settings`.
+
+    Raises:
+        ConfigError: a check fails.
+    """
+    limits = values.get("clip_grad_norm"), values.get("clip_grad_value")
+    if limits != (None, None):
+        locate(CLIP, "clip_grad_norm")(*limits)
+    for name, reader in _READERS.items():
+        if values.get(name) is not None:
+            locate(reader, name)(values[name])
     for key, value in _nodes(values).items():
         if key in _READERS:
             continue  # read above
@@ -99,15 +139,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         if mark not in _FOUND_RIGHT:
             check_tree(value, key)
             _FOUND_RIGHT.add(mark)
-    warn_of_unread(cfg, _read())
-    return values
-
-
-@cache
-def _read() -> frozenset[str]:
-    """Return the keys of a config that a training reads."""
-    arguments = signature(locate(RUNNER, "runner")).parameters
-    return frozenset({*arguments, *(field.name for field in fields(Settings)), "hook", "metric"})
 
 
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
@@ -179,14 +210,8 @@ def _check_settings(values: dict[str, Any]) -> None:
     choice("mode", mode, MODES)
     integer("seed", settings["seed"], at_least=0)
     integer("accumulate", settings["accumulate"], at_least=1)
-    limits = settings["clip_grad_norm"], settings["clip_grad_value"]
-    if limits != (None, None):
-        locate(CLIP, "clip_grad_norm")(*limits)
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
-    for name, reader in _READERS.items():
-        if settings[name] is not None:
-            locate(reader, name)(settings[name])
     if not isinstance(resume, bool | str):
         raise ConfigError("resume", resume, "true, false or the path of a checkpoint")
     if mode != "train" and not settings["load_from"]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from trainyard.errors import TrainyardError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a sweep's main process imports this module, and no torch
+    import torch
+
     from trainyard.runner import Runner
 
 Values = dict[str, Any]
@@ -154,12 +154,16 @@ def _seconds(runner: Runner) -> float:
 def synchronize(device: torch.device) -> None:
     """Wait for the work of a CUDA device."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
 
 
 def _memory(device: torch.device) -> int:
     """Return the free bytes of a CUDA device; for another, of main memory."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -180,6 +184,8 @@ def why(error: BaseException) -> str:
 
 def _is_library(file: str) -> bool:
     """Return whether a source file belongs to torch or to the stacking code, and not to the user's model."""
+    import torch
+
     ours = Path(__file__).parents[1]
     inside = (*(ours / name for name in ("fused", "runner", "step", "_torch_vmap.py")), Path(torch.__file__).parent)
     return any(Path(file).is_relative_to(place) for place in inside)

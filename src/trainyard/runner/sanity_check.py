@@ -10,6 +10,7 @@ from trainyard import rng_state
 from trainyard.errors import ConfigError
 
 if TYPE_CHECKING:
+    from trainyard.runner.parts import Parts
     from trainyard.runner.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def sanity_check(runner: Runner) -> None:
             getattr(hook, "sanity_check", _nothing)(runner)
         except ConfigError as error:
             raise error.under(f"hook.{name}") from None
-    for key, name in _watched(runner):
+    for key, name in watched(runner):
         if key == "objective":
             if runner.has_split("val") and name not in names:
                 raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
@@ -46,7 +47,7 @@ def sanity_check(runner: Runner) -> None:
         log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=default has it).")
 
 
-def _watched(runner: Runner) -> Iterator[tuple[str, str]]:
+def watched(runner: Parts) -> Iterator[tuple[str, str]]:
     """Yield the required metrics, each with the key of the config that names it."""
     objective = runner.members[0].objective.name
     yield "objective", objective

@@ -35,6 +35,7 @@ from trainyard.sweep.stacks import StackPlanner
 from trainyard.sweep.sweep_wide import check_sweep_wide
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.trial import Trials
 
 WORKER_TASKS = "trainyard.sweep.worker_tasks"  # imported once, in the process that workers are forked from
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
@@ -78,6 +79,7 @@ class Sweep:
                 grace=settings.grace,
                 preload=self._preload(),
             )
+            self._trials = Trials(self.application, self._executor)
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
@@ -176,6 +178,10 @@ class Sweep:
             self._manifest.clear()
         self._manifest.begin(StartedAs.now())
 
+    def _is_done(self, job: Job) -> bool:
+        entry = self._manifest.entries.get(job.num)
+        return entry is not None and entry.state == "done"
+
     def _starts_over(self, jobs: Sequence[Job]) -> bool:
         return self._plan is None and not self.application.resumes and self._manifest.is_done(job.num for job in jobs)
 
@@ -212,14 +218,17 @@ class Sweep:
                     with current_job(job.config):
                         values = self.application.check(job.config)
                         job = replace(job, slots=self._slots_of(values), work_dir=self._work_dir(values))
-                        if self._stacks.active:
-                            job = replace(job, values=resolve(job.config) if values is None else values)
+                        if values is None and self._stacks.active:
+                            values = resolve(job.config)
+                        job = replace(job, values=values)
                 except (TrainyardError, OmegaConfBaseException) as error:
                     wrong.append((job, error))
             jobs.append(job)
         refused = {job.num for job, _ in wrong}
         before = self._plan.jobs if self._plan is not None else ()
         wrong += collisions([job for job in jobs if job.num not in refused], before)
+        wrong += self._trials.errors([job for job in jobs if job.num not in refused and not self._is_done(job)])
+        wrong.sort(key=lambda each: each[0].num)
         if wrong:
             plan = SweepPlan(jobs, {}, (), self._varying(jobs), self.directory)
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
+from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.errors import TrainyardError
 from trainyard.track.sweep_position import SweepPosition
 
@@ -101,9 +102,12 @@ class Sweepable(Protocol):
             has the keys of a training: `objective` and `direction` rank the sweep, `tracker` tracks it.
         preload: modules that its jobs import; imported once, in the process that jobs are forked from. They must not
             touch CUDA or start threads on import.
+        tries: `try_jobs` finds errors that `check` does not.
         fuse: trains jobs that differ only in numbers as one program; None if jobs run one by one.
     """
 
+    @property
+    def tries(self) -> bool: ...
     @property
     def resumes(self) -> bool: ...
     @property
@@ -115,7 +119,7 @@ class Sweepable(Protocol):
         """Run a job and return its objective."""
 
     def check(self, config: DictConfig) -> dict[str, Any] | None:
-        """Check a job before any is started.
+        """Check a job before any is started, quickly, since this is called for each of thousands of jobs.
 
         Args:
             config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
@@ -125,6 +129,14 @@ class Sweepable(Protocol):
 
         Raises:
             TrainyardError: the config cannot work.
+        """
+
+    def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
+        """Try jobs before any is started, in a worker process: build their parts, say.
+
+        Args:
+            configs: what `check` returned, of all jobs that differ in more than their seed and their place. A value
+                under `hydra.job.env_set` has the environment variables that Hydra sets for the job.
         """
 
     def slots(self, values: dict[str, Any] | None) -> int:
@@ -153,6 +165,7 @@ class SweepableTask:
         `hydra.main(version_base="1.3", config_path="conf", config_name="app")(App())()` runs it.
     """
 
+    tries: bool = False
     resumes: bool = False
     preload: Sequence[str] = ()
     fuse: StackTrainer | None = None
@@ -167,6 +180,9 @@ class SweepableTask:
 
     def check(self, config: DictConfig) -> dict[str, Any] | None:
         return None
+
+    def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
+        raise NotImplementedError
 
     def slots(self, values: dict[str, Any] | None) -> int:
         return 1

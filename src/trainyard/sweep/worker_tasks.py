@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.config.current_job import current_job
+from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.errors import Unfusable
 from trainyard.sweep import member_log
 from trainyard.sweep.compose.hydra_files import HydraFiles
@@ -76,6 +77,21 @@ class StackWork:
     jobs: Sequence[StackedJob]
     positions: Sequence[SweepPosition] = ()
     of: int = 0
+
+
+@dataclass(frozen=True)
+class TrialWork:
+    """Data that a worker needs to try jobs.
+
+    Attributes:
+        config: the config of one of the jobs, which is the current one of Hydra's meanwhile.
+        configs: the distinct configs of all.
+    """
+
+    application: Sweepable
+    config: DictConfig
+    singletons: Any
+    configs: DistinctConfigs
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,13 @@ def run_one(work: JobWork) -> JobReturn:
     if result.status is JobStatus.FAILED:
         raise result._return_value  # its getter would print as well
     return result
+
+
+def try_jobs(work: TrialWork) -> TrialResult:
+    """Try jobs by their application's trial."""
+    _take_over(work.application, work.singletons)
+    with current_job(work.config):
+        return work.application.try_jobs(work.configs)
 
 
 def probe_stack(work: StackWork) -> StackFit:
@@ -262,7 +285,9 @@ __all__: list[Any] = [
     "StackedJob",
     "StackedJobResult",
     "StackedJobReturn",
+    "TrialWork",
     "probe_stack",
     "run_one",
     "run_stack",
+    "try_jobs",
 ]

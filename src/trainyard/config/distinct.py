@@ -1,0 +1,58 @@
+"""Distinct configs of many jobs, with each distinct value stored once, and the result of their trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WHERE = ("seed", "work_dir", "name", "resume")
+"""Keys that say where or from which seed a job runs, not what it is."""
+
+
+@dataclass(frozen=True)
+class DistinctConfigs:
+    """Configs that differ in more than `WHERE`.
+
+    Attributes:
+        nodes: by top-level key, the distinct values.
+        jobs: for each config, the number of its value under each key; a key that it does not have is left out.
+    """
+
+    nodes: Mapping[str, Sequence[Any]]
+    jobs: Sequence[Mapping[str, int]]
+
+    @classmethod
+    def of(cls, configs: Sequence[Mapping[str, Any]]) -> tuple[DistinctConfigs, list[int]]:
+        """Return the distinct configs of these, and for each of these the number of its distinct one."""
+        nodes: dict[str, list[Any]] = {}
+        numbers: dict[tuple[str, str], int] = {}  # by key and value
+        found: dict[tuple[tuple[str, int], ...], int] = {}
+        which = []
+        for config in configs:
+            own = []
+            for key, value in config.items():
+                mark = key, "" if key in WHERE else repr(value)
+                if mark not in numbers:
+                    numbers[mark] = len(nodes.setdefault(key, []))
+                    nodes[key].append(value)
+                own.append((key, numbers[mark]))
+            which.append(found.setdefault(tuple(own), len(found)))
+        return cls(nodes, [dict(job) for job in found]), which
+
+    def values(self, number: int) -> dict[str, Any]:
+        """Return config number `number`."""
+        return {key: self.nodes[key][index] for key, index in self.jobs[number].items()}
+
+
+@dataclass
+class TrialResult:
+    """Result of a trial of distinct configs.
+
+    Attributes:
+        errors: for each config what is wrong with it; None if nothing is, or it was not tried.
+        left: the number of configs that were not tried, since that would have taken too long.
+    """
+
+    errors: list[str | None]
+    left: int = 0

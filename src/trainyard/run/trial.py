@@ -1,0 +1,384 @@
+"""Trial of a sweep's jobs: their parts are built, without training, so that a wrong value is found before a job starts.
+
+Each distinct part is built once: the data, which has the facts for `auto`; the model, on the meta device, and if it is
+small on the CPU; metrics, loops, hooks, the optimizer and the schedule. A batch goes through the model and its metrics,
+through a large model on the meta device, and the metrics that the config names are compared with those that there are.
+
+What may fail here alone (a model that the meta device cannot hold, a metric that refuses made-up outputs) is tried as
+in a single run, and only that counts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from hydra.core.utils import env_override
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from trainyard.config.build import build
+from trainyard.config.compiling import check_capture
+from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.schema import check_nodes
+from trainyard.data.transfer import apply, to_device
+from trainyard.distributed import Strategy, as_strategy
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.metrics import results_of
+from trainyard.models import call
+from trainyard.run import ranks
+from trainyard.runner import Runner, checkpoint, weights
+from trainyard.runner.env import find_device
+from trainyard.runner.member import Member
+from trainyard.runner.parts import Parts
+from trainyard.runner.runner import arguments, member_arguments
+from trainyard.runner.sanity_check import watched
+from trainyard.step.precision import make_precision
+
+log = logging.getLogger(__name__)
+
+LIMIT = 30.0
+"""Seconds after which the jobs that are left are not tried."""
+SMALL = 2**22
+"""Parameters of a model that is built on the CPU as well: a batch then goes through it as in a single run."""
+ENV = "hydra.job.env_set"
+"""Key under which the environment variables of a job stand among its values."""
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+Values = dict[str, Any]
+Key = tuple[Any, ...]
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(Runner.__init__).parameters.items()
+    if name not in ("self", "model")
+}
+_BARE: Values = {"work_dir": None, "tracker": None, "resume": False, "load_from": None, "env": None, "compile": False}
+_MODEL = ("data", "model", "init", "freeze", "activation_checkpointing")
+
+
+class _DoubtError(Exception):
+    """Something seems wrong that only a single run can tell."""
+
+
+def try_jobs(configs: DistinctConfigs) -> TrialResult:
+    """Try these jobs, for at most `LIMIT` seconds.
+
+    Args:
+        configs: as `trainyard.config.schema.check_settings` returns them.
+    """
+    began = perf_counter()
+    found = TrialResult([None] * len(configs.jobs))
+    known = _Known()
+    order = sorted(range(len(configs.jobs)), key=lambda number: [configs.jobs[number].get(key, -1) for key in _MODEL])
+    for done, number in enumerate(order):
+        if perf_counter() - began > LIMIT:
+            found.left = len(order) - done
+            break
+        values = configs.values(number)
+        with env_override(values.pop(ENV, {})):
+            found.errors[number] = _error(values, configs.jobs[number], known)
+    return found
+
+
+@dataclass
+class _Known:
+    """Results of steps, by what they depend on.
+
+    Attributes:
+        errors: why a step fails; None if it does not.
+        built: the parts that it has built.
+    """
+
+    errors: dict[Key, str | None] = field(default_factory=dict)
+    built: dict[Key, Values] = field(default_factory=dict)
+
+    def keep(self, key: Key, parts: _Parts) -> None:
+        """Keep the parts that a step has built; of models the last one alone, which a step may have built anew."""
+        if key[0] == "_model":
+            self.built = {other: built for other, built in self.built.items() if other[0] != "_model"}
+        self.built[key] = {}
+        for other, built in self.built.items():
+            if other == key or other[0] == "_model":
+                built |= {name: vars(parts)[name] for name in _BUILT.get(other[0], ()) if name in vars(parts)}
+
+    def give(self, key: Key, parts: _Parts) -> None:
+        """Give a job the parts that are kept."""
+        vars(parts).update(self.built.get(key, {}))
+
+
+_BUILT = {
+    "_data": ("data", "_loaders"),
+    "_model": ("_model", "model_config", "meta"),
+    "_metrics": ("metrics",),
+    "_loops": ("train_loop", "val_loop", "test_loop"),
+    "_hooks": ("dispatch",),
+    "_schedule": ("schedule",),
+    "_validation": ("names",),
+}
+"""Attributes of parts that a step builds and jobs share."""
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Mode that leaves out, on the meta device, what draws initial numbers.
+
+    torch would import its compiler for normal numbers there, which takes a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.normal_ or getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, torch.Tensor) and tensor.device == META:
+                return tensor
+        return func(*args, **kwargs)
+
+
+class _Parts(Parts):
+    """Parts of one job, on the CPU; its model is on the meta device as long as that works."""
+
+    def __init__(self, values: Values) -> None:
+        self.given = _DEFAULTS | arguments(values)
+        settings = self.given | _BARE
+        super().__init__(settings, CPU, Strategy(), [Member(**member_arguments(settings))])
+        self.mode = values["mode"]
+        self.meta = True
+        self.names: list[str] = []
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The sets that are evaluated: those of the validation in a training."""
+        return self.sets("val" if self.mode == "train" else self.mode)
+
+    @property
+    def model(self) -> nn.Module:
+        if "_model" not in vars(self):
+            try:
+                self._model = self._built(META)
+            except Exception as error:
+                self.use_cpu(repr(error))
+            else:
+                if sum(parameter.numel() for parameter in self._model.parameters()) <= SMALL:
+                    self.use_cpu("it is small")
+        return self._model
+
+    def use_cpu(self, reason: str) -> None:
+        """Build the model on the CPU."""
+        log.debug("Built on the CPU: %s", reason)
+        self.meta = False
+        self._model = self._built(CPU)
+
+    def _built(self, device: torch.device) -> nn.Module:
+        self.device = device
+        try:
+            with device, _WithoutNumbers():
+                model: nn.Module = vars(Parts)["model"].func(self)
+        finally:
+            self.device = CPU
+        return model
+
+
+Step = Callable[[_Parts], None]
+"""Builds some parts, or checks them."""
+
+
+def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
+    """Yield the steps of a trial in order, each with the keys it depends on, and what else it depends on."""
+    trains = values["mode"] == "train"
+    yield _process, ("device", "precision", "capture", "direction", "tracker", "env", "strategy"), ""
+    yield _load_from, ("load_from",), ""
+    yield _data, ("data", "mode"), ""
+    yield _model, _MODEL, ""
+    yield _metrics, ("data", "metric"), ""
+    loops = ("loop", "val_loop", "test_loop")
+    yield _loops, (*loops, "mode"), ""
+    yield _hooks, ("hook", *loops), ""
+    if trains:
+        optim = values.get("optim")
+        alone = isinstance(optim, Mapping) and "_target_" in optim and not optim.get("paramwise")
+        yield _optimizer, ("optim", *(() if alone else _MODEL)), ""
+        yield _schedule, ("schedule", "loop", "data", "direction"), _shape(optim)
+    yield _validation, (*_MODEL, "metric", "mode"), ""
+    if trains:
+        yield _hook_checks, (*_MODEL, "hook", *loops), ""
+        yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
+
+
+def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
+    """Return what is wrong with a job; None if nothing is."""
+    try:
+        check_nodes(values)
+        _check_ranks(values)
+    except TrainyardError as error:
+        return str(error)
+    if "launcher" in (values.get("strategy") or {}):
+        values["strategy"] = None  # tried on one device
+    try:
+        parts = _Parts(values)
+    except TrainyardError as error:
+        return str(error)
+    for step, keys, further in _steps(values):
+        key = step.__name__, further, *(job.get(name) for name in (ENV, *keys))
+        if key not in known.errors:
+            known.errors[key] = _attempt(step, parts, values)
+            known.keep(key, parts)
+        elif known.errors[key] is None:
+            known.give(key, parts)
+        if known.errors[key] is not None:
+            return known.errors[key]
+    return None
+
+
+def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
+    try:
+        step(parts)
+    except TrainyardError as error:
+        return str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        log.debug("Tried as a single run: %r", error)
+        return _error_of_single_run(values)
+    return None
+
+
+def _error_of_single_run(values: Values) -> str | None:
+    """Prepare a single run, which ends with a batch through the validation; return the error."""
+    try:
+        Runner.from_cfg(values | _BARE).prepare(values["mode"])
+    except TrainyardError as error:
+        return str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {said} ({Path(frame.filename).name}:{frame.lineno})"
+    return None
+
+
+def _check_ranks(values: Values) -> None:
+    if ranks.spread(values).world is not None:
+        hint = "A sweep is started by itself, without torchrun or another launcher."
+        raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def _process(parts: _Parts) -> None:
+    given = parts.settings
+    device = find_device(given["device"])
+    check_capture(given["capture"], device.type)
+    make_precision(given["precision"], CPU)
+    for name in ("tracker", "env"):
+        build(parts.given[name], name)
+    as_strategy(build(given["strategy"], "strategy"))
+
+
+def _load_from(parts: _Parts) -> None:
+    given = weights.load_from(parts.given["load_from"])
+    if given is not None and not Path(given.path).exists():
+        checkpoint.given(weights.KEY, given.path, weights.read)
+
+
+def _data(parts: _Parts) -> None:
+    parts.loader(parts.mode)
+    for name in parts.evaluated:
+        parts.loader(name)
+
+
+def _model(parts: _Parts) -> None:
+    _ = parts.model
+
+
+def _metrics(parts: _Parts) -> None:
+    _ = parts.metrics
+
+
+def _loops(parts: _Parts) -> None:
+    if parts.mode == "train":
+        _ = parts.train_loop
+    _ = parts.val_loop, parts.test_loop
+
+
+def _hooks(parts: _Parts) -> None:
+    _ = parts.dispatch
+
+
+def _hook_checks(parts: _Parts) -> None:
+    for name, hook in parts.dispatch.hooks.items():
+        try:
+            getattr(hook, "sanity_check", lambda _: None)(parts)
+        except ConfigError as error:
+            raise error.under(f"hook.{name}") from None
+
+
+def _optimizer(parts: _Parts) -> None:
+    try:
+        _ = parts.optimizer
+    except Exception as error:
+        if not parts.meta:
+            raise
+        parts.use_cpu(repr(error))
+        _ = parts.optimizer
+
+
+def _schedule(parts: _Parts) -> None:
+    _ = parts.schedule
+
+
+def _validation(parts: _Parts) -> None:
+    """Put a batch of each set through the model and the metrics, which get zeros if there are no numbers.
+
+    Raises:
+        _DoubtError: that fails. Only real outputs can tell whether it is the fault of a value.
+    """
+    try:
+        parts.names = [name for split in parts.evaluated for name in _results(parts, split)]
+    except Exception as error:
+        raise _DoubtError from error
+
+
+def _results(parts: _Parts, split: str) -> list[str]:
+    model = parts.model.eval()
+    predict = getattr(model, f"{split.partition('/')[0]}_step", partial(call, model, mode="predict"))
+    batch = next(iter(parts.loader(split).batches()))
+    device = META if parts.meta else CPU
+    with torch.no_grad(), device:
+        outputs = predict(to_device(batch, device))
+    if parts.meta:
+        outputs = apply(lambda leaf: torch.zeros_like(leaf, device=CPU), outputs)
+    for metric in parts.metrics.values():
+        metric.reset()
+        metric.process(batch, outputs)
+    return [f"{split}/{name}" for name, value in results_of(parts.metrics).items() if value.numel() == 1]
+
+
+def _names(parts: _Parts) -> None:
+    """Compare the metrics that the config names with those that there are.
+
+    Raises:
+        _DoubtError: one is not among them.
+    """
+    further = [getattr(hook, "metric_names", lambda _: ())(parts.names) for hook in parts.dispatch.hooks.values()]
+    known = [*parts.names, *(name for more in further for name in more)]
+    for key, name in watched(parts):
+        if name not in known and not (name.startswith("train/") or (key == "objective" and not parts.names)):
+            raise _DoubtError(name)
+
+
+def _shape(value: Any) -> str:
+    """Return a value as text, with a mark in place of each number."""
+    if isinstance(value, Mapping):
+        return repr({key: _shape(entry) for key, entry in value.items()})
+    if isinstance(value, list | tuple):
+        return repr([_shape(entry) for entry in value])
+    return "#" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)

@@ -1,0 +1,77 @@
+"""Trial of jobs before the first of them starts, in a worker, which has torch imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.singleton import Singleton
+from omegaconf import OmegaConf
+
+from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.errors import TrainyardError
+from trainyard.sweep import worker_tasks
+from trainyard.sweep.errors import InterruptedSweepError
+from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.task_loop import Policy
+from trainyard.sweep.plan import Job
+from trainyard.sweep.sweepable import Sweepable
+
+POLICY = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
+ENV = "hydra.job.env_set"
+AGAIN = 1.0
+"""Seconds that the last trial may have taken for the jobs of a later batch to be tried, too."""
+
+
+class Trials:
+    """Tries the jobs of a sweep, batch by batch, if their application can.
+
+    Args:
+        application: the jobs' application.
+        executor: whose worker tries them.
+    """
+
+    def __init__(self, application: Sweepable, executor: LocalExecutor) -> None:
+        self._application = application
+        self._executor = executor
+        self._seconds = 0.0
+
+    def errors(self, jobs: Sequence[Job]) -> list[tuple[Job, TrainyardError]]:
+        """Return the jobs of a batch that cannot work, each with the reason.
+
+        Args:
+            jobs: jobs that have their values.
+
+        Raises:
+            InterruptedSweepError: by a signal.
+        """
+        # A relative path of a job that changes its directory leads elsewhere from here.
+        jobs = [job for job in jobs if not job.config.hydra.job.chdir]
+        if not jobs or not self._application.tries or self._seconds > AGAIN:
+            return []
+        configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job)} for job in jobs])
+        found = self._try(jobs[0], configs)
+        if found is None:
+            return []
+        errors = [found.errors[number] for number in which]
+        return [(job, TrainyardError(error)) for job, error in zip(jobs, errors, strict=True) if error is not None]
+
+    def _try(self, job: Job, configs: DistinctConfigs) -> TrialResult | None:
+        work = worker_tasks.TrialWork(self._application, job.config, Singleton.get_state(), configs)
+        self._executor.on_event = self._executor.on_tick = None
+        (outcome,) = self._executor.run([Task(0, worker_tasks.try_jobs, work, name="the trial of the jobs")], POLICY)
+        if self._executor.signum is not None:
+            raise InterruptedSweepError("Interrupted before the sweep began.", self._executor.signum)
+        self._seconds = outcome.seconds
+        if outcome.state != "done":
+            print(f"The jobs' parts could not be tried before the start: {outcome.error}.", flush=True)
+            return None
+        found: TrialResult = outcome.value
+        if found.left:
+            print(f"{found.left} of {len(configs.jobs)} jobs that differ were not tried before the start.", flush=True)
+        return found
+
+
+def _environment(job: Job) -> dict[str, dict[str, str]]:
+    variables = OmegaConf.to_container(job.config.hydra.job.env_set, resolve=True)
+    return {ENV: variables} if variables else {}  # type: ignore[dict-item]

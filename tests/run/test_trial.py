@@ -1,0 +1,200 @@
+"""Trial of a sweep's jobs: what a single run refuses is found before any job starts, in the same words."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from trainyard.config.current_job import current_job
+from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.config.schema import check_nodes, check_settings
+from trainyard.errors import TrainyardError
+from trainyard.models import MLP
+from trainyard.run import trial
+from trainyard.run.ranks import spread
+from trainyard.runner import Runner
+
+CONF = Path(__file__).parents[2] / "conf"
+BARE = ["work_dir=null", "tracker=none"]
+SMALL = ["data=rings", "data.num_samples=60"]
+BAD = """
+    seed=-1 / seed=1.5 / device=tpu / device=cuda:7 / precision=fp8 / accumulate=0 / accumulate=1.5
+    clip_grad_norm=-1 / clip_grad_norm=abc / clip_grad_value=0 / init={Linear:magic} / init={Nothing:zeros}
+    freeze=[nothing] / freeze=3 / activation_checkpointing=[nothing] / compile=fastest / capture=maybe
+    objective=val/acuracy / objective=loss / direction=up / mode=training / mode=val / load_from=/no/such.pt / resume=3
+    model.hidden=[0] / model.hidden=[8,-1] / model.hidden=8 / model.hidden=[a] / model.activation=relo
+    model.dropout=1.5 / model.dropout=-0.1 / model.batch_norm=no / model.in_features=7 / model.num_classes=0
+    model.num_classes=1 / model._target_=trainyard.models.MLPP / model._target_=torch.nn.Linear
+    +model.loss._target_=torch.nn.CrossEntropy / data.batch_size=0 / data.batch_size=2.5 / data.num_samples=0
+    data.num_samples=-5 / data.noise=-1 / data.noise=loud / optim.lr=-1 / optim.lr=fast / optim.betas=[0.9]
+    optim.betas=[0.9,1.5] / optim.eps=-1 / optim.weight_decay=-0.1 / optim.fused=maybe / optim.amsgrad=yes
+    optim.paramwise=3 / optim.paramwise={lr:2} / +optim.momentum=0.9 / optim=sgd optim.momentum=-1
+    optim=sgd optim.nesterov=true / optim=rmsprop optim.alpha=-1 / schedule=plateau schedule.patience=-1
+    schedule=plateau schedule.factor=2 / schedule=plateau schedule.monitor=val/x
+    schedule=plateau schedule.threshold_mode=abss / schedule=cosine schedule.warmup=-1
+    schedule=cosine schedule.warmup=1000 / schedule=cosine schedule.scheduler.T_max=0 / schedule=cosine schedule.by=step
+    schedule=step schedule.scheduler.step_size=-1 / schedule=multistep schedule.scheduler.milestones=[5,3]
+    schedule=onecycle schedule.scheduler.pct_start=2 / schedule=exponential schedule.scheduler.gamma=-1
+    loop.max_epochs=0 / loop.max_epochs=x / loop.val_interval=0 / loop.val_begin=0 / loop=iter loop.max_iters=0
+    hook.checkpoint.interval=0 / hook.checkpoint.max_keep=-1 / hook.checkpoint.by=step
+    hook.checkpoint.save_best={val/x:maximize} / hook.checkpoint.save_best={val/accuracy:most} / hook.logger.interval=0
+    hook.logger.window=-1 / hook=early_stop hook.early_stop.patience=-1
+    hook=early_stop hook.early_stop.monitor=val/losss / hook=ema hook.ema.decay=2 / +hook.timer.priority=HIGHESTT
+    metric.accuracy.topk=[0] / +metric.more._target_=trainyard.metrics.Acuracy / strategy=ddp strategy.devices=9999
+    tracker=mlflow tracker.uri=nowhere://x / tracker=mlflow tracker.wait=-1 / env.threads=0 / env.start_method=spoon
+"""
+GOOD = """
+    seed=1 / model=cnn data=digits / model=resnet data=digits / data=text model=transformer metric=language
+    experiment=rings_gan / schedule=cosine / schedule=onecycle / schedule=several / optim=lion
+    optim=sgd optim.momentum=0.9 / loop=iter loop.max_iters=50 / hook=[ema,early_stop,precise_bn] / hook=[]
+    accumulate=4 precision=bf16 / device=auto
+"""
+
+
+def _listed(text: str) -> list[str]:
+    return [entry.strip() for line in text.splitlines() for entry in line.split(" / ") if entry.strip()]
+
+
+def _values(*overrides: str) -> dict[str, Any]:
+    small = [] if any(entry.startswith(("data=", "experiment=")) for entry in overrides) else SMALL
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        cfg = compose("train", overrides=[*BARE, *small, *overrides], return_hydra_config=True)
+    with current_job(cfg):
+        return check_settings(cfg)
+
+
+def _tried(*jobs: str) -> list[str | None]:
+    return _errors([_values(*job.split()) for job in jobs])
+
+
+def _errors(jobs: Sequence[dict[str, Any]]) -> list[str | None]:
+    configs, which = DistinctConfigs.of(jobs)
+    found = trial.try_jobs(configs)
+    assert found.left == 0
+    return [found.errors[number] for number in which]
+
+
+def _of_single_run(job: str) -> str | None:
+    try:
+        values = _values(*job.split())
+        check_nodes(values)
+        spread(values)
+        Runner.from_cfg(values).prepare(values["mode"])
+    except TrainyardError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("job", _listed(BAD))
+def test_what_a_single_run_refuses_is_found(job: str) -> None:
+    """By the check of the settings, or by the trial."""
+    single = _of_single_run(job)
+    assert single is not None
+    try:
+        (found,) = _tried(job)
+    except TrainyardError as error:
+        found = str(error)
+    assert found is not None
+    assert found.startswith(single.rstrip("."))
+
+
+@pytest.mark.parametrize("small", [trial.SMALL, 0])
+@pytest.mark.parametrize("job", _listed(GOOD))
+def test_what_a_single_run_takes_passes(job: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With models on the CPU, and with models on the meta device."""
+    monkeypatch.setattr(trial, "SMALL", small)
+    single: list[str] = []
+    monkeypatch.setattr(trial, "_error_of_single_run", lambda values: single.append(values["mode"]))
+    assert _tried(job) == [None]
+    assert not single, "nothing was in doubt"
+
+
+@pytest.mark.parametrize("job", ["model.in_features=7", "objective=val/acuracy", "model.hidden=[0]", "optim.lr=-1"])
+def test_with_models_on_the_meta_device_the_same_is_found(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SMALL", 0)
+    (found,) = _tried(job)
+    assert str(found).startswith(str(_of_single_run(job)).rstrip("."))
+
+
+def test_a_model_is_built_on_the_meta_device_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    before = MLP.__init__
+
+    def init(self: MLP, *args: Any, **kwargs: Any) -> None:
+        before(self, *args, **kwargs)
+        built.append(next(self.parameters()).device.type)
+
+    init.__wrapped__ = before  # type: ignore[attr-defined] # its signature is checked
+    monkeypatch.setattr(MLP, "__init__", init)
+    monkeypatch.setattr(trial, "SMALL", 0)
+    jobs = [
+        f"optim.lr={rate} model.hidden=[{width}] seed={seed}"
+        for width in (4, 8) for rate in (1, 2, -3, -4) for seed in (0, 1)
+    ]  # fmt: skip
+    assert _tried(*(job for job in jobs if "lr=-" not in job)) == [None] * 8
+    assert built == ["meta", "meta"]
+    found = _tried(*jobs)
+    assert built[2:] == ["meta", "cpu", "meta"], "the CPU has the last word on an optimizer"
+    assert [error is not None for error in found] == [False] * 4 + [True] * 4 + [False] * 4 + [True] * 4
+    assert "optim.lr: -4 given" in str(found[-1])
+
+
+class OnlyReal(MLP):
+    """A model that the meta device cannot hold."""
+
+    def __init__(self, width: int = 4, fails: bool = False) -> None:
+        super().__init__(2, 2, hidden=[width])
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+        assert not fails, "by the model's own code"
+
+
+def _with_own_model(**arguments: Any) -> dict[str, Any]:
+    return _values() | {"model": {"_target_": OnlyReal, **arguments}}
+
+
+def test_what_fails_on_the_meta_device_alone_is_no_error() -> None:
+    good, failing, wrong = _errors([_with_own_model(), _with_own_model(fails=True), _with_own_model(width=0)])
+    assert good is None
+    assert str(failing).startswith("AssertionError: by the model's own code (test_trial.py:")
+    assert "hidden: [0] given" in str(wrong)
+
+
+def test_trying_stops_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "LIMIT", -1.0)
+    configs, _ = DistinctConfigs.of([_values(f"optim.lr={rate}") for rate in (-1, 1)])
+    assert trial.try_jobs(configs) == TrialResult([None, None], left=2)
+
+
+class FromTheEnvironment(MLP):
+    """A model that reads an environment variable."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, hidden=[int(os.environ["TRIAL_WIDTH"])])
+
+
+def test_environment_variables_of_a_job() -> None:
+    jobs = [
+        _values() | {"model": {"_target_": FromTheEnvironment}, trial.ENV: {"TRIAL_WIDTH": width}}
+        for width in ("1", "0")
+    ]
+    good, wrong = _errors(jobs)
+    assert good is None
+    assert "hidden: [0] given" in str(wrong)
+    assert "TRIAL_WIDTH" not in os.environ
+
+
+def test_distinct_configs() -> None:
+    configs = [{"seed": seed, "optim": {"lr": rate}, "work_dir": f"{seed}{rate}"} for seed in (0, 1) for rate in (1, 2)]
+    distinct, which = DistinctConfigs.of(configs)
+    assert which == [0, 1, 0, 1]
+    assert distinct.nodes["optim"] == [{"lr": 1}, {"lr": 2}]
+    assert distinct.values(1) == {"seed": 0, "optim": {"lr": 2}, "work_dir": "01"}
+    one_and_true, _ = DistinctConfigs.of([{"a": 1}, {"a": True}, {"a": 1.0}, {}])
+    assert len(one_and_true.jobs) == 4

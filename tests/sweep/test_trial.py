@@ -1,0 +1,92 @@
+"""Trial of jobs in a worker before the first of them starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import LIMIT
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["-m", "data=rings", "data.num_samples=60", "loop.max_epochs=1", "model.hidden=[8]", "tracker=none"]
+APP = """
+import atexit, sys
+from trainyard.app import main
+atexit.register(lambda: print("torch in the main process:", "torch" in sys.modules))
+main(config_path={conf!r})
+"""
+OWN = """
+import os
+import hydra
+from trainyard.config.distinct import TrialResult
+from trainyard.sweep.sweepable import SweepableTask
+
+class App(SweepableTask):
+    tries = True
+
+    def __call__(self, cfg):
+        return cfg.x
+
+    def check(self, config):
+        return {"x": config.x}
+
+    def try_jobs(self, configs):
+        if configs.values(0)["x"] == 0:
+            os.kill(os.getpid(), 9)
+        return TrialResult(["x: odd" if configs.values(n)["x"] % 2 else None for n in range(len(configs.jobs))])
+
+hydra.main(version_base="1.3", config_path=None)(App())()
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    (tmp_path / "run.py").write_text(APP.format(conf=str(ROOT / "conf")))
+    (tmp_path / "own.py").write_text(OWN)
+
+    def run(script: str, *arguments: str) -> Any:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+        environment = clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            timeout=LIMIT, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_values_are_refused_in_one_report(run: Any, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    result = run(
+        "run.py", *SMALL, "seed=0,1", "optim.lr=0.1,-1", "objective=val/accuracy,val/acuracy", "hydra.sweep.dir=s"
+    )
+    assert result.returncode == 2, result.stdout
+    assert result.stderr.splitlines() == [
+        "Nothing was started.",
+        "objective: 'val/acuracy' given; accepted: a metric of this run: val/accuracy, val/top5, val/loss. "
+        "Did you mean 'val/accuracy'?",
+        "    in 2 of 8 jobs, first in #1: seed=0 optim.lr=0.1 objective=val/acuracy",
+        "optim.lr: -1 given; accepted: a number of at least 0. Adam says: Invalid learning rate: -1.",
+        "    in 4 of 8 jobs, first in #2: seed=0 optim.lr=-1 objective=val/accuracy",
+    ]
+    assert set(tmp_path.iterdir()) == before
+    assert "torch in the main process: False" in result.stdout
+
+
+def test_a_sweep_whose_main_process_has_no_torch(run: Any, tmp_path: Path) -> None:
+    result = run("run.py", *SMALL, "seed=0,1", "hydra.sweep.dir=s", "hydra.launcher.fuse=off")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "s/results.csv").exists()
+    assert "torch in the main process: False" in result.stdout
+
+
+def test_an_application_of_its_own(run: Any, tmp_path: Path) -> None:
+    refused = run("own.py", "-m", "+x=2,3,4,5", "hydra/launcher=local", "hydra.sweep.dir=s")
+    assert refused.returncode != 0
+    assert "in 2 of 4 jobs, first in #1: x=3" in refused.stderr
+    assert not (tmp_path / "s/manifest.jsonl").exists()
+    killed = run("own.py", "-m", "+x=0,1", "hydra/launcher=local", "hydra.sweep.dir=s")
+    assert killed.returncode == 0, killed.stderr
+    assert "The jobs' parts could not be tried before the start: " in killed.stdout
