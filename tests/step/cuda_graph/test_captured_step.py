@@ -123,7 +123,7 @@ def test_a_nest_of_a_batch() -> None:
         def forward(self, x: Any, more: Any, mode: str = "tensor") -> Any:
             (y, (z,)) = more
             output = self.layer(x + z).squeeze(1)
-            return {"loss": (output - y).square().mean(), "error": (output - y).abs().mean(), "output": output}
+            return {"loss": (output - y).square().mean(), "error": (output - y).abs().mean(), "output": output.max()}
 
     states = []
     for how in (None, RecordedGraph()):
