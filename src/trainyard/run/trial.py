@@ -265,7 +265,13 @@ def _error_of_single_run(values: Values) -> str | None:
 
 
 def _check_ranks(values: Values) -> None:
-    if ranks.spread(values).world is not None:
+    try:
+        world = ranks.spread(values).world
+    except ConfigError as error:
+        if error.key in ("strategy.devices", "strategy.min_devices"):
+            return  # a job gets a slot for each device; this process has one
+        raise
+    if world is not None:
         hint = "A sweep is started by itself, without torchrun or another launcher."
         raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
 
