@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -268,8 +269,11 @@ def _check_ranks(values: Values) -> None:
     try:
         world = ranks.spread(values).world
     except ConfigError as error:
-        if error.key in ("strategy.devices", "strategy.min_devices"):
-            return  # a job gets a slot for each device; this process has one
+        # A job gets a slot for each device, and this process has one: the machine's cores are the limit.
+        devices = values["strategy"].get("devices", "auto")
+        of_devices = error.key in ("strategy.devices", "strategy.min_devices")
+        if of_devices and (devices == "auto" or devices <= (os.cpu_count() or 1)):
+            return
         raise
     if world is not None:
         hint = "A sweep is started by itself, without torchrun or another launcher."
