@@ -22,7 +22,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
-from trainyard.errors import TrainyardError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused import train as stack_trainer
 from trainyard.run import ranks
 from trainyard.run.rank_job import follow
@@ -126,9 +126,18 @@ class Application(SweepableTask):
         return try_jobs(configs)
 
     def slots(self, values: dict[str, Any] | None) -> int:
-        """Return how many slots of a sweep a job takes: one for each device that it trains on."""
-        several = "launcher" in ((values or {}).get("strategy") or {})
-        return ranks.spread(values or {}).devices if several else 1  # `ranks.spread` imports torch
+        """Return how many slots of a sweep a job takes: one for each device that it trains on.
+
+        Raises:
+            ConfigError: there are too few devices, or another launcher has started this process.
+        """
+        if values is None or "launcher" not in (values.get("strategy") or {}):
+            return 1  # without `ranks.spread`, which imports torch
+        over = ranks.spread(values)
+        if over.world is not None:
+            hint = "A sweep is started by itself, without torchrun or another launcher."
+            raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
+        return over.devices
 
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from trainyard.app import Application
 from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.hydra_versions import VERSION_BASE
@@ -94,10 +95,11 @@ def _of_single_run(job: str) -> str | None:
 
 @pytest.mark.parametrize("job", _listed(BAD))
 def test_what_a_single_run_refuses_is_found(job: str) -> None:
-    """By the check of the settings, or by the trial."""
+    """By the check of the settings, when slots are counted, or by the trial."""
     single = _of_single_run(job)
     assert single is not None
     try:
+        Application().slots(_values(*job.split()))
         (found,) = _tried(job)
     except TrainyardError as error:
         found = str(error)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,11 +215,11 @@ def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
     """Return what is wrong with a job; None if nothing is."""
     try:
         check_nodes(values)
-        _check_ranks(values)
+        if "launcher" in (values.get("strategy") or {}):  # checked where all devices are in sight
+            values["strategy"] = None
+        ranks.spread(values)
     except TrainyardError as error:
         return str(error)
-    if "launcher" in (values.get("strategy") or {}):
-        values["strategy"] = None  # tried on one device
     try:
         parts = _Parts(values)
     except TrainyardError as error:
@@ -263,21 +262,6 @@ def _error_of_single_run(values: Values) -> str | None:
         said = str(error).strip().partition("\n")[0]
         return f"{type(error).__name__}: {said} ({Path(frame.filename).name}:{frame.lineno})"
     return None
-
-
-def _check_ranks(values: Values) -> None:
-    try:
-        world = ranks.spread(values).world
-    except ConfigError as error:
-        # A job gets a slot for each device, and this process has one: the machine's cores are the limit.
-        devices = values["strategy"].get("devices", "auto")
-        of_devices = error.key in ("strategy.devices", "strategy.min_devices")
-        if of_devices and (devices == "auto" or devices <= (os.cpu_count() or 1)):
-            return
-        raise
-    if world is not None:
-        hint = "A sweep is started by itself, without torchrun or another launcher."
-        raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
