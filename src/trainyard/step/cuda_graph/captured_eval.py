@@ -12,18 +12,13 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard._torch_internals import foreach
 from trainyard.metrics import Metric
+from trainyard.step.cuda_graph.capture_limits import CaptureLimits
 from trainyard.step.cuda_graph.graph import Graph, Uncapturable
 from trainyard.step.cuda_graph.guards import PLAIN, ModuleGuards
 from trainyard.step.cuda_graph.static_inputs import signature_of, with_tensors
 
 WARM_UP = 2
 """Number of batches of each shape that are evaluated before capture: the first may set something up."""
-SHAPES = 8
-"""Maximum number of batch shapes that are captured."""
-FEW = 20
-"""Number of replays below which a capture has not paid off."""
-HASTY = 3
-"""Number of captures in a row that have not paid off, after which there are no more."""
 NOTHING = -0.0
 """The number to which any other is added without a change, not even of the sign of a zero."""
 
@@ -61,7 +56,7 @@ class CapturedEvaluation:
         self._tell = tell
         self._modules: Mapping[str, nn.Module] = {}
         self._metrics: Mapping[str, Metric] = {}
-        self._hasty = self._replays = 0
+        self._limits = CaptureLimits()
         self._ahead = self._begun = False
         self._forget()
 
@@ -117,12 +112,8 @@ class CapturedEvaluation:
 
     def _look(self, shape: Hashable | None) -> None:
         """Drop what was captured if something has changed that a graph cannot follow."""
-        if shape is None:
-            self._refuse("a batch is not of tensors on the device alone")
-            return
-        self._shapes.add(shape)
-        if len(self._shapes) > SHAPES:
-            self._refuse(f"the batches have more than {SHAPES} shapes")
+        if (reason := self._limits.refusal(shape)) is not None:
+            self._refuse(reason)
             return
         if self._begun:
             self._follow_changes()
@@ -137,12 +128,11 @@ class CapturedEvaluation:
         settings = self._read_settings()
         if of_model is None and settings == self._settings:
             return
-        self._hasty = self._hasty + 1 if self._replays < FEW else 0
-        self._replays = 0
+        in_vain = self._limits.dropped()
         self._store()
         self._forget()
-        if self._hasty >= HASTY:
-            self._hasty = 0
+        if in_vain:
+            self._limits.pardon()
             if of_model is not None:
                 self._refuse(f"{of_model} keeps changing")
                 return
@@ -158,7 +148,7 @@ class CapturedEvaluation:
         """Drop the graphs."""
         self._graph.forget()
         self._begun = False
-        self._shapes: set[Hashable] = set()
+        self._limits.forget_shapes()
         self._seen: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured] = {}
         self._sums: dict[str, Sums] = {}
@@ -242,7 +232,7 @@ class CapturedEvaluation:
             foreach.copy_(captured.inputs, tensors)
         self._load()
         captured.replay()
-        self._replays += 1
+        self._limits.replays += 1
         if not self._watched and not self.left_out:
             return None
         outputs = with_tensors(captured.outputs, iter([leaf.clone() for leaf in captured.leaves]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard._torch_internals import foreach
 from trainyard.models.base import total_loss
+from trainyard.step.cuda_graph.capture_limits import CaptureLimits
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
 from trainyard.step.cuda_graph.graph_hyperparameters import (
     GraphHyperparameters,
@@ -31,12 +32,6 @@ log = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Number of steps of each kind that are run before capture, as torch's notes on CUDA graphs require."""
-SHAPES = 8
-"""Maximum number of batch shapes that are captured."""
-FEW = 20
-"""Number of replays below which a capture has not paid off."""
-HASTY = 3
-"""Number of captures in a row that have not paid off, after which there are no more."""
 
 
 class GroupPosition(NamedTuple):
@@ -90,8 +85,7 @@ class CapturedStep(AccumulatedStep):
         self._hyperparameters: GraphHyperparameters | None = None
         self._foresight: Foresight | None = None
         self._own_clip = self._other_clip = self.clip
-        self._shapes: set[Hashable] = set()
-        self._hasty = self._replays = 0
+        self._limits = CaptureLimits()
         self._uncaptured_update: str | None = None
         self._forget()
 
@@ -141,7 +135,7 @@ class CapturedStep(AccumulatedStep):
 
     def keep(self, index: Tensor) -> None:
         """Drop the graphs and the known shapes, which are those of all members; only those at `index` continue."""
-        self._shapes.clear()
+        self._limits.forget_shapes()
         self._release_hyperparameters()
         self._forget()
 
@@ -149,12 +143,8 @@ class CapturedStep(AccumulatedStep):
 
     def _look(self, shape: Hashable | None) -> None:
         """Drop what was captured if something has changed that a graph cannot follow."""
-        if shape is None:
-            self._refuse("a batch is not of tensors on the device alone")
-            return
-        self._shapes.add(shape)
-        if len(self._shapes) > SHAPES:
-            self._refuse(f"the batches have more than {SHAPES} shapes")
+        if (reason := self._limits.refusal(shape)) is not None:
+            self._refuse(reason)
             return
         if self._begun and self._sizes != [len(group["params"]) for group in self.optimizer.param_groups]:
             self._release_hyperparameters()  # a hook has given the optimizer more parameters
@@ -165,7 +155,8 @@ class CapturedStep(AccumulatedStep):
             of_model = self._guards.changed()
             of_optimizer = self._hyperparameters.changed() if self._hyperparameters is not None else None
             if of_model or of_optimizer or self.precision is not self._precision:
-                in_vain = self._forget_soon()
+                in_vain = self._limits.dropped()
+                self._forget()
                 if in_vain and of_model:
                     self._refuse(f"{of_model} changes from step to step")
                     return
@@ -201,13 +192,6 @@ class CapturedStep(AccumulatedStep):
         self._seen: dict[tuple[Hashable, GroupPosition], int] = {}
         self._gradients: list[Tensor | None] = []
 
-    def _forget_soon(self) -> bool:
-        """Drop the graphs; return whether that was again before they had paid off."""
-        self._hasty = self._hasty + 1 if self._replays < FEW else 0
-        self._replays = 0
-        self._forget()
-        return self._hasty >= HASTY
-
     def _refuse(self, reason: str) -> None:
         log.info("The step is not captured: %s.", reason)
         self.refusal = reason
@@ -218,7 +202,7 @@ class CapturedStep(AccumulatedStep):
         """Run the optimizer's step outside of the graphs from here on."""
         log.info("The step is captured without the optimiser's: %s.", reason)
         self._uncaptured_update = reason
-        self._hasty = 0
+        self._limits.pardon()
         self._release_hyperparameters()
 
     def _release_hyperparameters(self) -> None:
@@ -309,7 +293,7 @@ class CapturedStep(AccumulatedStep):
         if not place.alone:
             self._gather_gradients(place)
         captured.replay()
-        self._replays += 1
+        self._limits.replays += 1
         outputs = captured.outputs.read()
         if place.last:
             if self._hyperparameters is None:
