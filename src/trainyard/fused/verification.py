@@ -107,10 +107,10 @@ class StackVerification(Hook):
         for module in (stack.code, *(stack.models[k] for k in members)):
             for part in module.modules():
                 part.training = training and not isinstance(part, DROPOUT)
-        drawn = _generators()
+        drawn, of_torch = rng_state.drawn(), _torch_generators()
         first = self._alone(stack.models[members[0]], members[0])
         _check_host_generators(drawn)
-        if _generators() != drawn:
+        if _torch_generators() != of_torch:
             return False
         alone = [first, *(self._alone(stack.models[k], k) for k in members[1:])]
         _check(self._together(stack), alone, members, [runner.members[k].seed for k in members])
@@ -220,26 +220,22 @@ def _modes_restored(models: Sequence[nn.Module]) -> Iterator[None]:
             module.training = mode
 
 
-def _generators() -> tuple[Any, ...]:
+def _torch_generators() -> list[bytes]:
+    """Return the states of torch's generators, on the CPU and on CUDA devices."""
     state = rng_state.state()
-    return tuple(_plain(value) for value in state.values())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.cpu().numpy().tobytes()
-    return tuple(_plain(part) for part in value) if isinstance(value, list | tuple) else value
+    return [each.numpy().tobytes() for each in (state["torch"], *state.get("cuda", ()))]
 
 
 def _check_host_generators(before: tuple[Any, ...]) -> None:
-    """Check that the model drew nothing from the generators of Python and NumPy.
+    """Check that the model drew nothing from the generators of Python and NumPy, given their positions before.
 
     Raises:
         Unfusable: it did.
     """
-    for name, one, other in zip(("Python", "NumPy"), before, _generators(), strict=False):
-        if one != other:
-            raise Unfusable(
-                f"the model draws from {name}'s random generator, which a stack does once for all members; "
-                "draw from torch's"
-            )
+    found = rng_state.drawn()
+    if found != before:
+        name = "Python" if found[0] != before[0] else "NumPy"
+        raise Unfusable(
+            f"the model draws from {name}'s random generator, which a stack does once for all members; "
+            "draw from torch's"
+        )
