@@ -84,9 +84,8 @@ class EMA(Hook):
         self._raw: RawResults | None = None
         if choice("evaluate", evaluate, ("average", "both")) == "both":
             self._raw = RawResults()
-            self.after_val_iter = (
-                self._evaluate_raw
-            )  # a stage of this setting alone: otherwise nobody reads predictions
+            # A stage of this setting alone: without it, evaluation need not return predictions.
+            self.after_val_iter = self._evaluate_raw
         self._others: list[EMA] | None = None
         self._average: nn.Module | None = None
         self._updates = 0

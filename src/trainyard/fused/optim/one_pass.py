@@ -43,7 +43,7 @@ def find(family: Family, device: torch.device) -> Callable[[ParameterBucket], La
     """Return what makes the `Launch` of a bucket.
 
     None where arithmetic on lists is to be used: on other devices than CUDA, with fast paths off, or where the kernels
-    do not work, which is told once. Only the first call for a device waits for it.
+    do not work, which is logged once. Only the first call for a device waits for it.
     """
     if device.type not in DEVICES or not fast_paths():
         return None
