@@ -1,12 +1,11 @@
 """What NVML says of GPUs, asked of a library built here with the signatures of nvml.h."""
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from c_libraries import compiled
 
 from trainyard import nvml
 from trainyard.hooks.system_metrics import _gpu
@@ -42,15 +41,9 @@ int nvmlDeviceGetClockInfo(void *device, int kind, unsigned int *mhz) { *mhz = k
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A library that is called as NVML is."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
 
     def driver(power: int = 0, init: int = 0) -> None:
-        source, library = tmp_path / "nvml.c", tmp_path / f"nvml{power}{init}.so"
-        source.write_text(DRIVER)
-        given = [f"-DPOWER={power}", f"-DINIT={init}"]
-        subprocess.run([compiler, "-shared", "-fPIC", *given, "-o", library, source], check=True)
+        library = compiled(DRIVER, tmp_path / f"nvml{power}{init}.so", f"-DPOWER={power}", f"-DINIT={init}")
         monkeypatch.setattr(nvml, "LIBRARY", str(library))
 
     return driver

@@ -37,7 +37,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "parts" / "__init__.py").touch()
     for name, code in PARTS.items():
         body = "\n".join(f"    {line}" for line in code.strip().splitlines())
-        # A part is told its name, which must be one of the catalog's.
+        # `run` is given a part that knows its name, which must be one of the catalog's.
         text = f"import os, subprocess, time\nfrom part import run\n\ndef main(part):\n{body}\n\nrun(main)\n"
         (tmp_path / "parts" / f"{name}.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))

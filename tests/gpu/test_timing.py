@@ -21,7 +21,7 @@ def part(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Time stands still until it is told to go on."""
+    """A clock that stands still unless a test advances it."""
     import timing
 
     class Clock:

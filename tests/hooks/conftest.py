@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import InterruptAt
 
 from trainyard.data import Rings
-from trainyard.hooks import Hook
 from trainyard.metrics import Metric
 from trainyard.runner import EpochBasedTrainLoop, Runner
 from trainyard.track import read
@@ -52,17 +52,6 @@ def points() -> Any:
         }
 
     return points
-
-
-class InterruptAt(Hook):
-    """Interrupts the run after an iteration, as Ctrl-C does."""
-
-    def __init__(self, iteration: Any) -> None:
-        self.iteration = iteration
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if runner.iter == self.iteration:
-            runner.interrupt()
 
 
 @pytest.fixture

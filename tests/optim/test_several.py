@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import InterruptAt
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
@@ -170,7 +171,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, accumulate: int) -> None:
         hooks = {
             "param_schedule": {"_target_": "trainyard.hooks.ParamSchedule"},
             "checkpoint": {"_target_": "trainyard.hooks.Checkpoint"},
-            "stop": Stop(iters),
+            "stop": InterruptAt(iters),
         }
         loop = IterBasedTrainLoop(13, val_interval=100)
         schedule = {
@@ -186,15 +187,6 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, accumulate: int) -> None:
     resumed = run("parts", 99, resume=True)
     assert resumed.iter == 13
     assert_same_bits(resumed.model, whole.model)
-
-
-class Stop(Hook):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if runner.iter == self.at:
-            runner.interrupt()
 
 
 def test_rules_for_single_parameters_hold_in_each() -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import InterruptAt
 from torch.utils.data import DataLoader, Dataset
 
 from trainyard.errors import ConfigError
-from trainyard.hooks import Checkpoint, EarlyStopping, Hook
+from trainyard.hooks import Checkpoint, EarlyStopping
 from trainyard.run import record
 from trainyard.runner import IterBasedTrainLoop, Runner
 from trainyard.schedules import Plateau
@@ -28,15 +29,6 @@ def test_watching_without_a_validation(parts: Any, more: Any, key: str) -> None:
     assert error.value.key == key
 
 
-class Interrupt(Hook):
-    def __init__(self, at: Any) -> None:
-        self.at = at
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if runner.iter == self.at:
-            runner.interrupt()
-
-
 def test_the_last_epoch_of_an_interrupted_run_counts(parts: Any, tmp_path: Path) -> None:
     """Ended after its last iteration, before the validation: resumed, it stands where the undisturbed run stands."""
     batches = 6
@@ -50,7 +42,7 @@ def test_the_last_epoch_of_an_interrupted_run_counts(parts: Any, tmp_path: Path)
 
     undisturbed = run("undisturbed")
     assert len(undisturbed.loader("train")) == batches
-    run("ended", hooks={"interrupt": Interrupt(2 * batches)})
+    run("ended", hooks={"interrupt": InterruptAt(2 * batches)})
     resumed = run("ended", resume=True)
     assert resumed.iter == undisturbed.iter == 2 * batches
     assert resumed.epoch == undisturbed.epoch == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import InterruptAt
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -175,15 +176,6 @@ def gradually(work_dir: Path | None, epochs: int, schedule: str, loop: Any = Non
     return made
 
 
-class Stop(Hook):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if runner.iter == self.at:
-            runner.interrupt()
-
-
 @pytest.mark.parametrize("at", [BATCHES + 2, 3 * BATCHES])
 @pytest.mark.parametrize(
     ("schedule", "more"),
@@ -233,7 +225,7 @@ def test_the_frozen_of_the_start_are_those_that_a_resume_compares(tmp_path: Path
 
 
 def test_by_iterations(tmp_path: Path) -> None:
-    hooks = {"unfreeze": Unfreeze({4: "net.3"}), "stop": Stop(7), "checkpoint": Checkpoint()}
+    hooks = {"unfreeze": Unfreeze({4: "net.3"}), "stop": InterruptAt(7), "checkpoint": Checkpoint()}
     settings: dict[str, Any] = {"freeze": ["net.0", "net.1", "net.3"], "loop": IterBasedTrainLoop(12)}
     (whole := runner(net(), hooks={"unfreeze": Unfreeze({4: "net.3"})}, **settings)).train()
     runner(net(), tmp_path, hooks=hooks, **settings).train()

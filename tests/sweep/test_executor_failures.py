@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
+from c_libraries import compiled
 from waiting import FOREVER, Clock, until_gone
 
 from trainyard.errors import ConfigError, TrainyardError
@@ -303,12 +303,8 @@ int cuDeviceGetCount(int *count) { *count = 1; return begun ? 0 : 3; }
 @pytest.fixture
 def touching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Write the module `touching`, which calls a function of the CUDA driver when it is imported."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    source, library = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
-    source.write_text(CUDA_DRIVER)
-    subprocess.run([compiler, "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
+    name = "libcuda.so.1"
+    library = compiled(CUDA_DRIVER, tmp_path / name, f"-Wl,-soname,{name}")
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def touching(call: str) -> None:

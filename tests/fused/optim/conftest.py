@@ -92,6 +92,21 @@ class Pair:
                 found = math.nan if math.isnan(difference) else max(found, difference / scale)
         return found
 
+    def check_a_nan(self, member: int, steps: int, tolerance: float) -> None:
+        """Take steps in which all gradients of one member are NaN: the others train as they do alone."""
+        for _ in range(steps):
+            self.gradients()
+            for index, param in enumerate(self.stacked):
+                param.grad[member] = math.nan
+                self.params[member][index].grad.fill_(math.nan)
+            for solo in self.solos:
+                solo.step()
+            self.optimizer.step()
+        for params, whole in zip(zip(*self.params, strict=True), self.stacked, strict=True):
+            torch.testing.assert_close(torch.stack(params), whole, rtol=tolerance, atol=tolerance, equal_nan=True)
+        others = [k for k in range(len(self.solos)) if k != member]
+        assert all(whole[others].isfinite().all() for whole in self.stacked)
+
     def check_states(self, tolerance: float = 1e-9) -> None:
         for k, solo in enumerate(self.solos):
             assert_same_state(self.optimizer.member_state_dict(k), solo.state_dict(), tolerance)

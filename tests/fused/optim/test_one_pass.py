@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -185,17 +184,7 @@ def test_what_is_no_number_stays_in_its_member(small: None, on_the_cpu: Any, pai
     on_the_cpu(True)
     extra = {"momentum": 0.9} if kind is OPTIM.SGD else {"amsgrad": True}
     both = pair(kind, [{"lr": lr, "weight_decay": 0.1, **extra} for lr in LRS[:3]], dtype=torch.float32)
-    for _ in range(2):
-        both.gradients()
-        for index, param in enumerate(both.stacked):
-            param.grad[1] = math.nan
-            both.params[1][index].grad.fill_(math.nan)
-        for solo in both.solos:
-            solo.step()
-        both.optimizer.step()
-    for params, whole in zip(zip(*both.params, strict=True), both.stacked, strict=True):
-        torch.testing.assert_close(torch.stack(params), whole, rtol=1e-5, atol=1e-5, equal_nan=True)
-    assert all(whole[[0, 2]].isfinite().all() for whole in both.stacked)
+    both.check_a_nan(member=1, steps=2, tolerance=1e-5)
 
 
 def test_new_numbers_are_read_where_the_old_ones_were(small: None, on_the_cpu: Any, pair: Any) -> None:

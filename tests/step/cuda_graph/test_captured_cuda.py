@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,9 @@ from trainyard.step.cuda_graph import captured_step, rate_table
 from trainyard.step.cuda_graph.captured_step import CapturedStep
 from trainyard.step.cuda_graph.graph import CudaGraph
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("deterministic")]
 CUDA = "cuda"
 FOREACH = {"adam foreach", "rmsprop", "nadam", "radam", "adamax", "lion"}
-
-
-@pytest.fixture(autouse=True)
-def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Kernels that add up in one order; cuBLAS reads the variable when it is first used."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def assert_captured(

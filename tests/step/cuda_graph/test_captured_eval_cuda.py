@@ -22,18 +22,14 @@ from trainyard.step.precision import make_precision
 from trainyard.track import Journal, read
 from trainyard.track.scalars import ScalarBuffer
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("deterministic")]
 CUDA = torch.device("cuda")
 METRICS = {"accuracy": Accuracy, "loss": CrossEntropy, "bits": BitsPerCharacter, "confusion": ConfusionMatrix}
 
 
 @pytest.fixture(autouse=True)
-def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Kernels that add up in one order; cuBLAS reads the variable when it is first used."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def _sync_debug_mode() -> Iterator[None]:
     yield
-    torch.use_deterministic_algorithms(False)
     torch.cuda.set_sync_debug_mode("default")
 
 
