@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from trainyard.config.command_line import arranged
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
@@ -53,6 +54,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     if status is not None:
         sys.exit(status)
     try:
+        sys.argv[1:] = arranged(sys.argv[1:])
         check_overrides(sys.argv[1:])
         with any_target():
             hydra.main(config_path=directory, config_name=config_name, **VERSION_BASE)(Application())()
