@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.checks import choice, integer
+from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
@@ -225,7 +225,7 @@ def _check_settings(values: dict[str, Any]) -> None:
                 raise ConfigError(field.name, given, _TEXTS[kind]) from None
     mode, resume = settings["mode"], settings["resume"]
     choice("mode", mode, MODES)
-    integer("seed", settings["seed"], at_least=0)
+    seed_number("seed", settings["seed"])
     integer("accumulate", settings["accumulate"], at_least=1)
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
