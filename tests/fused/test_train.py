@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import resolve
-from trainyard.errors import Unfusable
+from trainyard.errors import StackDivided, Unfusable
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.probe import probe
 from trainyard.hooks import Hook
@@ -162,14 +162,87 @@ def test_a_stack_that_was_killed_goes_on_from_where_each_member_stood(tmp_path: 
             assert torch.equal(cut["model"][name], tensor), "the stack went back to what all of its members had"
 
 
+def resumed(configs: list[DictConfig]) -> list[DictConfig]:
+    for config in configs:
+        config.resume = True
+    return configs
+
+
+class KilledError(Exception):
+    """Ends a training as a kill would: nothing is written after it."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hydra = HydraConfig.instance()
+    before, folder = hydra.cfg, tmp_path_factory.mktemp("undisturbed")
+    stack_trainer.train_stack(jobs(3, folder, *WRITING), positions(3))
+    hydra.cfg = before
+    return folder
+
+
+WRITING = ("loop.max_epochs=3", "hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=1", "model.dropout=0.2")
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [("save", 1), ("save", 2), ("write_last", 1), ("write_last", 2), ("save", 5), ("write_last", 5)],
+)
+def test_a_stack_killed_while_it_writes_ends_with_the_same_bits(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int
+) -> None:
+    """Killed after some calls of a function that writes: of one member's file, or of the record of its files."""
+    done: list[Path] = []
+    whole = getattr(checkpoint, function)
+
+    def killed(path: Path, *arguments: Any) -> None:
+        if len(done) == calls:
+            raise KilledError
+        done.append(path)
+        whole(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, function, killed)
+        with pytest.raises(KilledError):
+            stack_trainer.train_stack(jobs(3, tmp_path / "cut", *WRITING), positions(3))
+    results = stack_trainer.train_stack(resumed(jobs(3, tmp_path / "cut", *WRITING)), positions(3))
+    assert [result.state for result in results] == ["done"] * 3
+    for num in range(3):
+        for name in ("epoch_0003.pt", "best.pt"):
+            cut, expected = (
+                checkpoint.load(folder / str(num) / "checkpoints" / name) for folder in (tmp_path / "cut", undisturbed)
+            )
+            assert cut["member"]["best"] == expected["member"]["best"]
+            assert cut["iter"] == expected["iter"]
+            for key, tensor in expected["model"].items():
+                assert torch.equal(cut["model"][key], tensor), (num, name, key)
+
+
+def test_members_that_did_not_train_together_are_divided(tmp_path: Path) -> None:
+    options = ("hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=1")
+    for num, epochs in enumerate((1, 2, 2)):
+        config = jobs(3, tmp_path / "jobs", *options, f"loop.max_epochs={epochs}")[num]
+        stack_trainer.train_stack([config], positions(1))
+    longer = resumed(jobs(3, tmp_path / "jobs", *options, "loop.max_epochs=3"))
+    with pytest.raises(StackDivided, match="different places") as divided:
+        stack_trainer.train_stack(longer, positions(3))
+    assert divided.value.groups == [[0], [1, 2]]
+    results = stack_trainer.train_stack(longer[1:], positions(2))
+    assert [result.state for result in results] == ["done"] * 2
+
+
 def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:
     configs = jobs(4, tmp_path / "stack", "loop.max_epochs=3", "hook.checkpoint.min_seconds=0")
     for config in configs:
         with open_dict(config):
             config.model = {"_target_": f"{__name__}.Hungry"}
     Hungry.steps = 0
-    results = stack_trainer.train_stack(configs, positions(4))
-    assert [result.state for result in results] == ["done"] * 4
+    with pytest.raises(StackDivided, match="4 members do not fit into memory") as divided:
+        stack_trainer.train_stack(configs, positions(4))
+    assert divided.value.groups == [[0, 1], [2, 3]]
+    for group in divided.value.groups:
+        results = stack_trainer.train_stack(resumed([configs[index] for index in group]), positions(2))
+        assert [result.state for result in results] == ["done"] * 2
     assert Hungry.steps > 60
     for num in range(4):
         steps = [

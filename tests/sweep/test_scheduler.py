@@ -164,6 +164,16 @@ def _states(folder: Any) -> Any:
     return {num: entry.state for num, entry in _entries(folder).items()}
 
 
+def _decisions(folder: Any) -> Any:
+    """The records of decisions, in order: of each, the jobs, threads and reasons."""
+    records = [json.loads(line) for line in (folder / "s/manifest.jsonl").read_text().splitlines()]
+    return [
+        [(task["nums"], task["threads"], task["note"]) for task in record["tasks"]]
+        for record in records
+        if record["kind"] == "decisions"
+    ]
+
+
 def _steps(folder: Any, num: Any) -> Any:
     return [int(line) for line in (folder / f"s/{num}/steps.txt").read_text().split()]
 
@@ -265,15 +275,19 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(3):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "it went on where the stack had ended"
+    assert _decisions(tmp_path) == [[([0, 1, 2], 1, "3 tried")], [([num], 1, reason) for num in range(3)]]
 
 
 def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("lr=0.1,9000,0.2", ONE)
+    own = "hydra.sweep.subdir=${now:%S%f}/${hydra:job.num}"
+    result = sweep("lr=0.1,9000,0.2", ONE, own)
     assert result.returncode != 0
     assert "FAILED  #1 lr=9000: x is too large" in result.stdout
-    assert f"its log: {tmp_path / 's/1/quad.log'}" in result.stdout
+    (log,) = tmp_path.glob("s/*/1/quad.log")
+    assert f"its log: {log}" in result.stdout
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
-    again = sweep("lr=0.1,9000,0.2", ONE, "hydra.launcher.retries=1")
+    again = sweep("lr=0.1,9000,0.2", ONE, own, "hydra.launcher.retries=1")
+    assert list(tmp_path.glob("s/*/1/quad.log")) == [log], "it keeps its directory, which depends on the time"
     assert "3 jobs, 2 of them done already; 1 to run" in again.stdout
     assert "again    #1 lr=9000: ArithmeticError: x is too large" in again.stdout
 
@@ -283,6 +297,7 @@ def test_a_member_that_fails_is_tried_again_by_itself(sweep: Any, tmp_path: Path
     assert "again    #1 lr=9000: x is too large" in result.stdout
     assert "FAILED  #1 lr=9000: ArithmeticError: x is too large" in result.stdout, "and there is no third attempt"
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
+    assert _decisions(tmp_path)[1] == [([1], 1, "tried again after it failed in a stack")]
 
 
 def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep: Any, tmp_path: Path) -> None:
@@ -319,7 +334,7 @@ def test_a_killed_stack_without_another_attempt_has_failed(command: Any, tmp_pat
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
 
 
-def test_interrupted_stacks_are_gone_on_with_later(command: Any, sweep: Any, tmp_path: Path) -> None:
+def test_interrupted_stacks_go_on_as_recorded(command: Any, sweep: Any, tmp_path: Path) -> None:
     process = command("lr=0.1,0.1,0.2,0.2", "how=waits", "hydra.launcher.max_jobs=2")
     _wait_for(tmp_path / "pid0")
     process.send_signal(signal.SIGINT)
@@ -329,9 +344,11 @@ def test_interrupted_stacks_are_gone_on_with_later(command: Any, sweep: Any, tmp
     assert states["interrupted"] >= 2
     assert states["done"] == 0
     (tmp_path / "go").touch()
-    result = sweep("lr=0.1,0.1,0.2,0.2", "how=waits", ONE)
+    result = sweep("lr=0.1,0.1,0.2,0.2", "how=waits", ONE, "hydra.launcher.fuse=off")
     assert result.returncode == 0, result.stderr
-    assert "#0-#3  a stack of 4 on one slot" in result.stdout, "planned afresh"
+    for nums in ("#0-#1", "#2-#3"):
+        assert f"  {nums}  a stack of 2 on one slot (4 tried, as recorded)" in result.stdout
+    assert len(_decisions(tmp_path)) == 1, "nothing was decided anew"
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(4):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]
