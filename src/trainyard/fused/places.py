@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,8 @@ Values = dict[str, Any]
 Found = tuple[Path, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Places:
-    """Members of a stack, by index.
-
-    Attributes:
-        ended: those whose training has ended, at any place.
-        going: those that train on, grouped by place.
-    """
-
-    ended: list[int]
-    going: list[list[int]]
-
-
-def places(configs: Sequence[Values]) -> Places:
-    """Group members by the checkpoints from which they continue.
+def places(configs: Sequence[Values]) -> list[list[int]]:
+    """Group members, by index, that can continue as one stack: those at one place, and those that have ended.
 
     All files of a stack's checkpoint are written before the first is recorded. If a stack was killed meanwhile, its
     members return to the newest checkpoint that all of them have, or to the beginning if none was recorded yet: so the
@@ -50,21 +36,20 @@ def places(configs: Sequence[Values]) -> Places:
     at = {_place(found[index]) for index in going}
     ahead = [index for index in ended if going and _iter(found[index]) > min(_iter(found[each]) for each in going)]
     if len(at) < 2 and not ahead:
-        return Places(ended, [going] if going else [])
+        return [list(found)]
     if (common := _common(folders, going, ahead)) is not None:
         for index, (path, _) in common.items():
             configs[index]["resume"] = str(path)
-        ended = [index for index in ended if index not in common]
-        return Places(ended, [sorted(common)])
+        return [list(found)]
     if not any((folder / checkpoint.LAST).exists() or len(_names(folder)) > 1 for folder in folders):
         log.warning("The stack was killed before all members had their first checkpoint: it starts at the beginning.")
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        return Places([], [list(found)])
+        return [list(found)]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index in going:
         groups.setdefault(_place(found[index]), []).append(index)
-    return Places(ended, list(groups.values()))
+    return [each for each in (ended, *groups.values()) if each]
 
 
 def _common(folders: Sequence[Path], going: Sequence[int], ahead: Sequence[int]) -> dict[int, Found] | None:

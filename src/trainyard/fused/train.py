@@ -112,47 +112,32 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
 
 
 def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
-    """Train members of which some may have ended before; these are tested first, if they were not yet."""
     import torch
 
     from trainyard.fused.places import places
-
-    found = places([values for values, _ in members])
-    if len(found.going) > 1:
-        groups = [each for each in (found.ended, *found.going) if each]
-        raise StackDivided("their checkpoints are at different places of the training", groups)
-    results: dict[int, MemberResult] = {}
-    for stack in (found.ended, *found.going):
-        if any(result.state == "interrupted" for result in results.values()):
-            results |= dict.fromkeys(stack, MemberResult("interrupted"))
-            continue
-        try:
-            own = _train_together([members[index] for index in stack], tracker) if stack else []
-        except torch.OutOfMemoryError as error:
-            if len(stack) == 1:
-                raise
-            half = len(stack) // 2
-            rest = [index for index in range(len(members)) if index not in stack]
-            reason = f"{len(stack)} members do not fit into memory"
-            raise StackDivided(reason, [[*rest, *stack[:half]], stack[half:]]) from error
-        results |= dict(zip(stack, own, strict=True))
-    return [results[index] for index in range(len(members))]
-
-
-def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
     from trainyard.fused.runner import FusedRunner
     from trainyard.run.train import conduct
     from trainyard.runner import Runner
 
     configs, infos = [values for values, _ in members], [info for _, info in members]
-    runner: Runner
-    if len(members) == 1:
-        runner = Runner.from_cfg(configs[0], tracker=tracker, info=infos[0])
-    else:
-        runner = FusedRunner(configs, infos=infos, tracker=tracker)
-        log.info("%d jobs as one program.", len(members))
-    runner.prepare(configs[0]["mode"])
-    conduct(runner, configs)
+    groups = places(configs)
+    if len(groups) > 1:
+        raise StackDivided("their checkpoints are at different places of the training", groups)
+    try:
+        runner: Runner
+        if len(members) == 1:
+            runner = Runner.from_cfg(configs[0], tracker=tracker, info=infos[0])
+        else:
+            runner = FusedRunner(configs, infos=infos, tracker=tracker)
+            log.info("%d jobs as one program.", len(members))
+        runner.prepare(configs[0]["mode"])
+        conduct(runner, configs)
+    except torch.OutOfMemoryError as error:
+        if len(members) == 1:
+            raise
+        half, count = len(members) // 2, len(members)
+        reason = f"{count} members do not fit into memory"
+        raise StackDivided(reason, [list(range(half)), list(range(half, count))]) from error
     return [_result(member, runner.interrupted) for member in runner.all_members]
 
 
