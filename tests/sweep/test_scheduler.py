@@ -13,6 +13,7 @@ import pytest
 import yaml
 from waiting import LIMIT, until
 
+from trainyard.sweep.decisions import PROMISE
 from trainyard.sweep.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ import json, logging, os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
-from trainyard.errors import Unfusable
+from trainyard.errors import StackDivided, Unfusable
 from trainyard.sweep.sweepable import SweepableTask
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def train_stack(configs, positions):
         for member in going:
             member.train()
             log.info("x is %.3f", member.x, extra={"member": member})
+        if how == "divides" and len(configs) == 3 and going[0].step == 2:
+            raise StackDivided("no room for 3", [[0, 2], [1]])
         if how == "raises" and going[0].step == 2:
             raise ArithmeticError("something in all of them")
         if how == "waits" and going[0].step == 2:
@@ -278,6 +281,18 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
     assert _decisions(tmp_path) == [[([0, 1, 2], 1, "3 tried")], [([num], 1, reason) for num in range(3)]]
 
 
+def test_a_stack_that_is_divided_goes_on_in_groups(sweep: Any, tmp_path: Path) -> None:
+    result = sweep("seed=0,1,2", "how=divides", ONE)
+    assert result.returncode == 0, result.stderr
+    assert "divided  #0-#2, from here on #0, #2 and #1: no room for 3" in result.stdout
+    assert _decisions(tmp_path) == [
+        [([0, 1, 2], 1, "3 tried")],
+        [([0, 2], 1, "no room for 3"), ([1], 1, "no room for 3")],
+    ]
+    for num in range(3):
+        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "they went on where the stack had ended"
+
+
 def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None:
     own = "hydra.sweep.subdir=${now:%S%f}/${hydra:job.num}"
     result = sweep("lr=0.1,9000,0.2", ONE, own)
@@ -325,13 +340,26 @@ def test_a_killed_stack_goes_on_as_a_stack(command: Any, tmp_path: Path) -> None
     assert attempts == {1: 3, 2: 3}
 
 
-def test_a_killed_stack_without_another_attempt_has_failed(command: Any, tmp_path: Path) -> None:
-    process = command("lr=0.1,0.2", "how=waits", ONE)
+def test_a_killed_stack_without_another_attempt_has_failed(command: Any, sweep: Any, tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    threads = f"hydra.launcher.threads_per_job={min(2, len(cores))}"
+    process = command("lr=0.1,0.2", "how=waits", ONE, threads)
     (pid,) = _wait_for(tmp_path / "pid0")
     os.kill(int(pid), signal.SIGKILL)
     out, _ = process.communicate(timeout=LIMIT)
     assert out.count("KILLED  #") == 2
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
+
+    (tmp_path / "go").touch()
+    os.sched_setaffinity(0, cores[:1])
+    try:
+        continued = sweep("lr=0.1,0.2", "how=waits", ONE, threads)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert continued.returncode == 0, continued.stderr
+    line = f"#0-#1 cannot train as recorded: threads 2, here 1 ({PROMISE}).\n"
+    assert (line in continued.stdout) == (len(cores) > 1)
+    assert _decisions(tmp_path)[-1] == [([0, 1], 1, "2 tried")]
 
 
 def test_interrupted_stacks_go_on_as_recorded(command: Any, sweep: Any, tmp_path: Path) -> None:
