@@ -13,6 +13,7 @@ from typing import Any
 
 from trainyard.track import journal
 from trainyard.track.run_info import RunInfo, write_json
+from trainyard.track.shipper.names import KnownNames, renamed
 from trainyard.track.uri import sqlite_file, without_password
 
 FILE = "shipped.json"
@@ -34,6 +35,7 @@ class Shipped:
         time: of the last record up to there, unix seconds.
         error: why the last attempt failed; None after one that did not.
         notes: what was left out permanently, and why.
+        names: by kind of name, the one in MLflow of each name of the run.
     """
 
     run_id: str | None = None
@@ -45,6 +47,7 @@ class Shipped:
     time: float | None = None
     error: str | None = None
     notes: list[str] = field(default_factory=list)
+    names: KnownNames = field(default_factory=dict)
 
     @classmethod
     def load(cls, work_dir: Path, uri: str) -> Shipped:
@@ -118,6 +121,7 @@ class RunShipment:
         shipped, unshipped: journal records that the store has, and has not (uploads count as records).
         error: why the rest is not there.
         notes: what was left out permanently, and why.
+        renamed: which names MLflow's rules would make equal to another, and how they are called there.
     """
 
     work_dir: Path
@@ -129,6 +133,7 @@ class RunShipment:
     unshipped: int
     error: str | None
     notes: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -153,7 +158,7 @@ class RunShipment:
             text += f", {self.unshipped} not"
         if self.error:
             text += f"; {self.error}"
-        return "\n  ".join([text, *(f"left out: {note}" for note in self.notes)])
+        return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])
 
 
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
@@ -174,4 +179,5 @@ def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
         unshipped=left + len(state.uploads),
         error=state.error,
         notes=tuple(state.notes),
+        renamed=tuple(renamed(state.names)),
     )

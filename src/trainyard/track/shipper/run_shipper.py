@@ -17,6 +17,7 @@ from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
 from trainyard.track.shipper.logged_model import warm_model
+from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
@@ -182,13 +183,17 @@ class RunShipper:
         with (self.work_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
+    @property
+    def _names(self) -> Names:
+        return Names(self._state.names, self.log)
+
     def _connect(self, batch: _Batch | None) -> _Batch | None:
         """Find or create the run; return what is to be shipped first, without the tags that the run has by then."""
         store, state = self._stores.get(self.uri), self._state
         batch = batch or _Batch(end=state.offset, time=state.time or self.info.start_time)
         new = self._lock.first and not self._search and state.run_id is None
         try:
-            run = store.run(self.info, state.run_id, batch.tags, new=new)
+            run = store.run(self.info, state.run_id, batch.tags, self._names, new=new)
         except RunLostError as error:
             if not error.gone:
                 raise
@@ -241,9 +246,11 @@ class RunShipper:
         if self._state.sent_status in _FINAL and status not in _FINAL:
             store.status(run.run_id, "RUNNING", 0.0)
             self._state.sent_status = "RUNNING"
-        store.log(run.run_id, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
+        store.log(run.run_id, self._names, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
         self._state.offset, self._state.status, self._state.time = batch.end, status, batch.time
         for what, (start, record) in batch.uploads.items():
+            if record["kind"] == "array":
+                self._names("array", record["name"])  # here, in the journal's order: uploads may fail and come later
             self._state.uploads[what], self._records[what] = start, record
         self._save_if_due()
 
@@ -277,7 +284,9 @@ class RunShipper:
             case {"kind": "artifact", "path": path, "to": to}:
                 run.artifacts.add(self.work_dir / path, to)
             case {"kind": "array", "name": name, "step": step, "value": value}:
-                run.artifacts.array(name, {"name": name, "step": step, "value": journal.encode(value)})
+                run.artifacts.array(
+                    self._names("array", name), {"name": name, "step": step, "value": journal.encode(value)}
+                )
             case {"kind": "model", "checkpoint": checkpoint, "loader": loader, "time": at}:
 
                 def build() -> tuple[nn.Module, np.ndarray | None]:
