@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from trainyard.errors import TrainyardError
 from trainyard.track import journal
@@ -16,15 +13,11 @@ from trainyard.track.journal import Record
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
-from trainyard.track.shipper.logged_model import warm_model
+from trainyard.track.shipper.logged_model import BuiltModel, build_model, warm_model
 from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
@@ -289,11 +282,8 @@ class RunShipper:
                 )
             case {"kind": "model", "checkpoint": checkpoint, "loader": loader, "time": at}:
 
-                def build() -> tuple[nn.Module, np.ndarray | None]:
-                    module, _, function = loader.partition(":")
-                    sys.path[:0] = [folder for folder in self.info.python_path if folder not in sys.path]
-                    load = getattr(importlib.import_module(module), function)
-                    return cast("tuple[nn.Module, np.ndarray | None]", load(self.work_dir, self.work_dir / checkpoint))
+                def build() -> BuiltModel:
+                    return build_model(self.work_dir, self.info, checkpoint, loader, record.get("predict"))
 
                 self._save()  # a model takes time
                 store.model(run, build, f"{checkpoint}@{at}")
