@@ -29,6 +29,7 @@ class Settings:
     device: str = "auto"
     precision: str = "fp32"
     accumulate: int = 1
+    accumulate_by: str = "items"
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     init: Any = None
@@ -210,6 +211,7 @@ def _check_settings(values: dict[str, Any]) -> None:
     choice("mode", mode, MODES)
     integer("seed", settings["seed"], at_least=0)
     integer("accumulate", settings["accumulate"], at_least=1)
+    choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):
