@@ -90,6 +90,7 @@ class StackMember(Member):
             pending = any(gradient is not None for gradient in gathered)
             own = [None if gradient is None else gradient[index] for gradient in gathered]
             state["gradients"] = own if pending else None
+            state["group"] = step.group_state(pending, index)
         return state
 
     def load_step_state(self, state: dict[str, Any]) -> None:
@@ -99,6 +100,8 @@ class StackMember(Member):
             of_member(index, state["precision"])
         else:
             step.precision.load_state_dict(state["precision"])
+        if isinstance(step, AccumulatedStep):
+            step.load_group_state(state, index, len(self._stack.members))
         for parameter, gradient in zip(step.parameters, state.get("gradients") or [], strict=False):
             if gradient is not None:
                 if parameter.grad is None:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from trainyard.batch import samples, samples_of_each
 from trainyard.config.compiling import compile_arguments
 from trainyard.data import Loader
 from trainyard.errors import Unfusable
@@ -157,6 +158,8 @@ class FusedRunner(Runner):
             precision=precision,
             clip=clip,
             accumulate=self.settings["accumulate"],
+            by=self.settings["accumulate_by"],
+            samples=samples_of_each if self.stack.own_batches else samples,
             stacked=True,
         )
         return self.captured(step, self.stack.code)
