@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from waiting import LIMIT, until
 
 from trainyard.sweep.manifest import Manifest
@@ -48,9 +49,9 @@ def start(tmp_path: Path) -> Any:
     env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
     def start(directory: Any, *arguments: Any) -> Any:
-        return subprocess.Popen(
+        return Forked(
             [sys.executable, str(ROOT / "train.py"), *SWEEP, f"hydra.sweep.dir={directory}", *arguments],
-            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     return start
