@@ -69,8 +69,11 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
         assert {value for (key, _), value in _points(folder / str(num)).items() if key == "train/lr"} == {rate}
 
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
     again = sweep(*GRID)
-    assert again.returncode == 0
+    assert again.returncode == 0, "a report that cannot be written fails no sweep"
+    assert "The report of the sweep could not be made: IsADirectoryError" in again.stdout + again.stderr
     assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
     assert "started" not in again.stdout
 
@@ -301,13 +304,14 @@ def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (tmp_path / "go").touch()
+    folder = (tmp_path / "sweep").rename(tmp_path / "lr=1, seed=(2) #ø'[x&")
     script = [sys.executable, str(ROOT / "scripts/resume_sweep.py")]
     resumed = subprocess.run(
-        [*script, str(tmp_path / "sweep")], env=_environment(tmp_path), capture_output=True, text=True, check=False
+        [*script, str(folder)], env=_environment(tmp_path), capture_output=True, text=True, check=False
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "of them done already" in resumed.stdout
-    assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
+    assert {entry.state for entry in Manifest.open(folder).entries.values()} == {"done"}
     none = subprocess.run([*script, str(tmp_path)], env=_environment(), capture_output=True, text=True, check=False)
     assert none.returncode == 2
     assert "no multirun.yaml" in none.stderr

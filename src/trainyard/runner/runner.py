@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.checks import integer
+from trainyard.checks import integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.distributed import as_strategy
@@ -26,9 +27,10 @@ from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
+from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check
 from trainyard.runner.session import session
-from trainyard.runner.state import capture, restore, restore_best, starting_point
+from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
 from trainyard.track.scalars import ScalarBuffer
@@ -114,7 +116,7 @@ class Runner(Parts):
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
-        seed, accumulate = integer("seed", seed, at_least=0), integer("accumulate", accumulate, at_least=1)
+        seed, accumulate = seed_number("seed", seed), integer("accumulate", accumulate, at_least=1)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
@@ -156,6 +158,29 @@ class Runner(Parts):
         return cls(**(arguments(cfg) | overrides))
 
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
+
+    def _set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self.epoch_begin = self.iter
+
+    epoch = property(
+        attrgetter("_epoch"), _set_epoch, doc="Number of finished epochs. A new one begins where it is set."
+    )
+
+    @property
+    def batches_done(self) -> int:
+        """Number of finished batches in the current epoch: with `epoch`, the position of the run."""
+        return self.iter - self.epoch_begin
+
+    def go_to(self, epoch: int, batches_done: int, iteration: int) -> None:
+        """Set the position, and the number of finished iterations."""
+        self.iter, self.epoch = iteration, epoch
+        self.epoch_begin = iteration - batches_done
+
+    @cached_property
+    def reader(self) -> TrainingReader:
+        """Reader of the training data, for loops."""
+        return TrainingReader(self.loader("train"), self.strategy)
 
     @property
     def stacked(self) -> bool:
@@ -253,7 +278,7 @@ class Runner(Parts):
         """
         if self._prepared & {mode, "train"}:
             return
-        starts = [starting_point(member) for member in self.members]
+        starts = self.starting_points()
         if mode == "train":
             _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
@@ -265,6 +290,10 @@ class Runner(Parts):
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
+
+    def starting_points(self) -> list[Start | None]:
+        """Return the checkpoint that each member begins with; None where it begins anew."""
+        return [starting_point(member) for member in self.members]
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.
@@ -325,8 +354,9 @@ class Runner(Parts):
 
     def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
         """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
-        generators = rng_state.state()
-        return [capture(member, generators) for member in (self.members if members is None else members)]
+        generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
+        chosen = self.members if members is None else members
+        return [capture(member, generators, reading) for member in chosen]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

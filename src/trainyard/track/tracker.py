@@ -20,6 +20,8 @@ from pathlib import Path
 
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_path
+from trainyard.redaction import redact
 from trainyard.track import facts, run_info
 from trainyard.track import uri as uris
 from trainyard.track.run_info import RunInfo
@@ -64,7 +66,7 @@ class Shipment:
             lines.append("They are being shipped in the background.")
         lines.append(
             "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
-            + (folders[0] if len(folders) == 1 else os.path.commonpath(folders))
+            + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)
 
@@ -278,7 +280,7 @@ class MLflowTracker(Tracker):
             name=self.run_name or info.name,
             tags=self.tags | info.tags,
             experiment=self.experiment,
-            uri=uris.without_password(self.uri),
+            uri=redact(self.uri),
         )
 
     def _track(self, work_dir: Path) -> None:
@@ -343,7 +345,7 @@ class MLflowTracker(Tracker):
         elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()
-            error = f"The shipper ended early: {said[-1]}" if said else f"The shipper ended early; see {LOG}."
+            error = f"The shipper ended early: {redact(said[-1])}" if said else f"The shipper ended early; see {LOG}."
         return Shipment(tuple(runs), running, error)
 
 
