@@ -1,10 +1,10 @@
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -20,9 +20,9 @@ QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=2", "model.hidde
 
 @pytest.fixture
 def train(tmp_path: Path) -> Any:
-    """Run `python train.py …` in an empty folder, as a user would."""
+    """Run `python train.py …` in an empty folder, as a user would; in a forked process unless `run` is another's."""
 
-    def run(*arguments: Any, quick: bool = True, env: Any = None, **options: Any) -> Any:
+    def run(*arguments: Any, quick: bool = True, env: Any = None, run: Any = forked.run) -> Any:
         flags = [argument for argument in arguments if argument == "-m"]  # argparse wants them before the overrides
         rest = [argument for argument in arguments if argument != "-m"]
         command = [sys.executable, str(ROOT / "train.py"), *flags, *(QUICK if quick else []), *rest]
@@ -33,16 +33,7 @@ def train(tmp_path: Path) -> Any:
             "COLUMNS": "200",
             **(env or {}),
         }
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-            **options,
-        )
+        return run(command, cwd=tmp_path, env=environment, timeout=LIMIT)
 
     run.quick = QUICK  # type: ignore[attr-defined]
     return run

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def run(program: Path, folder: Path) -> list[dict[str, Any]]:
     """`python … experiment=beginner` in a folder; returns the journal."""
     command = [sys.executable, str(program), "experiment=beginner", "tracker=none", "device=cpu", "hydra.run.dir=run"]
     path = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=os.environ | path, capture_output=True, text=True, check=False)
+    done = forked.run(command, cwd=folder, env=os.environ | path)
     assert done.returncode == 0, done.stderr
     assert "Best val/accuracy 0.9" in done.stdout
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]

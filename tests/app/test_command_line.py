@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from waiting import LIMIT
 
 from trainyard.run.record import load_model
@@ -149,9 +150,7 @@ def test_interrupted_and_resumed(train: Any, tmp_path: Path, signum: Any) -> Non
         "+hook.slow._target_=slow.Slow",
     ]
     env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = Forked(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in process.stdout:
         if "at 5" in line:
             break

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
@@ -21,13 +22,12 @@ def start(train: Any, tmp_path: Path) -> Iterator[Any]:
     started = []
 
     def run(*arguments: Any) -> Any:
-        process = subprocess.Popen(
+        process = Forked(
             [sys.executable, "-u", str(ROOT / "train.py"), *train.quick, "hydra.run.dir=run", *arguments],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
         started.append(process)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from forked import Forked
 from waiting import LIMIT
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ def run(script: str, arguments: Sequence[str], ranks: int = 2) -> None:
     base |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1] / "src")}
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
-        subprocess.Popen(
+        Forked(
             [sys.executable, str(HERE / script), *arguments],
             env=base if ranks == 1 else base | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -42,5 +43,5 @@ def run(script: str, arguments: Sequence[str], ranks: int = 2) -> None:
         )
         for rank in range(ranks)
     ]
-    outputs = [process.communicate(timeout=LIMIT)[0].decode() for process in processes]
+    outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from trainings import ADAM, EMA, MLP, Blobs, config, options, state  # type: ignore[import-not-found]
+from trainings import ADAM, EMA, MLP, Blobs, config, loop, options, state  # type: ignore[import-not-found]
 
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed.shares import has_share, local
@@ -21,7 +21,7 @@ from trainyard.hooks import Hook
 from trainyard.models import BaseModel
 from trainyard.runner import Runner
 
-CASE = {"model": MLP, "optim": ADAM, "clip_grad_norm": 0.5}
+CASE = {"model": MLP, "optim": ADAM, "clip_grad_norm": 0.5, "loop": loop(8)}
 
 
 def run(strategy: str, settings: dict[str, Any] | None = None, **more: Any) -> Runner:
@@ -111,7 +111,7 @@ OnlyMain.ran = False  # type: ignore[attr-defined]
 
 
 def unused() -> Any:
-    return state(run("ddp", {"find_unused_parameters": True}, model={"_target_": Idle}))
+    return state(run("ddp", {"find_unused_parameters": True}, model={"_target_": Idle}, loop=loop(15)))
 
 
 def static_graph() -> Any:

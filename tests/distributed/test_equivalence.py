@@ -14,6 +14,8 @@ RANKS = 2
 SEVERAL = ("ddp", "fsdp")
 CASES = ("adamw", "accumulated", "items")
 
+pytestmark = pytest.mark.xdist_group("ranks that train")  # one worker starts them
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, start_ranks: Any) -> Path:
@@ -41,7 +43,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_follow_one_process(found: dict[str, Any], kind: str, case: str) -> None:
     alone, together = found["single_whole"][case], found[f"{kind}_whole"][case]
-    assert together["iter"] == alone["iter"] == 105
+    assert together["iter"] == alone["iter"] == 56
     for part in ("model", "eval_model"):
         assert difference(together[part], alone[part]) < 1e-10
     assert together["metrics"]["val/accuracy"] == alone["metrics"]["val/accuracy"]
@@ -82,7 +84,7 @@ def test_the_journals_tell_the_same(folder: Path) -> None:
         return [(point["step"], point["values"]["train/loss"]) for point in points]
 
     alone = curve("single")
-    assert len(alone) == 21
+    assert len(alone) == 12
     for kind in SEVERAL:
         assert [step for step, _ in curve(kind)] == [step for step, _ in alone]
         assert [value for _, value in curve(kind)] == pytest.approx([value for _, value in alone], rel=1e-9)

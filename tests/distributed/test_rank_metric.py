@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -371,7 +372,7 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[st
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     processes = [
-        subprocess.Popen(
+        Forked(
             [sys.executable, __file__, str(rank), str(folder)],
             env=environment,
             stdout=subprocess.PIPE,
@@ -379,11 +380,12 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[st
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=LIMIT)[0].decode() for process in processes]
+    outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.xdist_group("ranks with metrics")  # one worker starts them
 @every
 def test_processes_have_the_bits_of_one(of_processes: list[dict[tuple[str, int], Result]], name: str) -> None:
     for count in COUNTS:

@@ -8,10 +8,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from waiting import LIMIT, until, until_gone
 
 from trainyard.distributed.launch import cores
@@ -30,13 +32,13 @@ pytestmark = pytest.mark.skipif(cores() < 2, reason="two ranks take two cores")
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    """Start `python train.py …` in an empty folder; what is left of it at the end is killed."""
+    """Start `python train.py …`, or a launcher of it, in an empty folder; what is left of it at the end is killed."""
     started = []
 
     def begin(*arguments: Any, program: Any = (), tracker: str = "none") -> Any:
         flags = [argument for argument in arguments if argument == "-m"]
         rest = [f"tracker={tracker}", *(argument for argument in arguments if argument != "-m")]
-        process = subprocess.Popen(
+        process = (partial(subprocess.Popen, text=True) if program else Forked)(
             [sys.executable, *program, str(ROOT / "train.py"), *flags, *QUICK, *rest],
             cwd=tmp_path,
             env={
@@ -47,7 +49,6 @@ def start(tmp_path: Path) -> Iterator[Any]:
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             start_new_session=True,
         )
         started.append(process)

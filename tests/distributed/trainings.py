@@ -19,7 +19,7 @@ from trainyard.hooks import Hook
 from trainyard.models import BaseModel
 from trainyard.runner import Runner
 
-BATCH, SAMPLES, EPOCHS = 10, 65, 15  # 7 batches an epoch, the last of 5: one rank has 3 of it, the other 2
+BATCH, SAMPLES, EPOCHS = 10, 65, 8  # 7 batches an epoch, the last of 5: one rank has 3 of it, the other 2
 ENDED = 50  # the first batch of a group of four: its gradients wait for the others
 KINDS = ("single", "ddp", "fsdp")
 
@@ -101,6 +101,10 @@ OWN_CASES: dict[str, dict[str, Any]] = CASES | {
 """What follows itself, killed and resumed."""
 
 
+def loop(epochs: int) -> dict[str, Any]:
+    return {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": epochs, "val_interval": 4}
+
+
 def config(case: dict[str, Any], folder: Path | None, strategy: dict[str, Any], **more: Any) -> dict[str, Any]:
     hooks = {
         "logger": {"_target_": "trainyard.hooks.Logger", "interval": 5},
@@ -120,7 +124,7 @@ def config(case: dict[str, Any], folder: Path | None, strategy: dict[str, Any], 
             "scheduler": {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True, "T_max": "auto"},
             "by": "iter",
         },
-        "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": EPOCHS, "val_interval": 4},
+        "loop": loop(EPOCHS),
         "hook": hooks | more.pop("hook", {}),
         "metric": {
             "loss": {"_target_": "trainyard.metrics.CrossEntropy"},

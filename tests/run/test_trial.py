@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from trainyard.app import Application
 from trainyard.config.current_job import current_job
@@ -61,10 +63,15 @@ def _listed(text: str) -> list[str]:
     return [entry.strip() for line in text.splitlines() for entry in line.split(" / ") if entry.strip()]
 
 
-def _values(*overrides: str) -> dict[str, Any]:
+@cache
+def _composed(*overrides: str) -> DictConfig:
     small = [] if any(entry.startswith(("data=", "experiment=")) for entry in overrides) else SMALL
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        cfg = compose("train", overrides=[*BARE, *small, *overrides], return_hydra_config=True)
+        return compose("train", overrides=[*BARE, *small, *overrides], return_hydra_config=True)
+
+
+def _values(*overrides: str) -> dict[str, Any]:
+    cfg = _composed(*overrides)
     with current_job(cfg):
         return check_settings(cfg)
 

@@ -22,13 +22,13 @@ import importlib
 import json
 import os
 import runpy
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -69,13 +69,10 @@ def run(tmp_path: Path) -> Run:
 
     def execute(script: str, *arguments: str) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, str(ROOT / script), *arguments],
             cwd=tmp_path,
             env=clean | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

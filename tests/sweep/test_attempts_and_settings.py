@@ -3,11 +3,11 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -28,9 +28,9 @@ def command(tmp_path: Path) -> Any:
     def run(script: Any, *arguments: Any) -> Any:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
         path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
-        return subprocess.run(
-            [sys.executable, str(script), "-m", *arguments], cwd=tmp_path, capture_output=True, text=True,
-            timeout=LIMIT, env=clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}, check=False,
+        return forked.run(
+            [sys.executable, str(script), "-m", *arguments], cwd=tmp_path,
+            timeout=LIMIT, env=clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"},
         )  # fmt: skip
 
     return run

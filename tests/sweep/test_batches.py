@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from waiting import LIMIT
 
@@ -62,21 +63,30 @@ LEARN = "hydra.sweeper={_target_: hydra_plugins.learner.Learner}"
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Any:
-    (tmp_path / "sitecustomize.py").write_text(SITE)
+    """Run a sweep, in forked processes unless it is to count those that are started."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SITE)
     (tmp_path / "failing.py").write_text(FAILING)
     (tmp_path / "hydra_plugins/learner").mkdir(parents=True)
     (tmp_path / "hydra_plugins/learner/__init__.py").write_text(LEARNER)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
     path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+    counting = {"PYTHONPATH": os.pathsep.join([path, str(tmp_path / "site")]), "STARTS": str(tmp_path / "starts")}
 
-    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150", "STARTS": str(tmp_path / "starts")}
-
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: Any, counted: bool = False) -> Any:
+        command = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments]
+        if not counted:
+            return forked.run(command, cwd=tmp_path, env=clean | own, timeout=LIMIT)
         return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments], cwd=tmp_path, capture_output=True,
-            text=True, timeout=LIMIT, check=False,
-            env=clean | own,
-        )  # fmt: skip
+            command,
+            cwd=tmp_path,
+            env=clean | own | counting,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
 
     return run
 
@@ -95,7 +105,8 @@ def _ranked(folder: Any) -> Any:
 
 
 def test_a_failing_job_does_not_end_the_later_batches(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", "+hook.f._target_=failing.Fail")
+    failing = "+hook.f._target_=failing.Fail"
+    result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", failing, counted=True)
     assert result.returncode == 1, result.stderr
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done", 3: "done", 4: "failed"}
     assert "2 of 5 jobs did not come to their end: #1, #4." in result.stderr
@@ -136,7 +147,7 @@ def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep: Any, tmp_pat
 def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    result = sweep(LEARN)
+    result = sweep(LEARN, counted=True)
     assert result.returncode == 0, result.stderr
     assert _states(tmp_path) == dict.fromkeys(range(6), "done")
     assert {row["job"] for row in _ranked(tmp_path)} == set("012345")
@@ -156,8 +167,8 @@ def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
     assert again.stdout.count("2 of them done already; 0 to run") == 3
     (tmp_path / "s/results.csv").unlink()
     resume = [sys.executable, str(ROOT / "scripts/resume_sweep.py"), str(tmp_path / "s")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path))), "STARTS": os.devnull}
-    resumed = subprocess.run(resume, env=env, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path)))}
+    resumed = forked.run(resume, env=env)
     assert resumed.returncode == 0, resumed.stderr
     assert len(_ranked(tmp_path)) == 6
 
@@ -173,7 +184,7 @@ def test_optuna(sweep: Any, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     result = sweep(
         "hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweeper.direction=${direction}",
-        "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1", counted=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert _states(tmp_path) == dict.fromkeys(range(6), "done")
@@ -189,7 +200,7 @@ def test_optuna(sweep: Any, tmp_path: Path) -> None:
 def test_a_batch_size_that_cannot_be(tmp_path: Path, size: str) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "-m", "seed=0,1", f"hydra.sweeper.max_batch_size={size}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    result = forked.run(command, cwd=tmp_path, env=environment)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert f"hydra.sweeper.max_batch_size: {size!r}".replace("'0'", "0").replace("'1.5'", "1.5") in result.stderr

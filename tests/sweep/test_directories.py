@@ -1,11 +1,10 @@
 """Directories of a sweep's jobs: one of its own for each, inside the sweep's."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import forked
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
@@ -73,14 +72,13 @@ def test_two_trainings_in_one_work_dir(tmp_path: Path) -> None:
 
 def test_nothing_starts(tmp_path: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
-    sweep: Any = subprocess.run(
+    sweep = forked.run(
         [
             sys.executable, str(ROOT / "train.py"), "-m", "tracker=none", "seed=0,1", "optim.lr=1e-3,1e-2",
             "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.override_dirname}",
             "hydra.job.config.override_dirname.exclude_keys=[seed,tracker]",
         ],
-        cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, capture_output=True, text=True,
-        timeout=LIMIT, check=False,
+        cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, timeout=LIMIT,
     )  # fmt: skip
     assert sweep.returncode == 2
     assert "'${hydra.job.override_dirname}' given; accepted: a directory of its own for each job." in sweep.stderr

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
@@ -53,9 +54,9 @@ def start(tmp_path: Path) -> Any:
     env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
     def start(directory: Any, *arguments: Any) -> Any:
-        return subprocess.Popen(
+        return Forked(
             [sys.executable, str(ROOT / "train.py"), *SWEEP, f"hydra.sweep.dir={directory}", *arguments],
-            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     return start

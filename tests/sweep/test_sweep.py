@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from waiting import LIMIT, until, until_gone
 
@@ -37,10 +38,8 @@ def _command(*arguments: Any, tracker: str = "none") -> Any:
 @pytest.fixture
 def sweep(tmp_path: Path) -> Any:
     def run(*arguments: Any, tracker: str = "none") -> Any:
-        return subprocess.run(
-            _command(*arguments, tracker=tracker), cwd=tmp_path, env=_environment(tmp_path), capture_output=True,
-            text=True, timeout=LIMIT, check=False,
-        )  # fmt: skip
+        command = _command(*arguments, tracker=tracker)
+        return forked.run(command, cwd=tmp_path, env=_environment(tmp_path), timeout=LIMIT)
 
     return run
 
@@ -167,9 +166,9 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> N
 
 
 def _start(tmp_path: Path, *arguments: Any) -> Any:
-    return subprocess.Popen(
+    return forked.Forked(
         _command(*GRID, "+hook.slow._target_=slow.Slow", *arguments), cwd=tmp_path, env=_environment(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
@@ -286,10 +285,8 @@ def test_killed_at_random_until_it_is_done(tmp_path: Path) -> None:
     process = _start(tmp_path)
     _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, stderr
-    undisturbed = subprocess.run(
-        [entry.replace("=sweep", "=undisturbed") for entry in _command(*GRID, "hydra.launcher.fuse=off")],
-        cwd=tmp_path, env=_environment(), capture_output=True, check=True,
-    )  # fmt: skip
+    command = [entry.replace("=sweep", "=undisturbed") for entry in _command(*GRID, "hydra.launcher.fuse=off")]
+    undisturbed = forked.run(command, cwd=tmp_path, env=_environment())
     assert undisturbed.returncode == 0
     records = [json.loads(line) for line in manifest.read_text().splitlines()]
     done = Counter(record["num"] for record in records if record.get("state") == "done")

@@ -1,11 +1,11 @@
 """Settings of Hydra's that hold for a whole sweep, set in a file that only some of its jobs choose."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from waiting import LIMIT
 
@@ -29,10 +29,9 @@ def sweep(tmp_path: Path) -> Any:
 
     def run(*arguments: str) -> Any:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
-        return subprocess.run(
+        return forked.run(
             [sys.executable, "run.py", "-m", "tracker=none", "hydra.launcher.dry_run=true", *arguments], cwd=tmp_path,
-            env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, capture_output=True, text=True,
-            timeout=LIMIT, check=False,
+            env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, timeout=LIMIT,
         )  # fmt: skip
 
     return run

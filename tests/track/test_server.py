@@ -29,6 +29,7 @@ class Server(Protocol):
     running: bool
 
 
+pytestmark = pytest.mark.xdist_group("mlflow server")  # one worker starts it
 SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
 
 

@@ -259,7 +259,7 @@ unlikely = st.one_of(
 points = st.lists(likely, max_size=5) | st.lists(likely | unlikely, min_size=1, max_size=4)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(points)
 @example([])
 @example(["optim=sgd", "optim.lr=0.1", "seed=3", "name='a, b'"])
