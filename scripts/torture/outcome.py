@@ -12,6 +12,9 @@ from torch import Tensor
 from trainyard.runner import checkpoint
 from trainyard.track import read
 
+LEAST = 1e-3
+"""Size below which a difference of numbers is not taken as relative to them."""
+
 
 def of(directory: Path) -> dict[str, Any]:
     """Return the last checkpoint, the best weights and the journal of a run that has ended, without clock times.
@@ -96,6 +99,6 @@ def _check_numbers(found: Tensor, expected: Tensor, where: str, bound: float) ->
     if not differences.numel() or not differences.any():
         return
     worst = float(differences.max())
-    scale = float(other.abs().max().clamp(min=1e-12))
+    scale = float(other.abs().max().clamp(min=LEAST))
     if not worst <= bound * scale:
         raise FaultError(f"{where}: differs by {worst:.3g}, of {scale:.3g}; accepted: {bound * scale:.3g}")
