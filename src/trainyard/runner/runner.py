@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.checks import integer
+from trainyard.checks import integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.distributed import as_strategy
@@ -114,7 +114,7 @@ class Runner(Parts):
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
-        seed, accumulate = integer("seed", seed, at_least=0), integer("accumulate", accumulate, at_least=1)
+        seed, accumulate = seed_number("seed", seed), integer("accumulate", accumulate, at_least=1)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()

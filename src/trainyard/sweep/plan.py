@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
@@ -54,6 +55,11 @@ class Job:
         return found
 
 
+def _has_one_value(override: Override) -> bool:
+    value: Any = override.value()
+    return not override.is_sweep_override() or (isinstance(value, ChoiceSweep) and len(value.list) == 1)
+
+
 def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
     """Return the keys of overrides that distinguish jobs, in order: those the sweeper chose, and those that differ.
 
@@ -64,7 +70,7 @@ def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
         command: the overrides of the command line, in which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
     """
     parsed = OverridesParser.create().parse_overrides(list(command))
-    fixed = {override.get_key_element().lstrip("+") for override in parsed if not override.is_sweep_override()}
+    fixed = {override.get_key_element().lstrip("+") for override in parsed if _has_one_value(override)}
     values: dict[str, set[str | None]] = {key: set() for job in jobs for key in job.choices}
     for choices in (job.choices for job in jobs):
         for key, seen in values.items():
