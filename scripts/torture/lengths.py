@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import child
+import drawn_loaders
 import outcome
-import streams
 import torch
 from part import FaultError, Part, Trial
 from torch import nn
@@ -39,7 +39,7 @@ class Seen(Hook):
         self._fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
-        line = json.dumps([runner.iter, runner.epoch, batch_idx, streams.numbers(data_batch)])
+        line = json.dumps([runner.iter, runner.epoch, batch_idx, drawn_loaders.numbers(data_batch)])
         os.write(self._fd, f"{line}\n".encode())
 
 
@@ -51,7 +51,7 @@ def attempt(trial: Trial) -> None:
             weights or the validation's loss are not those by hand; a killed run is not the undisturbed one.
     """
     random = trial.random
-    plan, val = streams.drawn(random), streams.drawn(random)
+    plan, val = drawn_loaders.drawn(random), drawn_loaders.drawn(random)
     val = replace(val, counts=val.counts[:1], drop_last=False, kind="stream" if val.kind == "stateful" else val.kind)
     epochs, iterations = random.randint(2, 4), random.randint(5, 40)
     by_epoch = random.random() < 0.5
@@ -93,10 +93,14 @@ def attempt(trial: Trial) -> None:
 
 def _model() -> Supervised:
     torch.manual_seed(0)
-    return Supervised(nn.Sequential(nn.Linear(streams.FEATURES, 8), nn.Tanh(), nn.Linear(8, streams.CLASSES)))
+    return Supervised(
+        nn.Sequential(nn.Linear(drawn_loaders.FEATURES, 8), nn.Tanh(), nn.Linear(8, drawn_loaders.CLASSES))
+    )
 
 
-def _train(work_dir: Path, plan: streams.Plan, val: streams.Plan, loop: Any, interval: int) -> dict[str, Any]:
+def _train(
+    work_dir: Path, plan: drawn_loaders.Plan, val: drawn_loaders.Plan, loop: Any, interval: int
+) -> dict[str, Any]:
     """Train as a user does, or go on; return the weights and the last loss of the validation."""
     torch.set_default_dtype(torch.float64)
     work_dir.mkdir(exist_ok=True)
@@ -108,7 +112,7 @@ def _train(work_dir: Path, plan: streams.Plan, val: streams.Plan, loop: Any, int
     try:
         runner = Runner(
             model=_model(),
-            data={"train": streams.loader_of(plan), "val": streams.loader_of(val)},
+            data={"train": drawn_loaders.loader_of(plan), "val": drawn_loaders.loader_of(val)},
             optim={"_target_": "torch.optim.SGD", "_partial_": True, "lr": RATE},
             loop=loop,
             hooks=hooks,
@@ -124,7 +128,7 @@ def _train(work_dir: Path, plan: streams.Plan, val: streams.Plan, loop: Any, int
     return {"error": None, "weights": weights, "loss": runner.members[0].metrics["val/loss"]}
 
 
-def _by_hand(plan: streams.Plan, val: streams.Plan, epochs: int | None, iterations: int) -> dict[str, Any]:
+def _by_hand(plan: drawn_loaders.Plan, val: drawn_loaders.Plan, epochs: int | None, iterations: int) -> dict[str, Any]:
     """Train with nothing but torch; `iterations` count where there are no epochs to count."""
     torch.set_default_dtype(torch.float64)
     model = _model().net
@@ -133,22 +137,22 @@ def _by_hand(plan: streams.Plan, val: streams.Plan, epochs: int | None, iteratio
     for epoch, index, (inputs, target) in _endless(plan):
         if epoch == epochs or (epochs is None and len(seen) == iterations):
             break
-        seen.append([len(seen), epoch, index, streams.numbers((inputs, target))])
+        seen.append([len(seen), epoch, index, drawn_loaders.numbers((inputs, target))])
         optimizer.zero_grad()
         cross_entropy(model(inputs), target).backward()
         optimizer.step()
     with torch.no_grad():
-        batches = list(streams.loader_of(val))
+        batches = list(drawn_loaders.loader_of(val))
         losses = [cross_entropy(model(inputs), target, reduction="sum") for inputs, target in batches]
     loss = float(sum(losses)) / sum(len(target) for _, target in batches)
     return {"seen": seen, "weights": [parameter.tolist() for parameter in model.parameters()], "loss": loss}
 
 
-def _endless(plan: streams.Plan) -> Iterator[tuple[int, int, Any]]:
+def _endless(plan: drawn_loaders.Plan) -> Iterator[tuple[int, int, Any]]:
     """Yield each batch with its epoch and its number in it."""
-    loader, epoch = streams.loader_of(plan), 0
+    loader, epoch = drawn_loaders.loader_of(plan), 0
     while True:
-        streams.set_epoch(loader, epoch)
+        drawn_loaders.set_epoch(loader, epoch)
         for index, batch in enumerate(loader):
             yield epoch, index, batch
         epoch += 1

@@ -41,14 +41,14 @@ def test_a_hook_that_draws_without_a_seed_is_found_and_found_again(
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(str(tmp_path))
     also = ["--also", "+hook.broken._target_=broken.Broken"]
-    assert torture.main(["runs", "--seed", "3", "--cases", "1", *also, "--json", str(tmp_path / "found.json")]) == 1
+    assert torture.main(["runs", "--seed", "73", "--cases", "1", *also, "--json", str(tmp_path / "found.json")]) == 1
     said = capsys.readouterr().out
     (row,) = json.loads((tmp_path / "found.json").read_text())
     assert (row["part"], row["cases"], row["failures"]) == ("runs", 1, 1)
     assert "killed and resumed against undisturbed" in row["faults"]["0"]
     found = re.search(r"^repeat: python scripts/torture.py (.*)$", said, re.MULTILINE)
     assert found is not None
-    assert shlex.split(found[1]) == ["runs", "--seed", "3", "--case", "0", *also]
+    assert shlex.split(found[1]) == ["runs", "--seed", "73", "--case", "0", *also]
     assert torture.main(shlex.split(found[1])) == 1
     again = capsys.readouterr().out
     drawn = [re.search(r"^runs 0  FAILED  [\d.]+ s  (.*)$", each, re.MULTILINE) for each in (said, again)]
