@@ -6,7 +6,8 @@
 
 The parts are files of scripts/torture/. A case that fails prints what was found and the command that repeats it; the
 exit status is then 1. What it has written stays. A case is the same each time it is drawn; where it depends on the
-clock or on the order of several processes, it can end otherwise when it is repeated.
+clock or on the order of several processes, it can end otherwise when it is repeated. Ctrl-C ends a part: the cases
+before it count.
 
 `--page` puts the results into the table of docs/reliability.md.
 """
@@ -18,6 +19,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -58,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _try(part: Part, options: argparse.Namespace, folder: Path) -> reliability_page.Row:
     own = range(options.cases or part.usual) if options.case is None else [options.case]
-    results = []
-    for result in part.results(options.seed, own, folder, options.also):
-        results.append(result)
-        _tell(result, options.also)
+    results: list[Result] = []
+    try:
+        for result in part.results(options.seed, own, folder, options.also):
+            results.append(result)
+            _tell(result, options.also)
+    except KeyboardInterrupt:
+        print(f"Ended after {len(results)} cases of {part.name}.")
     return reliability_page.row(part, options.seed, results)
 
 
@@ -88,4 +93,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     sys.exit(main())

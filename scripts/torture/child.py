@@ -118,9 +118,14 @@ def run(function: Callable[[], Any], folder: Path, moment: Moment | None = None,
 
 
 def _wait(pid: int) -> int:
-    if not _ended(pid, LIMIT):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    ended = False
+    try:
+        ended = _ended(pid, LIMIT)
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    if not ended:
         raise FaultError(f"a process did not end within {LIMIT} s")
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

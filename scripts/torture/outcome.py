@@ -31,7 +31,7 @@ def of(directory: Path) -> dict[str, Any]:
     state["member"]["metrics"] = {key: value for key, value in state["member"]["metrics"].items() if "time" not in key}
     best = folder / "best.pt"
     return {
-        "checkpoints": names,
+        "checkpoint": names[-1],  # an interruption leaves further ones before it
         "state": state,
         "points": points(directory),
         "best": checkpoint.load(best)["model"] if best.exists() else None,
