@@ -28,7 +28,7 @@ from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import sanity_check
 from trainyard.runner.session import session
-from trainyard.runner.state import capture, restore, restore_best, starting_point
+from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
 from trainyard.track.scalars import ScalarBuffer
@@ -253,7 +253,7 @@ class Runner(Parts):
         """
         if self._prepared & {mode, "train"}:
             return
-        starts = [starting_point(member) for member in self.members]
+        starts = self.starting_points()
         if mode == "train":
             _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
@@ -265,6 +265,10 @@ class Runner(Parts):
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
+
+    def starting_points(self) -> list[Start | None]:
+        """Return the checkpoint that each member begins with; None where it begins anew."""
+        return [starting_point(member) for member in self.members]
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.

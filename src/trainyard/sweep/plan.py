@@ -33,6 +33,7 @@ class Job:
         values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed.
         slots: the number of slots that it takes.
         work_dir: the directory that its config names for what it writes; None if it names none.
+        subdir: its `hydra.sweep.subdir`.
     """
 
     num: int
@@ -42,6 +43,7 @@ class Job:
     values: dict[str, Any] | None = None
     slots: int = 1
     work_dir: str | None = None
+    subdir: str | None = None
 
     @property
     def choices(self) -> dict[str, str]:
@@ -83,7 +85,7 @@ class Stack:
     """Jobs that train as one program.
 
     Attributes:
-        jobs: in the order of their numbers.
+        jobs: in the order of their lanes.
         note: the reason for the width, for people.
     """
 
@@ -110,12 +112,13 @@ class SweepPlan:
 
     Args:
         jobs: in the order of their numbers.
-        entries: the manifest's entry of each, by number.
+        entries: the manifest's entry of each, by number, with the decision on how it trains.
         slots: the slots of this machine.
         keys: the keys of the overrides that distinguish the jobs.
         directory: the sweep's directory.
         stacks: the jobs to run that train in stacks.
         alone: why other jobs run alone, by number.
+        begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
     """
 
     jobs: Sequence[Job]
@@ -125,6 +128,7 @@ class SweepPlan:
     directory: Path
     stacks: Sequence[Stack] = ()
     alone: Mapping[int, str] = field(default_factory=dict)
+    begun: frozenset[int] = frozenset()
 
     @property
     def left(self) -> list[Job]:

@@ -161,7 +161,7 @@ def _text(facts: dict[str, str], nvcc: str = "") -> str:
 
 def _machine() -> dict[str, str]:
     facts = {"host.name": platform.node(), "host.platform": f"{platform.system()} {platform.release()}"}
-    cpu = _cpu_model()
+    cpu = cpu_model()
     if cpu:
         facts["host.cpu"] = cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -172,7 +172,8 @@ def _machine() -> dict[str, str]:
     return facts
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the kind of CPU: its model, where the system names it."""
     if sys.platform == "linux":
         with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:
