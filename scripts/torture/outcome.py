@@ -39,7 +39,7 @@ def of(directory: Path) -> dict[str, Any]:
 
 
 def points(directory: Path) -> dict[str, Any]:
-    """Return the value of each metric at each step in a journal, without clock times.
+    """Return the epoch and the value of each metric at each step in a journal, without clock times.
 
     Raises:
         FaultError: one is there twice.
@@ -52,7 +52,7 @@ def points(directory: Path) -> dict[str, Any]:
                 key = f"{name} at step {record['step']}"
                 if key in found:
                     raise FaultError(f"{directory} has {key} twice in its journal")
-                found[key] = value
+                found[key] = (record.get("epoch"), value)
     return found
 
 

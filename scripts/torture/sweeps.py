@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -115,8 +116,8 @@ def _drawn(random: Random) -> Kill:
 
 def _undisturbed(folder: Path, overrides: Sequence[str]) -> Path:
     """Return the directory of a sweep that was left alone; the cases of a part share it."""
-    key = "_".join(overrides).translate(str.maketrans("/ =,[]()", "........"))
-    directory = folder / f"undisturbed_{key}"[:250]
+    key = hashlib.sha256("\n".join(overrides).encode()).hexdigest()
+    directory = folder / f"undisturbed-{key[:16]}"
     if not directory.exists():
         _run_once(_command(directory, overrides), folder, directory, None, 0)
         if not _is_done(directory):
