@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard import rng_state
+from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply
 from trainyard.errors import Unfusable
 from trainyard.models import call
@@ -67,7 +68,7 @@ class StackVerification(Hook):
             Unfusable: a member is not in the stack what it is alone, or its code draws random numbers on the CPU.
         """
         own_batches = runner.stack.own_batches
-        batch = _cut(next(iter(runner.loader("train").batches(runner.epoch))), axis=1 if own_batches else 0)
+        batch = _cut(first_batch(runner.loader("train"), "train", runner.epoch), axis=1 if own_batches else 0)
         self._own_batches = own_batches
         self._batch = batch
         self._training = True
