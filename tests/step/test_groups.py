@@ -14,6 +14,7 @@ from interrupting import InterruptAt
 from recorded_graph import RecordedGraph
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
@@ -145,6 +146,24 @@ def test_without_items_samples_weigh(accumulate: int) -> None:
     close(trained(Squares(), SIZE, accumulate).model, whole.model)
     means = trained(Squares(), SIZE, accumulate, accumulate_by="batches")
     assert differs(means.model, whole.model)
+
+
+class Stream(IterableDataset[Any]):
+    """The samples one by one, without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return zip(*tokens(), strict=True)
+
+
+@pytest.mark.parametrize("model", [Tokens, Squares])
+def test_the_last_group_of_a_stream_is_weighed_too(model: Any) -> None:
+    whole = trained(model(), SIZE * 4, 1)
+    loop = EpochBasedTrainLoop(3)
+    stream = Runner(
+        model(), {"train": DataLoader(Stream(), SIZE)}, SGD, hooks={}, loop=loop, device="cpu", accumulate=4
+    )
+    stream.train()
+    close(stream.model, whole.model)
 
 
 def test_the_mean_of_means_is_an_option() -> None:
