@@ -34,7 +34,7 @@ import reliability_page
 import runs
 import stacks
 import sweeps
-from part import Part, Result
+from trials import Part, Result
 
 PARTS = {part.name: part for part in (runs.PART, sweeps.PART, lengths.PART, stacks.PART)}
 

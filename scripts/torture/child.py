@@ -17,7 +17,7 @@ from random import Random
 from types import CodeType, FrameType
 from typing import Any, Literal
 
-from part import FaultError
+from trials import FaultError
 
 import trainyard
 

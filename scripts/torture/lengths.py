@@ -14,9 +14,9 @@ import child
 import drawn_loaders
 import outcome
 import torch
-from part import FaultError, Part, Trial
 from torch import nn
 from torch.nn.functional import cross_entropy
+from trials import FaultError, Part, Trial
 
 from trainyard.errors import TrainyardError
 from trainyard.hooks import Checkpoint, Hook, Logger

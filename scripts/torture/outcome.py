@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from part import FaultError
 from torch import Tensor
+from trials import FaultError
 
 from trainyard.runner import checkpoint
 from trainyard.track import read

@@ -11,7 +11,7 @@ from random import Random
 
 import child
 import outcome
-from part import FaultError, Part, Trial
+from trials import FaultError, Part, Trial
 
 from trainyard import app
 

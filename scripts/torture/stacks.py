@@ -13,8 +13,8 @@ import nets
 import outcome
 import torch
 from omegaconf import OmegaConf
-from part import FaultError, Part, Trial
 from torch import nn
+from trials import FaultError, Part, Trial
 
 from trainyard.errors import TrainyardError
 from trainyard.fused.probe import why

@@ -17,8 +17,8 @@ from random import Random
 from typing import Any
 
 import outcome
-import processes
-from part import FaultError, Part, Trial
+import process_tree
+from trials import FaultError, Part, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = ("tracker=none", "device=cpu", "hook.checkpoint.min_seconds=0", "hook.checkpoint.by=iter",
@@ -87,7 +87,7 @@ def attempt(trial: Trial) -> None:
     kills = sorted((_drawn(random) for _ in range(random.randint(1, 3))), key=lambda kill: kill.share)
     trial.tell(*overrides, f"hydra.launcher.fuse={fuse}", f"hydra.launcher.retries={retries}", *kills)
     undisturbed = _undisturbed(trial.folder.parent, [*overrides, f"hydra.launcher.fuse={fuse}"])
-    amount = processes.written(undisturbed)
+    amount = process_tree.written(undisturbed)
     directory = trial.folder / "sweep"
     command = _command(directory, [*overrides, f"hydra.launcher.fuse={fuse}", f"hydra.launcher.retries={retries}"])
     for number in range(ATTEMPTS):
@@ -149,31 +149,31 @@ def _run_once(command: Sequence[str], folder: Path, directory: Path, kill: Kill 
             raise FaultError(f"the sweep did not end within {LIMIT} s:\n{_tail(folder)}") from None
         finally:
             if process.poll() is None:
-                processes.send(processes.tree(process.pid), signal.SIGKILL)
+                process_tree.send(process_tree.tree(process.pid), signal.SIGKILL)
                 process.wait()
     _check_gone(family)
 
 
 def _kill(process: subprocess.Popen[bytes], directory: Path, kill: Kill, amount: int) -> set[int]:
     """Wait for the moment and kill; return the processes that there were then."""
-    while processes.written(directory) < kill.share * amount:
+    while process_tree.written(directory) < kill.share * amount:
         if process.poll() is not None:
             return set()
         time.sleep(0.005)
     time.sleep(kill.delay)
-    family = processes.tree(process.pid)
+    family = process_tree.tree(process.pid)
     targets = _targets(family, kill.target)
-    processes.send(targets, kill.signum)
+    process_tree.send(targets, kill.signum)
     if kill.again is not None:
         time.sleep(kill.again)
-        processes.send(targets, kill.signum)
+        process_tree.send(targets, kill.signum)
     return set(family)
 
 
 def _targets(family: Sequence[int], target: str) -> list[int]:
     """Return the processes of a sweep that a kill is for; none where there is none such at the moment."""
     head = family[0]
-    agents = [pid for pid in family[1:] if "agent_process" in processes.command(pid)]
+    agents = [pid for pid in family[1:] if "agent_process" in process_tree.command(pid)]
     main_agent = agents[:1]  # the tree lists parents first; workers are forks with the same command line
     if target == "worker":
         return agents[-1:] if len(agents) > 1 else []
@@ -192,10 +192,10 @@ def _group(pid: int) -> int | None:
 def _check_gone(family: set[int]) -> None:
     """Check that no process of a command outlives it by more than some seconds."""
     until = time.monotonic() + 60
-    while left := processes.alive(family):
+    while left := process_tree.alive(family):
         if time.monotonic() > until:
-            told = ", ".join(f"{pid} ({processes.command(pid)[:80]})" for pid in left)
-            processes.send(left, signal.SIGKILL)
+            told = ", ".join(f"{pid} ({process_tree.command(pid)[:80]})" for pid in left)
+            process_tree.send(left, signal.SIGKILL)
             raise FaultError(f"processes of the sweep are left after its end: {told}")
         time.sleep(0.02)
 

@@ -71,7 +71,7 @@ class Nudge(Hook):
 def test_a_member_that_differs_in_the_ninth_digit_is_found(torture: Any, tmp_path: Path) -> None:
     import child
     import stacks
-    from part import FaultError
+    from trials import FaultError
 
     for number in range(50):
         configs = stacks.drawn(Random(number))
@@ -86,7 +86,7 @@ def test_a_member_that_differs_in_the_ninth_digit_is_found(torture: Any, tmp_pat
 
 def test_a_batch_that_is_left_out_is_found(torture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lengths
-    from part import FaultError, Trial
+    from trials import FaultError, Trial
 
     whole = WorkerLoader.batches
 
@@ -100,7 +100,7 @@ def test_a_batch_that_is_left_out_is_found(torture: Any, tmp_path: Path, monkeyp
 
 def test_a_job_that_is_done_twice_is_found(torture: Any, tmp_path: Path) -> None:
     import sweeps
-    from part import FaultError
+    from trials import FaultError
 
     job = {"kind": "job", "num": 0, "overrides": []}
     done = {"kind": "state", "num": 0, "state": "done"}
@@ -127,18 +127,18 @@ def test_a_moment_is_the_same_place_each_time(torture: Any, tmp_path: Path) -> N
 
 
 def test_a_tree_of_processes(torture: Any) -> None:
-    import processes
+    import process_tree
 
     pid = os.getpid()
-    assert processes.tree(pid)[0] == pid
-    assert pid in processes.tree(os.getppid())
-    assert processes.alive([pid]) == [pid]
-    assert Path(sys.executable).name in processes.command(pid)
+    assert process_tree.tree(pid)[0] == pid
+    assert pid in process_tree.tree(os.getppid())
+    assert process_tree.alive([pid]) == [pid]
+    assert Path(sys.executable).name in process_tree.command(pid)
 
 
 def test_the_page_keeps_the_rows_of_other_parts(torture: Any, tmp_path: Path) -> None:
     import reliability_page
-    from part import Result
+    from trials import Result
 
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n| part | cases | failures | compared | tried |\n|---|---|---|---|---|\n\nThe end.\n")
