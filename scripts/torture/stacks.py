@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +29,7 @@ EPS = 1e-4
 """The `eps` of optimizers, above the rounding of gradients."""
 DRAWS = 8
 """Stacks to draw until one can train as one program."""
-DROPOUT = False
+DROPOUT = find_spec("trainyard.fused.lanes") is not None
 """Whether the lanes of a stack have generators of their own, so that dropout can be compared."""
 
 REFUSALS = (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError)
