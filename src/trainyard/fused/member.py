@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainyard.data import Loader
+from trainyard.fused.lanes import Lane
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.optim.identity import Beginning
@@ -35,6 +36,7 @@ class StackMember(Member):
     Attributes:
         index: the member's row among those that still train.
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
+        lane: the member's random generators.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
@@ -42,6 +44,7 @@ class StackMember(Member):
         self.join(stack)
         self.index = index
         self.parts = MemberParts(stack, settings, self)
+        self.lane = Lane()
         self._stack = stack
         self._evaluated: nn.Module | None = None
         self._left_at: tuple[int, int] | None = None
@@ -102,6 +105,14 @@ class StackMember(Member):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad[index] = gradient.to(parameter.device)
+
+    def random_state(self, process: dict[str, Any]) -> dict[str, Any]:
+        return self.lane.state(process)
+
+    def load_random_state(self, state: dict[str, Any]) -> None:
+        if self.index == 0:
+            super().load_random_state(state)
+        self.lane.begin(state)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
         return self._stack.dispatch.state_dict(self.index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,18 @@ class Runner(Parts):
         for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
             member.record_array(name, own)
 
+    def seeded(self, purpose: str, *index: int) -> AbstractContextManager[None]:
+        """Return a context in which all random numbers are derived from `(seed, purpose, *index)`.
+
+        Afterwards the random generators continue as if it had not been.
+        """
+        return rng_state.seeded(derive(self.seed, purpose, *index))
+
+    def seed_generators(self) -> None:
+        """Seed the random generators for the training."""
+        rank = self.strategy.rank  # the first rank draws what one device draws
+        rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     def prepare(self, mode: str = "train") -> None:
@@ -260,8 +272,7 @@ class Runner(Parts):
         if mode == "train":
             _ = self.optimizer, self.beginning, self.schedule, self.step
             sanity_check(self)
-            rank = self.strategy.rank  # the first rank draws what one device draws
-            rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+            self.seed_generators()
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
@@ -326,7 +337,10 @@ class Runner(Parts):
     def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
         """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
         generators = rng_state.state()
-        return [capture(member, generators) for member in (self.members if members is None else members)]
+        return [
+            capture(member, member.random_state(generators))
+            for member in (self.members if members is None else members)
+        ]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

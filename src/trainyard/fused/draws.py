@@ -1,0 +1,403 @@
+"""Random functions under `torch.vmap`: each member of a stack draws with the generators of its lane.
+
+`torch.vmap` turns a random function of a member into one of torch's few random operations on a stack `[K, ...]`.
+`Draws` sees those, and draws each row with the generator of its lane, in the shape and layout of a single run: the bits
+are those of a single run. It is active within random functions alone (`DRAWING`): a model pays for no other operation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.nn import init
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trainyard._torch_vmap import DispatchMode, private_functions
+from trainyard.errors import Unfusable
+from trainyard.fused.lanes import Lanes
+
+Arguments = tuple[Any, ...]
+Named = Mapping[str, Any]
+
+SHARED = "different inplace randomness on an unbatched tensor"
+"""Part of the error of `torch.vmap` about a tensor that all members share and that is filled with random numbers."""
+
+
+class Draws(DispatchMode):  # type: ignore[misc]
+    """Mode in which random operations on stacks `[K, ...]` draw each row with its lane's generator.
+
+    Attributes:
+        lane: inside the `vmap`, any tensor of which each member has its own.
+    """
+
+    lane: Tensor
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__()
+        self.lanes = lanes
+        self._permutations: Iterator[Tensor] = iter(())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Named | None = None) -> Any:
+        # The mode is off in here.
+        rule = RULES.get(func)
+        return func(*args, **(kwargs or {})) if rule is None else rule(self, args, dict(kwargs or {}))
+
+    def fill(self, stack: Tensor, write: Callable[[Tensor, Generator], object]) -> Tensor:
+        """Fill each row of a stack by `write`, which draws equally often whatever the generator; return the stack."""
+        generators = self._generators(stack)
+        rows = stack.unbind(0)
+        written: dict[int, Tensor] = {}
+        for row, generator in zip(rows, generators, strict=True):
+            first = written.get(id(generator))
+            if first is not None:
+                row.copy_(first)
+                continue
+            written[id(generator)] = row
+            if row.is_contiguous():
+                write(row, generator)
+            else:  # as an operation in a single run does it, which has no gaps between its numbers
+                row.copy_(_written(torch.empty_like(row), generator, write))
+        return stack
+
+    def each(self, draw: Callable[..., Any], tensors: Sequence[Any]) -> list[Any]:
+        """Return the result of `draw(*tensors, generator)` for each lane, given its rows of those that are stacks."""
+        most = max(tensor.dim() for tensor in tensors if isinstance(tensor, Tensor))
+        stacks = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() == most]
+        generators = self._generators(max(stacks, key=lambda stack: stack.shape[:1]))
+        users = Counter(map(id, generators))
+        ends: dict[int, tuple[Tensor, Tensor]] = {}  # of generators that lanes share: their states before and after
+        results = []
+        for k, generator in enumerate(generators):
+            states = ends.get(id(generator))
+            begin = generator.get_state() if users[id(generator)] > 1 and states is None else None
+            if states is not None:
+                generator.set_state(states[0])
+            results.append(draw(*(_row(tensor, k, most) for tensor in tensors), generator))
+            if begin is not None:
+                ends[id(generator)] = begin, generator.get_state()
+            elif states is not None and not torch.equal(states[1], generator.get_state()):
+                self.lanes.part(k)  # how much was drawn depends on the lane's values
+        for generator in generators:
+            if id(generator) in ends:
+                generator.set_state(ends[id(generator)][1])
+        return results
+
+    def permutation(self, n: int, **options: Any) -> Tensor:
+        """Return a permutation for the next lane: `vmap` asks for one lane after the other."""
+        found = next(self._permutations, None)
+        if found is None:
+            device = torch.empty((), **options).device
+            like = torch.empty(len(self.lanes), n, dtype=options.pop("dtype", None) or torch.int64, device=device)
+            permute = partial(torch.randperm, n, dtype=like.dtype, device=device)
+            self.fill(like, lambda row, generator: row.copy_(permute(generator=generator)))
+            self._permutations = iter(like.unbind(0))
+            found = next(self._permutations)
+        return found
+
+    def _generators(self, stack: Tensor) -> list[Generator]:
+        if stack.dim() == 0 or stack.shape[0] != len(self.lanes):
+            raise Unfusable(
+                "the model draws random numbers inside an operation which a stack does once for all members"
+            )
+        return self.lanes.on(stack.device)
+
+
+def _written(tensor: Tensor, generator: Generator, write: Callable[[Tensor, Generator], object]) -> Tensor:
+    write(tensor, generator)
+    return tensor
+
+
+def _row(tensor: Any, k: int, most: int) -> Any:
+    """Return a lane's row of a stack, whose dimensions are the most; others are broadcast."""
+    if not isinstance(tensor, Tensor) or tensor.dim() < most:
+        return tensor
+    return tensor[k if tensor.shape[0] > 1 else 0]
+
+
+@contextmanager
+def swapped(generator: Generator) -> Iterator[None]:
+    """Make the process's generator on a device draw the numbers of another one inside the block."""
+    if generator.device.type == "cuda":
+        default: Any = torch.cuda.default_generators[generator.device.index]
+        own = default.graphsafe_get_state()
+        default.graphsafe_set_state(generator)
+        try:
+            yield
+        finally:
+            default.graphsafe_set_state(own)
+        return
+    default = torch.default_generator
+    if generator is default:
+        yield
+        return
+    before = default.get_state()
+    default.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(default.get_state())
+        default.set_state(before)
+
+
+# -- random operations -------------------------------------------------------------------------------------------------
+
+Rule = Callable[[Draws, Arguments, dict[str, Any]], Any]
+
+
+def _in_place(name: str) -> Rule:
+    def rule(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        stack, *numbers = args
+        return draws.fill(stack, lambda row, generator: getattr(row, name)(*numbers, **kwargs, generator=generator))
+
+    return rule
+
+
+def _new(name: str, dtype: torch.dtype | None = None) -> Rule:
+    """Return the rule for a random tensor of a size, which is the last argument; those before are the numbers."""
+
+    def rule(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        *given, size = args
+        if dtype is not None:
+            kwargs.setdefault("dtype", dtype)
+        stack = torch.empty(size, **kwargs)
+        numbers = (0, *given) if len(given) == 1 else given  # a range of whole numbers from 0
+        return draws.fill(stack, lambda row, generator: getattr(row, name)(*numbers, generator=generator))
+
+    return rule
+
+
+def _like(name: str) -> Rule:
+    """Return the rule for a random tensor like another, which is the first argument; the numbers follow."""
+
+    def rule(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        like, *given = args
+        stack = torch.empty_like(like, **kwargs)
+        numbers = (0, *given) if len(given) == 1 else given  # a range of whole numbers from 0
+        return draws.fill(stack, lambda row, generator: getattr(row, name)(*numbers, generator=generator))
+
+    return rule
+
+
+def _of_tensors(function: Callable[..., Tensor]) -> Rule:
+    def rule(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+        def draw(*own: Any) -> Tensor:
+            return function(*own[:-1], **kwargs, generator=own[-1])
+
+        return torch.stack(draws.each(draw, args))
+
+    return rule
+
+
+def _bernoulli_in_place(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+    stack: Tensor = args[0]
+    each = draws.each(lambda row, share, generator: torch.empty_like(row).bernoulli_(share, generator=generator), args)
+    return stack.copy_(torch.stack(each))
+
+
+def _multinomial(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+    weights, *numbers = args
+    rows = weights.view(len(draws.lanes), -1, weights.shape[-1])  # of a matrix, vmap makes one of K times as many rows
+    return torch.cat(
+        draws.each(lambda own, generator: own.multinomial(*numbers, **kwargs, generator=generator), [rows])
+    )
+
+
+def _native_dropout(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    features, *rest = args
+
+    def draw(own: Tensor, generator: Generator) -> tuple[Tensor, ...]:
+        with swapped(generator):
+            return torch.native_dropout(own, *rest, **kwargs)
+
+    return tuple(torch.stack(column) for column in zip(*draws.each(draw, [features]), strict=True))
+
+
+def _randperm(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
+    return draws.permutation(*args, **kwargs)
+
+
+def _rules() -> dict[Any, Rule]:
+    private = private_functions()
+    in_place = (
+        "bernoulli_.float cauchy_ exponential_ geometric_ log_normal_ normal_ random_ random_.to random_.from uniform_"
+    )
+    of_tensors = {
+        "bernoulli": torch.bernoulli,
+        "bernoulli.p": torch.bernoulli,
+        "normal.Tensor_float": torch.normal,
+        "normal.float_Tensor": torch.normal,
+        "normal.Tensor_Tensor": torch.normal,
+        "poisson": torch.poisson,
+        "_standard_gamma": private.get("_standard_gamma"),
+        "_sample_dirichlet": private.get("_sample_dirichlet"),
+    }
+    rules = {
+        **{name: _in_place(name.partition(".")[0]) for name in in_place.split()},
+        **{name: _of_tensors(function) for name, function in of_tensors.items() if function is not None},
+        "rand": _new("uniform_"),
+        "randn": _new("normal_"),
+        "normal.float_float": _new("normal_"),
+        "randint": _new("random_", torch.int64),
+        "randint.low": _new("random_", torch.int64),
+        "rand_like": _like("uniform_"),
+        "randn_like": _like("normal_"),
+        "randint_like": _like("random_"),
+        "randint_like.low_dtype": _like("random_"),
+        "bernoulli_.Tensor": _bernoulli_in_place,
+        "multinomial": _multinomial,
+        "native_dropout": _native_dropout,
+        "randperm": _randperm,
+    }
+    return {_operation(name): rule for name, rule in rules.items()}
+
+
+def _operation(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+RULES = _rules()
+"""Rule of each random operation, by the operation."""
+
+
+# -- random functions --------------------------------------------------------------------------------------------------
+
+Function = Callable[[Draws, Any, Arguments, Named], Any]
+
+
+def _drawn(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
+    if kwargs.get("generator") is not None:
+        raise Unfusable(
+            "the model draws from a torch.Generator of its own, from which a stack would draw for all members at once: "
+            "without the argument `generator`, each draws from that of its run"
+        )
+    with draws:
+        return func(*args, **kwargs)
+
+
+def _drawn_of_copies(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
+    """Call a function that fills a tensor like its argument with random numbers, which all members may share."""
+    try:
+        return _drawn(draws, func, args, kwargs)
+    except RuntimeError as error:
+        if SHARED not in str(error) or kwargs.get("inplace"):
+            raise
+    # Nothing was drawn yet.
+
+    def own(value: Any) -> Any:
+        return torch.where(draws.lane == draws.lane, value, value) if isinstance(value, Tensor) else value
+
+    return _drawn(draws, func, tuple(map(own, args)), {key: own(value) for key, value in kwargs.items()})
+
+
+def _dropout(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
+    share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    active = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+    return _drawn_of_copies(draws, func, args, kwargs) if active and share else func(*args, **kwargs)
+
+
+def _attention(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
+    if not kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
+        return func(*args, **kwargs)
+    with plain_attention((args[0] if args else kwargs["query"]).device):
+        return _drawn_of_copies(draws, func, args, kwargs)
+
+
+def _multi_head_attention(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
+    share = kwargs.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+    active = kwargs.get("training", args[13] if len(args) > 13 else True)
+    if not active or share == 0:
+        return func(*args, **kwargs)
+    with plain_attention((args[0] if args else kwargs["query"]).device):
+        return _drawn(draws, func, args, kwargs)
+
+
+def plain_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which attention drops out by a function of its own.
+
+    The other kernels on CUDA draw inside, and again in the backward pass, for all lanes from one generator.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
+
+
+def _all_true(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> bool:
+    """Pass what a distribution checks of its arguments: in a stack they have no values that code can ask for."""
+    return True
+
+
+def _empty(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Tensor:
+    """Return a tensor that is each member's own, since it will be filled: with random numbers, perhaps."""
+    if not args or kwargs.keys() - {"dtype", "device"}:
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+    like = torch.empty((), **kwargs)
+    return draws.lane.new_empty(args[0] if len(args) == 1 else args, dtype=like.dtype, device=like.device)
+
+
+def _new_empty(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Tensor:
+    sized = len(args) > 1 and all(isinstance(part, int | torch.Size) for part in args[1:])
+    if not sized or kwargs.keys() - {"dtype", "device"}:
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+    like, *size = args
+    found = {"dtype": like.dtype, "device": like.device} | dict(kwargs)
+    return draws.lane.new_empty(size[0] if len(size) == 1 else size, **found)
+
+
+def _empty_like(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Tensor:
+    if len(args) != 1 or kwargs.keys() - {"dtype", "device"} or not args[0].is_contiguous():
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+    return _new_empty(draws, func, (args[0], args[0].shape), kwargs)
+
+
+def _found(module: Any, *names: str) -> list[Any]:
+    return [getattr(module, name) for name in names if hasattr(module, name)]
+
+
+def _found_in(functions: Mapping[str, Any], *names: str) -> list[Any]:
+    return [functions[name] for name in names if name in functions]
+
+
+def _drawing() -> dict[Any, Function]:
+    kinds = ("dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout")
+    dropouts = [
+        *_found(F, "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+        *_found(torch, *kinds, *(f"{kind}_" for kind in kinds)),
+    ]
+    of_torch = (
+        "bernoulli binomial multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm "
+        "rrelu rrelu_ native_dropout"
+    )
+    of_tensors = "bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal_ random_ uniform_"
+    of_layers = "rrelu rrelu_ fractional_max_pool2d fractional_max_pool3d"
+    initial = [name for name in dir(init) if name.endswith("_") and not name.startswith("_")]
+    private = private_functions()
+    checks = _found_in(private, "_is_all_true")
+    drawn = [
+        *_found_in(private, "_standard_gamma", "_sample_dirichlet"),
+        *_found(torch, *of_torch.split()),
+        *_found(Tensor, *of_tensors.split()),
+        *_found(F, *of_layers.split()),
+        *_found(init, *initial),
+    ]
+    return {
+        **dict.fromkeys(drawn, _drawn),
+        **dict.fromkeys(dropouts, _dropout),
+        F.scaled_dot_product_attention: _attention,
+        F.multi_head_attention_forward: _multi_head_attention,
+        F.gumbel_softmax: _drawn_of_copies,
+        torch.empty: _empty,
+        torch.empty_like: _empty_like,
+        Tensor.new_empty: _new_empty,
+        Tensor.new: _new_empty,
+        **dict.fromkeys(checks, _all_true),
+    }
+
+
+DRAWING = _drawing()
+"""How each function that can draw random numbers is called in a stack, by the function."""
