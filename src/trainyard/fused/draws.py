@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from torch.nn import init
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainyard._torch_vmap import DispatchMode, private_functions
+from trainyard._torch_vmap import DispatchMode, private_functions, vmap_exit
 from trainyard.errors import Unfusable
 from trainyard.fused.lanes import Lanes
 
@@ -42,6 +42,7 @@ class Draws(DispatchMode):  # type: ignore[misc]
     def __init__(self, lanes: Lanes) -> None:
         super().__init__()
         self.lanes = lanes
+        self.way = vmap_exit()
         self._permutations: Iterator[Tensor] = iter(())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Named | None = None) -> Any:
@@ -52,19 +53,19 @@ class Draws(DispatchMode):  # type: ignore[misc]
     def fill(self, stack: Tensor, write: Callable[[Tensor, Generator], object]) -> Tensor:
         """Fill each row of a stack by `write`, which draws equally often whatever the generator; return the stack."""
         generators = self._generators(stack)
-        rows = stack.unbind(0)
-        written: dict[int, Tensor] = {}
-        for row, generator in zip(rows, generators, strict=True):
-            first = written.get(id(generator))
-            if first is not None:
-                row.copy_(first)
-                continue
-            written[id(generator)] = row
-            if row.is_contiguous():
-                write(row, generator)
-            else:  # as an operation in a single run does it, which has no gaps between its numbers
-                row.copy_(_written(torch.empty_like(row), generator, write))
-        return stack
+        places: dict[int, int] = {}
+        lanes = [places.setdefault(id(generator), len(places)) for generator in generators]
+        if len(places) == len(lanes):
+            for row, generator in zip(stack.unbind(0), generators, strict=True):
+                if row.is_contiguous():
+                    write(row, generator)
+                else:  # as an operation in a single run does it, which has no gaps between its numbers
+                    row.copy_(_written(torch.empty_like(row), generator, write))
+            return stack
+        # Lanes that share a generator share what it draws.
+        distinct = {id(generator): generator for generator in generators}.values()
+        drawn = [_written(torch.empty_like(stack[0]), generator, write) for generator in distinct]
+        return stack.copy_(drawn[0] if len(drawn) == 1 else torch.stack(drawn)[lanes])
 
     def each(self, draw: Callable[..., Any], tensors: Sequence[Any]) -> list[Any]:
         """Return the result of `draw(*tensors, generator)` for each lane, given its rows of those that are stacks."""
@@ -300,7 +301,21 @@ def _drawn_of_copies(draws: Draws, func: Any, args: Arguments, kwargs: Named) ->
 def _dropout(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
     share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
     active = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
-    return _drawn_of_copies(draws, func, args, kwargs) if active and share else func(*args, **kwargs)
+    if not active or share == 0:
+        return func(*args, **kwargs)
+    if func is F.dropout and draws.way is not None and 0 < share < 1 and not kwargs.get("inplace") and len(args) < 4:
+        features = args[0] if args else kwargs["input"]
+        if draws.way.takes(features) and features.device.type == "cpu" and features.is_floating_point():
+            return draws.way.call(partial(_dropped, draws, share), features)
+    return _drawn_of_copies(draws, func, args, kwargs)
+
+
+def _dropped(draws: Draws, share: float, features: Tensor) -> Tensor:
+    """Drop out of the features of all members, `[K, ...]`, as torch does on the CPU."""
+    noise = draws.fill(
+        torch.empty_like(features), lambda row, generator: row.bernoulli_(1 - share, generator=generator)
+    )
+    return features * noise.div_(1 - share)
 
 
 def _attention(draws: Draws, func: Any, args: Arguments, kwargs: Named) -> Any:
