@@ -3,7 +3,8 @@
     python scripts/resume_sweep.py multirun/2026-01-31/12-00-00
 
 The manifest in the sweep's directory names the application that is run: the script or module that began the sweep.
-Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run.
+Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run, all as the manifest has it:
+same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding.
 """
 
 from __future__ import annotations

@@ -18,12 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from trainyard.config.command_line import arranged
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused import train as stack_trainer
+from trainyard.redaction import check_overrides
 from trainyard.run import ranks
 from trainyard.run.rank_job import follow
 from trainyard.run.train import train
@@ -52,6 +54,8 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     if status is not None:
         sys.exit(status)
     try:
+        sys.argv[1:] = arranged(sys.argv[1:])
+        check_overrides(sys.argv[1:])
         with any_target():
             hydra.main(config_path=directory, config_name=config_name, **VERSION_BASE)(Application())()
     except Exception as error:

@@ -82,6 +82,17 @@ def integer(
     raise ConfigError(key, value, _either(accepted, other), hint=hint)
 
 
+def seed_number(key: str, value: object) -> int:
+    """Return `value`, a seed: an integer from 0 to 2**63 - 1, which every generator takes.
+
+    Raises:
+        ConfigError: it is no such integer.
+    """
+    if is_integer(value, at_least=0, at_most=2**63 - 1):
+        return int(value)
+    raise ConfigError(key, value, "an integer of at least 0 and of at most 63 bits")
+
+
 def integers(key: str, value: object, *, at_least: int | None = None, length: int = 0) -> list[int]:
     """Return the list or tuple `value` as a list of at least `length` ints.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
@@ -55,6 +55,23 @@ class ConfigError(TrainyardError):
         if close is not None:
             text += f" Did you mean {close!r}?"
         return f"{text} {self.hint}".rstrip()
+
+
+class StackDivided(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on
+    """The members of a stack go on in several stacks, from their last checkpoints; the message is the reason.
+
+    Args:
+        reason: the reason, on one line.
+        groups: the members of each of them, by index.
+    """
+
+    def __init__(self, reason: str, groups: Sequence[Sequence[int]]) -> None:
+        super().__init__(reason, groups)
+        self.reason = reason
+        self.groups = groups
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Unfusable(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on their own

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE
@@ -41,10 +42,36 @@ def told(*overrides: Any) -> Any:
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
         (["optim.lr=[1"], "'optim.lr=[1' cannot be read as an override"),
         (["seed.a.b=1"], "seed.a.b: "),
+        (["lr=0.1"], "lr: 'lr' given; accepted: a group or key of this config. Did you mean optim.lr?"),
+        (["epochs=3"], "Did you mean loop.max_epochs?"),
+        (["batch_size=32"], "Did you mean data.batch_size?"),
+        (["optim=[1]"], "optim: [1] given; accepted: one of adagrad, adam, "),
+        (["hydra/sweeper=optuna"], "optuna comes with a package: pip install hydra-optuna-sweeper"),
+        (["model=mlp,cnn"], "model: 'mlp,cnn' given; accepted: one value. Several are a sweep: to train with each"),
+        (["model=mlp,cnn"], "give -m; a list is model=[mlp,cnn], a text is 'model=\"mlp,cnn\"'."),
+        (["optim.lr=interval(0,1)"], "optim.lr: 'interval(0,1)' given; accepted: one value. -m starts a sweep."),
+        (["hydra.run.dir=a/lr=1,seed=2"], "a text with such characters is quoted, 'hydra.run.dir=\"a/lr=1,seed=2\"'."),
+        (["name=héllo"], "a text with such characters is quoted, 'name=\"héllo\"'."),
+        (["init={a: 1}", "init={b: 2}"], "init: 'b' is no key of it: a mapping changes the keys that are there"),
     ],
 )  # fmt: skip
 def test_what_was_meant(overrides: Any, message: str) -> None:
     assert message in told(*overrides)
+
+
+def test_several_values_of_a_key_of_hydras() -> None:
+    error = ConfigCompositionException(
+        "Sweeping over Hydra's configuration is not supported : 'hydra.launcher.max_jobs=1,2'"
+    )
+    assert str(explain(error, [], CONF, "train")).startswith(
+        "hydra.launcher.max_jobs: '1,2' given; accepted: one value: keys of hydra are those of the whole sweep."
+    )
+
+
+def test_tags_as_the_option_file_names_them() -> None:
+    with initialize_config_dir(CONF, **VERSION_BASE):
+        for given in ("tracker.tags={team: vision}", "+tracker.tags.team=vision"):
+            assert compose("train", overrides=[given]).tracker.tags == {"team": "vision"}
 
 
 def test_only_one_of_several_overrides_is_wrong() -> None:

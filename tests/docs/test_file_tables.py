@@ -7,6 +7,9 @@ import torch
 from markdown_tables import codes, names, page, table
 
 from trainyard.runner import Runner
+from trainyard.sweep.application import StartedAs
+from trainyard.sweep.decisions import Decision, KnownFit
+from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.track import Journal
 
 
@@ -39,3 +42,17 @@ def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
     assert len(records) == len(found) == 7
     rows = table(page("tracking.md"), "kind")
     assert {codes(row["kind"])[0]: set(codes(row["fields"])) for row in rows} == records
+
+
+def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path / FILE)
+    manifest.begin(StartedAs("train.py"))
+    manifest.define(0, ["seed=0"], "0")
+    manifest.measured({"0f": KnownFit(1, "", "", 1)})
+    manifest.decide([Decision((0,), "cpu", 1)])
+    manifest.note(0, "done", attempt=1, seconds=1.0, objective=0.5, error=None, width=2)
+    found = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    records = {record["kind"]: set(record) - {"kind", "time"} for record in found}
+    records["decisions"] |= set(found[3]["tasks"][0])
+    rows = {codes(row["kind"])[0]: set(codes(row["fields"])) for row in table(page("sweeps.md"), "kind")}
+    assert rows == records

@@ -336,9 +336,22 @@ class Leave(Hook):
                 member.stop("it was asked to")
 
 
+class LeaveFirst(Hook):
+    """Stops the first member at an iteration."""
+
+    stackable = True
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if runner.iter == self.at:
+            runner.members[0].stop("it was asked to")
+
+
 def written(folder: Path, seed: int, **more: Any) -> Config:
     hooks = {"checkpoint": {"_target_": "trainyard.hooks.Checkpoint", "interval": 1}}
-    more["hook"] = hooks | more.pop("hook", {})
+    more = more | {"hook": hooks | more.get("hook", {})}
     return config({"_target_": Diffusion}, seed, seed, work_dir=str(folder / str(seed)), **more)
 
 
@@ -375,6 +388,27 @@ def test_members_that_leave_and_those_that_stay(tmp_path: Path, double: None) ->
             torch.testing.assert_close(tensor, alone.model.state_dict()[name], rtol=1e-10, atol=1e-10)
         own, expected = member.random_state(rng_state.state()), rng_state.state()
         assert torch.equal(own["torch"], expected["torch"])
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (5, 5, 5)])
+def test_a_stack_that_a_member_had_left_goes_on_to_the_same_bits(tmp_path: Path, seeds: Sequence[int]) -> None:
+    """The data draws as well, if all have one seed: from the generator of the members that are left."""
+    data = {"train": DataLoader(Points(0.1), 8, shuffle=True), "val": DataLoader(Points(), 20)}
+
+    def configs(folder: str, **more: Any) -> list[Config]:
+        hooks = {"leave": {"_target_": LeaveFirst, "at": 3}} | more.pop("hook", {})
+        shared = {"hook": hooks, "data": data if len(set(seeds)) == 1 else Memory(), **more}
+        made = [written(tmp_path / folder / str(k), seed, **shared) for k, seed in enumerate(seeds)]
+        return [values | {"optim": values["optim"] | {"lr": 0.01 * (k + 1)}} for k, values in enumerate(made)]
+
+    whole = FusedRunner(configs("whole"))
+    whole.train()
+    FusedRunner(configs("cut", hook={"interrupt": {"_target_": Interrupt, "at": 7}})).train()
+    resumed = FusedRunner(configs("cut", resume=True))
+    resumed.train()
+    for member, expected in zip(resumed.all_members, whole.all_members, strict=True):
+        for name, tensor in member.model.state_dict().items():
+            assert torch.equal(tensor, expected.model.state_dict()[name]), (member.index, name)
 
 
 # -- what a stack cannot follow ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import resolve
-from trainyard.errors import Unfusable
+from trainyard.errors import StackDivided, Unfusable
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.probe import probe
 from trainyard.hooks import Hook
@@ -82,6 +82,17 @@ class Hungry(nn.Module):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         losses: dict[str, Tensor] = self(*batch, mode="loss")
         return losses
+
+
+class Stops(Hook):
+    """Stops the first member after its first validation, the second after its second."""
+
+    stackable = True
+
+    def after_val(self, runner: Runner) -> None:
+        for member in runner.members:
+            if runner.training and runner.epoch == member.seed + 1 < 3:
+                member.stop("it was told to")
 
 
 @pytest.fixture(autouse=True)
@@ -162,14 +173,119 @@ def test_a_stack_that_was_killed_goes_on_from_where_each_member_stood(tmp_path: 
             assert torch.equal(cut["model"][name], tensor), "the stack went back to what all of its members had"
 
 
+def resumed(configs: list[DictConfig]) -> list[DictConfig]:
+    for config in configs:
+        config.resume = True
+    return configs
+
+
+class KilledError(Exception):
+    """Ends a training as a kill would: nothing is written after it."""
+
+
+def after(calls: int, function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that works so often, and then ends the training."""
+    done: list[Path] = []
+
+    def killed(path: Path, *arguments: Any) -> None:
+        if len(done) == calls:
+            raise KilledError
+        done.append(path)
+        function(path, *arguments)
+
+    return killed
+
+
+def assert_same(cut: Path, whole: Path, *names: str) -> None:
+    """Compare the bits of what two directories hold under these names."""
+    for name in names:
+        mine, its = (checkpoint.load(folder / "checkpoints" / name) for folder in (cut, whole))
+        assert mine["member"]["best"] == its["member"]["best"]
+        assert mine["iter"] == its["iter"]
+        for part in ("model", "eval_model"):
+            assert mine.get(part, {}).keys() == its.get(part, {}).keys()
+            for key, tensor in its.get(part, {}).items():
+                assert torch.equal(mine[part][key], tensor), (name, key)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hydra = HydraConfig.instance()
+    before, folder = hydra.cfg, tmp_path_factory.mktemp("undisturbed")
+    stack_trainer.train_stack(jobs(3, folder, *WRITING), positions(3))
+    hydra.cfg = before
+    return folder
+
+
+WRITING = ("loop.max_epochs=3", "hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=1", "model.dropout=0.2")
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [("save", 1), ("save", 2), ("write_last", 1), ("write_last", 2), ("save", 5), ("write_last", 5)],
+)
+def test_a_stack_killed_while_it_writes_ends_with_the_same_bits(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int
+) -> None:
+    """Killed after some calls of a function that writes: of one member's file, or of the record of its files."""
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, function, after(calls, getattr(checkpoint, function)))
+        with pytest.raises(KilledError):
+            stack_trainer.train_stack(jobs(3, tmp_path / "cut", *WRITING), positions(3))
+    results = stack_trainer.train_stack(resumed(jobs(3, tmp_path / "cut", *WRITING)), positions(3))
+    assert [result.state for result in results] == ["done"] * 3
+    for num in range(3):
+        assert_same(tmp_path / "cut" / str(num), undisturbed / str(num), "epoch_0003.pt", "best.pt")
+
+
+@pytest.mark.parametrize(
+    ("calls", "hooks"), [(2, "default"), (3, "ema"), (4, "default"), (5, "ema"), (6, "default"), (7, "ema")]
+)
+def test_a_killed_stack_of_which_some_had_ended_goes_on_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, hooks: str
+) -> None:
+    """Seeds, so lanes of the data, differ; after the second epoch one member is left."""
+    options = (*WRITING, "loop.max_epochs=5", f"hook=[{hooks}]", f"+hook.ends._target_={__name__}.Stops")
+    whole = stack_trainer.train_stack(jobs(3, tmp_path / "whole", *options), positions(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", after(calls, checkpoint.save))
+        with pytest.raises(KilledError):
+            stack_trainer.train_stack(jobs(3, tmp_path / "cut", *options), positions(3))
+    results = stack_trainer.train_stack(resumed(jobs(3, tmp_path / "cut", *options)), positions(3))
+    assert results == whole
+    for num, epochs in enumerate((1, 2, 5)):
+        assert_same(tmp_path / "cut" / str(num), tmp_path / "whole" / str(num), f"epoch_{epochs:04d}.pt", "best.pt")
+        mine, its = last(tmp_path / "cut" / str(num)), last(tmp_path / "whole" / str(num))
+        assert {key: mine[key] for key in mine if "time" not in key} == {
+            key: its[key] for key in its if "time" not in key
+        }
+
+
+def test_members_that_did_not_train_together_are_divided(tmp_path: Path) -> None:
+    options = ("hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=1")
+    for num, epochs in enumerate((1, 2, 2)):
+        config = jobs(3, tmp_path / "jobs", *options, f"loop.max_epochs={epochs}")[num]
+        stack_trainer.train_stack([config], positions(1))
+    longer = resumed(jobs(3, tmp_path / "jobs", *options, "loop.max_epochs=3"))
+    with pytest.raises(StackDivided, match="different places") as divided:
+        stack_trainer.train_stack(longer, positions(3))
+    assert divided.value.groups == [[0], [1, 2]]
+    results = stack_trainer.train_stack(longer[1:], positions(2))
+    assert [result.state for result in results] == ["done"] * 2
+
+
 def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:
     configs = jobs(4, tmp_path / "stack", "loop.max_epochs=3", "hook.checkpoint.min_seconds=0")
     for config in configs:
         with open_dict(config):
             config.model = {"_target_": f"{__name__}.Hungry"}
     Hungry.steps = 0
-    results = stack_trainer.train_stack(configs, positions(4))
-    assert [result.state for result in results] == ["done"] * 4
+    with pytest.raises(StackDivided, match="4 members do not fit into memory") as divided:
+        stack_trainer.train_stack(configs, positions(4))
+    assert divided.value.groups == [[0, 1], [2, 3]]
+    for group in divided.value.groups:
+        results = stack_trainer.train_stack(resumed([configs[index] for index in group]), positions(2))
+        assert [result.state for result in results] == ["done"] * 2
     assert Hungry.steps > 60
     for num in range(4):
         steps = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,19 @@ def test_mistakes_of_the_code_stay_what_they_are() -> None:
         build(partial(Adam, learning_rate=1), [torch.nn.Parameter(torch.ones(1))])
     with pytest.raises(TypeError):
         build(partial(Adam), ["weight"])
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"lr": math.inf}, {"lr": 0.1, "weight_decay": math.inf}, {"lr": 0.1, "eps": math.inf}]
+)
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_a_number_that_is_not_finite(kind: Any, numbers: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="inf given; accepted: a finite number") as caught:
+        build(partial(kind, **numbers), [torch.nn.Parameter(torch.zeros(2))])
+    assert caught.value.key == list(numbers)[-1]
+
+
+def test_a_step_that_needs_a_closure() -> None:
+    with pytest.raises(ConfigError, match="an optimizer whose step needs no closure") as caught:
+        build(partial(torch.optim.LBFGS, lr=0.1), [torch.nn.Parameter(torch.zeros(2))])
+    assert caught.value.key == "_target_"

@@ -25,6 +25,7 @@ LAYERS = (
         "files",
         "host_memory",
         "nvml",
+        "redaction",
         "rng",
         "rng_state",
     ),
@@ -39,7 +40,7 @@ LAYERS = (
     ("cli",),
 )
 # Beside the layers: what these import, and who imports them.
-BESIDE = {"sweep": ({"config", "track", "errors", "checks", "host_memory", "nvml"}, {"app", "cli"})}
+BESIDE = {"sweep": ({"config", "track", "errors", "checks", "host_memory", "nvml", "redaction"}, {"app", "cli"})}
 # Names of before, for configs and journals that hold them. They import what they stand for, and nobody imports them.
 OLD_NAMES = {"dist": {"distributed"}, "record": {"run"}}
 
@@ -177,6 +178,6 @@ def test_plugins_import_hydra_and_sweeps_only() -> None:
     for module in MODULES:
         if module.startswith("hydra_plugins"):
             known = {imported for imported in _imported(module) if imported.startswith(ROOT)}
-            assert {_package(imported) for imported in known} <= {"sweep", "errors", "checks"}, module
+            assert {_package(imported) for imported in known} <= {"sweep", "errors", "checks", "redaction"}, module
             eager = {imported for imported in _imported(module, at_import=True) if imported.startswith(ROOT)}
             assert not eager, module

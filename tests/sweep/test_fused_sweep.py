@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from waiting import LIMIT, until
 
+from trainyard.runner import checkpoint
 from trainyard.sweep.manifest import Manifest
 from trainyard.track import read
 
@@ -37,6 +39,9 @@ class Waits(Hook):
             while not (runner.interrupted or (here / "go").exists()):
                 time.sleep(0.01)
 """
+OFTEN = [
+    "model.dropout=0.1", "hook.checkpoint.by=iter", "hook.checkpoint.interval=2", "hook.checkpoint.min_seconds=0",
+]  # fmt: skip
 HOOK = "+hook.waits._target_=waits.Waits"
 
 
@@ -108,21 +113,26 @@ def test_a_member_that_diverges_fails_alone(sweep: Any, tmp_path: Path) -> None:
 
 
 def test_a_killed_stack_ends_as_if_it_had_not_been(start: Any, sweep: Any, tmp_path: Path) -> None:
-    process = start("s", *POINTS, HOOK, "hydra.launcher.fuse=4", "hydra.launcher.retries=1")
+    """First the stack is killed, then the sweep, which is continued under settings of another plan."""
+    process = start("s", *POINTS, HOOK, *OFTEN, "hydra.launcher.fuse=4", "hydra.launcher.retries=1")
     pid = _wait_for(tmp_path / "pid")
-    (tmp_path / "go").touch()
+    (tmp_path / "pid").unlink()
     os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, err
+    _wait_for(tmp_path / "pid")
+    process.kill()
+    (tmp_path / "go").touch()
+    out, _ = process.communicate(timeout=LIMIT)
     assert "again    #0-#3: its process was killed by SIGKILL" in out
-    undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")
+    continued = sweep("s", *POINTS, HOOK, *OFTEN, "hydra.launcher.fuse=off")
+    assert continued.returncode == 0, continued.stderr
+    assert "#0-#3  a stack of 4 on one slot" in continued.stdout
+    undisturbed = sweep("undisturbed", *POINTS, HOOK, *OFTEN, "hydra.launcher.fuse=4")
     assert undisturbed.returncode == 0, undisturbed.stderr
     for num in range(4):
-        # To rounding: the kill may have found the checkpoints of some members written and not those of others, which
-        # then go on in a stack of their own.
-        mine, its = _points(tmp_path / f"s/{num}"), _points(tmp_path / f"undisturbed/{num}")
-        assert mine.keys() == its.keys()
-        assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
+        assert _points(tmp_path / f"s/{num}") == _points(tmp_path / f"undisturbed/{num}")
+        mine, its = (checkpoint.load(tmp_path / f"{name}/{num}/checkpoints/best.pt") for name in ("s", "undisturbed"))
+        for key, tensor in its["model"].items():
+            assert torch.equal(mine["model"][key], tensor), (num, key)
 
 
 def test_an_interrupted_stack_is_finished_later(start: Any, sweep: Any, tmp_path: Path) -> None:
@@ -135,7 +145,7 @@ def test_an_interrupted_stack_is_finished_later(start: Any, sweep: Any, tmp_path
     (tmp_path / "go").touch()
     finished = sweep("s", *POINTS, HOOK, "hydra.launcher.fuse=2")
     assert finished.returncode == 0, finished.stderr
-    assert "#2-#3  a stack of 2" in finished.stdout, "planned afresh"
+    assert "#0-#3  a stack of 4 on one slot" in finished.stdout, "as recorded"
     records = [json.loads(line) for line in (tmp_path / "s/manifest.jsonl").read_text().splitlines()]
     assert Counter(record["num"] for record in records if record.get("state") == "done") == dict.fromkeys(range(4), 1)
     undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.errors import ConfigError
 from trainyard.sweep.grid import combinations
 from trainyard.sweep.plan import Job
 
@@ -25,6 +27,16 @@ def test_every_combination_in_order() -> None:
         ["a=1", "b=x", "+c=0"], ["a=1", "b=x", "+c=1"], ["a=2", "b=x", "+c=0"], ["a=2", "b=x", "+c=1"],
     ]  # fmt: skip
     assert _jobs() == [[]]
+
+
+def test_a_pattern_that_fits_no_option() -> None:
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(["optim=glob(adm*)", "seed=0,1"])
+        with pytest.raises(
+            ConfigError, match=r"optim: 'glob\(adm\*\)' given; accepted: a pattern that fits an option: adag"
+        ):
+            combinations(overrides, lambda key: key == "optim")
 
 
 def test_mappings_of_one_key_are_merged() -> None:

@@ -27,7 +27,9 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 @st.composite
 def sweeps(draw: st.DrawFn) -> list[JobRow]:
-    texts = st.text(max_size=12) | st.sampled_from(["1", "1e-3", "true", "[1,2]", "<b>", "null", "nan", "9" * 30])
+    texts = st.text(max_size=12) | st.sampled_from(
+        ["1", "1e-3", "true", "[1,2]", "<b>", "null", "nan", "9" * 30, "0", "0.0"]
+    )
     overrides = st.dictionaries(st.sampled_from(["optim.lr", "model", "state", "a&b"]), texts)
     outcomes = draw(st.lists(st.tuples(overrides, STATES, OBJECTIVES, st.none() | st.floats(0, 1e6)), max_size=12))
     rows = [
@@ -211,6 +213,18 @@ def test_every_number_has_its_place(values: list[float | None]) -> None:
     assert all(-1e-6 <= tick.place <= 1 + 1e-6 for tick in ticks)
     known = sorted((value, place) for value, place in zip(values, places, strict=True) if None not in (value, place))
     assert [place for _, place in known] == sorted(place for _, place in known)  # type: ignore[type-var]
+
+
+NUMBERS = st.sampled_from(["0", "0.0", "-0", "1", "-1", "1e-3", "1e300", "-1e-5", "1e-320", "inf"])
+
+
+@SOME
+@given(texts=st.lists(st.none() | NUMBERS, max_size=6))
+def test_every_parameter_has_an_axis(texts: list[str | None]) -> None:
+    """Zeros alone, too: jobs of a sweep that was interrupted after its first seed."""
+    places = of_parameter("weight_decay", texts).places
+    assert len(places) == len(texts)
+    assert all(place is None or -1e-6 <= place <= 1 + 1e-6 for place in places)
 
 
 def test_axis_follows_the_values() -> None:

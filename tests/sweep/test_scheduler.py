@@ -13,6 +13,7 @@ import pytest
 import yaml
 from waiting import LIMIT, until
 
+from trainyard.sweep.decisions import PROMISE
 from trainyard.sweep.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ import json, logging, os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
-from trainyard.errors import Unfusable
+from trainyard.errors import StackDivided, Unfusable
 from trainyard.sweep.sweepable import SweepableTask
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def train_stack(configs, positions):
         for member in going:
             member.train()
             log.info("x is %.3f", member.x, extra={"member": member})
+        if how == "divides" and len(configs) == 3 and going[0].step == 2:
+            raise StackDivided("no room for 3", [[0, 2], [1]])
         if how == "raises" and going[0].step == 2:
             raise ArithmeticError("something in all of them")
         if how == "waits" and going[0].step == 2:
@@ -162,6 +165,16 @@ def _entries(folder: Any) -> Any:
 
 def _states(folder: Any) -> Any:
     return {num: entry.state for num, entry in _entries(folder).items()}
+
+
+def _decisions(folder: Any) -> Any:
+    """The records of decisions, in order: of each, the jobs, threads and reasons."""
+    records = [json.loads(line) for line in (folder / "s/manifest.jsonl").read_text().splitlines()]
+    return [
+        [(task["nums"], task["threads"], task["note"]) for task in record["tasks"]]
+        for record in records
+        if record["kind"] == "decisions"
+    ]
 
 
 def _steps(folder: Any, num: Any) -> Any:
@@ -265,15 +278,31 @@ def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, h
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(3):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "it went on where the stack had ended"
+    assert _decisions(tmp_path) == [[([0, 1, 2], 1, "3 tried")], [([num], 1, reason) for num in range(3)]]
+
+
+def test_a_stack_that_is_divided_goes_on_in_groups(sweep: Any, tmp_path: Path) -> None:
+    result = sweep("seed=0,1,2", "how=divides", ONE)
+    assert result.returncode == 0, result.stderr
+    assert "divided  #0-#2, from here on #0, #2 and #1: no room for 3" in result.stdout
+    assert _decisions(tmp_path) == [
+        [([0, 1, 2], 1, "3 tried")],
+        [([0, 2], 1, "no room for 3"), ([1], 1, "no room for 3")],
+    ]
+    for num in range(3):
+        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "they went on where the stack had ended"
 
 
 def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("lr=0.1,9000,0.2", ONE)
+    own = "hydra.sweep.subdir=${now:%S%f}/${hydra:job.num}"
+    result = sweep("lr=0.1,9000,0.2", ONE, own)
     assert result.returncode != 0
     assert "FAILED  #1 lr=9000: x is too large" in result.stdout
-    assert f"its log: {tmp_path / 's/1/quad.log'}" in result.stdout
+    (log,) = tmp_path.glob("s/*/1/quad.log")
+    assert f"its log: {log}" in result.stdout
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
-    again = sweep("lr=0.1,9000,0.2", ONE, "hydra.launcher.retries=1")
+    again = sweep("lr=0.1,9000,0.2", ONE, own, "hydra.launcher.retries=1")
+    assert list(tmp_path.glob("s/*/1/quad.log")) == [log], "it keeps its directory, which depends on the time"
     assert "3 jobs, 2 of them done already; 1 to run" in again.stdout
     assert "again    #1 lr=9000: ArithmeticError: x is too large" in again.stdout
 
@@ -283,6 +312,7 @@ def test_a_member_that_fails_is_tried_again_by_itself(sweep: Any, tmp_path: Path
     assert "again    #1 lr=9000: x is too large" in result.stdout
     assert "FAILED  #1 lr=9000: ArithmeticError: x is too large" in result.stdout, "and there is no third attempt"
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
+    assert _decisions(tmp_path)[1] == [([1], 1, "tried again after it failed in a stack")]
 
 
 def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep: Any, tmp_path: Path) -> None:
@@ -310,16 +340,29 @@ def test_a_killed_stack_goes_on_as_a_stack(command: Any, tmp_path: Path) -> None
     assert attempts == {1: 3, 2: 3}
 
 
-def test_a_killed_stack_without_another_attempt_has_failed(command: Any, tmp_path: Path) -> None:
-    process = command("lr=0.1,0.2", "how=waits", ONE)
+def test_a_killed_stack_without_another_attempt_has_failed(command: Any, sweep: Any, tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    threads = f"hydra.launcher.threads_per_job={min(2, len(cores))}"
+    process = command("lr=0.1,0.2", "how=waits", ONE, threads)
     (pid,) = _wait_for(tmp_path / "pid0")
     os.kill(int(pid), signal.SIGKILL)
     out, _ = process.communicate(timeout=LIMIT)
     assert out.count("KILLED  #") == 2
     assert _states(tmp_path) == {0: "lost", 1: "lost"}
 
+    (tmp_path / "go").touch()
+    os.sched_setaffinity(0, cores[:1])
+    try:
+        continued = sweep("lr=0.1,0.2", "how=waits", ONE, threads)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert continued.returncode == 0, continued.stderr
+    line = f"#0-#1 cannot train as recorded: threads 2, here 1 ({PROMISE}).\n"
+    assert (line in continued.stdout) == (len(cores) > 1)
+    assert _decisions(tmp_path)[-1] == [([0, 1], 1, "2 tried")]
 
-def test_interrupted_stacks_are_gone_on_with_later(command: Any, sweep: Any, tmp_path: Path) -> None:
+
+def test_interrupted_stacks_go_on_as_recorded(command: Any, sweep: Any, tmp_path: Path) -> None:
     process = command("lr=0.1,0.1,0.2,0.2", "how=waits", "hydra.launcher.max_jobs=2")
     _wait_for(tmp_path / "pid0")
     process.send_signal(signal.SIGINT)
@@ -329,9 +372,11 @@ def test_interrupted_stacks_are_gone_on_with_later(command: Any, sweep: Any, tmp
     assert states["interrupted"] >= 2
     assert states["done"] == 0
     (tmp_path / "go").touch()
-    result = sweep("lr=0.1,0.1,0.2,0.2", "how=waits", ONE)
+    result = sweep("lr=0.1,0.1,0.2,0.2", "how=waits", ONE, "hydra.launcher.fuse=off")
     assert result.returncode == 0, result.stderr
-    assert "#0-#3  a stack of 4 on one slot" in result.stdout, "planned afresh"
+    for nums in ("#0-#1", "#2-#3"):
+        assert f"  {nums}  a stack of 2 on one slot (4 tried, as recorded)" in result.stdout
+    assert len(_decisions(tmp_path)) == 1, "nothing was decided anew"
     assert set(_states(tmp_path).values()) == {"done"}
     for num in range(4):
         assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]

@@ -84,7 +84,7 @@ def test_widths_that_cannot_be(setting: int, fuse: Any, message: str) -> None:
 def test_nothing_is_stacked_where_nothing_can_be(setting: int | str, fuse: Any) -> None:
     planner = StackPlanner(None, _application(fuse), setting, SimpleNamespace(slots=[0]))
     assert not planner.active
-    stacking = planner.plan([_job(0), _job(1)])
+    stacking = planner.plan([_job(0), _job(1)], {}, {})
     assert (stacking.stacks, stacking.alone) == ([], {})
 
 

@@ -70,8 +70,11 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
         assert {value for (key, _), value in _points(folder / str(num)).items() if key == "train/lr"} == {rate}
 
+    (folder / "report.html").unlink()
+    (folder / "report.html").mkdir()
     again = sweep(*GRID)
-    assert again.returncode == 0
+    assert again.returncode == 0, "a report that cannot be written fails no sweep"
+    assert "The report of the sweep could not be made: IsADirectoryError" in again.stdout + again.stderr
     assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
     assert "started" not in again.stdout
 

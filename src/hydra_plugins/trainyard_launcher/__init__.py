@@ -44,6 +44,10 @@ class LocalLauncher(Launcher):
         self.task_function = task_function
         self.config = config
         self.sweep = None
+        from trainyard.redaction import check_overrides  # not at the top: Hydra imports this module at every start
+
+        given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+        check_overrides([*given["task"], *given["hydra"]])
         if type(hydra_context.config_loader) is ConfigLoaderImpl:  # another loader may do other things
             from trainyard.sweep.compose.composer import SweepLoader
 

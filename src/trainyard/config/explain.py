@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from shlex import quote
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -14,6 +16,35 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
+
+PACKAGES = {
+    "hydra/sweeper": {
+        "optuna": "hydra-optuna-sweeper",
+        "ax": "hydra-ax-sweeper",
+        "nevergrad": "hydra-nevergrad-sweeper",
+    },
+    "hydra/launcher": {
+        "joblib": "hydra-joblib-launcher",
+        "ray": "hydra-ray-launcher",
+        "ray_aws": "hydra-ray-launcher",
+        "rq": "hydra-rq-launcher",
+        "submitit_local": "hydra-submitit-launcher",
+        "submitit_slurm": "hydra-submitit-launcher",
+    },
+}
+"""Hydra's plugins that are packages of their own, by group and option."""
+SYNONYMS = {
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "iters": "max_iters",
+    "max_steps": "max_iters",
+    "steps": "max_iters",
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "num_workers": "workers",
+}
+"""Names that other tools have for a key."""
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_name: str) -> TrainyardError | None:
@@ -29,15 +60,21 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
     if isinstance(error, MissingConfigException) and absent:
         group, _, option = absent.group(1).rpartition("/")
         options = _options(group, config_dir)
-        return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options)
+        package = PACKAGES.get(group, {}).get(option)
+        hint = f"{option} comes with a package: pip install {package}" if package else ""
+        return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
     if isinstance(error, OverrideParseException):
-        return TrainyardError(f"{error.override!r} cannot be read as an override: {_first_line(error)}")
+        return TrainyardError(f"{error.override!r} cannot be read as an override: {_how_to_quote(error)}")
+    if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error))):
+        return told
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, config_dir, config_name)
     if isinstance(error, OSError):  # Hydra makes the directory before it calls the task
         return ConfigError(
             "hydra.run.dir", error.filename, "a directory that can be made and written", hint=f"{error.strerror}."
         )
+    if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, config_dir)):
+        return told
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return _explain_choice(overrides, config_dir)
     mark = getattr(error, "problem_mark", None)
@@ -60,15 +97,75 @@ def _explain_key(
     node, parent, name = _deepest(cfg, key)
     options = [str(entry) for entry in node]
     if name in options:
-        return TrainyardError(f"{key}: {_first_line(error)}")
+        return _explain_value(error, key)
     if not parent:
         options = sorted({*groups, *options})
-        return ConfigError(key, name, "a group or key of this config", options=options, hint=_how_to_add(key))
+        meant = [] if "." in key else _of_that_name(cfg, name)
+        hint = _how_to_add(key) if not meant else f"Did you mean {' or '.join(meant)}?"
+        return ConfigError(key, name, "a group or key of this config", options=() if meant else options, hint=hint)
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
     if chosen_with and parent == "hook":
         hint = f"{hint[:-1]}: hook={name} adds it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
+
+
+def _explain_value(error: Exception, key: str) -> TrainyardError:
+    """Explain a value that does not fit the key, which exists."""
+    cause = error if error.__cause__ is None else error.__cause__
+    added = re.search(r"Key '([^']+)' is not in struct", str(cause))
+    if added is None:
+        return TrainyardError(f"{key}: {_first_line(cause)}")
+    return TrainyardError(
+        f"{key}: {added[1]!r} is no key of it: a mapping changes the keys that are there, also those that an override "
+        f"before it has set. A new key is added with +{key}.{added[1]}=…"
+    )
+
+
+def _explain_sweep(text: str) -> TrainyardError | None:
+    """Explain several values of one key in a single run, and several values of a key of Hydra's in a sweep."""
+    given = re.search(r"'(.+?)'(?:\n|$| requires --multirun)", text.removeprefix("Sweeping over Hydra's"))
+    if given is None:
+        return None
+    key, _, value = given[1].partition("=")
+    key = key.lstrip("+")
+    if text.startswith("Sweeping over Hydra's"):
+        return ConfigError(key, value, "one value: keys of hydra are those of the whole sweep")
+    if text.startswith("Ambiguous value"):
+        text_of = quote(f'{key}="{value}"')
+        choose = f"to train with each of them, give -m; a list is {key}=[{value}], a text is {text_of}"
+        return ConfigError(key, value, f"one value. Several are a sweep: {choose}")
+    if "requires --multirun" in text:
+        hint = (
+            "-m starts a sweep. A range of numbers, interval(…), is for a sweeper that draws from it: hydra/sweeper=…"
+        )
+        return ConfigError(key, value, "one value", hint=hint if "interval" in value else "-m starts a sweep.")
+    return None
+
+
+def _of_that_name(cfg: DictConfig, name: str) -> list[str]:
+    """Return the keys one level below a group that have this name, or one that others use for the same."""
+    wanted = SYNONYMS.get(name, name)
+    groups = {
+        str(group): OmegaConf.select(cfg, str(group), throw_on_missing=False, throw_on_resolution_failure=False)
+        for group in cfg
+        if group != "hydra"
+    }
+    return [f"{group}.{wanted}" for group, node in groups.items() if isinstance(node, DictConfig) and wanted in node]
+
+
+def _how_to_quote(error: OverrideParseException) -> str:
+    """Return Hydra's reason; for a value that would be a text if it were quoted, how to quote it."""
+    key, equals, value = error.override.partition("=")
+    if equals and not set(value) & set("[](){}'\"$"):
+        line = f'{key}="{value}"'
+        try:
+            OverridesParser.create().parse_override(line)
+        except HydraException:
+            pass
+        else:
+            return f"a text with such characters is quoted, {quote(line)}."
+    return _first_line(error)
 
 
 def _deepest(cfg: DictConfig, key: str) -> tuple[DictConfig, str, str]:
@@ -86,9 +183,13 @@ def _explain_choice(overrides: Sequence[str], config_dir: str) -> TrainyardError
     """Explain `group=null` or `group=<number>`: neither is the name of an option."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         options = _options(override.key_or_group, config_dir)
-        if options and not isinstance(override.value(), str | list):
+        if options and not _is_choice(override.value()):
             return ConfigError(override.key_or_group, override.value(), f"one of {', '.join(options)}", options=options)
     return None
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
 def _how_to_add(key: str) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.checks import choice, integer
+from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
 from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
+from trainyard.redaction import credentials, refusal
 
 MODES = ("train", "val", "test")
 
@@ -112,9 +113,25 @@ def check_settings(cfg: DictConfig) -> dict[str, Any]:
     missing = sorted(_missing(values))
     if missing:
         raise ConfigError(missing[0], "???", f"a value: {missing[0]}=… on the command line, or in the config")
+    _check_credentials(cfg, values)
     _check_settings(values)
     warn_of_unread(cfg, READ)
     return values
+
+
+def _check_credentials(cfg: DictConfig, values: dict[str, Any]) -> None:
+    """Check that no file of the config holds a credential; an interpolation, such as `${oc.env:NAME}`, may give one.
+
+    Raises:
+        ConfigError: one does.
+    """
+    found = dict(credentials(values))
+    if not found:
+        return
+    written = OmegaConf.to_container(cfg, resolve=False)
+    for key, shown in credentials(written):
+        if key in found:
+            raise refusal(key, shown)
 
 
 def check_nodes(values: dict[str, Any]) -> None:
@@ -208,7 +225,7 @@ def _check_settings(values: dict[str, Any]) -> None:
                 raise ConfigError(field.name, given, _TEXTS[kind]) from None
     mode, resume = settings["mode"], settings["resume"]
     choice("mode", mode, MODES)
-    integer("seed", settings["seed"], at_least=0)
+    seed_number("seed", settings["seed"])
     integer("accumulate", settings["accumulate"], at_least=1)
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])

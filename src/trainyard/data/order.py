@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from trainyard.checks import boolean, integer
+from trainyard.checks import boolean, integer, seed_number
 from trainyard.errors import ConfigError
 from trainyard.rng import generator
 
@@ -56,7 +56,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
-        self.seed = integer("seed", seed, at_least=0)
+        self.seed = seed_number("seed", seed)
         self.epoch = 0
         self.start = 0
         self._batches = num_batches(n, self.batch_size, drop_last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainyard.checks import integer, number
+from trainyard.checks import integer, number, seed_number
 from trainyard.data.array_data import ArrayData, input_spec
 from trainyard.data.split import fractions, split_rows
 from trainyard.rng import generator
@@ -41,7 +41,7 @@ class Rings(ArrayData):
     ) -> None:
         n = integer("num_samples", num_samples, at_least=4)
         shares = fractions(val_fraction, test_fraction)
-        rng = generator(integer("data_seed", data_seed, at_least=0), "rings")
+        rng = generator(seed_number("data_seed", data_seed), "rings")
         labels = np.arange(n) % 2
         angle = rng.uniform(0, 2 * np.pi, n)
         points = (0.5 + 0.5 * labels)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)

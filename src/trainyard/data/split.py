@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainyard.checks import integer, number
+from trainyard.checks import number, seed_number
 from trainyard.data.base import SPLITS
 from trainyard.errors import ConfigError
 from trainyard.rng import generator
@@ -44,7 +44,7 @@ def split_rows(
     Raises:
         ConfigError: so few rows that nothing is left to train on, or a `seed` that is no integer of at least 0.
     """
-    rng = generator(integer("split_seed", seed, at_least=0), "split")
+    rng = generator(seed_number("split_seed", seed), "split")
     rest: Rows = rng.permutation(n)
     if labels is not None:
         rank = rng.permutation(int(labels.max()) + 1)

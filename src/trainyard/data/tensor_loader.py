@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from trainyard.checks import boolean, integer
+from trainyard.checks import boolean, integer, seed_number
 from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.order import epoch_order, num_batches
 
@@ -63,7 +63,7 @@ class TensorLoader:
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
-        self.seed = integer("seed", seed, at_least=0)
+        self.seed = seed_number("seed", seed)
         self.rows = integer("rows", lengths.pop() if rows is None else rows, at_least=0)
         self._batches = num_batches(self.rows, self.batch_size, drop_last)
         self.placed_order = EpochOrders(self.order, self.device)

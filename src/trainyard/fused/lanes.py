@@ -21,7 +21,8 @@ class Lane:
 
     Attributes:
         cpu: the generator on the CPU.
-        hosted: whether what this process draws outside of the model is what the member's single run would draw.
+        hosted: whether the states of Python's and NumPy's generators, from which no model draws, are this process's.
+            That is so for members of one seed, and for the first of others; the rest keep those that they began with.
     """
 
     def __init__(self) -> None:
@@ -131,6 +132,7 @@ class Lanes:
         for k in set(range(len(self))) - set(index):
             self._lanes[k].part()
         self._lanes = [self._lanes[k] for k in index]
+        self._lanes[0].hosted = True
 
     def share(self) -> None:
         """Let lanes in one state share a generator: the process's, if all are in one state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from trainyard.optim.identity import Beginning
 from trainyard.runner.member import Member
 from trainyard.runner.parts import Parts
 from trainyard.runner.runner import member_arguments
+from trainyard.runner.state import Start
 from trainyard.step.step import AccumulatedStep
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ class StackMember(Member):
         return self.lane.state(process)
 
     def load_random_state(self, state: dict[str, Any]) -> None:
-        if self.index == 0:
+        if self is self._stack.host:
             super().load_random_state(state)
         self.lane.begin(state)
 
@@ -120,10 +122,23 @@ class StackMember(Member):
     def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
         self._stack.dispatch.load_state_dict(states, self.index)
 
+    def left(self, start: Start, common: Start) -> Start:
+        """Return the checkpoint for a member that left its stack before the checkpoint that others continue from.
+
+        It has the member's own weights, results and random generators. In all else it is that of the others, so that
+        the stack's rows fit together until the member is cut out again.
+        """
+        own = start.state
+        self._left_at = own["iter"], own["epoch"]
+        state = {**common.state, **{key: own[key] for key in ("seed", "model", "member", "random")}}
+        if "eval_model" in state:
+            state["eval_model"] = own.get("eval_model", own["model"])
+        return replace(start, state=state)
+
     def leave(self, evaluated: nn.Module) -> None:
         """Keep a copy of what the stack will change: the model to evaluate, and the member's iteration."""
         self._evaluated = evaluated
-        self._left_at = self._stack.iter, self._stack.epoch
+        self._left_at = self._left_at or (self._stack.iter, self._stack.epoch)
 
     def gather(self, index: int) -> None:
         """Evaluate with the stack again, as this row of it."""

@@ -29,7 +29,7 @@ from trainyard.optim.several import OptimizerDict
 from trainyard.rng import derive
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.runner import Runner, arguments
-from trainyard.runner.state import restore_best
+from trainyard.runner.state import Start, restore_best
 from trainyard.step.precision import make_precision
 from trainyard.step.stacked import StackedScaledAutocast, stack_clips
 from trainyard.step.step import Step, make_step
@@ -65,6 +65,7 @@ class FusedRunner(Runner):
         self._configs = configs
         self._infos: Sequence[RunInfo | None] = infos or [None] * len(configs)
         self._verification = StackVerification()
+        self._ended: list[int] = []
         super().__init__(**arguments(configs[0]) | {"tracker": tracker})
         if compile_arguments(self.settings["compile"]) is not None:
             raise Unfusable("compile is for one model at a time")
@@ -93,11 +94,28 @@ class FusedRunner(Runner):
         with super().seeded(purpose, *index), self.lanes.seeded(seeds):
             yield
 
+    def starting_points(self) -> list[Start | None]:
+        """Return the members' checkpoints. Those that had ended before the others take their rows from these."""
+        starts = super().starting_points()
+        found = {index: start for index, start in enumerate(starts) if start is not None and start.resumes}
+        ended = [index for index, start in found.items() if start.state["member"]["stop_reason"] is not None]
+        if ended:
+            furthest = max(found, key=lambda index: (found[index].state["iter"], index not in ended))
+            for index in ended:
+                starts[index] = self.members[index].left(found[index], found[furthest])
+            self._ended = ended
+        return starts
+
     def make_members(self) -> Sequence[StackMember]:
         return [
             StackMember(self, index, {**self.settings, **arguments(config), "info": info})
             for index, (config, info) in enumerate(zip(self._configs, self._infos, strict=True))
         ]
+
+    @property
+    def host(self) -> StackMember:
+        """The member whose generators of Python and NumPy are this process's: the first that still trains."""
+        return next((member for k, member in enumerate(self.members) if k not in self._ended), self.members[0])
 
     @property
     def stacked(self) -> bool:
@@ -189,9 +207,19 @@ class FusedRunner(Runner):
         if not leaving or len(leaving) == len(self.members) or self.interrupted:
             return
         self.call("before_leave", leaving=leaving)
-        staying = [index for index in range(len(self.members)) if index not in leaving]
         for index in leaving:
             log.info("%s ends: %s.", self.members[index].info.name, self.members[index].stop_reason)
+        self._remove(leaving)
+
+    def cut_ended(self) -> None:
+        """Remove the members that had ended when the stack was last trained, as they were removed then."""
+        ended, self._ended = self._ended, []
+        if 0 < len(ended) < len(self.members):
+            self._remove(ended)
+            self.lanes.share()
+
+    def _remove(self, leaving: Sequence[int]) -> None:
+        staying = [index for index in range(len(self.members)) if index not in leaving]
         if self._eval_model is not None:
             assert isinstance(self._eval_model, StackedModel)
             evaluated = list(self._eval_model.models)
@@ -238,6 +266,9 @@ class _Cut:
     """Last hook of a stack: it removes members that have stopped."""
 
     priority = "LOWEST"
+
+    def before_train(self, runner: FusedRunner) -> None:
+        runner.cut_ended()
 
     def after_train_iter(self, runner: FusedRunner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         runner.cut()

@@ -6,7 +6,6 @@ and gives each stack to `train_stack`.
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 from trainyard.config.build import build
 from trainyard.config.current_job import current_job
 from trainyard.config.schema import resolve
+from trainyard.errors import StackDivided
 from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts
 from trainyard.track.sweep_position import SweepPosition
@@ -37,7 +37,6 @@ PRELOAD = ("torch.fx.experimental.symbolic_shapes",)
 """Module that takes half a second to import, at the first loss under vmap."""
 
 Values = dict[str, Any]
-Start = tuple[Path, dict[str, Any]]
 
 
 def widest(device: str) -> int:
@@ -79,15 +78,17 @@ class MemberResult:
 def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> list[MemberResult]:
     """Train jobs of a sweep as one program.
 
-    Resumed members at different places in the training are trained one place after the other. Where a CUDA
-    device runs out of memory, the stack continues in two halves from its last checkpoints.
+    How they are trained is the sweep's decision, which it records: what cannot be trained as one is not trained in
+    another way here, but reported.
 
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
         positions: the members' positions in the sweep.
 
     Raises:
-        Unfusable: they cannot train as one program. Nothing was written.
+        Unfusable: they cannot train as one program.
+        StackDivided: they are to go on in several stacks from their checkpoints, since these are at different places of
+            the training, or since a CUDA device ran out of memory.
         TrainyardError: a config cannot work.
     """
     from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
@@ -111,24 +112,17 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
 
 
 def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
-    """Train members that may be at different iterations: those at one together, one iteration after the other."""
-    results: dict[int, MemberResult] = {}
-    for stack in _at_one_place([values for values, _ in members]):
-        if any(result.state == "interrupted" for result in results.values()):
-            results |= dict.fromkeys(stack, MemberResult("interrupted"))
-        else:
-            results |= dict(zip(stack, _train_together([members[index] for index in stack], tracker), strict=True))
-    return [results[index] for index in range(len(members))]
-
-
-def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
     import torch
 
+    from trainyard.fused.places import places
     from trainyard.fused.runner import FusedRunner
     from trainyard.run.train import conduct
     from trainyard.runner import Runner
 
     configs, infos = [values for values, _ in members], [info for _, info in members]
+    groups = places(configs)
+    if len(groups) > 1:
+        raise StackDivided("their checkpoints are at different places of the training", groups)
     try:
         runner: Runner
         if len(members) == 1:
@@ -138,20 +132,13 @@ def _train_together(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> 
             log.info("%d jobs as one program.", len(members))
         runner.prepare(configs[0]["mode"])
         conduct(runner, configs)
-        return [_result(member, runner.interrupted) for member in runner.all_members]
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if len(members) == 1:
             raise
-        half = len(members) // 2
-        log.warning("%d members do not fit into memory: going on with %d.", len(members), half)
-    runner = None  # type: ignore[assignment] # frees what it holds on the device first
-    gc.collect()  # members and stack refer to each other
-    torch.cuda.empty_cache()
-    again = [(values | {"resume": True}, info) for values, info in members]
-    first = _train(again[:half], tracker)
-    if any(result.state == "interrupted" for result in first):
-        return first + [MemberResult("interrupted")] * (len(members) - half)
-    return first + _train(again[half:], tracker)
+        half, count = len(members) // 2, len(members)
+        reason = f"{count} members do not fit into memory"
+        raise StackDivided(reason, [list(range(half)), list(range(half, count))]) from error
+    return [_result(member, runner.interrupted) for member in runner.all_members]
 
 
 def _result(member: Member, interrupted: bool) -> MemberResult:
@@ -160,48 +147,3 @@ def _result(member: Member, interrupted: bool) -> MemberResult:
     if member.failed:
         return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
     return MemberResult("interrupted" if interrupted else "done", objective(member))
-
-
-def _at_one_place(configs: Sequence[Values]) -> list[list[int]]:
-    """Group the members by the place in the training from which they continue.
-
-    Members killed while their checkpoints were being written return to the newest one that all of them have: the
-    stack is then restored bit for bit. Members without a common checkpoint continue from their own.
-    """
-    from trainyard.runner import checkpoint
-
-    folders = [Path(values["work_dir"]) / "checkpoints" for values in configs]
-    found = [
-        checkpoint.newest(folder) if values["resume"] is True else None
-        for values, folder in zip(configs, folders, strict=True)
-    ]
-    going = [index for index, start in enumerate(found) if start and start[1]["member"]["stop_reason"] is None]
-    if len({_place(found[index]) for index in going}) > 1:
-        for index, common in _common([folders[index] for index in going], going).items():
-            found[index] = common
-            configs[index]["resume"] = str(common[0])
-    places: dict[tuple[Any, ...], list[int]] = {}
-    for index, start in enumerate(found):
-        places.setdefault(_place(start), []).append(index)
-    return list(places.values())
-
-
-def _common(folders: Sequence[Path], members: Sequence[int]) -> dict[int, Start]:
-    """Return the newest complete checkpoint that all of these members have; none if there is none."""
-    from trainyard.runner import checkpoint
-
-    names = [checkpoint.read_last(folder) for folder in folders]
-    for name in reversed(names[0]):
-        if all(name in others for others in names[1:]):
-            starts = [checkpoint.newest(folder, upto=name) for folder in folders]
-            whole = [start for start in starts if start is not None and start[0].name == name]
-            if len(whole) == len(folders):
-                return dict(zip(members, whole, strict=True))
-    return {}
-
-
-def _place(start: Start | None) -> tuple[Any, ...]:
-    if start is None:
-        return ()
-    state = start[1]
-    return state["epoch"], state["iter"], state["loop"]["val_due"], state["member"]["stop_reason"] is not None

@@ -193,6 +193,7 @@ class Checkpoint(Hook):
         if later or not regular:
             chosen = [index for index in chosen if best[index]]
         jobs: list[Callable[[], None]] = []
+        records: list[Callable[[], None]] = []  # after the files of all members: see `trainyard.fused.places`
         for index, state in zip(chosen, runner.checkpoint([runner.members[index] for index in chosen]), strict=True):
             member = runner.members[index]
             runner.call("before_save_checkpoint", checkpoint=state, member=member)
@@ -205,10 +206,13 @@ class Checkpoint(Hook):
             if later:
                 self._held.setdefault(member.checkpoints, []).append(_Held(copy, best[index]))
             else:
-                jobs.append(partial(self._write, member, name if regular else None, copy, best[index]))
+                names = [*sorted(best[index]), *([name] if regular else [])]
+                jobs.append(partial(self._save_as, member.checkpoints, copy, names))
+                if regular and runner.strategy.is_main:
+                    records.append(partial(self._record, member.checkpoints, name))
         if later:
             return
-        self._submit(jobs)
+        self._submit([*jobs, *records])
         if regular and only is None:
             self._saved_at = _place(runner)
 
@@ -230,17 +234,14 @@ class Checkpoint(Hook):
             self._writer.submit([*older, *jobs])
             self._written_at = monotonic()
 
-    def _write(self, member: Member, name: str | None, copy: HostCopy, best: set[str]) -> None:
-        """Write a state once, under all its names, and record it as the last one after its best files are in place."""
-        directory = member.checkpoints
-        self._save_as(directory, copy, [*sorted(best), *([name] if name else [])])
-        if name and self._strategy.is_main:
-            history = [entry for entry in checkpoint.read_last(directory) if not self._is_best(entry)]
-            history = [entry for entry in history if entry != name] + [name]
-            keep = history if self.max_keep is None else history[-self.max_keep :]
-            checkpoint.write_last(directory, keep)
-            for entry in set(history) - set(keep):
-                remove(directory / entry)
+    def _record(self, directory: Path, name: str) -> None:
+        """Record a checkpoint as the last one, and remove those that are too old."""
+        history = [entry for entry in checkpoint.read_last(directory) if not self._is_best(entry)]
+        history = [entry for entry in history if entry != name] + [name]
+        keep = history if self.max_keep is None else history[-self.max_keep :]
+        checkpoint.write_last(directory, keep)
+        for entry in set(history) - set(keep):
+            remove(directory / entry)
 
     def _is_best(self, name: str) -> bool:
         return name == BEST or name in self._others.files.values()

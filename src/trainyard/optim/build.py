@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -149,7 +150,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
     params = [dict(item) if isinstance(item, dict) else item for item in params]
     try:
         with without_dynamo.constructing():
-            return partial(params)
+            optimizer = partial(params)
     except (ValueError, TypeError, RuntimeError) as error:
         name, keywords = _name(partial), getattr(partial, "keywords", {})
         key = _blamed(str(error), _defaults(partial), keywords)
@@ -158,6 +159,26 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
         given = name if key is None else keywords.get(key, _defaults(partial).get(key))
         accepted = _ACCEPTED.get(key or "", f"what {name} takes")
         raise ConfigError(key or "", given, accepted, hint=f"{name} says: {str(error).rstrip('.')}.") from error
+    _check(optimizer)
+    return optimizer
+
+
+def _check(optimizer: Optimizer) -> None:
+    """Check what torch does not: that numbers are finite, and that the optimizer steps without a closure.
+
+    Raises:
+        ConfigError: a number is infinite or NaN, or `step` needs a closure.
+    """
+    name = type(optimizer).__name__
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            for each in value if isinstance(value, tuple | list) and key != "params" else (value,):
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise ConfigError(key, value, "finite numbers" if each is not value else "a finite number")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        hint = "A step here is forward, backward and update, once each; a closure would repeat the first two."
+        raise ConfigError("_target_", name, "an optimizer whose step needs no closure", hint=hint)
 
 
 def _foreach_pays(optimizer: Optimizer) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.redaction import redacted
 from trainyard.runner import Runner, checkpoint
 from trainyard.track import RunInfo, facts
 from trainyard.track.sweep_position import SweepPosition
@@ -36,6 +37,8 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
         position: the job's position in its sweep; None for a run by itself.
     """
     job = HydraConfig.get()
+    values = redacted(values)
+    overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
     params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
     if position is not None:  # a sweep's job is named by its own overrides; a chosen option implies its values
         varying = [key for key in position.varying if key not in job.runtime.choices]
@@ -51,7 +54,7 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
         name=values["name"] or (position.name if position else " ".join(own)),
         parent=position.parent if position else None,
         params=choices | params,
-        tags={"overrides": " ".join(job.overrides.task)},
+        tags={"overrides": " ".join(overrides)},
         facts=dict(facts),
         config=CONFIG,
     )
@@ -81,7 +84,8 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     model = runner.model_config
     sections: dict[tuple[str, str], str] = {}
     for member, values in zip(runner.members, configs, strict=True):
-        text = [_section(key, model if key == "model" else value, sections) for key, value in values.items()]
+        shown = redacted(dict(values) | ({"model": model} if "model" in values else {}))
+        text = [_section(key, value, sections) for key, value in shown.items()]
         (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
             np.save(member.directory / EXAMPLE, example)

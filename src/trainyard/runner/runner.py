@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.checks import integer
+from trainyard.checks import integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.distributed import as_strategy
@@ -28,7 +28,7 @@ from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import sanity_check
 from trainyard.runner.session import session
-from trainyard.runner.state import capture, restore, restore_best, starting_point
+from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
 from trainyard.track.scalars import ScalarBuffer
@@ -114,7 +114,7 @@ class Runner(Parts):
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
-        seed, accumulate = integer("seed", seed, at_least=0), integer("accumulate", accumulate, at_least=1)
+        seed, accumulate = seed_number("seed", seed), integer("accumulate", accumulate, at_least=1)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
@@ -265,7 +265,7 @@ class Runner(Parts):
         """
         if self._prepared & {mode, "train"}:
             return
-        starts = [starting_point(member) for member in self.members]
+        starts = self.starting_points()
         if mode == "train":
             _ = self.train_loop
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
@@ -276,6 +276,10 @@ class Runner(Parts):
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
+
+    def starting_points(self) -> list[Start | None]:
+        """Return the checkpoint that each member begins with; None where it begins anew."""
+        return [starting_point(member) for member in self.members]
 
     def train(self) -> list[dict[str, float]]:
         """Train from the beginning, or from where `resume` says, to the end.

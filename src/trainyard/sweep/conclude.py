@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -11,6 +15,8 @@ from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.report import JobRow, ranking
 from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
+
+log = logging.getLogger(__name__)
 
 
 def warm_up() -> None:
@@ -37,22 +43,34 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
     name = OmegaConf.select(config, "objective") if named else None
     direction: Direction = (OmegaConf.select(config, "direction") if named else None) or "minimize"
     rows = [_row(job, plan) for job in plan.jobs]
-    table = ranking.table(rows, name, direction)
-    if sys.stdout.isatty():
-        Console().print(table)
-    else:
-        print(ranking.text(table))
-    title = f"{directory.parent.name} {directory.name}"
-    files = [
-        *result_files.write(rows, directory, direction),
-        html.write(rows, directory, title=title, objective=name, direction=direction),
-    ]
-    print(f"Report: {files[-1]}")
+    files: list[Path] = []
+    with _reported("ranking"):
+        table = ranking.table(rows, name, direction)
+        if sys.stdout.isatty():
+            Console().print(table)
+        else:
+            print(ranking.text(table))
+    with _reported("results"):
+        files += result_files.write(rows, directory, direction)
+    with _reported("report"):
+        title = f"{directory.parent.name} {directory.name}"
+        files.append(html.write(rows, directory, title=title, objective=name, direction=direction))
+        print(f"Report: {files[-1]}")
     shipment = tracking.finish(files, complete=not plan.left)
     if shipment.runs and shipment.runs[0].where:
         print(f"MLflow: {len(shipment.runs) - 1} runs below {shipment.runs[0].name!r}; {shipment.runs[0].where}")
     if str(shipment):
         print(shipment)
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Report an error in one line: what cannot be shown of a sweep (a full disk) does not fail it."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("The %s of the sweep could not be made: %s: %s", what, type(error).__name__, error)
+        log.debug("", exc_info=True)
 
 
 def _row(job: Job, plan: SweepPlan) -> JobRow:

@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
+
+from trainyard.errors import ConfigError
 
 
 def combinations(overrides: Sequence[Override], is_group: Callable[[str], bool]) -> list[list[str]]:
@@ -21,8 +23,16 @@ def combinations(overrides: Sequence[Override], is_group: Callable[[str], bool])
         is_group: whether a key is a config group.
 
     Raises:
+        ConfigError: a pattern (`glob(adm*)`) fits no option.
         HydraException: an override lists no discrete values (`interval(0,1)`), which only other sweepers can use.
     """
+    for override in overrides:
+        if isinstance(override.value(), Glob) and not _values(override):
+            options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
+            given = override.input_line.partition("=")[2]
+            raise ConfigError(
+                override.key_or_group, given, f"a pattern that fits an option: {', '.join(options)}", options=options
+            )
     kept: list[tuple[Override, list[str]]] = []
     for override in overrides:
         key = override.get_key_element()

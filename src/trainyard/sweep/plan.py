@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig
 
@@ -32,6 +33,7 @@ class Job:
         values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed.
         slots: the number of slots that it takes.
         work_dir: the directory that its config names for what it writes; None if it names none.
+        subdir: its `hydra.sweep.subdir`.
     """
 
     num: int
@@ -41,6 +43,7 @@ class Job:
     values: dict[str, Any] | None = None
     slots: int = 1
     work_dir: str | None = None
+    subdir: str | None = None
 
     @property
     def choices(self) -> dict[str, str]:
@@ -54,6 +57,11 @@ class Job:
         return found
 
 
+def _has_one_value(override: Override) -> bool:
+    value: Any = override.value()
+    return not override.is_sweep_override() or (isinstance(value, ChoiceSweep) and len(value.list) == 1)
+
+
 def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
     """Return the keys of overrides that distinguish jobs, in order: those the sweeper chose, and those that differ.
 
@@ -64,7 +72,7 @@ def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
         command: the overrides of the command line, in which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
     """
     parsed = OverridesParser.create().parse_overrides(list(command))
-    fixed = {override.get_key_element().lstrip("+") for override in parsed if not override.is_sweep_override()}
+    fixed = {override.get_key_element().lstrip("+") for override in parsed if _has_one_value(override)}
     values: dict[str, set[str | None]] = {key: set() for job in jobs for key in job.choices}
     for choices in (job.choices for job in jobs):
         for key, seen in values.items():
@@ -77,7 +85,7 @@ class Stack:
     """Jobs that train as one program.
 
     Attributes:
-        jobs: in the order of their numbers.
+        jobs: in the order of their lanes.
         note: the reason for the width, for people.
     """
 
@@ -104,12 +112,13 @@ class SweepPlan:
 
     Args:
         jobs: in the order of their numbers.
-        entries: the manifest's entry of each, by number.
+        entries: the manifest's entry of each, by number, with the decision on how it trains.
         slots: the slots of this machine.
         keys: the keys of the overrides that distinguish the jobs.
         directory: the sweep's directory.
         stacks: the jobs to run that train in stacks.
         alone: why other jobs run alone, by number.
+        begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
     """
 
     jobs: Sequence[Job]
@@ -119,6 +128,7 @@ class SweepPlan:
     directory: Path
     stacks: Sequence[Stack] = ()
     alone: Mapping[int, str] = field(default_factory=dict)
+    begun: frozenset[int] = frozenset()
 
     @property
     def left(self) -> list[Job]:

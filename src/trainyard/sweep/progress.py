@@ -75,6 +75,10 @@ class SweepProgress:
         self._running.pop(event.num, None)
         print(f"again    {stack}: {event.error}", flush=True)
 
+    def stack_divided(self, stack: Stack, into: Sequence[Stack], reason: str) -> None:
+        """Show that the jobs of a stack train in several from here on."""
+        print(f"divided  {stack}, from here on {' and '.join(map(str, into))}: {reason}", flush=True)
+
     def stack_split(self, stack: Stack, reason: str, trace: str | None) -> None:
         """Show that the jobs of a stack run alone from here on."""
         print(f"alone    {stack}, not stacked after all: {reason}", flush=True)

@@ -1,4 +1,8 @@
-"""Scheduler: makes tasks of the jobs and stacks of a plan, and records the events of each job."""
+"""Scheduler: makes tasks of the jobs and stacks of a plan, and records the events of each job.
+
+A decision that is made while the sweep runs (a stack is divided, or its jobs run one by one) is recorded before it is
+acted on.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
+from trainyard.sweep.decisions import Decision
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Manifest
@@ -70,7 +75,7 @@ class Scheduler:
         typical = statistics.median(known) if known else None
         stacked = {job.num for stack in self._plan.stacks for job in stack.jobs}
         # Stacks first: tasks of unknown length start in the order given, and stacks take longer than jobs.
-        tasks = [self._stack_task(number, stack, typical) for number, stack in enumerate(self._plan.stacks, 1)]
+        tasks = [self._stack_task(stack, typical) for stack in self._plan.stacks]
         tasks += [self._task(job, typical) for job in self._plan.left if job.num not in stacked]
         self._tracking.expect(self._plan.left)
         self._executor.on_event, self._executor.on_tick = self._on_event, self._on_tick
@@ -93,9 +98,11 @@ class Scheduler:
             name=f"#{job.num}",
             attempts=attempts,
             slots=job.slots,
+            threads=self._decision(job).threads,
         )
 
-    def _stack_task(self, number: int, stack: Stack, typical: float | None) -> Task:
+    def _stack_task(self, stack: Stack, typical: float | None = None) -> Task:
+        number = len(self._stacks) + 1
         for job in stack.jobs:
             self._prepare(job)
         argument = self._planner.work(stack.jobs, [self._position(job) for job in stack.jobs])
@@ -109,10 +116,22 @@ class Scheduler:
             expected_seconds=None if None in costs else sum(cost for cost in costs if cost is not None),
             log=self._plan.directory / STACKS / f"{first}-{last}.log",
             name=str(stack),
+            threads=self._decision(stack.jobs[0]).threads,
+        )
+
+    def _decision(self, job: Job) -> Decision:
+        decision = self._plan.entries[job.num].decision
+        assert decision is not None, "recorded before the jobs are run"
+        return decision
+
+    def _decide(self, groups: Sequence[Sequence[Job]], note: str) -> None:
+        """Record that jobs go on in these groups, otherwise as before."""
+        self._manifest.decide(
+            [replace(self._decision(jobs[0]), nums=tuple(job.num for job in jobs), note=note) for jobs in groups]
         )
 
     def _prepare(self, job: Job) -> None:
-        if self._plan.entries[job.num].state != "waiting":
+        if self._plan.entries[job.num].state != "waiting" or job.num in self._plan.begun:
             self._go_on(job)
         job.directory.mkdir(parents=True, exist_ok=True)
 
@@ -161,13 +180,17 @@ class Scheduler:
 
     def _conclude_stack(self, stack: Stack, outcome: TaskOutcome) -> None:
         if outcome.state == "done" and outcome.value.results is None:
-            self._let_run_alone(stack, outcome)
+            self._regroup(stack, outcome.value)
             return
         failed = []
-        for index, job in enumerate(stack.jobs):
-            own = self._of_stacked(job, index, outcome)
-            retries = self._executor.policy.retries
-            if outcome.state == "done" and own.state == "failed" and outcome.attempts <= retries:
+        outcomes = [self._of_stacked(job, index, outcome) for index, job in enumerate(stack.jobs)]
+        again: list[Job] = []
+        if outcome.state == "done" and outcome.attempts <= self._executor.policy.retries:
+            again = [job for job, own in zip(stack.jobs, outcomes, strict=True) if own.state == "failed"]
+        # Before the ends of the others: a stack of which some are done goes on with the rest.
+        self._decide([[job] for job in again], "tried again after it failed in a stack")
+        for job, own in zip(stack.jobs, outcomes, strict=True):
+            if job in again:
                 self._go_on(job)
                 self._progress.again(job, own.error)
                 self._executor.add(self._task(job, attempts=outcome.attempts))
@@ -195,13 +218,17 @@ class Scheduler:
             value = worker_tasks.StackedJobReturn(job.config, result.value)
         return replace(outcome, num=job.num, state=state, value=value, error=error)
 
-    def _let_run_alone(self, stack: Stack, outcome: TaskOutcome) -> None:
-        found = outcome.value
-        self._progress.stack_split(stack, found.reason, found.traceback)
-        for job in stack.jobs:
-            if found.traceback is not None:  # there may be a checkpoint to resume from
-                self._go_on(job)
-            self._executor.add(self._task(job))
+    def _regroup(self, stack: Stack, found: worker_tasks.StackReturn) -> None:
+        """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
+        indices = found.groups or [[index] for index in range(len(stack.jobs))]
+        groups = [[stack.jobs[index] for index in group] for group in indices]
+        self._decide(groups, found.reason)
+        if found.groups:
+            self._progress.stack_divided(stack, [Stack(tuple(group)) for group in groups], found.reason)
+        else:
+            self._progress.stack_split(stack, found.reason, found.traceback)
+        for group in groups:
+            self._executor.add(self._stack_task(Stack(tuple(group))) if len(group) > 1 else self._task(group[0]))
 
     def _conclude(self, job: Job, outcome: TaskOutcome, width: int = 1) -> None:
         self._outcomes[job.num] = outcome

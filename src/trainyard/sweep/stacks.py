@@ -1,11 +1,12 @@
-"""Choice of stacks: which jobs of a plan train as one program, by kind, and how many at a time, by probing."""
+"""Choice of stacks: which jobs of a plan train as one program: as recorded, else by kind, as wide as a probe found."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -14,13 +15,15 @@ from hydra.types import HydraContext
 
 from trainyard.checks import integer
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep import kinds, worker_tasks
+from trainyard.sweep import decisions, kinds, worker_tasks
 from trainyard.sweep.compose.plain import plain
+from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task, TaskOutcome
 from trainyard.sweep.executor.task_loop import Policy
-from trainyard.sweep.plan import Job, Stack
+from trainyard.sweep.plan import Job, Stack, spans
 from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import SweepPosition
 
@@ -29,20 +32,17 @@ PROBE = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
 
 @dataclass(frozen=True)
 class Stacking:
-    """Stacks in the order of their first jobs, and by number the reason why other jobs are in none."""
+    """Distribution of jobs to stacks.
+
+    Attributes:
+        stacks: in the order of their first jobs.
+        alone: by number, the reason why other jobs are in none.
+        followed: the numbers of the jobs that train together as recorded.
+    """
 
     stacks: list[Stack]
     alone: dict[int, str]
-
-
-@dataclass(frozen=True)
-class _KnownFit:
-    """Known fit of a kind: its width, the reason if that is 1, the measurement, and the number of jobs."""
-
-    width: int
-    reason: str
-    note: str
-    tried: int
+    followed: set[int] = field(default_factory=set)
 
 
 class StackPlanner:
@@ -75,27 +75,58 @@ class StackPlanner:
         if self._width is not None and self._fuse is None:
             raise ConfigError("fuse", setting, "auto or off", hint="This application trains one job at a time.")
         self.active = self._fuse is not None and setting != "off" and self._width != 1
-        self._fits: dict[str, _KnownFit] = {}  # by kind
+        self._fits: dict[str, KnownFit] = {}  # by kind
 
-    def plan(self, jobs: Sequence[Job]) -> Stacking:
-        """Put these jobs into stacks; kinds without a known fit are probed, on the slots.
+    @property
+    def fits(self) -> dict[str, KnownFit]:
+        """Fits to record, by kind: those that were measured because no width was given."""
+        return self._fits if self._width is None else {}
+
+    def plan(self, jobs: Sequence[Job], recorded: Mapping[int, Decision], fits: Mapping[str, KnownFit]) -> Stacking:
+        """Put these jobs into stacks, as recorded; others by kind. Kinds without a known fit are probed, on the slots.
 
         Args:
             jobs: the jobs to run, in the order of their numbers, with their values.
+            recorded: the recorded decisions on jobs. One on jobs that can no longer be a stack is not followed.
+            fits: the recorded fits.
 
         Raises:
             TrainyardError: jobs cannot be stacked although a width was given, or the probe was interrupted.
         """
+        if self._width is None:
+            self._fits = {**fits, **self._fits}
+        numbered = {job.num: job for job in jobs}
+        kept = Stacking([], {})
+        for nums in decisions.tasks(numbered, recorded):
+            members, note = [numbered[num] for num in nums], recorded[nums[0]].note
+            if len(members) == 1:
+                kept.alone.update({nums[0]: note} if note else {})
+            elif self._are_stackable(members):
+                kept.stacks.append(Stack(tuple(members), f"{note}, as recorded" if note else "as recorded"))
+            else:
+                continue
+            kept.followed.update(nums)
+        chosen = self._choose([job for job in jobs if job.num not in kept.followed])
+        stacks = sorted([*kept.stacks, *chosen.stacks], key=lambda stack: stack.jobs[0].num)
+        return Stacking(stacks, kept.alone | chosen.alone, kept.followed)
+
+    def _are_stackable(self, jobs: Sequence[Job]) -> bool:
+        """Return whether jobs that were a stack can still be one."""
+        if self._fuse is None or _unstackable(jobs):
+            return False
+        return len(kinds.kinds([_compared(job) for job in jobs], self._fuse.ALLOWED, self._fuse.NOT_COMPARED)) == 1
+
+    def _choose(self, jobs: Sequence[Job]) -> Stacking:
         if not self.active or self._fuse is None:
             return Stacking([], {})
-        alone = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
-        alone |= {job.num: reason for job in jobs if (reason := _by_strategy(job))}
+        alone = _unstackable(jobs)
         fit = [job for job in jobs if job.num not in alone]
         values = [_compared(job) for job in fit]
         found_kinds = kinds.kinds(values, self._fuse.ALLOWED, self._fuse.NOT_COMPARED)
         found = kinds.reasons(found_kinds, [job.num for job in fit], [job.choices for job in fit])
         alone |= {fit[index].num: reason for index, reason in found.items()}
-        several = [(kind.key, [fit[index] for index in kind.members]) for kind in found_kinds if len(kind.members) > 1]
+        groups = [kind for kind in found_kinds if len(kind.members) > 1]
+        several = [(_key(kind), [fit[index] for index in kind.members]) for kind in groups]
         self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
         stacks = []
         for key, members in several:
@@ -109,7 +140,7 @@ class StackPlanner:
                     stacks.append(Stack(tuple(chunk), known.note))
                 else:
                     alone[chunk[0].num] = f"left over by stacks of {known.width}"
-        return Stacking(sorted(stacks, key=lambda stack: stack.jobs[0].num), alone)
+        return Stacking(stacks, alone)
 
     def _knows(self, key: str, count: int) -> bool:
         known = self._fits.get(key)
@@ -138,17 +169,17 @@ class StackPlanner:
         for (key, jobs), outcome in zip(several, outcomes, strict=True):
             self._fits[key] = self._judged(jobs, outcome)
 
-    def _judged(self, jobs: Sequence[Job], outcome: TaskOutcome) -> _KnownFit:
+    def _judged(self, jobs: Sequence[Job], outcome: TaskOutcome) -> KnownFit:
         """Return the fit that a probe found.
 
         Raises:
             TrainyardError: these jobs cannot be stacked although a width was given.
         """
         if outcome.state == "done":
-            fit = _KnownFit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
+            fit = KnownFit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
         else:
             what = "took too long" if outcome.state == "timeout" else f"ended with: {outcome.error}"
-            fit = _KnownFit(1, f"the probe {what}", "", len(jobs))
+            fit = KnownFit(1, f"the probe {what}", "", len(jobs))
         if self._width is None:
             return fit
         if fit.width < 2 and not fit.note:  # with a note, a stack is possible but not faster
@@ -182,6 +213,47 @@ def chunks(jobs: Sequence[Job], width: int, slots: int, *, exactly: bool = False
     count = max(math.ceil(total / width), min(slots, total // 2))
     bounds = [total * number // count for number in range(count + 1)]
     yield from (jobs[first:last] for first, last in pairwise(bounds))
+
+
+def decide(
+    jobs: Sequence[Job], stacking: Stacking, recorded: Mapping[int, Decision], slot: Slot
+) -> tuple[list[Decision], list[str]]:
+    """Return the decisions on jobs that are not recorded yet, and a line for each reason not to follow recorded ones.
+
+    Args:
+        jobs: the jobs to run.
+        stacking: their distribution to stacks.
+        recorded: the recorded decisions on jobs.
+        slot: a slot of this machine.
+    """
+    tasks: list[tuple[Sequence[Job], str]] = [(stack.jobs, stack.note) for stack in stacking.stacks]
+    stacked = {job.num for stack in stacking.stacks for job in stack.jobs}
+    tasks += [((job,), stacking.alone.get(job.num, "")) for job in jobs if job.num not in stacked]
+    decided: list[Decision] = []
+    refused: dict[str, list[int]] = {}
+    for members, note in tasks:
+        nums = [job.num for job in members]
+        decision, why = Decision.here(nums, slot, members[0].slots, note), ""
+        if nums[0] in stacking.followed:
+            decision, why = recorded[nums[0]].followed(decision, decisions.room(slot))
+        elif any(num in recorded for num in nums):
+            why = "the jobs of a stack no longer differ in numbers alone"
+        if why:
+            refused.setdefault(why, []).extend(nums)
+        if recorded.get(nums[0]) != decision:
+            decided.append(decision)
+    lines = [f"{spans(sorted(nums))} cannot train as recorded: {why} ({PROMISE})." for why, nums in refused.items()]
+    return decided, lines
+
+
+def _key(kind: kinds.Kind) -> str:
+    return hashlib.sha256(kind.key.encode()).hexdigest()[:16]
+
+
+def _unstackable(jobs: Sequence[Job]) -> dict[int, str]:
+    """Return the jobs that can be in no stack, by number, each with the reason."""
+    found = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
+    return found | {job.num: reason for job in jobs if (reason := _by_strategy(job))}
 
 
 def _by_strategy(job: Job) -> str:

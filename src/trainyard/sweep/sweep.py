@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan, varying
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
-from trainyard.sweep.stacks import StackPlanner
+from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.sweep_wide import check_sweep_wide
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
@@ -69,8 +70,12 @@ class Sweep:
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
         loader = context.config_loader
         self._composer = loader.composer if isinstance(loader, SweepLoader) else Composer(loader, config)
+        self._manifest = Manifest.open(self.directory)
+        threads = settings.threads_per_job
+        if threads != "auto" and self._manifest.decisions:  # continued, perhaps where there are fewer cores
+            threads = min(threads, len(os.sched_getaffinity(0)))
         try:
-            self._slots = find_slots(settings.jobs_per_gpu, settings.threads_per_job, settings.max_jobs)
+            self._slots = find_slots(settings.jobs_per_gpu, threads, settings.max_jobs)
             self._executor = LocalExecutor(
                 self._slots,
                 retries=settings.retries,
@@ -83,7 +88,6 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        self._manifest = Manifest.open(self.directory)
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._tracking: SweepTracking | None = None
         self._open = ExitStack()
@@ -112,16 +116,26 @@ class Sweep:
         with rare_collections():
             jobs = self._checked(overrides, first)
         entries = self._entries(jobs)
-        stacking = self._stacks.plan([job for job in jobs if entries[job.num].state != "done"])
+        left = [job for job in jobs if entries[job.num].state != "done"]
+        recorded = {job.num: it for job in left if (it := entries[job.num].decision) is not None}
+        stacking = self._stacks.plan(
+            left, recorded, {} if self._starts_over(job.num for job in jobs) else manifest.fits
+        )
+        decided, not_followed = decide(left, stacking, recorded, self._slots[0])
         keys = self._varying([*before, *jobs])
-        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacking.stacks, stacking.alone)
+        begun = frozenset(job.num for job in left if job.num in recorded and any(job.directory.glob("*")))
+        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacking.stacks, stacking.alone, begun)
+        for line in not_followed:
+            print(line, flush=True)
         if settings.dry_run:
             print(plan)
             return []
         if self._plan is None:
             self._begin(jobs)
         for job in jobs:
-            manifest.define(job.num, job.overrides)
+            manifest.define(job.num, job.overrides, job.subdir)
+        manifest.measured(self._stacks.fits)
+        manifest.decide(decided)
         if self._plan is None:
             OmegaConf.save(self.config, self.directory / MULTIRUN)
         plan = replace(plan, entries=manifest.entries)
@@ -173,7 +187,7 @@ class Sweep:
     def _begin(self, jobs: Sequence[Job]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._open.enter_context(self._manifest.held())
-        if self._starts_over(jobs):
+        if self._starts_over(job.num for job in jobs):
             # Hydra repeats a finished sweep on the same command; jobs that can resume are never repeated.
             self._manifest.clear()
         self._manifest.begin(StartedAs.now())
@@ -182,8 +196,8 @@ class Sweep:
         entry = self._manifest.entries.get(job.num)
         return entry is not None and entry.state == "done"
 
-    def _starts_over(self, jobs: Sequence[Job]) -> bool:
-        return self._plan is None and not self.application.resumes and self._manifest.is_done(job.num for job in jobs)
+    def _starts_over(self, nums: Iterable[int]) -> bool:
+        return self._plan is None and not self.application.resumes and self._manifest.is_done(nums)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
         """Return the manifest's entries of these jobs, before anything is written to it.
@@ -192,7 +206,7 @@ class Sweep:
             TrainyardError: a number belongs to another job, or the manifest to another application.
         """
         self._manifest.check_application(StartedAs.now())
-        if self._starts_over(jobs):
+        if self._starts_over(job.num for job in jobs):
             return {job.num: Entry(list(job.overrides)) for job in jobs}
         for job in jobs:
             self._manifest.check(job.num, job.overrides)
@@ -207,6 +221,7 @@ class Sweep:
         jobs: list[Job] = []
         wrong: list[tuple[Job, Exception]] = []
         composed = self._composer.attempt_all(overrides)
+        known = {} if self._starts_over(range(first, first + len(overrides))) else self._manifest.entries
         for num, (own, config) in enumerate(zip(overrides, composed, strict=True), first):
             job = Job(num, tuple(own), self.config, self.directory)
             if isinstance(config, Exception):
@@ -214,11 +229,11 @@ class Sweep:
             else:
                 try:
                     check_sweep_wide(config, self.config)
-                    job = self._job(num, own, config)
+                    job = self._job(num, own, config, known[num].subdir if num in known else None)
                     with current_job(job.config):
                         values = self.application.check(job.config)
                         job = replace(job, slots=self._slots_of(values), work_dir=self._work_dir(values))
-                        if values is None and self._stacks.active:
+                        if values is None and self.application.fuse is not None:
                             values = resolve(job.config)
                         job = replace(job, values=values)
                 except (TrainyardError, OmegaConfBaseException) as error:
@@ -253,13 +268,24 @@ class Sweep:
         own = (values or {}).get("work_dir") if self.application.resumes else None
         return None if own is None else str(own)
 
-    def _job(self, num: int, overrides: Sequence[str], config: DictConfig) -> Job:
+    def _job(self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None) -> Job:
+        """Return a job, without its values.
+
+        Args:
+            num: its number.
+            overrides: its overrides.
+            config: its config.
+            recorded: its directory in the manifest, which it keeps; None if there is none.
+        """
         config.hydra.job.id = str(num)
         config.hydra.job.num = num
         with current_job(config):
+            subdir = str(config.hydra.sweep.subdir)
+            if recorded is not None and recorded != subdir:  # it depends on the time, say
+                config.hydra.sweep.subdir = subdir = recorded
             directory = job_directory(config, self.directory)
         config.hydra.runtime.output_dir = str(directory)
-        return Job(num, tuple(overrides), config, directory)
+        return Job(num, tuple(overrides), config, directory, subdir=subdir)
 
     def _varying(self, jobs: Sequence[Job]) -> list[str]:
         return varying(jobs, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]

@@ -89,7 +89,8 @@ class StackTrainer(Protocol):
             A result for each job, in order.
 
         Raises:
-            Unfusable: the jobs cannot train as one program. Nothing has been written, and they run one by one.
+            Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.
+            StackDivided: they go on in several stacks, from their checkpoints.
         """
 
 

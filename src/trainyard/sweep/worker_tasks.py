@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
-from trainyard.errors import Unfusable
+from trainyard.errors import StackDivided, Unfusable
 from trainyard.sweep import member_log
 from trainyard.sweep.compose.hydra_files import HydraFiles
 from trainyard.sweep.compose.plain import assign
@@ -110,13 +110,14 @@ class StackReturn:
     Attributes:
         results: the result of each job, in order; None if they did not train as one program.
         reason: the reason for that, on one line.
-        traceback: the traceback of the error that ended the stack; None if the jobs were found, before anything was
-            written, not to fit in one.
+        traceback: the traceback of the error that ended the stack; None if the jobs were found not to fit in one.
+        groups: the jobs that go on together, by index; empty if they go on one by one.
     """
 
     results: Sequence[StackedJobResult] | None
     reason: str = ""
     traceback: str | None = None
+    groups: Sequence[Sequence[int]] = ()
 
 
 class StackedJobReturn(JobReturn):
@@ -201,6 +202,8 @@ def run_stack(work: StackWork) -> StackReturn:
                 found = fuse.train_stack(configs, work.positions)
                 results = [StackedJobResult(each.state, each.value, each.error) for each in found]
                 assert len(results) == len(configs), "a result for each job"
+            except StackDivided as division:
+                return StackReturn(None, division.reason, groups=division.groups)
             except Exception as error:
                 if getattr(error, "status", None) in INTERRUPTED:
                     raise

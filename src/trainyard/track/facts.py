@@ -13,27 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from trainyard.redaction import redact
+from trainyard.track.variables import VARIABLES
+
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "trainyard")
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
-# The environment variables that change how a training runs; no other is recorded.
-VARIABLES = (
-    "CUDA_",
-    "CUBLAS_",
-    "CUDNN_",
-    "NVIDIA_",
-    "NCCL_",
-    "GLOO_",
-    "TORCH_",
-    "PYTORCH_",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "GOMP_",
-    "OPENBLAS_",
-    "NUMEXPR_",
-    "PYTHONHASHSEED",
-    "LD_PRELOAD",
-)
 DRIVER = Path("/proc/driver/nvidia")
 FILES = {"git.diff": "git.diff", "environment": "environment.txt"}
 """Facts that are texts, and the files of a run's directory that they are written to."""
@@ -167,7 +151,7 @@ def _text(facts: dict[str, str], nvcc: str = "") -> str:
     lines |= {name: value for name, value in facts.items() if name != "git.diff"}
     if nvcc:
         lines["nvcc"] = nvcc
-    lines |= {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+    lines |= {name: redact(os.environ[name]) for name in sorted(VARIABLES & os.environ.keys())}
     text = "".join(f"{name}: {value}\n" for name, value in lines.items())
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -177,7 +161,7 @@ def _text(facts: dict[str, str], nvcc: str = "") -> str:
 
 def _machine() -> dict[str, str]:
     facts = {"host.name": platform.node(), "host.platform": f"{platform.system()} {platform.release()}"}
-    cpu = _cpu_model()
+    cpu = cpu_model()
     if cpu:
         facts["host.cpu"] = cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -188,7 +172,8 @@ def _machine() -> dict[str, str]:
     return facts
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the kind of CPU: its model, where the system names it."""
     if sys.platform == "linux":
         with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainyard.errors import TrainyardError
+from trainyard.redaction import redacted
 
 FILE = "run.json"
 
@@ -54,7 +55,7 @@ class RunInfo:
         return dataclasses.replace(self, **kept)
 
     def write(self, work_dir: str | Path) -> None:
-        write_json(Path(work_dir) / FILE, dataclasses.asdict(self))
+        write_json(Path(work_dir) / FILE, redacted(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, work_dir: str | Path) -> Self:

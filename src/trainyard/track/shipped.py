@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainyard.redaction import redact
 from trainyard.track import journal
 from trainyard.track.run_info import RunInfo, write_json
-from trainyard.track.uri import sqlite_file, without_password
+from trainyard.track.uri import sqlite_file
 
 FILE = "shipped.json"
 LOCK = ".shipper.lock"
@@ -50,13 +51,13 @@ class Shipped:
     def load(cls, work_dir: Path, uri: str) -> Shipped:
         """Load from `work_dir`; a store that has nothing of the run yet, or an unreadable file, gives a fresh one."""
         try:
-            return cls(**_read(work_dir)[without_password(uri)])
+            return cls(**_read(work_dir)[redact(uri)])
         except (KeyError, TypeError):
             return cls()
 
     def save(self, work_dir: Path, uri: str) -> None:
         stores = _read(work_dir)
-        stores[without_password(uri)] = dataclasses.asdict(self)
+        stores[redact(uri)] = dataclasses.asdict(self)
         write_json(work_dir / FILE, stores)
 
 
@@ -159,7 +160,7 @@ class RunShipment:
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
     """Return how far the run in `work_dir` has been shipped to `uri`, by default the one in its `run.json`."""
     info = RunInfo.read(work_dir)
-    uri = without_password(uri) if uri else info.uri
+    uri = redact(uri) if uri else info.uri
     state = Shipped.load(work_dir, uri) if uri else Shipped()
     path = work_dir / journal.FILE
     left = sum(1 for _ in journal.read(path, state.offset))

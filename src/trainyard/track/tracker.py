@@ -20,6 +20,7 @@ from pathlib import Path
 
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.redaction import redact
 from trainyard.track import facts, run_info
 from trainyard.track import uri as uris
 from trainyard.track.run_info import RunInfo
@@ -278,7 +279,7 @@ class MLflowTracker(Tracker):
             name=self.run_name or info.name,
             tags=self.tags | info.tags,
             experiment=self.experiment,
-            uri=uris.without_password(self.uri),
+            uri=redact(self.uri),
         )
 
     def _track(self, work_dir: Path) -> None:
@@ -343,7 +344,7 @@ class MLflowTracker(Tracker):
         elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()
-            error = f"The shipper ended early: {said[-1]}" if said else f"The shipper ended early; see {LOG}."
+            error = f"The shipper ended early: {redact(said[-1])}" if said else f"The shipper ended early; see {LOG}."
         return Shipment(tuple(runs), running, error)
 
 

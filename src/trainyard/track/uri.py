@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import sys
 from pathlib import Path
 
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.redaction import MASK, escaped, redact
 
 DEFAULT_EXPERIMENT = "trainyard"
 _SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _ACCEPTED = "sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://…, mysql://…, mssql://… or databricks"
-_PASSWORD = re.compile(r"(?<=://)([^/@]*):([^/@]+)@")
 
 
 def launch_folder() -> Path:
@@ -38,15 +37,20 @@ def resolve(uri: str | None, folder: Path) -> str:
     if dialect == "sqlite":
         path = rest.removeprefix("/")
         if not path or path.startswith(":memory:"):
-            raise ConfigError(key, given, _ACCEPTED, hint="A database in memory would end with its process.")
+            raise ConfigError(key, redact(given), _ACCEPTED, hint="A database in memory would end with its process.")
         return f"{scheme}:///{folder / path}"
     if dialect == "file" or not (separator or given == "databricks"):
         raise ConfigError(
-            key, given, _ACCEPTED, hint="MLflow has given up its file store; sqlite:///mlflow.db takes its place."
+            key,
+            redact(given),
+            _ACCEPTED,
+            hint="MLflow has given up its file store; sqlite:///mlflow.db takes its place.",
         )
     if dialect not in _SERVERS + _DATABASES and not _has_plugin(scheme):
-        raise ConfigError(key, given, _ACCEPTED, options=[f"{name}://{rest}" for name in _SERVERS + _DATABASES])
-    return given.rstrip("/") if dialect in ("http", "https") else given
+        raise ConfigError(
+            key, redact(given), _ACCEPTED, options=[f"{name}://{redact(rest)}" for name in _SERVERS + _DATABASES]
+        )
+    return escaped(given.rstrip("/") if dialect in ("http", "https") else given)
 
 
 def experiment_name(experiment: str | None) -> str:
@@ -60,21 +64,16 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(rest.partition("?")[0]) if scheme.partition("+")[0] == "sqlite" else None
 
 
-def without_password(uri: str) -> str:
-    """Return the URI as it is written to disk and shown: `***` stands for a password."""
-    return _PASSWORD.sub(r"\1:***@", uri)
-
-
 def with_password(uri: str) -> str:
-    """Return the URI to connect to; a password that was left out is taken from MLFLOW_TRACKING_URI.
+    """Return the URI to connect to; what was redacted is taken from MLFLOW_TRACKING_URI.
 
     Raises:
         TrainyardError: that variable does not hold this URI.
     """
-    if ":***@" not in uri:
+    if MASK not in uri:
         return uri
-    full = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if without_password(full) != uri:
+    full = escaped(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if redact(full) != uri:
         raise TrainyardError(f"The password of {uri} is not written down: set MLFLOW_TRACKING_URI to the whole URI.")
     return full
 

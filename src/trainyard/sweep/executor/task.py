@@ -24,6 +24,7 @@ class Task:
         name: its name in messages; if empty, its number is used.
         attempts: attempts made before, in another form.
         slots: number of slots that it takes at once; on CUDA, each on a device of its own.
+        threads: threads that it uses; None for those of its slot.
     """
 
     num: int
@@ -34,6 +35,7 @@ class Task:
     name: str = ""
     attempts: int = 0
     slots: int = 1
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

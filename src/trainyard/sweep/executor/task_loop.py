@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -281,6 +281,8 @@ class TaskLoop:
 
 
 def _setting(task: Task, slots: Sequence[Slot]) -> WorkerSetting:
+    if task.threads is not None:
+        slots = [replace(slot, threads=task.threads) for slot in slots]
     environ = environment(slots, os.environ)
     path = [str(entry) for entry in sys.path]
     cpus = None if slots[0].cpus is None else tuple(cpu for slot in slots for cpu in slot.cpus or ())

@@ -131,7 +131,7 @@ def of_parameter(label: str, texts: Sequence[str | None]) -> Axis:
     if not numbers or not all(drawable(value) for value in numbers):
         return _categories(label, texts, sorted({text for text in texts if text is not None}))
     magnitudes = [abs(value) for value in numbers if value]
-    if len(set(numbers)) <= 8 and min(numbers) <= 0 and max(magnitudes) / LOG_SPAN >= min(magnitudes):
+    if len(set(numbers)) <= 8 and min(numbers) <= 0 and magnitudes and max(magnitudes) / LOG_SPAN >= min(magnitudes):
         pairs = {text: value for text, value in zip(texts, values, strict=True) if text is not None}
         return _categories(label, texts, sorted(pairs, key=lambda text: float(pairs[text] or 0)))
     return numeric(label, [float(value) if value is not None else None for value in values])

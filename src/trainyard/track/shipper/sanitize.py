@@ -6,7 +6,7 @@ import functools
 import posixpath
 import re
 
-from trainyard.track.uri import without_password
+from trainyard.redaction import redact
 
 MAX_NAME = 250
 MAX_PARAM = 6000
@@ -29,8 +29,9 @@ def clean_text(text: str, limit: int) -> str:
 
 def describe(error: BaseException) -> str:
     """Describe an error in one line."""
-    return without_password(f"{type(error).__name__}: {first_line(error)}")
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:500]
+    """Return the first line of an error's message, redacted."""
+    return redact((str(error).strip().splitlines() or [""])[0])[:500]

@@ -1,0 +1,81 @@
+"""Command line: the arguments in an order and a form that Hydra reads as they were meant."""
+
+from __future__ import annotations
+
+from argparse import Action
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from trainyard.errors import TrainyardError
+
+SHOWS = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version")
+MULTIRUN = ("--multirun", "-m")
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command line for Hydra.
+
+    Flags may stand between overrides; Hydra wants them first. In a sweep, an override of a key in a group whose option
+    is swept belongs to each job alone: `optim=sgd,rmsprop optim.momentum=0.9` is no override of the default option.
+
+    Args:
+        arguments: without the program's name.
+
+    Raises:
+        TrainyardError: flags that exclude each other.
+    """
+    flags, overrides = _split(arguments)
+    if any(flag in MULTIRUN for flag in flags):
+        shown = next((flag for flag in flags if flag.partition("=")[0] in SHOWS[:2]), None)
+        if shown is not None:
+            raise TrainyardError(
+                f"{shown} shows the config of one run: leave -m out, and choose one value of each key. "
+                "hydra.launcher.dry_run=true shows the jobs of a sweep."
+            )
+        overrides = _of_each_job(overrides)
+    return [*flags, *overrides]
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags, with their values, and the overrides."""
+    actions = {flag: action for action in get_args_parser()._actions for flag in action.option_strings}
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(reversed(arguments))
+    while rest:
+        argument = rest.pop()
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        action = actions.get(argument)
+        if action is not None and rest and _takes(action, rest[-1]):
+            flags.append(rest.pop())
+    return flags, overrides
+
+
+def _takes(action: Action, value: str) -> bool:
+    """Return whether a flag's value follows it: always, or where it is one of its choices."""
+    if action.nargs == "?":
+        return value in (action.choices or ())
+    return action.nargs is None
+
+
+def _of_each_job(overrides: list[str]) -> list[str]:
+    """Return the overrides, with those below a swept group as sweeps of one value, which no other config is given."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return overrides  # Hydra reports it
+    swept = {override.key_or_group.replace("/", ".") for override in parsed if override.is_sweep_override()}
+    found = []
+    for override, line in zip(parsed, overrides, strict=True):
+        key, _, value = line.partition("=")
+        parents = override.key_or_group.split(".")
+        below = any(".".join(parents[:depth]) in swept for depth in range(1, len(parents)))
+        one = below and value and not override.is_sweep_override() and not override.is_delete()
+        found.append(f"{key}=choice({value})" if one else line)
+    return found

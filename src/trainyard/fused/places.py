@@ -1,0 +1,98 @@
+"""Places in the training at which the members of a stack continue."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainyard.runner import checkpoint
+
+log = logging.getLogger(__name__)
+
+Values = dict[str, Any]
+Found = tuple[Path, dict[str, Any]]
+
+
+def places(configs: Sequence[Values]) -> list[list[int]]:
+    """Group members, by index, that can continue as one stack: those at one place, and those that have ended.
+
+    All files of a stack's checkpoint are written before the first is recorded. If a stack was killed meanwhile, its
+    members return to the newest checkpoint that all of them have, or to the beginning if none was recorded yet: so the
+    stack is restored bit for bit. Only members that did not train together until now can be at several places.
+
+    Args:
+        configs: of the members, resolved. `resume` of those that return to an earlier checkpoint is set to its path.
+    """
+    folders = [Path(values["work_dir"]) / "checkpoints" for values in configs]
+    found = {
+        index: checkpoint.newest(folders[index]) if values["resume"] is True else None
+        for index, values in enumerate(configs)
+    }
+    ended = [index for index, start in found.items() if start is not None and _has_ended(start)]
+    going = [index for index in found if index not in ended]
+    at = {_place(found[index]) for index in going}
+    ahead = [index for index in ended if going and _iter(found[index]) > min(_iter(found[each]) for each in going)]
+    if len(at) < 2 and not ahead:
+        return [list(found)]
+    if (common := _common(folders, going, ahead)) is not None:
+        for index, (path, _) in common.items():
+            configs[index]["resume"] = str(path)
+        return [list(found)]
+    if not any((folder / checkpoint.LAST).exists() or len(_names(folder)) > 1 for folder in folders):
+        log.warning("The stack was killed before all members had their first checkpoint: it starts at the beginning.")
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [list(found)]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index in going:
+        groups.setdefault(_place(found[index]), []).append(index)
+    return [each for each in (ended, *groups.values()) if each]
+
+
+def _common(folders: Sequence[Path], going: Sequence[int], ahead: Sequence[int]) -> dict[int, Found] | None:
+    """Return the newest whole checkpoint that these members have at one place; None if there is none.
+
+    Args:
+        folders: of all members.
+        going: members that have not ended.
+        ahead: members that have ended after the last checkpoint of one that has not. Those that ended after the common
+            one return to it too.
+    """
+    for name in _names(folders[going[0]]):
+        starts = {index: _whole(folders[index] / name) for index in going}
+        if None in starts.values() or len({_place(start) for start in starts.values()}) > 1:
+            continue
+        place = _iter(starts[going[0]])
+        back = {index: start for index in ahead if (start := _whole(folders[index] / name)) is not None}
+        if all(index in back or _iter(checkpoint.newest(folders[index])) <= place for index in ahead):
+            starts |= {index: start for index, start in back.items() if not _has_ended(start)}
+            return {index: start for index, start in starts.items() if start is not None}
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the regular checkpoints of a folder, recorded or not, newest first."""
+    files = [*folder.glob("epoch_*.pt"), *folder.glob("iter_*.pt")]
+    return [file.name for file in sorted(files, key=lambda file: (-file.stat().st_mtime_ns, file.name))]
+
+
+def _whole(path: Path) -> Found | None:
+    try:
+        return path, checkpoint.load(path)
+    except (checkpoint.DamagedCheckpointError, FileNotFoundError):
+        return None
+
+
+def _has_ended(start: Found) -> bool:
+    return start[1]["member"]["stop_reason"] is not None
+
+
+def _iter(start: Found | None) -> int:
+    return 0 if start is None else int(start[1]["iter"])
+
+
+def _place(start: Found | None) -> tuple[Any, ...]:
+    return () if start is None else (start[1]["epoch"], start[1]["iter"], start[1]["loop"]["val_due"])

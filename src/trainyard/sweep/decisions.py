@@ -1,0 +1,96 @@
+"""Decisions of a sweep that can change numbers. Each is recorded in the manifest before it is acted on, and followed
+when the sweep is continued.
+
+The promise: same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from trainyard.sweep.executor.slots import Slot
+from trainyard.track.facts import cpu_model
+
+PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How one job trains, or several as one program.
+
+    Attributes:
+        nums: the jobs, in the order of lanes. Their number is the width.
+        device: the kind of slot: `cpu` or `cuda`.
+        threads: threads of the task; of each process, if it trains on several devices.
+        slots: the number of slots that it takes.
+        cpu: the kind of CPU.
+        note: the reason, for people.
+    """
+
+    nums: tuple[int, ...]
+    device: str
+    threads: int
+    slots: int = 1
+    cpu: str = ""
+    note: str = ""
+
+    @classmethod
+    def here(cls, nums: Sequence[int], slot: Slot, slots: int = 1, note: str = "") -> Decision:
+        """Return the decision that this machine suggests.
+
+        Args:
+            nums: the jobs, in the order of lanes.
+            slot: a slot of this machine.
+            slots: the number of slots that they take.
+            note: the reason, for people.
+        """
+        return cls(tuple(nums), slot.device.partition(":")[0], slot.threads, slots, cpu_model(), note)
+
+    def followed(self, here: Decision, room: int) -> tuple[Decision, str]:
+        """Return this decision as far as it can be followed for the jobs of another, and what cannot be; else empty.
+
+        Args:
+            here: the decision that this machine suggests for those jobs that are left.
+            room: the number of threads that a slot has room for.
+        """
+        found = replace(here, threads=min(self.threads, room), note=self.note)
+        names = ("device", "threads", "slots", "cpu")
+        pairs = [(name, getattr(self, name), getattr(found, name)) for name in names]
+        return found, ", ".join(f"{name} {own}, here {other}" for name, own, other in pairs if own != other)
+
+
+@dataclass(frozen=True)
+class KnownFit:
+    """Measured fit of a kind of jobs.
+
+    Attributes:
+        width: jobs in a stack; 1 if they run one by one.
+        reason: why they do; else empty.
+        note: what was measured, for people.
+        tried: the number of jobs of the kind.
+    """
+
+    width: int
+    reason: str
+    note: str
+    tried: int
+
+
+def room(slot: Slot) -> int:
+    """Return the number of threads that a slot has room for: its cores."""
+    return len(os.sched_getaffinity(0) if slot.cpus is None else slot.cpus)
+
+
+def tasks(left: Iterable[int], recorded: Mapping[int, Decision]) -> list[tuple[int, ...]]:
+    """Return the recorded tasks of jobs, without jobs that are not left, each in the recorded order.
+
+    Args:
+        left: the numbers of the jobs that are left.
+        recorded: the last decision on each job that has one.
+    """
+    numbers = sorted(left)
+    last = dict.fromkeys(recorded[num] for num in numbers if num in recorded)
+    here = set(numbers)
+    return [tuple(num for num in it.nums if num in here and recorded[num] == it) for it in last]
