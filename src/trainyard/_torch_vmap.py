@@ -165,7 +165,7 @@ register(
         ),
         Internal(
             "torch._is_all_true",
-            ("fused.draws",),
+            ("fused.random_functions",),
             "distributions in a stack, without checks of their arguments; with fast paths off too, where it is there",
             "jobs whose models use them train one by one",
             _check_functions,

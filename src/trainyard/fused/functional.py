@@ -13,7 +13,8 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from trainyard._torch_vmap import VmapExit, vmap_exit
-from trainyard.fused.draws import DRAWING, Draws
+from trainyard.fused.draws import Draws
+from trainyard.fused.random_functions import DRAWING
 from trainyard.fused.recurrent import KINDS, Direction, recurrent
 
 

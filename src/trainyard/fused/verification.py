@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard.data.transfer import apply
 from trainyard.errors import Unfusable
-from trainyard.fused.draws import plain_attention
+from trainyard.fused.random_functions import plain_attention
 from trainyard.models import call
 from trainyard.models.base import total_loss
 from trainyard.rng import derive
