@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trainyard.errors import TrainyardError
+from trainyard.quoting import override
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.manifest import Manifest
 
@@ -39,9 +40,12 @@ def main() -> int:
     if not Path(hydra.runtime.cwd).is_dir():
         parser.error(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
     # Hydra keeps its own mode (-m) among the overrides; the directory is given here
-    own = [entry for entry in hydra.overrides.hydra if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    command = [sys.executable, *application.command, "-m", *_config(hydra), *own, *hydra.overrides.task]
-    return subprocess.run([*command, f"hydra.sweep.dir={directory}"], cwd=hydra.runtime.cwd, check=False).returncode
+    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    command = [sys.executable, *application.command, "-m", *_config(hydra), *own, *given["task"]]
+    return subprocess.run(
+        [*command, override("hydra.sweep.dir", directory)], cwd=hydra.runtime.cwd, check=False
+    ).returncode
 
 
 def _application(directory: Path, given: Path | None) -> StartedAs:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainyard.data.lengths import exact_length
 from trainyard.fused.runner import FusedRunner
 from trainyard.runner import Runner
 
@@ -52,7 +53,7 @@ def prepared(members: int | None, device: str, **more: Any) -> Runner:
 def steps(runner: Runner) -> Iterator[Tensor]:
     """Train step by step, without the loop and its hooks, and yield the losses: a number, or one for each member."""
     loader, step = runner.loader("train"), runner.step
-    total = len(loader)
+    total = exact_length(loader) or 0
     for epoch in count():
         for index, batch in enumerate(loader.batches(epoch)):
             yield step(batch, index, total)["loss"]

@@ -86,29 +86,33 @@ def cpu_states_kept() -> Iterator[None]:
 
 def state() -> dict[str, Any]:
     """Return the state of every generator, as tensors and plain values: the form of a checkpoint."""
-    python, numpy, of_torch = cpu_states()
-    found = saved_form(python, numpy) | {"torch": of_torch}
+    found = as_plain(cpu_states())
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found["cuda"] = torch.cuda.get_rng_state_all()
     return found
 
 
-def saved_form(python: Any, numpy: Any) -> dict[str, Any]:
-    """Return states of Python's and NumPy's generators, as the libraries give them, in the form of a checkpoint."""
-    (version, words, gauss), (name, keys, position, has_gauss, cached) = python, numpy
+def as_plain(states: CpuStates) -> dict[str, Any]:
+    """Return `cpu_states` as tensors and plain values."""
+    (version, words, gauss), (name, keys, position, has_gauss, cached), of_torch = states
     return {
         "python": [version, torch.tensor(words, dtype=torch.int64, device="cpu"), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": of_torch,
     }
+
+
+def from_plain(saved: Mapping[str, Any]) -> CpuStates:
+    """Return what `as_plain` was given."""
+    version, words, gauss = saved["python"]
+    name, keys, position, has_gauss, cached = saved["numpy"]
+    python = (version, tuple(words.tolist()), gauss)
+    return python, (name, keys.numpy().astype(np.uint32), position, has_gauss, cached), saved["torch"]
 
 
 def restore(saved: Mapping[str, Any]) -> None:
     """Put every generator back to a state that `state` gave."""
-    version, words, gauss = saved["python"]
-    name, keys, position, has_gauss, cached = saved["numpy"]
-    python = (version, tuple(words.tolist()), gauss)
-    numpy = (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
-    set_cpu_states((python, numpy, saved["torch"]))
+    set_cpu_states(from_plain(saved))
     if "cuda" in saved and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
 

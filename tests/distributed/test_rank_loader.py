@@ -172,6 +172,7 @@ def test_rows_are_dealt_out_evenly_and_in_order(n: int, world_size: int) -> None
 @few
 @given(data=st.data(), epoch=st.integers(0, 9))
 def test_the_ranks_rows_of_each_batch_are_that_batch(kind: str, data: st.DataObject, epoch: int) -> None:
+    loader: Any
     loader, world_size = data.draw(settled(kind))
     start = data.draw(st.integers(0, len(loader)))
     shares = [share_of(loader, rank, world_size) for rank in range(world_size)]
@@ -422,6 +423,7 @@ def test_two_epochs_of_a_share_may_be_open_at_once() -> None:
 def test_every_batch_has_its_turn_once_and_all_ranks_run_equally_many(
     kind: str, data: st.DataObject, epoch: int
 ) -> None:
+    loader: Any
     loader, world_size = data.draw(settled(kind, least=0))
     start = data.draw(st.integers(0, len(loader)))
     ranks = [turns_of(loader, rank, world_size) for rank in range(world_size)]

@@ -79,7 +79,7 @@ def test_a_checkpoint_holds_both(make: Any, tmp_path: Path) -> None:
     state = checkpoint.newest(tmp_path / "checkpoints")[1]
     for key, model in (("model", runner.model), ("eval_model", runner.eval_model)):
         assert all(torch.equal(state[key][name], tensor) for name, tensor in model.state_dict().items())
-    assert state["hooks"]["ema"] == {"updates": 18}
+    assert state["hooks"]["ema"] == {"updates": 18, "first": 1}
 
 
 def test_an_average_can_join_a_resumed_run(make: Any, tmp_path: Path) -> None:

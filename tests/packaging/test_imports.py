@@ -25,6 +25,7 @@ LAYERS = (
         "files",
         "host_memory",
         "nvml",
+        "quoting",
         "redaction",
         "rng",
         "rng_state",
@@ -40,7 +41,9 @@ LAYERS = (
     ("cli",),
 )
 # Beside the layers: what these import, and who imports them.
-BESIDE = {"sweep": ({"config", "track", "errors", "checks", "host_memory", "nvml", "redaction"}, {"app", "cli"})}
+BESIDE = {
+    "sweep": ({"config", "track", "errors", "checks", "host_memory", "nvml", "quoting", "redaction"}, {"app", "cli"})
+}
 # Names of before, for configs and journals that hold them. They import what they stand for, and nobody imports them.
 OLD_NAMES = {"dist": {"distributed"}, "record": {"run"}}
 

@@ -307,13 +307,14 @@ def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (tmp_path / "go").touch()
+    folder = (tmp_path / "sweep").rename(tmp_path / "lr=1, seed=(2) #ø'[x&")
     script = [sys.executable, str(ROOT / "scripts/resume_sweep.py")]
     resumed = subprocess.run(
-        [*script, str(tmp_path / "sweep")], env=_environment(tmp_path), capture_output=True, text=True, check=False
+        [*script, str(folder)], env=_environment(tmp_path), capture_output=True, text=True, check=False
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "of them done already" in resumed.stdout
-    assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
+    assert {entry.state for entry in Manifest.open(folder).entries.values()} == {"done"}
     none = subprocess.run([*script, str(tmp_path)], env=_environment(), capture_output=True, text=True, check=False)
     assert none.returncode == 2
     assert "no multirun.yaml" in none.stderr

@@ -110,6 +110,7 @@ def _config(model: str, member: int) -> dict[str, Any]:
 
 def _runner(model: str, width: int) -> Callable[[float], int]:
     """Return a function that steps for some seconds, epoch after epoch, and counts the steps of all members."""
+    from trainyard.data.lengths import exact_length
     from trainyard.fused.runner import FusedRunner
     from trainyard.runner import Runner
 
@@ -124,7 +125,7 @@ def _runner(model: str, width: int) -> Callable[[float], int]:
         steps, end = 0, perf_counter() + seconds
         while True:
             for index, batch in enumerate(loader.batches(epoch)):
-                step(batch, index, len(loader))
+                step(batch, index, exact_length(loader) or 0)
                 steps += 1
                 if perf_counter() > end:
                     return steps * width

@@ -21,6 +21,7 @@ import torch
 from measure import Comparison, Session, Side, Table, Turn, take_turns
 from work import RATE, Work
 
+from trainyard.data.lengths import exact_length
 from trainyard.hooks import Hook
 from trainyard.models import Supervised
 from trainyard.runner import IterBasedTrainLoop, Runner
@@ -45,8 +46,7 @@ class Jump(Hook):
     """Hook that sets a run of one iteration to just before iteration `AT`, so that the others need not be run."""
 
     def before_train(self, runner: Runner) -> None:
-        runner.iter = AT - 1
-        runner.epoch = runner.iter // len(runner.loader("train"))
+        runner.go_to(*divmod(AT - 1, exact_length(runner.loader("train")) or 1), AT - 1)
 
 
 def tables(session: Session) -> Iterator[Table]:

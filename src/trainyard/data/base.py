@@ -32,18 +32,16 @@ def arranged(names: Iterable[str]) -> tuple[str, ...]:
 
 @runtime_checkable
 class Loader(Protocol):
-    """The batches of one split, on one device."""
+    """The batches of one split, on one device.
+
+    An epoch has ended when `batches` yields no more. A loader may also state, as hints for progress bars and schedules,
+    `num_samples`, the number of samples in an epoch, and by `len()` the number of its batches. One that is certain that
+    every epoch has the same number of batches states it as `exact_length`. See `trainyard.data.lengths`.
+    """
 
     @property
     def batch_size(self) -> int:
         """Number of samples in a full batch."""
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that one epoch serves."""
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from number `start` on, the same each time; earlier ones are not read."""

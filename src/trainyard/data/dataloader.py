@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,11 +31,14 @@ from trainyard.data.seeding import (
     WorkerInit,
     set_epoch,
 )
+from trainyard.data.stream_state import FollowedStream, StreamState, has_state
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.data.transfer import copy_ahead, to_device
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.rng import derive
-from trainyard.rng_state import cpu_states_kept
+from trainyard.rng_state import cpu_states_kept, seed_cpu
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Wrap = Callable[[PositionedSampler], PositionedSampler]
@@ -52,9 +56,12 @@ class WorkerLoader:
     - the process's global generators are not drawn from otherwise;
     - on CUDA, batches come through pinned memory, and with workers the next one is copied while one is in use.
 
-    An `IterableDataset` cannot be entered in the middle: a start at batch n reads the n before it and drops them.
-    The same holds for a loader of a class with its own `__iter__` and one over a data pipe. They are used as they
-    are, without control of their order and randomness. `in_order=False` makes the order vary by design.
+    An `IterableDataset` cannot be entered in the middle: a start at batch n reads the n before it and drops them,
+    unless the stream has a state (`stream_state`). The same holds for a loader of a class with its own `__iter__` or
+    state, and one over a data pipe. They are used as they are, and begun under generators seeded for the epoch, without
+    further control of their order and randomness. `in_order=False` makes the order vary by design.
+
+    What `len()` says of a stream, or of a sampler of the user's own, is a hint: an epoch has as many batches as come.
 
     Args:
         loader: any DataLoader.
@@ -65,10 +72,12 @@ class WorkerLoader:
     Attributes:
         picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
         picks_batches: whether that sampler picks batches; it does not where samples are batches themselves.
+        exact_length: the number of batches in every epoch, where the order is an `EpochBatchSampler`'s; else None.
 
     Raises:
         ConfigError: no batch in an epoch.
-        RuntimeError: with `persistent_workers`, an iteration that is continued after a newer one has begun.
+        RuntimeError: with `persistent_workers`, or a stream that has a state, an iteration that is continued after a
+            newer one has begun.
     """
 
     def __init__(
@@ -81,7 +90,10 @@ class WorkerLoader:
         self._turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
+        self.exact_length: int | None = None
         self._loader, self._seek = self._made_like(loader)
+        self._state = StreamState(self._loader)
+        self._told = False
         self.picks = self._loader is not loader and not isinstance(loader.dataset, IterableDataset)
         self.picks_batches = self.picks and loader.batch_sampler is not None
 
@@ -127,19 +139,62 @@ class WorkerLoader:
             kind = type(self._given.dataset).__name__
             raise ConfigError("dataset", kind, "a data set that knows its length: give its class a __len__") from None
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` from batch number `start` on."""
+    def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
+        """Yield the batches of `epoch` from batch number `start` on.
+
+        Args:
+            epoch: counted from 0.
+            start: counted from 0.
+            state: what `stream_state` returned before that batch; without it, a stream is read from its beginning.
+
+        Raises:
+            TrainyardError: a stream has fewer than `start` batches.
+        """
         self._turn += 1
         self._generator.manual_seed(derive(self.seed, "loader", epoch))
+        self._state.begin()
         unwanted = self._seek(epoch, start)
-        batches: Iterator[Batch] = iter(self._loader)
-        if unwanted:
+        ended = False
+        if state is not None:
+            ended = self._state.load(state) and start > 0
+            unwanted = 0
+        as_it_is = self._loader is self._given
+        batches: Iterator[Batch]
+        if as_it_is or unwanted:
             with cpu_states_kept():
-                for _ in islice(batches, unwanted):
-                    pass
-        if self._given.persistent_workers:
+                if as_it_is:
+                    seed_cpu(derive(self.seed, "loader", epoch))
+                batches = self._skipped(iter(self._loader), unwanted)
+                if as_it_is and not start:  # its sampler draws a seed when the first batch is asked for
+                    batches = chain(list(islice(batches, 1)), batches)
+        else:
+            batches = iter(() if ended else self._loader)
+        if self._state:
+            batches = self._state.followed(batches)
+        if self._given.persistent_workers or self._state:
             batches = self._alone(batches, self._turn)
         return self._on_device(batches)
+
+    def stream_state(self) -> Any:
+        """Return the state of the stream after the batches so far, for `batches`; None if it has none."""
+        return self._state.take()
+
+    def _skipped(self, batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+        """Read and drop `count` batches, and return the rest."""
+        if count and not self._told:
+            self._told = True
+            log.info(
+                "The data are read from the beginning of the epoch, and %d batches dropped: %s has no own state.",
+                count,
+                type(self._given.dataset).__name__,
+            )
+        dropped = sum(1 for _ in islice(batches, count))
+        if dropped < count:
+            raise TrainyardError(
+                f"The data end after {dropped} batches of an epoch, and this run has done {count} of it: "
+                "they are not the data that it began with."
+            )
+        return batches
 
     def order(self, epoch: int = 0) -> list[Any] | None:
         """Return the keys (mostly indices) of the samples of `epoch` in serving order; None if unknown."""
@@ -152,30 +207,34 @@ class WorkerLoader:
         return [key for entry in keys for key in (entry if isinstance(entry, list) else [entry])]
 
     def _alone(self, batches: Iterator[Batch], turn: int) -> Iterator[Batch]:
-        """Yield the batches of persistent workers. They serve one iteration at a time; a newer one takes them over."""
+        """Yield the batches of what serves one iteration at a time; a newer one takes it over."""
         end = object()
         while self._turn == turn:
             batch = next(batches, end)
             if batch is end:
                 return
             yield batch
-        raise RuntimeError("a loader with persistent_workers was iterated anew before its epoch was over")
+        what = "a loader with persistent_workers" if self._given.persistent_workers else "a stream with a state"
+        raise RuntimeError(f"{what} was iterated anew before its epoch was over")
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device.type == "cpu":
             return batches
         # Without workers a batch that is read ahead would draw from this process's generators ahead of a checkpoint.
-        if self.device.type == "cuda" and self._given.num_workers > 0:
+        # A stream's state is that after the batches it has given: none of them may wait.
+        if self.device.type == "cuda" and self._given.num_workers > 0 and not self._state:
             return copy_ahead(batches, self.device)
         return (to_device(batch, self.device) for batch in batches)
 
     def _made_like(self, given: DataLoader[Any]) -> tuple[DataLoader[Any], Callable[[int, int], int]]:
         """Build a loader like `given`, and a function that seeks (epoch, start) and returns the batches to skip."""
         dataset, workers = given.dataset, given.num_workers > 0
-        if type(given).__iter__ is not DataLoader.__iter__ or isinstance(dataset, IterDataPipe | MapDataPipe):
+        own = type(given).__iter__ is not DataLoader.__iter__ or has_state(given)
+        if own or isinstance(dataset, IterDataPipe | MapDataPipe):
 
             def tell(epoch: int, start: int) -> int:
-                set_epoch(given.sampler, epoch)
+                for part in (dataset, given.sampler, given.batch_sampler):
+                    set_epoch(part, epoch)
                 return start
 
             return given, tell
@@ -196,7 +255,11 @@ class WorkerLoader:
             options["pin_memory_device"] = given.pin_memory_device
 
         if isinstance(dataset, IterableDataset):
-            stream = SeededStream(dataset, self.seed) if workers else dataset
+            stream: IterableDataset[Any] = dataset
+            if workers:
+                stream = SeededStream(dataset, self.seed)
+            elif has_state(dataset):
+                stream = FollowedStream(dataset)
 
             def tell_stream(epoch: int, start: int) -> int:
                 set_epoch(stream, epoch)
@@ -205,6 +268,8 @@ class WorkerLoader:
             return DataLoader(stream, given.batch_size, drop_last=given.drop_last, **options), tell_stream
 
         sampler = _positioned(given, self.seed)
+        if type(sampler) is EpochBatchSampler:
+            self.exact_length = len(sampler)
         if workers:
             sampler, dataset = NumberedSampler(sampler), SeededDataset(dataset, self.seed)
         if self._wrap is not None:

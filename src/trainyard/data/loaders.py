@@ -54,8 +54,7 @@ class Loaders(Data):
                 raise ConfigError(
                     split.replace("/", "."),
                     loader,
-                    "a torch.utils.data.DataLoader, or an object with batch_size, num_samples, len() and "
-                    "batches(epoch, start)",
+                    "a torch.utils.data.DataLoader, or an object with batch_size and batches(epoch, start)",
                 )
         self.spec = dict(spec or {})
         self.splits = arranged(self.loaders)

@@ -73,6 +73,11 @@ class TensorLoader:
         """Number of samples in an epoch."""
         return self._batches * self.batch_size if self.drop_last else self.rows
 
+    @property
+    def exact_length(self) -> int | None:
+        """Number of batches in every epoch; None for a subclass that makes its batches in a way of its own."""
+        return self._batches if type(self).batches is TensorLoader.batches else None
+
     def __len__(self) -> int:
         return self._batches
 

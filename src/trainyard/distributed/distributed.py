@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,13 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainyard.checks import integer, number
-from trainyard.data import Loader
+from trainyard.data import Batch, Loader
+from trainyard.data.lengths import exact_length
 from trainyard.distributed import world
 from trainyard.distributed.rank_loader import share_of, turns_of
 from trainyard.distributed.rank_metric import RankMetric
 from trainyard.distributed.strategy import Strategy
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import Metric
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -57,6 +61,7 @@ class Distributed(Strategy):
             self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to have a free one found")
         self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
+        self._told = False
 
     def begin(self, device: torch.device) -> torch.device:
         """Join the process group; on CUDA each rank takes the device of its number on the machine.
@@ -82,6 +87,38 @@ class Distributed(Strategy):
         share = share_of(loader, self.rank, self.world_size)
         self._weight = lambda: share.weight
         return share
+
+    def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches as long as every rank has one: the ranks ask each other before each of them."""
+        for batch in batches:
+            if self._ended(False):
+                return
+            yield batch
+        self._ended(True)
+
+    def _ended(self, own: bool) -> bool:
+        """Return whether the epoch has ended for any rank; it then ends for all."""
+        ended = torch.tensor([int(own)])
+        dist.all_reduce(ended)
+        count = int(ended.item())
+        if 0 < count < self.world_size and not self._told:
+            self._told = True
+            log.warning(
+                "The training data end on %d of %d devices before the others: an epoch ends for all of them with the "
+                "shortest, and what the others have left is not trained on.",
+                count,
+                self.world_size,
+            )
+        return count > 0
+
+    def check_served(self, loader: Loader, name: str) -> None:
+        turns: Any = loader
+        if exact_length(loader) is None and len(set(found := self.gather(turns.served))) > 1:
+            counts = " and ".join(map(str, found))
+            raise TrainyardError(
+                f"The devices read {counts} batches of {name!r}, of which each evaluates its turns: the data must be "
+                "the same on all of them."
+            )
 
     def idle(self, loader: Loader) -> Iterator[Any]:
         turns: Any = loader

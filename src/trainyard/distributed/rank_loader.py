@@ -19,6 +19,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from trainyard.data.base import Batch, Loader
 from trainyard.data.dataloader import WorkerLoader
+from trainyard.data.lengths import exact_length
 from trainyard.data.seeding import PositionedSampler, Request
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import ConfigError, TrainyardError
@@ -106,6 +107,11 @@ class _OfRank:
         order = getattr(self.loader, "order", None)
         return None if order is None else order(epoch)
 
+    @property
+    def exact_length(self) -> int | None:
+        """Number of batches in every epoch, of all ranks together; None where the loader is not certain of it."""
+        return exact_length(self.loader)
+
     def __len__(self) -> int:
         """Return the number of batches of one epoch, of all ranks together."""
         return len(self.loader)
@@ -124,9 +130,15 @@ class Share(_OfRank):
 
     weight: float = 1.0
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yield this rank's rows of the batches of `epoch` from batch number `start` on."""
-        for batch in self.loader.batches(epoch, start):
+    def stream_state(self) -> Any:
+        """Return the state of the stream, which every rank reads whole; None if it has none."""
+        take = getattr(self.loader, "stream_state", None)
+        return None if take is None else take()
+
+    def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
+        """Yield this rank's rows of the batches of `epoch` from batch number `start` on; see `WorkerLoader.batches`."""
+        batches = self.loader.batches(epoch, start) if state is None else self.loader.batches(epoch, start, state)
+        for batch in batches:
             sizes = set(_sizes(batch))
             if len(sizes) != 1:
                 lengths = " and ".join(map(str, sorted(sizes))) or "no"
@@ -139,7 +151,7 @@ class Share(_OfRank):
 class _TensorShare(Share):
     """Rows of resident tensors, gathered for many batches at once, as `TensorLoader` does."""
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[tuple[Tensor, ...]]:
         loader: TensorLoader = self.loader
         size, end = loader.batch_size, loader.num_samples
         order = loader.placed_order(epoch) if loader.shuffle else torch.arange(end, device=loader.device)
@@ -165,7 +177,11 @@ class _PickedShare(Share):
         self._sampler = _CutSampler(rank, world_size)
         self._own = loader.wrapped(self._sampler.around)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def stream_state(self) -> Any:
+        """Return None: a sampler starts anywhere."""
+        return None
+
+    def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
         batches = self._own.batches(epoch, start)
         weights = self._sampler.weights
         for batch in batches:
@@ -251,11 +267,15 @@ def _part(size: int, rank: int, world_size: int) -> tuple[slice, float]:
 
 
 class Turns(_OfRank):
-    """Whole batches of one rank's turns; this class is for a loader that has to read all batches."""
+    """Whole batches of one rank's turns; this class is for a loader that has to read all batches.
+
+    Attributes:
+        served: the number of batches of all ranks, from the start on, once `batches` has ended.
+    """
 
     def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
         super().__init__(loader, rank, world_size)
-        self._served = 0
+        self.served = 0
         self._idle = False
         self._spare: list[Batch] = []
 
@@ -267,7 +287,7 @@ class Turns(_OfRank):
             own += 1
             yield batch
         # Served batches are counted, since the length of a stream in several workers is a guess.
-        self._idle = own * self.world_size < self._served
+        self._idle = own * self.world_size < self.served
         self._spare = [batch] if own and self._idle else []
 
     def idle(self) -> Iterator[Batch]:
@@ -277,10 +297,10 @@ class Turns(_OfRank):
             yield from spare or islice(self.loader.batches(), 1)
 
     def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield this rank's batches; once they are through, `_served` is the number of all ranks' batches."""
-        self._served = 0
+        """Yield this rank's batches; once they are through, `served` is the number of all ranks' batches."""
+        self.served = 0
         for number, batch in enumerate(self.loader.batches(epoch, start), start):
-            self._served += 1
+            self.served += 1
             if number % self.world_size == self.rank:
                 yield batch
 
@@ -296,7 +316,7 @@ class _TensorTurns(Turns):
         for first in range((start + wait) * size, end, self.world_size * size):
             own = slice(first, min(first + size, end))
             yield loader.gather(own if order is None else order[own])
-        self._served = len(loader) - start
+        self.served = len(loader) - start
 
 
 class _PickedTurns(Turns):
@@ -309,7 +329,7 @@ class _PickedTurns(Turns):
 
     def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
         yield from self._own.batches(epoch, start)
-        self._served = self._sampler.served
+        self.served = self._sampler.served
 
 
 def _as_it_is(sampler: PositionedSampler) -> PositionedSampler:

@@ -13,10 +13,10 @@ from trainyard.distributed.shares import is_sharded
 
 
 def with_all(state: dict[str, Any], strategy: Strategy) -> dict[str, Any]:
-    """Return the state with each other rank's own part: generators, hooks, gradients that wait for a step."""
+    """Return the state with each other rank's own part: generators, hooks, gradients that wait for a step, reading."""
     if strategy.world_size == 1:
         return state
-    own = {key: state[key] for key in ("random", "hooks", "step") if not is_sharded(state[key])}
+    own = {key: state[key] for key in ("random", "hooks", "step", "data") if not is_sharded(state[key])}
     own = apply(lambda tensor: tensor.detach().cpu(), own)
     return {**state, "ranks": strategy.gather(own)}
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainyard.data import Loader
+from trainyard.data import Batch, Loader
 from trainyard.metrics import Metric
 
 T = TypeVar("T")
@@ -63,6 +63,17 @@ class Strategy:
     def loader(self, loader: Loader, split: str) -> Loader:
         """Return this rank's share of a split."""
         return loader
+
+    def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield training batches, whose number is not known beforehand, as long as every rank has one."""
+        return batches
+
+    def check_served(self, loader: Loader, name: str) -> None:
+        """Check after a pass over the evaluation set `name` that all ranks have counted the same batches.
+
+        Raises:
+            TrainyardError: they have not.
+        """
 
     def idle(self, loader: Loader) -> Iterator[Any]:
         """Yield uncounted batches of an evaluation that keep this rank in step with the others."""

@@ -98,7 +98,7 @@ class Lane:
             return self._origin
         seed = self._origin or 0
         python, numpy = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state(legacy=True)
-        return rng_state.saved_form(python, numpy)
+        return rng_state.as_plain((python, numpy, self.cpu.get_state()))
 
 
 class Lanes:

@@ -77,6 +77,11 @@ class StackedLoader:
         """Number of samples that one epoch serves to each member."""
         return self.loader.num_samples
 
+    @property
+    def exact_length(self) -> int:
+        """Number of batches in every epoch."""
+        return len(self.loader)
+
     def __len__(self) -> int:
         """Return the number of batches of one epoch."""
         return len(self.loader)

@@ -29,6 +29,8 @@ BUDGET = 0.02
 PAYS = 1.05
 """Speedup over training one by one that a stack must reach."""
 STEPS = 3
+UNKNOWN_STEPS = 10_000
+"""Iterations of a run whose length is unknown: see `_measured`."""
 OF_VMAP = (
     (
         re.compile(r"Batching rule not implemented for (\S+?)[.;] "),
@@ -96,7 +98,8 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     began = perf_counter()
     runner = Runner.from_cfg(configs[0])
     runner.prepare()
-    steps = runner.train_loop.max_iters(runner)
+    # What a stack costs to build counts little in a long run; a run of unknown length is taken for one.
+    steps = runner.train_loop.max_iters(runner) or UNKNOWN_STEPS
     alone = (perf_counter() - began) + steps * _seconds(runner)
     times: dict[int, float] = {}
     width, free = min(len(configs), FIRST), _memory(runner.device)
@@ -139,7 +142,9 @@ def _fused(configs: Sequence[Values]) -> Runner:
 
 def _update(runner: Runner) -> Callable[[], None]:
     """Return a function that trains on the batches up to one step of the optimizer: one group, if they accumulate."""
-    batch = next(iter(runner.loader("train").batches()))
+    from trainyard.data.lengths import first_batch  # imported here because it needs torch
+
+    batch = first_batch(runner.loader("train"), "train")
     runner.model.train()
     group = runner.step.accumulate
 

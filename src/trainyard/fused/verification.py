@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard import rng_state
+from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply
 from trainyard.errors import Unfusable
 from trainyard.fused.random_functions import plain_attention
@@ -67,7 +68,7 @@ class StackVerification(Hook):
         """
         own_batches = runner.stack.own_batches
         with rng_state.seeded(runner.seed):  # reading may draw random numbers
-            batch = next(iter(runner.loader("train").batches(runner.epoch)))
+            batch = first_batch(runner.loader("train"), "train", runner.epoch)
         batch = _cut(batch, axis=1 if own_batches else 0)
         self._own_batches = own_batches
         self._batch = batch

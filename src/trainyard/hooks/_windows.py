@@ -13,7 +13,7 @@ from trainyard.checks import choice, integer, is_integer, number
 from trainyard.errors import ConfigError
 
 Column = Sequence[tuple[int, Tensor]]
-"""The values of one name: the number of the iteration, from 1, and a tensor `[]`, or `[K]` for K members."""
+"""The values of one name: the epoch, from 0, and a tensor `[]`, or `[K]` for K members."""
 
 EVERY = "*"
 """The name that stands for all other names."""
@@ -33,8 +33,8 @@ class LogWindow:
     count: int = 0
     epoch: int = 0
 
-    def extended(self, column: Column, length: int) -> Self:
-        """Return the window extended by these values; `length` is the number of iterations of an epoch."""
+    def extended(self, column: Column) -> Self:
+        """Return the window extended by these values."""
         raise NotImplementedError
 
     def mean(self) -> Tensor | None:
@@ -66,7 +66,7 @@ class LastN(LogWindow):
 
     n: int = 1
 
-    def extended(self, column: Column, length: int) -> Self:
+    def extended(self, column: Column) -> Self:
         return replace(self, tensors=(*self.tensors, *(value for _, value in column))[-self.n :])
 
     def mean(self) -> Tensor | None:
@@ -79,10 +79,10 @@ class Since(LogWindow):
 
     whole: bool = False
 
-    def extended(self, column: Column, length: int) -> Self:
+    def extended(self, column: Column) -> Self:
         window = self
-        for iteration, value in column:
-            epoch = 0 if self.whole else (iteration - 1) // length
+        for epoch, value in column:
+            epoch = 0 if self.whole else epoch
             if window.tensors and window.epoch == epoch:
                 window = replace(window, tensors=(window.tensors[0] + value.double(),), count=window.count + 1)
             else:
@@ -99,7 +99,7 @@ class Smoothed(LogWindow):
 
     decay: float = 0.9
 
-    def extended(self, column: Column, length: int) -> Self:
+    def extended(self, column: Column) -> Self:
         window = self
         for _, value in column:
             before = window.tensors[0] if window.tensors else torch.zeros_like(value, dtype=torch.float64)

@@ -160,7 +160,7 @@ class Checkpoint(Hook):
 
     @staticmethod
     def _between_epochs(runner: Runner) -> bool:
-        return runner.iter == runner.epoch * len(runner.loader("train"))
+        return runner.batches_done == 0
 
     def _reserve(self, runner: Runner) -> None:
         """Allocate the memory for the first checkpoint while training continues, once the optimizer has a state."""
@@ -278,7 +278,7 @@ class Checkpoint(Hook):
 def _place(runner: Runner) -> tuple[Any, ...]:
     """Return the position of the training and the stop reasons: a state is saved only once per place."""
     stopped = [member.stop_reason for member in runner.members]
-    return runner.iter, runner.train_loop.val_due, *stopped
+    return runner.iter, runner.epoch, runner.train_loop.val_due, *stopped
 
 
 class BestOf:

@@ -89,16 +89,24 @@ class EMA(Hook):
         self._others: list[EMA] | None = None
         self._average: nn.Module | None = None
         self._updates = 0
+        self._first: int | None = None
+        """Iteration (or epoch, as `by` says) of the first update; None until it is known."""
         self._least: dict[torch.dtype, Tensor] = {}
         """`1 - decay` of each member of a stack, `[K]`, on the device, by dtype."""
 
     def before_train(self, runner: Runner) -> None:
         self._averaged(runner)
-        length = len(runner.loader("train"))
-        first = self.begin if runner.train_loop.unit == "iter" else (self.begin - 1) * length + 1
-        self._first = first if self.by == "iter" else -(-first // length)
-        if first > runner.train_loop.max_iters(runner):
+        loop = runner.train_loop
+        self._unit = loop.unit
+        if self.by == self._unit or self.begin == 1:
+            self._first = self.begin
+        end = loop.max_epochs(runner) if self._unit == "epoch" else loop.max_iters(runner)
+        if end is not None and self.begin > end:
             log.warning("hook.ema.begin=%d lies after the end of the run: nothing is averaged.", self.begin)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self._first is None and self._unit == "epoch" and runner.epoch + 1 >= self.begin:
+            self._first = runner.epoch_begin + 1
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self.by == "iter" and self._due(runner.iter):
@@ -107,6 +115,8 @@ class EMA(Hook):
             self._take_buffers(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
+        if self._first is None and self._unit == "iter" and runner.iter >= self.begin:
+            self._first = runner.epoch
         if self.by == "epoch" and self._due(runner.epoch):
             self._take_weights(runner)
 
@@ -127,15 +137,20 @@ class EMA(Hook):
             runner.eval_model = self._averaged(runner)
         else:
             self._updates = 0
+        if self._first is None and "batches" in checkpoint:  # of an earlier version, whose epochs all had this length
+            length, by_epoch = checkpoint["batches"], runner.train_loop.unit == "epoch"
+            begin = (self.begin - 1) * length + 1 if by_epoch else self.begin
+            self._first = begin if self.by == "iter" else -(-begin // length)
 
     def metric_names(self, names: Sequence[str]) -> Sequence[str]:
         return () if self._raw is None else [raw(name) for name in names]
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        return {"updates": 0 if self._average is None else self._updates}
+        return {"updates": 0 if self._average is None else self._updates, "first": self._first}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._updates = int(state["updates"])
+        self._first = state.get("first")
 
     def stack(self, hooks: Sequence[Hook]) -> None:
         self._others = [hook for hook in hooks if isinstance(hook, EMA)]
@@ -161,7 +176,8 @@ class EMA(Hook):
 
     def _due(self, count: int) -> bool:
         """Return whether there is an update after iteration (or epoch) number `count`."""
-        return count >= self._first and (count - self._first) % self.interval == 0
+        first = self._first
+        return first is not None and count >= first and (count - first) % self.interval == 0
 
     @torch.no_grad()
     def _take_weights(self, runner: Runner) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainyard.checks import choice, integer, number
+from trainyard.data.lengths import length_hint, of_total
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
@@ -63,16 +64,23 @@ class Logger(Hook):
         self._windows: dict[str, LogWindow] = {}
         self._window: list[dict[str, Tensor]] = []
         self._loaded: dict[int, dict[str, Any]] = {}
+        self._begins: list[tuple[int, int]] = []
+        """Epochs of the values since the last point: the iterations finished before each of them, and its number."""
 
     def before_train(self, runner: Runner) -> None:
         self._take_up(runner)
         self._journals = [member.journal for member in runner.members]
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
-        self._length = len(runner.loader("train"))
+        self._length = length_hint(runner.loader("train"))
         self._begin = perf_counter()
         self._next_line = self._begin + self.line_every
         self._begin_iter = runner.iter
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        begin = (runner.epoch_begin, runner.epoch)
+        if begin not in self._begins:
+            self._begins.append(begin)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         self._window.append(outputs)
@@ -122,8 +130,12 @@ class Logger(Hook):
         for key in means:
             kind = self._kinds.get(key, self._kinds.get(EVERY))
             if kind is not None:
-                column = [(at, outputs[key]) for at, outputs in enumerate(self._window, first) if key in outputs]
-                windows[key] = windows.get(key, kind).extended(column, self._length)
+                column = [
+                    (self._position(at)[0], outputs[key])
+                    for at, outputs in enumerate(self._window, first)
+                    if key in outputs
+                ]
+                windows[key] = windows.get(key, kind).extended(column)
         present = {key: mean for key, window in windows.items() if (mean := window.mean()) is not None}
         return {key: present.get(key, mean) for key, mean in means.items()}, windows
 
@@ -133,25 +145,34 @@ class Logger(Hook):
         scalars.add(self._journals, runner.iter, runner.epoch, means, rates, runner.gauges)
         every, count = self.interval_exp_name, len(self._window)
         self._window.clear()
+        del self._begins[:-1]
         if every is not None and runner.iter // every > (runner.iter - count) // every:
             for member in runner.members:
                 log.info("Run %s.", member.info.name, extra={"member": member})
         if perf_counter() >= self._next_line:
             self._line(runner)
 
+    def _position(self, iteration: int) -> tuple[int, int]:
+        """Return the epoch of an iteration, from 0, and its number within it; the iteration is counted from 1."""
+        begun = [(begin, epoch) for begin, epoch in self._begins if begin < iteration]
+        begin, epoch = begun[-1] if begun else (0, 0)
+        return epoch, iteration - begin
+
     def _place(self, iteration: int) -> str:
         """Return the position of an iteration in the training as text, counted from 1."""
-        epoch, index = divmod(iteration - 1, self._length)
+        epoch, index = self._position(iteration)
+        of_epochs = f"epoch {of_total(epoch + 1, self._epochs)}"
         if self.by == "epoch":
-            return f"epoch {epoch + 1}/{self._epochs}  iter {index + 1}/{self._length}"
-        of_run = f"iter {iteration}/{self._total}"
-        return of_run if self.by == "iter" else f"epoch {epoch + 1}/{self._epochs}  {of_run}"
+            return f"{of_epochs}  iter {of_total(index, self._length)}"
+        of_run = f"iter {of_total(iteration, self._total)}"
+        return of_run if self.by == "iter" else f"{of_epochs}  {of_run}"
 
     def _line(self, runner: Runner) -> None:
         now = perf_counter()
         self._next_line = now + self.line_every
         pace = (now - self._begin) / (runner.iter - self._begin_iter)
-        left = timedelta(seconds=round(pace * (self._total - runner.iter)))
+        known = self._total is not None and self._total >= runner.iter
+        left = str(timedelta(seconds=round(pace * ((self._total or 0) - runner.iter)))) if known else "unknown"
         for member in runner.members:
             numbers = "  ".join(
                 f"{key.removeprefix('train/')} {value:.4g}"
@@ -178,7 +199,8 @@ class Logger(Hook):
         window = [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]
         if not self._kinds:
             return {"window": window}
-        return {"window": window, "windows": {key: it.state_dict(member) for key, it in self._windows.items()}}
+        windows = {key: it.state_dict(member) for key, it in self._windows.items()}
+        return {"window": window, "windows": windows, "begins": [list(begin) for begin in self._begins]}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._loaded[member] = state
@@ -203,6 +225,8 @@ class Logger(Hook):
                 {key: torch.stack([outputs[key] for outputs in column]).to(runner.device) for key in column[0]}
                 for column in zip(*windows, strict=True)
             ]
+        if states:
+            self._begins = [(iteration, epoch) for iteration, epoch in states[0].get("begins", [])]
         for key in states[0].get("windows", {}) if states else ():
             kind = self._kinds.get(key, self._kinds.get(EVERY))
             if kind is not None:

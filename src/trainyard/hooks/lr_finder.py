@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from trainyard import rng_state
 from trainyard.checks import integer, number
+from trainyard.data.lengths import no_batches
 from trainyard.optim import without_dynamo
 from trainyard.rng import derive
 from trainyard.runner import Runner, copy_tensors, read
@@ -157,7 +158,12 @@ class LRFinder(Hook):
 
 def _endless(runner: Runner) -> Iterator[Any]:
     for epoch in count():
-        yield from runner.loader("train").batches(epoch)
+        read = False
+        for batch in runner.loader("train").batches(epoch):
+            read = True
+            yield batch
+        if not read:
+            raise no_batches("train", epoch)
 
 
 def _write(curve: Curve, folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from trainyard import rng_state
 from trainyard._torch_internals import flops_without_dynamo
 from trainyard.batch import samples
 from trainyard.checks import boolean, integer
+from trainyard.data.lengths import first_batch
 from trainyard.hooks._batch import of_first_member
 from trainyard.rng import derive
 from trainyard.runner import Runner
@@ -88,7 +89,7 @@ class ModelSummary(Hook):
         """Run one batch through the model, record the outputs in `rows`, and return the number of samples."""
         split = "val" if runner.has_split("val") else "train"
         loader = runner.loader(split)
-        batch = of_first_member(next(iter(loader.batches())), loader)
+        batch = of_first_member(first_batch(loader, split), loader)
         predict = runner.predict_step("val", model)
         mode = model.training
         model.eval()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainyard import console
 from trainyard.checks import number
+from trainyard.data.lengths import of_total
 from trainyard.runner import Runner, read
 from trainyard.runner.hook import Hook
 
@@ -50,8 +51,8 @@ class Progress(Hook):
             transient=True,
         )
         self._epochs = runner.train_loop.max_epochs(runner)
-        total = runner.train_loop.max_iters(runner)
-        self._task: TaskID = self._bar.add_task("", total=total, completed=runner.iter, numbers="")
+        self._total = runner.train_loop.max_iters(runner)
+        self._task: TaskID = self._bar.add_task("", total=self._total, completed=runner.iter, numbers="")
         self._begin, self._begin_iter = perf_counter(), runner.iter
         self._bar.start()
         console.live = True
@@ -66,10 +67,13 @@ class Progress(Hook):
         losses = [values["loss"] for values in read({"loss": outputs["loss"]}, len(runner.members))]
         pace = (runner.iter - self._begin_iter) * runner.loader("train").batch_size / (now - self._begin)
         rate = runner.learning_rates()[0]
+        if self._total is not None and runner.iter > self._total:  # it was an estimate
+            self._total = None
+            self._bar.tasks[0].total = None
         self._bar.update(
             self._task,
             completed=runner.iter,
-            description=f"epoch {min(runner.epoch + 1, self._epochs)}/{self._epochs}",
+            description=f"epoch {of_total(runner.epoch + 1, self._epochs)}",
             numbers=f"loss {min(losses):.4f}  lr {rate:.2e}  {pace:,.0f} samples/s",
             refresh=True,
         )

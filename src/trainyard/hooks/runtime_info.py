@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from trainyard.data.lengths import exact_length, length_hint, samples_hint
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
@@ -30,18 +31,26 @@ class RuntimeInfo(Hook):
             member.journal.tags(tags)
 
     def before_train(self, runner: Runner) -> None:
-        loader, loop = runner.loader("train"), runner.train_loop
-        log.info(
-            "%s samples, %d batches of %d an epoch; %d epochs, %d iterations.",
-            f"{loader.num_samples:,}",
-            len(loader),
-            loader.batch_size,
-            loop.max_epochs(runner),
-            loop.max_iters(runner),
-        )
+        log.info("%s.", _sizes(runner))
         for split in runner.sets("val"):
             assert runner.data is not None
             for name, value in runner.data.baselines(split).items():
                 log.info("Baseline to beat: %s/%s %.4f.", split, name, value)
                 for member in runner.members:
                     member.record({f"{split}/{name}": value}, step=0, epoch=0)
+
+
+def _sizes(runner: Runner) -> str:
+    """Return the size of the training data and the length of the run; what is an estimate is `about` so large."""
+    loader, loop = runner.loader("train"), runner.train_loop
+    samples, batches = samples_hint(loader), length_hint(loader)
+    about = "" if exact_length(loader) is not None else "about "
+    of_epoch = f"batches of {loader.batch_size}, an unknown number of them an epoch"
+    if batches is not None:
+        known = "" if samples is None else f"{samples:,} samples, "
+        of_epoch = f"{about}{known}{batches} batches of {loader.batch_size} an epoch"
+    counts = (("epoch", "epochs", loop.max_epochs(runner)), ("iter", "iterations", loop.max_iters(runner)))
+    of_run = [
+        f"{'' if unit == loop.unit else about}{count} {name}" for unit, name, count in counts if count is not None
+    ]
+    return f"{of_epoch[0].upper()}{of_epoch[1:]}; {', '.join(of_run)}"

@@ -175,10 +175,11 @@ class ScheduleDict(Schedule):
         self,
         optimizer: Optimizer,
         *,
-        length: int,
+        length: float | None,
         direction: Literal["maximize", "minimize"] = "maximize",
         unit: Literal["epoch", "iter"] = "epoch",
         epoch_length: int | None = None,
+        certain: bool = True,
     ) -> None:
         """Begin one run; see `Schedule.bind`."""
         if not isinstance(optimizer, OptimizerDict):
@@ -194,6 +195,7 @@ class ScheduleDict(Schedule):
                     direction=direction,
                     unit=unit,
                     epoch_length=epoch_length,
+                    certain=certain,
                 )
             except ConfigError as error:
                 raise error.under(name) from None

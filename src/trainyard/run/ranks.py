@@ -17,6 +17,7 @@ from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_override
 from trainyard.run.rank_job import RankJob, run_started, where
 from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
@@ -238,7 +239,7 @@ def go_on(work_dir: Path) -> str:
     """Return the instruction for resuming the run in this directory."""
     if not any((work_dir / "checkpoints").glob("*.pt")):
         return "there is no checkpoint to go on from."
-    return f"go on with the same command and hydra.run.dir={shown(work_dir)} resume=true"
+    return f"go on with the same command and {shell_override('hydra.run.dir', shown(work_dir))} resume=true"
 
 
 def shown(path: Path) -> str:

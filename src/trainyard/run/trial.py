@@ -29,6 +29,7 @@ from trainyard.config.build import build
 from trainyard.config.compiling import check_capture
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.schema import check_nodes
+from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply, to_device
 from trainyard.distributed import Strategy, as_strategy
 from trainyard.errors import ConfigError, TrainyardError
@@ -344,7 +345,7 @@ def _validation(parts: _Parts) -> None:
 def _results(parts: _Parts, split: str) -> list[str]:
     model = parts.model.eval()
     predict = getattr(model, f"{split.partition('/')[0]}_step", partial(call, model, mode="predict"))
-    batch = next(iter(parts.loader(split).batches()))
+    batch = first_batch(parts.loader(split), split)
     device = META if parts.meta else CPU
     with torch.no_grad(), device:
         outputs = predict(to_device(batch, device))

@@ -21,14 +21,14 @@ class Loop(Protocol):
     unit: str
     val_due: bool
 
-    def max_epochs(self, runner: Any) -> int:
-        """Return the number of epochs in the whole run; the last one may be cut short."""
+    def max_epochs(self, runner: Any) -> int | None:
+        """Return the number of epochs in the whole run, the last of which may be cut short; None if it is unknown."""
 
-    def max_iters(self, runner: Any) -> int:
-        """Return the number of iterations in the whole run."""
+    def max_iters(self, runner: Any) -> int | None:
+        """Return the number of iterations in the whole run; None if it is unknown."""
 
     def run(self, runner: Any) -> None:
-        """Train from the runner's current iteration to the end, and update `runner.iter` and `runner.epoch`."""
+        """Train from the runner's position to the end, and update `runner.iter` and then `runner.epoch`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to continue, including `val_due`: plain values and tensors."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trainyard.data.lengths import no_batches
 from trainyard.metrics import results_of
 from trainyard.runner.member import read
 
@@ -63,13 +64,19 @@ class ValLoop:
         return results
 
     def run_set(self, runner: Runner, name: str) -> None:
-        """Run every batch of one set through the model, and pass the predictions to the metrics."""
+        """Run every batch of one set through the model, and pass the predictions to the metrics.
+
+        Raises:
+            TrainyardError: there is none, or the ranks have read different data.
+        """
         split = self.split
         before_iter, after_iter = runner.stage(f"before_{split}_iter"), runner.stage(f"after_{split}_iter")
         predict = self.predictor(runner, name)
         evaluate = runner.evaluator.begin(predict, runner.metrics, watched=bool(before_iter or after_iter))
         with torch.no_grad():
+            seen = 0
             for index, batch in enumerate(runner.loader(name).batches()):
+                seen = index + 1
                 for hook in before_iter:
                     hook(runner, index, batch)
                 outputs = evaluate(batch)
@@ -78,9 +85,13 @@ class ValLoop:
                 if runner.interrupted:
                     return
             evaluate.end()
+            runner.strategy.check_served(runner.loader(name), name)
             for batch in runner.strategy.idle(runner.loader(name)):
                 predict(batch)  # another rank has one more batch, and a forward pass may need all ranks
                 runner.call("after_idle_iter", batch)
+        of_all = getattr(runner.loader(name), "served", runner.strategy.world_size > 1)
+        if not (seen or of_all):  # of several ranks, one may have no turn
+            raise no_batches(name)
 
     def judge(self, runner: Runner) -> None:
         """Compare the results with the best objective."""
@@ -94,18 +105,24 @@ class ValLoop:
             runner.train_loop.val_due = False
 
     def sanity_check(self, runner: Runner) -> list[str]:
-        """Run one batch of each set through model and metrics, discard it, and return the names of the results."""
+        """Run one batch of each set through model and metrics, discard it, and return the names of the results.
+
+        Raises:
+            TrainyardError: a set has no batch.
+        """
         names: list[str] = []
         for name in runner.sets(self.split):
             predict = self.predictor(runner, name)
             with torch.no_grad():
-                for batch in runner.loader(name).batches():
+                loader = runner.loader(name)
+                if (batch := next(iter(loader.batches()), None)) is not None:
                     outputs = predict(batch)
                     for metric in runner.metrics.values():
                         metric.process(batch, outputs)
-                    break
+                elif (batch := next(runner.strategy.idle(loader), None)) is not None:
+                    predict(batch)
                 else:
-                    predict(next(iter(runner.strategy.idle(runner.loader(name)))))
+                    raise no_batches(name)
                 numbers, _ = self._compute(runner, name)
             names += numbers
         return names

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainyard.checks import integer, is_integer
+from trainyard.data.lengths import exact_length, length_hint, no_batches
 from trainyard.errors import ConfigError
 from trainyard.runner import workflow as turns
 from trainyard.runner.workflow import Entries, Workflow
@@ -14,6 +16,8 @@ from trainyard.runner.workflow import Entries, Workflow
 if TYPE_CHECKING:
     from trainyard.runner.parts import Parts
     from trainyard.runner.runner import Runner
+
+log = logging.getLogger(__name__)
 
 Intervals = Sequence[Sequence[int]]
 
@@ -66,14 +70,19 @@ class TrainLoop(ABC):
         self.workflow = Workflow([("train", 1)] if workflow is None else workflow)
         self.val_due = False
         self._turned: int | None = None
+        self._val_places: turns.Places = {}
 
     @abstractmethod
-    def max_epochs(self, runner: Parts) -> int:
-        """Return the number of epochs in the whole run; the last one may be cut short."""
+    def max_epochs(self, runner: Parts) -> int | None:
+        """Return the number of epochs in the whole run, the last of which may be cut short; see `max_iters`."""
 
     @abstractmethod
-    def max_iters(self, runner: Parts) -> int:
-        """Return the validation epochs (or batches) of all turns before the one after epoch (or iteration) `count`."""
+    def max_iters(self, runner: Parts) -> int | None:
+        """Return the number of iterations in the whole run.
+
+        In the unit of the loop it is exact. In the other it follows from the length that the training data state: it
+        may be an estimate, and is None if they state none.
+        """
 
     @abstractmethod
     def run(self, runner: Runner) -> None:
@@ -103,7 +112,7 @@ class TrainLoop(ABC):
         units = self.turn_due(runner)
         if units and not runner.stopping:
             count = runner.epoch if self.unit == "epoch" else runner.iter
-            if turns.val_losses(runner, self.unit, self.workflow.before(count), units):
+            if turns.val_losses(runner, self.unit, self.workflow.before(count), units, self._val_places):
                 self._turned = count
 
     def sanity_check(self, runner: Runner) -> None:
@@ -116,11 +125,13 @@ class TrainLoop(ABC):
             turns.sanity_check(runner, self.workflow.entries)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"val_due": self.val_due, "turned": self._turned}
+        places = {name: list(place) for name, place in self._val_places.items()}
+        return {"val_due": self.val_due, "turned": self._turned, "val_places": places}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.val_due = state["val_due"]
         self._turned = state["turned"]
+        self._val_places = {name: (epoch, batch) for name, (epoch, batch) in state.get("val_places", {}).items()}
 
 
 class EpochBasedTrainLoop(TrainLoop):
@@ -150,8 +161,17 @@ class EpochBasedTrainLoop(TrainLoop):
     def max_epochs(self, runner: Parts) -> int:
         return self.length
 
-    def max_iters(self, runner: Parts) -> int:
-        return self.length * len(runner.loader("train"))
+    def max_iters(self, runner: Parts) -> int | None:
+        hint = length_hint(runner.loader("train"))
+        return None if hint is None else self.length * hint
+
+    def sanity_check(self, runner: Runner) -> None:
+        super().sanity_check(runner)
+        if length_hint(runner.loader("train")) is None:
+            log.info(
+                "The training data state no length: an epoch lasts until they end. If they never do, train for a "
+                "number of iterations: loop=iter (IterBasedTrainLoop)."
+            )
 
     def run(self, runner: Runner) -> None:
         self.validate(runner)
@@ -160,23 +180,23 @@ class EpochBasedTrainLoop(TrainLoop):
             self.run_epoch(runner)
 
     def run_epoch(self, runner: Runner) -> None:
-        loader = runner.loader("train")
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
-        step, total = runner.step, len(loader)
-        start = runner.iter - runner.epoch * total
+        step, reader, start = runner.step, runner.reader, runner.batches_done
         runner.model.train()
         runner.call("before_train_epoch")
         if runner.stopping:
             return
-        for index, batch in enumerate(loader.batches(runner.epoch, start), start):
+        for index, batch in enumerate(reader.batches(runner.epoch, start, step.accumulate), start):
             for hook in before_iter:
                 hook(runner, index, batch)
-            outputs = step(batch, index, total)
+            outputs = step(batch, index, reader.total)
             runner.iter += 1
             for hook in after_iter:
                 hook(runner, index, batch, outputs)
             if runner.stopping:
                 return
+        if not runner.batches_done:
+            raise no_batches("train", runner.epoch)
         runner.epoch += 1
         self.val_due = self.validates_after(runner.epoch) and runner.has_split("val")
         runner.call("after_train_epoch")
@@ -210,8 +230,9 @@ class IterBasedTrainLoop(TrainLoop):
         length = integer("max_iters", max_iters, at_least=1)
         super().__init__(length, val_begin, val_interval, dynamic_intervals, workflow)
 
-    def max_epochs(self, runner: Parts) -> int:
-        return -(-self.length // len(runner.loader("train")))
+    def max_epochs(self, runner: Parts) -> int | None:
+        hint = length_hint(runner.loader("train"))
+        return None if hint is None else -(-self.length // hint)
 
     def max_iters(self, runner: Parts) -> int:
         return self.length
@@ -225,15 +246,13 @@ class IterBasedTrainLoop(TrainLoop):
             self.end_epoch(runner)  # the run ended between its last iteration and the validation after it
 
     def run_epoch(self, runner: Runner) -> None:
-        loader = runner.loader("train")
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
-        step, total = runner.step, self.length
-        start = runner.iter - runner.epoch * len(loader)
+        step, total, start = runner.step, self.length, runner.batches_done
         runner.model.train()
         runner.call("before_train_epoch")
         if runner.stopping:
             return
-        for index, batch in enumerate(loader.batches(runner.epoch, start), start):
+        for index, batch in enumerate(runner.reader.batches(runner.epoch, start), start):
             for hook in before_iter:
                 hook(runner, index, batch)
             outputs = step(batch, runner.iter, total)
@@ -248,11 +267,19 @@ class IterBasedTrainLoop(TrainLoop):
                 self.take_turn(runner)
                 runner.model.train()
             if runner.iter == total or runner.stopping:
-                break
-        self.end_epoch(runner)
+                self.end_epoch(runner)
+                return
+        self.end_epoch(runner, ended=True)
 
-    def end_epoch(self, runner: Runner) -> None:
-        """Count the epoch of the underlying loader, if it has ended."""
-        if runner.iter == (runner.epoch + 1) * len(runner.loader("train")):
+    def end_epoch(self, runner: Runner, *, ended: bool = False) -> None:
+        """Count the epoch of the underlying loader, if it has `ended`, or is known to have no more batches.
+
+        Raises:
+            TrainyardError: it had no batch.
+        """
+        done = runner.batches_done
+        if ended and not done:
+            raise no_batches("train", runner.epoch)
+        if ended or done == exact_length(runner.loader("train")):
             runner.epoch += 1
             runner.call("after_train_epoch")

@@ -129,7 +129,8 @@ class Member:
     @property
     def epoch(self) -> int:
         """Epochs that the member has finished."""
-        return self.runner.epoch
+        epoch: int = self.runner.epoch
+        return epoch
 
     def step_state(self) -> dict[str, Any]:
         """Return the member's part of the step's state: its loss scale and its accumulated gradients."""

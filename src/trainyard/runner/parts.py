@@ -16,6 +16,7 @@ from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data
+from trainyard.data.lengths import exact_length, length_hint
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, as_metric
@@ -130,7 +131,7 @@ class Parts:
         if isinstance(schedule, Mapping):
             schedule = optimizers.schedules_of(build_all(schedule, "schedule"))
         if schedule is not None:
-            loop = self.train_loop
+            loop, train = self.train_loop, self.loader("train")
             unit = schedule.by or loop.unit
             length = loop.max_epochs(self) if unit == "epoch" else loop.max_iters(self)
             try:
@@ -139,7 +140,8 @@ class Parts:
                     length=length,
                     direction=self.members[0].objective.direction,
                     unit=loop.unit,
-                    epoch_length=len(self.loader("train")),
+                    epoch_length=length_hint(train),
+                    certain=unit == loop.unit or exact_length(train) is not None,
                 )
             except ConfigError as error:
                 raise error.under("schedule") from None

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, Objective
 from trainyard.runner.parts import Parts
+from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check
 from trainyard.runner.session import session
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
@@ -156,6 +158,29 @@ class Runner(Parts):
         return cls(**(arguments(cfg) | overrides))
 
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
+
+    def _set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self.epoch_begin = self.iter
+
+    epoch = property(
+        attrgetter("_epoch"), _set_epoch, doc="Number of finished epochs. A new one begins where it is set."
+    )
+
+    @property
+    def batches_done(self) -> int:
+        """Number of finished batches in the current epoch: with `epoch`, the position of the run."""
+        return self.iter - self.epoch_begin
+
+    def go_to(self, epoch: int, batches_done: int, iteration: int) -> None:
+        """Set the position, and the number of finished iterations."""
+        self.iter, self.epoch = iteration, epoch
+        self.epoch_begin = iteration - batches_done
+
+    @cached_property
+    def reader(self) -> TrainingReader:
+        """Reader of the training data, for loops."""
+        return TrainingReader(self.loader("train"), self.strategy)
 
     @property
     def stacked(self) -> bool:
@@ -340,11 +365,9 @@ class Runner(Parts):
 
     def checkpoint(self, members: Sequence[Member] | None = None) -> list[dict[str, Any]]:
         """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
-        generators = rng_state.state()
-        return [
-            capture(member, member.random_state(generators))
-            for member in (self.members if members is None else members)
-        ]
+        generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
+        chosen = self.members if members is None else members
+        return [capture(member, member.random_state(generators), reading) for member in chosen]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

@@ -73,12 +73,13 @@ def _holds_another_run(member: Member) -> bool:
     return member.work_dir is not None and not member.journal.writes and (member.work_dir / journal.FILE).exists()
 
 
-def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
+def capture(member: Member, generators: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a member, as its checkpoint holds it; its tensors are the live ones.
 
     Args:
         member: a member of any Runner; the checkpoint is that of a single run.
         generators: the state of the random generators of its single run.
+        reading: that of the `TrainingReader`.
     """
     runner = member.runner
     state = {
@@ -87,7 +88,8 @@ def capture(member: Member, generators: dict[str, Any]) -> dict[str, Any]:
         "seed": member.seed,
         "epoch": member.epoch,
         "iter": member.iter,
-        "batches": len(runner.loader("train")),
+        "batches_done": runner.batches_done,
+        "data": reading,
         "model": member.model.state_dict(),
         "optimizer": without_dynamo.method(member.optimizer, "state_dict")() | {"type": _name(member.optimizer)},
         "parameters": identity.record(member.model, member.optimizer, member.beginning),
@@ -158,7 +160,8 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
         KeyError, ValueError: the state is from another kind of training.
     """
     runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
-    _check_equal("number of batches an epoch", state["batches"], len(runner.loader("train")))
+    reading, done = _reading(state)
+    runner.reader.load_state_dict(reading, done)
     _check_equal("optimiser", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     saved = _untyped(state["optimizer"])
@@ -175,7 +178,17 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     runner.train_loop.load_state_dict(state["loop"])
     member.load_state_dict(state["member"])
     member.load_hook_states(state["hooks"])
-    runner.epoch, runner.iter = state["epoch"], state["iter"]
+    runner.go_to(state["epoch"], done, state["iter"])
+
+
+def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return the state of the reader, and the number of batches that are done in the epoch.
+
+    Versions before this one counted the same number of batches, `len()` of the loader, in every epoch.
+    """
+    if "data" in state:
+        return state["data"], state["batches_done"]
+    return {"batches": state["batches"]}, max(0, state["iter"] - state["epoch"] * state["batches"])
 
 
 def _rates(optimizer: Optimizer) -> list[float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from trainyard.batch import samples
 from trainyard.checks import choice, is_integer
 from trainyard.data import Batch, Loader
-from trainyard.distributed import Strategy
+from trainyard.data.lengths import first_batch, length_hint, no_batches
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
 from trainyard.runner.member import read
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
 
 Entries = Sequence[Sequence[Any]]
+Places = dict[str, tuple[int, int]]
+"""By validation set, the position in its data: the epoch, and the batches that are done in it."""
 
 
 class Workflow:
@@ -85,7 +88,7 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and is_integer(entry[1], at_least=1)
 
 
-def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
+def val_losses(runner: Runner, unit: str, first: int, units: int, places: Places) -> bool:
     """Run validation data through the trained model in evaluation mode, and record the means of its losses.
 
     The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, for a set
@@ -96,6 +99,7 @@ def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
         unit: "epoch" for passes over every set; "iter" for batches of every set, which starts again after its last one.
         first: the number of units before this turn, which continues where the last one ended.
         units: the number of units of this turn.
+        places: where the turn before has ended, in units of batches; set to where this one ends once it has finished.
 
     Returns:
         Whether the turn has finished; False if the run was interrupted.
@@ -103,6 +107,7 @@ def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
     before_iter, after_iter = runner.stage("before_val_loss_iter"), runner.stage("after_val_loss_iter")
     losses_of, forward = _losses_of(runner), runner.step.precision.forward
     means: dict[str, Tensor] = {}
+    ends: Places = {}
     runner.model.eval()
     runner.strategy.before_evaluation(runner.model)
     runner.call("before_val_loss")
@@ -110,7 +115,13 @@ def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
         with torch.no_grad():
-            for index, batch in enumerate(_batches(runner.loader(name), unit, first, units, runner.strategy)):
+            batches: Iterator[Batch]
+            if unit == "epoch":
+                batches = chain.from_iterable(runner.loader(name).batches(first + index) for index in range(units))
+            else:
+                place = places[name] if name in places else _stated_place(runner.loader(name), first)
+                batches = _batches(runner, name, units, place, ends)
+            for index, batch in enumerate(batches):
                 for hook in before_iter:
                     hook(runner, index, batch)
                 losses = forward(losses_of, batch)
@@ -125,10 +136,13 @@ def val_losses(runner: Runner, unit: str, first: int, units: int) -> bool:
                     return False
         prefix = name.replace("val", "val_loss", 1)
         sums, counts = _of_all_ranks(runner, sums, counts)
+        if not counts:
+            raise no_batches(name)
         means |= {f"{prefix}/{key}": total / counts[key] for key, total in sums.items()}
     results = read(means, len(runner.members))
     for member, values in zip(runner.members, results, strict=True):
         member.record(values, step=member.iter, epoch=member.epoch)
+    places.update(ends)
     runner.call("after_val_loss", losses=results[0] if len(results) == 1 else results)
     return True
 
@@ -151,9 +165,8 @@ def sanity_check(runner: Runner, entries: Entries) -> None:
     runner.model.eval()
     with torch.no_grad():
         for name in runner.sets("val"):
-            for batch in islice(runner.loader(name).batches(), 1):
-                losses = runner.step.precision.forward(_losses_of(runner), batch)
-                total_loss(losses, stacked=runner.stacked)
+            losses = runner.step.precision.forward(_losses_of(runner), first_batch(runner.loader(name), name))
+            total_loss(losses, stacked=runner.stacked)
 
 
 def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
@@ -176,16 +189,33 @@ def _of_all_ranks(
     return total, sum((of_rank for _, of_rank in gathered), Counter())
 
 
-def _batches(loader: Loader, unit: str, first: int, units: int, strategy: Strategy) -> Iterator[Batch]:
-    """Yield the batches that belong to this rank."""
-    if unit == "epoch":
-        for epoch in range(first, first + units):
-            yield from loader.batches(epoch)
-        return
+def _stated_place(loader: Loader, first: int) -> tuple[int, int]:
+    """Return the place after `first` batches by the stated length, which is how earlier versions counted it."""
+    return divmod(first, length_hint(loader) or sys.maxsize)
+
+
+def _batches(runner: Runner, name: str, units: int, place: tuple[int, int], ends: Places) -> Iterator[Batch]:
+    """Yield this rank's of the `units` batches from `place` on, and put the place after them into `ends`.
+
+    Raises:
+        TrainyardError: the set has no batch.
+    """
+    loader: Any = runner.loader(name)
+    rank, ranks = runner.strategy.rank, runner.strategy.world_size
+    epoch, start = place
     while units:
-        epoch, start = divmod(first, len(loader))
-        count = min(units, len(loader) - start)
-        until_own = (strategy.rank - start) % strategy.world_size
-        own = len(range(until_own, count, strategy.world_size))
-        yield from islice(loader.batches(epoch, start), own)
-        first, units = first + count, units - count
+        own, taken = len(range((rank - start) % ranks, units, ranks)), 0
+        for batch in islice(loader.batches(epoch, start), own):
+            taken += 1
+            yield batch
+        # A rank that has got fewer than its turns has come to the end of the set, and knows how many batches all had.
+        served = None if taken == own else taken if ranks == 1 else loader.served
+        left = [count for count in runner.strategy.gather(served) if count is not None]
+        if not left:
+            ends[name] = (epoch, start + units)
+            return
+        if not start + left[0]:
+            raise no_batches(name)
+        units -= left[0]
+        epoch, start = epoch + 1, 0
+    ends[name] = (epoch, start)

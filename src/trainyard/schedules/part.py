@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -113,14 +114,31 @@ class Part:
             keywords[name] = value
         return replace(self, keywords=keywords)
 
-    def build(self, optimizer: StandIn, length: int) -> LRScheduler:
-        """Build the scheduler on `optimizer`; `length` is how long it will run.
+    def last_step(self, length: float) -> float:
+        """Return the number of the last step that makes sense, where a run may be longer than `length`, an estimate.
+
+        There is one for a scheduler whose arguments follow from the length, and for `OneCycleLR`; else it is infinite.
+        """
+        given = {name: value for name, value in self.keywords.items() if name not in (*OWN_LR, "cycle_momentum")}
+        places = given.get("milestones", ()) if self._torchs else ()
+        shares = [given[name] for name in DURATIONS if self._torchs and name in given] + list(places)
+        if "auto" in [value for value in given.values() if isinstance(value, str)] or any(map(is_share, shares)):
+            return length - 1
+        if self.make is not OneCycleLR:
+            return math.inf
+        total: float = given.get("total_steps") or given.get("epochs", 1) * given.get("steps_per_epoch", 1)
+        return total - 1
+
+    def build(self, optimizer: StandIn, length: float, *, certain: bool = True) -> LRScheduler:
+        """Build the scheduler on `optimizer`; `length` is how long it will run, infinite if that is unknown.
 
         Raises:
-            ConfigError: torch's scheduler refuses its arguments, or would end before `length`.
+            ConfigError: torch's scheduler refuses its arguments, or would end before a `length` that is `certain`; or
+                an argument follows from the length, which is unknown.
         """
         keywords = {name: self._resolve(name, value, optimizer, length) for name, value in self.keywords.items()}
-        self._tell_beyond(keywords, length)
+        if certain:
+            self._tell_beyond(keywords, length)
         try:
             scheduler = self.make(optimizer, **keywords)
         except ZeroDivisionError as error:  # OneCycleLR where pct_start * total_steps is 1
@@ -132,12 +150,12 @@ class Part:
             ) from error
         if not isinstance(scheduler, LRScheduler):
             raise ConfigError(self.key, self.name, f"something that makes an LRScheduler, not {scheduler!r}")
-        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:
+        if certain and isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:
             accepted = f'"auto", or at least the {length} steps that it has to last'
             raise ConfigError(f"{self.key}.total_steps", scheduler.total_steps, accepted)
         return scheduler
 
-    def _tell_beyond(self, keywords: Mapping[str, Any], length: int) -> None:
+    def _tell_beyond(self, keywords: Mapping[str, Any], length: float) -> None:
         """Log the lengths and milestones that the run does not reach."""
         for name, value in keywords.items() if self._torchs else ():
             ends = value if name == "milestones" else [value] if name in DURATIONS and value is not None else []
@@ -145,17 +163,18 @@ class Part:
                 if end > length:
                     _tell_once(f"{self.key}.{name}", end, length)
 
-    def _resolve(self, name: str, value: Any, optimizer: StandIn, length: int) -> Any:
+    def _resolve(self, name: str, value: Any, optimizer: StandIn, length: float) -> Any:
         if isinstance(value, str) and value == "auto":
             if name in OWN_LR:
                 return [group["lr"] for group in optimizer.base]
             if name == "cycle_momentum":
                 return all(bool(group.get("momentum") or group.get("betas")) for group in optimizer.base)
-            return length
+            return known(f"{self.key}.{name}", value, length)
         if self._torchs and name in DURATIONS and value is not None:
-            return max(1, round(value * length)) if is_share(value) else int(value)
+            key = f"{self.key}.{name}"
+            return max(1, round(value * known(key, value, length))) if is_share(value) else int(value)
         if self._torchs and name == "milestones":
-            return [max(1, position) for position in positions(value, length)]
+            return [max(1, position) for position in positions(f"{self.key}.{name}", value, length)]
         return value
 
 
@@ -180,13 +199,32 @@ def check_position(key: str, value: Any, *, at_least: int, other: str = "") -> N
 
 
 @functools.cache
-def _tell_once(key: str, end: int, length: int) -> None:
+def _tell_once(key: str, end: int, length: float) -> None:
     log.warning("schedule.%s: %d lies beyond the end of what it is for, at %d: it is not reached.", key, end, length)
 
 
-def positions(given: Sequence[float], length: int) -> list[int]:
-    """Return milestones as positions in a run of `length`; shares are rounded to the nearest before its end."""
-    return [min(round(value * length), length - 1) if is_share(value) else int(value) for value in given]
+def known(key: str, value: Any, length: float) -> int:
+    """Return the length of a run, from which `value` follows.
+
+    Raises:
+        ConfigError: it is unknown (infinite).
+    """
+    if math.isinf(length):
+        hint = "The training data state no length (they have no __len__), so that of the run is unknown in this unit."
+        raise ConfigError(key, value, "a number of epochs or iterations", hint=hint)
+    return int(length)
+
+
+def positions(key: str, given: Sequence[float], length: float) -> list[int]:
+    """Return milestones as positions in a run of `length`; shares are rounded to the nearest before its end.
+
+    Raises:
+        ConfigError: there is a share, and the length is unknown.
+    """
+    if any(map(is_share, given)):
+        whole = known(key, given[0] if len(given) == 1 else list(given), length)
+        return [min(round(value * whole), whole - 1) if is_share(value) else int(value) for value in given]
+    return [int(value) for value in given]
 
 
 def check_milestones(key: str, given: Any, *, least: int, length: float | None = None) -> None:

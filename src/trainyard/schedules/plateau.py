@@ -94,16 +94,17 @@ class Plateau:
         self,
         optimizer: Optimizer,
         *,
-        length: int,
+        length: float | None,
         direction: Literal["maximize", "minimize"] = "maximize",
         unit: Unit = "epoch",
         epoch_length: int | None = None,
+        certain: bool = True,
     ) -> None:
         """Begin one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
             optimizer: its groups' learning rates are the initial ones. It is read, not kept or changed.
-            length, unit, epoch_length: not read here: `Schedule` has the same signature.
+            length, unit, epoch_length, certain: not read here: `Schedule` has the same signature.
             direction: that of the run's objective; it decides `mode` where that is None.
 
         Raises:

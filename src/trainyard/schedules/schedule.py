@@ -5,6 +5,7 @@ A scheduler is run ahead against a stand-in optimizer, and training reads its ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -128,7 +129,8 @@ class Schedule:
         self._plans = [] if plan.empty else [plan]
         self.by = plan.clock
         self.constant = plan.empty
-        self._length = 0  # until `bind`
+        self._length: float = 0  # until `bind`
+        self._end: float = 0  # of the rows
         self._at = self._first = self._count = 0
         self._rows: list[Row] = []
 
@@ -136,24 +138,29 @@ class Schedule:
         self,
         optimizer: Optimizer,
         *,
-        length: int,
+        length: float | None,
         direction: Literal["maximize", "minimize"] = "maximize",
         unit: Unit = "epoch",
         epoch_length: int | None = None,
+        certain: bool = True,
     ) -> None:
         """Begin the table for one run; call it before the optimizer's own state is loaded from a checkpoint.
 
         Args:
             optimizer: its groups and numbers are the initial ones. It is read, not kept or changed.
-            length: the length of the whole run, in this schedule's unit.
+            length: the length of the whole run, in this schedule's unit; None if it is unknown.
             direction: not read here: `Plateau` has the same signature.
             unit: the training loop's own, for a schedule that has none.
             epoch_length: iterations in an epoch; read where a row is an iteration, and a length is in epochs.
+            certain: whether the run has that length. Else it is an estimate: what follows from it (`auto`, a share)
+                ends there and stays; all else goes on as long as the run does.
 
         Raises:
-            ConfigError: the schedule does not fit a run of this length or this optimizer.
+            ConfigError: the schedule does not fit a run of this length or this optimizer, or needs a length that is
+                unknown.
         """
-        self._length = integer("length", length, at_least=1)
+        self._length = math.inf if length is None else integer("length", length, at_least=1)
+        self._end = self._length if certain else math.inf
         self._groups = groups_of(optimizer)
         self._defaults = numbers(optimizer.defaults)
         self._windows: list[ScheduleWindow] = []
@@ -161,7 +168,13 @@ class Schedule:
         clock = self.by or unit
         for plan in self._plans:
             try:
-                window = plan.window(self._length, clock=clock, unit=unit, epoch_length=epoch_length)
+                window = plan.window(
+                    self._length,
+                    clock=clock,
+                    unit=unit,
+                    epoch_length=epoch_length,
+                    certain=certain and length is not None,
+                )
                 if window is not None:
                     trials.append(self._tried(window))
                     self._windows.append(window)
@@ -240,14 +253,14 @@ class Schedule:
             raise RuntimeError("a schedule has no rows before bind()")
         if index < 0:
             raise IndexError(f"row {index}: rows are counted from 0")
-        index = min(index, self._length - 1)
+        index = int(min(index, self._end - 1))
         if self._first <= index < self._first + self._count:
             return self._rows[index - self._first]
         if index < self._at:
             self._restart()
         block = max(BLOCK // len(self._groups), 64)
         begin = index - index % block
-        first, end = max(begin, self._at), min(begin + block, self._length)
+        first, end = max(begin, self._at), int(min(begin + block, self._end))
         while self._at < first:
             self._step()
         self._begin(first)

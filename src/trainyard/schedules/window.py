@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, isinf
 from typing import Literal
 
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
 from trainyard.errors import ConfigError
-from trainyard.schedules.part import Part, check_milestones, is_share, positions
+from trainyard.schedules.part import Part, check_milestones, is_share, known, positions
 from trainyard.schedules.standin import StandIn
 
 Unit = Literal["epoch", "iter"]
@@ -23,7 +23,7 @@ class SchedulerSpan:
 
     part: Part
     begin: int
-    length: int
+    length: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ScheduleWindow:
         stride: rows from one step to the next.
         turns: the schedulers, one after the other.
         together: whether they all run at once instead.
+        certain: whether the length of the run is; else it is an estimate, or unknown.
     """
 
     param: str
@@ -45,6 +46,7 @@ class ScheduleWindow:
     stride: int
     turns: tuple[SchedulerSpan, ...]
     together: bool
+    certain: bool = True
 
     def steps_into(self, row: int) -> bool:
         """Return whether the scheduler is stepped between the row before and this one."""
@@ -57,7 +59,12 @@ class ScheduleWindow:
         Raises:
             ConfigError: torch's scheduler refuses its arguments.
         """
-        schedulers = [turn.part.build(standin, turn.length) for turn in self.turns]
+        within = 0 if self.certain else len(self.turns) if self.together else 1
+        ends = len(self.turns) - within  # those that end before the run, whatever its length
+        schedulers = [
+            turn.part.build(standin, turn.length, certain=self.certain or number < ends)
+            for number, turn in enumerate(self.turns)
+        ]
         if len(schedulers) == 1:
             return schedulers[0]
         if self.together:
@@ -94,31 +101,37 @@ class ScheduleSpec:
     def empty(self) -> bool:
         return not self.parts and not self.warmup
 
-    def window(self, rows: int, *, clock: Unit, unit: Unit, epoch_length: int | None) -> ScheduleWindow | None:
+    def window(
+        self, rows: float, *, clock: Unit, unit: Unit, epoch_length: int | None, certain: bool = True
+    ) -> ScheduleWindow | None:
         """Return its window in a table of `rows` rows; None where nothing ever changes.
 
         Args:
-            rows: the length of the run.
+            rows: the length of the run; infinite if it is unknown.
             clock: the unit of a row.
             unit: the loop's own.
             epoch_length: iterations in an epoch.
+            certain: whether the run has that length; else it is an estimate.
 
         Raises:
-            ConfigError: it does not fit a run of this length.
+            ConfigError: it does not fit a run of this length, or follows from a length that is unknown.
         """
         stride = scale = 1
         if clock == "iter" and (self.by or unit) == "epoch":
             if epoch_length is None:
-                raise ConfigError("epoch_length", None, "the number of iterations in an epoch")
+                key = "convert_to_iter_based" if self.convert else "by"
+                given, accepted = (True, "false") if self.convert else (self.by, "iter")
+                hint = "It counts iterations by epochs, and the training data state no length (they have no __len__)."
+                raise ConfigError(key, given, f"{accepted} for these data", hint=hint)
             stride, scale = (1, epoch_length) if self.convert else (epoch_length, 1)
-        length = ceil(rows / stride)
-        begin = _places([self.begin], scale, length)[0]
+        length = rows if isinf(rows) else ceil(rows / stride)
+        begin = _places("begin", [self.begin], scale, length)[0]
         if begin >= length:
             hint = f"In this unit, the run has a length of {length / scale:.12g}."
             raise ConfigError("begin", self.begin, "a beginning before the end of the run", hint=hint)
         end = None
         if self.end is not None:
-            end = round(self.end * length) if is_share(self.end) else int(self.end) * scale
+            end = round(self.end * known("end", self.end, length)) if is_share(self.end) else int(self.end) * scale
             exact = [value * length if is_share(value) else value * scale for value in (self.begin, self.end)]
             if exact[0] >= exact[1]:
                 raise ConfigError("end", self.end, f"an end behind the beginning ({self.begin})")
@@ -130,6 +143,12 @@ class ScheduleSpec:
         last = end
         if end is not None and any(turn.part.make is OneCycleLR for turn in (turns if self.together else turns[-1:])):
             last = end - 1  # it counts values, not steps: one more would go beyond its end
+        if end is None and not certain:
+            limits = [
+                begin + turn.begin + turn.part.last_step(turn.length)
+                for turn in (turns if self.together else turns[-1:])
+            ]
+            last = None if isinf(limit := min(limits)) else int(limit)
         return ScheduleWindow(
             self.param,
             first=begin * stride,
@@ -137,20 +156,21 @@ class ScheduleSpec:
             stride=stride,
             turns=tuple(turns),
             together=self.together,
+            certain=certain or end is not None,
         )
 
-    def _turns(self, length: int, scale: int) -> list[SchedulerSpan]:
+    def _turns(self, length: float, scale: int) -> list[SchedulerSpan]:
         """Return the schedulers' spans in a window of `length`, where the config's unit is `scale` of the window's."""
         parts = [part.scaled(scale) for part in self.parts]
         if self.together:
             return [SchedulerSpan(part, 0, length) for part in parts]
         check_milestones("milestones", self.milestones, least=0, length=length / scale)
-        later = _places(self.milestones, scale, length)
+        later = _places("milestones", self.milestones, scale, length)
         if later and later[-1] >= length:
             hint = f"In this unit, {self._whole} has a length of {length / scale:.12g}."
             accepted = f"milestones before the end of {self._whole}"
             raise ConfigError("milestones", list(self.milestones), accepted, hint=hint)
-        warmup = _places([self.warmup], scale, length)[0]
+        warmup = _places("warmup", [self.warmup], scale, length)[0]
         for limit in (*filter(None, later), length):
             if warmup >= limit:
                 raise ConfigError(
@@ -173,5 +193,5 @@ class ScheduleSpec:
         return "the run" if self.end is None and not self.begin else "the window"
 
 
-def _places(given: Sequence[float], scale: int, length: int) -> list[int]:
-    return positions([value if is_share(value) else value * scale for value in given], length)
+def _places(key: str, given: Sequence[float], scale: int, length: float) -> list[int]:
+    return positions(key, [value if is_share(value) else value * scale for value in given], length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainyard.errors import TrainyardError
+from trainyard.quoting import shell_override
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import SHOWN
 
@@ -22,7 +23,7 @@ class SweepFailedError(TrainyardError):
         shown = ", ".join(left[:SHOWN]) + (", …" if len(left) > SHOWN else "")
         return (
             f"{len(left)} of {len(entries)} jobs did not come to their end: {shown}. "
-            f"The same command with hydra.sweep.dir={self.manifest.path.parent} tries them again."
+            f"The same command with {shell_override('hydra.sweep.dir', self.manifest.path.parent)} tries them again."
         )
 
 

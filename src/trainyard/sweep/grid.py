@@ -29,7 +29,7 @@ def combinations(overrides: Sequence[Override], is_group: Callable[[str], bool])
     for override in overrides:
         if isinstance(override.value(), Glob) and not _values(override):
             options = override.config_loader.get_group_options(override.key_or_group) if override.config_loader else []
-            given = override.input_line.partition("=")[2]
+            given = (override.input_line or "").partition("=")[2]
             raise ConfigError(
                 override.key_or_group, given, f"a pattern that fits an option: {', '.join(options)}", options=options
             )

@@ -20,6 +20,7 @@ from trainyard.config.current_job import current_job
 from trainyard.config.explain import explain
 from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_override
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
@@ -166,7 +167,8 @@ class Sweep:
         if self._executor.signum is not None:
             self.close()
             raise InterruptedSweepError(
-                f"Interrupted. To finish what is left: the same command with hydra.sweep.dir={self.directory}",
+                "Interrupted. To finish what is left: the same command with "
+                + shell_override("hydra.sweep.dir", self.directory),
                 self._executor.signum,
             )
         return [self._returned(job, outcomes.get(job.num)) for job in jobs]

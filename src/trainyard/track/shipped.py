@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainyard.quoting import shell_path
 from trainyard.redaction import redact
 from trainyard.track import journal
 from trainyard.track.run_info import RunInfo, write_json
@@ -145,7 +146,7 @@ class RunShipment:
         if file := sqlite_file(self.uri):
             with suppress(ValueError):
                 file = file.relative_to(Path.cwd())
-            return f"mlflow ui --backend-store-uri sqlite:///{file}"
+            return f"mlflow ui --backend-store-uri {shell_path(f'sqlite:///{file}')}"
         return self.uri
 
     def __str__(self) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_path
 from trainyard.redaction import redact
 from trainyard.track import facts, run_info
 from trainyard.track import uri as uris
@@ -65,7 +66,7 @@ class Shipment:
             lines.append("They are being shipped in the background.")
         lines.append(
             "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
-            + (folders[0] if len(folders) == 1 else os.path.commonpath(folders))
+            + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.checks import boolean, choice, integer
+from trainyard.data.lengths import samples_hint
 from trainyard.hooks.predictions import figures
 from trainyard.hooks.predictions.samples import Gathering, Shown, merged
 from trainyard.hooks.predictions.token_page import page
@@ -56,7 +57,10 @@ class PredictionLog(Hook):
         self._writer = checkpoint.Writer()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        last = runner.training and runner.iter >= runner.train_loop.max_iters(runner)
+        loop = runner.train_loop
+        by_epoch = loop.unit == "epoch"
+        count, end = (runner.epoch, loop.max_epochs(runner)) if by_epoch else (runner.iter, loop.max_iters(runner))
+        last = runner.training and end is not None and count >= end
         due = not runner.training or (self._validations + 1) % self.interval == 0 or last
         self._begin(runner, "val", due)
 
@@ -94,7 +98,7 @@ class PredictionLog(Hook):
         if due and runner.work_dir is not None:
             members = len(runner.members) if runner.stacked else None
             self._gatherings = {
-                name: Gathering(self.which, self.count, runner.loader(name).num_samples, members)
+                name: Gathering(self.which, self.count, samples_hint(runner.loader(name)), members)
                 for name in runner.sets(split)
             }
 

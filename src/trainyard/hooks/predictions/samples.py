@@ -90,11 +90,12 @@ class Gathering:
     Args:
         which: `first`, `random` (the same at every evaluation, in every run) or `worst` (those with the highest loss).
         count: the number of samples to show.
-        samples: how many the split has.
+        samples: how many the split states that it has; None if it states nothing: the first ones are then taken for
+            `random`, and for dots.
         members: K if outputs are `[K, B, ...]`, None if they are `[B, ...]`.
     """
 
-    def __init__(self, which: str, count: int, samples: int, members: int | None) -> None:
+    def __init__(self, which: str, count: int, samples: int | None, members: int | None) -> None:
         self.which = which
         self.count = count
         self.samples = samples
@@ -156,8 +157,8 @@ class Gathering:
         dots = points or self.kind == "numbers"
         if self.which == "worst" and not dots:
             return
-        count = min(MOST_POINTS if dots else self.count, self.samples)
-        if self.which == "first" and not dots:
+        count = MOST_POINTS if dots else self.count
+        if self.samples is None or (self.which == "first" and not dots):
             self._rows = np.arange(count)
         else:
             self._rows = np.sort(generator(0, "prediction_log").permutation(self.samples)[:count])

@@ -1,0 +1,39 @@
+"""Quoting: values in overrides as Hydra reads them, and words in commands as a shell does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from shlex import quote
+
+_PLAIN = re.compile(r"[A-Za-z0-9_/+.%*@?|:-]+")
+_TYPED = re.compile(r"null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?)", re.IGNORECASE)  # no texts, unless quoted
+_BACKSLASHES = re.compile(r'(\\*)("|$)')
+
+
+def override(key: str, value: str | Path) -> str:
+    """Return the override that gives a key this text.
+
+    In a quoted text of Hydra's, `\\` is an escape before `"` alone, and at the end
+    (https://hydra.cc/docs/advanced/override_grammar/basic/#quoted-values).
+
+        >>> override("hydra.run.dir", "outputs/mine")
+        'hydra.run.dir=outputs/mine'
+        >>> override("hydra.run.dir", "lr=1, seed=2")
+        'hydra.run.dir="lr=1, seed=2"'
+    """
+    text = str(value)
+    if _PLAIN.fullmatch(text) and not _TYPED.fullmatch(text):
+        return f"{key}={text}"
+    escaped = _BACKSLASHES.sub(lambda found: found[1] * 2 + (f"\\{found[2]}" if found[2] else ""), text)
+    return f'{key}="{escaped}"'
+
+
+def shell_override(key: str, value: str | Path) -> str:
+    """Return the override that gives a key this text, as it is typed in a shell."""
+    return quote(override(key, value))
+
+
+def shell_path(path: str | Path) -> str:
+    """Return a path as it is typed in a shell."""
+    return quote(str(path))

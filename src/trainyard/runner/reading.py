@@ -1,0 +1,124 @@
+"""Reading of the training data: the batches of an epoch, from the position of the run on."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from trainyard import rng_state
+from trainyard.data import Batch, Loader
+from trainyard.data.lengths import exact_length
+from trainyard.distributed import Strategy
+
+
+class TrainingReader:
+    """Reads the training data for a loop, and knows what a resumed run needs to read on.
+
+    The number of batches in an epoch is often known only once it has ended. A step that accumulates gradients weighs
+    each batch by the size of its group, so the batches of a group are then read before the first of them is trained on.
+    What reading draws from the random generators is part of that: a run that is resumed within a group reads the whole
+    group again, under the generators as they were before it.
+
+    Args:
+        loader: of the training data.
+        strategy: ends the epoch of all ranks together.
+
+    Attributes:
+        total: the number of batches in the epoch, as far as the step needs it: it is exact if the group of the current
+            batch is the last one.
+    """
+
+    def __init__(self, loader: Loader, strategy: Strategy) -> None:
+        self.loader: Any = loader
+        self.total = sys.maxsize
+        self._strategy = strategy
+        self._resumed: dict[str, Any] | None = None
+        self._group: dict[str, Any] | None = None
+
+    def batches(self, epoch: int, start: int, group: int = 1) -> Iterator[Batch]:
+        """Yield the batches of `epoch` from number `start` on.
+
+        Args:
+            epoch: the epoch, from 0.
+            start: the number of batches that are done in it.
+            group: batches to a step of the optimizer, if groups end with the epoch.
+        """
+        resumed, self._resumed, self._group = self._resumed, None, None
+        if resumed is not None and resumed["place"][0] != epoch:
+            resumed = None
+        if (exact := exact_length(self.loader)) is not None:
+            self.total = exact
+            batches: Iterator[Batch] = self.loader.batches(epoch, start)
+            return batches
+        self.total = sys.maxsize
+        if group == 1:
+            at_start = resumed is not None and resumed["place"][1] == start
+            return self._opened(epoch, start, resumed["stream"] if resumed is not None and at_start else None)
+        return self._in_groups(epoch, start, group, resumed)
+
+    def state_dict(self, epoch: int, done: int) -> dict[str, Any]:
+        """Return what a resumed run needs to read on from the position (`epoch`, `done`): tensors and plain values."""
+        state = {"batches": exact_length(self.loader), "batch_size": self.loader.batch_size}
+        if state["batches"] is not None:
+            return state
+        if self._group is not None and self._group["place"][0] == epoch and done:
+            return state | self._group
+        return state | {"place": [epoch, done], "random": None, "stream": self._stream_state()}
+
+    def load_state_dict(self, state: dict[str, Any], done: int) -> None:
+        """Let the next `batches` read on from a state that `state_dict` returned; `done` is that of its position.
+
+        Raises:
+            ValueError: the data come in other batches now.
+        """
+        length, size = exact_length(self.loader), self.loader.batch_size
+        if None not in (state["batches"], length) and state["batches"] != length:
+            raise ValueError(f"its number of batches an epoch is {state['batches']}, here {length}")
+        if done and state.get("batch_size", size) != size:
+            raise ValueError(f"it was saved within an epoch of batches of {state['batch_size']}, here of {size}")
+        self._resumed = state if "place" in state else None
+
+    def _opened(self, epoch: int, start: int, stream: Any = None) -> Iterator[Batch]:
+        loader = self.loader
+        batches = loader.batches(epoch, start) if stream is None else loader.batches(epoch, start, stream)
+        return self._strategy.together(batches)
+
+    def _stream_state(self) -> Any:
+        take = getattr(self.loader, "stream_state", None)
+        return None if take is None else take()
+
+    def _in_groups(self, epoch: int, start: int, group: int, resumed: dict[str, Any] | None) -> Iterator[Batch]:
+        """Yield batches of groups that are read ahead."""
+        first = start - start % group
+        if resumed is not None and resumed["place"][1] <= start:
+            first = resumed["place"][1]
+        else:
+            resumed = None
+        now = rng_state.cpu_states() if start else None
+        stream = resumed["stream"] if resumed is not None else None if first else self._stream_state()
+        batches = self._opened(epoch, first, None if resumed is None else resumed["stream"])
+        if resumed is not None and resumed["random"] is not None:
+            rng_state.set_cpu_states(rng_state.from_plain(resumed["random"]))
+        weighed = hasattr(self.loader, "weight")
+        complete = True
+        while complete:
+            generators = rng_state.as_plain(rng_state.cpu_states())
+            self._group = {"place": [epoch, first], "random": generators, "stream": stream or self._stream_state()}
+            stream = None
+            wanted = group - first % group
+            held = deque((batch, self.loader.weight if weighed else 1.0) for batch in islice(batches, wanted))
+            if now is not None:  # what was drawn for batches of a resumed group was drawn before the checkpoint
+                rng_state.set_cpu_states(now)
+                now = None
+            complete = len(held) == wanted
+            self.total = first + len(held)
+            for number in range(first, self.total):
+                batch, weight = held.popleft()
+                if number >= start:
+                    if weighed:
+                        self.loader.weight = weight
+                    yield batch
+            first = self.total
