@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
@@ -273,6 +273,18 @@ class Runner(Parts):
         for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
             member.record_array(name, own)
 
+    def seeded(self, purpose: str, *index: int) -> AbstractContextManager[None]:
+        """Return a context in which all random numbers are derived from `(seed, purpose, *index)`.
+
+        Afterwards the random generators continue as if it had not been.
+        """
+        return rng_state.seeded(derive(self.seed, purpose, *index))
+
+    def seed_generators(self) -> None:
+        """Seed the random generators for the training."""
+        rank = self.strategy.rank  # the first rank draws what one device draws
+        rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     def prepare(self, mode: str = "train") -> None:
@@ -290,8 +302,7 @@ class Runner(Parts):
         if mode == "train":
             _ = self.optimizer, self.beginning, self.schedule, self.step
             sanity_check(self)
-            rank = self.strategy.rank  # the first rank draws what one device draws
-            rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+            self.seed_generators()
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
@@ -361,7 +372,7 @@ class Runner(Parts):
         """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
         generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
         chosen = self.members if members is None else members
-        return [capture(member, generators, reading) for member in chosen]
+        return [capture(member, member.random_state(generators), reading) for member in chosen]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
