@@ -72,21 +72,22 @@ def test_every_setting_is_an_argument_of_the_runner_and_in_the_config() -> None:
 @pytest.mark.parametrize("name", ["seed", "accumulate"])
 @pytest.mark.parametrize("value", [1.5, 2.0, "7", "abc", True, None, [1], {"a": 1}])
 def test_integers(name: str, value: Any) -> None:
-    least = {"seed": 0, "accumulate": 1}[name]
-    assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: an integer of at least {least}."
+    bounds = {"seed": "0 and of at most 63 bits", "accumulate": "1"}[name]
+    assert problem(**{name: value}) == f"{name}: {value!r} given; accepted: an integer of at least {bounds}."
 
 
 @given(st.integers(0, 2**62))
 def test_any_integer_from_0_is_a_seed(seed: int) -> None:
     assert problem(seed=seed) is None
-    assert problem(seed=-seed - 1) == f"seed: {-seed - 1} given; accepted: an integer of at least 0."
+    for given in (-seed - 1, 2**63 + seed):
+        assert problem(seed=given) == f"seed: {given} given; accepted: an integer of at least 0 and of at most 63 bits."
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"seed": 1.5}, "seed: 1.5 given; accepted: an integer of at least 0."),
-        ({"seed": "7"}, "seed: '7' given; accepted: an integer of at least 0."),
+        ({"seed": 1.5}, "seed: 1.5 given; accepted: an integer of at least 0 and of at most 63 bits."),
+        ({"seed": "7"}, "seed: '7' given; accepted: an integer of at least 0 and of at most 63 bits."),
         ({"accumulate": 0}, "accumulate: 0 given; accepted: an integer of at least 1."),
         (
             {"clip_grad_norm": "1.0"},
