@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,8 +28,6 @@ EPS = 1e-4
 """The `eps` of optimizers, above the rounding of gradients."""
 DRAWS = 8
 """Stacks to draw until one can train as one program."""
-DROPOUT = find_spec("trainyard.fused.lanes") is not None
-"""Whether the lanes of a stack have generators of their own, so that dropout can be compared."""
 
 REFUSALS = (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError)
 """Errors at which the probe of a sweep has jobs train one by one."""
@@ -178,7 +175,7 @@ def _timeless(metrics: dict[str, float]) -> dict[str, float]:
 
 def _model(random: Random) -> tuple[Config, str]:
     """Draw a model and the kind of data that fits it."""
-    dropout = random.choice((0.0, 0.2, 0.5)) if DROPOUT else 0.0
+    dropout = random.choice((0.0, 0.2, 0.5))
     zoo = random.choice(("mlp", "cnn", "resnet", "transformer", "net", "net", "net"))
     models = "trainyard.models."
     if zoo == "mlp":
@@ -206,7 +203,7 @@ def _model(random: Random) -> tuple[Config, str]:
         own = {"dropout": dropout, "positions": positions, "tie_embeddings": random.random() < 0.5}
         return {"_target_": f"{models}Transformer", **size, **own}, "words"
     kind = random.choice(("points", "pictures", "series"))
-    blocks = nets.drawn_blocks(random, kind, dropout=DROPOUT and random.random() < 0.5)
+    blocks = nets.drawn_blocks(random, kind, dropout=random.random() < 0.5)
     return {"_target_": nets.net, "kind": kind, "blocks": blocks}, kind
 
 
