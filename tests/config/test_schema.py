@@ -79,8 +79,8 @@ def test_integers(name: str, value: Any) -> None:
 @given(st.integers(0, 2**62))
 def test_any_integer_from_0_is_a_seed(seed: int) -> None:
     assert problem(seed=seed) is None
-    for given in (-seed - 1, 2**63 + seed):
-        assert problem(seed=given) == f"seed: {given} given; accepted: an integer of at least 0 and of at most 63 bits."
+    for other in (-seed - 1, 2**63 + seed):
+        assert problem(seed=other) == f"seed: {other} given; accepted: an integer of at least 0 and of at most 63 bits."
 
 
 @pytest.mark.parametrize(
