@@ -71,6 +71,11 @@ def usable(name: str) -> bool:
     return _Switch.on and _works(name)
 
 
+def works(name: str) -> bool:
+    """Return whether the library has a private part in the known form, which is used with fast paths off too."""
+    return _works(name)
+
+
 @cache
 def _works(name: str) -> bool:
     try:

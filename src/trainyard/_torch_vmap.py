@@ -1,18 +1,27 @@
-"""Private parts of torch that lead out of `torch.vmap`.
+"""Private parts of torch for stacks: the way out of `torch.vmap`, and random operations within it.
 
-They are used together or not at all. Like those of `_torch_internals`, `_fast_paths` lists them and has their switch.
+Like those of `_torch_internals`, `_fast_paths` lists them and has their switch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainyard._fast_paths import Internal, register, usable
+from trainyard._fast_paths import Internal, register, usable, works
 
+DispatchMode: Any = object  # where torch has none, `sees_operations` says so
+with suppress(ImportError):
+    from torch.utils import _python_dispatch
+
+    DispatchMode = getattr(_python_dispatch, "TorchDispatchMode", object)
+
+_MODE = "torch.utils._python_dispatch.TorchDispatchMode"
+_OF_DISTRIBUTIONS = ("_standard_gamma", "_sample_dirichlet", "_is_all_true")
 _NAME = "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack"
 _LEVEL = 1
 """Number of the outermost transform of `torch.func`."""
@@ -46,12 +55,21 @@ class VmapExit:
             tensors: the first is one that `takes`; one that all members share is expanded to K.
         """
         with self._outside():
-            found: list[Any] = [None if tensor is None else self._unwrap(tensor, _LEVEL) for tensor in tensors]
-            first, axis = found[0]
-            members = first.shape[axis]
-            result = function(*[None if pair is None else _stack(pair[0], pair[1], members) for pair in found])
+            result = function(*self._stacks(tensors))
         stack: Tensor = self._wrap(result, 0, _LEVEL)
         return stack
+
+    def call_several(self, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """Do the same as `call` for a function that returns several stacks."""
+        with self._outside():
+            results = function(*self._stacks(tensors))
+        return tuple(self._wrap(result, 0, _LEVEL) for result in results)
+
+    def _stacks(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        found: list[Any] = [None if tensor is None else self._unwrap(tensor, _LEVEL) for tensor in tensors]
+        first, axis = found[0]
+        members = first.shape[axis]
+        return [None if pair is None else _stack(pair[0], pair[1], members) for pair in found]
 
 
 def _stack(tensor: Tensor, axis: int | None, members: int) -> Tensor:
@@ -64,6 +82,41 @@ def _stack(tensor: Tensor, axis: int | None, members: int) -> Tensor:
 def vmap_exit() -> VmapExit | None:
     """Return the way out of `torch.vmap`; None where members are computed by torch's own rules of `vmap`."""
     return VmapExit() if usable(_NAME) else None
+
+
+def sees_operations() -> bool:
+    """Return whether `DispatchMode` sees the operations of all members; torch has it, with fast paths on or off."""
+    return works(_MODE)
+
+
+def private_functions() -> dict[str, Any]:
+    """Return the functions that `torch.distributions` calls under private names, by the name, as far as torch has them.
+
+    These are two that draw random numbers, and one by which the arguments of a distribution are checked.
+    """
+    return {name: getattr(torch, name) for name in _OF_DISTRIBUTIONS if hasattr(torch, name)}
+
+
+def _check_mode() -> bool:
+    seen: list[list[int]] = []
+
+    class Seen(DispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.normal_.default:
+                seen.append(list(args[0].shape))
+                return args[0].zero_()
+            return func(*args, **(kwargs or {}))
+
+    def member(own: Tensor) -> Tensor:
+        with Seen():
+            return torch.empty_like(own).normal_() + own
+
+    found = torch.vmap(member, randomness="different")(torch.ones(2, 3))
+    return seen == [[2, 3]] and found.tolist() == [[1.0] * 3] * 2
+
+
+def _check_functions() -> bool:
+    return private_functions().keys() == set(_OF_DISTRIBUTIONS)
 
 
 def _check() -> bool:
@@ -102,6 +155,20 @@ register(
             "linear layers and cross-entropies of all members of a stack in half of the operations",
             "torch's own rules of vmap",
             _check,
+        ),
+        Internal(
+            _MODE,
+            ("fused.draws",),
+            "the random numbers of a single run for each member; it is used with fast paths off too, where it is there",
+            "torch's own rules of vmap: random numbers that equal a single run's in distribution",
+            _check_mode,
+        ),
+        Internal(
+            "torch._is_all_true",
+            ("fused.random_functions",),
+            "distributions in a stack, without checks of their arguments; with fast paths off too, where it is there",
+            "jobs whose models use them train one by one",
+            _check_functions,
         ),
     ),
     when_switched=lambda: None,

@@ -5,7 +5,7 @@ Models and metrics read a batch only through these functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from trainyard.errors import TrainyardError
 
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 """The keys under which a mapping may hold its target; the first that is present is used."""
+ITEMS = "num_items"
+"""Key under which a model returns, beside its losses, the number of items that these are means over."""
 
 
 def target_of(batch: Any) -> Any:
@@ -56,8 +58,16 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
 
 def samples(batch: Any) -> int:
     """Return the number of samples in a batch: the length of its first tensor; 1 where it has none."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), 1)
+    return next((len(part) for part in _parts(batch) if isinstance(part, Tensor) and part.ndim), 1)
+
+
+def samples_of_each(batch: Any) -> int:
+    """Return the number of samples that each member has in a batch `[K, B, ...]` of a stack."""
+    return next((part.shape[1] for part in _parts(batch) if isinstance(part, Tensor) and part.ndim > 1), 1)
+
+
+def _parts(batch: Any) -> Iterable[Any]:
+    return batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
 
 
 def no_target(batch: Any) -> TrainyardError:

@@ -1,20 +1,45 @@
 """Seeding, saving and restoring of the process's random generators.
 
 There are four: Python's, NumPy's, torch's on the CPU, and torch's on each CUDA device. `trainyard.rng` derives seeds.
+The lanes of a stack have generators of torch's of their own (`trainyard.fused.lanes`), which follow these here.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
 CpuStates = tuple[Any, Any, torch.Tensor]
 """The states of Python's, NumPy's and torch's generators, as the libraries give them."""
+
+
+class Follower(Protocol):
+    """Owner of further generators, which draws from the process's inside a block of `seeded`."""
+
+    def following(self) -> AbstractContextManager[None]:
+        """Return a context in which it does, and which restores its own generators."""
+
+    def drawing(self, device: torch.device) -> list[torch.Generator]:
+        """Return its generators on a device from which it has drawn."""
+
+
+_FOLLOWERS: WeakSet[Follower] = WeakSet()
+
+
+def follow(follower: Follower) -> None:
+    """Let generators follow the process's inside blocks of `seeded`, as long as their owner exists."""
+    _FOLLOWERS.add(follower)
+
+
+def further(device: torch.device) -> list[torch.Generator]:
+    """Return all generators on a device that follow the process's and were drawn from, each once."""
+    return list({id(each): each for follower in _FOLLOWERS for each in follower.drawing(device)}.values())
 
 
 def seed_all(seed: int) -> None:
@@ -98,6 +123,9 @@ def seeded(seed: int) -> Iterator[None]:
     before = state()
     seed_all(seed)
     try:
-        yield
+        with ExitStack() as following:
+            for follower in list(_FOLLOWERS):
+                following.enter_context(follower.following())
+            yield
     finally:
         restore(before)

@@ -22,6 +22,7 @@ GOOD = {
     "device": "cpu",
     "precision": "bf16",
     "accumulate": 2,
+    "accumulate_by": "batches",
     "clip_grad_norm": 0.5,
     "clip_grad_value": None,
     "init": {"Conv2d": "kaiming_normal", "Linear": {"weight": {"_target_": "normal", "std": 0.01}, "bias": 0}},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 RANKS = 2
 SEVERAL = ("ddp", "fsdp")
-CASES = ("adamw", "accumulated", "value")
+CASES = ("adamw", "accumulated", "items")
 
 pytestmark = pytest.mark.xdist_group("ranks that train")  # one worker starts them
 

@@ -20,7 +20,7 @@ from trainyard.models import BaseModel
 from trainyard.runner import Runner
 
 BATCH, SAMPLES, EPOCHS = 10, 65, 8  # 7 batches an epoch, the last of 5: one rank has 3 of it, the other 2
-ENDED = 50  # the first batch of a group of three: its gradients wait for the others
+ENDED = 50  # the first batch of a group of four: its gradients wait for the others
 KINDS = ("single", "ddp", "fsdp")
 
 
@@ -54,6 +54,23 @@ class Dropping(BaseModel):
         return {"loss": torch.nn.functional.cross_entropy(output, y)} if mode == "loss" else output
 
 
+class Items(BaseModel):
+    """Ignores one kind of points: a rank, and a rank's share of a batch, may have none of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.ReLU(), torch.nn.Linear(24, 4))
+
+    def forward(self, x: Any, y: Any = None, mode: str = "tensor") -> Any:
+        output = self.net(x)
+        if mode != "loss":
+            return output
+        return {
+            "loss": torch.nn.functional.cross_entropy(output, y, ignore_index=0),
+            "num_items": (y != 0).sum(),
+        }
+
+
 class EndAt(Hook):
     """Asks one rank alone to end the run, after so many iterations."""
 
@@ -73,8 +90,8 @@ CHECKPOINT = {"_target_": "trainyard.hooks.Checkpoint", "max_keep": None}
 
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {"model": MLP, "optim": ADAM, "clip_grad_norm": 0.5},
-    "accumulated": {"model": MLP, "optim": SGD, "accumulate": 3, "clip_grad_norm": 0.5, "ema": EMA},
-    "value": {"model": MLP, "optim": ADAM, "accumulate": 2, "clip_grad_value": 0.01, "ema": EMA},
+    "accumulated": {"model": MLP, "optim": SGD, "accumulate": 4, "clip_grad_norm": 0.5, "ema": EMA},
+    "items": {"model": {"_target_": Items}, "optim": ADAM, "accumulate": 4, "clip_grad_value": 0.01, "ema": EMA},
 }
 """What follows one process; each ends half-way in another training too, in the middle of a group of batches."""
 

@@ -33,7 +33,7 @@ def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
         journal.metrics(1, {"train/loss": 0.5}, epoch=1)
         journal.array("val/confusion", 1, [[1, 0], [0, 1]])
         journal.artifact("figures", "figures")
-        journal.model("checkpoints/best.pt", "mine:load")
+        journal.model("checkpoints/best.pt", "mine:load", "mine:predict")
         journal.params({"optim.lr": 0.1})
         journal.tags({"team": "vision"})
         journal.status("FINISHED")

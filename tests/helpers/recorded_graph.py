@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainyard import rng_state
 from trainyard.step.cuda_graph.graph import Uncapturable
 
 aten = torch.ops.aten
@@ -89,7 +90,8 @@ class RecordedGraph:
         return result, listening.reason
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        drawn = torch.get_rng_state()
+        generators = [torch.default_generator, *rng_state.further(torch.device("cpu"))]
+        drawn = [generator.get_state() for generator in generators]
         try:
             with Recording() as recording:
                 result = function()
@@ -99,7 +101,8 @@ class RecordedGraph:
             with torch.no_grad():
                 for tensor, before in reversed(recording.before):  # several may be views of one memory
                     tensor.copy_(before)
-            torch.set_rng_state(drawn)
+            for generator, state in zip(generators, drawn, strict=True):
+                generator.set_state(state)
         self.captures += 1
 
         def replay() -> None:

@@ -36,6 +36,14 @@ def test_modes() -> None:
     torch.testing.assert_close(model(x, mode="predict"), net(x))
 
 
+def test_targets_that_are_ignored_are_not_counted() -> None:
+    x, y = torch.randn(6, 4), torch.tensor([0, -100, 2, 1, -100, 0])
+    losses = Supervised(nn.Linear(4, 3), ignore_index=-100).train_step((x, y))
+    assert losses["num_items"] == 4
+    with pytest.raises(ConfigError, match="ignore_index"):
+        Supervised(nn.Linear(4, 3), ignore_index="padding")
+
+
 @pytest.mark.parametrize("names", [("x", "y"), ("image", "label"), ("input", "target"), ("pixel_values", "labels")])
 def test_the_one_input_of_a_mapping_may_have_any_name(names: tuple[str, str]) -> None:
     x, y = torch.randn(6, 4), torch.randint(3, (6,))

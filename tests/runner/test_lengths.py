@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.data.lengths import exact_length, length_hint
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.hooks import EMA, Checkpoint, Hook, Logger, LRFinder, ParamSchedule
+from trainyard.hooks import EMA, Checkpoint, Hook, Logger, LRFinder, ParamSchedule, TestTimeAugmentation
 from trainyard.models import MLP
 from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
 from trainyard.schedules import Schedule
@@ -168,6 +168,8 @@ def test_nothing_is_an_error_that_names_the_split(loop: Any) -> None:
         make(None, data={"test": nothing}).test()
     with pytest.raises(TrainyardError, match="no batch of 'train'"):
         make(nothing, loop, {"finder": LRFinder()}).train()
+    with pytest.raises(TrainyardError, match="no batch of 'test'"):
+        make(None, loop, {"flips": TestTimeAugmentation()}, data={"train": something, "test": nothing}).train()
 
 
 # -- resumed -----------------------------------------------------------------------------------------------------------

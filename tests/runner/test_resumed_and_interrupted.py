@@ -9,10 +9,11 @@ from interrupting import InterruptAt
 from torch.utils.data import DataLoader, Dataset
 
 from trainyard.errors import ConfigError
-from trainyard.hooks import Checkpoint, EarlyStopping
+from trainyard.hooks import Checkpoint, EarlyStopping, Hook
 from trainyard.run import record
 from trainyard.runner import IterBasedTrainLoop, Runner
 from trainyard.schedules import Plateau
+from trainyard.track import read
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,38 @@ def test_the_last_epoch_of_an_interrupted_run_counts(parts: Any, tmp_path: Path)
     assert resumed.iter == undisturbed.iter == 2 * batches
     assert resumed.epoch == undisturbed.epoch == 2
     assert resumed.members[0].metrics == undisturbed.members[0].metrics
+
+
+class InterruptInVal(Hook):
+    """Interrupts the run in the validation after an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if runner.iter == self.iteration:
+            runner.interrupt()
+
+
+def test_a_validation_at_the_end_of_an_epoch_keeps_its_epoch(parts: Any, tmp_path: Path) -> None:
+    """Interrupted in the validation after the last batch of an epoch: it comes again, in the same epoch."""
+    batches = 6
+
+    def run(name: Any, **more: Any) -> Any:
+        hooks = {"checkpoint": Checkpoint()} | more.pop("hooks", {})
+        loop = IterBasedTrainLoop(2 * batches, val_interval=batches)
+        runner = Runner(**parts | {"loop": loop, "work_dir": tmp_path / name, "hooks": hooks} | more)
+        runner.train()
+        lines = [record for record, _ in read(tmp_path / name / "metrics.jsonl") if record["kind"] == "metrics"]
+        return runner, [(line["step"], line["epoch"], line["values"]) for line in lines]
+
+    undisturbed, expected = run("undisturbed")
+    assert len(undisturbed.loader("train")) == batches
+    run("interrupted", hooks={"interrupt": InterruptInVal(batches)})
+    resumed, found = run("interrupted", resume=True)
+    assert found == expected
+    assert resumed.epoch == undisturbed.epoch == 2
+    assert resumed.members[0].best == undisturbed.members[0].best
 
 
 class Noisy(Dataset[Any]):

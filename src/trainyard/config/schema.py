@@ -30,6 +30,7 @@ class Settings:
     device: str = "auto"
     precision: str = "fp32"
     accumulate: int = 1
+    accumulate_by: str = "items"
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     init: Any = None
@@ -227,6 +228,7 @@ def _check_settings(values: dict[str, Any]) -> None:
     choice("mode", mode, MODES)
     seed_number("seed", settings["seed"])
     integer("accumulate", settings["accumulate"], at_least=1)
+    choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainyard.batch import ITEMS
 from trainyard.checks import integer, number
 from trainyard.data import Batch, Loader
 from trainyard.data.lengths import exact_length
@@ -61,6 +62,7 @@ class Distributed(Strategy):
             self.port = integer("port", self.port, at_least=1, at_most=2**16 - 1, other="null to have a free one found")
         self.timeout = number("timeout", self.timeout, above=0, unit="seconds")
         self._weight: Callable[[], float] = lambda: 1.0
+        self._size: Callable[[], int] = lambda: 1
         self._told = False
 
     def begin(self, device: torch.device) -> torch.device:
@@ -85,8 +87,11 @@ class Distributed(Strategy):
         if split != "train":
             return turns_of(loader, self.rank, self.world_size)
         share = share_of(loader, self.rank, self.world_size)
-        self._weight = lambda: share.weight
+        self._weight, self._size = lambda: share.weight, lambda: share.size
         return share
+
+    def samples(self, batch: Any) -> int:
+        return self._size()
 
     def together(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches as long as every rank has one: the ranks ask each other before each of them."""
@@ -158,16 +163,32 @@ class Distributed(Strategy):
     def weighted(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return `step` with its losses scaled so that their mean over the ranks is that of the whole batch.
 
-        Gradients are averaged over the ranks, whose shares of a batch may differ in size.
+        Gradients are averaged over the ranks, whose shares of a batch may differ in size. Where the model returns
+        `num_items`, a rank weighs as many items as it has, and `num_items` becomes that of the whole batch.
         """
 
         def losses(batch: Any) -> Any:
             found, weight = step(batch), self._weight()
+            if ITEMS in found:
+                return self._weighted_by_items(found, weight)
             if weight == 1.0:
                 return found
             return {key: value * weight if isinstance(value, Tensor) else value for key, value in found.items()}
 
         return losses
+
+    def _weighted_by_items(self, losses: Mapping[str, Any], weight: float) -> dict[str, Any]:
+        """Weigh losses by the items of this rank; one of the weight 0 has another's row, and no item of its own."""
+        own = torch.as_tensor(losses[ITEMS], device=self.device).detach().double() * (weight > 0)
+        whole = own.clone()
+        dist.all_reduce(whole)
+        share = own * self.world_size / torch.where(whole > 0, whole, 1)
+        weighted = {
+            # A mean over no item may be no number: it must not reach the others.
+            key: torch.where(own > 0, value, 0) * share.to(value.dtype) if isinstance(value, Tensor) else value
+            for key, value in losses.items()
+        }
+        return weighted | {ITEMS: whole}
 
 
 def _own_gpu(local_rank: int) -> int:

@@ -126,9 +126,11 @@ class Share(_OfRank):
     Attributes:
         weight: of the batch that was yielded last: its rows here, times the ranks, over its rows in all. Means of
             losses over the rows, multiplied by it and averaged over the ranks, are the mean over the whole batch.
+        size: of that batch: its rows in all.
     """
 
     weight: float = 1.0
+    size: int = 1
 
     def stream_state(self) -> Any:
         """Return the state of the stream, which every rank reads whole; None if it has none."""
@@ -143,7 +145,7 @@ class Share(_OfRank):
             if len(sizes) != 1:
                 lengths = " and ".join(map(str, sorted(sizes))) or "no"
                 raise _uncut(batch, f"its tensors have {lengths} rows")
-            size = sizes.pop()
+            self.size = size = sizes.pop()
             own, self.weight = _part(size, self.rank, self.world_size)
             yield _cut(batch, own, size)
 
@@ -162,10 +164,11 @@ class _TensorShare(Share):
         for first in range(start, full, step):
             block = loader.gather(indices[first : first + step].reshape(-1))
             for batch in zip(*(torch.unsafe_split(tensor, own.stop - own.start) for tensor in block), strict=True):
-                self.weight = weight
+                self.weight, self.size = weight, size
                 yield batch
         if start <= full < len(loader):
-            own, self.weight = _part(end - full * size, self.rank, self.world_size)
+            self.size = end - full * size
+            own, self.weight = _part(self.size, self.rank, self.world_size)
             yield loader.gather(order[full * size : end][own])
 
 
@@ -185,7 +188,7 @@ class _PickedShare(Share):
         batches = self._own.batches(epoch, start)
         weights = self._sampler.weights
         for batch in batches:
-            self.weight = weights.popleft()
+            self.weight, self.size = weights.popleft()
             yield batch
 
 
@@ -220,20 +223,21 @@ class _CutSampler(_RankSampler):
     """Sampler that cuts each batch of keys to those of one rank.
 
     Attributes:
-        weights: of the batches of the latest iteration that were asked for and not yet served: workers read ahead.
+        weights: of the batches of the latest iteration that were asked for and not yet served, since workers read
+            ahead; and their sizes.
     """
 
-    weights: deque[float]
+    weights: deque[tuple[float, int]]
 
     def __iter__(self) -> Iterator[Any]:
         self.weights = deque()
         return self._items(iter(self.inner), self.weights)
 
-    def _items(self, items: Iterator[Any], weights: deque[float]) -> Iterator[Any]:
+    def _items(self, items: Iterator[Any], weights: deque[tuple[float, int]]) -> Iterator[Any]:
         for item in items:
             keys = list(item.keys if isinstance(item, Request) else item)
             own, weight = _part(len(keys), self.rank, self.world_size)
-            weights.append(weight)
+            weights.append((weight, len(keys)))
             yield item._replace(keys=keys[own], rank=self.rank) if isinstance(item, Request) else keys[own]
 
 

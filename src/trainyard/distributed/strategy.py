@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainyard.batch import samples
 from trainyard.data import Batch, Loader
 from trainyard.metrics import Metric
 
@@ -59,6 +60,10 @@ class Strategy:
     def no_sync(self) -> AbstractContextManager[None]:
         """Return a context for forward and backward of a batch after which the optimizer does not step."""
         return nullcontext()
+
+    def samples(self, batch: Any) -> int:
+        """Return the number of samples of a training batch, of all ranks together."""
+        return samples(batch)
 
     def loader(self, loader: Loader, split: str) -> Loader:
         """Return this rank's share of a split."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,31 +13,38 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from trainyard._torch_vmap import VmapExit, vmap_exit
-
-
-def stacked_functions() -> AbstractContextManager[Any]:
-    """Return a context for a model's forward pass under `torch.vmap`; it does nothing where fast paths are off."""
-    way = vmap_exit()
-    return nullcontext() if way is None else StackedFunctions(way)
+from trainyard.fused.draws import Draws
+from trainyard.fused.random_functions import DRAWING
+from trainyard.fused.recurrent import KINDS, Direction, recurrent
 
 
 class StackedFunctions(TorchFunctionMode):
-    """Mode in which linear layers and losses by class compute all members at once.
+    """Mode for a model's forward pass under `torch.vmap`.
 
+    Random functions draw by `draws`, if it is given. Where fast paths are on, linear layers and losses by class compute
+    all members at once:
     `torch.vmap` decomposes `linear` into a product, two multiplications by 1 and an addition, copies the gradient of
     each weight once, and decomposes `cross_entropy` into about 20 operations. Here a linear layer is one operation,
     and three in the backward pass; a cross-entropy is six and three. Whatever these do not cover (class weights, class
     probabilities, a transform of `torch.func` within the model) is left to torch.
     """
 
-    def __init__(self, way: VmapExit) -> None:
+    def __init__(self, draws: Draws | None = None) -> None:
         super().__init__()
-        self._way = way
-        self._functions: Mapping[Any, Callable[..., Tensor]] = {
-            F.linear: self._linear,
-            F.cross_entropy: partial(self._class_loss, F.cross_entropy),
-            F.nll_loss: partial(self._class_loss, F.nll_loss),
-        }
+        self._functions: dict[Any, Callable[..., Any]] = {}
+        way = vmap_exit()
+        if way is not None:
+            self._way: VmapExit = way
+            self._functions = {
+                F.linear: self._linear,
+                F.cross_entropy: partial(self._class_loss, F.cross_entropy),
+                F.nll_loss: partial(self._class_loss, F.nll_loss),
+            }
+        dropout = partial(F.dropout) if draws is None else partial(_dropout, draws)
+        for func in KINDS:
+            self._functions[func] = partial(recurrent, func, self._direction, dropout)
+        self._functions[F.normalize] = _normalize
+        self._drawing = {} if draws is None else {func: partial(rule, draws, func) for func, rule in DRAWING.items()}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -46,10 +52,18 @@ class StackedFunctions(TorchFunctionMode):
         # The mode is off in here.
         own = self._functions.get(func)
         if own is None:
-            return func(*args, **(kwargs or {}))
+            drawing = self._drawing.get(func)
+            return func(*args, **(kwargs or {})) if drawing is None else drawing(args, kwargs or {})
         named = dict(kwargs or {})
         first = args or (named.pop("input"),)
         return own(*first, **named)
+
+    def _direction(self, step: Direction, weight: Tensor, *tensors: Tensor) -> Any:
+        """Run a recurrent layer in one direction."""
+        lean = F.linear in self._functions and self._way.takes(weight)
+        if not lean or torch.is_autocast_enabled(weight.device.type):
+            return step(F.linear, weight, *tensors)
+        return self._way.call_several(partial(step, _stacked_linear_of), weight, *tensors)
 
     def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self._way.takes(weight):
@@ -99,6 +113,17 @@ class StackedFunctions(TorchFunctionMode):
         return self._way.call(partial(_stacked_class_loss, losses, reduction, ignore_index), scores, target)
 
 
+def _dropout(draws: Draws, features: Tensor, share: float) -> Tensor:
+    dropped: Tensor = DRAWING[F.dropout](draws, F.dropout, (features, share), {})
+    return dropped
+
+
+def _normalize(features: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Normalize as torch does, also into a tensor: `torch.vmap` has no rule for that, and spectral norms do it."""
+    found = F.normalize(features, p, dim, eps)
+    return found if out is None else out.copy_(found)
+
+
 class _StackedLinear(Function):
     """`linear` of K members: weights `[K, out, in]`, features `[K, N, in]`, biases `[K, out]` or None."""
 
@@ -129,6 +154,10 @@ def _stacked_linear(weight: Tensor, features: Tensor, bias: Tensor | None) -> Te
     flat = features.reshape(shape[0], shape[1:-1].numel(), shape[-1])
     output: Tensor = _StackedLinear.apply(weight, flat, bias)  # type: ignore[no-untyped-call]
     return output.view(*shape[:-1], output.shape[-1])
+
+
+def _stacked_linear_of(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _stacked_linear(weight, features, bias)
 
 
 def _stacked_class_loss(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainyard.data import Loader
+from trainyard.fused.lanes import Lane
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.optim.identity import Beginning
@@ -37,6 +38,7 @@ class StackMember(Member):
     Attributes:
         index: the member's row among those that still train.
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
+        lane: the member's random generators.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
@@ -44,6 +46,7 @@ class StackMember(Member):
         self.join(stack)
         self.index = index
         self.parts = MemberParts(stack, settings, self)
+        self.lane = Lane()
         self._stack = stack
         self._evaluated: nn.Module | None = None
         self._left_at: tuple[int, int] | None = None
@@ -90,6 +93,7 @@ class StackMember(Member):
             pending = any(gradient is not None for gradient in gathered)
             own = [None if gradient is None else gradient[index] for gradient in gathered]
             state["gradients"] = own if pending else None
+            state["group"] = step.group_state(pending, index)
         return state
 
     def load_step_state(self, state: dict[str, Any]) -> None:
@@ -99,11 +103,21 @@ class StackMember(Member):
             of_member(index, state["precision"])
         else:
             step.precision.load_state_dict(state["precision"])
+        if isinstance(step, AccumulatedStep):
+            step.load_group_state(state, index, len(self._stack.members))
         for parameter, gradient in zip(step.parameters, state.get("gradients") or [], strict=False):
             if gradient is not None:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad[index] = gradient.to(parameter.device)
+
+    def random_state(self, process: dict[str, Any]) -> dict[str, Any]:
+        return self.lane.state(process)
+
+    def load_random_state(self, state: dict[str, Any]) -> None:
+        if self is self._stack.host:
+            super().load_random_state(state)
+        self.lane.begin(state)
 
     def hook_states(self) -> dict[str, dict[str, Any]]:
         return self._stack.dispatch.state_dict(self.index)
@@ -114,12 +128,12 @@ class StackMember(Member):
     def left(self, start: Start, common: Start) -> Start:
         """Return the checkpoint for a member that left its stack before the checkpoint that others continue from.
 
-        It has the member's own weights and results. In all else it is that of the others, so that the stack's rows fit
-        together until the member is cut out again.
+        It has the member's own weights, results and random generators. In all else it is that of the others, so that
+        the stack's rows fit together until the member is cut out again.
         """
         own = start.state
         self._left_at = own["iter"], own["epoch"]
-        state = {**common.state, **{key: own[key] for key in ("seed", "model", "member")}}
+        state = {**common.state, **{key: own[key] for key in ("seed", "model", "member", "random")}}
         if "eval_model" in state:
             state["eval_model"] = own.get("eval_model", own["model"])
         return replace(start, state=state)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from trainyard._torch_internals import own_buffers
+from trainyard._torch_vmap import sees_operations
 from trainyard.errors import Unfusable
-from trainyard.fused.functional import stacked_functions
+from trainyard.fused.draws import Draws
+from trainyard.fused.functional import StackedFunctions
+from trainyard.fused.lanes import Lanes
 from trainyard.models import call
 
 
@@ -26,22 +32,27 @@ class StackedModel(nn.Module):
     Args:
         models: of one architecture, on one device. Tied parameters stay tied, frozen ones frozen.
         own_batches: whether the batches of `train_step` have a leading axis of K members, or are one for all.
+        lanes: the members' random generators. None: all draw different numbers, from the process's.
 
     Attributes:
         models: the K models.
+        draws_everywhere: whether every operation is searched for random ones, not only known functions. It is slower.
 
     Raises:
         Unfusable: the models differ in a parameter or a buffer.
     """
 
-    def __init__(self, models: Sequence[nn.Module], *, own_batches: bool = False) -> None:
+    def __init__(self, models: Sequence[nn.Module], *, own_batches: bool = False, lanes: Lanes | None = None) -> None:
         super().__init__()
         self.own_batches = own_batches
+        self.draws_everywhere = False
         self.models = list(models)
         self.training = models[0].training
         _check_values(models)
-        self._templates = (_Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
-        self._functions = stacked_functions()
+        self._templates = (Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
+        self._lanes = lanes
+        self._draws = None if lanes is None or not sees_operations() else Draws(lanes)
+        self._functions = StackedFunctions(self._draws)
         self._stacks: dict[str, Tensor] = {}
         for name, tensors in _columns(models, "named_parameters").items():
             frozen = not tensors[0].requires_grad
@@ -65,13 +76,19 @@ class StackedModel(nn.Module):
         return {id(stack): name.removeprefix("model.") for name, stack in self._stacks.items()}
 
     @property
+    def draws(self) -> bool:
+        """Whether members draw random numbers with the generators of their lanes."""
+        return self._draws is not None
+
+    @property
     def code(self) -> nn.Module:
         """Module whose code all members run; its own tensors are on the meta device."""
         return self._templates[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StackedModel:
         # Copied one by one, the members' tensors would be views of nothing.
-        twin = StackedModel(copy.deepcopy(self.models, memo), own_batches=self.own_batches)
+        twin = StackedModel(copy.deepcopy(self.models, memo), own_batches=self.own_batches, lanes=self._lanes)
+        twin.draws_everywhere = self.draws_everywhere
         return twin.train(self.training)
 
     def train(self, mode: bool = True) -> StackedModel:
@@ -114,15 +131,22 @@ class StackedModel(nn.Module):
         self._point()
 
     def _vmap(self, step: str, batch: Any, in_dim: int | None) -> Any:
-        run: Callable[..., Any] = vmap(self._one, in_dims=(None, 0, in_dim), randomness="different")
-        return run(step, self._stacks, batch)
+        run: Callable[..., Any] = vmap(self._one, in_dims=(None, 0, in_dim, 0), randomness="different")
+        return run(step, self._stacks, batch, self._lane)
 
-    def _one(self, step: str, tensors: dict[str, Tensor], batch: Any) -> Any:
-        with self._functions:
+    def _one(self, step: str, tensors: dict[str, Tensor], batch: Any, lane: Tensor) -> Any:
+        draws = self._draws
+        if draws is None:
+            with self._functions:
+                return functional_call(self._templates[0], tensors, (step, batch))
+        draws.lane = lane
+        with self._functions, draws if self.draws_everywhere else nullcontext():
             return functional_call(self._templates[0], tensors, (step, batch))
 
     def _point(self) -> None:
         """Make the tensors of the K models views of the stacks."""
+        device = next((stack.device for stack in self._stacks.values()), None)
+        self._lane = torch.zeros(self.size, device=device)  # not a buffer: it is no value of a model
         for name, stack in self._stacks.items():
             path, _, leaf = name.removeprefix("model.").rpartition(".")
             for model, row in zip(self.models, stack.data.unbind(0), strict=True):
@@ -131,7 +155,7 @@ class StackedModel(nn.Module):
                 tensor.data = row
 
 
-class _Template(nn.Module):
+class Template(nn.Module):
     """Wrapper of one member's steps by name, so that `functional_call` reaches steps that a model has overridden."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -163,10 +187,17 @@ class _Template(nn.Module):
 
 def _without_values(model: nn.Module) -> nn.Module:
     """Return a copy with parameters and buffers on the meta device. Tied ones stay tied, unlike with `.to("meta")`."""
-    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
+    computed = [getattr(module, name) for module in model.modules() for name in _computed(module)]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in (*model.buffers(), *computed)}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, memo)
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Return the names of attributes that are computed from parameters before each forward pass."""
+    hooks = module._forward_pre_hooks.values()
+    return [hook.name for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
 
 
 _PLAIN = (bool, int, float, str, Tensor, np.ndarray, list, tuple)
@@ -181,7 +212,10 @@ def _check_values(models: Sequence[nn.Module]) -> None:
     modules = [dict(model.named_modules()) for model in models]
     own = {id(tensor) for tensor in (*models[0].parameters(), *models[0].buffers())}
     for path, first in modules[0].items():
+        computed = _computed(first)
         for name, value in vars(first).items():
+            if name in computed:
+                continue
             if isinstance(value, list | tuple) and value and all(id(entry) in own for entry in value):
                 continue  # a second list of them, as recurrent layers have
             if isinstance(value, _PLAIN):

@@ -40,6 +40,20 @@ OF_VMAP = (
         re.compile(r"must only return Tensors, got type <class '([\w.]+)'>"),
         "the model returns a {} beside tensors: a stack needs tensors alone, in lists, tuples and dicts",
     ),
+    (
+        re.compile(r"different inplace randomness on an unbatched tensor|vmap: inplace arithmetic"),
+        "the model changes a tensor in place that all members share, such as the batch: make a new one, as "
+        "torch.rand_like(x) or x + 1 does",
+    ),
+    (
+        re.compile(r"autograd.Function with functorch transforms .*must override the setup_context"),
+        "a torch.autograd.Function without setup_context cannot be stacked (the samplers Beta and Dirichlet of "
+        "torch.distributions have one): the model needs other operations for this, or its jobs train one by one",
+    ),
+    (
+        re.compile(r"we do not yet support (aten::\w+)"),
+        "torch.vmap has no rule for {}: the model needs other operations for this, or its jobs train one by one",
+    ),
 )
 """Errors of `torch.vmap`, and what they mean for a model."""
 
@@ -174,17 +188,34 @@ def _memory(device: torch.device) -> int:
 
 
 def why(error: BaseException) -> str:
-    """Describe why something cannot be stacked, on one line: the message, and the line of the model that caused it."""
+    """Describe why something cannot be stacked, on one line: the message, and the layer and the line that caused it."""
     said = str(error).strip().splitlines()
     text = said[0] if said else type(error).__name__
     if isinstance(error, TrainyardError):
-        return text
+        layer = _layer(error)
+        return f"{text} (layer {layer})" if layer else text
     text = next((again.format(*found.groups()) for told, again in OF_VMAP if (found := told.search(text))), text)
+    layer = _layer(error)
+    within = [f"layer {layer}"] if layer else []
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
-    if not own:
-        return text
-    place = own[-1]
-    return f"{text} ({Path(place.filename).name}:{place.lineno}: {place.line})"
+    if own:
+        place = own[-1]
+        within.append(f"{Path(place.filename).name}:{place.lineno}: {place.line}")
+    return f"{text} ({'; '.join(within)})" if within else text
+
+
+def _layer(error: BaseException) -> str | None:
+    """Return the name and the class of the innermost layer of the model in which an error occurred; None: in none."""
+    from trainyard.fused.model import Template
+
+    found, names = None, dict[int, str]()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, Template):
+            names = {id(layer): name for name, layer in module.model.named_modules() if name}
+        elif id(module) in names:
+            found = f"{names[id(module)]}, a {type(module).__name__}"
+    return found
 
 
 def _is_library(file: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from trainyard.batch import samples, samples_of_each
 from trainyard.config.compiling import compile_arguments
 from trainyard.data import Loader
 from trainyard.errors import Unfusable
+from trainyard.fused.lanes import Lanes
 from trainyard.fused.loader import stack_loader
 from trainyard.fused.member import StackMember
 from trainyard.fused.metrics import stack_metrics
@@ -24,6 +27,7 @@ from trainyard.fused.schedule import stack_schedules
 from trainyard.fused.verification import StackVerification
 from trainyard.metrics import Metric
 from trainyard.optim.several import OptimizerDict
+from trainyard.rng import derive
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.runner import Runner, arguments
 from trainyard.runner.state import Start, restore_best
@@ -77,7 +81,19 @@ class FusedRunner(Runner):
         prepared = "train" in self._prepared
         super().prepare(mode)
         if mode == "train" and not prepared:
+            self.lanes.share()
             self._verification.begin(self)
+
+    def seed_generators(self) -> None:
+        super().seed_generators()
+        for member in self.members:
+            member.lane.begin(derive(member.seed, "train"))
+
+    @contextmanager
+    def seeded(self, purpose: str, *index: int) -> Iterator[None]:
+        seeds = [derive(member.seed, purpose, *index) for member in self.members]
+        with super().seeded(purpose, *index), self.lanes.seeded(seeds):
+            yield
 
     def starting_points(self) -> list[Start | None]:
         """Return the members' checkpoints. Those that had ended before the others take their rows from these."""
@@ -98,6 +114,11 @@ class FusedRunner(Runner):
         ]
 
     @property
+    def host(self) -> StackMember:
+        """The member whose generators of Python and NumPy are this process's: the first that still trains."""
+        return next((member for k, member in enumerate(self.members) if k not in self._ended), self.members[0])
+
+    @property
     def stacked(self) -> bool:
         return True
 
@@ -106,7 +127,12 @@ class FusedRunner(Runner):
     @cached_property
     def model(self) -> nn.Module:
         own_batches = getattr(self.loader("train"), "stacked", False)
-        return StackedModel([member.model for member in self.members], own_batches=own_batches)
+        return StackedModel([member.model for member in self.members], own_batches=own_batches, lanes=self.lanes)
+
+    @cached_property
+    def lanes(self) -> Lanes:
+        """The members' random generators."""
+        return Lanes([member.lane for member in self.members])
 
     @property
     def stack(self) -> StackedModel:
@@ -157,6 +183,8 @@ class FusedRunner(Runner):
             precision=precision,
             clip=clip,
             accumulate=self.settings["accumulate"],
+            by=self.settings["accumulate_by"],
+            samples=samples_of_each if self.stack.own_batches else samples,
             stacked=True,
         )
         return self.captured(step, self.stack.code)
@@ -191,6 +219,7 @@ class FusedRunner(Runner):
         ended, self._ended = self._ended, []
         if 0 < len(ended) < len(self.members):
             self._remove(ended)
+            self.lanes.share()
 
     def _remove(self, leaving: Sequence[int]) -> None:
         staying = [index for index in range(len(self.members)) if index not in leaving]
@@ -201,6 +230,7 @@ class FusedRunner(Runner):
         else:
             evaluated = list(self.stack.models)
         self.stack.keep(staying)
+        self.lanes.keep(staying)
         for index in leaving:
             self.members[index].leave(evaluated[index])
         self.members = [self.members[index] for index in staying]
@@ -223,7 +253,8 @@ class FusedRunner(Runner):
         """
         self.members = [member for member in self.all_members if not member.failed]
         older = [member for member in self.members if not member.is_best(member.iter)]
-        self._eval_model = StackedModel([member.eval_model for member in self.members])
+        self.lanes = Lanes([member.lane for member in self.members])
+        self._eval_model = StackedModel([member.eval_model for member in self.members], lanes=self.lanes)
         for index, member in enumerate(self.members):
             member.gather(index)
         for member in older:

@@ -16,12 +16,13 @@ from trainyard import rng_state
 from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply
 from trainyard.errors import Unfusable
+from trainyard.fused.random_functions import plain_attention
 from trainyard.models import call
 from trainyard.models.base import total_loss
+from trainyard.rng import derive
 from trainyard.runner.hook import Hook
 
 if TYPE_CHECKING:
-    from trainyard.fused.model import StackedModel
     from trainyard.fused.runner import FusedRunner
 
 ROWS = 16
@@ -30,8 +31,6 @@ TOLERANCE = 5e-3
 """Relative difference, by the norm of a tensor, that rounding may explain."""
 SHARE = 0.01
 """Share of the training time that comparisons may take after the first."""
-
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 REMEDY = (
     "the models hold a value of their own that is neither a parameter nor a buffer, such as a mask in a dict or in a "
@@ -54,8 +53,8 @@ class StackVerification(Hook):
     A stack runs the code of its first member for all. A value that the others hold outside of parameters, buffers and
     plain attributes would silently be replaced by that of the first.
 
-    Dropout layers are off meanwhile. A model that still draws random numbers is compared in evaluation mode; one that
-    draws there too cannot be compared. Nothing of the run changes.
+    A model that draws random numbers draws the same ones alone and in the stack, where each lane has a generator of its
+    own. Nothing of the run changes.
     """
 
     priority = "LOWEST"
@@ -68,10 +67,11 @@ class StackVerification(Hook):
             Unfusable: a member is not in the stack what it is alone, or its code draws random numbers on the CPU.
         """
         own_batches = runner.stack.own_batches
-        batch = _cut(first_batch(runner.loader("train"), "train", runner.epoch), axis=1 if own_batches else 0)
+        with rng_state.seeded(runner.seed):  # reading may draw random numbers
+            batch = first_batch(runner.loader("train"), "train", runner.epoch)
+        batch = _cut(batch, axis=1 if own_batches else 0)
         self._own_batches = own_batches
         self._batch = batch
-        self._training = True
         self._turn = 0
         self._since = perf_counter()
         self._compare(runner, range(len(runner.members)))
@@ -96,34 +96,41 @@ class StackVerification(Hook):
 
     def _compare(self, runner: FusedRunner, members: Sequence[int]) -> None:
         stack = runner.stack
-        with rng_state.seeded(runner.seed), _modes_restored([stack.code, *(stack.models[k] for k in members)]):
-            if self._training and not self._compare_in_mode(runner, members, training=True):
-                self._training = False  # the models draw random numbers then
-            if not self._training:
-                self._compare_in_mode(runner, members, training=False)
-
-    def _compare_in_mode(self, runner: FusedRunner, members: Sequence[int], *, training: bool) -> bool:
-        """Compare members; return whether that is possible, for models that draw no random numbers."""
-        stack = runner.stack
-        for module in (stack.code, *(stack.models[k] for k in members)):
-            for part in module.modules():
-                part.training = training and not isinstance(part, DROPOUT)
-        drawn, of_torch = rng_state.drawn(), _torch_generators()
-        first = self._alone(stack.models[members[0]], members[0])
-        _check_host_generators(drawn)
-        if _torch_generators() != of_torch:
-            return False
-        alone = [first, *(self._alone(stack.models[k], k) for k in members[1:])]
-        _check(self._together(stack), alone, members, [runner.members[k].seed for k in members])
-        return True
+        seeds = [derive(member.seed, "verification", k) for k, member in enumerate(runner.members)]
+        with _training(stack.code, *(stack.models[k] for k in members)), plain_attention(runner.device):
+            drawn = rng_state.drawn()
+            alone = []
+            for k in members:
+                with rng_state.seeded(seeds[k]):
+                    drawn = rng_state.drawn()
+                    alone.append(self._alone(stack.models[k], k))
+                    _check_host_generators(drawn)
+            together = self._together(runner, seeds)
+        _check(together, alone, members, [runner.members[k].seed for k in members])
 
     def _alone(self, model: nn.Module, k: int) -> _Outcome:
         train = getattr(model, "train_step", None) or partial(call, model, mode="loss")
         predict = getattr(model, "val_step", None) or partial(call, model, mode="predict")
         return _outcome(model, train, self._batch_of(k), predict, self._batch_of(0), stacked=False)
 
-    def _together(self, stack: StackedModel) -> _Outcome:
-        return _outcome(stack, stack.train_step, self._batch, stack.val_step, self._batch_of(0), stacked=True)
+    def _together(self, runner: FusedRunner, seeds: Sequence[int]) -> _Outcome:
+        """Return what the stack computes; every random number comes from the lanes' generators.
+
+        Raises:
+            Unfusable: one does not.
+        """
+        stack = runner.stack
+        for everywhere in {stack.draws_everywhere, True}:
+            stack.draws_everywhere = everywhere
+            with rng_state.seeded(runner.seed), runner.lanes.seeded(seeds):
+                before = _torch_generators()
+                found = _outcome(stack, stack.train_step, self._batch, stack.val_step, self._batch_of(0), stacked=True)
+                if _torch_generators() == before or not stack.draws:
+                    return found
+        raise Unfusable(
+            "the model draws random numbers inside an operation of its own, which a stack does once for all members: "
+            "draw them by functions of torch"
+        )
 
     def _batch_of(self, k: int) -> Any:
         return apply(lambda leaf: leaf[k], self._batch) if self._own_batches else self._batch
@@ -193,7 +200,7 @@ def _norms(column: Tensor) -> Tensor:
 
 
 def _is_finite(column: Tensor) -> Tensor:
-    return torch.isfinite(column.view(len(column), -1)).all(1)
+    return torch.isfinite(column.reshape(len(column), -1)).all(1)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -211,10 +218,12 @@ def _cut(batch: Any, axis: int) -> Any:
 
 
 @contextmanager
-def _modes_restored(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Restore the modes (`training`) of all modules after the block."""
+def _training(*models: nn.Module) -> Iterator[None]:
+    """Put all modules into training mode inside the block; restore their modes afterwards."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
+        for module, _ in modes:
+            module.training = True
         yield
     finally:
         for module, mode in modes:

@@ -17,6 +17,7 @@ from trainyard.data.lengths import length_hint, of_total
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
+from trainyard.step.group import means
 
 log = logging.getLogger("trainyard")
 
@@ -63,6 +64,7 @@ class Logger(Hook):
         self._kinds = window_kinds(window, smoothing)
         self._windows: dict[str, LogWindow] = {}
         self._window: list[dict[str, Tensor]] = []
+        self._weights: list[int | Tensor | None] = []  # of the batches of the window
         self._loaded: dict[int, dict[str, Any]] = {}
         self._begins: list[tuple[int, int]] = []
         """Epochs of the values since the last point: the iterations finished before each of them, and its number."""
@@ -84,6 +86,7 @@ class Logger(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         self._window.append(outputs)
+        self._weights.append(runner.step.weight(data_batch, outputs))
         if runner.iter % self.interval == 0:
             self._write(runner)
 
@@ -94,11 +97,11 @@ class Logger(Hook):
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
         if self._window:
             index = list(leaving)
-            means = {key: value[index] if value.ndim else value for key, value in self._means(runner)[0].items()}
+            found = {key: value[index] if value.ndim else value for key, value in self._means(runner)[0].items()}
             rates = runner.learning_rates()
             gauges = {name: partial(_of_members, gauge, index) for name, gauge in runner.gauges.items()}
             journals = [self._journals[member] for member in index]
-            runner.scalars.add(journals, runner.iter, runner.epoch, means, [rates[member] for member in index], gauges)
+            runner.scalars.add(journals, runner.iter, runner.epoch, found, [rates[member] for member in index], gauges)
             runner.scalars.flush()
 
     def before_val(self, runner: Runner) -> None:
@@ -116,18 +119,18 @@ class Logger(Hook):
     def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
         """Return the means of a point, `[]` or `[K]`, and the windows after it."""
         window, windows = self._window, self._windows
-        means = window[0] if len(window) == 1 else _means(window)
+        found = window[0] if len(window) == 1 else means(window, self._weights)
         if self._kinds:
-            means, windows = self._windowed(means, runner.iter)
+            found, windows = self._windowed(found, runner.iter)
         if runner.strategy.world_size > 1:
-            means = runner.strategy.mean(means)
-        return means, windows
+            found = runner.strategy.mean(found)
+        return found, windows
 
-    def _windowed(self, means: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
+    def _windowed(self, found: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
         """Return the means over the configured windows, instead of those since the last point."""
         windows = dict(self._windows)
         first = step - len(self._window) + 1
-        for key in means:
+        for key in found:
             kind = self._kinds.get(key, self._kinds.get(EVERY))
             if kind is not None:
                 column = [
@@ -137,14 +140,15 @@ class Logger(Hook):
                 ]
                 windows[key] = windows.get(key, kind).extended(column)
         present = {key: mean for key, window in windows.items() if (mean := window.mean()) is not None}
-        return {key: present.get(key, mean) for key, mean in means.items()}, windows
+        return {key: present.get(key, mean) for key, mean in found.items()}, windows
 
     def _write(self, runner: Runner) -> None:
-        means, self._windows = self._means(runner)
+        found, self._windows = self._means(runner)
         scalars, rates = runner.scalars, runner.learning_rates()
-        scalars.add(self._journals, runner.iter, runner.epoch, means, rates, runner.gauges)
+        scalars.add(self._journals, runner.iter, runner.epoch, found, rates, runner.gauges)
         every, count = self.interval_exp_name, len(self._window)
         self._window.clear()
+        self._weights.clear()
         del self._begins[:-1]
         if every is not None and runner.iter // every > (runner.iter - count) // every:
             for member in runner.members:
@@ -197,10 +201,12 @@ class Logger(Hook):
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         window = [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]
+        weights = [_of(weight, member) for weight in self._weights]
         if not self._kinds:
-            return {"window": window}
+            return {"window": window, "weights": weights}
         windows = {key: it.state_dict(member) for key, it in self._windows.items()}
-        return {"window": window, "windows": windows, "begins": [list(begin) for begin in self._begins]}
+        begins = [list(begin) for begin in self._begins]
+        return {"window": window, "weights": weights, "windows": windows, "begins": begins}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._loaded[member] = state
@@ -211,6 +217,7 @@ class Logger(Hook):
         self._window = [
             {key: value[index] if value.ndim else value for key, value in outputs.items()} for outputs in self._window
         ]
+        self._weights = [_of_some(weight, index) for weight in self._weights]
         self._windows = {key: window.keep(index) for key, window in self._windows.items()}
 
     def _take_up(self, runner: Runner) -> None:
@@ -218,6 +225,9 @@ class Logger(Hook):
         states = [self._loaded[member] for member in sorted(self._loaded)]
         self._loaded = {}
         windows = [state["window"] for state in states]
+        # Members of a stack have batches of one size; what they return under `num_items` is their own.
+        weights = [state.get("weights", [None] * len(state["window"])) for state in states]
+        self._weights = [_side_by_side(column, runner.device) for column in zip(*weights, strict=True)]
         if len(windows) == 1:
             self._window = [{key: value.to(runner.device) for key, value in outputs.items()} for outputs in windows[0]]
         elif windows:
@@ -233,21 +243,23 @@ class Logger(Hook):
                 self._windows[key] = kind.loaded([state["windows"][key] for state in states], runner.device)
 
 
-def _of(value: Tensor, member: int) -> Tensor:
+def _of(value: Any, member: int) -> Any:
     """Return one member's number of `[K]`; for a single run the tensor is a scalar."""
-    return value[member] if value.ndim else value
+    return value[member] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _of_some(value: Any, index: list[int]) -> Any:
+    return value[index] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _side_by_side(values: Sequence[Any], device: torch.device) -> Any:
+    """Return the members' values as one; a plain number, or a member's alone, stays as it is."""
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    return (values[0] if len(values) == 1 else torch.stack(list(values))).to(device)
 
 
 def _of_members(gauge: Callable[[], Any], members: list[int]) -> Any:
     """Return a gauge's values of these members."""
     value = gauge()
     return [value[member] for member in members] if isinstance(value, list) else value
-
-
-def _means(window: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of each number over the iterations that have it (a gradient norm exists only after a step)."""
-    columns: dict[str, list[Tensor]] = {}
-    for outputs in window:
-        for key, value in outputs.items():
-            columns.setdefault(key, []).append(value)
-    return {key: torch.stack(values).mean(0) for key, values in columns.items()}

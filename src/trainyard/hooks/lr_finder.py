@@ -21,6 +21,7 @@ from trainyard.optim import without_dynamo
 from trainyard.rng import derive
 from trainyard.runner import Runner, copy_tensors, read
 from trainyard.runner.hook import Hook
+from trainyard.step.group import means
 
 log = logging.getLogger("trainyard")
 
@@ -147,10 +148,13 @@ class LRFinder(Hook):
                 group["lr"] = lr if isinstance(group["lr"], torch.Tensor) else lr.item()
             position = index * accumulate
             total = len(self.rates) * accumulate
-            losses = [step(next(batches), position + part, total)["loss"] for part in range(accumulate)]
-            for curve, values in zip(
-                self.curves, read({"loss": torch.stack(losses).mean(0)}, len(self.curves)), strict=True
-            ):
+            outputs, weights = [], []
+            for part in range(accumulate):
+                batch = next(batches)
+                outputs.append(step(batch, position + part, total))
+                weights.append(step.weight(batch, outputs[-1]))
+            losses = {"loss": means(outputs, weights)["loss"]}
+            for curve, values in zip(self.curves, read(losses, len(self.curves)), strict=True):
                 curve.add(rate, values["loss"])
             if all(curve.ended for curve in self.curves):
                 return

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainyard import rng_state
 from trainyard.batch import samples
 from trainyard.checks import integer
 from trainyard.hooks._batch import of_first_member
 from trainyard.models import call
-from trainyard.rng import derive
 from trainyard.runner import Runner
 from trainyard.runner.hook import Hook
 
@@ -52,7 +50,7 @@ class PreciseBN(Hook):
         alone.train()
         layers = {name: layer for name, layer in alone.named_modules() if _updates(layer)}
         if layers:
-            with rng_state.seeded(derive(runner.seed, "precise_bn", runner.iter)):  # the training's draws are unchanged
+            with runner.seeded("precise_bn", runner.iter):  # the training's draws are unchanged
                 self._measure(runner, model, alone, layers)
         model.train(mode)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard.batch import target_of
 from trainyard.checks import boolean, choice
+from trainyard.data.lengths import no_batches
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks._batch import input_of, with_input
 from trainyard.hooks.image_transforms import CenterCrop, Flip, Shift
@@ -97,7 +98,10 @@ class TestTimeAugmentation(Hook):
         with rng_state.seeded(derive(0, "test_time_augmentation")), torch.no_grad():
             predict = self._prediction(runner)(sets[0].split("/")[0])
             loader = runner.loader(sets[0])
-            predict(next(chain(loader.batches(), runner.strategy.idle(loader))))
+            batch = next(chain(loader.batches(), runner.strategy.idle(loader)), None)
+            if batch is None:
+                raise no_batches(sets[0])
+            predict(batch)
         model.train(mode)
 
     def before_val_epoch(self, runner: Runner) -> None:

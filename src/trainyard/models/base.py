@@ -22,7 +22,8 @@ class BaseModel(nn.Module):
 
     A subclass writes `forward(*batch, mode)` (or `forward(**batch, mode)`), where `mode` is
 
-    * `"loss"`: a dict of scalar losses; those whose key contains `loss` are summed and back-propagated;
+    * `"loss"`: a dict of scalar losses; those whose key contains `loss` are summed and back-propagated. If they are
+      means over something else than the samples (tokens that are not ignored), their number as `num_items`, a tensor;
     * `"predict"`: what metrics read, e.g. logits `[B, num_classes]`;
     * `"tensor"`: the raw output of the network.
 

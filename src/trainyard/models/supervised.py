@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainyard._torch_internals import compiled_from
-from trainyard.batch import no_target, split_target
+from trainyard.batch import ITEMS, no_target, split_target
+from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import MODES, BaseModel, Preprocessor
 
@@ -26,6 +27,8 @@ class Supervised(BaseModel):
         loss: `loss(output, target)` -> scalar. None: `torch.nn.CrossEntropyLoss()`, for logits `[B, num_classes]` and
             classes `[B]`.
         data_preprocessor: see `BaseModel`.
+        ignore_index: the target that the loss leaves out (padding); batches then weigh as many items as they have other
+            targets (`num_items`). None: as many as they have samples.
 
     Example:
         >>> import torch
@@ -39,8 +42,10 @@ class Supervised(BaseModel):
         net: nn.Module,
         loss: Callable[[Any, Any], Tensor] | None = None,
         data_preprocessor: Preprocessor = None,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
+        self.ignore_index = None if ignore_index is None else integer("ignore_index", ignore_index)
         if not isinstance(net, nn.Module):
             raise ConfigError("net", net, "a torch.nn.Module, or the `_target_` that builds one")
         if loss is not None and not callable(loss):
@@ -49,13 +54,14 @@ class Supervised(BaseModel):
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
-        """Return `{"loss": scalar}`, or the network's output."""
+        """Return `{"loss": scalar}`, with `num_items` where targets are ignored, or the network's output."""
         inputs, named, target = split_target(args, kwargs)
         output = self.net(*inputs, **named)
         if mode == "loss":
             if target is None:
                 raise no_target(kwargs or args)
-            return {"loss": self.loss(output, target)}
+            losses = {"loss": self.loss(output, target)}
+            return losses if self.ignore_index is None else losses | {ITEMS: (target != self.ignore_index).sum()}
         if mode not in MODES:
             raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
         return output

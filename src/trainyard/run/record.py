@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.models import call
 from trainyard.redaction import redacted
 from trainyard.runner import Runner, checkpoint
 from trainyard.track import RunInfo, facts
@@ -23,6 +24,7 @@ CONFIG = "config.yaml"
 EXAMPLE = "example.npy"
 BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
+PREDICT = f"{__name__}:predict"
 
 # Settings of where a run is stored, not of what it does.
 _ELSEWHERE = ("work_dir", "tracker", "name")
@@ -91,7 +93,7 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
             np.save(member.directory / EXAMPLE, example)
         if values["mode"] == "train" and runner.tracker.log_model:
             # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
-            member.journal.model(BEST, LOADER)
+            member.journal.model(BEST, LOADER, PREDICT)
 
 
 def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
@@ -136,7 +138,7 @@ def name_artifacts(runner: Runner) -> None:
             if kind in saved and saved[kind].exists():
                 member.journal.artifact(saved[kind], to="checkpoints")
         if runner.tracker.log_model and not saved["best"].exists() and "last" in saved:
-            member.journal.model(saved["last"], LOADER)
+            member.journal.model(saved["last"], LOADER, PREDICT)
 
 
 def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, Any] | None]:
@@ -156,3 +158,14 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
     model.load_state_dict(state.get("eval_model", state["model"]))
     example = work_dir / EXAMPLE
     return model.eval(), np.load(example) if example.exists() else None
+
+
+def predict(model: nn.Module, inputs: Any) -> Any:
+    """Return a model's predictions as they are evaluated: its `data_preprocessor`, then its forward in `predict` mode.
+
+    Args:
+        model: in eval mode.
+        inputs: a batch without its target, on the model's device.
+    """
+    preprocess = getattr(model, "preprocess", None)
+    return call(model, inputs if preprocess is None else preprocess(inputs), "predict")

@@ -266,6 +266,8 @@ class IterBasedTrainLoop(TrainLoop):
                 self.validate(runner)
                 self.take_turn(runner)
                 runner.model.train()
+                if runner.interrupted and (self.val_due or self.turn_due(runner)):
+                    return  # it was interrupted, and comes again before the epoch is counted
             if runner.iter == total or runner.stopping:
                 self.end_epoch(runner)
                 return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard.errors import ConfigError
 from trainyard.optim.identity import Beginning
 from trainyard.runner.weights import LoadFrom
@@ -146,6 +147,14 @@ class Member:
     def load_hook_states(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Restore what `hook_states` returned."""
         self.runner.dispatch.load_state_dict(states)
+
+    def random_state(self, process: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of the member's random generators; `process` is that of the process's."""
+        return process
+
+    def load_random_state(self, state: dict[str, Any]) -> None:
+        """Restore what `random_state` returned."""
+        rng_state.restore(state)
 
     # -- its directory, journal and results --------------------------------------------------------------------------
 

@@ -196,6 +196,7 @@ class Parts:
             precision=partial(make_precision, self.settings["precision"], self.device),
             clip=make_clip(self.settings["clip_grad_norm"], self.settings["clip_grad_value"]),
             accumulate=self.settings["accumulate"],
+            by=self.settings["accumulate_by"],
             strategy=self.strategy,
         )
         return self.captured(step, self.model)

@@ -109,16 +109,19 @@ class TrainingReader:
             self._group = {"place": [epoch, first], "random": generators, "stream": stream or self._stream_state()}
             stream = None
             wanted = group - first % group
-            held = deque((batch, self.loader.weight if weighed else 1.0) for batch in islice(batches, wanted))
+            held = deque(
+                (batch, (self.loader.weight, self.loader.size) if weighed else None)
+                for batch in islice(batches, wanted)
+            )
             if now is not None:  # what was drawn for batches of a resumed group was drawn before the checkpoint
                 rng_state.set_cpu_states(now)
                 now = None
             complete = len(held) == wanted
             self.total = first + len(held)
             for number in range(first, self.total):
-                batch, weight = held.popleft()
+                batch, share = held.popleft()
                 if number >= start:
-                    if weighed:
-                        self.loader.weight = weight
+                    if share is not None:
+                        self.loader.weight, self.loader.size = share
                     yield batch
             first = self.total

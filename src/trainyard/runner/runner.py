@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.checks import integer, seed_number
+from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.distributed import as_strategy
@@ -31,6 +31,7 @@ from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check
 from trainyard.runner.session import session
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
+from trainyard.step.group import BY
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
 from trainyard.track.scalars import ScalarBuffer
@@ -58,6 +59,8 @@ class Runner(Parts):
         device: `auto` is CUDA if available, else the CPU.
         precision: `fp32`, `tf32`, `bf16` or `fp16`.
         accumulate: batches per optimizer step.
+        accumulate_by: what each of them weighs: "items" (`num_items` that the model returns, or else its samples), or
+            "batches", all the same.
         clip_grad_norm: the maximum 2-norm of all gradients together, or None.
         clip_grad_value: the maximum absolute value of any gradient entry, or None.
         init: initializers by pattern for modules (`trainyard.models.initialize`).
@@ -95,6 +98,7 @@ class Runner(Parts):
         device: str = "auto",
         precision: str = "fp32",
         accumulate: int = 1,
+        accumulate_by: str = "items",
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
         init: Mapping[str, Any] | None = None,
@@ -118,6 +122,7 @@ class Runner(Parts):
     ) -> None:
         seed, accumulate = seed_number("seed", seed), integer("accumulate", accumulate, at_least=1)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
+        choice("accumulate_by", accumulate_by, BY)
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
         (build(env, "env") or Env()).apply()
@@ -268,6 +273,18 @@ class Runner(Parts):
         for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
             member.record_array(name, own)
 
+    def seeded(self, purpose: str, *index: int) -> AbstractContextManager[None]:
+        """Return a context in which all random numbers are derived from `(seed, purpose, *index)`.
+
+        Afterwards the random generators continue as if it had not been.
+        """
+        return rng_state.seeded(derive(self.seed, purpose, *index))
+
+    def seed_generators(self) -> None:
+        """Seed the random generators for the training."""
+        rank = self.strategy.rank  # the first rank draws what one device draws
+        rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     def prepare(self, mode: str = "train") -> None:
@@ -285,8 +302,7 @@ class Runner(Parts):
         if mode == "train":
             _ = self.optimizer, self.beginning, self.schedule, self.step
             sanity_check(self)
-            rank = self.strategy.rank  # the first rank draws what one device draws
-            rng_state.seed_all(derive(self.seed, "train", *([rank] if rank else [])))
+            self.seed_generators()
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
         self._prepared.add(mode)
@@ -356,7 +372,7 @@ class Runner(Parts):
         """Return the states of these members (default: all), as checkpoint files hold them. The tensors are live."""
         generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
         chosen = self.members if members is None else members
-        return [capture(member, generators, reading) for member in chosen]
+        return [capture(member, member.random_state(generators), reading) for member in chosen]
 
 
 def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

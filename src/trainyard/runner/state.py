@@ -11,7 +11,6 @@ import torch
 from torch.optim import Optimizer
 
 import trainyard
-from trainyard import rng_state
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
@@ -79,7 +78,7 @@ def capture(member: Member, generators: dict[str, Any], reading: dict[str, Any])
 
     Args:
         member: a member of any Runner; the checkpoint is that of a single run.
-        generators: the state of the process's random generators.
+        generators: the state of the random generators of its single run.
         reading: that of the `TrainingReader`.
     """
     runner = member.runner
@@ -149,7 +148,7 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
     if "eval_model" in state and member.eval_model is not member.model:
         load_state(member.eval_model, state["eval_model"])
     if "random" in state:
-        rng_state.restore(state["random"])
+        member.load_random_state(state["random"])
     place = (start.path, member.epoch, member.iter)
     log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": member})
 

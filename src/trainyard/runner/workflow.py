@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainyard.batch import samples
+from trainyard.batch import ITEMS, samples
 from trainyard.checks import choice, is_integer
 from trainyard.data import Batch, Loader
 from trainyard.data.lengths import first_batch, length_hint, no_batches
 from trainyard.errors import ConfigError
 from trainyard.models import call, total_loss
 from trainyard.runner.member import read
+from trainyard.step.group import items_of
 from trainyard.step.step import Step
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def val_losses(runner: Runner, unit: str, first: int, units: int, places: Places
     """Run validation data through the trained model in evaluation mode, and record the means of its losses.
 
     The weights are those of the training, not their average. Each loss is recorded as `val_loss/<key>`, for a set
-    `val/easy` as `val_loss/easy/<key>`: the mean over batches, weighted by their number of samples.
+    `val/easy` as `val_loss/easy/<key>`: the mean over batches, weighted by the `num_items` that the model returns
+    beside its losses, or else by their number of samples.
 
     Args:
         runner: the Runner of a training.
@@ -113,7 +114,7 @@ def val_losses(runner: Runner, unit: str, first: int, units: int, places: Places
     runner.call("before_val_loss")
     for name in runner.sets("val"):
         sums: dict[str, Tensor] = {}
-        counts: Counter[str] = Counter()
+        counts: dict[str, Tensor] = {}
         with torch.no_grad():
             batches: Iterator[Batch]
             if unit == "epoch":
@@ -125,11 +126,14 @@ def val_losses(runner: Runner, unit: str, first: int, units: int, places: Places
                 for hook in before_iter:
                     hook(runner, index, batch)
                 losses = forward(losses_of, batch)
-                outputs = Step.outputs(losses, total_loss(losses, stacked=runner.stacked))
-                size = samples(batch)
+                loss = total_loss(losses, stacked=runner.stacked)
+                outputs = Step.outputs(losses, loss)
+                size = items_of({ITEMS: samples(batch)} | losses, loss)
+                assert size is not None
                 for key, value in outputs.items():
-                    sums[key] = value * size + sums.get(key, 0)
-                    counts[key] += size
+                    if key != ITEMS:  # a mean over no item is no number
+                        sums[key] = torch.where(size > 0, value * size, 0) + sums.get(key, 0)
+                        counts[key] = size + counts.get(key, 0)
                 for hook in after_iter:
                     hook(runner, index, batch, outputs)
                 if runner.interrupted:
@@ -177,16 +181,16 @@ def _losses_of(runner: Runner) -> Callable[[Any], dict[str, Any]]:
     return getattr(model, "train_step", partial(call, model, mode="loss"))
 
 
-def _of_all_ranks(
-    runner: Runner, sums: dict[str, Tensor], counts: Counter[str]
-) -> tuple[dict[str, Tensor], Counter[str]]:
-    """Sum the sums and counts of all ranks."""
+def _of_all_ranks(runner: Runner, *numbers: dict[str, Tensor]) -> Sequence[dict[str, Tensor]]:
+    """Sum each of these over all ranks."""
     if runner.strategy.world_size == 1:
-        return sums, counts
-    total: dict[str, Tensor] = {}
-    for of_rank, _ in (gathered := runner.strategy.gather(({key: sum_.cpu() for key, sum_ in sums.items()}, counts))):
-        total |= {key: value + total.get(key, 0) for key, value in of_rank.items()}
-    return total, sum((of_rank for _, of_rank in gathered), Counter())
+        return numbers
+    totals: list[dict[str, Tensor]] = [{} for _ in numbers]
+    own = [{key: value.cpu() for key, value in each.items()} for each in numbers]
+    for of_rank in runner.strategy.gather(own):
+        for total, each in zip(totals, of_rank, strict=True):
+            total |= {key: value + total.get(key, 0) for key, value in each.items()}
+    return totals
 
 
 def _stated_place(loader: Loader, first: int) -> tuple[int, int]:

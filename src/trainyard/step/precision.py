@@ -26,18 +26,25 @@ class Precision:
     def forward(self, train_step: Callable[[Any], Losses], batch: Any) -> Losses:
         return train_step(batch)
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, size: int = 1) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        inputs: Sequence[Tensor] | None = None,
+        size: int = 1,
+        weight: float | Tensor | None = None,
+    ) -> None:
         """Compute gradients of a loss.
 
         Args:
             loss: a scalar, or the members' losses `[K]`, of whose sum the gradients are.
             inputs: all that gradients are computed for; None: all parameters of the graph.
             size: batches in the group that the optimizer steps after; the gradients are divided by it.
+            weight: of the batch in its group, `[]` or `[K]`, by which the gradients are multiplied; None: 1.
         """
-        loss.backward(self.seed(loss, size), inputs=inputs)  # type: ignore[no-untyped-call]
+        loss.backward(self.seed(loss, size, weight), inputs=inputs)  # type: ignore[no-untyped-call]
 
-    def seed(self, loss: Tensor, size: int) -> Tensor:
-        """Return the gradient of `loss / size` with respect to `loss`.
+    def seed(self, loss: Tensor, size: int, weight: float | Tensor | None = None) -> Tensor:
+        """Return the gradient of `loss * weight / size` with respect to `loss`.
 
         It is made once for each kind of loss, so that neither a division nor a tensor of ones is a kernel of a step.
         """
@@ -45,7 +52,7 @@ class Precision:
         seed = self._seeds.get(kind)
         if seed is None:
             seed = self._seeds[kind] = torch.ones_like(loss, requires_grad=False) / size
-        return seed
+        return seed if weight is None else (seed * weight).to(seed.dtype)
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Unscale the gradients before other code reads them."""
@@ -84,8 +91,15 @@ class ScaledAutocast(Autocast):
         super().__init__(device)
         self.scaler = torch.amp.GradScaler(device.type)
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, size: int = 1) -> None:
-        loss.backward(self.scaler.scale(self.seed(loss, size)), inputs=inputs)  # type: ignore[no-untyped-call]
+    def backward(
+        self,
+        loss: Tensor,
+        inputs: Sequence[Tensor] | None = None,
+        size: int = 1,
+        weight: float | Tensor | None = None,
+    ) -> None:
+        seed = self.seed(loss, size, weight)
+        loss.backward(self.scaler.scale(seed), inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
         self.scaler.unscale_(optimizer)

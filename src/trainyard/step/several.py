@@ -39,12 +39,15 @@ class SeveralStep(Step):
         self.train_steps = train_steps
         self.steps = dict(steps)
         self.optimizer = optimizer
-        self.accumulate = getattr(next(iter(self.steps.values())), "accumulate", 1)
+        self.accumulate = next(iter(self.steps.values())).accumulate
 
     @property
     def precision(self) -> Precision:  # type: ignore[override]
         """Precision of the forward passes."""
         return next(iter(self.steps.values())).precision
+
+    def weight(self, batch: Any, outputs: Mapping[str, Tensor]) -> int | Tensor:
+        return next(iter(self.steps.values())).weight(batch, outputs)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -78,7 +81,8 @@ class SeveralStep(Step):
             name, terms = turn
             if self.accumulate > 1 and f"{name}/loss" in outputs:
                 raise TrainyardError(f"accumulate={self.accumulate}, but {name} has two turns on one batch.")
-            of_turn = self.steps[name].learn(terms, position, total, self.steps[name].parameters)
+            step = self.steps[name]
+            of_turn = step.learn(terms, position, total, step.parameters, step.samples(batch))
             losses.append(of_turn["loss"])
             outputs |= {f"{name}/{key}": value for key, value in of_turn.items()}
         if not losses:
@@ -111,6 +115,7 @@ def step_of(
     precision: Callable[[], Precision],
     clip: NoClip,
     accumulate: int,
+    by: str = "items",
     strategy: Strategy,
 ) -> Step:
     """Return the step of a model with one optimizer or several.
@@ -118,6 +123,7 @@ def step_of(
     Args:
         model: with `train_steps` for several optimizers; else its `train_step`, or its forward pass, gives the losses.
         precision: makes one for each optimizer.
+        accumulate, by: see `AccumulatedStep`.
         strategy: on which devices.
 
     Raises:
@@ -132,13 +138,15 @@ def step_of(
             precision=precision(),
             clip=clip,
             accumulate=accumulate,
+            by=by,
+            samples=strategy.samples,
             no_sync=strategy.no_sync,
         )
     if strategy.world_size > 1:
         hint = "A model with several optimisers trains on one device."
         raise ConfigError("strategy", type(strategy).__name__, "single", hint=hint)
     steps = {
-        name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate)
+        name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate, by=by)
         for name, each in optimizer.optimizers.items()
     }
     return SeveralStep(model.train_steps, steps, optimizer)

@@ -128,10 +128,18 @@ class StackedScaledAutocast(Autocast):
         }
         self._overflowed: Tensor | None = None
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, size: int = 1) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        inputs: Sequence[Tensor] | None = None,
+        size: int = 1,
+        weight: float | Tensor | None = None,
+    ) -> None:
         """Back-propagate the losses `[K]`, each under its member's scale."""
         scale = self._state["scale"]
-        loss.backward(scale if size == 1 else scale / size, inputs=inputs)  # type: ignore[no-untyped-call]
+        seed = scale if size == 1 else scale / size
+        seed = seed if weight is None else seed * weight
+        loss.backward(seed.to(loss.dtype), inputs=inputs)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def unscale(self, optimizer: Optimizer) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainyard.checks import integer
+from trainyard import batch as batches
+from trainyard.batch import ITEMS
+from trainyard.checks import choice, integer
 from trainyard.distributed.shares import like
 from trainyard.models.base import not_one_number, total_loss
 from trainyard.optim.without_dynamo import UnwrappedStep
 from trainyard.step.clip import NoClip
+from trainyard.step.group import BY, GroupPosition, GroupWeights, items_of, multiply
 from trainyard.step.precision import Losses, Precision
+
+log = logging.getLogger(__name__)
 
 
 class Step:
@@ -25,6 +31,9 @@ class Step:
         optimizer: already on the device of the parameters.
         precision: how forward, backward and step are run.
         clip: called with the parameters once their gradients are whole.
+        by: what a batch weighs in a mean over several: "items" (`num_items` that the model returns, or else its
+            samples), or "batches", each the same.
+        samples: returns the number of samples of a batch, of all ranks together.
         stacked: whether the losses are those of a stack, `[K]`.
 
     Attributes:
@@ -42,8 +51,12 @@ class Step:
         precision: Precision,
         clip: NoClip,
         *,
+        by: str = "items",
+        samples: Callable[[Any], int] = batches.samples,
         stacked: bool = False,
     ) -> None:
+        self.by = by
+        self.samples_of = samples
         self.train_step = train_step
         self.optimizer = optimizer
         self.precision = precision
@@ -73,10 +86,33 @@ class Step:
         """
         return self.learn(self.precision.forward(self.train_step, batch), position, total)
 
+    def samples(self, batch: Any) -> int:
+        """Return what a batch weighs, unless the model returns `num_items`."""
+        return 1 if self.by == "batches" else self.samples_of(batch)
+
+    def weight(self, batch: Any, outputs: Mapping[str, Tensor]) -> int | Tensor:
+        """Return what the outputs of a batch weigh in a mean over several; samples count where they do in a step."""
+        items = None if self.by == "batches" else outputs.get(ITEMS)
+        if items is not None:
+            return items
+        return 1 if self.accumulate == 1 else self.samples(batch)
+
     def learn(
-        self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
+        self,
+        losses: Losses,
+        position: int,
+        total: int,
+        inputs: Sequence[Tensor] | None = None,
+        samples: int = 1,
     ) -> dict[str, Tensor]:
-        """Run what follows the forward pass; `inputs`, if given, are all that gradients are computed for."""
+        """Run what follows the forward pass.
+
+        Args:
+            losses: what the model returned.
+            position, total: as for a step.
+            inputs: all that gradients are computed for; None: all parameters.
+            samples: what `samples(batch)` is.
+        """
         loss = total_loss(losses, stacked=self.stacked)
         self.precision.backward(loss, inputs)
         return self.outputs(losses, loss) | self._update()
@@ -116,10 +152,12 @@ class Step:
 class AccumulatedStep(Step):
     """Step of the optimizer every `accumulate` batches; the last group of an epoch (or run) may be shorter.
 
-    Each batch counts by its share of its group, so that a group of any length gives the mean over its batches.
+    A group gives the gradients of the mean over all of its items, as if it were one batch: each batch weighs as many
+    items as the model returns under `num_items`, or else its samples. By `batches` each weighs the same.
 
     Args:
         accumulate: batches to a group.
+        by, samples, stacked: see `Step`.
         no_sync: a context for forward and backward of the batches of a group before its last.
     """
 
@@ -128,38 +166,102 @@ class AccumulatedStep(Step):
         *args: Any,
         accumulate: int,
         no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
-        stacked: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(*args, stacked=stacked)
+        super().__init__(*args, **options)
         self.accumulate = accumulate
+        self.by_samples = GroupWeights()
+        self.by_items = GroupWeights()
         self._no_sync = no_sync
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
         within, size = self.group(position, total)
         with nullcontext() if within + 1 == size else self._no_sync():
-            return super().__call__(batch, position, total)
+            losses = self.precision.forward(self.train_step, batch)
+            return self.learn(losses, position, total, samples=self.samples(batch))
 
     def group(self, position: int, total: int) -> tuple[int, int]:
         """Return the number of a batch within its group, from 0, and how many batches that group has."""
         within = position % self.accumulate
         return within, min(self.accumulate, total - (position - within))
 
-    def learn(
-        self, losses: Losses, position: int, total: int, inputs: Sequence[Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def place(self, samples: int, position: int, total: int) -> GroupPosition:
+        """Add a batch to its group, and return its position there; once for each batch."""
+        if self.accumulate == 1:
+            return GroupPosition(first=True, last=True, size=1)
         within, size = self.group(position, total)
+        weight, last = self.by_samples.add(samples, within, size), within + 1 == size
+        correction = self.by_samples.correction() if last else None
+        assert not isinstance(weight, Tensor)
+        assert not isinstance(correction, Tensor)
+        return GroupPosition(within == 0, last, self.by_samples.size, weight, correction)
+
+    def learn(
+        self,
+        losses: Losses,
+        position: int,
+        total: int,
+        inputs: Sequence[Tensor] | None = None,
+        samples: int = 1,
+    ) -> dict[str, Tensor]:
+        place = self.place(samples, position, total)
+        outputs = self.backward(losses, place, inputs)
+        return outputs | self._update() if place.last else outputs
+
+    def backward(
+        self, losses: Losses, place: GroupPosition, inputs: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a batch to those of its group; after the last they are those of the group's mean."""
         loss = total_loss(losses, stacked=self.stacked)
-        self.precision.backward(loss, inputs, size)
-        outputs = self.outputs(losses, loss)
-        return outputs if within + 1 < size else outputs | self._update()
+        weight: Tensor | float | None = place.weight
+        correction: Tensor | float | None = place.correction
+        items = None if place.alone or self.by == "batches" else items_of(losses, loss)
+        if items is not None:
+            weight = self.by_items.add(items, 0 if place.first else 1, place.size)
+            self.by_items.size = place.size  # a captured batch has left it unset
+            correction = self.by_items.correction() if place.last else None
+        self.precision.backward(loss, inputs, place.size, weight)
+        if correction is not None:
+            multiply([parameter.grad for parameter in self.parameters], correction)
+        return self.outputs(losses, loss)
+
+    def keep(self, index: Tensor) -> None:
+        """Keep only the members at `index`, int64."""
+        self.by_items.keep(index)
+
+    def group_state(self, pending: bool, member: int | None = None) -> dict[str, Any]:
+        """Return how batches are weighed, and the state of the group, if one is pending; in a stack a member's."""
+        return {
+            "by": self.by,
+            "samples": self.by_samples.state_dict() if pending else None,
+            "items": self.by_items.state_dict(member) if pending else None,
+        }
+
+    def load_group_state(self, state: dict[str, Any], member: int | None = None, members: int = 1) -> None:
+        """Load the result of `group_state` from the state of a step, which has none if it was of another kind.
+
+        A group that was begun by another weight goes on as if its batches so far had weighed as the next one. A run
+        that began when all batches weighed the same goes on so.
+        """
+        group = state.get("group")
+        if group is not None and group["by"] == self.by:
+            device = self.parameters[0].device
+            self.by_samples.load_state_dict(group["samples"], device)
+            self.by_items.load_state_dict(group["items"], device, member, members)
+        elif group is None and "gradients" in state and self.by != "batches":
+            log.info(
+                "The checkpoint is of a run in which all batches weigh the same: it goes on so (accumulate_by=batches)."
+            )
+            self.by = "batches"
 
     def state_dict(self) -> dict[str, Any]:
         gradients = [parameter.grad for parameter in self.parameters]
         pending = any(gradient is not None for gradient in gradients)
-        return {**super().state_dict(), "gradients": gradients if pending else None}
+        return {**super().state_dict(), "gradients": gradients if pending else None, "group": self.group_state(pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        self.load_group_state(state)
         for parameter, gradient in zip(self.parameters, state.get("gradients") or [], strict=False):
             parameter.grad = None if gradient is None else like(gradient.to(parameter.device, copy=True), parameter)
 
@@ -171,17 +273,28 @@ def make_step(
     precision: Precision,
     clip: NoClip,
     accumulate: int,
+    by: str = "items",
+    samples: Callable[[Any], int] = batches.samples,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
     stacked: bool = False,
 ) -> Step:
-    """Return the step for these settings.
+    """Return the step for these settings; see `AccumulatedStep`.
 
     Raises:
-        ConfigError: `accumulate` is no integer of at least 1.
+        ConfigError: `accumulate` is no integer of at least 1, or `by` neither "items" nor "batches".
     """
     accumulate = integer("accumulate", accumulate, at_least=1)
+    choice("accumulate_by", by, BY)
     if accumulate == 1:
-        return Step(train_step, optimizer, precision, clip, stacked=stacked)
+        return Step(train_step, optimizer, precision, clip, by=by, samples=samples, stacked=stacked)
     return AccumulatedStep(
-        train_step, optimizer, precision, clip, accumulate=accumulate, no_sync=no_sync, stacked=stacked
+        train_step,
+        optimizer,
+        precision,
+        clip,
+        accumulate=accumulate,
+        by=by,
+        samples=samples,
+        no_sync=no_sync,
+        stacked=stacked,
     )

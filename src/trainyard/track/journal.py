@@ -163,15 +163,18 @@ class Journal:
         """
         self._add("artifact", path=self._inside(path), to=to)
 
-    def model(self, checkpoint: str | Path, loader: str) -> None:
+    def model(self, checkpoint: str | Path, loader: str, predict: str | None = None) -> None:
         """Record the checkpoint to log as an MLflow model once the run is FINISHED; a later call replaces it.
 
         Args:
             checkpoint: a file inside the run's directory.
             loader: `"module:function"`, called as `function(work_dir: Path, checkpoint: Path)`; it returns the
                 `nn.Module` and an input example (a numpy array) or None. It runs in the shipper, which sees no GPU.
+            predict: `"module:function"`, called as `function(net, inputs)` for the predictions that MLflow serves;
+                None: `net(inputs)`.
         """
-        self._add("model", checkpoint=self._inside(checkpoint), loader=loader)
+        named = {} if predict is None else {"predict": predict}
+        self._add("model", checkpoint=self._inside(checkpoint), loader=loader, **named)
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Record settings that were not known when the run was opened; MLflow keeps the first value of each."""

@@ -15,6 +15,7 @@ from trainyard.quoting import shell_path
 from trainyard.redaction import redact
 from trainyard.track import journal
 from trainyard.track.run_info import RunInfo, write_json
+from trainyard.track.shipper.names import KnownNames, renamed
 from trainyard.track.uri import sqlite_file
 
 FILE = "shipped.json"
@@ -36,6 +37,7 @@ class Shipped:
         time: of the last record up to there, unix seconds.
         error: why the last attempt failed; None after one that did not.
         notes: what was left out permanently, and why.
+        names: by kind of name, the one in MLflow of each name of the run.
     """
 
     run_id: str | None = None
@@ -47,6 +49,7 @@ class Shipped:
     time: float | None = None
     error: str | None = None
     notes: list[str] = field(default_factory=list)
+    names: KnownNames = field(default_factory=dict)
 
     @classmethod
     def load(cls, work_dir: Path, uri: str) -> Shipped:
@@ -120,6 +123,7 @@ class RunShipment:
         shipped, unshipped: journal records that the store has, and has not (uploads count as records).
         error: why the rest is not there.
         notes: what was left out permanently, and why.
+        renamed: which names MLflow's rules would make equal to another, and how they are called there.
     """
 
     work_dir: Path
@@ -131,6 +135,7 @@ class RunShipment:
     unshipped: int
     error: str | None
     notes: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -155,7 +160,7 @@ class RunShipment:
             text += f", {self.unshipped} not"
         if self.error:
             text += f"; {self.error}"
-        return "\n  ".join([text, *(f"left out: {note}" for note in self.notes)])
+        return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])
 
 
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
@@ -176,4 +181,5 @@ def summary(work_dir: Path, uri: str | None = None) -> RunShipment:
         unshipped=left + len(state.uploads),
         error=state.error,
         notes=tuple(state.notes),
+        renamed=tuple(renamed(state.names)),
     )

@@ -52,6 +52,7 @@ class Shipment:
 
     def __str__(self) -> str:
         lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
+        lines += dict.fromkeys(f"MLflow: {text}" for run in self.runs for text in run.renamed)  # once for a sweep
         missing = [run for run in self.runs if not run.complete]
         if not missing:
             return "\n".join([*lines, *([self.error] if self.error else [])])

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard._torch_internals import foreach
-from trainyard.models.base import total_loss
 from trainyard.step.cuda_graph.capture_limits import CaptureLimits
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
 from trainyard.step.cuda_graph.graph_hyperparameters import (
@@ -24,6 +23,7 @@ from trainyard.step.cuda_graph.graph_hyperparameters import (
 from trainyard.step.cuda_graph.guards import ModuleGuards
 from trainyard.step.cuda_graph.rate_table import Foresight
 from trainyard.step.cuda_graph.static_inputs import signature_of, with_tensors
+from trainyard.step.group import GroupPosition
 from trainyard.step.precision import Autocast, Precision
 from trainyard.step.stacked import StackedScaledAutocast
 from trainyard.step.step import AccumulatedStep, Step
@@ -32,18 +32,6 @@ log = logging.getLogger(__name__)
 
 WARM_UP = 3
 """Number of steps of each kind that are run before capture, as torch's notes on CUDA graphs require."""
-
-
-class GroupPosition(NamedTuple):
-    """Position of a batch in its group of `size` batches, after which the optimizer steps."""
-
-    first: bool
-    last: bool
-    size: int
-
-    @property
-    def alone(self) -> bool:
-        return self.first and self.last
 
 
 class CapturedStep(AccumulatedStep):
@@ -75,6 +63,8 @@ class CapturedStep(AccumulatedStep):
             step.precision,
             step.clip,
             accumulate=step.accumulate,
+            by=step.by,
+            samples=step.samples_of,
             stacked=step.stacked,
         )
         foreach.resolve()
@@ -109,8 +99,7 @@ class CapturedStep(AccumulatedStep):
 
     def _run(self, batch: Any, tensors: list[Tensor], shape: Hashable, position: int, total: int) -> dict[str, Tensor]:
         """Run a step that is captured, or will be."""
-        within, size = self.group(position, total)
-        place = GroupPosition(within == 0, within + 1 == size, size)
+        place = self.place(self.samples(batch), position, total)
         captured = self._captured.get((shape, place))
         if captured is None:
             seen = self._seen[shape, place] = self._seen.get((shape, place), 0) + 1
@@ -120,7 +109,8 @@ class CapturedStep(AccumulatedStep):
                 captured = self._captured[shape, place] = self._capture(batch, tensors, place)
             except Uncapturable as error:
                 self._refuse(str(error))
-                return super().__call__(batch, position, total)
+                outputs = self._work(batch, place)
+                return outputs | self._update() if place.last else outputs
         return self._replay(captured, tensors, place)
 
     def foresee(self, foresight: Foresight) -> None:
@@ -135,6 +125,7 @@ class CapturedStep(AccumulatedStep):
 
     def keep(self, index: Tensor) -> None:
         """Drop the graphs and the known shapes, which are those of all members; only those at `index` continue."""
+        super().keep(index)
         self._limits.forget_shapes()
         self._release_hyperparameters()
         self._forget()
@@ -226,10 +217,7 @@ class CapturedStep(AccumulatedStep):
     def _work(self, batch: Any, place: GroupPosition) -> dict[str, Tensor]:
         """Run the part of a step that is captured."""
         self._advance()
-        losses = self.precision.forward(self.train_step, batch)
-        loss = total_loss(losses, stacked=self.stacked)
-        self.precision.backward(loss, size=place.size)
-        outputs = self.outputs(losses, loss)
+        outputs = self.backward(self.precision.forward(self.train_step, batch), place)
         if place.last and self._hyperparameters is not None:
             with self._placed():
                 outputs |= self._update()

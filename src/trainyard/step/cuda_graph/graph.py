@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from trainyard import rng_state
 from trainyard._torch_internals import end_allocation
 from trainyard.errors import TrainyardError
 
@@ -71,7 +72,7 @@ class CudaGraph:
         self._generator = torch.cuda.default_generators[index]
 
     def warm_up(self, function: Callable[[], T]) -> tuple[T, str | None]:
-        drawn, mode = torch.get_rng_state(), torch.cuda.get_sync_debug_mode()
+        drawn, mode = _drawn_on_cpu(), torch.cuda.get_sync_debug_mode()
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings(record=True) as told:
@@ -88,13 +89,16 @@ class CudaGraph:
                 reason = f"it waits for the device ({Path(warning.filename).name}, line {warning.lineno})"
             elif PROTOTYPE not in str(warning.message):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        if reason is None and not torch.equal(drawn, torch.get_rng_state()):
+        if reason is None and drawn != _drawn_on_cpu():
             reason = "it draws random numbers on the CPU"
         return result, reason
 
     def capture(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
         graph = torch.cuda.CUDAGraph()
-        generator = self._generator.clone_state()
+        generators = [self._generator, *rng_state.further(self._stream.device)]
+        states = [generator.clone_state() for generator in generators]
+        for generator in generators[1:]:  # the graph knows the device's own
+            graph.register_generator_state(generator)
         torch.cuda.synchronize(self._stream.device)
         torch.cuda.empty_cache()  # frees memory for the pool
         try:
@@ -112,8 +116,9 @@ class CudaGraph:
                     end_allocation(self._index, self._pool)
                     raise
         except Exception as error:
-            # The generator may take the capture for active; this copy of its state has none.
-            self._generator.graphsafe_set_state(generator)
+            # A generator may take the capture for active; this copy of its state has none.
+            for generator, state in zip(generators, states, strict=True):
+                generator.graphsafe_set_state(state)
             raise Uncapturable(str(error).strip().partition("\n")[0]) from error
         return graph.replay, result
 
@@ -126,6 +131,12 @@ class CudaGraph:
     def forget(self) -> None:
         # torch does not reuse a pool whose graphs are gone while a tensor of it is alive.
         self._pool = torch.cuda.graph_pool_handle()
+
+
+def _drawn_on_cpu() -> list[bytes]:
+    """Return the states of torch's generators on the CPU, which are equal if nothing was drawn in between."""
+    generators = [torch.default_generator, *rng_state.further(torch.device("cpu"))]
+    return [generator.get_state().numpy().tobytes() for generator in generators]
 
 
 @cache

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
+from trainyard import __version__
+from trainyard.track.run_info import RunInfo
+from trainyard.track.shipper import user_code
 from trainyard.track.shipper.uploads import LeftOutError
 
 if TYPE_CHECKING:
@@ -19,7 +26,50 @@ if TYPE_CHECKING:
 
 _MODEL_TAG = "trainyard.model"
 
-Build = Callable[[], "tuple[nn.Module, np.ndarray | None]"]
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """Model that is to be logged.
+
+    Args:
+        net: the module, on the CPU, in eval mode.
+        example: one input; None if it takes anything but one array.
+        predict: `"module:function"` for the predictions that are served; None: `net(inputs)`.
+        code: the files of the user's that it needs, by their places in the folder that they are imported from.
+    """
+
+    net: nn.Module
+    example: np.ndarray | None
+    predict: str | None
+    code: dict[Path, Path]
+
+
+Build = Callable[[], BuiltModel]
+
+
+def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, predict: str | None) -> BuiltModel:
+    """Build the model of a run by its loader, in this process.
+
+    Args:
+        work_dir: the run's directory.
+        info: the run's, with the folders that its modules are imported from.
+        checkpoint: relative to `work_dir`.
+        loader, predict: see `Journal.model`.
+
+    Raises:
+        Exception: whatever the loader raises.
+    """
+    import yaml  # type: ignore[import-untyped,unused-ignore]
+
+    sys.path[:0] = [folder for folder in info.python_path if folder not in sys.path]
+    module, _, name = loader.partition(":")
+    net, example = getattr(importlib.import_module(module), name)(work_dir, work_dir / checkpoint)
+    config = None
+    if info.config and (work_dir / info.config).exists():
+        text = (work_dir / info.config).read_text(encoding="utf-8")
+        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    code = user_code.files_of(user_code.modules_of(net, config), info.python_path)
+    return BuiltModel(net.cpu().eval(), example, predict, code)
 
 
 @functools.cache
@@ -45,7 +95,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
     of every metric, and would log the model again after a kill between its end and the record of it.
 
     Args:
-        build: returns the module and an input example.
+        build: returns the model.
         stamp: distinguishes this model from others of the same run.
 
     Raises:
@@ -68,15 +118,14 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
             raise LeftOutError("this MLflow server keeps no models; it needs MLflow 3") from error
         raise
     try:
-        net, example = build()
-        net = net.cpu().eval()
+        built = build()
     except Exception as error:
         raise LeftOutError(f"{type(error).__name__}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         # Pickled, as torch users expect: a real module of its own class. "pt2", which needs no code to load, takes
         # 2 s to trace a small model, supports one input only, and does not support every model.
         mlflow.pytorch.save_model(
-            net,
+            built.net,
             f"{folder}/model",
             mlflow_model=Model(
                 artifact_path=model.artifact_location,
@@ -84,26 +133,48 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
                 model_uuid=model.model_id,
                 model_id=model.model_id,
             ),
-            signature=_signature(net, example),
-            input_example=example,
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy", "cloudpickle"],
+            signature=_signature(built),
+            input_example=built.example,
+            code_paths=user_code.copy(built.code, Path(folder, "code")) or None,
+            pip_requirements=[
+                f"torch=={torch.__version__.partition('+')[0]}",
+                "numpy",
+                "cloudpickle",
+                f"trainyard=={__version__}",
+            ],
             serialization_format="pickle",
         )
+        if built.predict is not None:
+            _serve(f"{folder}/model", built.predict)
         client.log_model_artifacts(model.model_id, f"{folder}/model")
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
-def _signature(net: nn.Module, example: np.ndarray | None) -> Any:
-    """Return the signature of input and output if both are one array; False stops MLflow from inferring it."""
-    import torch
+def _serve(model: str, predict: str) -> None:
+    """Have MLflow serve a saved model by the function that makes the predictions."""
+    from mlflow.models import Model
+    from mlflow.pyfunc import FLAVOR_NAME, MAIN
+
+    from trainyard.track.shipper import served_model
+
+    saved = Model.load(model)
+    flavor = saved.flavors[FLAVOR_NAME]
+    flavor[MAIN] = served_model.__name__
+    flavor["config"] = {**flavor.get("config", {}), served_model.PREDICT: predict}
+    saved.save(f"{model}/MLmodel")
+
+
+def _signature(built: BuiltModel) -> Any:
+    """Return the signature of input and predictions; False, which stops MLflow from inferring it, if there is none."""
     from mlflow.models import infer_signature
 
-    if example is None:
+    from trainyard.track.shipper.served_model import ServedModel, function
+
+    if built.example is None:
         return False
     try:
-        with torch.inference_mode():
-            output = net(torch.from_numpy(example))
-        return infer_signature(example, output.numpy())
+        predict = (lambda net, inputs: net(inputs)) if built.predict is None else function(built.predict)
+        return infer_signature(built.example, ServedModel(built.net, predict).predict(built.example))
     except Exception:  # the user's own code; the model works without a signature
         return False

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from trainyard.errors import TrainyardError
 from trainyard.track import journal
@@ -16,14 +13,11 @@ from trainyard.track.journal import Record
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
-from trainyard.track.shipper.logged_model import warm_model
+from trainyard.track.shipper.logged_model import BuiltModel, build_model, warm_model
+from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
@@ -182,13 +176,17 @@ class RunShipper:
         with (self.work_dir / LOG).open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
+    @property
+    def _names(self) -> Names:
+        return Names(self._state.names, self.log)
+
     def _connect(self, batch: _Batch | None) -> _Batch | None:
         """Find or create the run; return what is to be shipped first, without the tags that the run has by then."""
         store, state = self._stores.get(self.uri), self._state
         batch = batch or _Batch(end=state.offset, time=state.time or self.info.start_time)
         new = self._lock.first and not self._search and state.run_id is None
         try:
-            run = store.run(self.info, state.run_id, batch.tags, new=new)
+            run = store.run(self.info, state.run_id, batch.tags, self._names, new=new)
         except RunLostError as error:
             if not error.gone:
                 raise
@@ -241,9 +239,11 @@ class RunShipper:
         if self._state.sent_status in _FINAL and status not in _FINAL:
             store.status(run.run_id, "RUNNING", 0.0)
             self._state.sent_status = "RUNNING"
-        store.log(run.run_id, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
+        store.log(run.run_id, self._names, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
         self._state.offset, self._state.status, self._state.time = batch.end, status, batch.time
         for what, (start, record) in batch.uploads.items():
+            if record["kind"] == "array":
+                self._names("array", record["name"])  # here, in the journal's order: uploads may fail and come later
             self._state.uploads[what], self._records[what] = start, record
         self._save_if_due()
 
@@ -277,14 +277,13 @@ class RunShipper:
             case {"kind": "artifact", "path": path, "to": to}:
                 run.artifacts.add(self.work_dir / path, to)
             case {"kind": "array", "name": name, "step": step, "value": value}:
-                run.artifacts.array(name, {"name": name, "step": step, "value": journal.encode(value)})
+                run.artifacts.array(
+                    self._names("array", name), {"name": name, "step": step, "value": journal.encode(value)}
+                )
             case {"kind": "model", "checkpoint": checkpoint, "loader": loader, "time": at}:
 
-                def build() -> tuple[nn.Module, np.ndarray | None]:
-                    module, _, function = loader.partition(":")
-                    sys.path[:0] = [folder for folder in self.info.python_path if folder not in sys.path]
-                    load = getattr(importlib.import_module(module), function)
-                    return cast("tuple[nn.Module, np.ndarray | None]", load(self.work_dir, self.work_dir / checkpoint))
+                def build() -> BuiltModel:
+                    return build_model(self.work_dir, self.info, checkpoint, loader, record.get("predict"))
 
                 self._save()  # a model takes time
                 store.model(run, build, f"{checkpoint}@{at}")

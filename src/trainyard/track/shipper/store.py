@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper.backoff import Backoff
 from trainyard.track.shipper.logged_model import Build, log_model
-from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_name, clean_text, first_line
+from trainyard.track.shipper.names import Names
+from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_text, first_line
 from trainyard.track.shipper.uploads import Artifacts
 from trainyard.track.uri import sqlite_file, with_password
 
@@ -109,17 +110,20 @@ class Store:
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
 
-    def run(self, info: RunInfo, run_id: str | None, tags: dict[str, str], *, new: bool = False) -> StoredRun:
+    def run(
+        self, info: RunInfo, run_id: str | None, tags: dict[str, str], names: Names, *, new: bool = False
+    ) -> StoredRun:
         """Find or create the MLflow run of `info`, with its tags and these.
 
         Args:
             run_id: MLflow's own, where it is known.
+            names: the run's, in MLflow.
             new: the run was never shipped before: do not search for it.
 
         Raises:
             RunLostError: its id is known, and it is gone or deleted.
         """
-        tags = self._tags(info) | _clean_tags(tags)
+        tags = self._tags(info) | tags
         if run_id is not None:
             run = self.check(run_id)
         else:
@@ -127,9 +131,10 @@ class Store:
             found = None if new else self._find(experiment_id, info.id)
             if found is None:
                 start = int(info.start_time * 1000)
-                return self._known(info, self._client.create_run(experiment_id, start, tags, run_name=info.name))
+                marks = {names("tag", key): clean_text(value, MAX_TAG) for key, value in tags.items()}
+                return self._known(info, self._client.create_run(experiment_id, start, marks, run_name=info.name))
             run = found
-        self.log(run.info.run_id, tags=tags)
+        self.log(run.info.run_id, names, tags=tags)
         return self._known(info, run)
 
     def check(self, run_id: str) -> Run:
@@ -147,6 +152,7 @@ class Store:
     def log(
         self,
         run_id: str,
+        names: Names,
         *,
         metrics: Sequence[tuple[str, float, float, int]] = (),
         params: Sequence[tuple[str, str]] = (),
@@ -158,12 +164,13 @@ class Store:
         Values that MLflow refuses are left out, with a note.
 
         Args:
+            names: the run's, in MLflow.
             metrics: name, value, unix seconds, step.
         """
-        # The newest first: MLflow searches them for the latest of each, and then updates it less often.
-        points = [Metric(clean_name(name), value, int(at * 1000), step) for name, value, at, step in reversed(metrics)]
-        settings = [Param(clean_name(key), clean_text(value, MAX_PARAM)) for key, value in dict.fromkeys(params)]
-        marks = [RunTag(key, value) for key, value in _clean_tags(tags or {}).items()]
+        points = [Metric(names("metric", name), value, int(at * 1000), step) for name, value, at, step in metrics]
+        points.reverse()  # the newest first: MLflow then updates its latest value of each less often
+        settings = [Param(names("param", key), clean_text(value, MAX_PARAM)) for key, value in dict.fromkeys(params)]
+        marks = [RunTag(names("tag", key), clean_text(value, MAX_TAG)) for key, value in (tags or {}).items()]
         while points or settings or marks:
             items: list[Item] = [*settings[:MAX_PARAMS_OR_TAGS], *marks[:MAX_PARAMS_OR_TAGS]]
             room = MAX_ITEMS - len(items)
@@ -224,8 +231,7 @@ class Store:
                 parent = found.info.run_id if found else None
             if parent:
                 tags["mlflow.parentRunId"] = parent
-        tags |= info.tags
-        return _clean_tags(tags)
+        return tags | info.tags
 
     def _log(self, run_id: str, items: Sequence[Item], note: Note) -> None:
         try:
@@ -249,10 +255,6 @@ class Store:
 
 
 _KINDS = {Metric: "metrics", Param: "params", RunTag: "tags"}
-
-
-def _clean_tags(tags: dict[str, str]) -> dict[str, str]:
-    return {clean_name(key): clean_text(value, MAX_TAG) for key, value in tags.items()}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import verify_artifact_path
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from trainyard.track.shipper.sanitize import clean_name, first_line
+from trainyard.track.shipper.sanitize import first_line
 
 # Written once and then replaced, never changed: they can be shared with the run's directory.
 _LINKED = ".pt"
@@ -68,8 +68,8 @@ class Artifacts:
             raise
 
     def array(self, name: str, content: dict[str, Any]) -> None:
-        """Write `arrays/<name>.json`; numbers in `content` must be finite."""
-        text, to = json.dumps(content, allow_nan=False), f"arrays/{clean_name(name)}.json"
+        """Write `arrays/<name>.json`; the name must be one that MLflow accepts, and numbers in `content` finite."""
+        text, to = json.dumps(content, allow_nan=False), f"arrays/{name}.json"
         if self._folder is None:
             self._client.log_text(self._run_id, text, to)
             return

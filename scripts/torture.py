@@ -1,0 +1,97 @@
+"""Torture: promises of Trainyard, tried with cases drawn from a seed.
+
+    python scripts/torture.py runs --seed 1 --cases 100     # a part, for a hundred cases
+    python scripts/torture.py all --json torture.json       # each part, for the number of cases that CI tries
+    python scripts/torture.py runs --seed 1 --case 17       # one case again
+
+The parts are files of scripts/torture/. A case that fails prints what was found and the command that repeats it; the
+exit status is then 1. What it has written stays. A case is the same each time it is drawn; where it depends on the
+clock or on the order of several processes, it can end otherwise when it is repeated. Ctrl-C ends a part: the cases
+before it count.
+
+`--page` puts the results into the table of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+sys.path.insert(0, str(Path(__file__).parent / "torture"))
+
+import lengths
+import reliability_page
+import runs
+import stacks
+import sweeps
+from trials import Part, Result
+
+PARTS = {part.name: part for part in (runs.PART, sweeps.PART, lengths.PART, stacks.PART)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the cases that the command line names; return the exit status."""
+    options = _parse(arguments)
+    parts = PARTS.values() if "all" in options.parts else [PARTS[name] for name in options.parts]
+    folder = Path(tempfile.mkdtemp(prefix="trainyard-torture-"))
+    rows = [_try(part, options, folder / part.name) for part in parts]
+    print(reliability_page.as_text(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if options.page:
+        reliability_page.write(rows)
+    failed = any(row.faults for row in rows)
+    if failed:
+        print(f"What the failed cases have written: {folder}")
+    else:
+        shutil.rmtree(folder)
+    return int(failed)
+
+
+def _try(part: Part, options: argparse.Namespace, folder: Path) -> reliability_page.Row:
+    own = range(options.cases or part.usual) if options.case is None else [options.case]
+    results: list[Result] = []
+    try:
+        for result in part.results(options.seed, own, folder, options.also):
+            results.append(result)
+            _tell(result, options.also)
+    except KeyboardInterrupt:
+        print(f"Ended after {len(results)} cases of {part.name}.")
+    return reliability_page.row(part, options.seed, results)
+
+
+def _tell(result: Result, also: Sequence[str]) -> None:
+    verdict = "held" if result.fault is None else "FAILED"
+    print(f"{result.part} {result.case}  {verdict}  {result.seconds:.1f} s  {result.what}", flush=True)
+    if result.fault is not None:
+        command = ["python", "scripts/torture.py", result.part, "--seed", str(result.seed), "--case", str(result.case)]
+        for override in also:
+            command += ["--also", override]
+        print(f"{result.fault}\nrepeat: {shlex.join(command)}", flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], help="the parts to try, or all of them")
+    parser.add_argument("--seed", type=int, default=0, help="what is drawn depends on it (default 0)")
+    parser.add_argument("--cases", type=int, help="the number of cases of each part (default: that of CI)")
+    parser.add_argument("--case", type=int, help="try the case of this number alone")
+    parser.add_argument("--also", action="append", default=[], metavar="OVERRIDE", help="added to runs and sweeps")
+    parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--page", action="store_true", help="put the results into the table of docs/reliability.md")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    sys.exit(main())

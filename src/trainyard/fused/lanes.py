@@ -1,0 +1,176 @@
+"""Random generators of lanes: each member of a stack draws the numbers that it would draw alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainyard import rng_state
+
+
+class Lane:
+    """Random generators of one member, on the CPU and on CUDA devices.
+
+    On the CPU lanes in one state share a generator, and what is drawn from it is drawn for all of them. If all lanes of
+    a stack share one, it is the process's: a draw by the data or by a hook then moves it as in a single run.
+
+    Attributes:
+        cpu: the generator on the CPU.
+        hosted: whether the states of Python's and NumPy's generators, from which no model draws, are this process's.
+            That is so for members of one seed, and for the first of others; the rest keep those that they began with.
+    """
+
+    def __init__(self) -> None:
+        self.cpu: torch.Generator = torch.default_generator
+        self.hosted = True
+        self._cuda: dict[int, torch.Generator] = {}
+        self._origin: int | Mapping[str, Any] | None = None  # a seed, a saved state, or the process's generators
+
+    def begin(self, origin: int | Mapping[str, Any] | None) -> None:
+        """Begin as a process does.
+
+        Args:
+            origin: a seed, for `trainyard.rng_state.seed_all`; or a state that `trainyard.rng_state.state` gave. None
+                continues with the numbers of the process's generators.
+        """
+        self._origin = origin
+        if origin is None:
+            self.cpu = torch.default_generator
+        else:
+            self.cpu = torch.Generator()
+            self.cpu.manual_seed(origin) if isinstance(origin, int) else self.cpu.set_state(origin["torch"])
+        for index, generator in self._cuda.items():
+            self._begin_cuda(generator, index)
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """Return the generator on a device."""
+        if device.type == "cpu":
+            return self.cpu
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index not in self._cuda:
+            self._cuda[index] = torch.Generator(torch.device("cuda", index))
+            self._begin_cuda(self._cuda[index], index)
+        return self._cuda[index]
+
+    def has(self, device: torch.device) -> bool:
+        """Return whether there is a generator on a device."""
+        return device.type == "cpu" or device.index in self._cuda
+
+    def part(self) -> None:
+        """Cease to share a generator with others; the numbers are the same."""
+        shared, self.cpu = self.cpu, torch.Generator()
+        self.cpu.set_state(shared.get_state())
+
+    def state(self, process: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state of all generators of the member's single run, in the form of `trainyard.rng_state.state`.
+
+        Args:
+            process: the state of the process's.
+        """
+        host = process if self.hosted else self._beginning()
+        found = {**process, "python": host["python"], "numpy": host["numpy"], "torch": self.cpu.get_state()}
+        if "cuda" in process:
+            devices = [torch.device("cuda", index) for index in range(len(process["cuda"]))]
+            found["cuda"] = [self.on(device).get_state() for device in devices]
+        return found
+
+    def cuda_states(self) -> dict[int, torch.Tensor]:
+        """Return the state of each generator on a CUDA device that was used, by the index of the device."""
+        return {index: generator.get_state() for index, generator in self._cuda.items()}
+
+    def _begin_cuda(self, generator: torch.Generator, index: int) -> None:
+        origin = self._origin
+        if isinstance(origin, int):
+            generator.manual_seed(origin)
+        elif origin is not None and index < len(origin.get("cuda", ())):
+            generator.set_state(origin["cuda"][index])
+        else:
+            generator.set_state(torch.cuda.default_generators[index].get_state())
+
+    def _beginning(self) -> Mapping[str, Any]:
+        """Return the states of Python's and NumPy's generators with which the member began."""
+        if isinstance(self._origin, Mapping):
+            return self._origin
+        seed = self._origin or 0
+        python, numpy = random.Random(seed).getstate(), np.random.RandomState(seed % 2**32).get_state(legacy=True)
+        return rng_state.as_plain((python, numpy, self.cpu.get_state()))
+
+
+class Lanes:
+    """Lanes of a stack, in the order of its rows.
+
+    Inside a block of `trainyard.rng_state.seeded` they draw from the process's generators, which that has seeded.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = list(lanes)
+        rng_state.follow(self)
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def on(self, device: torch.device) -> list[torch.Generator]:
+        """Return the generator of each lane on a device; those of several may be the same one."""
+        return [lane.on(device) for lane in self._lanes]
+
+    def drawing(self, device: torch.device) -> list[torch.Generator]:
+        """Return the generators on a device; on CUDA those from which lanes have drawn."""
+        return [lane.on(device) for lane in self._lanes if lane.has(device)]
+
+    def part(self, k: int) -> torch.Generator:
+        """Give a lane a generator of its own on the CPU, in the state of the one that it has shared."""
+        self._lanes[k].part()
+        return self._lanes[k].cpu
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Keep only the lanes at `index`; the others no longer share a generator with them."""
+        for k in set(range(len(self))) - set(index):
+            self._lanes[k].part()
+        self._lanes = [self._lanes[k] for k in index]
+        self._lanes[0].hosted = True
+
+    def share(self) -> None:
+        """Let lanes in one state share a generator: the process's, if all are in one state."""
+        by_state: dict[bytes, torch.Generator] = {}
+        for lane in self._lanes:
+            lane.cpu = by_state.setdefault(lane.cpu.get_state().numpy().tobytes(), lane.cpu)
+        one = len(by_state) == 1
+        if one:
+            torch.default_generator.set_state(self._lanes[0].cpu.get_state())
+        for k, lane in enumerate(self._lanes):
+            lane.hosted = one or k == 0
+            if one:
+                lane.cpu = torch.default_generator
+
+    @contextmanager
+    def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Seed every lane inside the block; restore their states afterwards."""
+        with self._restored():
+            for lane, seed in zip(self._lanes, seeds, strict=True):
+                lane.begin(seed)
+            yield
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Draw from the process's generators inside the block; restore the lanes' own afterwards."""
+        with self._restored():
+            for lane in self._lanes:
+                lane.begin(None)
+            yield
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        kept = [(lane, lane.cpu, lane._origin, lane.cuda_states()) for lane in self._lanes]
+        try:
+            yield
+        finally:
+            for lane, cpu, origin, states in kept:
+                lane.begin(origin)  # on CUDA: those that were made inside the block
+                lane.cpu = cpu
+                for index, state in states.items():
+                    lane._cuda[index].set_state(state)

@@ -1,0 +1,93 @@
+"""Loader module of logged models: MLflow imports it to serve one, as it imports `mlflow.pytorch`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from trainyard.batch import to_device
+
+PREDICT = "predict"
+"""Key of the model's config under which the function that makes the predictions stands."""
+
+Predict = Callable[[nn.Module, Any], Any]
+
+
+class ServedModel:
+    """Model with a `predict` for MLflow, which makes the predictions that the run was evaluated by.
+
+    Args:
+        net: the model, in eval mode.
+        predict: called with the model and its inputs, tensors on the model's device.
+        device: the model's.
+    """
+
+    def __init__(self, net: nn.Module, predict: Predict, device: str = "cpu") -> None:
+        self._net = net
+        self._predict = predict
+        self._device = torch.device(device)
+
+    def get_raw_model(self) -> nn.Module:
+        """Return the model, as `mlflow.pyfunc.PyFuncModel.get_raw_model` asks for it."""
+        return self._net
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        """Return predictions.
+
+        Args:
+            data: an array `[B, ...]`, a table (its columns are features, as float32), or a mapping of arrays by name.
+            params: ignored; MLflow passes None where the signature has none.
+
+        Returns:
+            Arrays in the nest of the model's output. For a table and an output that is one array `[B]` or `[B, C]`: a
+            table with the same index.
+        """
+        table = isinstance(data, pd.DataFrame)
+        inputs = _tensors(data.to_numpy(dtype=np.float32) if table else data)
+        with torch.no_grad():
+            output = _arrays(self._predict(self._net, to_device(inputs, self._device)))
+        if table and isinstance(output, np.ndarray) and output.ndim in (1, 2):
+            return pd.DataFrame(output, index=data.index)
+        return output
+
+
+def function(path: str) -> Any:
+    """Return the function that `"module:function"` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ServedModel:
+    """Load a model for MLflow: the protocol of loader modules.
+
+    Args:
+        path: of the model's data.
+        model_config: `device`, as for `mlflow.pytorch`, and the function for predictions under `PREDICT`.
+    """
+    config = dict(model_config or {})
+    predict = function(config.pop(PREDICT))
+    plain = mlflow.pytorch._load_pyfunc(path, config)
+    return ServedModel(plain.get_raw_model(), predict, plain.device)
+
+
+def _tensors(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _tensors(value) for key, value in data.items()}
+    return torch.from_numpy(np.ascontiguousarray(data))
+
+
+def _arrays(output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return output.cpu().numpy()
+    if isinstance(output, dict):
+        return {key: _arrays(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_arrays(value) for value in output]
+    return output
