@@ -14,6 +14,7 @@ import gc
 import importlib
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -204,6 +205,9 @@ def import_all(modules: Sequence[str]) -> None:
     configure()  # before anything imports mlflow
     for module in modules:
         importlib.import_module(module)
+    for handler in logging.root.handlers[:]:  # a program that has imported none of them has none
+        logging.root.removeHandler(handler)
+    logging.root.setLevel(logging.WARNING)
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads, which no forked process would have"
     gc.collect()

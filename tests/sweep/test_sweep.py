@@ -108,7 +108,8 @@ def test_one_report_tells_of_all_errors(sweep: Any, tmp_path: Path) -> None:
         "Nothing was started. optim.momentum: 'momentum' given; accepted: a key of optim: _target_"
     )
     assert "in 4 of 12 jobs, first in #0: optim=adam optim.momentum=0.1 seed=1" in report
-    assert "seed: 'x' given; accepted: an integer of at least 0. in 2 of 12 jobs, first in #5: optim=sgd" in report
+    assert "seed: 'x' given; accepted: an integer of at least 0 and of at most 63 bits. in 2 of 12 jobs" in report
+    assert "of at most 63 bits. in 2 of 12 jobs, first in #5: optim=sgd" in report
     assert "optim: 'nope' given; accepted: one of adagrad, adam," in report
     assert "in 4 of 12 jobs, first in #8: optim=nope" in report
     assert "Traceback" not in report
