@@ -59,7 +59,7 @@ def test_an_update_transfers_nothing(members: int, kind: str, update_buffers: bo
             hook._take_weights(runner)
         once = members > 1 and kind != "swa" and update == 1
         assert bool(transfers.found) == once
-    assert hook.state_dict() == {"updates": 5}
+    assert hook.state_dict() == {"updates": 5, "first": None}
 
 
 @pytest.mark.parametrize("update_buffers", [False, True])
