@@ -55,7 +55,7 @@ def parts() -> Any:
 
 @pytest.fixture
 def capturable_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's optimisers keep their steps on the device for CUDA alone; the arithmetic knows no device."""
+    """torch's optimizers keep their steps on the device for CUDA alone; the arithmetic knows no device."""
     for name in ("Adam", "NAdam", "RAdam", "Adamax", "RMSprop"):
         module = sys.modules[getattr(torch.optim, name).__module__]
         monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])

@@ -28,8 +28,8 @@ import environment
 from measure import Session, Turn, take_turns
 
 HERTZ = os.sysconf("SC_CLK_TCK")
-STEP = ("batches", "forward", "backward", "optimiser", "the rest of Step", "loop", "default hooks", "MLflow's shipper")
-FUSED = ("batches", "forward", "backward", "optimiser", "the rest of Step")
+STEP = ("batches", "forward", "backward", "optimizer", "the rest of Step", "loop", "default hooks", "MLflow's shipper")
+FUSED = ("batches", "forward", "backward", "optimizer", "the rest of Step")
 GROUPS = {
     "torch": "torch, and SymPy, which it imports",
     "torchgen": "torch, and SymPy, which it imports",

@@ -21,7 +21,7 @@ def _options(group: Any) -> Any:
 
 
 @pytest.mark.parametrize("option", _options("optim"))
-def test_optimisers(command: Any, option: Any) -> None:
+def test_optimizers(command: Any, option: Any) -> None:
     assert command(f"optim={option}", quick=[*RINGS, *SMALL["mlp"]]) == (0, "")
 
 

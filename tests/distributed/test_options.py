@@ -112,7 +112,7 @@ def test_norms_of_shares_are_norms_of_the_whole(found: Found) -> None:
         ("sync_batchnorm", "strategy.sync_batchnorm: True given; accepted: false on the CPU"),
         ("bf16_compress", "strategy.bf16_compress: True given; accepted: false on the CPU"),
         ("batch_size", "batch_size: 1 given; accepted: at least 2, a row for each device"),
-        ("several", "strategy: 'DDP' given; accepted: single. A model with several optimisers trains on one device."),
+        ("several", "strategy: 'DDP' given; accepted: single. A model with several optimizers trains on one device."),
         ("one", "hook.lr_finder: 'LRFinder' given; accepted: strategy=single, or no such hook (~hook.lr_finder)."),
         ("devices", "strategy.devices: 0 given; accepted: an integer of at least 1, or auto"),
         (

@@ -63,7 +63,7 @@ def test_a_dotted_path_is_all_that_a_part_needs(composed: Any) -> None:
     assert runner.learning_rates() == [0.5]
 
 
-def test_an_optimiser_of_ones_own_making(composed: Any) -> None:
+def test_an_optimizer_of_ones_own_making(composed: Any) -> None:
     runner = Runner.from_cfg(composed("optim=sgd", "optim._target_=mine.make_optimizer", "optim.lr=0.1"))
     runner.train()
     weights, biases = runner.optimizer.param_groups

@@ -180,7 +180,7 @@ def targets(group: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("group", ["model", "model/data_preprocessor", "optim"])
 def test_every_option_has_a_row_with_its_class(group: str) -> None:
-    pages = {"model": ("models.md", "Built-in models", "option"), "optim": ("optim.md", "Optimisers", "`optim=`")}
+    pages = {"model": ("models.md", "Built-in models", "option"), "optim": ("optim.md", "Optimizers", "`optim=`")}
     where = ("models.md", "What is done to a batch: `data_preprocessor`", "option")
     name, heading, column = pages.get(group, where)
     rows = table(section(page(name), heading), column)

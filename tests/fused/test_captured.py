@@ -120,8 +120,8 @@ def assert_same_bits(runner: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optim", OPTIMS)
-def test_every_optimiser(optim: Any, schedule: Any) -> None:
-    """Every number of a stacked optimiser is in a tensor on the device: also momenta that change with every step."""
+def test_every_optimizer(optim: Any, schedule: Any) -> None:
+    """Every number of a stacked optimizer is in a tensor on the device: also momenta that change with every step."""
     graph = RecordedGraph()
     configs = [config(optim, schedule, member) for member in range(3)]
     captured = trained(configs, graph)

@@ -73,7 +73,7 @@ def member_of(value: Any, k: int) -> Any:
 
 
 def assert_row(row: Any, solos: Sequence[Any], optimizers: Sequence[Optimizer], index: int) -> None:
-    """The groups of each optimiser, once its part of `row` is written over them, are what its own schedule makes."""
+    """The groups of each optimizer, once its part of `row` is written over them, are what its own schedule makes."""
     for k, (solo, optimizer) in enumerate(zip(solos, optimizers, strict=True)):
         for values, own, held in zip(row, solo.row(index), numbers_of(optimizer), strict=True):
             for value in values.values():

@@ -234,7 +234,7 @@ def test_plateaus_of_different_numbers_are_not_stacked() -> None:
 
 
 class Held(Hook):
-    """What the optimiser's group holds in every iteration, for each member."""
+    """What the optimizer's group holds in every iteration, for each member."""
 
     priority = "LOWEST"
     stackable = True

@@ -52,7 +52,7 @@ UNCAPTURABLE = {
     "adam one by one": partial(torch.optim.Adam, lr=2e-3, foreach=False),
     "adadelta": partial(torch.optim.Adadelta, lr=0.5),
 }
-"""Optimisers that step outside of the graph."""
+"""Optimizers that step outside of the graph."""
 SCHEDULES = {
     "constant": None,
     "cosine": partial(CosineAnnealingLR, T_max="auto"),

@@ -113,7 +113,7 @@ def test_an_action_that_there_is_not() -> None:
 
 
 class Two(Spoilt):
-    """Two optimisers take turns; only the loss of the second is spoilt."""
+    """Two optimizers take turns; only the loss of the second is spoilt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Two(Spoilt):
         yield "second", self(x, y, mode="loss")
 
 
-def test_each_of_several_optimisers_skips_its_own(make: Any) -> None:
+def test_each_of_several_optimizers_skips_its_own(make: Any) -> None:
     weights = []
 
     class Both(Hook):

@@ -134,7 +134,7 @@ def test_settings_that_cannot_be(key: str, given_: float | str) -> None:
     assert error.value.key == key
 
 
-def test_several_optimisers_are_measured_together(make: Any, points: Any, tmp_path: Path) -> None:
+def test_several_optimizers_are_measured_together(make: Any, points: Any, tmp_path: Path) -> None:
     adam = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01}
     make(
         {"norms": Norms(6, by_module=True)},

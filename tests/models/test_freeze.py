@@ -1,4 +1,4 @@
-"""Frozen parts keep their weights and their statistics, and the optimiser does not see them."""
+"""Frozen parts keep their weights and their statistics, and the optimizer does not see them."""
 
 from __future__ import annotations
 

@@ -59,12 +59,12 @@ def test_digits(name: str, epochs: int, lr: float, overrides: dict[str, Any]) ->
     torch.manual_seed(0)
     (x, y), test = digits()
     model = configured(name, **overrides)
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(epochs):
         for index in torch.randperm(len(x)).split(64):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             total_loss(model.train_step((x[index], y[index]))).backward()
-            optimiser.step()
+            optimizer.step()
     model.eval()
     accuracy = Accuracy()
     with torch.inference_mode():
@@ -86,13 +86,13 @@ def test_a_transformer_beats_the_pairs_of_characters() -> None:
     torch.manual_seed(0)
     length, steps = 32, 200
     model = Transformer(len(index), length, dim=64, heads=4, layers=2)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         window = train[torch.randint(len(train) - length, (32, 1)) + torch.arange(length + 1)]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total_loss(model.train_step((window[:, :-1], window[:, 1:]))).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     model.eval()
     loss = CrossEntropy()
@@ -116,11 +116,11 @@ def test_regression_through_supervised() -> None:
         _convert_="all",
     )
     assert isinstance(model, Supervised)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     first = total_loss(model.train_step((x, y))).item()
     for _ in range(200):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = total_loss(model.train_step((x, y)))
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.05 * first

@@ -22,7 +22,7 @@ def params(count: Any, dtype: Any = torch.float32) -> Any:
 
 
 class Side:
-    """An optimiser over two groups, and its step."""
+    """An optimizer over two groups, and its step."""
 
     def __init__(self, kind: Any, dtype: Any, step_of: Any, **arguments: Any) -> None:
         self.params = params(5, dtype)
@@ -83,7 +83,7 @@ def state_of(side: Any) -> Any:
     ),
     st.lists(st.sampled_from(EVENTS), max_size=12),
 )
-def test_the_same_bits_as_the_optimisers_own_step(kind: Any, dtype: Any, arguments: Any, events: Any) -> None:
+def test_the_same_bits_as_the_optimizers_own_step(kind: Any, dtype: Any, arguments: Any, events: Any) -> None:
     own = Side(kind, dtype, lambda optimizer: method(optimizer, "step"), **arguments)
     kept = Side(kind, dtype, UnwrappedStep, **arguments)
     for number, event in enumerate(["step", *events, "step"], 1):
@@ -95,7 +95,7 @@ def test_the_same_bits_as_the_optimisers_own_step(kind: Any, dtype: Any, argumen
 
 @pytest.fixture
 def count() -> Any:
-    """Counts the steps that are the optimiser's own."""
+    """Counts the steps that are the optimizer's own."""
     param = nn.Parameter(torch.ones(3))
     other = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = torch.optim.Adam([{"params": [param]}, {"params": [other]}], fused=True)
@@ -114,7 +114,7 @@ def count() -> Any:
     return steps
 
 
-def test_one_step_is_the_optimisers_own(count: Any) -> None:
+def test_one_step_is_the_optimizers_own(count: Any) -> None:
     assert count(5) == 1
 
 

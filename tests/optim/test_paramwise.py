@@ -1,4 +1,4 @@
-"""Numbers of an optimiser for single parameters: which rule holds for which, alone and in a fused group."""
+"""Numbers of an optimizer for single parameters: which rule holds for which, alone and in a fused group."""
 
 from __future__ import annotations
 
@@ -222,11 +222,11 @@ class Undecayed(Optimizer):
 @pytest.mark.parametrize("rules", [{"norm_decay_mult": 0}, {"custom_keys": {"head": {"decay_mult": 0}}}])
 def test_a_decay_where_there_is_none(rules: Any) -> None:
     model = Net()
-    with pytest.raises(ConfigError, match="accepted: null: this optimiser has no weight_decay"):
+    with pytest.raises(ConfigError, match="accepted: null: this optimizer has no weight_decay"):
         build(partial(Undecayed, paramwise=rules), model.parameters(), model)
 
 
-def test_a_number_that_the_optimiser_refuses_is_told_as_ever() -> None:
+def test_a_number_that_the_optimizer_refuses_is_told_as_ever() -> None:
     with pytest.raises(ConfigError, match=r"lr: 'fast' given"):
         optimizer_of({"bias_lr_mult": 2}, lr="fast")
 

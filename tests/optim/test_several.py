@@ -1,4 +1,4 @@
-"""A model with several optimisers: turns, checkpoints, schedules, and the GAN on the rings."""
+"""A model with several optimizers: turns, checkpoints, schedules, and the GAN on the rings."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ class Wrong(Duel):
     ("turns", "told"),
     [
         ([], "yielded nothing"),
-        ([{"loss": 1}], r"must yield pairs of an optimiser's name \(a, b\)"),
+        ([{"loss": 1}], r"must yield pairs of an optimizer's name \(a, b\)"),
         ([("c", {})], "it yielded"),
         ([("a", {"error": torch.ones(())})], "no loss to minimise"),
     ],
@@ -261,7 +261,7 @@ class Plain(BaseModel):
         ({"optim": OPTIM["a"]}, "accepted: a config for each of a, b"),
         ({"optim": OPTIM | {"b": partial(Adam, lr=-1)}}, "optim.b.lr: -1 given; accepted: a number of at least 0"),
         ({"model": Plain()}, "accepted: one, since the model has no train_steps"),
-        ({"schedule": {"c": SCHEDULES["a"]}}, "schedule: 'c' given; accepted: the name of an optimiser: a, b"),
+        ({"schedule": {"c": SCHEDULES["a"]}}, "schedule: 'c' given; accepted: the name of an optimizer: a, b"),
         ({"schedule": {"a": Plateau()}}, "schedule.a: 'Plateau' given; accepted: a trainyard.schedules.Schedule"),
         (
             {"schedule": {"a": SCHEDULES["a"], "b": Schedule(warmup=2, by="iter")}},
@@ -283,7 +283,7 @@ def test_what_cannot_work(settings: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("groups", "told"), [({"a": "a"}, "b.weight belongs to no entry"), ({"a": "*", "b": "b"}, "belongs to a, b")]
 )
-def test_every_parameter_has_one_optimiser(groups: dict[str, Any], told: str) -> None:
+def test_every_parameter_has_one_optimizer(groups: dict[str, Any], told: str) -> None:
     model = Duel()
     model.optimizer_groups = groups
     with pytest.raises(ValueError, match=told):
@@ -302,7 +302,7 @@ def test_all_at_once() -> None:
     assert len(optimizer.state) == 4
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(ValueError, match="its optimisers are x, here a, b"):
+    with pytest.raises(ValueError, match="its optimizers are x, here a, b"):
         optimizer.load_state_dict({"optimizers": {"x": {}}})
     assert ScheduleDict({}).constant
 
@@ -316,7 +316,7 @@ def test_a_group_cannot() -> None:
         "device": "cpu",
         "hook": {},
     }
-    with pytest.raises(Unfusable, match="the model has several optimisers"):
+    with pytest.raises(Unfusable, match="the model has several optimizers"):
         FusedRunner([config, config]).train()
 
 

@@ -1,4 +1,4 @@
-"""Step hooks that an optimiser has when the step is made of it are called too."""
+"""Step hooks that an optimizer has when the step is made of it are called too."""
 
 import torch
 

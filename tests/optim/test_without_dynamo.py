@@ -1,4 +1,4 @@
-"""Optimisers without their wrappers compute the same, and torch._dynamo is never imported."""
+"""Optimizers without their wrappers compute the same, and torch._dynamo is never imported."""
 
 import copy
 import subprocess
@@ -52,7 +52,7 @@ def test_add_param_group_is_put_back() -> None:
     assert torch.optim.Optimizer.add_param_group is before
 
 
-def test_hooks_registered_on_the_optimiser_are_called() -> None:
+def test_hooks_registered_on_the_optimizer_are_called() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = Step(lambda x: {"loss": model(x).sum()}, optimizer, Precision(), NoClip())
@@ -66,7 +66,7 @@ def test_hooks_registered_on_the_optimiser_are_called() -> None:
     assert calls == ["pre", "post", "pre"]
 
 
-def test_a_users_own_optimiser_keeps_its_wrappers() -> None:
+def test_a_users_own_optimizer_keeps_its_wrappers() -> None:
     calls = []
 
     class Mine(torch.optim.SGD):

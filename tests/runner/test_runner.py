@@ -92,7 +92,7 @@ def test_every_argument_is_the_object_or_its_config(configs: Any, argument: Any)
     assert results[0] == results[1] != {}
 
 
-def test_an_optimiser_that_is_built_already(make: Any) -> None:
+def test_an_optimizer_that_is_built_already(make: Any) -> None:
     model = _model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     runner = make(model=model, optim=optimizer)
@@ -315,7 +315,7 @@ DATA = {"_target_": "trainyard.data.Rings", "num_samples": 320, "batch_size": 64
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"optim": partial(torch.optim.SGD, lr=0.1)}, "its optimiser is Adam, here SGD"),
+        ({"optim": partial(torch.optim.SGD, lr=0.1)}, "its optimizer is Adam, here SGD"),
         ({"data": DATA}, "its number of batches an epoch is 6, here 3"),
         ({"schedule": Plateau()}, "its schedule is None, here Plateau"),
         ({"model": MLP(in_features=2, num_classes=2, hidden=[5])}, "net.1.weight has shape [16, 2], here [5, 2]"),
@@ -336,7 +336,7 @@ def test_another_seed_is_told(finished: Any, make: Any, caplog: pytest.LogCaptur
     assert "was made under seed 0: the data come in another order now" in caplog.text
 
 
-def test_resuming_goes_on_with_the_optimisers_numbers(finished: Any, make: Any) -> None:
+def test_resuming_goes_on_with_the_optimizers_numbers(finished: Any, make: Any) -> None:
     """As the checkpoint has them: `load_from` begins with new ones."""
     path = finished.members[0].checkpoints / "epoch_0002.pt"
     rates = []
@@ -375,10 +375,10 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"model": nn.Linear(2, 2)}, "trainyard.models.Supervised(net, loss) makes one"),
         ({"model": None}, "model: 'NoneType' given"),
         ({"loop": None}, "loop: None given; accepted: a training loop, for example EpochBasedTrainLoop"),
-        ({"optim": None}, "optim: None given; accepted: an optimiser"),
+        ({"optim": None}, "optim: None given; accepted: an optimizer"),
         (
             {"optim": torch.optim.SGD(nn.Linear(2, 2).parameters())},
-            "optim: 'SGD' given; accepted: an optimiser of this",
+            "optim: 'SGD' given; accepted: an optimizer of this",
         ),
         ({"data": None, "model": _model()}, "data: 'train' given; accepted: a split that the data has: none"),
         ({"data": {"val": DataLoader([1])}, "model": _model()}, "data: 'train' given; accepted: a split that the data"),

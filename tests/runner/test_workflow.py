@@ -287,12 +287,12 @@ def test_what_is_no_workflow(workflow: Any, told: str) -> None:
     assert told in str(error.value)
 
 
-def test_it_needs_data_and_one_optimiser(tmp_path: Path) -> None:
+def test_it_needs_data_and_one_optimizer(tmp_path: Path) -> None:
     loop = EpochBasedTrainLoop(2, workflow=[["train", 1], ["val", 1]])
     with pytest.raises(ConfigError, match=r"loop\.workflow: .* since the data has no validation"):
         runner(loop, data=data(val=0), work_dir=tmp_path / "run").train()
     gan = {"_target_": "trainyard.models.gan.GAN", "in_features": 2, "num_classes": 2, "hidden": [4]}
     optim = {name: {"_target_": "torch.optim.Adam", "_partial_": True} for name in ("discriminator", "generator")}
-    with pytest.raises(ConfigError, match=r"loop\.workflow: .* several optimisers"):
+    with pytest.raises(ConfigError, match=r"loop\.workflow: .* several optimizers"):
         runner(loop, model=gan, optim=optim, metrics={}, work_dir=tmp_path / "run").train()
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Every option of `conf/schedule`, and the example of the docs, in a training: what the optimiser's groups hold."""
+"""Every option of `conf/schedule`, and the example of the docs, in a training: what the optimizer's groups hold."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BY_HAND: dict[str, Callable[[Optimizer, int], Any]] = {
 
 
 class Held(Hook):
-    """What the optimiser's group holds in every iteration."""
+    """What the optimizer's group holds in every iteration."""
 
     priority = "LOWEST"
 

@@ -60,7 +60,7 @@ def from_conf(option: str, **changes: Any) -> Schedule:
 
 
 def by_hand(make: Any, optimizer: Optimizer, length: int) -> list[list[dict[str, Any]]]:
-    """The groups as torch's own loop would have them: step the optimiser, step the scheduler."""
+    """The groups as torch's own loop would have them: step the optimizer, step the scheduler."""
     scheduler = make(optimizer)
     rows = []
     for index in range(length):
@@ -258,7 +258,7 @@ def test_the_last_row_holds_beyond_the_end() -> None:
         assert schedule.row(21) == schedule.row(22) == schedule.row(10**9) == last
 
 
-def test_nothing_of_the_real_optimiser_is_touched_and_nobody_warns() -> None:
+def test_nothing_of_the_real_optimizer_is_touched_and_nobody_warns() -> None:
     optimizer = optimizer_of("adam")
     step, groups = optimizer.step, [dict(group) for group in optimizer.param_groups]
     with warnings.catch_warnings():

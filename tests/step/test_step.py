@@ -252,7 +252,7 @@ def test_the_norm_of_the_gradients_is_given_where_they_are_clipped() -> None:
     torch.testing.assert_close(hook.all[1]["grad_norm"], norm)
 
 
-def test_frozen_parameters_are_not_the_optimisers() -> None:
+def test_frozen_parameters_are_not_the_optimizers() -> None:
     runner = trained(Regression(), OPTIMISERS["sgd"], data=regression(5, 20))
     assert torch.equal(runner.model.frozen, torch.ones(2, dtype=torch.float64))
     (group,) = runner.optimizer.param_groups

@@ -146,7 +146,7 @@ class FusedRunner(Runner):
         stacked: dict[Tensor, nn.Parameter] = dict(zip(self.members[0].model.parameters(), stacks, strict=True))
         optimizers = [member.parts.make_optimizer() for member in self.members]
         if isinstance(optimizers[0], OptimizerDict):
-            raise Unfusable("the model has several optimisers")
+            raise Unfusable("the model has several optimizers")
         self.optimizer_kind = type(optimizers[0]).__name__
         return stack_optimizers(optimizers, stacked)
 

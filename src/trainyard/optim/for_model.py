@@ -36,10 +36,10 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
     if isinstance(part, Optimizer):
         held = {id(parameter) for group in part.param_groups for parameter in group["params"]}
         if not any(id(parameter) in held for parameter in parameters):
-            raise ConfigError("optim", type(part).__name__, "an optimiser of this model's parameters")
+            raise ConfigError("optim", type(part).__name__, "an optimizer of this model's parameters")
         return part
     if not isinstance(part, Mapping) and not callable(part):
-        raise ConfigError("optim", part, "an optimiser, or a config with `_partial_: true` that makes one")
+        raise ConfigError("optim", part, "an optimizer, or a config with `_partial_: true` that makes one")
     try:
         return build_several(part, model) if isinstance(part, Mapping) else build(part, parameters, model)
     except ConfigError as error:

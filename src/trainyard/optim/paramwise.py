@@ -194,7 +194,7 @@ def _factor(key: str, value: Any) -> float | None:
 
 
 def _without(key: str, factor: float | None, number: str) -> ConfigError:
-    return ConfigError(key, factor, f"null: this optimiser has no {number}")
+    return ConfigError(key, factor, f"null: this optimizer has no {number}")
 
 
 def _parts(names: Iterable[str]) -> list[str]:

@@ -74,7 +74,7 @@ class OptimizerDict(Optimizer):
         """
         states = state_dict["optimizers"]
         if set(states) != set(self.optimizers):
-            raise ValueError(f"its optimisers are {', '.join(states)}, here {', '.join(self.optimizers)}")
+            raise ValueError(f"its optimizers are {', '.join(states)}, here {', '.join(self.optimizers)}")
         for name, optimizer in self.optimizers.items():
             without_dynamo.method(optimizer, "load_state_dict")(states[name])
 
@@ -94,7 +94,7 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
     groups: Mapping[str, Any] | None = getattr(model, "optimizer_groups", None)
     kind = type(model).__name__
     if groups is None:
-        raise ConfigError("", list(partials), f"one optimiser: {kind} has no optimizer_groups")
+        raise ConfigError("", list(partials), f"one optimizer: {kind} has no optimizer_groups")
     for name in partials:
         if name not in groups:
             raise ConfigError(
@@ -107,7 +107,7 @@ def build_several(partials: Mapping[str, Any], model: nn.Module) -> OptimizerDic
     made = {}
     for name, parameters in parts.items():
         if not callable(partials.get(name)):
-            raise ConfigError(name, partials.get(name), "a config with `_partial_: true` that makes an optimiser")
+            raise ConfigError(name, partials.get(name), "a config with `_partial_: true` that makes an optimizer")
         try:
             made[name] = build(partials[name], parameters, model)
         except ConfigError as error:
@@ -166,7 +166,7 @@ class ScheduleDict(Schedule):
                 raise ConfigError(name, type(schedule).__name__, "a trainyard.schedules.Schedule")
         units = {schedule.by for schedule in schedules.values()}
         if len(units) > 1:
-            raise ConfigError("by", sorted(map(str, units)), "one unit for the schedules of all optimisers")
+            raise ConfigError("by", sorted(map(str, units)), "one unit for the schedules of all optimizers")
         self._schedules: dict[str, Schedule] = dict(schedules)
         self.by = next(iter(units), None)
         self.constant = all(schedule.constant for schedule in schedules.values())
@@ -183,11 +183,11 @@ class ScheduleDict(Schedule):
     ) -> None:
         """Begin one run; see `Schedule.bind`."""
         if not isinstance(optimizer, OptimizerDict):
-            raise ConfigError("", list(self._schedules), "one schedule, since there is one optimiser")
+            raise ConfigError("", list(self._schedules), "one schedule, since there is one optimizer")
         for name, schedule in self._schedules.items():
             if name not in optimizer.optimizers:
                 known = optimizer.optimizers
-                raise ConfigError("", name, f"the name of an optimiser: {_listed(known)}", options=known)
+                raise ConfigError("", name, f"the name of an optimizer: {_listed(known)}", options=known)
             try:
                 schedule.bind(
                     optimizer.optimizers[name],

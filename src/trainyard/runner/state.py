@@ -162,7 +162,7 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
     reading, done = _reading(state)
     runner.reader.load_state_dict(reading, done)
-    _check_equal("optimiser", state["optimizer"]["type"], _name(optimizer))
+    _check_equal("optimizer", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     saved = _untyped(state["optimizer"])
     bound = identity.bind(member.model, optimizer, member.beginning, state.get("parameters"), saved)

@@ -95,7 +95,7 @@ class SeveralStep(Step):
         turn: Any = self.precision.forward(lambda _: next(turns, None), None)  # type: ignore[arg-type]
         if turn is not None and not (isinstance(turn, tuple) and len(turn) == 2 and turn[0] in self.steps):
             raise TrainyardError(
-                f"train_steps(batch) must yield pairs of an optimiser's name ({', '.join(self.steps)}) and a dict of "
+                f"train_steps(batch) must yield pairs of an optimizer's name ({', '.join(self.steps)}) and a dict of "
                 f"losses; it yielded {turn!r}."
             )
         return turn
@@ -143,7 +143,7 @@ def step_of(
             no_sync=strategy.no_sync,
         )
     if strategy.world_size > 1:
-        hint = "A model with several optimisers trains on one device."
+        hint = "A model with several optimizers trains on one device."
         raise ConfigError("strategy", type(strategy).__name__, "single", hint=hint)
     steps = {
         name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate, by=by)

@@ -1,4 +1,4 @@
-"""One optimisation step: forward, backward, clip, optimizer."""
+"""One optimization step: forward, backward, clip, optimizer."""
 
 from __future__ import annotations
 

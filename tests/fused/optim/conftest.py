@@ -1,4 +1,4 @@
-"""K solo optimisers beside one stacked one."""
+"""K solo optimizers beside one stacked one."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ SPLIT = 2  # the first two parameters are one group, the others the second
 
 
 class Pair:
-    """K solo optimisers beside one stacked one, on the same numbers, parameters and gradients."""
+    """K solo optimizers beside one stacked one, on the same numbers, parameters and gradients."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Pair:
         self.stack()
 
     def stack(self) -> None:
-        """Stack the solo optimisers as they are now."""
+        """Stack the solo optimizers as they are now."""
         self.optimizer = stack_optimizers(self.solos, dict(zip(self.params[0], self.stacked, strict=True)))
 
     def solo(self, params: Any, kwargs: Any) -> Any:

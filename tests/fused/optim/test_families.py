@@ -1,4 +1,4 @@
-"""Stacked optimisers follow the solo ones, number for number."""
+"""Stacked optimizers follow the solo ones, number for number."""
 
 import math
 from typing import Any

@@ -21,7 +21,7 @@ OPTIM = torch.optim
 
 
 def stacked(*partials: Any, dtype: Any = torch.float32, shape: Any = (2,)) -> Any:
-    """Stack one optimiser for each of `partials`, each on a parameter of its own."""
+    """Stack one optimizer for each of `partials`, each on a parameter of its own."""
     params = [nn.Parameter(torch.ones(shape, dtype=dtype)) for _ in partials]
     solos = [partial([param]) for partial, param in zip(partials, params, strict=True)]
     whole = nn.Parameter(torch.stack([param.detach() for param in params]))
@@ -186,7 +186,7 @@ def test_a_nan_in_a_member_stays_there(pair: Any, kind: Any) -> None:
 
 
 def test_gradients_on_and_hooks() -> None:
-    """`step` is called with gradients on too, and calls the hooks of the optimiser."""
+    """`step` is called with gradients on too, and calls the hooks of the optimizer."""
     optimizer = stacked(*twice(OPTIM.Adam, lr=0.1))
     (param,) = optimizer.param_groups[0]["params"]
     (param**2).sum().backward()

@@ -59,7 +59,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, accumulate: int, clip: Any, p
 
 @pytest.mark.parametrize("optim", UNCAPTURABLE)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_an_optimiser_that_steps_outside(monkeypatch: pytest.MonkeyPatch, optim: Any, accumulate: int) -> None:
+def test_an_optimizer_that_steps_outside(monkeypatch: pytest.MonkeyPatch, optim: Any, accumulate: int) -> None:
     assert assert_captured(monkeypatch, "mlp", UNCAPTURABLE[optim], accumulate=accumulate, epochs=5)._uncaptured_update
 
 

@@ -64,13 +64,13 @@ def test_plateau(arguments: Any) -> None:
     same(rates[1], rates[0], 1e-5)
 
 
-def test_a_guard_that_skips_keeps_the_optimiser_out(arguments: Any, said: Any) -> None:
+def test_a_guard_that_skips_keeps_the_optimizer_out(arguments: Any, said: Any) -> None:
     states = []
     for graph in (None, RecordedGraph()):
         runner = run(arguments | {"hooks": {"guard": NaNGuard(action="skip")}}, graph=graph)
         runner.train()
         states.append(runner.model.state_dict())
-    assert "without the optimiser's: SkipNonFinite" in said()[0]
+    assert "without the optimizer's: SkipNonFinite" in said()[0]
     same(states[1], states[0])
 
 
@@ -148,7 +148,7 @@ def test_a_run_on_the_cpu_has_the_plain_step(arguments: Any) -> None:
         ({"compile": "reduce-overhead", "capture": True}, "compile makes CUDA graphs of its own"),
         ({"compile": {"backend": "cudagraphs"}, "capture": True}, "compile makes CUDA graphs of its own"),
         ({"activation_checkpointing": ["net.*"]}, "activation_checkpointing keeps the state of the random generator"),
-        ({"optim": {"a": 1}}, "several optimisers take turns"),
+        ({"optim": {"a": 1}}, "several optimizers take turns"),
     ],
 )
 def test_settings_that_leave_the_step_as_it_is(

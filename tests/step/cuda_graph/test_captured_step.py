@@ -43,7 +43,7 @@ def assert_captured(
 
 @pytest.mark.parametrize("optim", OPTIMS)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_optimiser(monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any) -> None:
+def test_every_optimizer(monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any) -> None:
     graph = assert_captured(monkeypatch, model, OPTIMS[optim], schedule="cosine")
     assert graph.captures == 1  # the smaller batches come three times
     assert graph.replays == 3 * 7 - WARM_UP
@@ -51,7 +51,7 @@ def test_every_optimiser(monkeypatch: pytest.MonkeyPatch, model: Any, optim: Any
 
 @pytest.mark.parametrize("optim", UNCAPTURABLE)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_an_optimiser_that_steps_outside(
+def test_an_optimizer_that_steps_outside(
     monkeypatch: pytest.MonkeyPatch, said: Any, optim: Any, accumulate: int
 ) -> None:
     """What cannot be captured is not: it has the bits of the plain step."""
@@ -59,16 +59,16 @@ def test_an_optimiser_that_steps_outside(
         monkeypatch, "mlp", UNCAPTURABLE[optim], schedule="cosine", clip=(1.0, None), accumulate=accumulate, epochs=5
     )
     assert graph.replays > 0
-    assert said()[0].startswith("The step is captured without the optimiser's: ")
+    assert said()[0].startswith("The step is captured without the optimizer's: ")
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adam", "adamw"])
-def test_a_number_that_changes_all_the_time_keeps_the_optimiser_out(
+def test_a_number_that_changes_all_the_time_keeps_the_optimizer_out(
     monkeypatch: pytest.MonkeyPatch, said: Any, optim: str
 ) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS[optim], schedule="onecycle", epochs=6)
     number = "momentum" if optim == "sgd" else "betas"
-    assert said()[0] == f"The step is captured without the optimiser's: {number} changes from step to step."
+    assert said()[0] == f"The step is captured without the optimizer's: {number} changes from step to step."
     assert graph.replays > 10
 
 
@@ -100,8 +100,8 @@ def test_any_settings(
 def test_half_precision_keeps_the_scaler_out(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
     graph = assert_captured(monkeypatch, "mlp", OPTIMS["adam"], precision="fp16", clip=(1.0, None), close=1e-3)
     assert graph.replays > 10
-    reason = "ScaledAutocast decides outside of a graph whether the optimiser steps"
-    assert said()[0] == f"The step is captured without the optimiser's: {reason}."
+    reason = "ScaledAutocast decides outside of a graph whether the optimizer steps"
+    assert said()[0] == f"The step is captured without the optimizer's: {reason}."
 
 
 def test_what_a_step_says_stays() -> None:
@@ -359,7 +359,7 @@ def test_a_change_is_followed(change: Any, accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("uncaptured", [False, True])
-def test_parameters_that_join_the_optimiser_are_in_the_next_capture(uncaptured: bool) -> None:
+def test_parameters_that_join_the_optimizer_are_in_the_next_capture(uncaptured: bool) -> None:
     def run(how: Any) -> tuple[Any, nn.Module]:
         torch.manual_seed(0)
         model = MLP(in_features=64, num_classes=3, hidden=[8, 8])
@@ -368,7 +368,7 @@ def test_parameters_that_join_the_optimiser_are_in_the_next_capture(uncaptured: 
         if how is not None:
             step = CapturedStep(step, how, dict(model.named_modules()))
         for index in range(24):
-            if index == 12:  # with gradients from the beginning, so that only the optimiser's groups change
+            if index == 12:  # with gradients from the beginning, so that only the optimizer's groups change
                 optimizer.add_param_group({"params": list(model.net[:5].parameters())})
             if index <= 12:
                 model.zero_grad()

@@ -52,12 +52,12 @@ def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, n
     first = optimizers[0]
     kinds = sorted({type(optimizer).__name__ for optimizer in optimizers})
     if any(type(optimizer) is not type(first) for optimizer in optimizers):
-        raise Unfusable(f"the optimisers are of several classes: {', '.join(kinds)}")
+        raise Unfusable(f"the optimizers are of several classes: {', '.join(kinds)}")
     family = FAMILIES.get(type(first))
     if family is None:
         raise Unfusable(f"{kinds[0]} has no stacked form")
     if any(len(optimizer.param_groups) != len(first.param_groups) for optimizer in optimizers):
-        raise Unfusable("the optimisers differ in their parameter groups")
+        raise Unfusable("the optimizers differ in their parameter groups")
     columns = zip(*[optimizer.param_groups for optimizer in optimizers], strict=True)
     groups = [_stacked_group(members, stacked) for members in columns]
     with without_dynamo.constructing():
@@ -73,9 +73,9 @@ def stack_optimizers(optimizers: Sequence[Optimizer], stacked: Mapping[Tensor, n
 def _stacked_group(members: Sequence[dict[str, Any]], stacked: Mapping[Tensor, nn.Parameter]) -> dict[str, Any]:
     first = members[0]
     if any(group.keys() != first.keys() for group in members):
-        raise Unfusable("the optimisers differ in what their parameter groups hold")
+        raise Unfusable("the optimizers differ in what their parameter groups hold")
     if any([p.shape for p in group["params"]] != [p.shape for p in first["params"]] for group in members):
-        raise Unfusable("the optimisers differ in their parameters")
+        raise Unfusable("the optimizers differ in their parameters")
     if first.get("differentiable"):
         raise Unfusable("differentiable=True has no stacked form")
     group = {key: _stacked_value(key, [group[key] for group in members]) for key in first if key != "params"}

@@ -165,7 +165,7 @@ class CapturedStep(AccumulatedStep):
         if self._uncaptured_update is None:
             if type(self.precision) not in (Precision, Autocast, StackedScaledAutocast):
                 name = type(self.precision).__name__
-                self._leave_update(f"{name} decides outside of a graph whether the optimiser steps")
+                self._leave_update(f"{name} decides outside of a graph whether the optimizer steps")
             elif (reason := uncaptured_update(self.optimizer)) is not None:
                 self._leave_update(reason)
             else:
@@ -191,7 +191,7 @@ class CapturedStep(AccumulatedStep):
 
     def _leave_update(self, reason: str) -> None:
         """Run the optimizer's step outside of the graphs from here on."""
-        log.info("The step is captured without the optimiser's: %s.", reason)
+        log.info("The step is captured without the optimizer's: %s.", reason)
         self._uncaptured_update = reason
         self._limits.pardon()
         self._release_hyperparameters()
@@ -358,7 +358,7 @@ def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device,
         refusal: why it cannot be captured, if there is a reason outside of it.
     """
     if refusal is None and type(step) not in (Step, AccumulatedStep):
-        refusal = "several optimisers take turns"
+        refusal = "several optimizers take turns"
     if refusal is not None:
         log.info("The step is not captured: %s.", refusal)
         return step

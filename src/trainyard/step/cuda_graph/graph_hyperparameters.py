@@ -95,7 +95,7 @@ class TorchGraphHyperparameters:
 
     def changed(self) -> str | None:
         if self._optimizer.state is not self._taken_state:
-            return "the optimiser's state"
+            return "the optimizer's state"
         found = self._fixed()
         if found == self._taken:
             return None
@@ -173,7 +173,7 @@ def uncaptured_update(optimizer: Optimizer) -> str | None:
     if kind not in (*CAPTURABLE, *CAPTURABLE_FUSED):
         return f"{kind.__name__} is not known to read its numbers from the device"
     if may_have_step_hooks(optimizer):
-        return "hooks are registered on the optimiser, or may be, as fast paths are off"
+        return "hooks are registered on the optimizer, or may be, as fast paths are off"
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             return "optim.differentiable is on"
