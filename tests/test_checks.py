@@ -216,6 +216,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ResNet": {"in_channels": 1, "num_classes": 2},
     "TensorLoader": {"tensors": ROWS, "batch_size": 2},
     "Transformer": {"vocab_size": 4, "context_length": 4},
+    "Supervised": {"net": nn.Identity()},
     "Unfreeze": {"at": {1: "net"}},
 }
 MODULES = (

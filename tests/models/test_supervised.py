@@ -40,6 +40,14 @@ def test_targets_that_are_ignored_are_not_counted() -> None:
     x, y = torch.randn(6, 4), torch.tensor([0, -100, 2, 1, -100, 0])
     losses = Supervised(nn.Linear(4, 3), ignore_index=-100).train_step((x, y))
     assert losses["num_items"] == 4
+    y[y == -100] = 1
+    model = Supervised(nn.Linear(4, 3), ignore_index=1)
+    kept = y != 1
+    losses = model.train_step((x, y))
+    assert losses["num_items"] == kept.sum()
+    torch.testing.assert_close(losses["loss"], nn.functional.cross_entropy(model.net(x[kept]), y[kept]))
+    with pytest.raises(ConfigError, match=r"ignore_index: 1 given; accepted: -100, as the loss has it"):
+        Supervised(nn.Linear(4, 3), nn.CrossEntropyLoss(), ignore_index=1)
     with pytest.raises(ConfigError, match="ignore_index"):
         Supervised(nn.Linear(4, 3), ignore_index="padding")
 

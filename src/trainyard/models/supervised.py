@@ -27,8 +27,8 @@ class Supervised(BaseModel):
         loss: `loss(output, target)` -> scalar. None: `torch.nn.CrossEntropyLoss()`, for logits `[B, num_classes]` and
             classes `[B]`.
         data_preprocessor: see `BaseModel`.
-        ignore_index: the target that the loss leaves out (padding); batches then weigh as many items as they have other
-            targets (`num_items`). None: as many as they have samples.
+        ignore_index: the target that the loss leaves out (padding), as its own `ignore_index`; batches then weigh as
+            many items as they have other targets (`num_items`). None: as many as they have samples.
 
     Example:
         >>> import torch
@@ -51,7 +51,12 @@ class Supervised(BaseModel):
         if loss is not None and not callable(loss):
             raise ConfigError("loss", loss, "a function loss(output, target), or the `_target_` that builds one")
         self.net = net
-        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        if loss is None:
+            loss = nn.CrossEntropyLoss() if ignore_index is None else nn.CrossEntropyLoss(ignore_index=ignore_index)
+        own = getattr(loss, "ignore_index", ignore_index)
+        if ignore_index is not None and own != ignore_index:
+            raise ConfigError("ignore_index", ignore_index, f"{own}, as the loss has it")
+        self.loss = loss
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
         """Return `{"loss": scalar}`, with `num_items` where targets are ignored, or the network's output."""
