@@ -230,6 +230,20 @@ def test_every_option_is_carried_over() -> None:
     assert wrapped(DataLoader(source.dataset))._loader.dataset is source.dataset  # bare without workers
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_a_worker_whose_trainer_is_there_stays(context: str) -> None:
+    loader = wrapped(DataLoader(Numbers(), 5, num_workers=1, multiprocessing_context=context))
+    assert len(list(loader.batches(0))) == N // 5
+
+
+def test_a_worker_whose_trainer_was_killed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it started: what it sees then is another parent."""
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    loader = wrapped(DataLoader(Numbers(), 5, num_workers=1, multiprocessing_context="fork"))
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(loader.batches(0))
+
+
 def test_it_is_a_loader() -> None:
     assert isinstance(wrapped(DataLoader(Numbers())), Loader)
 

@@ -57,6 +57,7 @@ def logged(members: int, iterations: int, interval: int) -> Counter[str]:
         gauges={"time": lambda: 0.5},
         learning_rates=lambda: [0.1] * members,
         strategy=SimpleNamespace(world_size=1),
+        step=SimpleNamespace(weight=lambda batch, outputs: 1),  # as without accumulation
     )
     outputs = [
         {"loss": torch.rand(members), "grad_norm": torch.rand(members).double(), "scale": torch.rand(())}

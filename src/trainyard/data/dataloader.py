@@ -244,7 +244,9 @@ class WorkerLoader:
             "collate_fn": given.collate_fn,
             "pin_memory": given.pin_memory or self.device.type == "cuda",
             "timeout": given.timeout,
-            "worker_init_fn": WorkerInit(given.worker_init_fn) if workers else given.worker_init_fn,
+            "worker_init_fn": WorkerInit(given.worker_init_fn, given.multiprocessing_context)
+            if workers
+            else given.worker_init_fn,
             "multiprocessing_context": given.multiprocessing_context,
             "generator": self._generator,
             "prefetch_factor": given.prefetch_factor,

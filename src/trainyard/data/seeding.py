@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import count, islice
@@ -152,12 +154,25 @@ class WorkerInit:
 
     The worker ignores SIGINT: Ctrl-C signals the whole process group, and the trainer, which ends its run
     cleanly, needs its workers until then. It does not ignore SIGTERM, with which the trainer ends it.
+
+    A worker whose trainer was killed while it started ends at once: torch, which looks from then on whether a worker's
+    parent is another, would take the process that adopted it for the trainer.
+
+    Args:
+        inner: the user's function.
+        context: the loader's `multiprocessing_context`.
     """
 
-    def __init__(self, inner: Callable[[int], None] | None) -> None:
+    def __init__(self, inner: Callable[[int], None] | None, context: Any = None) -> None:
         self.inner = inner
+        method = (context or multiprocessing).get_start_method(allow_none=True)  # which does not fix the default
+        method = method or multiprocessing.get_all_start_methods()[0]
+        self.is_child = method != "forkserver"  # the parent is that server, where there is one
 
     def __call__(self, worker: int) -> None:
+        trainer = multiprocessing.parent_process()
+        if self.is_child and trainer is not None and trainer.pid != os.getppid():
+            os._exit(1)
         info = get_worker_info()
         assert info is not None
         wrapped = info.dataset
