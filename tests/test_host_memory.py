@@ -39,17 +39,18 @@ def page_faults(keep: Any, **variables: Any) -> Any:
 
 
 def test_a_step_takes_no_new_pages() -> None:
-    assert page_faults(keep=True) < 1_000
-    assert page_faults(keep=False) > 50_000
+    """A step's block is of 9,766 pages. The heap may grow by one of them, where something small lies above its end."""
+    assert page_faults(keep=True) < 15_000
+    assert page_faults(keep=False) > 150_000
 
 
 @pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_what_the_user_says_stands(variable: str) -> None:
     value = "131072" if variable.startswith("MALLOC") else "glibc.malloc.trim_threshold=131072"
-    assert page_faults(keep=True, **{variable: value}) > 50_000
+    assert page_faults(keep=True, **{variable: value}) > 150_000
 
 
 def test_a_process_that_is_started_keeps_memory_too() -> None:
     started = {"GLIBC_TUNABLES": tunables({"GLIBC_TUNABLES": "glibc.cpu.hwcap_mask=0"})}
     assert started["GLIBC_TUNABLES"].startswith("glibc.cpu.hwcap_mask=0:glibc.malloc.hugetlb=1:")
-    assert page_faults(keep=False, GLIBC_TUNABLES=tunables({})) < 1_000
+    assert page_faults(keep=False, GLIBC_TUNABLES=tunables({})) < 15_000

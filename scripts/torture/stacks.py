@@ -9,8 +9,8 @@ from random import Random
 from typing import Any
 
 import child
-import nets
 import outcome
+import random_nets
 import torch
 from omegaconf import OmegaConf
 from torch import nn
@@ -106,7 +106,7 @@ def drawn(random: Random) -> list[Config]:
     count = batch * random.randint(3, 6) + random.choice((0, 2, 3))  # no batch of one, which batch norm refuses
     shared: Config = {
         "model": model,
-        "data": {"_target_": nets.Drawn, "kind": kind, "batch": batch, "count": count},
+        "data": {"_target_": random_nets.Drawn, "kind": kind, "batch": batch, "count": count},
         "schedule": _schedule(random),
         "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
         "objective": "val/loss",
@@ -181,30 +181,36 @@ def _model(random: Random) -> tuple[Config, str]:
     if zoo == "mlp":
         hidden = [random.randint(2, 12) for _ in range(random.randint(0, 2))]
         batch_norm = random.random() < 0.4
-        size = {"in_features": nets.FEATURES, "num_classes": nets.CLASSES, "hidden": hidden}
+        size = {"in_features": random_nets.FEATURES, "num_classes": random_nets.CLASSES, "hidden": hidden}
         activation = random.choice(("relu", "gelu", "tanh", "silu"))
         own = {"dropout": dropout, "batch_norm": batch_norm, "activation": activation}
         return {"_target_": f"{models}MLP", **size, **own}, "points"
     if zoo == "cnn":
         channels = [random.randint(2, 6) for _ in range(random.randint(1, 2))]
-        size = {"in_channels": 1, "num_classes": nets.CLASSES, "channels": channels}
+        size = {"in_channels": 1, "num_classes": random_nets.CLASSES, "channels": channels}
         return {"_target_": f"{models}CNN", **size, "dropout": dropout}, "pictures"
     if zoo == "resnet":
         return {
             "_target_": f"{models}ResNet",
             "in_channels": 1,
-            "num_classes": nets.CLASSES,
+            "num_classes": random_nets.CLASSES,
             "depth": 8,
             "width": 2,
         }, "pictures"
     if zoo == "transformer":
-        size = {"vocab_size": nets.WORDS, "context_length": nets.LENGTH, "dim": 8, "layers": 1, "heads": 2}
+        size = {
+            "vocab_size": random_nets.WORDS,
+            "context_length": random_nets.LENGTH,
+            "dim": 8,
+            "layers": 1,
+            "heads": 2,
+        }
         positions = random.choice(("rotary", "learned"))
         own = {"dropout": dropout, "positions": positions, "tie_embeddings": random.random() < 0.5}
         return {"_target_": f"{models}Transformer", **size, **own}, "words"
     kind = random.choice(("points", "pictures", "series"))
-    blocks = nets.drawn_blocks(random, kind, dropout=random.random() < 0.5)
-    return {"_target_": nets.net, "kind": kind, "blocks": blocks}, kind
+    blocks = random_nets.drawn_blocks(random, kind, dropout=random.random() < 0.5)
+    return {"_target_": random_nets.net, "kind": kind, "blocks": blocks}, kind
 
 
 def _schedule(random: Random) -> Config:

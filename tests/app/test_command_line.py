@@ -95,6 +95,8 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     resumed = train(*tracked, "resume=true")
     assert resumed.returncode == 0, resumed.stderr
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in resumed.stdout
+    assert "left out of MLflow: model" not in resumed.stdout
+    assert "not in MLflow" not in resumed.stdout
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("trainyard").experiment_id])

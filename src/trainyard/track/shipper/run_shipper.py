@@ -289,7 +289,7 @@ class RunShipper:
                 store.model(run, build, f"{checkpoint}@{at}")
 
     def _await_model(self) -> None:
-        if self.gone:
+        if self.gone and not journal.being_written(self._path):  # by a trainer that resumes the run
             del self._state.uploads[_MODEL]  # the run did not finish: it has no model
             self._changed = True
         else:
