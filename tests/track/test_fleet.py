@@ -1,7 +1,10 @@
 """Several runs under one shipper, as a sweep has them."""
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +104,36 @@ def test_a_run_without_news(uri: str, new_run: Callable[..., Path]) -> None:
     assert not run.idle
     run.step()
     assert run.done
+    run.release()
+
+
+RESUMED = """
+import sys
+from trainyard.track import Journal
+with Journal(sys.argv[1]) as journal:
+    journal.status("RUNNING")
+    journal.model("best.pt", "mine:load")
+    print("resumed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_the_model_of_a_run_that_was_resumed_at_once(uri: str, new_run: Callable[..., Path]) -> None:
+    """The shipper of the trainer that was killed reads the journal of the next one: it waits for that one's model."""
+    work_dir = new_run(uri)
+    run = RunShipper(work_dir, Stores())
+    run.writer_left()
+    command = [sys.executable, "-c", RESUMED, str(work_dir)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as trainer:  # type: ignore[call-overload]
+        assert trainer.stdout.readline() == "resumed\n"
+        run.step()
+        assert list(Shipped.load(work_dir, uri).uploads) == ["model"]
+        assert not run.done
+        trainer.communicate("end\n")
+    run.step()  # nobody finished it
+    assert Shipped.load(work_dir, uri).uploads == {}
     run.release()
 
 
