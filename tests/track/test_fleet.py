@@ -115,6 +115,9 @@ with Journal(sys.argv[1]) as journal:
     journal.model("best.pt", "mine:load")
     print("resumed", flush=True)
     sys.stdin.readline()
+    journal.status("KILLED")
+    print("interrupted", flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -131,9 +134,12 @@ def test_the_model_of_a_run_that_was_resumed_at_once(uri: str, new_run: Callable
         run.step()
         assert list(Shipped.load(work_dir, uri).uploads) == ["model"]
         assert not run.done
+        trainer.stdin.write("interrupt\n")
+        trainer.stdin.flush()
+        assert trainer.stdout.readline() == "interrupted\n"
+        run.step()  # it has no model, and the trainer waits for its shipper
+        assert Shipped.load(work_dir, uri).uploads == {}
         trainer.communicate("end\n")
-    run.step()  # nobody finished it
-    assert Shipped.load(work_dir, uri).uploads == {}
     run.release()
 
 

@@ -289,7 +289,8 @@ class RunShipper:
                 store.model(run, build, f"{checkpoint}@{at}")
 
     def _await_model(self) -> None:
-        if self.gone and not journal.being_written(self._path):  # by a trainer that resumes the run
+        # A trainer that resumes the run may be writing by now.
+        if self.gone and (self._state.status in _FINAL or not journal.being_written(self._path)):
             del self._state.uploads[_MODEL]  # the run did not finish: it has no model
             self._changed = True
         else:
