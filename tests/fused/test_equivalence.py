@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupting import InterruptAt
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused.runner import FusedRunner
-from trainyard.hooks import Hook
 from trainyard.runner import Runner, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -229,24 +229,14 @@ def test_a_member_writes_what_it_would_have_written_alone(tmp_path: Path, double
         same_state(journal(ours), journal(theirs))
 
 
-class Interrupt(Hook):
-    """What a signal does, at a given iteration."""
-
-    stackable = True
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if runner.iter == self.at:
-            runner.interrupt()
-
-
 def test_each_kind_resumes_the_other(tmp_path: Path, double: None) -> None:
     """Interrupted in the middle of a gathering of gradients, between two points of the journal."""
 
     undisturbed = [solo(whole(member, tmp_path / "undisturbed")) for member in range(3)]
-    hooks = [whole(member, tmp_path)["hook"] | {"interrupt": {"_target_": Interrupt, "at": 52}} for member in range(3)]
+    hooks = [
+        whole(member, tmp_path)["hook"] | {"interrupt": {"_target_": InterruptAt, "iteration": 52}}
+        for member in range(3)
+    ]
 
     for member in range(3):
         solo(whole(member, tmp_path / "solo first", hook=hooks[member]))

@@ -13,6 +13,7 @@ import torch.distributions as D
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupting import InterruptAt
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -309,19 +310,6 @@ def test_data_that_draws_in_this_process(double: None) -> None:
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-class Interrupt(Hook):
-    """What a signal does, at a given iteration."""
-
-    stackable = True
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if runner.iter == self.at:
-            runner.interrupt()
-
-
 class Leave(Hook):
     """Stops members at an iteration of each."""
 
@@ -356,7 +344,7 @@ def written(folder: Path, seed: int, **more: Any) -> Config:
 
 
 def test_each_kind_resumes_the_other(tmp_path: Path, double: None) -> None:
-    interrupt = {"interrupt": {"_target_": Interrupt, "at": 7}}
+    interrupt = {"interrupt": {"_target_": InterruptAt, "iteration": 7}}
     whole = [trained(written(tmp_path / "whole", seed)) for seed in range(3)]
     for seed in range(3):
         trained(written(tmp_path / "alone", seed, hook=interrupt))
@@ -403,7 +391,7 @@ def test_a_stack_that_a_member_had_left_goes_on_to_the_same_bits(tmp_path: Path,
 
     whole = FusedRunner(configs("whole"))
     whole.train()
-    FusedRunner(configs("cut", hook={"interrupt": {"_target_": Interrupt, "at": 7}})).train()
+    FusedRunner(configs("cut", hook={"interrupt": {"_target_": InterruptAt, "iteration": 7}})).train()
     resumed = FusedRunner(configs("cut", resume=True))
     resumed.train()
     for member, expected in zip(resumed.all_members, whole.all_members, strict=True):

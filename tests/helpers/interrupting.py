@@ -11,6 +11,8 @@ from trainyard.runner import Runner
 class InterruptAt(Hook):
     """Interrupts the run after an iteration, as Ctrl-C does."""
 
+    stackable = True
+
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
 

@@ -180,7 +180,7 @@ class Killed(Exception):  # noqa: N818
 
 
 class KillAt(Hook):
-    """Ends a run after an iteration, without a word to anyone."""
+    """Ends a run after an iteration by an error that nothing handles."""
 
     priority = "LOWEST"
 

@@ -30,16 +30,21 @@ def test_watching_without_a_validation(parts: Any, more: Any, key: str) -> None:
     assert error.value.key == key
 
 
+def two_epochs(parts: Any, batches: int, work_dir: Path, **more: Any) -> Runner:
+    """Train for two epochs by iteration, with a validation after each."""
+    hooks = {"checkpoint": Checkpoint()} | more.pop("hooks", {})
+    loop = IterBasedTrainLoop(2 * batches, val_interval=batches)
+    runner = Runner(**parts | {"loop": loop, "work_dir": work_dir, "hooks": hooks} | more)
+    runner.train()
+    return runner
+
+
 def test_the_last_epoch_of_an_interrupted_run_counts(parts: Any, tmp_path: Path) -> None:
     """Ended after its last iteration, before the validation: resumed, it stands where the undisturbed run stands."""
     batches = 6
 
     def run(name: Any, **more: Any) -> Any:
-        hooks = {"checkpoint": Checkpoint()} | more.pop("hooks", {})
-        loop = IterBasedTrainLoop(2 * batches, val_interval=batches)
-        runner = Runner(**parts | {"loop": loop, "work_dir": tmp_path / name, "hooks": hooks} | more)
-        runner.train()
-        return runner
+        return two_epochs(parts, batches, tmp_path / name, **more)
 
     undisturbed = run("undisturbed")
     assert len(undisturbed.loader("train")) == batches
@@ -66,10 +71,7 @@ def test_a_validation_at_the_end_of_an_epoch_keeps_its_epoch(parts: Any, tmp_pat
     batches = 6
 
     def run(name: Any, **more: Any) -> Any:
-        hooks = {"checkpoint": Checkpoint()} | more.pop("hooks", {})
-        loop = IterBasedTrainLoop(2 * batches, val_interval=batches)
-        runner = Runner(**parts | {"loop": loop, "work_dir": tmp_path / name, "hooks": hooks} | more)
-        runner.train()
+        runner = two_epochs(parts, batches, tmp_path / name, **more)
         lines = [record for record, _ in read(tmp_path / name / "metrics.jsonl") if record["kind"] == "metrics"]
         return runner, [(line["step"], line["epoch"], line["values"]) for line in lines]
 
