@@ -156,6 +156,12 @@ def _in_place(name: str) -> Rule:
     return rule
 
 
+def _filled(draws: Draws, stack: Tensor, name: str, numbers: Sequence[Any]) -> Tensor:
+    """Fill each lane's row by a method such as `normal_`; a single number is the end of a range of integers from 0."""
+    given = (0, *numbers) if len(numbers) == 1 else numbers
+    return draws.fill(stack, lambda row, generator: getattr(row, name)(*given, generator=generator))
+
+
 def _new(name: str, dtype: torch.dtype | None = None) -> Rule:
     """Return the rule for a random tensor of a size, which is the last argument; those before are the numbers."""
 
@@ -164,8 +170,7 @@ def _new(name: str, dtype: torch.dtype | None = None) -> Rule:
         if dtype is not None:
             kwargs.setdefault("dtype", dtype)
         stack = torch.empty(size, **kwargs)
-        numbers = (0, *given) if len(given) == 1 else given  # a range of whole numbers from 0
-        return draws.fill(stack, lambda row, generator: getattr(row, name)(*numbers, generator=generator))
+        return _filled(draws, stack, name, given)
 
     return rule
 
@@ -176,8 +181,7 @@ def _like(name: str) -> Rule:
     def rule(draws: Draws, args: Arguments, kwargs: dict[str, Any]) -> Tensor:
         like, *given = args
         stack = torch.empty_like(like, **kwargs)
-        numbers = (0, *given) if len(given) == 1 else given  # a range of whole numbers from 0
-        return draws.fill(stack, lambda row, generator: getattr(row, name)(*numbers, generator=generator))
+        return _filled(draws, stack, name, given)
 
     return rule
 
