@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 
 from trainyard.errors import TrainyardError
 
-SHOWS = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version")
+SHOWS = ("--cfg", "-c")
 MULTIRUN = ("--multirun", "-m")
 
 
@@ -29,7 +29,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     """
     flags, overrides = _split(arguments)
     if any(flag in MULTIRUN for flag in flags):
-        shown = next((flag for flag in flags if flag.partition("=")[0] in SHOWS[:2]), None)
+        shown = next((flag for flag in flags if flag.partition("=")[0] in SHOWS), None)
         if shown is not None:
             raise TrainyardError(
                 f"{shown} shows the config of one run: leave -m out, and choose one value of each key. "

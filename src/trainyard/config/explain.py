@@ -75,8 +75,6 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         )
     if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, config_dir)):
         return told
-    if isinstance(error, ValueError) and "Config group override" in str(error):
-        return _explain_choice(overrides, config_dir)
     mark = getattr(error, "problem_mark", None)
     if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
         return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
