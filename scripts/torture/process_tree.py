@@ -34,7 +34,7 @@ def alive(pids: Iterable[int]) -> list[int]:
 
 
 def send(pids: Iterable[int], signum: int) -> None:
-    """Send a signal to processes; one that has ended is passed over."""
+    """Send a signal to processes; one that has ended is skipped."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.Signals(signum))
