@@ -34,11 +34,10 @@ import trainyard.runner
 import trainyard.runner.weights
 import trainyard.schedules
 import trainyard.step.clip
-import trainyard.sweep.executor.local
+import trainyard.sweep.executor.policy
 import trainyard.track
 from trainyard.checks import boolean, choice, existing_file, integer, integers, is_integer, is_number, number
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.slots import Slot
 
 SRC = Path(trainyard.data.__file__).parents[1]
 
@@ -209,7 +208,6 @@ NEEDED: dict[str, dict[str, Any]] = {
     "IterBasedTrainLoop": {"max_iters": 1},
     "Lion": {"params": PARAMETERS},
     "LoadFrom": {"path": "last.pt"},
-    "LocalExecutor": {"slots": [Slot(0)]},
     "MLP": {"in_features": 2, "num_classes": 2},
     "Mixup": {"num_classes": 2},
     "RandomChoice": {"choices": [nn.Identity(), nn.Identity()]},
@@ -234,7 +232,7 @@ MODULES = (
     trainyard.runner.weights,
     trainyard.schedules,
     trainyard.step.clip,
-    trainyard.sweep.executor.local,
+    trainyard.sweep.executor.policy,
     trainyard.track,
 )
 # What the framework makes itself, and the sets of a library that is absent here, with the arguments of ArrayData.

@@ -76,3 +76,7 @@ class StackDivided(TrainyardError):  # noqa: N818 - a finding, not a fault: the 
 
 class Unfusable(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on their own
     """The members cannot be stacked; the message is the reason, as the plan of a sweep shows it."""
+
+
+class JobPaused(TrainyardError):  # noqa: N818 - a state, not a fault: the job goes on when it is resumed
+    """A job of a sweep has ended at the checkpoint at which it was to pause; the message says where."""

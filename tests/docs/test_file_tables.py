@@ -9,8 +9,23 @@ from markdown_tables import codes, names, page, table
 from trainyard.runner import Runner
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
+from trainyard.sweep.events import (
+    Asked,
+    Began,
+    Ended,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    SlotsGained,
+    SlotsLost,
+    Started,
+    Stopping,
+    Unit,
+)
 from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.track import Journal
+from trainyard.track.sweep_position import Rungs
 
 
 def test_every_entry_of_a_checkpoint_has_a_row(tmp_path: Path) -> None:
@@ -47,12 +62,17 @@ def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
 def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path / FILE)
     manifest.begin(StartedAs("train.py"))
-    manifest.define(0, ["seed=0"], "0")
+    manifest.define_all([(Proposed(0, ("seed=0",), Rungs((1,))), "0")])
     manifest.measured({"0f": KnownFit(1, "", "", 1)})
     manifest.decide([Decision((0,), "cpu", 1)])
-    manifest.note(0, "done", attempt=1, seconds=1.0, objective=0.5, error=None, width=2)
-    found = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
-    records = {record["kind"]: set(record) - {"kind", "time"} for record in found}
-    records["decisions"] |= set(found[3]["tasks"][0])
+    unit = Unit((0,), 2, 1, 3.0, ("cpu",), Rungs((1,)))
+    manifest.log(Began(), SlotsGained(((0, "cpu"),)), SlotsLost((0,)), Queued((unit,), "again"), Started(0))
+    manifest.log(Reported(0, 1, 0.5), Asked(0, "stop", "by hand"), Paused(0), Stopping("enough"))
+    manifest.log(Ended(0, "done", 1.0, 0.5, None, 2))
+    records: dict[str, set[str]] = {}
+    for line in (tmp_path / FILE).read_text().splitlines():
+        record = json.loads(line)
+        parts = [record, *(part for part in record.get("tasks", record.get("units", ())) if isinstance(part, dict))]
+        records.setdefault(record["kind"], set()).update(*(set(part) - {"kind", "time"} for part in parts))
     rows = {codes(row["kind"])[0]: set(codes(row["fields"])) for row in table(page("sweeps.md"), "kind")}
     assert rows == records

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit, room, tasks
+from trainyard.sweep.executor.local import _setting
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
-from trainyard.sweep.executor.task_loop import _setting
 from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.stacks import Stacking, StackPlanner, decide

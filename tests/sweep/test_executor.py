@@ -12,14 +12,14 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
+from executing import execute
 from waiting import FOREVER
 
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor import LocalExecutor
+from trainyard.sweep.executor import LocalExecutor, Policy
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
-from trainyard.sweep.executor.task_loop import TICK
-from trainyard.sweep.executor.task_queue import TaskQueue
+from trainyard.sweep.loop import TICK
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
@@ -35,7 +35,7 @@ def with_torch() -> Iterator[Any]:
 def run(function: Any, *arguments: Any, slots: Any = CPU, log: Any = None, **options: Any) -> Any:
     options.setdefault("preload", ())
     tasks = [Task(num, function, argument, log=log) for num, argument in enumerate(arguments or [None])]
-    return LocalExecutor(slots, **options).run(tasks)
+    return execute(slots, tasks, **options)
 
 
 def value(function: Any, argument: Any = None, **options: Any) -> Any:
@@ -57,7 +57,7 @@ def test_outcomes_come_in_the_order_of_the_tasks() -> None:
 
 
 def test_no_tasks_no_outcomes() -> None:
-    assert LocalExecutor(CPU, preload=()).run([]) == []
+    assert execute(CPU, [], preload=()) == []
 
 
 def test_large_arguments_and_results_travel() -> None:
@@ -76,8 +76,7 @@ def test_classes_of_the_caller_come_back_as_what_they_are() -> None:
 
 
 def test_each_task_has_a_process_of_its_own_that_leads_its_group() -> None:
-    executor = LocalExecutor([Slot(0)], preload=())
-    outcomes = executor.run([Task(n, lambda _: (os.getpid(), os.getpgid(0))) for n in range(4)])
+    outcomes = execute([Slot(0)], [Task(n, lambda _: (os.getpid(), os.getpgid(0))) for n in range(4)], preload=())
     pids = [outcome.value[0] for outcome in outcomes]
     assert len(set(pids)) == 4
     assert pids == [outcome.value[1] for outcome in outcomes]
@@ -86,10 +85,10 @@ def test_each_task_has_a_process_of_its_own_that_leads_its_group() -> None:
 
 def test_it_runs_again_and_keeps_its_server_where_it_was_started() -> None:
     with LocalExecutor(CPU, preload=()) as executor:
-        servers = {executor.run([Task(0, lambda _: os.getppid())])[0].value for _ in range(3)}
+        servers = {execute(executor, [Task(0, lambda _: os.getppid())])[0].value for _ in range(3)}
         assert len(servers) == 1
     assert not Path(f"/proc/{servers.pop()}").exists()
-    assert executor.run([Task(0, lambda _: 1)])[0].value == 1
+    assert execute(executor, [Task(0, lambda _: 1)])[0].value == 1
 
 
 def test_it_runs_in_a_thread() -> None:
@@ -134,7 +133,7 @@ def test_a_task_finds_the_folder_paths_arguments_and_environment_of_its_caller(
 
         return str(Path.cwd()), sys.argv, os.environ["ONLY_HERE"], "HOME" in os.environ, only_here.answer
 
-    (outcome,) = executor.run([Task(0, task)])
+    (outcome,) = execute(executor, [Task(0, task)])
     executor.close()
     assert outcome.value == (str(tmp_path), ["train.py", "-m", "a=1,2"], "yes", False, 42), outcome.traceback
 
@@ -174,7 +173,7 @@ def test_a_task_can_train_with_threads_and_data_workers(with_torch: Any) -> None
             (batch @ weight - 1).square().mean().backward()
         return weight.grad
 
-    (outcome,) = with_torch.run([Task(0, task)])
+    (outcome,) = execute(with_torch, [Task(0, task)])
     assert outcome.state == "done", outcome.traceback
     assert outcome.value.tolist() == pytest.approx([-4.0] * 300)
 
@@ -249,6 +248,7 @@ def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path: Path
             from trainyard.sweep.executor import LocalExecutor
             from trainyard.sweep.executor.slots import Slot
             from trainyard.sweep.executor.task import Task
+            from trainyard.sweep.run_tasks import run_tasks
 
             @dataclasses.dataclass
             class Result:
@@ -258,7 +258,7 @@ def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path: Path
                 return pickle.dumps(Result(x)), Result(x)
 
             if __name__ == "__main__":
-                (outcome,) = LocalExecutor([Slot(0)], preload=()).run([Task(0, task, 7)])
+                (outcome,) = run_tasks(LocalExecutor([Slot(0)], preload=()), [Task(0, task, 7)]).outcomes
                 assert outcome.state == "done", outcome.traceback
                 pickled, result = outcome.value
                 assert pickle.loads(pickled) == result == Result(7)
@@ -275,70 +275,22 @@ def test_a_script_is_not_run_again_and_its_classes_can_be_pickled(tmp_path: Path
 def test_the_longest_task_is_first_and_those_of_unknown_length_before_it() -> None:
     seconds = [1.0, None, 5.0, 3.0, None]
     begun = []
-    executor = LocalExecutor([Slot(0)], preload=(), on_event=lambda event: begun.append((event.kind, event.num)))
-    executor.run([Task(num, lambda _: None, None, each) for num, each in enumerate(seconds)])
+    tasks = [Task(num, lambda _: None, None, each) for num, each in enumerate(seconds)]
+    execute([Slot(0)], tasks, preload=(), on_event=lambda event: begun.append((event.kind, event.num)))
     assert [num for kind, num in begun if kind == "started"] == [1, 4, 2, 3, 0]
-
-
-def test_tasks_go_to_the_device_with_the_least_to_do() -> None:
-    slots = [Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")]
-    queue = TaskQueue(slots, [Task(num, print) for num in range(3)])
-    running: dict[Any, Any] = {}
-    order = []
-    while taken := queue.take(running):
-        job, (slot,) = taken
-        running[slot.index] = job
-        order.append(slot.index)
-    assert order == [0, 2, 1]
-
-
-def test_a_job_that_must_be_alone_waits_for_its_device_and_holds_it() -> None:
-    queue = TaskQueue([Slot(0, "cuda:0"), Slot(1, "cuda:0"), Slot(2, "cuda:1")], [Task(num, print) for num in range(4)])
-    (first, (a,)), (second, (b,)), (third, (c,)) = (queue.take({}) for _ in range(3))  # type: ignore[misc]
-    assert [a.index, b.index, c.index] == [0, 0, 0]  # nothing was said to run
-    first.alone_on = ("cuda:0",)
-    queue.put_back(first)
-    assert queue.take({1: second, 2: third}) is None  # slot 0 is free, but not its device
-    job, (slot,) = queue.take({2: third})  # type: ignore[misc]
-    assert (job, slot.device) == (first, "cuda:0")
-    assert queue.take({slot.index: first, 2: third}) is None
-    job, (slot,) = queue.take({slot.index: first})  # type: ignore[misc]
-    assert (job.task.num, slot.device) == (3, "cuda:1")
-    assert len(queue) == 0
-
-
-def test_a_job_of_several_slots_waits_until_they_are_free_and_nobody_overtakes_it() -> None:
-    slots = [Slot(0, "cuda:0"), Slot(1, "cuda:1"), Slot(2, "cuda:0"), Slot(3, "cuda:1")]
-    queue = TaskQueue(slots, [Task(0, print), Task(1, print, slots=2), Task(2, print, slots=2), Task(3, print)])
-    first, (a,) = queue.take({})  # type: ignore[misc]
-    assert a.index == 0
-    second, both = queue.take({0: first})  # type: ignore[misc]
-    assert [slot.index for slot in both] == [1, 2]  # the least busy device first, and each one once
-    running = {0: first, 1: second, 2: second}
-    assert queue.take(running) is None  # slot 3 would do for task 3
-    third, both = queue.take({0: first})  # type: ignore[misc]
-    assert third.task.num == 2
-    third.alone_on = tuple(slot.device for slot in both)
-    queue.put_back(third)
-    assert queue.take({0: first}) is None  # it waits for all of both devices
-    assert queue.take({})[0] is third
-    fourth, (slot,) = queue.take({})  # type: ignore[misc]
-    assert (fourth.task.num, slot.index) == (3, 0)
-    assert len(queue) == 0
 
 
 def test_tasks_of_several_slots_never_share_one() -> None:
     slots = [Slot(0, cpus=(0,)), Slot(1, cpus=(0,))]
     events: list[Any] = []
-    executor = LocalExecutor(slots, preload=(), on_event=events.append)
     tasks = [Task(num, lambda _: os.environ["OMP_NUM_THREADS"], slots=1 + num % 2) for num in range(4)]
-    assert [outcome.value for outcome in executor.run(tasks)] == ["1"] * 4
+    assert [outcome.value for outcome in execute(slots, tasks, preload=(), on_event=events.append)] == ["1"] * 4
     free = 2
     for event in events:
         free += tasks[event.num].slots * (1 if event.kind == "ended" else -1)
         assert free >= 0
     with pytest.raises(ConfigError, match="tasks of at most 2 slots"):
-        executor.run([Task(0, print, slots=3)])
+        execute(slots, [Task(0, print, slots=3)], preload=())
 
 
 # What is told
@@ -391,9 +343,6 @@ def test_an_error_in_a_callback_ends_the_run_and_its_tasks() -> None:
         ("slots", {"slots": []}),
         ("slots", {"slots": [Slot(0), Slot(0)]}),
         ("slots", {"slots": [Slot(0, "gpu")]}),
-        ("retries", {"retries": -1}),
-        ("timeout", {"timeout": 0}),
-        ("grace", {"grace": -1}),
     ],
 )
 def test_wrong_values_are_config_errors(key: str, options: Any) -> None:
@@ -401,9 +350,15 @@ def test_wrong_values_are_config_errors(key: str, options: Any) -> None:
         LocalExecutor(**{"slots": CPU, **options})
 
 
+@pytest.mark.parametrize(("key", "value"), [("retries", -1), ("timeout", 0), ("grace", -1), ("fail_fast", 3)])
+def test_wrong_policies_are_config_errors(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        Policy(**{key: value})
+
+
 def test_two_tasks_with_one_number_are_a_config_error() -> None:
     with pytest.raises(ConfigError, match="tasks"):
-        LocalExecutor(CPU, preload=()).run([Task(1, print), Task(1, print)])
+        execute(CPU, [Task(1, print), Task(1, print)], preload=())
 
 
 # The cost
@@ -413,7 +368,7 @@ def test_a_task_costs_a_fork_and_no_import(with_torch: Any) -> None:
     def task(_: Any) -> Any:
         return os.getppid(), "torch" in sys.modules
 
-    outcomes = with_torch.run([Task(num, task) for num in range(5)])
+    outcomes = execute(with_torch, [Task(num, task) for num in range(5)])
     assert len({outcome.value for outcome in outcomes}) == 1, "one process has them all for its children"
     assert outcomes[0].value[1]
 
@@ -425,5 +380,5 @@ def test_the_server_starts_while_its_owner_does_other_things(tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(tmp_path))
     with LocalExecutor(CPU, preload=("slow",)) as executor:
         (tmp_path / "go").touch()  # its start has not waited for it
-        (outcome,) = executor.run([Task(0, lambda _: "slow" in sys.modules)])
+        (outcome,) = execute(executor, [Task(0, lambda _: "slow" in sys.modules)])
     assert outcome.value

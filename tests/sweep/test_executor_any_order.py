@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+from executing import execute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep.executor import LocalExecutor
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 
@@ -79,9 +79,12 @@ def test_every_task_ends_once_and_as_expected(tasks: Any, devices: Any, retries:
     before = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        executor = LocalExecutor(slots, retries=retries, preload=(), on_event=events.append)
-        outcomes = executor.run(
-            [Task(num, act, (folder, num, behaviour), seconds) for num, (behaviour, seconds) in enumerate(tasks)]
+        outcomes = execute(
+            slots,
+            [Task(num, act, (folder, num, behaviour), seconds) for num, (behaviour, seconds) in enumerate(tasks)],
+            retries=retries,
+            preload=(),
+            on_event=events.append,
         )
         times = {path.name: float(path.read_text()) for path in folder.iterdir()}
     if before is not None:

@@ -12,10 +12,10 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from c_libraries import compiled
+from executing import execute
 from waiting import FOREVER, Clock, until_gone
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.sweep.executor import LocalExecutor
 from trainyard.sweep.executor.agent import ExecutorError
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
@@ -28,7 +28,7 @@ CPU = [Slot(0), Slot(1)]
 def run(function: Any, *arguments: Any, slots: Any = CPU, log: Any = None, **options: Any) -> Any:
     options.setdefault("preload", ())
     tasks = [Task(num, function, argument, log=log) for num, argument in enumerate(arguments or [None])]
-    return LocalExecutor(slots, **options).run(tasks)
+    return execute(slots, tasks, **options)
 
 
 def states(outcomes: Any) -> Any:
@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives the executor a clock that stands still until something holds."""
 
     def give(*arguments: Any) -> None:
-        monkeypatch.setattr("trainyard.sweep.executor.task_loop.time", Clock(*arguments))
+        monkeypatch.setattr("trainyard.sweep.executor.local.time", Clock(*arguments))
 
     return give
 

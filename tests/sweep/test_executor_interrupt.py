@@ -19,9 +19,10 @@ from waiting import LIMIT, until
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from trainyard.sweep.executor import LocalExecutor, task_loop
+from trainyard.sweep.executor import LocalExecutor, Policy, local
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
+from trainyard.sweep.run_tasks import Callbacks, run_tasks
 
 folder = Path(sys.argv[1])
 
@@ -58,16 +59,14 @@ def note(event):
 tasks = [Task(num, globals()[name], num) for num, name in enumerate(sys.argv[2].split(","))]
 options = json.loads(sys.argv[4])
 if "timeout" in options:
-    task_loop.time = Clock()
-executor = LocalExecutor(
-    [Slot(0), Slot(1)], preload=sys.argv[3].split(), on_event=note, on_tick=(folder / "begun").touch, **options
-)
+    local.time = Clock()
+executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split())
 try:
-    outcomes = executor.run(tasks)
+    results = run_tasks(executor, tasks, Policy(**options), Callbacks(note, (folder / "begun").touch))
 except KeyboardInterrupt:
     print(json.dumps("KeyboardInterrupt"))
 else:
-    print(json.dumps([executor.signum, [[o.state, o.error, o.attempts] for o in outcomes]]))
+    print(json.dumps([results.signum, [[o.state, o.error, o.attempts] for o in results.outcomes]]))
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
 

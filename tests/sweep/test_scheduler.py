@@ -1,420 +1,299 @@
-"""Stacks of jobs in real processes: an application of a few lines that can train its jobs one by one or together."""
+"""The scheduler as a state machine: whatever happens in whatever order, and however often its head is killed."""
+
+from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
-import yaml
-from waiting import LIMIT, until
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trainyard.sweep.decisions import PROMISE
-from trainyard.sweep.manifest import Manifest
-
-ROOT = Path(__file__).parents[2]
-
-# Gradient descent on x² from 10, a step of all members at a time; `how` says what goes wrong in the stack.
-QUAD = """
-import json, logging, os, signal, sys, time
-from dataclasses import dataclass
-from pathlib import Path
-from hydra.core.hydra_config import HydraConfig
-from trainyard.errors import StackDivided, Unfusable
-from trainyard.sweep.sweepable import SweepableTask
-
-log = logging.getLogger(__name__)
-ALLOWED, NOT_COMPARED, PRELOAD = ("lr", "seed"), ("resume",), ()
-here = Path.cwd()
-
-@dataclass
-class Fit:
-    width: int
-    reason: str | None = None
-    note: str = ""
-
-@dataclass
-class Result:
-    state: str
-    value: float | None = None
-    error: str | None = None
-
-class Member:
-    def __init__(self, config, directory):
-        self.config, self.work_dir, self.file = config, directory, directory / "state.json"
-        there = config.resume and self.file.exists()
-        self.step, self.x = json.loads(self.file.read_text()) if there else (0, 10.0)
-
-    def train(self):
-        self.x -= self.config.lr * 2 * self.x
-        self.step += 1
-        with (self.work_dir / "steps.txt").open("a") as file:
-            print(self.step, file=file)
-        self.file.write_text(json.dumps([self.step, self.x]))
-
-def widest(device):
-    return 64
-
-def probe(configs, of):
-    how = configs[0].how
-    if how == "crash":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "unfit":
-        return Fit(1, "its model draws random numbers")
-    if how == "slow":
-        return Fit(1, "one by one is faster", "0.5 times")
-    return Fit(len(configs), None, f"{len(configs)} tried")
-
-def train_stack(configs, positions):
-    assert len(configs) == len(positions)
-    how = configs[0].how
-    if how == "unfit after all":
-        raise Unfusable("the batches differ in size")
-    members = [Member(config, Path(config.hydra.runtime.output_dir)) for config in configs]
-    print("a stack of", len(members), flush=True)
-    ended = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
-    while True:
-        going = [m for m in members if m.step < m.config.steps and abs(m.x) < 1e6]
-        if ended:
-            return [Result("done" if m not in going else "interrupted", m.x) for m in members]
-        if not going:
-            break
-        log.info("step %d", going[0].step)
-        for member in going:
-            member.train()
-            log.info("x is %.3f", member.x, extra={"member": member})
-        if how == "divides" and len(configs) == 3 and going[0].step == 2:
-            raise StackDivided("no room for 3", [[0, 2], [1]])
-        if how == "raises" and going[0].step == 2:
-            raise ArithmeticError("something in all of them")
-        if how == "waits" and going[0].step == 2:
-            (here / f"pid{configs[0].hydra.job.num}").write_text(str(os.getpid()))
-            while not (here / "go").exists() and not ended:
-                time.sleep(0.01)
-    return [
-        Result("done", m.x) if abs(m.x) < 1e6 else Result("failed", error="x is too large") for m in members
-    ]
-
-class Quad(SweepableTask):
-    resumes = True
-    fuse = sys.modules[__name__]
-
-    def __call__(self, config):
-        member = Member(config, Path(HydraConfig.get().runtime.output_dir))
-        while member.step < config.steps:
-            if abs(member.x) >= 1e6:
-                raise ArithmeticError("x is too large")
-            member.train()
-        return member.x
-"""
-APP = """
-import os
-import hydra
-import quad
-
-hydra.main(version_base="1.3", config_path=os.getcwd(), config_name="conf")(quad.Quad())()
-"""
-CONF = """
-lr: 0.1
-seed: 0
-steps: 5
-how: fine
-resume: false
-objective: x
-direction: minimize
-defaults: [_self_, {override hydra/launcher: local}]
-"""
-LINEAR = 10 * 0.8**5
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> Any:
-    (tmp_path / "quad.py").write_text(QUAD)
-    (tmp_path / "app.py").write_text(APP)
-    (tmp_path / "conf.yaml").write_text(CONF)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
-    env = clean | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path))), "COLUMNS": "150"}
-
-    def start(*arguments: Any) -> Any:
-        return subprocess.Popen(
-            [sys.executable, "app.py", "-m", "hydra.sweep.dir=s", *arguments], cwd=tmp_path, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    return start
-
-
-@pytest.fixture
-def sweep(command: Any) -> Any:
-    def run(*arguments: Any) -> Any:
-        process = command(*arguments)
-        out, err = process.communicate(timeout=LIMIT)
-        return subprocess.CompletedProcess((), process.returncode, out, err)
-
-    return run
-
-
-def _entries(folder: Any) -> Any:
-    return Manifest.open(folder / "s").entries
-
-
-def _states(folder: Any) -> Any:
-    return {num: entry.state for num, entry in _entries(folder).items()}
-
-
-def _decisions(folder: Any) -> Any:
-    """The records of decisions, in order: of each, the jobs, threads and reasons."""
-    records = [json.loads(line) for line in (folder / "s/manifest.jsonl").read_text().splitlines()]
-    return [
-        [(task["nums"], task["threads"], task["note"]) for task in record["tasks"]]
-        for record in records
-        if record["kind"] == "decisions"
-    ]
-
-
-def _steps(folder: Any, num: Any) -> Any:
-    return [int(line) for line in (folder / f"s/{num}/steps.txt").read_text().split()]
-
-
-def _wait_for(*files: Any) -> Any:
-    until(lambda: all(file.exists() and file.read_text() for file in files))
-    return [file.read_text() for file in files]
-
-
-ONE = "hydra.launcher.max_jobs=1"
-
-
-def test_a_stack_leaves_what_its_jobs_would_leave_alone(sweep: Any, tmp_path: Path) -> None:
-    points = ("lr=0.1,0.2", "seed=0,1")
-    alone = sweep(*points, "hydra.launcher.fuse=off")
-    assert alone.returncode == 0, alone.stderr
-    assert "a stack of" not in alone.stdout
-    (tmp_path / "s").rename(tmp_path / "alone")
-    result = sweep(*points, ONE)
-    assert result.returncode == 0, result.stderr
-    assert "  #0-#3  a stack of 4 on one slot (4 tried)\n    #0    lr=0.1 seed=0\n" in result.stdout
-    assert "started  #0-#3 a stack of 4" in result.stdout
-    assert result.stdout.count("done     ") == 4
-    assert f"done     #3 lr=0.2 seed=1  {10 * 0.6**5:.4f}" in result.stdout
-    for num in range(4):
-        ours, theirs = (tmp_path / folder / str(num) for folder in ("s", "alone"))
-        assert {file.name for file in ours.iterdir()} == {file.name for file in theirs.iterdir()} - {"output.log"}
-        assert (ours / "state.json").read_text() == (theirs / "state.json").read_text()
-        for name in ("config", "overrides", "hydra"):
-            mine, its = (yaml.safe_load((each / f".hydra/{name}.yaml").read_text()) for each in (ours, theirs))
-            if name == "hydra":
-                for each in (mine, its):
-                    del each["hydra"]["launcher"], each["hydra"]["runtime"]["output_dir"], each["hydra"]["overrides"]
-            assert mine == its
-        lines = (ours / "quad.log").read_text().splitlines()
-        assert sum("x is" in line for line in lines) == 5
-        assert sum("step" in line for line in lines) == 5
-    assert (tmp_path / "s/stacks/0-3.log").read_text().startswith("a stack of 4")
-    assert "x is" not in (tmp_path / "s/stacks/0-3.log").read_text()
-    assert all(entry.width == 4 and entry.objective is not None for entry in _entries(tmp_path).values())
-
-    again = sweep(*points)
-    assert "4 jobs, 4 of them done already; 0 to run" in again.stdout
-    assert "a stack of" not in again.stdout
-
-
-def test_the_plan_says_who_is_alone_and_why(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("lr=0.1,0.2", "steps=5,6,5", "hydra.launcher.dry_run=true", ONE)
-    assert result.returncode == 0, result.stderr
-    lines = [line.strip() for line in result.stdout.splitlines()]
-    assert "#0, #2, #3, #5  a stack of 4 on one slot (4 tried)" in lines
-    assert "#1, #4  a stack of 2 on one slot (2 tried)" in lines
-    result = sweep("lr=0.1", "steps=5,6", "hydra.launcher.dry_run=true")
-    assert "#1    steps=6  (alone in steps=6)" in result.stdout
-    result = sweep("lr=0.1,0.2", "hydra.launcher.dry_run=true", "hydra.job.chdir=true")
-    assert "  #0-#1  one by one: hydra.job.chdir=true\n    #0    lr=0.1\n" in result.stdout
-    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["multirun.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [
-        ("unfit", "its model draws random numbers"),
-        ("slow", "one by one is faster"),
-        ("crash", "the probe ended with: its process was killed by SIGKILL before it gave a result"),
-    ],
+from trainyard.sweep.event_records import events_of, to_record
+from trainyard.sweep.events import (
+    FINAL,
+    Asked,
+    Began,
+    Drop,
+    End,
+    Ended,
+    Event,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    SlotsGained,
+    SlotsLost,
+    Start,
+    Started,
+    Stopping,
+    Unit,
 )
-def test_what_cannot_be_fused_runs_alone(sweep: Any, tmp_path: Path, how: str, reason: str) -> None:
-    result = sweep("lr=0.1,0.2", f"how={how}")
-    assert result.returncode == 0, result.stderr
-    assert f"  #0-#1  one by one: {reason}\n    #0    lr=0.1\n" in result.stdout
-    assert set(_states(tmp_path).values()) == {"done"}
-    assert (tmp_path / "s/0/output.log").exists()
-    forced = sweep("lr=0.1,0.2", f"how={how}", "hydra.launcher.fuse=2", "hydra.sweep.dir=forced")
-    if how == "slow":
-        assert "#0-#1  a stack of 2 on one slot (0.5 times)" in forced.stdout
-        return
-    assert f"hydra.launcher.fuse=2: #0-#1 cannot be fused: {reason}." in forced.stderr
-    assert not (tmp_path / "forced/manifest.jsonl").exists()
+from trainyard.sweep.scheduler import Scheduler
+from trainyard.track.sweep_position import Rungs
+
+ENDS = ("done", "failed", "timeout", "lost", "interrupted", "stopped")
 
 
-def test_a_width_is_kept_to(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("seed=0,1,2,3,4,5,6", "hydra.launcher.fuse=3")
-    assert result.returncode == 0, result.stderr
-    assert "#0-#2  a stack of 3" in result.stdout
-    assert "#3-#5  a stack of 3" in result.stdout
-    assert "#6    seed=6  (left over by stacks of 3)" in result.stdout
-    wrong = sweep("seed=0,1", "hydra.launcher.fuse=0", "hydra.sweep.dir=wrong")
-    assert "hydra.launcher.fuse: 0 given" in wrong.stderr
+class Sweeps(RuleBasedStateMachine):
+    """Plays the executor, the proposer and the manifest of a scheduler.
+
+    Attributes:
+        log: the events in the manifest, as they are read back.
+        processes: what was started and has not ended: the jobs and slots, by the number of the unit.
+        queue: the units that were queued and neither started nor dropped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Event] = []
+        self.scheduler = Scheduler()
+        self.processes: dict[int, tuple[list[int], tuple[int, ...]]] = {}
+        self.queue: list[Unit] = []
+        self.slots: dict[int, str] = {}
+        self.states: dict[int, str] = {}
+        self.stopping = False
+        self.jobs = 0
+
+    def tell(self, event: Event) -> None:
+        (read,) = events_of(json.loads(json.dumps(to_record(event))))
+        assert read == event
+        self.log.append(read)
+        for action in self.scheduler.handle(read):
+            self.act(action)
+
+    def act(self, action: Any) -> None:
+        match action:
+            case Start(number, unit, slots):
+                (queued,) = (each for each in self.queue if each.nums == unit.nums)
+                self.queue.remove(queued)
+                assert not self.stopping
+                assert len(slots) == unit.slots
+                at_work = [each for _, own in self.processes.values() for each in own]
+                assert not set(slots) & set(at_work), "a slot runs one unit at a time"
+                assert set(slots) <= self.slots.keys()
+                devices = [self.slots[index] for index in slots]
+                assert len(set(devices)) == len(devices) or "cpu" in devices, "a wide one takes a device once"
+                for nums, _ in self.processes.values():
+                    assert not set(nums) & set(unit.nums), "no job runs twice at once"
+                assert not any(self.states[num] in FINAL for num in unit.nums)
+                beside = {self.slots[index] for index in at_work}
+                assert not beside & set(unit.alone_on)
+                self.processes[number] = (list(unit.nums), slots)
+                self.states.update(dict.fromkeys(unit.nums, "running"))
+            case End(number):
+                assert number in self.processes
+            case Drop(unit):
+                self.queue.remove(unit)
+
+    # -- what the proposer does ----------------------------------------------------------------------------------------
+
+    @rule(count=st.integers(1, 3), slots=st.sampled_from([1, 1, 1, 2]), expected=st.none() | st.floats(0, 9))
+    def propose(self, count: int, slots: int, expected: float | None) -> None:
+        nums = tuple(range(self.jobs, self.jobs + count))
+        self.jobs += count
+        for num in nums:
+            self.states[num] = "waiting"
+            self.tell(Proposed(num))
+        self.put(Unit(nums, slots, expected=expected, rungs=Rungs((1, 2), until=2) if count == 2 else None), "")
+
+    def put(self, unit: Unit, why: str) -> None:
+        self.states.update(dict.fromkeys(unit.nums, "waiting"))
+        if not self.stopping:
+            self.queue.append(unit)
+        self.tell(Queued((unit,), why))
+
+    @precondition(lambda self: any(state in ("paused", "failed", "lost") for state in self.states.values()))
+    @rule(data=st.data())
+    def promote(self, data: st.DataObject) -> None:
+        nums = [num for num, state in self.states.items() if state in ("paused", "failed", "lost")]
+        self.put(Unit((data.draw(st.sampled_from(nums)),)), "promoted")
+
+    # -- what the executor tells ---------------------------------------------------------------------------------------
+
+    @rule(index=st.integers(0, 4), device=st.sampled_from(["cpu", "cuda:0", "cuda:1"]))
+    def slot_gained(self, index: int, device: str) -> None:
+        if index not in self.slots:
+            self.slots[index] = device
+            self.tell(SlotsGained(((index, device),)))
+
+    @precondition(lambda self: self.slots)
+    @rule(data=st.data())
+    def slot_lost(self, data: st.DataObject) -> None:
+        index = data.draw(st.sampled_from(sorted(self.slots)))
+        del self.slots[index]
+        for number, (nums, slots) in list(self.processes.items()):
+            if index in slots:
+                unit = replace(self.scheduler.running[number].unit, nums=tuple(nums))
+                if len(slots) == 1:  # else the rest of it is ended by an action
+                    del self.processes[number]
+                if not self.stopping:
+                    self.queue.append(unit)
+                self.states.update(dict.fromkeys(nums, "waiting"))
+                gone = number
+                if len(slots) > 1:
+                    self.processes[gone] = ([], ())
+        self.tell(SlotsLost((index,)))
+        self.processes = {number: it for number, it in self.processes.items() if it[0]}
+
+    def one_at_work(self, data: st.DataObject) -> tuple[int, int]:
+        number = data.draw(st.sampled_from(sorted(self.processes)))
+        return number, data.draw(st.sampled_from(self.processes[number][0]))
+
+    def leave(self, number: int, nums: list[int]) -> None:
+        """Take jobs out of their process before the scheduler is told: it may reuse their slots at once."""
+        left = [num for num in self.processes[number][0] if num not in nums]
+        if left:
+            self.processes[number] = (left, self.processes[number][1])
+        else:
+            del self.processes[number]
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def started(self, data: st.DataObject) -> None:
+        self.tell(Started(self.one_at_work(data)[1]))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), state=st.sampled_from(ENDS))
+    def ended(self, data: st.DataObject, state: Any) -> None:
+        number, num = self.one_at_work(data)
+        self.leave(number, [num])
+        self.states[num] = state
+        self.tell(Ended(num, state, 1.5, 0.5))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def paused(self, data: st.DataObject) -> None:
+        number, num = self.one_at_work(data)
+        self.tell(Reported(num, 2, 0.25))
+        self.leave(number, [num])
+        self.states[num] = "paused"
+        self.tell(Paused(num))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), alone=st.booleans())
+    def tried_again(self, data: st.DataObject, alone: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.processes)))
+        nums, slots = self.processes[number]
+        unit = replace(self.scheduler.running[number].unit, nums=tuple(nums), attempts=1)
+        if alone:
+            unit = replace(unit, alone_on=tuple(sorted({self.slots[index] for index in slots})))
+        self.leave(number, nums)
+        self.put(unit, "again")
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def divided(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.processes)))
+        nums = self.processes[number][0]
+        self.leave(number, nums)
+        units = tuple(Unit((num,)) for num in nums)
+        if not self.stopping:
+            self.queue.extend(units)
+        self.states.update(dict.fromkeys(nums, "waiting"))
+        self.tell(Queued(units, "again"))
+
+    # -- what people do ------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), wish=st.sampled_from(["pause", "stop"]))
+    def asked(self, data: st.DataObject, wish: Any) -> None:
+        self.tell(Asked(self.one_at_work(data)[1], wish, "by hand"))
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data(), stop=st.booleans())
+    def taken_out_of_the_queue(self, data: st.DataObject, stop: bool) -> None:
+        unit = data.draw(st.sampled_from(self.queue))
+        num = data.draw(st.sampled_from(unit.nums))
+        self.queue.remove(unit)
+        if len(unit.nums) > 1:
+            self.queue.append(replace(unit, nums=tuple(each for each in unit.nums if each != num)))
+        self.states[num] = "stopped" if stop else "paused"
+        self.tell(Ended(num, "stopped") if stop else Paused(num))
+
+    @rule()
+    def stopped(self) -> None:
+        waiting = list(self.queue)
+        self.stopping = True
+        self.tell(Stopping("interrupted by SIGINT"))
+        assert not self.queue, waiting
+
+    @rule()
+    def killed_and_begun_again(self) -> None:
+        """The head dies with all that runs; the next one replays the manifest and queues what is left."""
+        self.scheduler = self.replayed()
+        self.processes, self.queue, self.slots, self.stopping = {}, [], {}, False
+        self.states = {num: "waiting" if state == "running" else state for num, state in self.states.items()}
+        self.tell(Began())
+        left = [num for num, state in self.states.items() if state not in FINAL and state != "paused"]
+        for num in left:
+            self.put(Unit((num,)), "")
+
+    # -- what holds ----------------------------------------------------------------------------------------------------
+
+    def replayed(self) -> Scheduler:
+        scheduler = Scheduler()
+        for event in self.log:
+            scheduler.handle(event)
+        return scheduler
+
+    @invariant()
+    def replayed_it_stands_where_it_stands(self) -> None:
+        assert self.replayed().snapshot == self.scheduler.snapshot
+
+    @invariant()
+    def each_job_has_one_state(self) -> None:
+        assert {num: self.scheduler.state(num) for num in self.states} == self.states
+        running = [num for nums, _ in self.processes.values() for num in nums]
+        waiting = [num for unit in self.queue for num in unit.nums]
+        assert len(running + waiting) == len(set(running + waiting))
+        assert set(running) == {num for num, state in self.states.items() if state == "running"}
+        assert set(waiting) <= {num for num, state in self.states.items() if state == "waiting"}
+        assert self.scheduler.busy == bool(running or waiting)
+
+    @invariant()
+    def no_slot_is_idle_while_a_unit_could_run(self) -> None:
+        busy = {index for _, slots in self.processes.values() for index in slots}
+        free = self.slots.keys() - busy
+        alone = any(unit.alone_on for unit in self.queue)
+        alone |= any(it.unit.alone_on for it in self.scheduler.running.values())
+        wide = any(unit.slots > 1 for unit in self.queue)
+        if free and self.queue and not alone and not wide:
+            raise AssertionError(f"{sorted(free)} are idle, and {self.queue} wait")
+        if self.queue and not self.processes and not self.stopping:
+            cpu = sum(device == "cpu" for device in self.slots.values())
+            capacity = cpu + len(set(self.slots.values()) - {"cpu"})
+            assert all(unit.slots > capacity for unit in self.queue), "something runs where something can"
 
 
-@pytest.mark.parametrize("how", ["unfit after all", "raises"])
-def test_a_stack_that_cannot_go_on_runs_one_by_one(sweep: Any, tmp_path: Path, how: str) -> None:
-    result = sweep("seed=0,1,2", f"how='{how}'", ONE)
-    assert result.returncode == 0, result.stderr
-    reason = "the batches differ in size" if how != "raises" else "ArithmeticError: something in all of them"
-    assert f"alone    #0-#2, not stacked after all: {reason}" in result.stdout
-    assert ("quad.py" in result.stdout) == (how == "raises"), "the traceback"
-    assert set(_states(tmp_path).values()) == {"done"}
-    for num in range(3):
-        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "it went on where the stack had ended"
-    assert _decisions(tmp_path) == [[([0, 1, 2], 1, "3 tried")], [([num], 1, reason) for num in range(3)]]
+TestSweeps = Sweeps.TestCase
+TestSweeps.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
-def test_a_stack_that_is_divided_goes_on_in_groups(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("seed=0,1,2", "how=divides", ONE)
-    assert result.returncode == 0, result.stderr
-    assert "divided  #0-#2, from here on #0, #2 and #1: no room for 3" in result.stdout
-    assert _decisions(tmp_path) == [
-        [([0, 1, 2], 1, "3 tried")],
-        [([0, 2], 1, "no room for 3"), ([1], 1, "no room for 3")],
-    ]
-    for num in range(3):
-        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5], "they went on where the stack had ended"
+def test_a_job_that_is_done_is_not_queued_again() -> None:
+    scheduler = Scheduler()
+    for event in (Proposed(0), Queued((Unit((0,)),)), SlotsGained(((0, "cpu"),)), Ended(0, "done")):
+        scheduler.handle(event)
+    with pytest.raises(ValueError, match="job 0 cannot run: done"):
+        scheduler.handle(Queued((Unit((0,)),)))
+    with pytest.raises(ValueError, match="job 7 cannot run: unknown"):
+        scheduler.handle(Queued((Unit((7,)),)))
 
 
-def test_a_member_that_fails_is_a_failed_job(sweep: Any, tmp_path: Path) -> None:
-    own = "hydra.sweep.subdir=${now:%S%f}/${hydra:job.num}"
-    result = sweep("lr=0.1,9000,0.2", ONE, own)
-    assert result.returncode != 0
-    assert "FAILED  #1 lr=9000: x is too large" in result.stdout
-    (log,) = tmp_path.glob("s/*/1/quad.log")
-    assert f"its log: {log}" in result.stdout
-    assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
-    again = sweep("lr=0.1,9000,0.2", ONE, own, "hydra.launcher.retries=1")
-    assert list(tmp_path.glob("s/*/1/quad.log")) == [log], "it keeps its directory, which depends on the time"
-    assert "3 jobs, 2 of them done already; 1 to run" in again.stdout
-    assert "again    #1 lr=9000: ArithmeticError: x is too large" in again.stdout
-
-
-def test_a_member_that_fails_is_tried_again_by_itself(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("lr=0.1,9000,0.2", ONE, "hydra.launcher.retries=1")
-    assert "again    #1 lr=9000: x is too large" in result.stdout
-    assert "FAILED  #1 lr=9000: ArithmeticError: x is too large" in result.stdout, "and there is no third attempt"
-    assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done"}
-    assert _decisions(tmp_path)[1] == [([1], 1, "tried again after it failed in a stack")]
-
-
-def test_a_failed_member_stops_the_others_where_that_is_asked_for(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("lr=0.1,9000", "steps=5,6,7", ONE, "hydra.launcher.fail_fast=true")
-    assert result.returncode != 0
-    states = _states(tmp_path)
-    assert (states[0], states[3]) == ("done", "failed")
-    assert Counter(states.values())["waiting"] == 4
-
-
-def test_a_killed_stack_goes_on_as_a_stack(command: Any, tmp_path: Path) -> None:
-    process = command("lr=0.1,0.1,0.2", "how=waits", ONE, "hydra.launcher.retries=1")
-    (pid,) = _wait_for(tmp_path / "pid0")
-    (tmp_path / "pid0").unlink()
-    (tmp_path / "go").touch()
-    os.kill(int(pid), signal.SIGKILL)
-    out, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, err
-    assert "again    #0-#2: its process was killed by SIGKILL" in out
-    for num in range(3):
-        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]
-    assert json.loads((tmp_path / "s/0/state.json").read_text())[1] == pytest.approx(LINEAR)
-    records = [json.loads(line) for line in (tmp_path / "s/manifest.jsonl").read_text().splitlines()]
-    attempts = Counter(record["attempt"] for record in records if record.get("state") == "running")
-    assert attempts == {1: 3, 2: 3}
-
-
-def test_a_killed_stack_without_another_attempt_has_failed(command: Any, sweep: Any, tmp_path: Path) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    threads = f"hydra.launcher.threads_per_job={min(2, len(cores))}"
-    process = command("lr=0.1,0.2", "how=waits", ONE, threads)
-    (pid,) = _wait_for(tmp_path / "pid0")
-    os.kill(int(pid), signal.SIGKILL)
-    out, _ = process.communicate(timeout=LIMIT)
-    assert out.count("KILLED  #") == 2
-    assert _states(tmp_path) == {0: "lost", 1: "lost"}
-
-    (tmp_path / "go").touch()
-    os.sched_setaffinity(0, cores[:1])
-    try:
-        continued = sweep("lr=0.1,0.2", "how=waits", ONE, threads)
-    finally:
-        os.sched_setaffinity(0, cores)
-    assert continued.returncode == 0, continued.stderr
-    line = f"#0-#1 cannot train as recorded: threads 2, here 1 ({PROMISE}).\n"
-    assert (line in continued.stdout) == (len(cores) > 1)
-    assert _decisions(tmp_path)[-1] == [([0, 1], 1, "2 tried")]
-
-
-def test_interrupted_stacks_go_on_as_recorded(command: Any, sweep: Any, tmp_path: Path) -> None:
-    process = command("lr=0.1,0.1,0.2,0.2", "how=waits", "hydra.launcher.max_jobs=2")
-    _wait_for(tmp_path / "pid0")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=LIMIT)
-    assert "the same command with hydra.sweep.dir" in err
-    states = Counter(_states(tmp_path).values())
-    assert states["interrupted"] >= 2
-    assert states["done"] == 0
-    (tmp_path / "go").touch()
-    result = sweep("lr=0.1,0.1,0.2,0.2", "how=waits", ONE, "hydra.launcher.fuse=off")
-    assert result.returncode == 0, result.stderr
-    for nums in ("#0-#1", "#2-#3"):
-        assert f"  {nums}  a stack of 2 on one slot (4 tried, as recorded)" in result.stdout
-    assert len(_decisions(tmp_path)) == 1, "nothing was decided anew"
-    assert set(_states(tmp_path).values()) == {"done"}
+def test_a_proposer_is_asked_for_as_many_units_as_there_are_idle_slots() -> None:
+    scheduler = Scheduler()
+    scheduler.handle(SlotsGained(((0, "cpu"), (1, "cpu"), (2, "cpu"))))
+    assert scheduler.vacant == 3
     for num in range(4):
-        assert _steps(tmp_path, num) == [1, 2, 3, 4, 5]
-
-
-def test_a_timeout_is_the_stacks(sweep: Any, tmp_path: Path) -> None:
-    result = sweep("lr=0.1,0.2", "how=waits", ONE, "hydra.launcher.timeout=2")
-    assert result.returncode != 0
-    assert "OUT OF TIME  #1 lr=0.2: took longer than 2 s" in result.stdout
-    assert _states(tmp_path) == {0: "timeout", 1: "timeout"}
-
-
-CALLED = """
-import os
-from hydra.experimental.callback import Callback
-
-class Called(Callback):
-    def _write(self, what, config):
-        with open("called.txt", "a") as file:
-            print(what, config.hydra.job.num, config.lr, file=file)
-
-    def on_job_start(self, config, *, task_function, **kwargs):
-        self._write("start", config)
-
-    def on_job_end(self, config, job_return, **kwargs):
-        self._write(f"end {job_return.status.name} {job_return._return_value}", config)
-"""
-
-
-def test_callbacks_and_environment(sweep: Any, tmp_path: Path) -> None:
-    (tmp_path / "called.py").write_text(CALLED)
-    result = sweep(
-        "lr=0.1,9000", ONE, "+hydra.callbacks.c._target_=called.Called", "hydra.output_subdir=null",
-        "+hydra.job.env_set.QUAD=1",
-    )  # fmt: skip
-    assert "a stack of 2" in result.stdout
-    lines = (tmp_path / "called.txt").read_text().splitlines()
-    assert lines[:2] == ["start 0 0.1", "start 1 9000"]
-    assert lines[2].startswith("end COMPLETED 3.27")
-    assert lines[3] == "end FAILED x is too large 1 9000"
-    assert not (tmp_path / "s/0/.hydra").exists()
+        scheduler.handle(Proposed(num))
+    scheduler.handle(Queued((Unit((0,)),)))
+    assert scheduler.vacant == 2
+    scheduler.handle(Queued(tuple(Unit((num,)) for num in (1, 2, 3))))
+    assert scheduler.vacant == 0, "one waits"
+    scheduler.handle(Ended(3, "stopped"))
+    scheduler.handle(Ended(1, "done"))
+    assert scheduler.vacant == 1
+    scheduler.handle(Stopping("enough"))
+    assert scheduler.vacant == 0

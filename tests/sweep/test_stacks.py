@@ -145,8 +145,8 @@ def test_a_row_for_each_stack(tmp_path: Path) -> None:
     assert columns[""] == ["a stack of 128", "a stack of 128", "lr=256"]
     assert columns["epoch"] == ["2", "2", "2"]
     assert columns["latest"] == ["val/loss 1.0000 to 1.1270", "val/loss 1.1280 to 1.2550", "val/loss 1.2560"]
-    progress.stack_ended(-1)
-    progress.ended(plan.jobs[0], TaskOutcome(0, "done", seconds=1.0, attempts=1))
+    progress.left(-1)
+    progress.ended(plan.jobs[0], "done", TaskOutcome(0, "done", seconds=1.0, attempts=1))
     assert progress.table().row_count == 2
     assert str(progress.table().title).startswith("1/257 jobs, ")
 

@@ -187,12 +187,13 @@ def nothing(argument: object) -> None:
 def executor(count: int) -> Iterator[Turn]:
     from trainyard.sweep.executor import LocalExecutor, find_slots
     from trainyard.sweep.executor.task import Task
+    from trainyard.sweep.run_tasks import run_tasks
 
     with LocalExecutor(find_slots()) as local:
 
         def turn() -> float:
             begin = perf_counter()
-            outcomes = local.run([Task(number, nothing) for number in range(count)])
+            outcomes = run_tasks(local, [Task(number, nothing) for number in range(count)]).outcomes
             seconds = perf_counter() - begin
             assert all(outcome.state == "done" for outcome in outcomes), "a job failed"
             return seconds / count * 1e3

@@ -22,6 +22,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from trainyard.sweep.proposers import Proposer
     from trainyard.sweep.sweep import Sweep
 
 
@@ -54,6 +55,17 @@ class LocalLauncher(Launcher):
             hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        sweep = self._begun()
+        returns = sweep.launch(job_overrides, initial_job_idx)
+        if sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
+            sys.exit()  # a sweeper that uses results cannot continue without them
+        return returns
+
+    def run(self, proposer: Proposer) -> None:
+        """Run what a `trainyard.sweep.proposers.Proposer` proposes: the way of sweepers of this project's own."""
+        self._begun().run(proposer)
+
+    def _begun(self) -> Sweep:
         from trainyard.sweep.settings import SweepSettings
         from trainyard.sweep.sweep import Sweep
 
@@ -65,10 +77,7 @@ class LocalLauncher(Launcher):
             import concurrent.futures.thread  # noqa: F401
 
             weakref.finalize(self, self.sweep.close)
-        returns = self.sweep.launch(job_overrides, initial_job_idx)
-        if self.sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
-            sys.exit()  # a sweeper that uses results cannot continue without them
-        return returns
+        return self.sweep
 
     def close(self) -> None:
         """End the sweep: rank its jobs, report, wait for the shipper."""

@@ -168,7 +168,7 @@ class FusedRunner(Runner):
             nodes = [member.parts.hook_settings[name] for member in self.members]
             if any(node != nodes[0] for node in nodes):
                 hook.stack([build_hook(node, name) for node in nodes])
-        return Dispatch(hooks | {"verification": self._verification, "cut": _Cut()}, self.own_stages)
+        return Dispatch(hooks | self.added_hooks | {"verification": self._verification, "cut": _Cut()}, self.own_stages)
 
     @cached_property
     def step(self) -> Step:
@@ -205,13 +205,13 @@ class FusedRunner(Runner):
     # -- members that end before the others ----------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Remove the members that have stopped from the stacks, unless all have stopped."""
-        leaving = [index for index, member in enumerate(self.members) if member.stop_reason is not None]
+        """Remove the members that have stopped or pause from the stacks, unless all do."""
+        leaving = [index for index, member in enumerate(self.members) if member.leaves]
         if not leaving or len(leaving) == len(self.members) or self.interrupted:
             return
         self.call("before_leave", leaving=leaving)
         for index in leaving:
-            log.info("%s ends: %s.", self.members[index].info.name, self.members[index].stop_reason)
+            log.info("%s ends: %s.", self.members[index].info.name, self.members[index].stop_reason or "it pauses")
         self._remove(leaving)
 
     def cut_ended(self) -> None:
@@ -247,11 +247,11 @@ class FusedRunner(Runner):
         self._restack_metrics()
 
     def load_best(self) -> None:
-        """Gather all members that have not failed, and load the weights of each one's best checkpoint.
+        """Gather all members that have not failed or paused, and load the weights of each one's best checkpoint.
 
         The gathered stack can be tested, but not trained further.
         """
-        self.members = [member for member in self.all_members if not member.failed]
+        self.members = [member for member in self.all_members if not (member.failed or member.paused)]
         older = [member for member in self.members if not member.is_best(member.iter)]
         self.lanes = Lanes([member.lane for member in self.members])
         self._eval_model = StackedModel([member.eval_model for member in self.members], lanes=self.lanes)

@@ -70,7 +70,7 @@ class MemberResult:
         error: why it failed, on one line.
     """
 
-    state: Literal["done", "failed", "interrupted"]
+    state: Literal["done", "failed", "interrupted", "paused"]
     value: float | None = None
     error: str | None = None
 
@@ -106,16 +106,19 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
             members.append((values, record.describe(values, found, position)))
     try:
         with current_job(configs[0]):
-            return _train(members, tracker)
+            return _train(members, tracker, positions)
     finally:
         tracker.finish()
 
 
-def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[MemberResult]:
+def _train(
+    members: Sequence[tuple[Values, Any]], tracker: Tracker, positions: Sequence[SweepPosition]
+) -> list[MemberResult]:
     import torch
 
     from trainyard.fused.places import places
     from trainyard.fused.runner import FusedRunner
+    from trainyard.run.rungs import reporting
     from trainyard.run.train import conduct
     from trainyard.runner import Runner
 
@@ -130,6 +133,7 @@ def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[Memb
         else:
             runner = FusedRunner(configs, infos=infos, tracker=tracker)
             log.info("%d jobs as one program.", len(members))
+        runner.added_hooks |= reporting(positions)
         runner.prepare(configs[0]["mode"])
         conduct(runner, configs)
     except torch.OutOfMemoryError as error:
@@ -144,6 +148,8 @@ def _train(members: Sequence[tuple[Values, Any]], tracker: Tracker) -> list[Memb
 def _result(member: Member, interrupted: bool) -> MemberResult:
     from trainyard.run.train import objective
 
+    if member.paused:
+        return MemberResult("paused")
     if member.failed:
         return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
     return MemberResult("interrupted" if interrupted else "done", objective(member))

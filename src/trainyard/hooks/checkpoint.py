@@ -93,6 +93,7 @@ class Checkpoint(Hook):
         self._reserved = False
         self._writer = checkpoint.Writer()
         self._saved_at: tuple[Any, ...] | None = None
+        self._then: list[Callable[[], None]] = []
         self._strategy = Strategy()
 
     def before_train(self, runner: Runner) -> None:
@@ -122,9 +123,25 @@ class Checkpoint(Hook):
             return
         for index, member in enumerate(runner.members):
             self._others.judge(index, member, step=runner.iter, epoch=runner.epoch)
-        regular = self._due(runner)
+        wanted = bool(self._then)
+        regular = self._due(runner) or wanted
         if regular or any(self._best_files(runner)):
-            self._save(runner, regular=regular)
+            self._save(runner, regular=regular, at_end=wanted)
+
+    def save_next(self, then: Callable[[], None]) -> None:
+        """Save at the end of the validation that is being finished, whatever the interval.
+
+        Args:
+            then: called by the thread that writes, when the files are renamed and recorded.
+        """
+        self._then.append(then)
+
+    def keep_one(self, directory: Path) -> None:
+        """Remove all regular checkpoints of a directory but the newest."""
+        history = [entry for entry in checkpoint.read_last(directory) if not self._is_best(entry)]
+        checkpoint.write_last(directory, history[-1:])
+        for entry in history[:-1]:
+            remove(directory / entry)
 
     def after_train(self, runner: Runner) -> None:
         if (self.save_last or runner.interrupted) and _place(runner) not in (self._saved_at, self._begin):
@@ -212,7 +229,8 @@ class Checkpoint(Hook):
                     records.append(partial(self._record, member.checkpoints, name))
         if later:
             return
-        self._submit([*jobs, *records])
+        then, self._then = self._then, []
+        self._submit([*jobs, *records, *then])
         if regular and only is None:
             self._saved_at = _place(runner)
 
@@ -249,7 +267,7 @@ class Checkpoint(Hook):
     def _publish(self, members: Sequence[Member]) -> None:
         """Write only the weights of these members' best states, after all pending writes."""
         if self.published and self._strategy.is_main:
-            wanted = [member for member in members if member.work_dir is not None and not member.failed]
+            wanted = [each for each in members if each.work_dir is not None and not (each.failed or each.paused)]
             self._submit([partial(self._publish_best, member) for member in wanted])
 
     def _publish_best(self, member: Member) -> None:

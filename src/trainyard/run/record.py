@@ -123,6 +123,8 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
 def name_artifacts(runner: Runner) -> None:
     """Name in the journal the files that belong to the run, and the checkpoint that is its model."""
     for member in runner.all_members:
+        if member.paused:
+            continue
         folder = member.directory
         hydra_folder = HydraConfig.get().output_subdir
         files = [CONFIG, *facts.FILES.values(), f"{HydraConfig.get().job.name}.log"]

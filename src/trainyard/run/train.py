@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from trainyard.config.build import build
-from trainyard.errors import TrainyardError
+from trainyard.errors import JobPaused, TrainyardError
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
@@ -105,10 +105,12 @@ def _prepared(
     own: World | None,
 ) -> Runner:
     from trainyard.run import record
+    from trainyard.run.rungs import reporting
     from trainyard.runner import Runner
 
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
     runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
+    runner.added_hooks |= reporting([] if position is None else [position])
     runner.prepare(values["mode"])
     return runner
 
@@ -173,11 +175,12 @@ def _run(runner: Runner, mode: str) -> None:
         runner.test()
     else:
         runner.train()
-        failed = all(member.failed for member in runner.all_members)
+        going = [member for member in runner.all_members if not member.paused]
+        failed = all(member.failed for member in going)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
             runner.test()
-        for member in runner.all_members if runner.strategy.is_main else ():
+        for member in going if runner.strategy.is_main else ():
             _summarize(member)
 
 
@@ -225,6 +228,8 @@ def objective(member: Member) -> float | None:
 
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:
     (member,) = runner.members
+    if member.paused:
+        raise JobPaused(f"Paused at epoch {runner.epoch} (iteration {runner.iter}).")
     if runner.strategy.world_size > 1:  # the ranks agree on an interruption, whichever of them got the signal
         caught = (caught or [signal.SIGTERM]) if runner.interrupted else []
     if caught:

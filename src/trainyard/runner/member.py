@@ -70,6 +70,7 @@ class Member:
         best: the best objective so far.
         stop_reason: why this member ended its training before the end of the loop; see `stop`.
         failed: whether it ended because of a failure.
+        paused: whether it ends here to go on later, from its last checkpoint.
     """
 
     seed: int
@@ -82,6 +83,7 @@ class Member:
     best: Best | None = field(default=None, init=False)
     stop_reason: str | None = field(default=None, init=False)
     failed: bool = field(default=False, init=False)
+    paused: bool = field(default=False, init=False)
     _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
 
     def join(self, runner: Runner) -> None:
@@ -190,7 +192,12 @@ class Member:
         self.journal.status("RUNNING")
 
     def close(self, status: Status, message: str = "") -> None:
-        """Record how the run ended, as failed if the member failed; the journal can be opened again."""
+        """Record how the run ended, as failed if the member failed; the journal can be opened again.
+
+        A run that pauses has not ended.
+        """
+        if self.paused:
+            return
         if self.failed and status == "FINISHED":
             status, message = "FAILED", str(self.stop_reason)
         self.journal.status(status, message)
@@ -199,6 +206,11 @@ class Member:
         """End this member's training after the current iteration; `failed` marks its run as failed."""
         self.stop_reason = reason
         self.failed = failed
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the member's training ends after the current iteration."""
+        return self.paused or self.stop_reason is not None
 
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Store the values as the latest and append them to the journal."""

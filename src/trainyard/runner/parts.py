@@ -50,6 +50,9 @@ class Parts:
         device: the device of the model.
         strategy: how the run is distributed over devices.
         members: the members that train with these parts.
+
+    Attributes:
+        added_hooks: further hooks by name, besides those of the settings.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Parts:
         self.device = device
         self.strategy = strategy
         self.members = members
+        self.added_hooks: dict[str, Any] = {}
 
     @property
     def seed(self) -> int:
@@ -183,7 +187,7 @@ class Parts:
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        hooks = build_hooks(self.hook_settings)
+        hooks = build_hooks(self.hook_settings) | self.added_hooks
         if self.strategy.world_size > 1:
             hooks = hooks_of_rank(hooks, self.strategy)
         return Dispatch(hooks, self.own_stages)

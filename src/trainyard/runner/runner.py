@@ -212,8 +212,8 @@ class Runner(Parts):
 
     @property
     def stopping(self) -> bool:
-        """Whether training ends after this iteration: it was interrupted, or every member has stopped."""
-        return self.interrupted or all(member.stop_reason is not None for member in self.members)
+        """Whether training ends after this iteration: it was interrupted, or every member has stopped or pauses."""
+        return self.interrupted or all(member.leaves for member in self.members)
 
     def interrupt(self) -> None:
         """End the run after this iteration, with a checkpoint to resume from. Several ranks end a bit later."""

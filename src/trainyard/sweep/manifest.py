@@ -1,18 +1,12 @@
-"""Manifest of a sweep: `manifest.jsonl`, the state of each job, from which the same command continues the sweep.
+"""Manifest of a sweep: `manifest.jsonl`, the log of its scheduler, from which the same command continues the sweep.
 
 One JSON object per line, appended and never changed. An incomplete last line is removed when the file is opened.
+docs/sweeps.md has the table of the kinds of records. Those of `trainyard.sweep.event_records` are the scheduler's
+events: told them again, it stands where it stood.
 
-| kind | fields |
-|---|---|
-| `application` | `file`, `module`: how the sweep was started (`trainyard.sweep.application.StartedAs`), once |
-| `job` | `num`, `overrides`, `subdir`: the job's definition and its directory (`hydra.sweep.subdir`), once |
-| `fit` | `key`, `width`, `reason`, `note`, `tried`: the measured width of a kind of jobs (`decisions.KnownFit`) |
-| `decisions` | `tasks`, `time`: how jobs train from now on, a list of `decisions.Decision` |
-| `state` | `num`, `state` (`running` or a `TaskState`), `time`, `attempt`, `seconds`, `objective`, `error`, `width` |
-
-`width` is the number of jobs that trained as one program, if any; `seconds` are then those of them all. Decisions are
-recorded before they are acted on, and the last one on a job is followed when the sweep is continued: same bits for the
-recorded decisions on the same kind of CPU; otherwise equal to rounding. A manifest without them is planned anew.
+Every event and every decision is recorded before it is acted on. The last decision on a job is followed when the sweep
+is continued: same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding. A manifest
+without them is planned anew.
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,8 +24,13 @@ from typing import Any
 from trainyard.errors import TrainyardError
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
+from trainyard.sweep.event_records import Record, events_of, to_record
+from trainyard.sweep.events import FINAL, Event, Proposed
 
 FILE = "manifest.jsonl"
+FORMAT = 2
+"""Version of the format that is written. Manifests without a version, of before, are read."""
+_BLOCK = 1 << 20  # bytes that are parsed at once
 
 
 @dataclass
@@ -52,6 +51,11 @@ class Entry:
         """Seconds of slot time that the job took."""
         return None if self.seconds is None else self.seconds / self.width
 
+    @property
+    def is_left(self) -> bool:
+        """Whether the job is to run when the sweep is continued."""
+        return self.state not in FINAL
+
 
 @dataclass
 class Manifest:
@@ -69,8 +73,16 @@ class Manifest:
     fits: dict[str, KnownFit] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, directory: Path) -> Manifest:
-        """Read the manifest in a directory, as far as it is complete; an absent one is empty."""
+    def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
+        """Read the manifest in a directory, as far as it is complete; an absent one is empty.
+
+        Args:
+            directory: the sweep's directory.
+            follow: called with each of the scheduler's events in it, in order.
+
+        Raises:
+            TrainyardError: a newer version has written it.
+        """
         manifest = cls(directory / FILE)
         try:
             content = manifest.path.read_bytes()
@@ -79,15 +91,20 @@ class Manifest:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(manifest.path, len(whole))
-        for line in whole.splitlines():
+        for record in _parsed(whole):
             try:
-                manifest._take(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                continue  # a line of zeros, left by a crash of the machine
+                manifest._take(record)
+                if follow is not None:
+                    for event in events_of(record):
+                        follow(event)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a line of something else, left by a crash of the machine
         return manifest
 
     def begin(self, application: StartedAs | None) -> None:
-        """Record how this process was started, the first time."""
+        """Record the version of the format, and how this process was started, the first time."""
+        if not self.entries and self.application is None:
+            self._append({"kind": "manifest", "format": FORMAT})
         if self.application is None and application is not None:
             self._append({"kind": "application", "file": application.file, "module": application.module})
 
@@ -114,6 +131,19 @@ class Manifest:
         self.check(num, overrides)
         if num not in self.entries:
             self._append({"kind": "job", "num": num, "overrides": list(overrides), "subdir": subdir})
+
+    def define_all(self, jobs: Iterable[tuple[Proposed, str | None]]) -> list[Event]:
+        """Record jobs as `define` does, and return the events of those that are new.
+
+        Args:
+            jobs: each with its directory below the sweep's.
+        """
+        new: dict[int, Record] = {}
+        for job, subdir in jobs:
+            self.check(job.num, job.overrides)
+            if job.num not in self.entries:
+                new[job.num] = {**to_record(job), "subdir": subdir}
+        return [event for record in self._append(*new.values()) for event in events_of(record)]
 
     def check(self, num: int, overrides: Sequence[str]) -> None:
         """Check that a job is the recorded one, if there is one.
@@ -150,7 +180,7 @@ class Manifest:
 
     def is_done(self, nums: Iterable[int]) -> bool:
         """Return whether these jobs, and all other known ones, are done."""
-        return all(num in self.entries for num in nums) and all(e.state == "done" for e in self.entries.values())
+        return all(num in self.entries for num in nums) and not any(e.is_left for e in self.entries.values())
 
     def clear(self) -> None:
         """Remove all that was recorded."""
@@ -180,37 +210,93 @@ class Manifest:
             if self.fits.get(key) != fit:
                 self._append({"kind": "fit", "key": key, **asdict(fit)})
 
+    def log(self, *events: Event) -> list[Event]:
+        """Record events, and return them as they will be read back."""
+        now = time.time()
+        lines = self._append(*({**to_record(event), "time": now} for event in events))
+        return [event for record in lines for event in events_of(record)]
+
     def note(self, num: int, state: str, **fields: Any) -> None:
         """Record the state of a job."""
         self._append({"kind": "state", "num": num, "state": state, "time": time.time(), **fields})
 
-    def _append(self, record: dict[str, Any], *, sync: bool = False) -> None:
-        line = json.dumps(record, default=_plain) + "\n"
+    def _append(self, *records: Record, sync: bool = False) -> list[Record]:
+        lines = [json.dumps(record, default=_plain) for record in records]
         with self.path.open("ab", buffering=0) as file:
-            file.write(line.encode())
+            file.write("".join(f"{line}\n" for line in lines).encode())
             if sync:
                 os.fsync(file.fileno())
-        self._take(json.loads(line))
+        found = [json.loads(line) for line in lines]
+        for record in found:
+            self._take(record)
+        return found
 
-    def _take(self, record: dict[str, Any]) -> None:
-        if record["kind"] == "job":
-            self.entries.setdefault(record["num"], Entry(record["overrides"], record.get("subdir")))
-        elif record["kind"] == "application":
-            self.application = StartedAs(record["file"], record["module"])
-        elif record["kind"] == "fit":
-            self.fits[record["key"]] = KnownFit(*(record[each.name] for each in fields(KnownFit)))
-        elif record["kind"] == "decisions":
-            for task in record["tasks"]:
-                decision = Decision(**{**task, "nums": tuple(task["nums"])})
-                for num in decision.nums:
-                    self.entries[num].decision = decision
-        elif record["kind"] == "state":
-            entry = self.entries[record["num"]]
-            entry.state = record["state"]
-            if "seconds" in record:
-                entry.seconds, entry.width = record["seconds"], record.get("width", 1)
-            entry.objective = record.get("objective", entry.objective)
-            entry.error = record.get("error")
+    def _take(self, record: Record) -> None:
+        take = _TAKES.get(record["kind"])
+        if take is not None:
+            take(self, record)
+
+    def _take_format(self, record: Record) -> None:
+        if record["format"] > FORMAT:
+            raise TrainyardError(
+                f"{self.path} was written by a newer version of Trainyard: its format is {record['format']}, and this "
+                f"version reads formats up to {FORMAT}."
+            )
+
+    def _take_job(self, record: Record) -> None:
+        self.entries.setdefault(record["num"], Entry(record["overrides"], record.get("subdir")))
+
+    def _take_application(self, record: Record) -> None:
+        self.application = StartedAs(record["file"], record["module"])
+
+    def _take_fit(self, record: Record) -> None:
+        self.fits[record["key"]] = KnownFit(*(record[each.name] for each in fields(KnownFit)))
+
+    def _take_decisions(self, record: Record) -> None:
+        for task in record["tasks"]:
+            decision = Decision(**{**task, "nums": tuple(task["nums"])})
+            for num in decision.nums:
+                self.entries[num].decision = decision
+
+    def _take_queued(self, record: Record) -> None:
+        for unit in record["units"]:
+            for num in unit if isinstance(unit, list) else unit["nums"]:
+                self.entries[num].state = "waiting"
+
+    def _take_state(self, record: Record) -> None:
+        entry = self.entries[record["num"]]
+        entry.state = record["state"]
+        if "seconds" in record:
+            entry.seconds, entry.width = record["seconds"], record.get("width", 1)
+        entry.objective = record.get("objective", entry.objective)
+        entry.error = record.get("error")
+
+
+_TAKES: dict[str, Callable[[Manifest, Record], None]] = {
+    "manifest": Manifest._take_format,
+    "application": Manifest._take_application,
+    "job": Manifest._take_job,
+    "fit": Manifest._take_fit,
+    "decisions": Manifest._take_decisions,
+    "queued": Manifest._take_queued,
+    "state": Manifest._take_state,
+}
+
+
+def _parsed(content: bytes) -> Iterator[Record]:
+    """Yield the records in whole lines; a line that is none is left out."""
+    lines = content.splitlines()
+    size = max(1, _BLOCK * len(lines) // max(1, len(content)))
+    for first in range(0, len(lines), size):
+        block = lines[first : first + size]
+        try:
+            yield from json.loads(b"[" + b",".join(block) + b"]")  # much faster than line by line
+        except ValueError:
+            for line in block:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
 
 
 def _plain(value: Any) -> Any:

@@ -133,7 +133,7 @@ class SweepPlan:
     @property
     def left(self) -> list[Job]:
         """Jobs that are not done."""
-        return [job for job in self.jobs if self.entries[job.num].state != "done"]
+        return [job for job in self.jobs if self.entries[job.num].is_left]
 
     def followed_by(self, later: SweepPlan) -> SweepPlan:
         """Return this and a later plan of the same sweep merged into one."""

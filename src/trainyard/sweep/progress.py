@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-_WORDS = {"done": "done", "failed": "FAILED", "timeout": "OUT OF TIME", "lost": "KILLED", "interrupted": "interrupted"}
+_WORDS = {
+    "done": "done",
+    "failed": "FAILED",
+    "timeout": "OUT OF TIME",
+    "lost": "KILLED",
+    "interrupted": "interrupted",
+    "stopped": "stopped",
+}
 LOOKED_AT = 16  # journals of a stack that are read at each look
 
 
@@ -42,6 +50,16 @@ class SweepProgress:
         self._next = 0.0
         self._live: Live | None = None
 
+    def extend(self, plan: SweepPlan) -> None:
+        """Take over a plan of further jobs.
+
+        Args:
+            plan: the plan of all jobs.
+        """
+        new = [job for job in plan.jobs if job.num not in self._jobs]
+        self.plan = plan
+        self._jobs.update({job.num: job for job in new})
+
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
             from rich.live import Live
@@ -56,16 +74,13 @@ class SweepProgress:
             self._live = None
 
     def event(self, event: TaskEvent) -> None:
-        """Show an event of a job that runs alone; a failure is shown in full, at once."""
+        """Show that a job that runs alone has started, or gets another attempt."""
         job = self._jobs[event.num]
         if event.kind == "started":
             self._started(event, f"#{job.num}", self.plan.name(job), [job])
-            return
-        self._running.pop(event.num, None)
-        if event.outcome is None:
-            self.again(job, event.error, event.traceback)
         else:
-            self.ended(job, event.outcome, job.directory / "output.log")
+            self.left(event.num)
+            self.again(job, event.error, event.traceback)
 
     def stack_started(self, event: TaskEvent, stack: Stack) -> None:
         self._started(event, str(stack), f"a stack of {len(stack.jobs)}", stack.jobs)
@@ -85,8 +100,8 @@ class SweepProgress:
         if trace:
             print(trace, flush=True)
 
-    def stack_ended(self, num: int) -> None:
-        """Remove a stack that has ended from the table; the results of its jobs are shown next."""
+    def left(self, num: int) -> None:
+        """Remove a row from the table, by the number of its event; the results of its jobs are shown next."""
         self._running.pop(num, None)
 
     def again(self, job: Job, error: str | None, trace: str | None = None) -> None:
@@ -95,25 +110,49 @@ class SweepProgress:
         if trace:
             print(trace, flush=True)
 
-    def ended(self, job: Job, outcome: TaskOutcome, output: Path | None = None) -> None:
+    def dropped(self, job: Job) -> None:
+        """Count a job that will not start."""
+        self._ended += 1
+
+    def paused(self, job: Job) -> None:
+        """Show that a job has been paused."""
+        print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
+
+    def out_of_host_memory(self, peak: int, running: int) -> None:
+        """Show how many jobs at a time the memory is large enough for.
+
+        Args:
+            peak: the bytes that a job had when the system killed it.
+            running: the number of jobs that ran then.
+        """
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        fitting = max(1, min(running - 1, total // peak if peak else running - 1))
+        print(
+            f"memory   {running} at a time are too many for {total / 2**30:.1f} GiB: "
+            f"hydra.launcher.max_jobs={fitting} runs fewer.",
+            flush=True,
+        )
+
+    def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None) -> None:
         """Show how a job ended.
 
         Args:
             job: the job that ended.
+            state: its state.
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
-        if outcome.state == "done":
+        if state == "done":
             value = getattr(outcome.value, "return_value", None)
             number = f"  {value:.4f}" if isinstance(value, float) else ""
             print(
                 f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True
             )
         elif outcome.attempts:
-            print(f"{_WORDS[outcome.state]}  {title}: {outcome.error}", flush=True)
-            if outcome.state == "failed" and outcome.traceback:
+            print(f"{_WORDS[state]}  {title}: {outcome.error}", flush=True)
+            if state == "failed" and outcome.traceback:
                 print(outcome.traceback, flush=True)
             what = "output" if output else "log"
             print(f"         its {what}: {output or job.directory / f'{job.config.hydra.job.name}.log'}", flush=True)

@@ -1,244 +1,289 @@
-"""Scheduler: makes tasks of the jobs and stacks of a plan, and records the events of each job.
+"""Scheduler: which unit runs when, and on which slots. A pure state machine: no processes, no clock, no files.
 
-A decision that is made while the sweep runs (a stack is divided, or its jobs run one by one) is recorded before it is
-acted on.
+It is told events (`trainyard.sweep.events`), each of which is in the manifest by then, and answers with actions. The
+same events give the same actions: replayed from a manifest, it stands where the one that wrote it stood.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn
-from hydra.types import HydraContext
+from trainyard.sweep.events import (
+    FINAL,
+    Action,
+    Asked,
+    Began,
+    Drop,
+    End,
+    Ended,
+    Event,
+    JobState,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    SlotsGained,
+    SlotsLost,
+    Start,
+    Started,
+    Stopping,
+    Unit,
+    Wish,
+)
+from trainyard.sweep.waiting import Slots, WaitingUnits, device_names
+from trainyard.track.sweep_position import Rungs
 
-from trainyard.sweep import worker_tasks
-from trainyard.sweep.decisions import Decision
-from trainyard.sweep.executor.local import LocalExecutor
-from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome, TaskState
-from trainyard.sweep.manifest import Manifest
-from trainyard.sweep.plan import Job, Stack, SweepPlan
-from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.stacks import StackPlanner
-from trainyard.sweep.sweepable import Sweepable
-from trainyard.sweep.tracking import SweepTracking
-from trainyard.track.sweep_position import SweepPosition
 
-STACKS = "stacks"  # folder of the output of stacks
+@dataclass
+class RunningUnit:
+    """Unit with a process.
+
+    Attributes:
+        left: its jobs that have not ended, in the order of lanes.
+        slots: the indices of its slots.
+        wishes: what its jobs have been asked for, by number.
+    """
+
+    unit: Unit
+    left: dict[int, None]
+    slots: tuple[int, ...]
+    wishes: dict[int, Wish] = field(default_factory=dict)
+
+    @property
+    def attempt(self) -> int:
+        """The attempt's number, from 1."""
+        return self.unit.attempts + 1
 
 
 class Scheduler:
-    """Runs the unfinished jobs of a plan, once.
+    """Assigns units to slots. An event costs O(log n), where n counts jobs.
 
-    Args:
-        plan: the plan.
-        manifest: records the state of each job.
-        tracking: follows the jobs.
-        executor: runs them.
-        context: Hydra's context.
-        application: the jobs' application.
-        stacks: prepares a stack for a worker.
+    Attributes:
+        running: the units that have a process, by number.
+        stopping: why no further unit starts; empty while units start.
+        rungs: where a job reports, as it was last queued; only of jobs that do.
     """
 
-    def __init__(
-        self,
-        plan: SweepPlan,
-        manifest: Manifest,
-        tracking: SweepTracking,
-        executor: LocalExecutor,
-        context: HydraContext,
-        application: Sweepable,
-        stacks: StackPlanner,
-    ) -> None:
-        self._plan = plan
-        self._manifest = manifest
-        self._tracking = tracking
-        self._executor = executor
-        self._context = context
-        self._application = application
-        self._planner = stacks
-        self._progress = SweepProgress(plan)
-        self._jobs = {job.num: job for job in plan.jobs}
-        self._stacks: dict[int, tuple[Stack, worker_tasks.StackWork]] = {}  # by the number of the task
-        self._outcomes: dict[int, TaskOutcome] = {}  # of jobs
+    def __init__(self) -> None:
+        self.running: dict[int, RunningUnit] = {}
+        self.stopping = ""
+        self.rungs: dict[int, Rungs] = {}
+        self._slots = Slots()
+        self._waiting = WaitingUnits(self._slots)
+        self._states: dict[int, JobState] = {}
+        self._unit_of: dict[int, int] = {}
+        self._next = 0
+        self._handlers: dict[type, Callable[[Any], Iterable[Action]]] = {
+            Began: self._began,
+            SlotsGained: self._slots_gained,
+            SlotsLost: self._slots_lost,
+            Proposed: self._proposed,
+            Queued: self._queued,
+            Started: self._started,
+            Reported: self._reported,
+            Asked: self._asked,
+            Paused: self._paused,
+            Ended: self._ended,
+            Stopping: self._stopping,
+        }
 
-    def run(self) -> dict[int, TaskOutcome]:
-        """Run all jobs.
+    def handle(self, event: Event) -> list[Action]:
+        """Take an event in, and return what is to be done, in order.
 
-        Returns:
-            The outcome of each job, by its number. The value of one that is done is a `JobReturn`.
+        Raises:
+            ValueError: the event cannot be: it is about a job that is unknown, or queues one that is done.
         """
-        known = [entry.cost for entry in self._plan.entries.values() if entry.cost is not None]
-        typical = statistics.median(known) if known else None
-        stacked = {job.num for stack in self._plan.stacks for job in stack.jobs}
-        # Stacks first: tasks of unknown length start in the order given, and stacks take longer than jobs.
-        tasks = [self._stack_task(stack, typical) for stack in self._plan.stacks]
-        tasks += [self._task(job, typical) for job in self._plan.left if job.num not in stacked]
-        self._tracking.expect(self._plan.left)
-        self._executor.on_event, self._executor.on_tick = self._on_event, self._on_tick
-        with self._progress:
-            self._executor.run(tasks)
-        return self._outcomes
+        actions = list(self._handlers[type(event)](event))
+        while not self.stopping and (taken := self._waiting.take()) is not None:
+            number, unit, slots = taken
+            self.running[number] = RunningUnit(unit, dict.fromkeys(unit.nums), slots)
+            for num in unit.nums:
+                self._states[num] = "running"
+            actions.append(Start(number, unit, slots))
+        return actions
 
-    # -- tasks ---------------------------------------------------------------------------------------------------------
+    # -- what others may ask -------------------------------------------------------------------------------------------
 
-    def _task(self, job: Job, typical: float | None = None, attempts: int = 0) -> Task:
-        self._prepare(job)
-        return Task(
-            job.num,
-            worker_tasks.run_one,
-            worker_tasks.JobWork(
-                self._context, self._application, job.config, Singleton.get_state(), self._position(job)
-            ),
-            expected_seconds=self._plan.entries[job.num].cost or typical,
-            log=job.directory / "output.log",
-            name=f"#{job.num}",
-            attempts=attempts,
-            slots=job.slots,
-            threads=self._decision(job).threads,
-        )
+    @property
+    def busy(self) -> bool:
+        """Whether units run or wait."""
+        return bool(self.running or len(self._waiting))
 
-    def _stack_task(self, stack: Stack, typical: float | None = None) -> Task:
-        number = len(self._stacks) + 1
-        for job in stack.jobs:
-            self._prepare(job)
-        argument = self._planner.work(stack.jobs, [self._position(job) for job in stack.jobs])
-        self._stacks[-number] = stack, argument
-        costs = [self._plan.entries[job.num].cost or typical for job in stack.jobs]
-        first, last = stack.jobs[0].num, stack.jobs[-1].num
-        return Task(
-            -number,
-            worker_tasks.run_stack,
-            argument,
-            expected_seconds=None if None in costs else sum(cost for cost in costs if cost is not None),
-            log=self._plan.directory / STACKS / f"{first}-{last}.log",
-            name=str(stack),
-            threads=self._decision(stack.jobs[0]).threads,
-        )
+    @property
+    def vacant(self) -> int:
+        """Number of slots for which there is no unit."""
+        return 0 if len(self._waiting) or self.stopping else self._slots.vacant
 
-    def _decision(self, job: Job) -> Decision:
-        decision = self._plan.entries[job.num].decision
-        assert decision is not None, "recorded before the jobs are run"
-        return decision
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Indices of all slots."""
+        return self._slots.indices
 
-    def _decide(self, groups: Sequence[Sequence[Job]], note: str) -> None:
-        """Record that jobs go on in these groups, otherwise as before."""
-        self._manifest.decide(
-            [replace(self._decision(jobs[0]), nums=tuple(job.num for job in jobs), note=note) for jobs in groups]
-        )
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices of all slots, each once."""
+        return device_names(self._slots, self._slots.indices)
 
-    def _prepare(self, job: Job) -> None:
-        if self._plan.entries[job.num].state != "waiting" or job.num in self._plan.begun:
-            self._go_on(job)
-        job.directory.mkdir(parents=True, exist_ok=True)
+    def device(self, index: int) -> str:
+        """Return the device of a slot."""
+        return self._slots.device(index)
 
-    def _position(self, job: Job) -> SweepPosition:
-        return SweepPosition(self._tracking.parent, tuple(self._plan.keys), self._plan.name(job))
+    def state(self, num: int) -> JobState | None:
+        """Return the state of a job; None if there is no such job."""
+        return self._states.get(num)
 
-    def _go_on(self, job: Job) -> None:
-        """Set the job to resume, so that another attempt continues where this one ended."""
-        if self._application.resumes:
-            job.config.resume = True
+    def unit_of(self, num: int) -> int | None:
+        """Return the number of the unit that a job runs in; None if it does not run."""
+        number = self._unit_of.get(num)
+        return number if number in self.running else None
+
+    def is_waiting(self, num: int) -> bool:
+        """Return whether a job waits for a slot."""
+        number = self._unit_of.get(num)
+        return number is not None and number in self._waiting
+
+    @property
+    def snapshot(self) -> dict[str, Any]:
+        """All that decides on what comes next, to compare two schedulers by."""
+        numbers = sorted(set(self._unit_of.values()))
+        waiting = {number: self._waiting[number] for number in numbers if number in self._waiting}
+        return {
+            "states": self._states,
+            "units": self._unit_of,
+            "running": {number: (it.unit, list(it.left), it.slots, it.wishes) for number, it in self.running.items()},
+            "waiting": waiting,
+            "slots": {name: (it.slots, it.free, list(it.alone), it.held) for name, it in self._slots.devices.items()},
+            "stopping": self.stopping,
+            "next": self._next,
+            "rungs": self.rungs,
+        }
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    def _on_tick(self) -> None:
-        self._tracking.look()
-        self._progress.tick()
+    def _began(self, event: Began) -> Iterable[Action]:
+        self.stopping = ""
+        self._slots = Slots()
+        self._waiting = WaitingUnits(self._slots)
+        for num, state in self._states.items():
+            if state == "running":
+                self._states[num] = "waiting"
+        self._unit_of.clear()
+        self.running.clear()
+        return ()
 
-    def _on_event(self, event: TaskEvent) -> None:
-        if event.num in self._stacks:
-            self._on_stack_event(event, *self._stacks[event.num])
+    def _slots_gained(self, event: SlotsGained) -> Iterable[Action]:
+        for index, device in event.slots:
+            self._slots.add(index, device)
+        self._waiting.slots_gained()
+        return ()
+
+    def _slots_lost(self, event: SlotsLost) -> Iterable[Action]:
+        gone = set(event.indices)
+        for index in event.indices:
+            self._slots.remove(index)
+        self._waiting.slots_lost()
+        for number in [number for number, it in self.running.items() if not gone.isdisjoint(it.slots)]:
+            lost = self.running[number]
+            if len(lost.slots) > 1:
+                yield End(number)  # what is left of it elsewhere
+            unit = replace(lost.unit, nums=tuple(lost.left))
+            self._dissolve(number)
+            self._add(unit, behind=True)
+
+    def _proposed(self, event: Proposed) -> Iterable[Action]:
+        self._states.setdefault(event.num, "waiting")
+        if event.rungs is not None:
+            self.rungs[event.num] = event.rungs
+        return ()
+
+    def _queued(self, event: Queued) -> Iterable[Action]:
+        for unit in event.units:
+            for num in unit.nums:
+                if self._states.get(num, "done") in FINAL:
+                    raise ValueError(f"job {num} cannot run: {self._states.get(num, 'unknown')}")
+                self._leave(num)
+            self._add(unit, behind=event.why == "again")
+        return ()
+
+    def _started(self, event: Started) -> Iterable[Action]:
+        if event.num not in self._unit_of:  # the record of a version that did not queue
+            self._states[event.num] = "running"
+        return ()
+
+    def _reported(self, event: Reported) -> Iterable[Action]:
+        return ()
+
+    def _asked(self, event: Asked) -> Iterable[Action]:
+        number = self.unit_of(event.num)
+        if number is not None:
+            running = self.running[number]
+            first = not running.wishes
+            running.wishes[event.num] = event.wish
+            if first and not self.stopping:
+                yield End(number)
+
+    def _paused(self, event: Paused) -> Iterable[Action]:
+        self._leave(event.num)
+        self._states[event.num] = "paused"
+        return ()
+
+    def _ended(self, event: Ended) -> Iterable[Action]:
+        self._leave(event.num)
+        self._states[event.num] = event.state
+        return ()
+
+    def _stopping(self, event: Stopping) -> Iterable[Action]:
+        if not self.stopping:
+            self.stopping = event.why
+            for unit in self._waiting.clear():
+                for num in unit.nums:
+                    del self._unit_of[num]
+                yield Drop(unit)
+            for number, running in self.running.items():
+                if not running.wishes:
+                    yield End(number)
+
+    # -- units ---------------------------------------------------------------------------------------------------------
+
+    def _add(self, unit: Unit, *, behind: bool) -> None:
+        for num in unit.nums:
+            self._states[num] = "waiting"
+            if unit.rungs is not None:
+                self.rungs[num] = unit.rungs
+            else:
+                self.rungs.pop(num, None)
+        if self.stopping:
             return
-        job, outcome = self._jobs[event.num], event.outcome
-        if event.kind == "started":
-            self._manifest.note(job.num, "running", attempt=event.attempt)
-        elif outcome is None:
-            self._go_on(job)
-        else:
-            self._conclude(job, outcome)
-        self._progress.event(event)
+        number, self._next = self._next, self._next + 1
+        for num in unit.nums:
+            self._unit_of[num] = number
+        self._waiting.add(number, unit, behind=behind)
 
-    def _on_stack_event(self, event: TaskEvent, stack: Stack, argument: worker_tasks.StackWork) -> None:
-        outcome = event.outcome
-        if event.kind == "started":
-            for job in stack.jobs:
-                self._manifest.note(job.num, "running", attempt=event.attempt)
-            self._progress.stack_started(event, stack)
-        elif outcome is None:
-            for job, own in zip(stack.jobs, argument.jobs, strict=True):
-                self._go_on(job)
-                if self._application.resumes:
-                    own.values["resume"] = True
-            self._progress.stack_again(event, stack)
-        else:
-            self._progress.stack_ended(event.num)
-            self._conclude_stack(stack, outcome)
-
-    def _conclude_stack(self, stack: Stack, outcome: TaskOutcome) -> None:
-        if outcome.state == "done" and outcome.value.results is None:
-            self._regroup(stack, outcome.value)
+    def _leave(self, num: int) -> None:
+        """Take a job out of its unit. With its last job a unit ends, and its slots are free."""
+        number = self._unit_of.pop(num, None)
+        if number is None:
             return
-        failed = []
-        outcomes = [self._of_stacked(job, index, outcome) for index, job in enumerate(stack.jobs)]
-        again: list[Job] = []
-        if outcome.state == "done" and outcome.attempts <= self._executor.policy.retries:
-            again = [job for job, own in zip(stack.jobs, outcomes, strict=True) if own.state == "failed"]
-        # Before the ends of the others: a stack of which some are done goes on with the rest.
-        self._decide([[job] for job in again], "tried again after it failed in a stack")
-        for job, own in zip(stack.jobs, outcomes, strict=True):
-            if job in again:
-                self._go_on(job)
-                self._progress.again(job, own.error)
-                self._executor.add(self._task(job, attempts=outcome.attempts))
-                continue
-            self._conclude(job, own, len(stack.jobs))
-            self._progress.ended(job, own)
-            if own.state == "failed" or (own.state == "timeout" and outcome.state == "done"):
-                failed.append(job)
-        if failed and outcome.state == "done" and self._executor.policy.fail_fast:
-            self._executor.stop(f"stopped, for #{failed[0].num} failed")
+        if number in self._waiting:
+            if len(self._waiting[number].nums) > 1:
+                self._waiting.shrink(number, num)
+            else:
+                self._waiting.remove(number)
+            return
+        running = self.running[number]
+        del running.left[num]
+        running.wishes.pop(num, None)
+        if not running.left:
+            self._dissolve(number)
 
-    def _of_stacked(self, job: Job, index: int, outcome: TaskOutcome) -> TaskOutcome:
-        """Return the outcome of a job of a stack, as if it had run alone."""
-        if outcome.state != "done":
-            return replace(outcome, num=job.num)
-        result, timeout = outcome.value.results[index], self._executor.policy.timeout
-        state: TaskState = result.state
-        value: Any = None
-        error = result.error
-        if state == "interrupted":
-            error = error or "its stack was interrupted"
-            if timeout is not None and outcome.seconds >= timeout:
-                state, error = "timeout", f"took longer than {timeout:g} s"
-        elif state == "done":
-            value = worker_tasks.StackedJobReturn(job.config, result.value)
-        return replace(outcome, num=job.num, state=state, value=value, error=error)
-
-    def _regroup(self, stack: Stack, found: worker_tasks.StackReturn) -> None:
-        """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
-        indices = found.groups or [[index] for index in range(len(stack.jobs))]
-        groups = [[stack.jobs[index] for index in group] for group in indices]
-        self._decide(groups, found.reason)
-        if found.groups:
-            self._progress.stack_divided(stack, [Stack(tuple(group)) for group in groups], found.reason)
-        else:
-            self._progress.stack_split(stack, found.reason, found.traceback)
-        for group in groups:
-            self._executor.add(self._stack_task(Stack(tuple(group))) if len(group) > 1 else self._task(group[0]))
-
-    def _conclude(self, job: Job, outcome: TaskOutcome, width: int = 1) -> None:
-        self._outcomes[job.num] = outcome
-        if outcome.attempts or outcome.state != "interrupted":
-            value = outcome.value.return_value if isinstance(outcome.value, JobReturn) else None
-            fields: dict[str, Any] = {} if width == 1 else {"width": width}
-            self._manifest.note(
-                job.num, outcome.state, seconds=outcome.seconds, objective=value, error=outcome.error, **fields
-            )
-            self._tracking.ended(job)
-
-
-__all__: Sequence[str] = ["Scheduler"]
+    def _dissolve(self, number: int) -> None:
+        running = self.running.pop(number)
+        for num in running.left:
+            del self._unit_of[num]
+        for name in running.unit.alone_on:
+            self._slots.devices[name].held = False
+            self._slots.show(name)
+        for index in running.slots:
+            self._slots.free(index)

@@ -20,10 +20,11 @@ from trainyard.sweep.compose.plain import plain
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task, TaskOutcome
-from trainyard.sweep.executor.task_loop import Policy
 from trainyard.sweep.plan import Job, Stack, spans
+from trainyard.sweep.run_tasks import run_tasks
 from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import SweepPosition
 
@@ -162,11 +163,10 @@ class StackPlanner:
                     name=f"the probe of {Stack(tuple(jobs))}",
                 )
             )
-        self._executor.on_event = self._executor.on_tick = None
-        outcomes = self._executor.run(tasks, PROBE)
-        if self._executor.signum is not None:
-            raise InterruptedSweepError("Interrupted before the sweep began.", self._executor.signum)
-        for (key, jobs), outcome in zip(several, outcomes, strict=True):
+        results = run_tasks(self._executor, tasks, PROBE)
+        if results.signum is not None:
+            raise InterruptedSweepError("Interrupted before the sweep began.", results.signum)
+        for (key, jobs), outcome in zip(several, results.outcomes, strict=True):
             self._fits[key] = self._judged(jobs, outcome)
 
     def _judged(self, jobs: Sequence[Job], outcome: TaskOutcome) -> KnownFit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +32,7 @@ class SweepTracking:
         self.directory = directory
         self.parent: str | None = None
         self._expected: dict[int, Path] = {}
+        self._began = 0.0
         self._tracker: Tracker | None = None
         node = None if config is None else OmegaConf.select(config, "tracker")
         if not is_node(node):
@@ -55,10 +56,10 @@ class SweepTracking:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")
             self._journal.tags({"jobs": len(plan.jobs)})  # a param could not grow
 
-    def expect(self, jobs: Sequence[Job]) -> None:
+    def expect(self, jobs: Iterable[Job]) -> None:
         """Add jobs that are about to run: each is followed once it has written its `run.json`."""
-        self._began = time.time()
-        self._expected = {job.num: job.directory for job in jobs}
+        self._began = self._began or time.time()
+        self._expected.update({job.num: job.directory for job in jobs})
 
     def look(self) -> None:
         """Follow the jobs that have begun since the last look."""
@@ -73,7 +74,13 @@ class SweepTracking:
         """Stop following a job that has ended, whose directory has no writer any more."""
         if self._tracker is not None:
             self.look()
+            self._expected.pop(job.num, None)
             self._tracker.close(job.directory)
+
+    def paused(self, job: Job) -> None:
+        """Follow a job on that is paused: its run is neither failed nor ended."""
+        if self._tracker is not None:
+            self.look()
 
     def abort(self) -> Shipment:
         """End shipping at once, and report what is left."""

@@ -12,9 +12,10 @@ from trainyard.errors import TrainyardError
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task
-from trainyard.sweep.executor.task_loop import Policy
 from trainyard.sweep.plan import Job
+from trainyard.sweep.run_tasks import run_tasks
 from trainyard.sweep.sweepable import Sweepable
 
 POLICY = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
@@ -58,10 +59,11 @@ class Trials:
 
     def _try(self, job: Job, configs: DistinctConfigs) -> TrialResult | None:
         work = worker_tasks.TrialWork(self._application, job.config, Singleton.get_state(), configs)
-        self._executor.on_event = self._executor.on_tick = None
-        (outcome,) = self._executor.run([Task(0, worker_tasks.try_jobs, work, name="the trial of the jobs")], POLICY)
-        if self._executor.signum is not None:
-            raise InterruptedSweepError("Interrupted before the sweep began.", self._executor.signum)
+        task = Task(0, worker_tasks.try_jobs, work, name="the trial of the jobs")
+        results = run_tasks(self._executor, [task], POLICY)
+        if results.signum is not None:
+            raise InterruptedSweepError("Interrupted before the sweep began.", results.signum)
+        (outcome,) = results.outcomes
         self._seconds = outcome.seconds
         if outcome.state != "done":
             print(f"The jobs' parts could not be tried before the start: {outcome.error}.", flush=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from trainyard.sweep import member_log
 from trainyard.sweep.compose.hydra_files import HydraFiles
 from trainyard.sweep.compose.plain import assign
 from trainyard.sweep.executor.task import TaskState
+from trainyard.sweep.executor.wake import Wake
 from trainyard.sweep.executor.worker import INTERRUPTED, one_line, stand_in_for_main
 from trainyard.sweep.sweepable import StackFit, StackTrainer, Sweepable
 from trainyard.track.sweep_position import SweepPosition
@@ -95,6 +96,15 @@ class TrialWork:
 
 
 @dataclass(frozen=True)
+class JobDone:
+    """Result of a job that is done: of a `JobReturn` what only its process knows; None for the head's own."""
+
+    return_value: Any
+    working_dir: str | None = None
+    task_name: str | None = None
+
+
+@dataclass(frozen=True)
 class StackedJobResult:
     """Result of a job of a stack."""
 
@@ -120,24 +130,43 @@ class StackReturn:
     groups: Sequence[Sequence[int]] = ()
 
 
-class StackedJobReturn(JobReturn):
-    """Hydra's return value for a job. Its configs are copied only when they are read, since that takes long."""
+class LazyJobReturn(JobReturn):
+    """Hydra's return value for a job that is done. Its configs are copied only when they are read.
 
-    def __init__(self, config: DictConfig, value: Any) -> None:
+    Args:
+        config: the config, or what returns it.
+        value: what the job returned.
+        working_dir, task_name: those of the job; None for those of this process.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig | Callable[[], DictConfig],
+        value: Any,
+        working_dir: str | None = None,
+        task_name: str | None = None,
+    ) -> None:
         super().__init__(
-            overrides=OmegaConf.to_container(config.hydra.overrides.task),  # type: ignore[arg-type]
-            working_dir=str(Path.cwd()),
-            task_name=JobRuntime.instance().get("name"),
+            working_dir=str(Path.cwd()) if working_dir is None else working_dir,
+            task_name=JobRuntime.instance().get("name") if task_name is None else task_name,
             status=JobStatus.COMPLETED,
         )
         self.return_value = value
         self._config = config
-        del self.__dict__["cfg"], self.__dict__["hydra_cfg"]
+        del self.__dict__["cfg"], self.__dict__["hydra_cfg"], self.__dict__["overrides"]
+
+    def _whole(self) -> DictConfig:
+        return self._config if isinstance(self._config, DictConfig) else self._config()
+
+    @cached_property
+    def overrides(self) -> Sequence[str]:  # type: ignore[override]
+        """Overrides of the task."""
+        return OmegaConf.to_container(self._whole().hydra.overrides.task)  # type: ignore[return-value]
 
     @cached_property
     def cfg(self) -> DictConfig:  # type: ignore[override]
         """Config of the task."""
-        cfg = copy.deepcopy(self._config)
+        cfg = copy.deepcopy(self._whole())
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
         return cfg
@@ -145,12 +174,12 @@ class StackedJobReturn(JobReturn):
     @cached_property
     def hydra_cfg(self) -> DictConfig:  # type: ignore[override]
         """Config of Hydra's node."""
-        return OmegaConf.masked_copy(self._config, "hydra")
+        return OmegaConf.masked_copy(self._whole(), "hydra")
 
 
-def run_one(work: JobWork) -> JobReturn:
+def run_one(work: JobWork) -> JobDone:
     """Run a job in its directory; an error of the job is raised here."""
-    function = work.application.at(work.position)
+    function = work.application.at(_awake([work.position])[0])
     _take_over(function, work.singletons)
     result = run_job(
         hydra_context=work.context,
@@ -161,7 +190,16 @@ def run_one(work: JobWork) -> JobReturn:
     )
     if result.status is JobStatus.FAILED:
         raise result._return_value  # its getter would print as well
-    return result
+    return JobDone(result.return_value, str(result.working_dir), str(result.task_name))
+
+
+def _awake(positions: Sequence[SweepPosition]) -> list[SweepPosition]:
+    """Return the positions of a task's jobs, with the way to tell what they report if somebody asks for it."""
+    wake = Wake.of_process
+    return [
+        position if position.rungs is None or wake is None else replace(position, wake=partial(wake, index))
+        for index, position in enumerate(positions)
+    ]
 
 
 def try_jobs(work: TrialWork) -> TrialResult:
@@ -199,7 +237,7 @@ def run_stack(work: StackWork) -> StackReturn:
         with env_override(configs[0].hydra.job.env_set):
             _call_back(work, configs)
             try:
-                found = fuse.train_stack(configs, work.positions)
+                found = fuse.train_stack(configs, _awake(work.positions))
                 results = [StackedJobResult(each.state, each.value, each.error) for each in found]
                 assert len(results) == len(configs), "a result for each job"
             except StackDivided as division:
@@ -263,7 +301,7 @@ def _call_back(
                 function = work.application.at(work.positions[index])
                 work.context.callbacks.on_job_start(config=config, task_function=function)
                 continue
-            result = StackedJobReturn(config, results[index].value)
+            result = LazyJobReturn(config, results[index].value)
             if results[index].state != "done":
                 result.status = JobStatus.FAILED
                 result.return_value = RuntimeError(results[index].error or results[index].state)
@@ -282,12 +320,13 @@ def _collected_never() -> Iterator[None]:
 
 
 __all__: list[Any] = [
+    "JobDone",
     "JobWork",
+    "LazyJobReturn",
     "StackReturn",
     "StackWork",
     "StackedJob",
     "StackedJobResult",
-    "StackedJobReturn",
     "TrialWork",
     "probe_stack",
     "run_one",

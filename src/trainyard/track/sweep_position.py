@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Places of a training at which it reports the value of its objective to its sweep.
+
+    Attributes:
+        at: the epochs, or iterations, in order. Each is one after which the training validates.
+        by: `epoch` or `iter`.
+        until: the one of them at which it pauses; None if it goes on to its end.
+    """
+
+    at: tuple[int, ...]
+    by: Literal["epoch", "iter"] = "epoch"
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -13,8 +30,12 @@ class SweepPosition:
         parent: the id of the sweep's own run (`RunInfo.id`); None where the sweep is not tracked.
         varying: the keys that differ between the sweep's jobs: these, and the group choices, are a job's params.
         name: the run's name, made of the varying keys.
+        rungs: where the job reports; None if nobody asks.
+        wake: tells the sweep, from the job's process, that the job has reached the place given.
     """
 
     parent: str | None
     varying: tuple[str, ...]
     name: str
+    rungs: Rungs | None = None
+    wake: Callable[[int], None] | None = None

@@ -25,7 +25,7 @@ from trainyard.sweep import member_log
 from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.compose.hydra_files import HydraFiles, _dump
 from trainyard.sweep.compose.plain import assign, plain
-from trainyard.sweep.worker_tasks import StackedJobReturn
+from trainyard.sweep.worker_tasks import LazyJobReturn
 
 CONF = Path(__file__).parents[3] / "conf"
 POINTS = [
@@ -162,7 +162,7 @@ def test_each_member_has_its_log(
 
 
 def test_a_jobs_return_has_its_configs(configs: Any) -> None:
-    result = StackedJobReturn(configs[1], 0.5)
+    result = LazyJobReturn(configs[1], 0.5)
     assert result.return_value == 0.5
     assert result.overrides == POINTS[1]
     assert "hydra" not in result.cfg

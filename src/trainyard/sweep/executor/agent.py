@@ -101,7 +101,7 @@ class Agent:
                 self.ready = True
             case ["forked", worker, pid]:
                 self._pids[worker] = pid
-            case ["ended", worker, _]:
+            case ["ended", worker, *_]:
                 del self._pids[worker]
         return message
 

@@ -5,7 +5,9 @@
 
 Messages are JSON lists, one per packet. In: `["fork", worker]` with two files, the task and the report;
 `["signal", [worker, ...], signum]`. Out: `["ready"]` or `["failed", module, error]`, once; `["forked", worker, pid]` or
-`["refused", worker, error]`; `["ended", worker, status]`. When the other end is gone, all workers are killed.
+`["refused", worker, error]`; `["woken", worker, index, at]` when a job of the worker's task has reached a place;
+`["ended", worker, status, peak, killed]` with its peak of memory in bytes, and whether the system has killed a process
+for want of memory meanwhile. When the other end is gone, all workers are killed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any, NoReturn
 
+from trainyard.sweep.executor.out_of_memory import kills
+from trainyard.sweep.executor.wake import Wake, read_wakes
 from trainyard.sweep.executor.worker import one_line, work
 
 PACKET = 1 << 16  # maximum size of a message in bytes
@@ -61,6 +65,8 @@ class _Agent:
     libc: ctypes.CDLL = field(default_factory=lambda: ctypes.CDLL(None))
     pids: dict[int, int] = field(default_factory=dict)  # by worker
     watched: dict[int, int] = field(default_factory=dict)  # worker by pidfd
+    kills: dict[int, int] = field(default_factory=dict)  # by worker, when it was forked
+    wakes: tuple[int, int] = field(default_factory=os.pipe)  # both ends of the pipe that workers report through
 
     def load(self, preload: Sequence[str]) -> None:
         for module in preload:
@@ -82,7 +88,13 @@ class _Agent:
 
     def loop(self) -> None:
         while True:
-            for readable in connection.wait([self.owner, *self.watched]):
+            readables = connection.wait([self.owner, self.wakes[0], *self.watched])
+            if self.wakes[0] in readables:  # first of all: a worker reports before it ends
+                for wake in read_wakes(self.wakes[0]):
+                    self.say("woken", *wake)
+            for readable in readables:
+                if readable == self.wakes[0]:
+                    continue
                 if isinstance(readable, int):
                     self.ended(readable)
                 elif not self.obey():
@@ -116,12 +128,14 @@ class _Agent:
         if pid == 0:
             try:
                 self.become_worker(agent)
+                Wake.of_process = Wake(self.wakes[1], worker)
                 work(os.fdopen(task, "rb"), os.fdopen(report, "wb"))
             finally:  # in every case, a worker must not return to serve
                 os._exit(1)
         with suppress(OSError):  # in the worker as well: the first of the two calls counts
             os.setpgid(pid, pid)
         self.pids[worker] = pid
+        self.kills[worker] = kills()
         self.watched[os.pidfd_open(pid)] = worker
         self.say("forked", worker, pid)
 
@@ -131,6 +145,7 @@ class _Agent:
         if os.getppid() != agent:  # the agent died before the call
             os._exit(1)
         self.owner.close()
+        os.close(self.wakes[0])
         for pidfd in self.watched:
             os.close(pidfd)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -146,8 +161,10 @@ class _Agent:
         worker = self.watched.pop(pidfd)
         os.close(pidfd)
         self.send_signal(worker, signal.SIGKILL)  # its remaining children; the number is not reused before waitpid
-        _, status = os.waitpid(self.pids.pop(worker), 0)
-        self.say("ended", worker, os.waitstatus_to_exitcode(status))
+        _, status, usage = os.wait4(self.pids.pop(worker), 0)
+        code, before = os.waitstatus_to_exitcode(status), self.kills.pop(worker)
+        killed = code == -signal.SIGKILL and kills() > before
+        self.say("ended", worker, code, usage.ru_maxrss * 1024, killed)
 
     def kill_all(self) -> None:
         for worker in self.pids:

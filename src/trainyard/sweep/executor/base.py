@@ -1,33 +1,110 @@
-"""Protocol of executors."""
+"""Port of executors: slots that come and go, and processes on them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
-from trainyard.sweep.executor.task import Task, TaskOutcome
+from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task, TaskState
+
+
+@dataclass(frozen=True)
+class Gained:
+    """There are further slots."""
+
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Slots are gone. The tasks on them have ended before."""
+
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A task's process has started."""
+
+    number: int
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Woken:
+    """A task has something to report: its job of this index has reached a place of its training."""
+
+    number: int
+    index: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task's process is gone.
+
+    Attributes:
+        state: how the attempt ended: see `TaskOutcome`.
+        value: what the task returned.
+        error: the reason, on one line; None when done.
+        traceback: the exception's traceback.
+        seconds: its duration.
+        began: False if there never was a process, since the task cannot be sent to one.
+        out_of_memory: `device` or `host` if that memory was too small.
+        peak: the bytes that it had at most; 0 if unknown.
+    """
+
+    number: int
+    state: TaskState
+    value: Any = None
+    error: str | None = None
+    traceback: str | None = None
+    seconds: float = 0.0
+    began: bool = True
+    out_of_memory: Literal["", "device", "host"] = ""
+    peak: int = 0
+
+
+ExecutorEvent = Gained | Lost | Launched | Woken | Finished
 
 
 class Executor(ABC):
-    """Runs tasks, each in a process of its own, and returns their outcomes.
+    """Provides slots, and runs each task in a process of its own.
 
-    with LocalExecutor(find_slots()) as executor:  # the agent starts
-        tasks = plan(...)                          # while this process does other work
-        outcomes = executor.run(tasks)
+    It neither chooses nor repeats: what runs where, and how often, is the scheduler's.
     """
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
-        """Begin preparations that take time, and return at once. Without it, `run` makes them, and waits."""
+        """Begin preparations that take time, and return at once. Slots are told by events when they are there."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> tuple[Slot, ...]:
+        """Slots that are there now."""
 
     @abstractmethod
-    def run(self, tasks: Sequence[Task]) -> list[TaskOutcome]:
-        """Run all tasks.
+    def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
+        """Start a task on slots that nothing runs on.
 
-        Returns:
-            The outcome of each, in the order of `tasks`. A task that fails raises nothing.
+        Args:
+            number: the number under which it is told of.
+            task: the task.
+            slots: their indices.
+            policy: of which the executor keeps `timeout` and `grace`.
         """
+
+    @abstractmethod
+    def end(self, numbers: Iterable[int], grace: float | None) -> None:
+        """Ask tasks to end: SIGTERM, and SIGKILL after `grace` seconds; if that is None, when `timeout` is over."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> list[ExecutorEvent]:
+        """Return what has happened, in order; wait for it for some seconds at most."""
 
     def close(self) -> None:  # noqa: B027
         """End what `start` began, and every task that still runs."""

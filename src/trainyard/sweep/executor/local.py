@@ -3,148 +3,285 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
-from trainyard.checks import boolean, integer, number
 from trainyard.errors import ConfigError
-from trainyard.sweep.executor.agent import Agent
-from trainyard.sweep.executor.base import Executor
-from trainyard.sweep.executor.slots import Slot, capacity, environment
-from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
-from trainyard.sweep.executor.task_loop import Policy, TaskLoop
+from trainyard.sweep.executor.agent import Agent, AgentEndedError, in_words
+from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Launched, Woken
+from trainyard.sweep.executor.out_of_memory import killed_for_memory
+from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.slots import Slot, environment
+from trainyard.sweep.executor.task import Task, TaskState
+from trainyard.sweep.executor.worker import (
+    INTERRUPTED,
+    TaskReport,
+    WorkerSetting,
+    one_line,
+    read_report,
+    write_task,
+)
+
+
+@dataclass
+class _Worker:
+    """Process that runs a task.
+
+    Attributes:
+        number: the task's number.
+        policy: its `timeout` and `grace`.
+        report: the file that its report is written to.
+        begun: its start, by `time.monotonic`.
+        pid: its process id; None until the agent has forked it.
+        ending: why it was asked to end.
+        kill_at: the time at which it is killed if it still runs, by `time.monotonic`.
+    """
+
+    number: int
+    policy: Policy
+    report: BinaryIO
+    begun: float
+    pid: int | None = None
+    ending: Literal["interrupted", "timeout"] | None = None
+    kill_at: float | None = None
+
+    @property
+    def timeout_at(self) -> float | None:
+        return None if self.policy.timeout is None else self.begun + self.policy.timeout
 
 
 class LocalExecutor(Executor):
     """Runs tasks on the slots of this machine, each in a process of its own that ends with it. Linux only.
 
-    A task may take several slots: it waits until enough are free, and the tasks behind it wait too.
-
-    A task that raises fails, and is reported at once; the others continue. If a task's process is killed, only that
-    attempt is lost. If it runs out of CUDA memory, it is tried again once, uncounted, with its device for itself.
-    When a task's process ends, the rest of its process group is killed.
-
-    The first SIGINT or SIGTERM to this process, where `run` is in its main thread, passes SIGTERM on to every task, so
-    that it can save a checkpoint, and starts no more. The second kills all tasks, and `run` raises KeyboardInterrupt.
-    When this process is killed, its tasks are killed too.
+    When a task's process ends, the rest of its process group is killed. When this process is killed, its tasks are
+    killed too. When the agent is killed, it is started again; its tasks are lost.
 
     Args:
         slots: the slots that tasks run on, one at a time on each.
-        retries: further attempts at a task that fails or is lost.
-        timeout: seconds that an attempt may take. Then it gets SIGTERM, after `grace` SIGKILL, and is not tried again.
-        fail_fast: when a task has failed finally, stop the others: SIGTERM, and SIGKILL after `grace`.
-        grace: seconds from SIGTERM to SIGKILL.
         preload: modules to import before workers are forked. They must not touch CUDA or start threads on import.
-        on_event: called in this process, in order, with each event of a task. If it raises, the run ends.
-        on_tick: called about every 0.2 s while tasks run. If it raises, the run ends.
-
-    Attributes:
-        signum: the first signal that the last run got; None if it got none.
 
     Raises:
-        ConfigError: a value is out of range; from `run`, tasks share a number, or a preloaded module cannot be
-            imported.
-        ExecutorError: from `run`, the agent cannot be started.
+        ConfigError: a value is out of range; from `wait`, a preloaded module cannot be imported.
+        ExecutorError: from `wait`, the agent cannot be started.
     """
 
-    def __init__(
-        self,
-        slots: Sequence[Slot],
-        *,
-        retries: int = 0,
-        timeout: float | None = None,
-        fail_fast: bool = False,
-        grace: float = 30.0,
-        preload: Sequence[str] = ("torch",),
-        on_event: Callable[[TaskEvent], object] | None = None,
-        on_tick: Callable[[], object] | None = None,
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], *, preload: Sequence[str] = ("torch",)) -> None:
         if not slots or len({slot.index for slot in slots}) < len(slots):
             raise ConfigError("slots", [slot.index for slot in slots], "one or more, each with an index of its own")
-        integer("retries", retries, at_least=0)
-        if timeout is not None:
-            number("timeout", timeout, above=0, unit="seconds", other="null for never")
-        boolean("fail_fast", fail_fast)
-        number("grace", grace, at_least=0, unit="seconds")
         for slot in slots:
             environment([slot], os.environ)
         self.slots = tuple(slots)
-        self.policy = Policy(retries, timeout, fail_fast, grace)
         self.preload = tuple(preload)
-        self.on_event = on_event
-        self.on_tick = on_tick
-        self.signum: int | None = None
         self._agent: Agent | None = None
-        self._loop: TaskLoop | None = None
+        self._by_index = {slot.index: slot for slot in slots}
+        self._pending: list[tuple[int, Task, Sequence[int], Policy]] = []  # until the agent is ready
+        self._workers: dict[int, _Worker] = {}  # by the agent's number
+        self._events: list[ExecutorEvent] = []
 
     def start(self) -> None:
         if self._agent is None:
             self._agent = Agent(self.preload, max(slot.threads for slot in self.slots))
 
-    def run(self, tasks: Sequence[Task], policy: Policy | None = None) -> list[TaskOutcome]:
-        """Run all tasks like `Executor.run`.
+    @property
+    def started(self) -> bool:
+        """Whether there is an agent, ready or not."""
+        return self._agent is not None
 
-        Args:
-            tasks: the tasks to run.
-            policy: the policy for these tasks; None for this executor's own.
-        """
-        if len({task.num for task in tasks}) < len(tasks):
-            raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
-        widest, limit = max((task.slots for task in tasks), default=1), capacity(self.slots)
-        if widest > limit:
-            raise ConfigError("tasks", widest, f"tasks of at most {limit} slots")
-        keep = self._agent is not None
-        self.start()
+    @property
+    def ready(self) -> tuple[Slot, ...]:
+        return self.slots if self._agent is not None and self._agent.ready else ()
+
+    def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
+        self._pending.append((number, task, slots, policy))
+        self._fork_pending()
+
+    def _fork_pending(self) -> None:
         assert self._agent is not None
-        with _signals_caught() as caught:
+        while self._pending and self._agent.ready:
+            number, task, slots, policy = self._pending[0]
+            if not self._fork(number, task, [self._by_index[index] for index in slots], policy):
+                return
+            del self._pending[0]
+
+    def _fork(self, number: int, task: Task, slots: Sequence[Slot], policy: Policy) -> bool:
+        """Ask the agent for a worker; return False if the agent has ended, which `wait` will find."""
+        assert self._agent is not None
+        setting = _setting(task, slots)
+        with _memory_file() as file:
             try:
-                self._loop = TaskLoop(
-                    self._agent, self.slots, tasks, policy or self.policy, caught, self.on_event, self.on_tick
+                write_task(file, setting, task.function, task.argument)
+            except Exception as error:
+                told = f"the task cannot be pickled: {one_line(error)}"
+                self._events.append(
+                    Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False)
                 )
-                outcomes = self._loop.outcomes()
-            except BaseException:
-                keep = False  # tasks still run and are killed
-                raise
-            finally:
-                self._loop = None
-                self.signum = caught[0] if caught else None
-                if not keep:
-                    self.close()
-        return [outcomes[task.num] for task in tasks]
+                return True
+            report = _memory_file()
+            try:
+                worker = self._agent.fork(file, report)
+            except AgentEndedError:
+                report.close()
+                return False
+        self._workers[worker] = _Worker(number, policy, report, begun=time.monotonic())
+        return True
 
-    def add(self, task: Task) -> None:
-        """Add a task, from a callback of `run`; its outcome is passed only to the callbacks."""
-        assert self._loop is not None
-        self._loop.add(task)
+    def end(self, numbers: Iterable[int], grace: float | None) -> None:
+        wanted = set(numbers)
+        found = [each for each, worker in self._workers.items() if worker.number in wanted and not worker.ending]
+        self._ask_to_end(found, "interrupted", grace)
+        for each in [each for each in self._pending if each[0] in wanted]:
+            self._pending.remove(each)
+            self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
 
-    def stop(self, why: str) -> None:
-        """End the run, from a callback of `run`, as a failed task does with `fail_fast`."""
-        assert self._loop is not None
-        self._loop.stop(why)
+    def wait(self, timeout: float) -> list[ExecutorEvent]:
+        assert self._agent is not None
+        try:
+            self._end_late_workers()
+            self._fork_pending()
+            self._hear(0.0 if self._events else timeout)
+        except AgentEndedError:
+            self._restart_agent()
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         if self._agent is not None:
             self._agent.close()
             self._agent = None
+            for worker in self._workers.values():
+                worker.report.close()
+            self._pending.clear()
+            self._workers.clear()
+            self._events.clear()
+
+    def _end_late_workers(self) -> None:
+        now = time.monotonic()
+        for number, worker in self._workers.items():
+            if worker.timeout_at is not None and not worker.ending and now >= worker.timeout_at:
+                self._ask_to_end([number], "timeout", worker.policy.grace)
+        stubborn = [n for n, worker in self._workers.items() if worker.kill_at is not None and now >= worker.kill_at]
+        if stubborn:
+            for number in stubborn:
+                self._workers[number].kill_at = None
+            assert self._agent is not None
+            self._agent.send_signal(stubborn, signal.SIGKILL)
+
+    def _ask_to_end(self, numbers: list[int], why: Literal["interrupted", "timeout"], grace: float | None) -> None:
+        """Send SIGTERM. Without a grace, the deadline that applies anyway stays."""
+        if not numbers:
+            return
+        for number in numbers:
+            worker = self._workers[number]
+            worker.ending = why
+            if grace is not None:
+                worker.kill_at = time.monotonic() + grace
+            elif worker.timeout_at is not None:
+                worker.kill_at = worker.timeout_at + worker.policy.grace
+        assert self._agent is not None
+        self._agent.send_signal(numbers, signal.SIGTERM)
+
+    def _hear(self, timeout: float) -> None:
+        """Wait for the agent's next message, at most until the next deadline, and handle all that there are then."""
+        assert self._agent is not None
+        now = time.monotonic()
+        due = [now + timeout]
+        for worker in self._workers.values():
+            if worker.kill_at is not None:
+                due.append(worker.kill_at)
+            if worker.timeout_at is not None and not worker.ending:
+                due.append(worker.timeout_at)
+        wait = max(0.0, min(due) - now)
+        while (message := self._agent.receive(wait)) is not None:
+            self._heard(message)
+            wait = 0.0
+
+    def _heard(self, message: list[Any]) -> None:
+        match message:
+            case ["ready"]:
+                self._events.append(Gained(self.slots))
+            case ["forked", number, pid]:
+                worker = self._workers[number]
+                worker.pid = pid
+                self._events.append(Launched(worker.number, pid))
+            case ["woken", number, index, at]:
+                if number in self._workers:
+                    self._events.append(Woken(self._workers[number].number, index, at))
+            case ["refused", number, error]:
+                self._ended(self._workers.pop(number), f"no process could be started: {error}")
+            case ["ended", number, status, *memory]:
+                how = f"its process {in_words(status)} before it gave a result"
+                self._ended(self._workers.pop(number), how, status, *memory)
+            case ["failed", module, error]:
+                raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=error)
+
+    def _restart_agent(self) -> None:
+        """Restart the agent after it was killed, and with it all workers: each task has lost an attempt."""
+        assert self._agent is not None
+        how = self._agent.restart()
+        workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            self._ended(worker, f"the process that workers are forked from {how}")
+
+    def _ended(self, worker: _Worker, how: str, status: int | None = None, peak: int = 0, killed: bool = False) -> None:
+        """Tell how a worker's process ended.
+
+        Args:
+            worker: the worker.
+            how: what to say if it left no report.
+            status: its exit status.
+            peak: the memory that it had at most, in bytes.
+            killed: whether the system has killed a process for want of memory meanwhile.
+        """
+        seconds = time.monotonic() - worker.begun
+        with worker.report as file:
+            report = read_report(file)
+        value: Any = None
+        error: str | None
+        memory: Literal["", "device", "host"] = ""
+        if report is not None and report.kind == "done":
+            report, value = _open(report)
+        if report is None:
+            state: TaskState = "interrupted" if status in INTERRUPTED else "lost"
+            error, trace = how, None
+            if killed and status == -signal.SIGKILL and worker.kill_at is None:
+                memory, error = "host", killed_for_memory(peak)
+        else:
+            state, error, trace = report.kind, report.error, report.traceback
+            memory = "device" if report.out_of_memory else ""
+        if worker.ending and state != "done":
+            state = worker.ending
+            if state == "timeout":
+                error = f"took longer than {worker.policy.timeout:g} s"
+        self._events.append(
+            Finished(worker.number, state, value, error, trace, seconds, out_of_memory=memory, peak=peak)
+        )
 
 
-@contextmanager
-def _signals_caught() -> Iterator[list[int]]:
-    """Yield a list that SIGINTs and SIGTERMs are appended to; they have no other effect meanwhile."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
+def _setting(task: Task, slots: Sequence[Slot]) -> WorkerSetting:
+    if task.threads is not None:
+        slots = [replace(slot, threads=task.threads) for slot in slots]
+    environ = environment(slots, os.environ)
+    path = [str(entry) for entry in sys.path]
+    cpus = None if slots[0].cpus is None else tuple(cpu for slot in slots for cpu in slot.cpus or ())
+    return WorkerSetting(environ, str(Path.cwd()), path, list(sys.argv), cpus, slots[0].threads, task.log)
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        caught.append(signum)
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+def _memory_file() -> BinaryIO:
+    """Return a file in memory. Unlike a pipe, it never blocks a writer or a reader."""
+    return os.fdopen(os.memfd_create("trainyard"), "w+b")
+
+
+def _open(report: TaskReport) -> tuple[TaskReport, Any]:
+    """Return the report of a task that is done, and the value that the task returned."""
     try:
-        yield caught
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        return report, pickle.loads(report.value)
+    except Exception as error:
+        error_line = f"what the task returned cannot be unpickled: {one_line(error)}"
+        return TaskReport("failed", error=error_line, traceback=traceback.format_exc()), None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-TaskState = Literal["done", "failed", "interrupted", "timeout", "lost"]
+TaskState = Literal["done", "failed", "interrupted", "timeout", "lost", "paused"]
 EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
 
 
@@ -16,7 +16,7 @@ class Task:
     """Call `function(argument)`, made once in a process of its own.
 
     Attributes:
-        num: its number; no two tasks that run together share one.
+        num: its number.
         function: the function. It and its argument are sent by cloudpickle, so lambdas and functions of a script work.
         argument: its argument.
         expected_seconds: its duration, if known: longer tasks are started first.
@@ -51,7 +51,8 @@ class TaskOutcome:
             - `interrupted`: it was asked to stop, by a signal to this process or to the task's, or by `fail_fast`;
               or it had not begun when that happened;
             - `timeout`: it was stopped because it took too long;
-            - `lost`: its process ended without a report: killed, crashed, `os._exit`.
+            - `lost`: its process ended without a report: killed, crashed, `os._exit`;
+            - `paused`: it ended at a checkpoint from which it is to go on later (`trainyard.errors.JobPaused`).
         value: the function's result; None unless the state is `done`.
         error: the reason, on one line; None when done.
         traceback: the exception's traceback; None if there was no exception, or its message explains it in full.
@@ -77,7 +78,7 @@ class TaskEvent:
 
     Attributes:
         kind: `started`; `retried` (an attempt failed and there will be another); and last of all, once for each
-            task, with its outcome: `ended` (done), `failed` (failed, timeout or lost) or `interrupted`.
+            task, with its outcome: `ended` (done), `failed` (failed, timeout or lost) or `interrupted` (or paused).
         num: the task's number.
         slot: the slot's index, or the first of several; -1 for a task that never began.
         attempt: the attempt's number, from 1; 0 for a task that never began.

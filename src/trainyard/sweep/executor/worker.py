@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from trainyard.errors import TrainyardError
+from trainyard.errors import JobPaused, TrainyardError
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a process that was asked to end
 _MAGIC = b"trainyard report"
@@ -42,12 +42,13 @@ class TaskReport:
     """Report of a worker on how its task ended.
 
     Attributes:
-        kind: it returned; it raised; it raised because it was asked to end (`KeyboardInterrupt`, or status 130 or 143).
+        kind: it returned; it raised; it raised because it was asked to end (`KeyboardInterrupt`, or status 130 or 143),
+            or because it is to pause.
         value: the value that it returned, pickled.
         out_of_memory: whether a CUDA device was out of memory.
     """
 
-    kind: Literal["done", "failed", "interrupted"]
+    kind: Literal["done", "failed", "interrupted", "paused"]
     value: bytes = b""
     error: str | None = None
     traceback: str | None = None
@@ -167,7 +168,9 @@ def _report_of(error: BaseException) -> TaskReport:
     asked = isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit | TrainyardError) and code in INTERRUPTED
     )
-    kind: Literal["failed", "interrupted"] = "interrupted" if asked else "failed"
+    kind: Literal["failed", "interrupted", "paused"] = "interrupted" if asked else "failed"
+    if isinstance(error, JobPaused):
+        kind = "paused"
     return TaskReport(kind, error=one_line(error), traceback=trace, out_of_memory=_is_out_of_memory(error))
 
 

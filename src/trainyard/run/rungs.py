@@ -1,0 +1,97 @@
+"""Reports of a sweep's job: at its rungs it saves a checkpoint, tells its sweep, and pauses at the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from trainyard.errors import ConfigError
+from trainyard.hooks import Checkpoint
+from trainyard.runner import Member, Runner
+from trainyard.runner.hook import Hook
+from trainyard.track.sweep_position import Rungs, SweepPosition
+
+Wake = Callable[[int], None]
+
+
+class RungReports(Hook):
+    """Tells the sweep when a member has reached a rung, once its checkpoint is renamed and its journal is written.
+
+    Args:
+        positions: of the members, in order.
+    """
+
+    priority = "LOW"  # before Checkpoint, which then saves
+    stackable = True
+
+    def __init__(self, positions: Sequence[SweepPosition]) -> None:
+        self._positions = positions
+        self._of: dict[int, SweepPosition] = {}
+
+    def sanity_check(self, runner: Runner) -> None:
+        if runner.strategy.world_size > 1:
+            kind = type(runner.strategy).__name__
+            raise ConfigError("strategy", kind, "one device, for a job that reports to its sweep")
+        self._checkpoint(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        self._of = {id(member): each for member, each in zip(runner.all_members, self._positions, strict=True)}
+        if runner.train_loop.val_due:
+            return
+        for member in runner.members:  # the run may have been ended between a checkpoint and its report
+            rungs, at = self._rungs(member), self._place(runner, member)
+            if rungs is not None and at in rungs.at:
+                self._pause_if_due(runner, member, rungs, at)
+                self._tell(member, at)
+
+    def after_val(self, runner: Runner) -> None:
+        if not runner.training:
+            return
+        checkpoint = self._checkpoint(runner)
+        for member in runner.members:
+            rungs, at = self._rungs(member), self._place(runner, member)
+            if rungs is None or at not in rungs.at or member.failed:
+                continue
+            self._pause_if_due(runner, member, rungs, at)
+            if member.paused:
+                checkpoint.save_next(partial(checkpoint.keep_one, member.checkpoints))
+            checkpoint.save_next(partial(self._tell, member, at))
+
+    def _rungs(self, member: Member) -> Rungs | None:
+        return self._of[id(member)].rungs
+
+    def _place(self, runner: Runner, member: Member) -> int:
+        """Return the epoch, or iteration, that a member has reached; -1 within an epoch."""
+        rungs = self._rungs(member)
+        if rungs is None or rungs.by == "iter":
+            return runner.iter
+        return int(runner.epoch) if runner.batches_done == 0 else -1
+
+    def _pause_if_due(self, runner: Runner, member: Member, rungs: Rungs, at: int) -> None:
+        loop = runner.train_loop
+        over = loop.unit == rungs.by and at >= loop.length
+        member.paused = at == rungs.until and member.stop_reason is None and not over
+
+    def _tell(self, member: Member, at: int) -> None:
+        wake = self._of[id(member)].wake
+        if wake is not None:
+            wake(at)
+
+    def _checkpoint(self, runner: Runner) -> Checkpoint:
+        """Return the hook that saves checkpoints.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for hook in runner.dispatch.hooks.values():
+            if isinstance(hook, Checkpoint):
+                return hook
+        raise ConfigError(
+            "hook.checkpoint", None, "a hook that saves checkpoints: the sweep pauses and resumes this job"
+        )
+
+
+def reporting(positions: Sequence[SweepPosition]) -> Mapping[str, Any]:
+    """Return the hooks that jobs at these positions need to report: none if nobody asks."""
+    return {"rungs": RungReports(positions)} if any(each.rungs is not None for each in positions) else {}

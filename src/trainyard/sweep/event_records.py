@@ -1,0 +1,132 @@
+"""Records of the scheduler's events in the manifest, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from trainyard.sweep.events import (
+    Asked,
+    Began,
+    Ended,
+    Event,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    SlotsGained,
+    SlotsLost,
+    Started,
+    Stopping,
+    Unit,
+)
+from trainyard.track.sweep_position import Rungs
+
+Record = dict[str, Any]
+
+
+def to_record(event: Event) -> Record:
+    """Return the record of an event, without its time."""
+    match event:
+        case Began():
+            return {"kind": "began"}
+        case SlotsGained(slots):
+            return {"kind": "slots", "gained": [list(each) for each in slots]}
+        case SlotsLost(indices):
+            return {"kind": "slots", "lost": list(indices)}
+        case Queued(units, why):
+            return {"kind": "queued", "why": why, "units": [_unit(unit) for unit in units]}
+        case Started(num, attempt):
+            return {"kind": "state", "num": num, "state": "running", "attempt": attempt}
+        case Reported(num, at, value):
+            return {"kind": "report", "num": num, "at": at, "value": value}
+        case Asked(num, wish, why):
+            return {"kind": "asked", "num": num, "wish": wish, "why": why}
+        case Paused(num, seconds, width):
+            return {"kind": "state", "num": num, "state": "paused", **_span(seconds, width)}
+        case Ended(num, state, seconds, objective, error, width):
+            own = {"kind": "state", "num": num, "state": state, **_span(seconds, width)}
+            return {**own, "objective": objective, "error": error}
+        case Stopping(why):
+            return {"kind": "stopping", "why": why}
+        case Proposed(num, overrides, rungs):
+            own = {"kind": "job", "num": num, "overrides": list(overrides)}
+            return own if rungs is None else {**own, "rungs": record_of(rungs)}
+
+
+def events_of(record: Mapping[str, Any]) -> Iterator[Event]:
+    """Yield the events that a record of a manifest stands for: one, or none."""
+    make = _EVENTS.get(record["kind"])
+    if make is not None:
+        yield make(record)
+
+
+def record_of(rungs: Rungs) -> Record:
+    """Return rungs as a mapping."""
+    return {"at": list(rungs.at), "by": rungs.by, "until": rungs.until}
+
+
+def rungs_of(value: Mapping[str, Any] | None) -> Rungs | None:
+    """Return the rungs of a mapping."""
+    return None if value is None else Rungs(tuple(value["at"]), value["by"], value["until"])
+
+
+def _unit(unit: Unit) -> Any:
+    """Return a unit as a list of its jobs, or as a mapping where there is more to tell."""
+    more: Record = {}
+    if unit.slots > 1:
+        more["slots"] = unit.slots
+    if unit.attempts:
+        more["attempts"] = unit.attempts
+    if unit.expected is not None:
+        more["expected"] = unit.expected
+    if unit.alone_on:
+        more["alone_on"] = list(unit.alone_on)
+    if unit.rungs is not None:
+        more["rungs"] = record_of(unit.rungs)
+    return {"nums": list(unit.nums), **more} if more else list(unit.nums)
+
+
+def _unit_of(value: Any) -> Unit:
+    if isinstance(value, list):
+        return Unit(tuple(value))
+    return Unit(
+        tuple(value["nums"]),
+        value.get("slots", 1),
+        value.get("attempts", 0),
+        value.get("expected"),
+        tuple(value.get("alone_on", ())),
+        rungs_of(value.get("rungs")),
+    )
+
+
+def _span(seconds: float, width: int) -> Record:
+    return {"seconds": seconds} if width == 1 else {"seconds": seconds, "width": width}
+
+
+def _slots(record: Mapping[str, Any]) -> Event:
+    if "gained" in record:
+        return SlotsGained(tuple((index, device) for index, device in record["gained"]))
+    return SlotsLost(tuple(record["lost"]))
+
+
+def _state(record: Mapping[str, Any]) -> Event:
+    num, state = record["num"], record["state"]
+    if state == "running":
+        return Started(num, record.get("attempt", 1))
+    span = record.get("seconds", 0.0), record.get("width", 1)
+    if state == "paused":
+        return Paused(num, *span)
+    return Ended(num, state, span[0], record.get("objective"), record.get("error"), span[1])
+
+
+_EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
+    "began": lambda record: Began(),
+    "slots": _slots,
+    "job": lambda record: Proposed(record["num"], tuple(record["overrides"]), rungs_of(record.get("rungs"))),
+    "queued": lambda record: Queued(tuple(map(_unit_of, record["units"])), record["why"]),
+    "state": _state,
+    "report": lambda record: Reported(record["num"], record["at"], float(record["value"])),
+    "asked": lambda record: Asked(record["num"], record["wish"], record["why"]),
+    "stopping": lambda record: Stopping(record["why"]),
+}

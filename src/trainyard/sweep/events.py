@@ -1,0 +1,173 @@
+"""Events that the scheduler is told, and the actions that it answers with.
+
+Each event has a record in the manifest, from which it is read back: `trainyard.sweep.event_records`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainyard.track.sweep_position import Rungs
+
+JobState = Literal["waiting", "running", "paused", "done", "failed", "interrupted", "timeout", "lost", "stopped"]
+"""State of a job. `done` and `stopped` are for good; the other ends are tried again when the sweep is continued."""
+
+Wish = Literal["pause", "stop"]
+"""What a running job can be asked to do: end at a checkpoint, to be resumed or for good."""
+
+FINAL: frozenset[str] = frozenset({"done", "stopped"})
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What runs on a slot, or on several: one job, or a stack of jobs.
+
+    Attributes:
+        nums: the jobs, in the order of lanes.
+        slots: the number of slots that it takes at once.
+        attempts: attempts begun before.
+        expected: the seconds that it is expected to take; None if unknown.
+        alone_on: the devices that it needs for itself, because memory was too small for it beside others.
+        rungs: where its jobs report; None if nobody asks.
+    """
+
+    nums: tuple[int, ...]
+    slots: int = 1
+    attempts: int = 0
+    expected: float | None = None
+    alone_on: tuple[str, ...] = ()
+    rungs: Rungs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A head has started: nothing runs any more, and there are no slots yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsGained:
+    """There are further slots, each with its index and its device."""
+
+    slots: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsLost:
+    """Slots are gone, with what ran on them."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """There is a job of this number, with these overrides, which reports at these rungs."""
+
+    num: int
+    overrides: tuple[str, ...] = ()
+    rungs: Rungs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Units are to run from now on; their jobs leave the units that they were in.
+
+    Attributes:
+        why: empty for units that are new; else why their jobs wait again, such as `again` or `promoted`. Units that run
+            `again` wait behind the new ones.
+    """
+
+    units: tuple[Unit, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The process that runs a job has started."""
+
+    num: int
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A job has reported the value of its objective at a rung."""
+
+    num: int
+    at: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A running job is asked to end at its next checkpoint."""
+
+    num: int
+    wish: Wish
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A job has no process any more, and one checkpoint from which it can be resumed."""
+
+    num: int
+    seconds: float = 0.0
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job has ended, and there is no further attempt at it.
+
+    Attributes:
+        seconds: the duration of its last attempt: of its stack's, if it ran in one.
+        width: the number of jobs of that stack.
+    """
+
+    num: int
+    state: JobState
+    seconds: float = 0.0
+    objective: Any = None
+    error: str | None = None
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """No further unit is to start, and those that run are to end."""
+
+    why: str
+
+
+Event = Began | SlotsGained | SlotsLost | Proposed | Queued | Started | Reported | Asked | Paused | Ended | Stopping
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a unit on these slots.
+
+    Attributes:
+        number: the unit's number. No other unit has it, not even the next attempt at the same jobs.
+    """
+
+    number: int
+    unit: Unit
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Ask the process of a unit to end."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A unit that was waiting will not start."""
+
+    unit: Unit
+
+
+Action = Start | End | Drop

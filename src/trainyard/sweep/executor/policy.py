@@ -1,0 +1,34 @@
+"""Policy for tasks that fail or hang."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainyard.checks import boolean, integer, number
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Policy for tasks that fail or hang.
+
+    Attributes:
+        retries: further attempts at a task that fails or is lost.
+        timeout: seconds that an attempt may take. Then it gets SIGTERM, after `grace` SIGKILL, and is not tried again.
+        fail_fast: when a task has failed finally, stop the others: SIGTERM, and SIGKILL after `grace`.
+        grace: seconds from SIGTERM to SIGKILL.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    retries: int = 0
+    timeout: float | None = None
+    fail_fast: bool = False
+    grace: float = 30.0
+
+    def __post_init__(self) -> None:
+        integer("retries", self.retries, at_least=0)
+        if self.timeout is not None:
+            number("timeout", self.timeout, above=0, unit="seconds", other="null for never")
+        boolean("fail_fast", self.fail_fast)
+        number("grace", self.grace, at_least=0, unit="seconds")

@@ -1,0 +1,234 @@
+"""Head of a sweep: the loop between its executor, its manifest, its scheduler and its proposer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from trainyard.sweep.decisions import Decision
+from trainyard.sweep.events import Action, Asked, Ended, Event, JobState, Paused, Queued, Reported, Unit, Wish
+from trainyard.sweep.executor.base import Executor, Finished
+from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
+from trainyard.sweep.loop import Loop
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.plan import Job, Stack
+from trainyard.sweep.progress import SweepProgress
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.reports import Reports
+from trainyard.sweep.scheduler import RunningUnit, Scheduler
+from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.units import UnitTasks, outcomes_of
+from trainyard.sweep.worker_tasks import JobDone, StackReturn
+
+FAILED = ("failed", "timeout", "lost")
+
+Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
+"""Composes, checks and records new jobs, and returns the units of those that are to run."""
+
+
+class Head(Loop):
+    """Runs what a proposer proposes, until that is nothing more.
+
+    Each event is written to the manifest, then told to the scheduler and the proposer; only then is it acted on.
+
+    Args:
+        executor: started.
+        scheduler: of the whole sweep.
+        policy: what follows failures.
+        manifest: of the sweep.
+        units: makes the tasks of units.
+        tracking: follows the jobs.
+        progress: shows what happens.
+        proposer: what is to run.
+        admit: takes in its new jobs.
+        reports: reads what jobs report.
+
+    Attributes:
+        results: what the jobs that are done returned, by number.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        policy: Policy,
+        *,
+        manifest: Manifest,
+        units: UnitTasks,
+        tracking: SweepTracking,
+        progress: SweepProgress,
+        proposer: Proposer,
+        admit: Admit,
+        reports: Reports,
+    ) -> None:
+        super().__init__(executor, scheduler, policy)
+        self.results: dict[int, JobDone] = {}
+        self._manifest = manifest
+        self._units = units
+        self._tracking = tracking
+        self._progress = progress
+        self._proposer = proposer
+        self._admit = admit
+        self._reports = reports
+
+    def queue(self, units: Sequence[Unit], why: str = "") -> None:
+        """Let units run from now on."""
+        if units:
+            self.apply(Queued(tuple(units), why))
+
+    def ask_for(self, num: int, wish: Wish, why: str) -> None:
+        """Let a job end at its next checkpoint, or not start if it waits."""
+        if self._scheduler.unit_of(num) is not None:
+            self._grace = self._policy.grace if wish == "stop" else None
+            self.apply(Asked(num, wish, why))
+        else:
+            self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
+
+    # -- what is to run ------------------------------------------------------------------------------------------------
+
+    def _goes_on(self) -> bool:
+        while (free := self._scheduler.vacant) and (proposals := self._proposer.ask(free)):
+            self.take_in(proposals)
+        return self._scheduler.busy
+
+    def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
+        """Let what was proposed run."""
+        self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
+        promoted = [each for each in proposals if isinstance(each, Promote)]
+        self.queue([replace(self._alone(each.num), rungs=each.rungs) for each in promoted], "promoted")
+
+    def _alone(self, num: int) -> Unit:
+        """Return a unit of one job; its decision is recorded if it was in a stack."""
+        self._decide([[num]], "goes on by itself")
+        return Unit((num,), self._units.jobs[num].slots)
+
+    def _decide(self, groups: Iterable[Sequence[int]], note: str) -> None:
+        """Record that jobs go on in these groups, otherwise as before."""
+        decided = []
+        for nums in map(tuple, groups):
+            before = self._decision(nums[0])
+            if before.nums != nums:
+                decided.append(replace(before, nums=nums, note=note))
+        self._manifest.decide(decided)
+
+    def _decision(self, num: int) -> Decision:
+        decision = self._manifest.entries[num].decision
+        assert decision is not None, "recorded before the jobs are run"
+        return decision
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def _log(self, events: Sequence[Event]) -> Sequence[Event]:
+        return self._manifest.log(*events)
+
+    def _told(self, event: Event) -> list[Action]:
+        actions = self._scheduler.handle(event)
+        self._proposer.told(event)
+        self._reports.told(event)
+        return actions
+
+    def _task(self, unit: Unit) -> Task:
+        self._tracking.expect(self._units.of(unit.nums))
+        self._reports.begin(self._units.of(unit.nums), unit.rungs)
+        return self._units.task(unit)
+
+    def _on_tick(self) -> None:
+        self._tracking.look()
+        self._progress.tick()
+
+    def _tell(self, event: TaskEvent, unit: Unit) -> None:
+        if len(unit.nums) == 1:
+            self._progress.event(event)
+        elif event.kind == "started":
+            self._progress.stack_started(event, self._stack(unit.nums))
+        else:
+            self._progress.stack_again(event, self._stack(unit.nums))
+
+    def _stack(self, nums: Iterable[int]) -> Stack:
+        return Stack(tuple(self._units.of(nums)))
+
+    def _out_of_host_memory(self, event: Finished) -> None:
+        self._progress.out_of_host_memory(event.peak, len(self._scheduler.running))
+
+    # -- reports -------------------------------------------------------------------------------------------------------
+
+    def _woken(self, running: RunningUnit, index: int, at: int) -> None:
+        num = running.unit.nums[index]
+        value = self._reports.value(num, at)
+        if value is None or num not in running.left:
+            return
+        self.apply(Reported(num, at, value))
+        wish = self._proposer.judge(num, at, value)
+        if wish is not None:
+            self.ask_for(num, wish, f"at {at}")
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def _dropped(self, unit: Unit) -> None:
+        for job in self._units.of(unit.nums):
+            self._progress.dropped(job)
+
+    def _conclude(self, running: RunningUnit, outcome: TaskOutcome, pid: int | None) -> None:
+        unit, value = running.unit, outcome.value
+        self._progress.left(unit.nums[0])
+        if isinstance(value, StackReturn) and value.results is None:
+            self._regroup(unit, value)
+            return
+        outcomes = outcomes_of(unit, outcome, self._policy.timeout)
+        again: list[int] = []
+        if isinstance(value, StackReturn) and running.attempt <= self._policy.retries:
+            again = [num for num, own in outcomes.items() if own.state == "failed"]
+        staying = self._interrupted_for_others(running, outcomes)
+        failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
+        if failed and self._policy.fail_fast:  # before a slot is free
+            who = f"#{failed[0]}" if isinstance(value, StackReturn) else self._units.name(unit)
+            self.stop(f"stopped, for {who} failed", self._policy.grace)
+        # Before the ends of the others: a stack of which some are done goes on with the rest.
+        self._decide([[num] for num in again], "tried again after it failed in a stack")
+        self._decide([staying] if staying else [], "goes on without a job that was asked to end")
+        for num, own in outcomes.items():
+            if num in again:
+                self._progress.again(self._units.jobs[num], own.error)
+                self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
+            elif num not in staying:
+                self._end(self._units.jobs[num], own, unit, running.wishes.get(num))
+        if staying:
+            self.queue([replace(unit, nums=tuple(staying))], "divided")
+
+    def _interrupted_for_others(self, running: RunningUnit, outcomes: Mapping[int, TaskOutcome]) -> list[int]:
+        """Return the jobs that ended because another job of their stack was asked to."""
+        if not running.wishes or self._scheduler.stopping:
+            return []
+        return [num for num, own in outcomes.items() if own.state == "interrupted" and num not in running.wishes]
+
+    def _end(self, job: Job, outcome: TaskOutcome, unit: Unit, wish: Wish | None) -> None:
+        """Note how a job ended: for good, paused, or without having begun."""
+        state, width = outcome.state, len(unit.nums)
+        if state == "interrupted" and not outcome.attempts and wish is None:
+            self.queue([unit], "again")  # nothing is queued any more
+            self._progress.dropped(job)
+            return
+        if state == "paused" or (wish == "pause" and state in ("interrupted", "lost")):
+            self.apply(Paused(job.num, outcome.seconds, width))
+            self._tracking.paused(job)
+            self._progress.paused(job)
+            return
+        value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
+        ended: JobState = "stopped" if wish == "stop" and state in ("interrupted", "lost") else state
+        self.apply(Ended(job.num, ended, outcome.seconds, value, outcome.error, width))
+        if isinstance(outcome.value, JobDone):
+            self.results[job.num] = outcome.value
+        self._tracking.ended(job)
+        self._progress.ended(job, ended, outcome, job.directory / "output.log" if width == 1 else None)
+
+    def _regroup(self, unit: Unit, found: StackReturn) -> None:
+        """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
+        nums = unit.nums
+        groups = [[nums[index] for index in group] for group in found.groups or [[each] for each in range(len(nums))]]
+        self._decide(groups, found.reason)
+        if found.groups:
+            self._progress.stack_divided(self._stack(nums), [self._stack(group) for group in groups], found.reason)
+        else:
+            self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
+        self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")

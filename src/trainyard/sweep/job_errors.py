@@ -1,0 +1,56 @@
+"""Errors in the configs of jobs, in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import filter_overrides
+from omegaconf import OmegaConf
+
+from trainyard.config.explain import explain
+from trainyard.errors import TrainyardError
+from trainyard.sweep.plan import Job, SweepPlan
+
+
+def told(wrong: Sequence[tuple[Job, Exception]], plan: SweepPlan, in_own_words: bool) -> list[str]:
+    """Return each distinct error with its job count and first job, in Hydra's words or in `explain`'s."""
+    jobs: dict[str, list[Job]] = {}
+    words: dict[tuple[str, str], str] = {}
+    for job, error in wrong:
+        # Values, which differ from job to job, are in later lines. Explaining an error takes a tenth of a second.
+        start = str(error).partition("\n")[0] or repr(error.__cause__), getattr(error, "override", "")
+        if isinstance(error, TrainyardError):
+            text = str(error)
+        elif start in words:
+            text = words[start]
+        else:
+            text = words[start] = (
+                in_own_words and _explained(error, job)
+            ) or f"{type(error).__name__}: {error}".strip()
+        jobs.setdefault(text, []).append(job)
+    return [
+        f"{text}\n    in {len(those)} of {len(plan.jobs)} jobs, first in #{those[0].num}: {plan.name(those[0])}"
+        for text, those in jobs.items()
+    ]
+
+
+def _explained(error: Exception, job: Job) -> str | None:
+    """Return this project's explanation of Hydra's error about a job of ours; None if the error is not Hydra's."""
+    hydra: Any = OmegaConf.to_container(job.config.hydra)
+    folders = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "main"]
+    overrides = [*hydra["overrides"]["hydra"], *filter_overrides(job.overrides)]
+    with _hydra_left_alone():
+        known = explain(error, overrides, folders[0], hydra["job"]["config_name"])
+    return None if known is None else str(known)
+
+
+@contextmanager
+def _hydra_left_alone() -> Iterator[None]:
+    hydra = GlobalHydra.instance().hydra
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = hydra

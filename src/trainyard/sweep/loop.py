@@ -1,0 +1,239 @@
+"""Loop between an executor and a scheduler: what happens is logged, told to the scheduler, and its actions follow."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from trainyard.sweep.events import (
+    Action,
+    Drop,
+    End,
+    Event,
+    Queued,
+    SlotsGained,
+    SlotsLost,
+    Start,
+    Started,
+    Stopping,
+    Unit,
+)
+from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Launched, Lost, Woken
+from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.task import EventKind, Task, TaskEvent, TaskOutcome
+from trainyard.sweep.scheduler import RunningUnit, Scheduler
+from trainyard.sweep.waiting import CPU
+
+TICK = 0.2  # seconds
+
+
+class Loop(ABC):
+    """Runs what a scheduler has, until nothing is left.
+
+    A unit whose process fails is tried again, as the policy says. One that runs out of CUDA memory, or that the system
+    kills for want of memory, is tried again once, uncounted, with its device (the machine) for itself.
+
+    The first SIGINT or SIGTERM to this process, if this is its main thread, passes SIGTERM on to every unit, so that it
+    can save a checkpoint, and starts no more. The second raises KeyboardInterrupt.
+
+    Args:
+        executor: started.
+        scheduler: with the units to run.
+        policy: what follows failures.
+
+    Attributes:
+        signum: the first signal that came; None if none did.
+    """
+
+    def __init__(self, executor: Executor, scheduler: Scheduler, policy: Policy) -> None:
+        self.signum: int | None = None
+        self._executor = executor
+        self._scheduler = scheduler
+        self._policy = policy
+        self._grace: float | None = None
+        self._pids: dict[int, int | None] = {}
+        self._next_tick = 0.0
+
+    def run(self) -> None:
+        """Run until nothing is left.
+
+        Raises:
+            KeyboardInterrupt: at the second signal. What runs is left to the executor's `close`.
+        """
+        with _signals_caught() as caught:
+            try:
+                self._take_slots()
+                while self._goes_on():
+                    self._tick()
+                    self._obey(caught)
+                    for event in self._executor.wait(max(0.0, self._next_tick - time.monotonic())):
+                        self._heard(event)
+            finally:
+                self.signum = caught[0] if caught else None
+
+    def stop(self, why: str, grace: float | None) -> None:
+        """Start nothing more, and ask what runs to end; it is killed after `grace` seconds, if that is given."""
+        if not self._scheduler.stopping:
+            self._grace = grace
+            self.apply(Stopping(why))
+
+    def apply(self, *events: Event) -> None:
+        """Log events, tell them to the scheduler, and do what it says."""
+        for event in self._log(events):
+            for action in self._told(event):
+                self._act(action)
+
+    # -- what differs --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _task(self, unit: Unit) -> Task:
+        """Return the task that runs a unit."""
+
+    @abstractmethod
+    def _conclude(self, running: RunningUnit, outcome: TaskOutcome, pid: int | None) -> None:
+        """Apply what follows from the last attempt at a unit: every job of it leaves it.
+
+        Args:
+            running: the unit.
+            outcome: the outcome of that attempt.
+            pid: its process; None if there was none.
+        """
+
+    @abstractmethod
+    def _dropped(self, unit: Unit) -> None:
+        """Take notice of a unit that will not start."""
+
+    @abstractmethod
+    def _tell(self, event: TaskEvent, unit: Unit) -> None:
+        """Tell people of an event."""
+
+    def _log(self, events: Sequence[Event]) -> Sequence[Event]:
+        return events
+
+    def _told(self, event: Event) -> list[Action]:
+        return self._scheduler.handle(event)
+
+    def _goes_on(self) -> bool:
+        return self._scheduler.busy
+
+    def _on_tick(self) -> None:  # noqa: B027 (not every loop has to)
+        """Do what is to be done every 0.2 s."""
+
+    def _woken(self, running: RunningUnit, index: int, at: int) -> None:  # noqa: B027 (not every loop has to)
+        """Take notice of the report of a job."""
+
+    def _out_of_host_memory(self, event: Finished) -> None:  # noqa: B027 (not every loop has to)
+        """Take notice of a unit that the system has killed for want of memory."""
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def _take_slots(self) -> None:
+        ready = {slot.index: slot for slot in self._executor.ready}
+        known = set(self._scheduler.slots)
+        if lost := known - ready.keys():
+            self.apply(SlotsLost(tuple(sorted(lost))))
+        if gained := [slot for index, slot in ready.items() if index not in known]:
+            self.apply(SlotsGained(tuple((slot.index, slot.device) for slot in gained)))
+
+    def _tick(self) -> None:
+        if time.monotonic() >= self._next_tick:
+            self._next_tick = time.monotonic() + TICK
+            self._on_tick()
+
+    def _obey(self, caught: Sequence[int]) -> None:
+        if len(caught) > 1:
+            raise KeyboardInterrupt
+        if caught:
+            self.stop(f"interrupted by {signal.Signals(caught[0]).name}", grace=None)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Start(number, unit, slots):
+                self._executor.launch(number, self._task(unit), slots, self._policy)
+            case End(number):
+                self._executor.end([number], self._grace)
+            case Drop(unit):
+                self._dropped(unit)
+
+    def _heard(self, event: ExecutorEvent) -> None:
+        match event:
+            case Gained(slots):
+                self.apply(SlotsGained(tuple((slot.index, slot.device) for slot in slots)))
+            case Lost(slots):
+                self.apply(SlotsLost(tuple(slot.index for slot in slots)))
+            case Launched(number, pid):
+                if (running := self._scheduler.running.get(number)) is not None:
+                    self._pids[number] = pid
+                    self.apply(*(Started(num, running.attempt) for num in running.left))
+                    self._happened("started", running, pid)
+            case Woken(number, index, at):
+                if (running := self._scheduler.running.get(number)) is not None:
+                    self._woken(running, index, at)
+            case Finished():
+                if (running := self._scheduler.running.get(event.number)) is not None:
+                    self._finished(running, event)
+
+    def _finished(self, running: RunningUnit, event: Finished) -> None:
+        pid = self._pids.pop(event.number, None)
+        if event.out_of_memory == "host":
+            self._out_of_host_memory(event)
+        again = self._again(running, event)
+        if again is not None:
+            self._happened("retried", running, pid, event)
+            self.apply(Queued((again,), "again"))
+            return
+        attempts, slot = (running.attempt, running.slots[0]) if event.began else (running.unit.attempts, -1)
+        outcome = TaskOutcome(
+            running.unit.nums[0],
+            event.state,
+            event.value,
+            event.error,
+            event.traceback,
+            event.seconds,
+            attempts,
+            slot,
+        )
+        self._conclude(running, outcome, pid)
+
+    def _again(self, running: RunningUnit, event: Finished) -> Unit | None:
+        """Return the unit of the next attempt; None if there is none."""
+        if event.state not in ("failed", "lost") or self._scheduler.stopping or running.wishes or not event.began:
+            return None
+        unit = replace(running.unit, nums=tuple(running.left))
+        devices = tuple(dict.fromkeys(self._scheduler.device(index) for index in running.slots))
+        if not unit.alone_on:
+            if event.out_of_memory == "device" and CPU not in devices:
+                return replace(unit, alone_on=devices)
+            if event.out_of_memory == "host" and len(self._scheduler.slots) > len(running.slots):
+                return replace(unit, alone_on=self._scheduler.devices)
+        return replace(unit, attempts=running.attempt) if running.attempt <= self._policy.retries else None
+
+    def _happened(self, kind: EventKind, running: RunningUnit, pid: int | None, event: Finished | None = None) -> None:
+        error, trace = (None, None) if event is None else (event.error, event.traceback)
+        num, slot = running.unit.nums[0], running.slots[0]
+        self._tell(TaskEvent(kind, num, slot, running.attempt, time.time(), pid, error, trace), running.unit)
+
+
+@contextmanager
+def _signals_caught() -> Iterator[list[int]]:
+    """Yield a list that SIGINTs and SIGTERMs are appended to; they have no other effect meanwhile."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)

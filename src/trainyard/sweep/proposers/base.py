@@ -1,0 +1,71 @@
+"""Port of proposers: what decides which jobs a sweep runs next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainyard.sweep.events import Event, Wish
+from trainyard.track.sweep_position import Rungs
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """Job that is to run.
+
+    Attributes:
+        overrides: its overrides.
+        num: its number; None for the next one.
+        rungs: where it reports the value of its objective, and pauses; None for neither.
+    """
+
+    overrides: tuple[str, ...]
+    num: int | None = None
+    rungs: Rungs | None = None
+
+
+@dataclass(frozen=True)
+class Promote:
+    """A paused job is to go on from its checkpoint.
+
+    Attributes:
+        num: its number.
+        rungs: where it reports and pauses from here on.
+    """
+
+    num: int
+    rungs: Rungs | None = None
+
+
+class Proposer(ABC):
+    """Decides which jobs to run next.
+
+    Its state is a function of the events that it was told, in order: `ask` and `judge` change nothing. A sweep that is
+    continued tells the events in its manifest to a new object, which then decides as the one before would have.
+
+    Example of a proposer that promotes the better half (`tests/helpers/halving.py` has all of it)::
+
+        def ask(self, free):
+            if not self.proposed:
+                return [NewJob((f"optim.lr={rate}",), rungs=Rungs((2,), until=2)) for rate in self.rates]
+            return [Promote(num) for num in self.better_half() if num in self.paused]
+    """
+
+    @abstractmethod
+    def ask(self, free: int) -> Sequence[NewJob | Promote]:
+        """Return what is to run next. It is asked whenever a slot is free.
+
+        Args:
+            free: the number of free slots.
+
+        Returns:
+            Nothing, where there is nothing to run before more is told.
+        """
+
+    def judge(self, num: int, at: int, value: float) -> Wish | None:
+        """Return what becomes of a job that has reported, after that was told; None to let it go on."""
+        return None
+
+    def told(self, event: Event) -> None:  # noqa: B027 (a grid never learns)
+        """Take an event in. Each comes once, when it is in the manifest."""

@@ -1,0 +1,30 @@
+"""Proposer of a grid, which never learns: all its jobs are known from the start.
+
+A batch that a sweeper of Hydra's launches is such a grid: `trainyard.sweep.sweep.Sweep.launch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+
+
+class GridProposer(Proposer):
+    """Proposes jobs that are all known, at once.
+
+    Args:
+        overrides: the overrides of each job.
+        first: the number of the first job.
+    """
+
+    def __init__(self, overrides: Sequence[Sequence[str]], first: int = 0) -> None:
+        self._overrides = overrides
+        self._first = first
+        self._asked = False
+
+    def ask(self, free: int) -> Sequence[NewJob | Promote]:
+        if self._asked:
+            return []
+        self._asked = True
+        return [NewJob(tuple(own), num) for num, own in enumerate(self._overrides, self._first)]

@@ -1,0 +1,257 @@
+"""Waiting units and free slots: which unit starts next, and where. An event costs O(log n)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+
+from trainyard.sweep.events import Unit
+
+CPU = "cpu"
+
+
+@dataclass
+class _Device:
+    """Slots of one device.
+
+    Attributes:
+        slots: the indices of all of them.
+        free: those that run nothing.
+        order: those that were free at some time, the lowest index first.
+        alone: the numbers of units that wait for the whole device.
+        held: a unit runs that has the device for itself.
+    """
+
+    slots: set[int] = field(default_factory=set)
+    free: set[int] = field(default_factory=set)
+    order: list[int] = field(default_factory=list)
+    alone: deque[int] = field(default_factory=deque)
+    held: bool = False
+
+    @property
+    def busy(self) -> int:
+        return len(self.slots) - len(self.free)
+
+    @property
+    def first(self) -> int | None:
+        """Lowest index of a free slot."""
+        while self.order and self.order[0] not in self.free:
+            heappop(self.order)
+        return self.order[0] if self.order else None
+
+    def take(self) -> int:
+        assert self.first is not None
+        index = heappop(self.order)
+        self.free.discard(index)
+        return index
+
+    def give_back(self, index: int) -> None:
+        if index not in self.free:
+            self.free.add(index)
+            heappush(self.order, index)
+
+
+class Slots:
+    """Slots by device. Units are put on the least busy device first; a wide one takes a CUDA device only once."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, _Device] = {}
+        self._of: dict[int, str] = {}
+        self._open: list[tuple[int, int, str]] = []  # busy slots, first free one, device; some are out of date
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._of
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return tuple(self._of)
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots that one unit can take at once."""
+        return sum(len(it.slots) if name == CPU else 1 for name, it in self.devices.items() if it.slots)
+
+    @property
+    def vacant(self) -> int:
+        """Number of slots on which a unit of one slot could start."""
+        return sum(len(it.free) for it in self.devices.values() if not it.alone and not it.held)
+
+    def device(self, index: int) -> str:
+        return self._of[index]
+
+    def add(self, index: int, device: str) -> None:
+        if index not in self._of:
+            self._of[index] = device
+            self.devices.setdefault(device, _Device()).slots.add(index)
+            self.free(index)
+
+    def remove(self, index: int) -> None:
+        name = self._of.pop(index, None)
+        if name is not None:
+            device = self.devices[name]
+            device.slots.discard(index)
+            device.free.discard(index)
+            self.show(name)
+
+    def free(self, index: int) -> None:
+        """Note that nothing runs on a slot; one that is gone stays so."""
+        if index in self._of:
+            name = self._of[index]
+            self.devices[name].give_back(index)
+            self.show(name)
+
+    def show(self, name: str) -> None:
+        """Note that a device has changed."""
+        device = self.devices[name]
+        if not device.alone and not device.held and (first := device.first) is not None:
+            heappush(self._open, (device.busy, first, name))
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """Take free slots; none if there are too few."""
+        found: list[tuple[str, int]] = []
+        seen: set[str] = set()
+        while len(found) < count and self._open:
+            busy, first, name = heappop(self._open)
+            device = self.devices[name]
+            if name in seen or device.alone or device.held or (busy, first) != (device.busy, device.first):
+                continue
+            seen.add(name)
+            wanted = min(count - len(found), len(device.free)) if name == CPU else 1
+            found += [(name, device.take()) for _ in range(wanted)]
+        if len(found) < count:
+            for name, index in found:
+                self.devices[name].give_back(index)
+            found = []
+        for name in seen:
+            self.show(name)
+        return tuple(index for _, index in found)
+
+    def may_hold(self, unit: Unit) -> bool:
+        """Return whether the devices that a unit needs for itself have slots enough for it."""
+        own = [(name, self.devices[name].slots) for name in unit.alone_on if name in self.devices]
+        room = sum(len(slots) if name == CPU else 1 for name, slots in own if slots)
+        return not unit.alone_on or (len(own) == len(unit.alone_on) and all(s for _, s in own) and room >= unit.slots)
+
+    def take_alone(self, unit: Unit) -> tuple[int, ...]:
+        """Take the slots of a unit that has its devices for itself; these are free."""
+        names = sorted(unit.alone_on, key=lambda name: min(self.devices[name].slots))
+        found: list[int] = []
+        for name in names:
+            device = self.devices[name]
+            wanted = min(unit.slots - len(found), len(device.free)) if name == CPU else 1
+            found += [device.take() for _ in range(min(wanted, unit.slots - len(found)))]
+            device.held = True
+        return tuple(found)
+
+
+class WaitingUnits:
+    """Units that wait for slots.
+
+    The longest comes first, so that no long unit remains at the end while slots are idle (Graham, 1969, "Bounds on
+    multiprocessing timing anomalies"). A unit of unknown length could be the longest: those come before all others, in
+    the order given. Units that run again wait behind those that have not started yet. No unit overtakes one that waits
+    for several slots, which would wait until the end, unless there are too few slots for it altogether.
+
+    Args:
+        slots: the slots.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._units: dict[int, Unit] = {}
+        self._heap: list[tuple[bool, float, int]] = []
+        self._too_wide: list[tuple[bool, float, int]] = []  # taken from the heap
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __getitem__(self, number: int) -> Unit:
+        return self._units[number]
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._units
+
+    def add(self, number: int, unit: Unit, *, behind: bool = False) -> None:
+        """Add a unit; `behind` those that have not started yet."""
+        if not self._slots.may_hold(unit):
+            unit = replace(unit, alone_on=())  # a device is gone
+        self._units[number] = unit
+        if not unit.alone_on:
+            expected = 0.0 if behind else float("inf") if unit.expected is None else unit.expected
+            heappush(self._heap, (behind, -expected, number))
+        for name in unit.alone_on:
+            self._slots.devices[name].alone.append(number)
+
+    def remove(self, number: int) -> Unit:
+        unit = self._units.pop(number)
+        for name in unit.alone_on:
+            self._slots.devices[name].alone.remove(number)
+            self._slots.show(name)
+        return unit
+
+    def shrink(self, number: int, num: int) -> None:
+        """Take a job out of a unit of several."""
+        unit = self._units[number]
+        self._units[number] = replace(unit, nums=tuple(each for each in unit.nums if each != num))
+
+    def clear(self) -> list[Unit]:
+        """Remove and return all units, in the order of their jobs."""
+        units = [self.remove(number) for number in list(self._units)]
+        self._heap.clear()
+        self._too_wide.clear()
+        return sorted(units, key=lambda unit: unit.nums[0])
+
+    def slots_gained(self) -> None:
+        """Reconsider the units for which there were too few slots."""
+        for entry in self._too_wide:
+            heappush(self._heap, entry)
+        self._too_wide.clear()
+
+    def slots_lost(self) -> None:
+        """Reconsider the units that wait for a device that is gone."""
+        alone = dict.fromkeys(number for device in self._slots.devices.values() for number in device.alone)
+        for number in alone:
+            if not self._slots.may_hold(self._units[number]):
+                self.add(number, self.remove(number), behind=True)
+
+    def take(self) -> tuple[int, Unit, tuple[int, ...]] | None:
+        """Remove and return the number of the next unit, the unit, and its slots; None if none can start now."""
+        for name, device in self._slots.devices.items():
+            if device.alone and self._may_start_alone(device.alone[0], name):
+                number = device.alone[0]
+                unit = self._units.pop(number)
+                for each in unit.alone_on:
+                    self._slots.devices[each].alone.popleft()
+                return number, unit, self._slots.take_alone(unit)
+        while self._heap and self._slots.capacity:
+            number = self._heap[0][2]
+            waiting = self._units.get(number)
+            if waiting is None:
+                heappop(self._heap)
+            elif waiting.slots > self._slots.capacity:
+                self._too_wide.append(heappop(self._heap))
+            elif slots := self._slots.take(waiting.slots):
+                heappop(self._heap)
+                del self._units[number]
+                return number, waiting, slots
+            else:
+                return None
+        return None
+
+    def _may_start_alone(self, number: int, name: str) -> bool:
+        """Return whether a unit is the first for all devices that it needs, and these are free."""
+        unit = self._units[number]
+        if name != unit.alone_on[0]:
+            return False  # it is looked at once
+        devices = [self._slots.devices[each] for each in unit.alone_on]
+        return all(each.alone[0] == number and not each.busy and not each.held for each in devices)
+
+
+def device_names(slots: Slots, indices: Sequence[int]) -> tuple[str, ...]:
+    """Return the devices of slots, each once."""
+    return tuple(dict.fromkeys(slots.device(index) for index in indices))
