@@ -7,13 +7,14 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
+from trainyard.config.plain import is_open, plain
 from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
@@ -196,6 +197,10 @@ def _without_priority(node: Any, name: str) -> Any:
 
 def _resolved(cfg: DictConfig, key: Any) -> Any:
     """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs."""
+    node = cfg._get_node(key)
+    assert isinstance(node, Node)
+    if not is_open(value := plain(node)):
+        return value
     if OmegaConf.is_missing(cfg, key):
         return "???"
     value = cfg[key]

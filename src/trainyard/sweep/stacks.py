@@ -14,9 +14,9 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.checks import integer
+from trainyard.config.plain import plain
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import decisions, kinds, worker_tasks
-from trainyard.sweep.compose.plain import plain
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
