@@ -24,19 +24,27 @@ class DistinctConfigs:
 
     @classmethod
     def of(cls, configs: Sequence[Mapping[str, Any]]) -> tuple[DistinctConfigs, list[int]]:
-        """Return the distinct configs of these, and for each of these the number of its distinct one."""
+        """Return the distinct configs of these, and for each of these the number of its distinct one.
+
+        Args:
+            configs: not changed meanwhile, with their values kept alive.
+        """
         nodes: dict[str, list[Any]] = {}
         numbers: dict[tuple[str, str], int] = {}  # by key and value
+        seen: dict[tuple[str, int], int] = {}  # by key and object: configs share most of their values
         found: dict[tuple[tuple[str, int], ...], int] = {}
         which = []
         for config in configs:
             own = []
             for key, value in config.items():
-                mark = key, "" if key in WHERE else repr(value)
-                if mark not in numbers:
-                    numbers[mark] = len(nodes.setdefault(key, []))
-                    nodes[key].append(value)
-                own.append((key, numbers[mark]))
+                number = seen.get((key, id(value)))
+                if number is None:
+                    mark = key, "" if key in WHERE else repr(value)
+                    if mark not in numbers:
+                        numbers[mark] = len(nodes.setdefault(key, []))
+                        nodes[key].append(value)
+                    number = seen[key, id(value)] = numbers[mark]
+                own.append((key, number))
             which.append(found.setdefault(tuple(own), len(found)))
         return cls(nodes, [dict(job) for job in found]), which
 

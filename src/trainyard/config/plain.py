@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import Node
+from omegaconf import DictConfig, Node
 
 from trainyard.config.hydra_versions import is_tuple
 
@@ -21,6 +21,12 @@ def plain(node: Node) -> Any:
         entries = [plain(child) for child in content]
         return tuple(entries) if is_tuple(node) else entries
     return plain(content) if isinstance(content, Node) else content  # of a union; None, or an interpolation
+
+
+def children(node: DictConfig) -> dict[Any, Node]:
+    """Return the nodes of a mapping that is no interpolation, by key."""
+    found: dict[Any, Node] = vars(node)["_content"]
+    return found
 
 
 def is_open(value: Any) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import filter_overrides
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.plain import is_open, plain
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
 
@@ -28,24 +30,42 @@ class Job:
     Attributes:
         num: its number.
         overrides: its overrides.
-        config: as Hydra composed it, with its `hydra` node.
+        source: its config, or what composes it: a sweep keeps no config of 150 kB for each job.
         directory: its directory.
-        values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed.
+        values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed. Equal parts
+            of several jobs are one object, so nothing in it is changed.
         slots: the number of slots that it takes.
         work_dir: the directory that its config names for what it writes; None if it names none.
         subdir: its `hydra.sweep.subdir`.
+        known_process: its `process`, if that is known.
     """
 
     num: int
     overrides: tuple[str, ...]
-    config: DictConfig
+    source: DictConfig | Callable[[Job], DictConfig]
     directory: Path
     values: dict[str, Any] | None = None
     slots: int = 1
     work_dir: str | None = None
     subdir: str | None = None
+    known_process: Mapping[str, Any] | None = None
 
     @property
+    def config(self) -> DictConfig:
+        """Config as Hydra composes it, with its `hydra` node: each time another object, which may be changed."""
+        return self.source(self) if callable(self.source) else self.source
+
+    @property
+    def process(self) -> Mapping[str, Any]:
+        """What its `hydra` node says about the process that it runs in (`process_of`)."""
+        return process_of(self.config) if self.known_process is None else self.known_process
+
+    @property
+    def chdir(self) -> bool:
+        """Whether it changes to its directory."""
+        return bool(self.process["chdir"])
+
+    @cached_property
     def choices(self) -> dict[str, str]:
         """Overrides as a mapping: `{"optim.lr": "0.1", "model": "cnn"}`; the mappings for one key stay together."""
         found: dict[str, str] = {}
@@ -55,6 +75,17 @@ class Job:
             earlier = f"{found[key]} " if value.startswith("{") and key in found else ""
             found[key] = f"{earlier}{value}" if sign else "removed"
         return found
+
+
+def process_of(config: DictConfig) -> dict[str, Any]:
+    """Return what the `hydra` node of a job's config says about its process: logging, environment, names, folder."""
+    hydra = config.hydra
+    own = {key: plain(hydra._get_node(key)) for key in ("job_logging", "verbose", "output_subdir")}
+    own["job"] = {key: plain(hydra.job._get_node(key)) for key in ("env_set", "name")}
+    variables: Any = own["job"]["env_set"]
+    if is_open(variables):
+        variables = OmegaConf.to_container(hydra.job.env_set, resolve=True)
+    return {"compared": own, "environment": variables, "chdir": hydra.job.chdir}
 
 
 def _has_one_value(override: Override) -> bool:

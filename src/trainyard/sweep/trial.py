@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra.core.singleton import Singleton
-from omegaconf import OmegaConf
 
 from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.errors import TrainyardError
@@ -46,7 +45,7 @@ class Trials:
             InterruptedSweepError: by a signal.
         """
         # A relative path of a job that changes its directory leads elsewhere from here.
-        jobs = [job for job in jobs if not job.config.hydra.job.chdir]
+        jobs = [job for job in jobs if not job.chdir]
         if not jobs or not self._application.tries or self._seconds > AGAIN:
             return []
         configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job)} for job in jobs])
@@ -73,5 +72,5 @@ class Trials:
 
 
 def _environment(job: Job) -> dict[str, dict[str, str]]:
-    variables = OmegaConf.to_container(job.config.hydra.job.env_set, resolve=True)
-    return {ENV: variables} if variables else {}  # type: ignore[dict-item]
+    variables = job.process["environment"]
+    return {ENV: variables} if variables else {}

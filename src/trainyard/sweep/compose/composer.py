@@ -27,6 +27,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainyard.config.hydra_versions import IS_14
+from trainyard.config.plain import plain
+from trainyard.sweep.compose.plain import assign
 
 log = logging.getLogger(__name__)
 
@@ -305,9 +307,13 @@ def _finishes_alone(cfg: DictConfig) -> bool:
 def _record(cfg: DictConfig, overrides: list[Override], num_tasks: int) -> None:
     """Write the task's overrides where Hydra writes them."""
     tasks = cfg.hydra.overrides.task
-    del tasks[num_tasks:]
-    for override in overrides:
-        tasks.append(override.input_line)
+    lines = [override.input_line for override in overrides]
+    if len(tasks) == num_tasks + len(lines):
+        assign(tasks, [*plain(tasks)[:num_tasks], *lines])
+    else:
+        del tasks[num_tasks:]
+        for line in lines:
+            tasks.append(line)
     internals.record_dirname(cfg, overrides)
 
 
