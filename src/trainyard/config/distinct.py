@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 WHERE = ("seed", "work_dir", "name", "resume")
@@ -53,6 +53,19 @@ class DistinctConfigs:
         return {key: self.nodes[key][index] for key, index in self.jobs[number].items()}
 
 
+@dataclass(frozen=True)
+class JobSize:
+    """What a job will leave, roughly.
+
+    Attributes:
+        checkpoints: bytes of the checkpoints that it keeps.
+        rows: rows of metrics in MLflow.
+    """
+
+    checkpoints: int
+    rows: int
+
+
 @dataclass
 class TrialResult:
     """Result of a trial of distinct configs.
@@ -60,7 +73,9 @@ class TrialResult:
     Attributes:
         errors: for each config what is wrong with it; None if nothing is, or it was not tried.
         left: the number of configs that were not tried, since that would have taken too long.
+        sizes: what each will leave; None where that is not known. Empty if nothing is.
     """
 
     errors: list[str | None]
     left: int = 0
+    sizes: list[JobSize | None] = field(default_factory=list)

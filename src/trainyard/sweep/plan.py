@@ -14,9 +14,11 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.distinct import JobSize
 from trainyard.config.plain import is_open, plain
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
+from trainyard.sweep.report.rows import duration
 
 SHOWN = 20  # maximum number of jobs, or stacks, of a plan on the terminal
 FEWEST = 3  # minimum number of jobs of each stack there
@@ -127,6 +129,15 @@ class Stack:
         return spans([job.num for job in self.jobs])
 
 
+def amount(size: float) -> str:
+    """Format a number of bytes: `3.4 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB" if size < 1000 else f"{size / 1000:.3g} TB"
+
+
 def spans(nums: Sequence[int]) -> str:
     """Format numbers in short: `#0-#7`, `#0, #2, … #14`."""
     first, last = nums[0], nums[-1]
@@ -150,6 +161,7 @@ class SweepPlan:
         stacks: the jobs to run that train in stacks.
         alone: why other jobs run alone, by number.
         begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
+        sizes: what jobs will leave, by number, as far as it is known.
     """
 
     jobs: Sequence[Job]
@@ -160,6 +172,7 @@ class SweepPlan:
     stacks: Sequence[Stack] = ()
     alone: Mapping[int, str] = field(default_factory=dict)
     begun: frozenset[int] = frozenset()
+    sizes: Mapping[int, JobSize] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Job]:
@@ -195,6 +208,7 @@ class SweepPlan:
         lines = [
             f"{total}{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
+            *self._estimate(),
         ]
         sections = self._sections()
         each = None if limit is None else max(FEWEST, limit // max(1, len(sections)))
@@ -204,6 +218,22 @@ class SweepPlan:
         if len(sections) > len(shown):
             lines.append(f"  … and {len(sections) - len(shown)} more stacks")
         return "\n".join(lines)
+
+    def _estimate(self) -> list[str]:
+        """Return a line with the time, the disk space and the rows of MLflow that the jobs to run will take."""
+        left = self.left
+        known = [cost for entry in self.entries.values() if entry.state == "done" and (cost := entry.cost) is not None]
+        told = []
+        if known and left:
+            seconds = sum(known) / len(known) * sum(job.slots for job in left) / max(1, len(self.slots))
+            told.append(f"{duration(seconds)}, as the {len(known)} done took")
+        sizes = [self.sizes[job.num] for job in left if job.num in self.sizes]
+        if sizes:
+            scale = len(left) / len(sizes)
+            told.append(f"{amount(scale * sum(size.checkpoints for size in sizes))} of checkpoints")
+            rows = scale * sum(size.rows for size in sizes)
+            told += [f"{rows:,.0f} rows of metrics in MLflow"] if rows else []
+        return [f"About {'; '.join(told)}."] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
         """Return the stacks, lone jobs by reason, and the rest: each with a title, and whether it gives the reason."""

@@ -124,7 +124,8 @@ class Sweep:
         decided, not_followed = decide(left, stacking, recorded, self._slots[0])
         keys = self._varying([*before, *jobs])
         begun = frozenset(job.num for job in left if job.num in recorded and any(job.directory.glob("*")))
-        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacking.stacks, stacking.alone, begun)
+        sizes, stacks = self._trials.sizes, stacking.stacks
+        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes)
         for line in not_followed:
             print(line, flush=True)
         if settings.dry_run:

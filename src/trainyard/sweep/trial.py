@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hydra.core.singleton import Singleton
 
-from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.distinct import DistinctConfigs, JobSize, TrialResult
 from trainyard.errors import TrainyardError
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.errors import InterruptedSweepError
@@ -28,12 +28,16 @@ class Trials:
     Args:
         application: the jobs' application.
         executor: whose worker tries them.
+
+    Attributes:
+        sizes: what jobs will leave, by number, as far as it is known.
     """
 
     def __init__(self, application: Sweepable, executor: LocalExecutor) -> None:
         self._application = application
         self._executor = executor
         self._seconds = 0.0
+        self.sizes: dict[int, JobSize] = {}
 
     def errors(self, jobs: Sequence[Job]) -> list[tuple[Job, TrainyardError]]:
         """Return the jobs of a batch that cannot work, each with the reason.
@@ -52,6 +56,9 @@ class Trials:
         found = self._try(jobs[0], configs)
         if found is None:
             return []
+        for job, number in zip(jobs, which, strict=True):
+            if found.sizes and (size := found.sizes[number]) is not None:
+                self.sizes[job.num] = size
         errors = [found.errors[number] for number in which]
         return [(job, TrainyardError(error)) for job, error in zip(jobs, errors, strict=True) if error is not None]
 
