@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import InterruptAt
 from recorded_graph import RecordedGraph
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -183,6 +184,28 @@ def test_members_leave_one_after_another(caplog: pytest.LogCaptureFixture) -> No
     assert graph.captures == 4
     assert runners[1].step.refusal is None
     assert_same_bits(runners[1], runners[0])
+
+
+@pytest.mark.parametrize(("accumulate", "stop"), [(1, 13), (3, 12)])
+def test_a_stack_resumes_within_an_epoch(tmp_path: Path, accumulate: int, stop: int) -> None:
+    """Its graphs gather the batches from there on; a member has ended by then."""
+    ends = []
+    for folder, stops in (("whole", [None]), ("parts", [stop, None])):
+        for at in stops:
+            hooks = {"checkpoint": Checkpoint(), "leave": Stop(9), **({"stop": InterruptAt(at)} if at else {})}
+            more = {"hook": hooks, "accumulate": accumulate, "resume": True}
+            configs = [
+                config("adam", "constant", k, model="cnn", **more, work_dir=str(tmp_path / folder / str(k)))
+                for k in range(3)
+            ]
+            runner: Any = FusedRunner(configs)
+            plain = runner.step
+            modules = {**dict(runner.stack.code.named_modules()), "": runner.model}
+            runner.__dict__["step"] = CapturedStep(plain, RecordedGraph(), modules)
+            runner.train()
+        assert not any(captured.inputs for captured in runner.step._captured.values())
+        ends.append(runner)
+    assert_same_bits(*ends)
 
 
 def test_half_of_the_precision() -> None:
