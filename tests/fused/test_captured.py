@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused import probe
+from trainyard.fused.optim import graph_hyperparameters
+from trainyard.fused.optim.graph_hyperparameters import StackedGraphHyperparameters
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, NaNGuard, Norms, ParamSchedule
@@ -131,6 +133,24 @@ def test_every_optimizer(optim: Any, schedule: Any) -> None:
     assert graph.replays == 3 * 7 - WARM_UP  # the smaller batches come three times
     configs = [config(optim, schedule, member) for member in range(3)]
     assert_same_bits(captured, trained(configs))
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(64, 1), (8, 3)])
+def test_the_numbers_of_a_schedule_are_sent_ahead(monkeypatch: pytest.MonkeyPatch, rows: int, expected: int) -> None:
+    """Those of 24 steps, momenta and all, in as many transfers as the table is filled."""
+    written: list[int] = []
+    write = StackedGraphHyperparameters._write
+
+    def watched(self: StackedGraphHyperparameters) -> None:
+        written.append(len(written))
+        write(self)
+
+    monkeypatch.setattr(graph_hyperparameters, "ROWS", rows)
+    monkeypatch.setattr(StackedGraphHyperparameters, "_write", watched)
+    runner = trained([config("adam", "onecycle", member) for member in range(3)], RecordedGraph())
+    assert runner.step.refusal is None
+    assert runner.iter == 24
+    assert len(written) == expected
 
 
 @pytest.mark.parametrize("leave", [None, 11])
