@@ -64,7 +64,7 @@ def test_it_takes_the_rows_that_torch_takes(
     interpreted: Any, shapes: Any, samples: int, batches: int, size: int, data: st.DataObject
 ) -> None:
     tensors = [(torch.randn(samples, *shape) * 9).to(dtype) for dtype, shape in shapes]
-    rows = torch.randint(samples, (batches, size))
+    rows = torch.randint(samples, (batches, size), dtype=data.draw(st.sampled_from([torch.int64, torch.int32])))
     table, other = RowTable.of(rows), RowTable.of(rows)
     for number in range(batches):
         count = data.draw(st.integers(1, size))

@@ -41,7 +41,7 @@ def _take(
     the first of its programs.
     """
     program = tl.program_id(0)
-    batch = tl.load(counter)
+    batch = tl.load(counter).to(tl.int64)
     source, target, size, first = sources[0], targets[0], sizes[0], firsts[0]
     for index in tl.static_range(1, len(sources)):
         own = program >= firsts[index]
@@ -49,7 +49,7 @@ def _take(
         size, first = tl.where(own, sizes[index], size), tl.where(own, firsts[index], first)
     at = (program - first).to(tl.int64) * width + tl.arange(0, width)
     mask = at < count.to(tl.int64) * size
-    row = tl.load(rows + batch * stride + at // size, mask=mask, other=0)
+    row = tl.load(rows + batch * stride + at // size, mask=mask, other=0).to(tl.int64)
     tl.store(target + at, tl.load(source + row * size + at % size, mask=mask, other=0), mask=mask)
     tl.debug_barrier()  # every thread has read the counter
     if tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1:

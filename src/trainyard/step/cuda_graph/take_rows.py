@@ -23,8 +23,8 @@ class RowTable:
     """Rows of the batches of an epoch, and which batch is next.
 
     Attributes:
-        rows: int64 `[batches, n]`.
-        counter: int64 `[1]`, the number of the next batch.
+        rows: `[batches, n]`, of the dtype of the loader's orders (int64).
+        counter: `[1]` likewise, the number of the next batch.
         arrived: int32 `[1]`, 0 except while the kernel runs.
     """
 
