@@ -120,7 +120,7 @@ class LazyBatch(tuple[Tensor, ...]):
         return self.epoch.samples(self.number)
 
     @property
-    def kind(self) -> Hashable:
+    def signature(self) -> Hashable:
         """What two batches have in common that one graph gathers."""
         return LazyBatch, self.epoch.source, self.epoch.num_rows(self.number)
 

@@ -90,7 +90,7 @@ class CapturedStep(AccumulatedStep):
         if self.refusal is not None:
             return super().__call__(_plain(batch), position, total)
         tensors: list[Tensor] = []
-        shape = batch.kind if isinstance(batch, LazyBatch) else signature_of(batch, tensors, self._device)
+        shape = batch.signature if isinstance(batch, LazyBatch) else signature_of(batch, tensors, self._device)
         self._look(shape)
         if self.refusal is not None:
             return super().__call__(_plain(batch), position, total)

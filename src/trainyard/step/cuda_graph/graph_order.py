@@ -34,7 +34,7 @@ class GraphOrder:
         self._at = batch.number
 
     def gather(self, batch: LazyBatch) -> tuple[Tensor, ...]:
-        """Gather the batch at the counter, one of the kind of `batch`, and advance it: the work of a graph."""
+        """Gather the batch at the counter, one of the signature of `batch`, and advance it: the work of a graph."""
         epoch = batch.epoch
         return epoch.from_rows(take_rows(epoch.tensors, self._table, epoch.num_rows(batch.number)))
 
