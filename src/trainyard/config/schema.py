@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
+from trainyard.config.plain import children, is_open, plain
 from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
@@ -66,6 +69,8 @@ CLIP = "trainyard.step.clip.make_clip"
 _TEXTS = {"str": "a text", "str | None": "a text or null"}
 
 
+_OF_HYDRA = re.compile(r"\$\{hydra:([a-z_]+(?:\.[a-z_]+)*)\}")
+
 # Parts of configs that were checked: the jobs of a sweep share most of theirs.
 _FOUND_RIGHT: set[tuple[str, str]] = set()
 
@@ -77,7 +82,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: an interpolation does not resolve.
     """
     try:
-        return {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
+        return {str(key): _resolved(cfg, key, node) for key, node in children(cfg).items() if key != "hydra"}
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "config")
         raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
@@ -194,8 +199,14 @@ def _without_priority(node: Any, name: str) -> Any:
     return rest
 
 
-def _resolved(cfg: DictConfig, key: Any) -> Any:
+def _resolved(cfg: DictConfig, key: Any, node: Node) -> Any:
     """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs."""
+    if not is_open(value := plain(node)):
+        return value
+    if isinstance(value, str) and (hydras := _OF_HYDRA.fullmatch(value)) and HydraConfig.initialized():
+        hydra: Any = HydraConfig.get()
+        value = OmegaConf.select(hydra, hydras[1])  # as the resolver does, without parsing each time
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if OmegaConf.is_missing(cfg, key):
         return "???"
     value = cfg[key]

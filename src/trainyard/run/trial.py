@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture
-from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.distinct import DistinctConfigs, JobSize, TrialResult
 from trainyard.config.schema import check_nodes
 from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply, to_device
@@ -36,6 +36,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
+from trainyard.run.job_size import job_size
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.env import find_device
 from trainyard.runner.member import Member
@@ -43,6 +44,7 @@ from trainyard.runner.parts import Parts
 from trainyard.runner.runner import arguments, member_arguments
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
+from trainyard.track import NoTracker
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
         configs: as `trainyard.config.schema.check_settings` returns them.
     """
     began = perf_counter()
-    found = TrialResult([None] * len(configs.jobs))
+    found = TrialResult([None] * len(configs.jobs), sizes=[None] * len(configs.jobs))
     known = _Known()
     order = sorted(range(len(configs.jobs)), key=lambda number: [configs.jobs[number].get(key, -1) for key in _MODEL])
     for done, number in enumerate(order):
@@ -85,7 +87,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
             break
         values = configs.values(number)
         with env_override(values.pop(ENV, {})):
-            found.errors[number] = _error(values, configs.jobs[number], known)
+            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known)
     return found
 
 
@@ -212,19 +214,19 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
 
-def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
-    """Return what is wrong with a job; None if nothing is."""
+def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str | None, JobSize | None]:
+    """Return what is wrong with a job, None if nothing is, and what it will leave, if that is known."""
     try:
         check_nodes(values)
         if "launcher" in (values.get("strategy") or {}):  # checked where all devices are in sight
             values["strategy"] = None
         ranks.spread(values)
     except TrainyardError as error:
-        return str(error)
+        return str(error), None
     try:
         parts = _Parts(values)
     except TrainyardError as error:
-        return str(error)
+        return str(error), None
     for step, keys, further in _steps(values):
         key = step.__name__, further, *(job.get(name) for name in (ENV, *keys))
         if key not in known.errors:
@@ -233,8 +235,15 @@ def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
         elif known.errors[key] is None:
             known.give(key, parts)
         if known.errors[key] is not None:
-            return known.errors[key]
-    return None
+            return known.errors[key], None
+    if values["mode"] != "train":
+        return None, None
+    try:
+        tracker = build(parts.given["tracker"], "tracker")
+        return None, job_size(parts, parts.names, tracked=not isinstance(tracker, NoTracker | None))
+    except Exception as error:
+        log.debug("Of unknown size: %r", error)
+        return None, None
 
 
 def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from trainyard.sweep.events import Ended, Event, Paused, Reported
 from trainyard.sweep.plan import Job
 from trainyard.track import journal
@@ -50,7 +48,7 @@ class Reports:
         """Expect reports of jobs that start."""
         for job in jobs if rungs is not None else ():
             assert rungs is not None
-            name = str(OmegaConf.select(job.config, "objective"))
+            name = str((job.values or {})["objective"])
             self._readers[job.num] = _Reader(job.directory / journal.FILE, name, rungs, 0, {})
 
     def told(self, event: Event) -> None:
