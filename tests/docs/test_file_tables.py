@@ -24,6 +24,7 @@ from trainyard.sweep.events import (
     Unit,
 )
 from trainyard.sweep.manifest import FILE, Manifest
+from trainyard.sweep.steering import Command
 from trainyard.track import Journal
 from trainyard.track.sweep_position import Rungs
 
@@ -68,6 +69,7 @@ def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     unit = Unit((0,), 2, 1, 3.0, ("cpu",), Rungs((1,)))
     manifest.log(Began(), SlotsGained(((0, "cpu"),)), SlotsLost((0,)), Queued((unit,), "again"), Started(0))
     manifest.log(Reported(0, 1, 0.5), Asked(0, "stop", "by hand"), Paused(0), Stopping("enough"))
+    manifest.answer(Command("000001-00", "stop", 0))
     manifest.log(Ended(0, "done", 1.0, 0.5, None, 2))
     records: dict[str, set[str]] = {}
     for line in (tmp_path / FILE).read_text().splitlines():

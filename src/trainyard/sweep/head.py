@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainyard.sweep.decisions import Decision
-from trainyard.sweep.events import Action, Asked, Ended, Event, JobState, Paused, Queued, Reported, Unit, Wish
+from trainyard.sweep.event_records import Record
+from trainyard.sweep.events import FINAL, Action, Asked, Ended, Event, JobState, Paused, Queued, Reported, Unit, Wish
 from trainyard.sweep.executor.base import Executor, Finished
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
@@ -17,11 +18,19 @@ from trainyard.sweep.progress import SweepProgress
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
+from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.units import UnitTasks, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
 
 FAILED = ("failed", "timeout", "lost")
+BY_HAND = "by hand"
+TOLD = {
+    "stop": "ends for good at its next checkpoint",
+    "pause": "pauses at its next checkpoint",
+    "resume": "goes on when a slot is free",
+}
+"""What becomes of a job by a command, for people."""
 
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 """Composes, checks and records new jobs, and returns the units of those that are to run."""
@@ -43,6 +52,7 @@ class Head(Loop):
         proposer: what is to run.
         admit: takes in its new jobs.
         reports: reads what jobs report.
+        commands: what people ask for.
 
     Attributes:
         results: what the jobs that are done returned, by number.
@@ -61,6 +71,7 @@ class Head(Loop):
         proposer: Proposer,
         admit: Admit,
         reports: Reports,
+        commands: CommandFolder,
     ) -> None:
         super().__init__(executor, scheduler, policy)
         self.results: dict[int, JobDone] = {}
@@ -71,6 +82,8 @@ class Head(Loop):
         self._proposer = proposer
         self._admit = admit
         self._reports = reports
+        self._commands = commands
+        self._answer: Record | None = None
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
         """Let units run from now on."""
@@ -85,9 +98,52 @@ class Head(Loop):
         else:
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
+    def obey(self) -> None:
+        """Carry out the commands that are not answered yet. The answer and the event are written at once."""
+        for command in self._commands.pending(self._manifest.answered):
+            refusal = self._refusal(command)
+            told = "" if refusal else TOLD[command.action]
+            if refusal:
+                self._manifest.answer(command, refusal=refusal)
+            else:
+                self._answer = acknowledgement(command, told=told)
+                if command.action == "resume":
+                    self.queue([self._resumed(command.job)], "resumed")
+                else:
+                    assert command.action != "clone"
+                    self.ask_for(command.job, command.action, BY_HAND)
+            self._progress.commanded(str(command), refusal or told)
+
+    def _refusal(self, command: Command) -> str:
+        """Return why a command cannot be carried out; empty if it can."""
+        num, state = command.job, self._scheduler.state(command.job)
+        if num not in self._units.jobs or state is None:
+            return f"this sweep has no job #{num}"
+        if command.action == "clone":
+            return "this version clones no jobs"
+        if state in FINAL:
+            return f"#{num} is {state}"
+        if command.action == "resume":
+            return "" if state == "paused" else f"#{num} is {state}, not paused"
+        if command.action == "pause":
+            if not self._units.resumes:
+                return "its application cannot go on from a checkpoint"
+            if state not in ("running", "waiting"):
+                return f"#{num} is {state}"
+        return ""
+
+    def _resumed(self, num: int) -> Unit:
+        """Return the unit of a paused job that goes on, beyond the rung at which it paused."""
+        rungs = self._scheduler.rungs.get(num)
+        if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
+            rungs = None
+        return replace(self._alone(num), rungs=rungs)
+
     # -- what is to run ------------------------------------------------------------------------------------------------
 
     def _goes_on(self) -> bool:
+        if not self._scheduler.busy:
+            self.obey()  # a paused job may be to go on
         while (free := self._scheduler.vacant) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
         return self._scheduler.busy
@@ -120,7 +176,8 @@ class Head(Loop):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _log(self, events: Sequence[Event]) -> Sequence[Event]:
-        return self._manifest.log(*events)
+        answer, self._answer = self._answer, None
+        return self._manifest.log(*events, answer=answer)
 
     def _told(self, event: Event) -> list[Action]:
         actions = self._scheduler.handle(event)
@@ -134,6 +191,7 @@ class Head(Loop):
         return self._units.task(unit)
 
     def _on_tick(self) -> None:
+        self.obey()
         self._tracking.look()
         self._progress.tick()
 

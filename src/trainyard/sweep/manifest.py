@@ -26,6 +26,7 @@ from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, events_of, to_record
 from trainyard.sweep.events import FINAL, Event, Proposed
+from trainyard.sweep.steering import KIND, Command, acknowledgement
 
 FILE = "manifest.jsonl"
 FORMAT = 2
@@ -65,12 +66,14 @@ class Manifest:
         entries: its jobs by number.
         application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
         fits: the measured fits, by kind.
+        answered: the ids of the commands that are answered.
     """
 
     path: Path
     entries: dict[int, Entry] = field(default_factory=dict)
     application: StartedAs | None = None
     fits: dict[str, KnownFit] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
@@ -187,6 +190,7 @@ class Manifest:
         os.truncate(self.path, 0)
         self.entries.clear()
         self.fits.clear()
+        self.answered.clear()
         self.application = None
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
@@ -210,11 +214,27 @@ class Manifest:
             if self.fits.get(key) != fit:
                 self._append({"kind": "fit", "key": key, **asdict(fit)})
 
-    def log(self, *events: Event) -> list[Event]:
-        """Record events, and return them as they will be read back."""
+    def log(self, *events: Event, answer: Record | None = None) -> list[Event]:
+        """Record events, and return them as they will be read back.
+
+        Args:
+            events: the events.
+            answer: the acknowledgement of the command that they follow from, to be written with them, on disk.
+        """
         now = time.time()
-        lines = self._append(*({**to_record(event), "time": now} for event in events))
+        records = [to_record(event) for event in events] if answer is None else [answer, *map(to_record, events)]
+        lines = self._append(*({**record, "time": now} for record in records), sync=answer is not None)
         return [event for record in lines for event in events_of(record)]
+
+    def answer(self, command: Command, *, refusal: str = "", told: str = "") -> None:
+        """Record the answer to a command, on disk: it is acted on after that, and never again.
+
+        Args:
+            command: the command.
+            refusal: why it is refused; empty if it is accepted.
+            told: what becomes of the job, for people.
+        """
+        self._append({**acknowledgement(command, refusal, told), "time": time.time()}, sync=True)
 
     def note(self, num: int, state: str, **fields: Any) -> None:
         """Record the state of a job."""
@@ -258,6 +278,9 @@ class Manifest:
             for num in decision.nums:
                 self.entries[num].decision = decision
 
+    def _take_answer(self, record: Record) -> None:
+        self.answered.add(record["id"])
+
     def _take_queued(self, record: Record) -> None:
         for unit in record["units"]:
             for num in unit if isinstance(unit, list) else unit["nums"]:
@@ -279,6 +302,7 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
     "fit": Manifest._take_fit,
     "decisions": Manifest._take_decisions,
     "queued": Manifest._take_queued,
+    KIND: Manifest._take_answer,
     "state": Manifest._take_state,
 }
 

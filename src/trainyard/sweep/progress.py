@@ -118,6 +118,10 @@ class SweepProgress:
         """Show that a job has been paused."""
         print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
 
+    def commanded(self, command: str, told: str) -> None:
+        """Show a command of people, and the answer."""
+        print(f"asked    {command}: {told}", flush=True)
+
     def out_of_host_memory(self, peak: int, running: int) -> None:
         """Show how many jobs at a time the memory is large enough for.
 

@@ -58,6 +58,10 @@ class Reports:
         elif isinstance(event, Ended | Paused):
             self._readers.pop(event.num, None)
 
+    def is_known(self, num: int, at: int) -> bool:
+        """Return whether the report of a job at a place is in the manifest."""
+        return (num, at) in self._known
+
     def value(self, num: int, at: int) -> float | None:
         """Return the value that a job has reported at a place; None if it has no such, or it is known."""
         reader = self._readers.get(num)

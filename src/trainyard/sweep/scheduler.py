@@ -64,12 +64,14 @@ class Scheduler:
         running: the units that have a process, by number.
         stopping: why no further unit starts; empty while units start.
         rungs: where a job reports, as it was last queued; only of jobs that do.
+        wished: what jobs were asked to do and have not done yet.
     """
 
     def __init__(self) -> None:
         self.running: dict[int, RunningUnit] = {}
         self.stopping = ""
         self.rungs: dict[int, Rungs] = {}
+        self.wished: dict[int, Wish] = {}
         self._slots = Slots()
         self._waiting = WaitingUnits(self._slots)
         self._states: dict[int, JobState] = {}
@@ -158,6 +160,7 @@ class Scheduler:
             "stopping": self.stopping,
             "next": self._next,
             "rungs": self.rungs,
+            "wished": self.wished,
         }
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -218,6 +221,7 @@ class Scheduler:
     def _asked(self, event: Asked) -> Iterable[Action]:
         number = self.unit_of(event.num)
         if number is not None:
+            self.wished[event.num] = event.wish
             running = self.running[number]
             first = not running.wishes
             running.wishes[event.num] = event.wish
@@ -226,11 +230,13 @@ class Scheduler:
 
     def _paused(self, event: Paused) -> Iterable[Action]:
         self._leave(event.num)
+        self.wished.pop(event.num, None)
         self._states[event.num] = "paused"
         return ()
 
     def _ended(self, event: Ended) -> Iterable[Action]:
         self._leave(event.num)
+        self.wished.pop(event.num, None)
         self._states[event.num] = event.state
         return ()
 

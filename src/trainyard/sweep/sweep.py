@@ -22,11 +22,11 @@ from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collect
 from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.directories import collisions
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import Began, Event, Proposed, Unit
+from trainyard.sweep.events import Began, Ended, Event, Paused, Proposed, Unit
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import capacity, find_slots
-from trainyard.sweep.head import Head
+from trainyard.sweep.head import BY_HAND, Head
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
 from trainyard.sweep.manifest import Entry, Manifest
@@ -37,6 +37,7 @@ from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
+from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.trial import Trials
@@ -164,6 +165,7 @@ class Sweep:
             proposer=proposer,
             admit=self._admit,
             reports=self._reports,
+            commands=CommandFolder(self.directory),
         )
         try:
             with self._progress:
@@ -246,7 +248,8 @@ class Sweep:
         with rare_collections():
             jobs = self._checked([each.overrides for each in new], numbers)
         entries = self._entries(jobs)
-        left = [job for job in jobs if entries[job.num].is_left and entries[job.num].state != "paused"]
+        out = {num for num, entry in entries.items() if not entry.is_left or entry.state == "paused"}
+        left = [job for job in jobs if job.num not in out and job.num not in self._scheduler.wished]
         recorded = {job.num: it for job in left if (it := entries[job.num].decision) is not None}
         stacking = self._stacks.plan(
             left, recorded, {} if self._starts_over(job.num for job in jobs) else manifest.fits
@@ -287,8 +290,12 @@ class Sweep:
             # Hydra repeats a finished sweep on the same command; jobs that can resume are never repeated.
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
+            CommandFolder(self.directory).clear()
         self._manifest.begin(StartedAs.now())
-        for event in self._manifest.log(Began()):
+        # What jobs were asked to do when the head before this one was killed has come true.
+        wished = self._scheduler.wished.items()
+        fulfilled = [Paused(num) if wish == "pause" else Ended(num, "stopped", error=BY_HAND) for num, wish in wished]
+        for event in self._manifest.log(Began(), *fulfilled):
             self._scheduler.handle(event)
             self._proposer.told(event)
 
@@ -347,7 +354,7 @@ class Sweep:
             return LazyJobReturn(partial(getattr, job, "config"), done.return_value, done.working_dir, done.task_name)
         result = JobReturn(overrides=list(filter_overrides(job.overrides)), working_dir=str(job.directory))
         entry = self._manifest.entries[job.num]
-        if entry.state == "done":
+        if not entry.is_left:
             result.status, result.return_value = JobStatus.COMPLETED, entry.objective
         else:
             result.status, result.return_value = JobStatus.FAILED, SweepFailedError(self._manifest)

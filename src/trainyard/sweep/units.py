@@ -58,6 +58,11 @@ class UnitTasks:
         self._manifest = manifest
         self._directory = directory
 
+    @property
+    def resumes(self) -> bool:
+        """Whether jobs go on from their checkpoints."""
+        return self._application.resumes
+
     def of(self, nums: Iterable[int]) -> list[Job]:
         """Return jobs by their numbers."""
         return [self.jobs[num] for num in nums]

@@ -1,0 +1,146 @@
+"""Commands from another terminal, carried out by a sweep of real trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forked import Forked
+from waiting import LIMIT, until
+
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.steering import CommandFolder
+from trainyard.sweep.steering_cli import steer
+from trainyard.track import read
+
+ROOT = Path(__file__).parents[2]
+SWEEP = [
+    "-m", "data=rings", "data.num_samples=300", "loop.max_epochs=3", "model.hidden=[8]", "tracker=none", "seed=0,1",
+    "hydra.sweep.dir=s", "hydra.launcher.max_jobs=1", "+hook.waits._target_=waits.Waits",
+]  # fmt: skip
+WAITS = """
+import time
+from pathlib import Path
+from trainyard.hooks import Hook
+here = Path(__file__).parent
+
+class Waits(Hook):
+    stackable = True
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if runner.iter == 5 and runner.members[0].work_dir is not None:
+            deaf = (here / "deaf").exists()
+            while not ((runner.interrupted and not deaf) or (here / "go").exists()):
+                time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Any:
+    (tmp_path / "waits.py").write_text(WAITS)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+    path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
+    env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+
+    def start(*more: str) -> Any:
+        return Forked(
+            [sys.executable, str(ROOT / "train.py"), *SWEEP, *more], cwd=tmp_path, env=env, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+def state(folder: Path, num: int) -> str:
+    """Return the state of a job, as the last line about it in the manifest has it."""
+    found = "unknown"
+    file = folder / "s/manifest.jsonl"
+    for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else ():
+        record = json.loads(line)
+        found = record["state"] if record["kind"] == "state" and record["num"] == num else found
+    return found
+
+
+def points(folder: Path) -> Any:
+    return {
+        (key, record["step"]): value
+        for record, _ in read(folder / "metrics.jsonl")
+        for key, value in record.get("values", {}).items()
+        if "time" not in key
+    }
+
+
+@pytest.mark.parametrize("fuse", ["off", "2"])
+def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: Path, fuse: str) -> None:
+    process = start(f"hydra.launcher.fuse={fuse}")
+    until(lambda: state(tmp_path, 0) == "running", process)
+    assert "pauses at its next checkpoint" in steer(tmp_path / "s", "pause", "0", wait=LIMIT)
+    until(lambda: state(tmp_path, 0) == "paused", process)
+    until(lambda: state(tmp_path, 1) == "running", process)
+    assert "goes on when a slot is free" in steer(tmp_path / "s", "resume", "0", wait=LIMIT)
+    steer(tmp_path / "s", "stop", "1", wait=LIMIT)
+    until(lambda: state(tmp_path, 1) == "stopped", process)
+    folder = CommandFolder(tmp_path / "s")
+    for num, action in ((99, "stop"), (1, "pause"), (0, "clone")):
+        folder.give(action, num, ["seed=7"] if action == "clone" else [], Manifest.open(tmp_path / "s").answered)
+    until(lambda: len(Manifest.open(tmp_path / "s").answered) == 6, process)
+    (tmp_path / "go").touch()
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    entries = Manifest.open(tmp_path / "s").entries
+    assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "stopped"}
+    assert "asked    stop #99: this sweep has no job #99" in out
+    assert "asked    pause #1: #1 is stopped" in out
+    undisturbed = start("hydra.sweep.dir=u", "hydra.launcher.fuse=off", "seed=0")
+    assert undisturbed.communicate(timeout=LIMIT)
+    if fuse == "off":
+        assert points(tmp_path / "s/0") == points(tmp_path / "u/0"), "a pause changes no bit"
+    again = start(f"hydra.launcher.fuse={fuse}")
+    out, _ = again.communicate(timeout=LIMIT)
+    assert "2 jobs, 2 of them done already; 0 to run" in out
+
+
+def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "deaf").touch()
+    process = start("hydra.launcher.fuse=off")
+    until(lambda: state(tmp_path, 0) == "running", process)
+    steer(tmp_path / "s", "stop", "0", wait=LIMIT)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert state(tmp_path, 0) == "running"
+    waits = steer(tmp_path / "s", "pause", "1")
+    assert "No process runs this sweep." in waits
+    process = start("hydra.launcher.fuse=off")
+    process.communicate(timeout=LIMIT)
+    assert (state(tmp_path, 0), state(tmp_path, 1)) == ("stopped", "paused")
+    steer(tmp_path / "s", "resume", "1")
+    (tmp_path / "go").touch()
+    process = start("hydra.launcher.fuse=off")
+    process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert (state(tmp_path, 0), state(tmp_path, 1)) == ("stopped", "done")
+
+
+def test_two_heads_in_one_directory(start: Any, tmp_path: Path) -> None:
+    process = start("hydra.launcher.fuse=off")
+    until(lambda: state(tmp_path, 0) == "running", process)
+    _, err = start("hydra.launcher.fuse=off").communicate(timeout=LIMIT)
+    assert "another process is running this sweep" in " ".join(err.split())
+    (tmp_path / "go").touch()
+    process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+
+
+def test_a_manifest_of_a_newer_version(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/manifest.jsonl").write_text('{"kind": "manifest", "format": 3}\n')
+    process = start()
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "was written by a newer version of Trainyard: its format is 3" in " ".join(err.split())
