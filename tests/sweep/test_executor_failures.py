@@ -516,3 +516,42 @@ def test_out_of_memory_without_a_gpu_is_a_failure_like_any_other() -> None:
 
     (outcome,) = run(task)
     assert (outcome.state, outcome.attempts) == ("failed", 1)
+
+
+def test_a_task_that_the_system_kills_for_want_of_memory_is_tried_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count of such kills is that of a file of the test's, which the task writes before it is killed."""
+    count = tmp_path / "vmstat"
+    count.write_text("nr_free_pages 7\noom_kill 3\n")
+    module = "from pathlib import Path\nimport trainyard.sweep.executor.out_of_memory as it\n"
+    (tmp_path / "counting.py").write_text(f"{module}it.VMSTAT = Path({str(count)!r})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def task(x: Any) -> Any:
+        (tmp_path / f"running{x}").touch()
+        if x == 0 and nth_time(tmp_path) == 1:
+            wait_for(tmp_path / "running1")
+            count.write_text("oom_kill 4\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 1:
+            wait_for(tmp_path / "told")
+        return x
+
+    def note(event: Any) -> None:
+        events.append(event)
+        if event.kind == "retried":
+            (tmp_path / "told").touch()
+
+    events: list[Any] = []
+    outcomes = run(task, 0, 1, preload=("counting",), on_event=note)
+    assert [(outcome.state, outcome.attempts) for outcome in outcomes] == [("done", 1), ("done", 1)]
+    (retried,) = [event for event in events if event.kind == "retried"]
+    assert retried.error.startswith("killed by the system: out of memory (it had ")
+    order = [(event.kind, event.num) for event in events]
+    assert order.index(("ended", 1)) < len(order) - 1 - order[::-1].index(("started", 0)), "nothing is beside it"
+
+
+def test_a_kill_by_hand_is_no_want_of_memory() -> None:
+    (outcome,) = run(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    assert outcome.error == "its process was killed by SIGKILL before it gave a result"

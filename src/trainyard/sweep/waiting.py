@@ -54,10 +54,16 @@ class _Device:
 
 
 class Slots:
-    """Slots by device. Units are put on the least busy device first; a wide one takes a CUDA device only once."""
+    """Slots by device. Units are put on the least busy device first; a wide one takes a CUDA device only once.
+
+    Attributes:
+        devices: the devices by name.
+        capacity: the number of slots that one unit can take at once.
+    """
 
     def __init__(self) -> None:
         self.devices: dict[str, _Device] = {}
+        self.capacity = 0
         self._of: dict[int, str] = {}
         self._open: list[tuple[int, int, str]] = []  # busy slots, first free one, device; some are out of date
 
@@ -72,11 +78,6 @@ class Slots:
         return tuple(self._of)
 
     @property
-    def capacity(self) -> int:
-        """Number of slots that one unit can take at once."""
-        return sum(len(it.slots) if name == CPU else 1 for name, it in self.devices.items() if it.slots)
-
-    @property
     def vacant(self) -> int:
         """Number of slots on which a unit of one slot could start."""
         return sum(len(it.free) for it in self.devices.values() if not it.alone and not it.held)
@@ -88,6 +89,7 @@ class Slots:
         if index not in self._of:
             self._of[index] = device
             self.devices.setdefault(device, _Device()).slots.add(index)
+            self._count()
             self.free(index)
 
     def remove(self, index: int) -> None:
@@ -96,7 +98,11 @@ class Slots:
             device = self.devices[name]
             device.slots.discard(index)
             device.free.discard(index)
+            self._count()
             self.show(name)
+
+    def _count(self) -> None:
+        self.capacity = sum(len(it.slots) if name == CPU else 1 for name, it in self.devices.items() if it.slots)
 
     def free(self, index: int) -> None:
         """Note that nothing runs on a slot; one that is gone stays so."""
