@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.checks import choice, integer, seed_number
+from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
@@ -40,6 +40,7 @@ class Settings:
     capture: Any = "auto"
     objective: str = "val/loss"
     direction: str = "minimize"
+    sanity_check: bool = True
     load_from: Any = None
     resume: Any = False
     name: str | None = None
@@ -229,6 +230,7 @@ def _check_settings(values: dict[str, Any]) -> None:
     seed_number("seed", settings["seed"])
     integer("accumulate", settings["accumulate"], at_least=1)
     choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
+    boolean("sanity_check", settings["sanity_check"])
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):

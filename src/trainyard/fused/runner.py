@@ -30,6 +30,7 @@ from trainyard.optim.several import OptimizerDict
 from trainyard.rng import derive
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
 from trainyard.runner.runner import Runner, arguments
+from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, restore_best
 from trainyard.step.precision import make_precision
 from trainyard.step.stacked import StackedScaledAutocast, stack_clips
@@ -112,6 +113,10 @@ class FusedRunner(Runner):
             StackMember(self, index, {**self.settings, **arguments(config), "info": info})
             for index, (config, info) in enumerate(zip(self._configs, self._infos, strict=True))
         ]
+
+    def snapshot(self) -> Snapshot:
+        stack = self.stack  # of which the members' tensors are views
+        return Snapshot(dict(stack.named_parameters()), dict(stack.named_buffers()), stack.code, self.step)
 
     @property
     def host(self) -> StackMember:

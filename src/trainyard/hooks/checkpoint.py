@@ -56,6 +56,7 @@ class Checkpoint(Hook):
 
     priority = "VERY_LOW"
     stackable = True
+    writes_checkpoints = True
 
     def __init__(
         self,

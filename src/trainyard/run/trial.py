@@ -38,9 +38,9 @@ from trainyard.models import call
 from trainyard.run import ranks
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.env import find_device
-from trainyard.runner.member import Member
+from trainyard.runner.member import Member, member_arguments
 from trainyard.runner.parts import Parts
-from trainyard.runner.runner import arguments, member_arguments
+from trainyard.runner.runner import arguments
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -21,6 +22,8 @@ from trainyard.files import put, remove
 log = logging.getLogger(__name__)
 
 LAST = "last.json"
+NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
+"""What writing or reading raises for objects other than tensors and plain values."""
 
 
 class DamagedCheckpointError(Exception):
@@ -78,6 +81,24 @@ def read(path: Path) -> Any:
         raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({error})") from error
     except pickle.UnpicklingError as error:
         raise DamagedCheckpointError(f"{path}: holds objects other than tensors and plain values") from error
+
+
+def misfit(value: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any] | None:
+    """Return the first object in a nest of dicts, lists and tuples that a checkpoint cannot hold, and its place."""
+    if isinstance(value, dict | list | tuple):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (misfit(entry, (*place, str(key))) for key, entry in entries)
+        return next((each for each in found if each is not None), None)
+    if isinstance(value, torch.Tensor | str | int | float | None):
+        return None
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except NOT_PLAIN:
+        return place, value
+    return None
 
 
 def _read_sharded(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainyard import rng_state
 from trainyard.errors import ConfigError
 from trainyard.optim.identity import Beginning
-from trainyard.runner.weights import LoadFrom
+from trainyard.runner.weights import LoadFrom, load_from
 from trainyard.track import Journal, RunInfo, Status, Tracker
 
 if TYPE_CHECKING:
@@ -254,3 +254,16 @@ def read(values: Mapping[str, Tensor], count: int) -> list[dict[str, float]]:
     table = torch.stack([value.detach().reshape(-1).expand(count).to(torch.float64) for value in values.values()])
     columns: Sequence[Sequence[float]] = table.t().tolist()
     return [dict(zip(values, column, strict=True)) for column in columns]
+
+
+def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `Member`, taken from those of its Runner."""
+    work_dir = None if settings["work_dir"] is None else Path(settings["work_dir"]).resolve()
+    return {
+        "seed": settings["seed"],
+        "work_dir": work_dir,
+        "objective": Objective(settings["objective"], settings["direction"]),
+        "info": settings["info"] or RunInfo(settings["name"] or (work_dir.name if work_dir else "run")),
+        "resume": settings["resume"],
+        "load_from": load_from(settings["load_from"]),
+    }

@@ -73,13 +73,16 @@ def _holds_another_run(member: Member) -> bool:
     return member.work_dir is not None and not member.journal.writes and (member.work_dir / journal.FILE).exists()
 
 
-def capture(member: Member, generators: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+def capture(
+    member: Member, generators: dict[str, Any], reading: dict[str, Any], hooks: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the state of a member, as its checkpoint holds it; its tensors are the live ones.
 
     Args:
         member: a member of any Runner; the checkpoint is that of a single run.
         generators: the state of the random generators of its single run.
         reading: that of the `TrainingReader`.
+        hooks: states of the hooks; by default those that they have now.
     """
     runner = member.runner
     state = {
@@ -97,7 +100,7 @@ def capture(member: Member, generators: dict[str, Any], reading: dict[str, Any])
         "step": member.step_state(),
         "loop": runner.train_loop.state_dict(),
         "member": member.state_dict(),
-        "hooks": member.hook_states(),
+        "hooks": member.hook_states() if hooks is None else hooks,
         "random": generators,
     }
     state = ranks.with_all(state, runner.strategy)
