@@ -17,6 +17,7 @@ from trainyard.batch import split_target
 from trainyard.models import call
 from trainyard.redaction import redacted
 from trainyard.runner import Runner, checkpoint
+from trainyard.runner.training_check import writes_checkpoints
 from trainyard.track import RunInfo, facts
 from trainyard.track.sweep_position import SweepPosition
 
@@ -91,7 +92,7 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
         (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
             np.save(member.directory / EXAMPLE, example)
-        if values["mode"] == "train" and runner.tracker.log_model:
+        if values["mode"] == "train" and runner.tracker.log_model and writes_checkpoints(runner):
             # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER, PREDICT)
 
@@ -111,7 +112,8 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
         return None
     loader = runner.loader(split)
     with rng_state.seeded(runner.seed):  # reading may draw random numbers, which a resumed run must not draw again
-        batch = next(iter(loader.batches()), None)
+        # The stream that will be trained on is not opened twice.
+        batch = runner.reader.look_ahead() if split == "train" else next(iter(loader.batches()), None)
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
     if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):

@@ -49,6 +49,8 @@ class TrainingReader:
         Raises:
             TrainyardError: there is none.
         """
+        if self._ahead is not None:
+            return self._ahead.first
         if exact_length(self.loader) is not None:
             return first_batch(self.loader, "train")
         state, before = self._stream_state(), rng_state.cpu_states()

@@ -39,7 +39,7 @@ def check(runner: Runner, *, resumes: bool) -> None:
             batch = runner.reader.look_ahead()
             runner.model.train()
             runner.step.uncaptured(batch, 0, 1)
-            if any(getattr(hook, "writes_checkpoints", False) for hook in runner.dispatch.hooks.values()):
+            if writes_checkpoints(runner):
                 _try_checkpoint(runner)
     except Exception as error:
         if not isinstance(error, TrainyardError):
@@ -49,6 +49,11 @@ def check(runner: Runner, *, resumes: bool) -> None:
         before.restore()
         if runner.model.training != training:
             runner.model.train(training)
+
+
+def writes_checkpoints(runner: Runner) -> bool:
+    """Return whether a hook of the run saves checkpoints."""
+    return any(getattr(hook, "writes_checkpoints", False) for hook in runner.dispatch.hooks.values())
 
 
 def _can_be_tried(runner: Runner, resumes: bool) -> bool:
