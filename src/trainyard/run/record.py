@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.files import writing
 from trainyard.models import call
 from trainyard.redaction import redacted
 from trainyard.runner import Runner, checkpoint
@@ -89,9 +90,11 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     for member, values in zip(runner.members, configs, strict=True):
         shown = redacted(dict(values) | ({"model": model} if "model" in values else {}))
         text = [_section(key, value, sections) for key, value in shown.items()]
-        (member.directory / CONFIG).write_text("".join(text))
+        with writing(member.directory / CONFIG):
+            (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
-            np.save(member.directory / EXAMPLE, example)
+            with writing(member.directory / EXAMPLE):
+                np.save(member.directory / EXAMPLE, example)
         if values["mode"] == "train" and runner.tracker.log_model and writes_checkpoints(runner):
             # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER, PREDICT)

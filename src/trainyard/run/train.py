@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from trainyard.config.build import build
 from trainyard.errors import TrainyardError
+from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
@@ -133,7 +134,7 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
     from trainyard.run import record
 
     is_main = runner.strategy.is_main
-    with _interruptible(runner) as caught, runner.session():
+    with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
         if is_main:
             record.write_files(runner, configs)
             _warn_of_missing_hooks(runner, configs[0])

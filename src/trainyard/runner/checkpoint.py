@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.files import put, remove
+from trainyard.files import DirectoryGoneError, put, remove, writing
 from trainyard.runner.file_sum import SummedWriter, holds
 
 log = logging.getLogger(__name__)
@@ -45,10 +45,24 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
 
     The file is torch's, a zip archive, with a checksum of the whole file as its comment, which `read` verifies.
+
+    Raises:
+        DirectoryGoneError: the folder above that of the file does not exist.
+        DiskFullError: no space is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        _write(path, state)
+    except FileNotFoundError as error:
+        raise DirectoryGoneError(
+            f"{path.parent.parent} was moved or removed while the run was under way: {path.name} cannot be saved. "
+            "Where the directory is now, resume=true goes on from the last checkpoint."
+        ) from error
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with writing(path, temporary), temporary.open("wb") as file:
         summed = SummedWriter(file)
         torch.save(state, summed)  # type: ignore[arg-type] # it is given what torch calls of a file
         summed.end()
@@ -173,11 +187,12 @@ def link(source: Path, target: Path) -> None:
     # source.
     temporary = target.with_name(f".{target.name}.link")
     remove(temporary)
-    if source.is_dir():
-        shutil.copytree(source, temporary, copy_function=_link_file)
-    else:
-        _link_file(source, temporary)
-    put(temporary, target)
+    with writing(target, temporary):
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link_file)
+        else:
+            _link_file(source, temporary)
+        put(temporary, target)
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:
@@ -190,8 +205,10 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 def write_last(directory: Path, history: list[str]) -> None:
     """Record the regular checkpoints of a directory, oldest first; a resume begins from the last one."""
     temporary = directory / f".{LAST}.tmp"
-    temporary.write_text(json.dumps({"last": history[-1] if history else None, "history": history}, indent=2) + "\n")
-    temporary.replace(directory / LAST)
+    with writing(directory / LAST, temporary):
+        record = {"last": history[-1] if history else None, "history": history}
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(directory / LAST)
 
 
 def read_last(directory: Path) -> list[str]:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from trainyard import rng_state
 from trainyard.data.lengths import exact_length
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.files import writing
 from trainyard.runner import checkpoint
 from trainyard.runner.loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from trainyard.runner.state import capture
@@ -84,7 +85,7 @@ def _try_checkpoint(runner: Runner) -> None:
     reading, hooks = runner.reader.state_dict(0, 0), _hook_states(runner)
     state = capture(member, member.random_state(generators), reading, hooks)
     folder = next(each for each in (runner.work_dir, *runner.work_dir.parents) if each.is_dir())
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with writing(member.checkpoints), tempfile.TemporaryFile(dir=folder) as file:
         try:
             torch.save(state, file)
             file.seek(0)
