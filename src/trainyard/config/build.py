@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -89,7 +90,8 @@ def _is_too_large(error: BaseException | None) -> bool:
 
 def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
     """Return the error for a size that memory cannot hold; it names the largest number of the node."""
-    said = str(error).partition("\n")[0].rpartition("] ")[2].rstrip(".")
+    found = re.search(r"allocate (\d+) bytes", str(error))
+    said = f"{int(found[1]) / 2**30:.0f} GiB are asked for" if found else str(error).partition("\n")[0].rstrip(".")
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     key, largest = max(_integers(plain, key), key=lambda each: each[1], default=(key, 0))
     return ConfigError(key, largest, "a size that the memory of this machine holds", hint=f"{said}.")
