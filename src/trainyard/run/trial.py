@@ -41,6 +41,7 @@ from trainyard.runner.arguments import arguments
 from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
 from trainyard.runner.env import find_device
 from trainyard.runner.member import Member
+from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
 from trainyard.runner.runner import member_arguments
 from trainyard.runner.sanity_check import watched
@@ -210,7 +211,8 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _schedule, ("schedule", "loop", "data", "direction"), _shape(optim)
     yield _validation, (*_MODEL, "metric", "mode"), ""
     if trains:
-        yield _last_batch, _MODEL, ""
+        clips = [values.get(key) is not None for key in ("clip_grad_norm", "clip_grad_value")]
+        yield _step, (*_MODEL, "device", "precision"), f"{clips} {_shape(optim)}"
         yield _hook_checks, (*_MODEL, "hook", *loops), ""
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
@@ -361,8 +363,14 @@ def _results(parts: _Parts, split: str) -> list[str]:
     return [f"{split}/{name}" for name, value in results_of(parts.metrics).items() if value.numel() == 1]
 
 
-def _last_batch(parts: _Parts) -> None:
+def _step(parts: _Parts) -> None:
+    """Make one step with a batch of the training data, if the model is small and trains on the CPU."""
     check_last_batch(parts, META if parts.meta else CPU)
+    if parts.meta or find_device(parts.settings["device"]) != CPU or hasattr(parts.model, "train_steps"):
+        return
+    parts.model.train()
+    with explained(parts):
+        parts.step(first_batch(parts.loader("train"), "train"), 0, 1)
 
 
 def _names(parts: _Parts) -> None:
