@@ -56,7 +56,9 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
         title = f"{directory.parent.name} {directory.name}"
         files.append(html.write(rows, directory, title=title, objective=name, direction=direction))
         print(f"Report: {files[-1]}")
-    shipment = tracking.finish(files, complete=not plan.left)
+    paused = [job for job in plan.left if plan.entries[job.num].state == "paused"]
+    complete = len(paused) == len(plan.left)
+    shipment = tracking.finish(files, complete=complete, paused=[job.directory for job in paused])
     if shipment.runs and shipment.runs[0].where:
         print(f"MLflow: {len(shipment.runs) - 1} runs below {shipment.runs[0].name!r}; {shipment.runs[0].where}")
     if str(shipment):

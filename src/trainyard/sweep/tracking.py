@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
 from trainyard.sweep.plan import Job, SweepPlan
-from trainyard.track import Journal, RunInfo, Shipment, Tracker
+from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker
+from trainyard.track.journal import FILE as JOURNAL
 from trainyard.track.run_info import FILE
 
 PLAN = "plan.txt"
@@ -78,9 +79,10 @@ class SweepTracking:
             self._tracker.close(job.directory)
 
     def paused(self, job: Job) -> None:
-        """Follow a job on that is paused: its run is neither failed nor ended."""
+        """Follow a job on that is paused: its run goes on, whatever the job said when it was asked to end."""
         if self._tracker is not None:
             self.look()
+            _note(job.directory, "RUNNING")
 
     def abort(self) -> Shipment:
         """End shipping at once, and report what is left."""
@@ -89,12 +91,27 @@ class SweepTracking:
         self._journal.close()
         return self._tracker.abort()
 
-    def finish(self, files: Sequence[Path], *, complete: bool) -> Shipment:
-        """Name the files that belong to the sweep's own run, end that run, and wait for the shipper."""
+    def finish(self, files: Sequence[Path], *, complete: bool, paused: Iterable[Path] = ()) -> Shipment:
+        """Name the files that belong to the sweep's own run, end that run, and wait for the shipper.
+
+        Args:
+            files: the files.
+            complete: whether the sweep has come to its end.
+            paused: the directories of jobs that stay paused: their runs are neither failed nor killed.
+        """
         if self._tracker is None:
             return Shipment()
+        for directory in paused:
+            _note(directory, "FINISHED", "paused")
         for file in (self.directory / PLAN, *files):
             self._journal.artifact(file)
         self._journal.status("FINISHED" if complete else "FAILED")
         self._journal.close()
         return self._tracker.finish()
+
+
+def _note(directory: Path, status: Status, message: str = "") -> None:
+    """Write a status into the journal of a job that has no process."""
+    if (directory / JOURNAL).exists():
+        with Journal(directory) as journal:
+            journal.status(status, message)
