@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from trainyard.track import Journal, RunInfo, Status, Tracker
 
 if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
+
+log = logging.getLogger(__name__)
 
 Direction = Literal["maximize", "minimize"]
 
@@ -186,7 +189,11 @@ class Member:
             self.work_dir.mkdir(parents=True, exist_ok=True)
             before, self.journal = self.journal, Journal(self.work_dir)
             self.journal.latest.update(before.latest)
-            tracker.open(self.work_dir, self.info, resume=resume)
+            info = tracker.open(self.work_dir, self.info, resume=resume, step=self.iter)
+            changed = [f"{key}={value}" for key, value in info.changes.items() if key.endswith(f"@{self.iter}")]
+            if resume and changed:
+                told = ", ".join(changed)
+                log.info("Changed on resume, and a tag in MLflow: %s.", told, extra={"member": self})
         self.journal.status("RUNNING")
 
     def close(self, status: Status, message: str = "") -> None:

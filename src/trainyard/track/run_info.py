@@ -23,7 +23,9 @@ class RunInfo:
 
     Args:
         name: display name of the run.
-        params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters.
+        params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters. Of a
+            resumed run, the values that each had first.
+        changes: the params that had another value when the run was resumed: by `param@step`, the value from there on.
         tags: MLflow tags.
         facts: the machine and the code (`facts.collect`), as tags too.
         config: the resolved config's path inside the run's directory.
@@ -37,6 +39,7 @@ class RunInfo:
 
     name: str
     params: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     config: str | None = None
@@ -49,10 +52,16 @@ class RunInfo:
     source: str | None = None
     python_path: list[str] = field(default_factory=list)
 
-    def continuing(self, earlier: RunInfo) -> RunInfo:
-        """Return this run as the continuation of `earlier`: its identity and place, with new settings and machine."""
+    def continuing(self, earlier: RunInfo, step: int) -> RunInfo:
+        """Return this run as the continuation of `earlier` from iteration `step` on.
+
+        It has the identity and place of `earlier`, and its params as far as they go: MLflow keeps the first value of
+        each. The machine is the new one.
+        """
         kept = {name: getattr(earlier, name) for name in ("id", "name", "experiment", "uri", "start_time", "parent")}
-        return dataclasses.replace(self, **kept)
+        latest = earlier.params | {key.rpartition("@")[0]: value for key, value in earlier.changes.items()}
+        changed = {f"{key}@{step}": value for key, value in self.params.items() if latest.get(key, value) != value}
+        return dataclasses.replace(self, **kept, params=self.params | earlier.params, changes=earlier.changes | changed)
 
     def write(self, work_dir: str | Path) -> None:
         write_json(Path(work_dir) / FILE, redacted(dataclasses.asdict(self)))

@@ -89,13 +89,15 @@ class Tracker(ABC):
     def start(self) -> None:  # noqa: B027 (a tracker may have nothing to start)
         """Start what takes time, and return at once."""
 
-    def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False) -> RunInfo:
+    def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False, step: int = 0) -> RunInfo:
         """Write `run.json` into `work_dir`, and track what is journaled there from now on.
 
         Args:
             work_dir: an existing folder.
             info: the run; name, place and python path are filled in, and its facts that are texts become files.
-            resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay.
+            resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay, and params
+                whose values differ are recorded as its `changes`.
+            step: the iteration from which it continues.
 
         Raises:
             ConfigError: `work_dir` holds an earlier run and `resume` is false.
@@ -108,7 +110,7 @@ class Tracker(ABC):
                 raise ConfigError(
                     "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the one there."
                 )
-            info = info.continuing(RunInfo.read(folder))
+            info = info.continuing(RunInfo.read(folder), step)
         for fact, file in facts.FILES.items():
             if text := info.facts.pop(fact, ""):
                 (folder / file).write_text(text, encoding="utf-8")

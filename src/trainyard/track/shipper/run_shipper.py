@@ -16,7 +16,7 @@ from trainyard.track.shipper.backoff import PATIENCE, Backoff
 from trainyard.track.shipper.logged_model import BuiltModel, build_model, warm_model
 from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import describe
-from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
+from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
@@ -37,6 +37,7 @@ class _Batch:
     Args:
         uploads: what is to be uploaded, each with its newest record and the offset at which that starts.
         status: the last one; None: unchanged.
+        quiet: whether that came without a message.
         end: the offset at which they end.
         time: of the last one.
     """
@@ -47,6 +48,7 @@ class _Batch:
     uploads: dict[str, tuple[int, Record]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     status: str | None = None
+    quiet: bool = False
     end: int = 0
     time: float = 0.0
 
@@ -94,6 +96,7 @@ class RunShipper:
         self._lock = ShipperLock(work_dir)
         self._path = work_dir / journal.FILE
         self._left: float | None = None
+        self._message = False  # whether the store has one
 
     @property
     def gone(self) -> bool:
@@ -194,6 +197,7 @@ class RunShipper:
             self._state = Shipped()
             return self._connect(self._next_batch())
         self._connection = store, run
+        self._message = run.message or MESSAGE_TAG in batch.tags
         state.experiment_id, state.run_id, state.sent_status = run.experiment_id, run.run_id, run.status
         batch.params[:0] = self.info.params.items()
         batch.tags = {}
@@ -226,9 +230,11 @@ class RunShipper:
             case {"kind": "model"}:
                 batch.uploads[_MODEL] = batch.end, record
             case {"kind": "status", "status": status, "message": message}:
-                batch.status = status
+                batch.status, batch.quiet = status, not message
                 if message:
-                    batch.tags["trainyard.message"] = message
+                    batch.tags[MESSAGE_TAG] = message
+                else:
+                    batch.tags.pop(MESSAGE_TAG, None)
             case _:
                 batch.unknown.append(record["kind"])
 
@@ -240,6 +246,10 @@ class RunShipper:
             store.status(run.run_id, "RUNNING", 0.0)
             self._state.sent_status = "RUNNING"
         store.log(run.run_id, self._names, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
+        self._message |= MESSAGE_TAG in batch.tags
+        if batch.quiet and self._message:  # the message of an earlier end: the run went on
+            store.take_back(run.run_id, MESSAGE_TAG)
+            self._message = False
         self._state.offset, self._state.status, self._state.time = batch.end, status, batch.time
         for what, (start, record) in batch.uploads.items():
             if record["kind"] == "array":

@@ -30,6 +30,7 @@ MAX_ITEMS = 1000  # metrics, params and tags of one request
 MAX_PARAMS_OR_TAGS = 100
 
 RUN_TAG = "trainyard.run_id"
+MESSAGE_TAG = "trainyard.message"
 _GIT_TAGS = {"git.commit": "mlflow.source.git.commit", "git.branch": "mlflow.source.git.branch"}
 
 Item = Metric | Param | RunTag
@@ -38,12 +39,17 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Run as MLflow has it."""
+    """Run as MLflow has it.
+
+    Args:
+        message: whether it has the tag `MESSAGE_TAG`.
+    """
 
     run_id: str
     experiment_id: str
     status: str
     artifacts: Artifacts
+    message: bool = False
 
 
 class RunLostError(Exception):
@@ -183,6 +189,14 @@ class Store:
         else:
             self._client.set_terminated(run_id, status, int(at * 1000))
 
+    def take_back(self, run_id: str, tag: str) -> None:
+        """Delete a tag, if the run has it."""
+        try:
+            self._client.delete_tag(run_id, tag)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
     def model(self, run: StoredRun, build: Build, stamp: str) -> None:
         """Log the run's model: see `log_model`."""
         log_model(self._client, run.experiment_id, run.run_id, build, stamp)
@@ -190,7 +204,8 @@ class Store:
     def _known(self, info: RunInfo, run: Run) -> StoredRun:
         self._runs[info.id] = run.info.run_id
         artifacts = Artifacts(self._client, run.info.run_id, run.info.artifact_uri)
-        return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts)
+        message = MESSAGE_TAG in run.data.tags
+        return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts, message)
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -231,7 +246,7 @@ class Store:
                 parent = found.info.run_id if found else None
             if parent:
                 tags["mlflow.parentRunId"] = parent
-        return tags | info.tags
+        return tags | info.tags | info.changes
 
     def _log(self, run_id: str, items: Sequence[Item], note: Note) -> None:
         try:
