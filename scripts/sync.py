@@ -9,6 +9,7 @@ Every run below the given folders is checked; records that MLflow has already ar
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
 
 def sync(folders: list[Path], uri: str | None) -> bool:
     """Ship the runs below `folders`, and return whether everything is shipped then."""
+    from trainyard.track.shipper.exchange import Exchanges, patience
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
     from trainyard.track.shipper.run_shipper import InUseError
     from trainyard.track.shipper.store import Stores
@@ -42,7 +44,14 @@ def sync(folders: list[Path], uri: str | None) -> bool:
     runs, complete = runs_below(folders)
     if not runs:
         print("No runs here.")
-    stores = Stores()
+    exchanges, limit = Exchanges(), patience()
+
+    def late() -> None:
+        print(f"MLflow gave no answer for {limit:g} s; try again later.", flush=True)
+        os._exit(1)
+
+    exchanges.watch(limit, late)
+    stores = Stores(exchanges)
     for work_dir, info in runs:
         try:
             before = summary(work_dir, uri)

@@ -21,7 +21,8 @@ from trainyard.track.uri import sqlite_file
 FILE = "shipped.json"
 LOCK = ".shipper.lock"
 LOG = "shipper.log"
-EXIT_STATUS = (0, 3)  # of the shipper: all is shipped, something is not; any other is a crash
+EXIT_STATUS = (0, 3, 4)
+"""Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""
 
 
 @dataclass

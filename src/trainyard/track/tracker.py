@@ -342,9 +342,12 @@ class MLflowTracker(Tracker):
             except (OSError, TrainyardError) as missing:
                 error = str(missing)
         complete = all(run.complete for run in runs)
-        crashed = self._process is not None and self._process.returncode not in (None, *EXIT_STATUS)
+        status = None if self._process is None else self._process.returncode
+        crashed = status not in (None, *EXIT_STATUS)
         if error is None and stopped and not complete:
             error = "The shipper was stopped."
+        elif error is None and status == EXIT_STATUS[2] and not complete:
+            error = "MLflow gave no answer."
         elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 from trainyard.errors import TrainyardError
 from trainyard.track import journal
 from trainyard.track.shipped import RunShipment, summary
+from trainyard.track.shipper.exchange import Exchanges
 from trainyard.track.shipper.run_shipper import InUseError, RunShipper
 from trainyard.track.shipper.store import RunLostError, Stores
 
@@ -21,13 +22,16 @@ _MAX_REST = 5.0
 class Fleet:
     """Ships several runs in turn; after a failure, a store and all its runs are paused for a while.
 
+    Args:
+        exchanges: with the stores.
+
     Attributes:
         ending: whether `end()` was called.
         gave_up: whether something stays unshipped, once `finished`.
     """
 
-    def __init__(self) -> None:
-        self._stores = Stores()
+    def __init__(self, exchanges: Exchanges | None = None) -> None:
+        self._stores = Stores(exchanges)
         self._runs: dict[Path, RunShipper] = {}
         self._next_turn = 0.0  # of the active runs; by `time.monotonic`
         self.ending = False

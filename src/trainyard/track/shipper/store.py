@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper.backoff import Backoff
+from trainyard.track.shipper.exchange import Exchanges, counted
 from trainyard.track.shipper.logged_model import Build, log_model
 from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_text, first_line
@@ -68,15 +69,20 @@ def warm(uri: str) -> None:
 
 
 class Stores:
-    """Stores of a process by URI, each opened once and with its own backoff."""
+    """Stores of a process by URI, each opened once and with its own backoff.
 
-    def __init__(self) -> None:
+    Args:
+        exchanges: counts those with all of them, but for SQLite databases.
+    """
+
+    def __init__(self, exchanges: Exchanges | None = None) -> None:
+        self._exchanges = exchanges or Exchanges()
         self._stores: dict[str, Store] = {}
         self._backoffs: dict[str, Backoff] = {}
 
     def get(self, uri: str) -> Store:
         if uri not in self._stores:
-            self._stores[uri] = Store(uri)
+            self._stores[uri] = Store(uri, self._exchanges)
         return self._stores[uri]
 
     def backoff(self, uri: str) -> Backoff:
@@ -94,12 +100,13 @@ class Store:
 
     Args:
         uri: as `run.json` has it.
+        exchanges: counts what is exchanged with a server.
 
     Raises:
         Exception: whatever MLflow raises where the store cannot be reached; trying again later may help.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, exchanges: Exchanges) -> None:
         uri = with_password(uri)
         database = sqlite_file(uri)
         # MLflow puts the artifacts of a new database into `mlruns` in the current folder; that must be the database's.
@@ -111,8 +118,9 @@ class Store:
                 if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise  # this error is clear; MLflow would retry for minutes
             _commit_quickly()
-        with _alone_in(database.parent) if database else contextlib.nullcontext():
-            self._client = MlflowClient(uri)
+        with _alone_in(database.parent) if database else exchanges.one():
+            client = MlflowClient(uri)
+        self._client = client if database else counted(client, exchanges)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
 
