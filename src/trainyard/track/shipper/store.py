@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import importlib
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from trainyard.track.run_info import RunInfo
+from trainyard.track.shipper import databases
 from trainyard.track.shipper.backoff import Backoff
 from trainyard.track.shipper.exchange import Exchanges, counted
 from trainyard.track.shipper.logged_model import Build, log_model
@@ -92,7 +88,7 @@ class Stores:
         """Close every SQLite database into its one file, so that it can be copied."""
         for database in filter(None, map(sqlite_file, self._stores)):
             with contextlib.suppress(sqlite3.Error):  # another process may be writing: it will do this
-                _execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+                databases.execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class Store:
@@ -109,18 +105,11 @@ class Store:
     def __init__(self, uri: str, exchanges: Exchanges) -> None:
         uri = with_password(uri)
         database = sqlite_file(uri)
-        # MLflow puts the artifacts of a new database into `mlruns` in the current folder; that must be the database's.
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _execute(database, "PRAGMA journal_mode=WAL")  # readers and a writer don't wait for each other
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise  # this error is clear; MLflow would retry for minutes
-            _commit_quickly()
-        with _alone_in(database.parent) if database else exchanges.one():
-            client = MlflowClient(uri)
-        self._client = client if database else counted(client, exchanges)
+        if database is None:
+            with exchanges.one():
+                self._client = counted(MlflowClient(uri), exchanges)
+        else:
+            self._client = databases.client(uri, database)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
 
@@ -278,37 +267,3 @@ class Store:
 
 
 _KINDS = {Metric: "metrics", Param: "params", RunTag: "tags"}
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder against other shippers: MLflow makes the tables of a new database, and two at once collide."""
-    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        os.close(lock)
-
-
-@functools.cache
-def _commit_quickly() -> None:
-    """Make SQLAlchemy's SQLite connections wait for the disk at checkpoints only, not at commits.
-
-    A commit then survives the end of the process, but perhaps not a power failure.
-    """
-    from sqlalchemy import Engine, event
-
-    def settings(connection: Any, _: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages of 4 KB
-
-    event.listen(Engine, "connect", settings)
-
-
-def _execute(database: Path, pragma: str) -> None:
-    with contextlib.closing(sqlite3.connect(database, timeout=1.0)) as connection:
-        connection.execute(pragma)
