@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from trainyard import temporary
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.track import RunInfo, run_info
 from trainyard.track.shipped import summary
@@ -85,6 +86,7 @@ def main() -> int:
     except ConfigError as error:
         parser.error(f"--{error}")
     configure()
+    temporary.use_own_folder()
     return 0 if sync(arguments.folders, uri) else 1
 
 

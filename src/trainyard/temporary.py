@@ -57,6 +57,20 @@ def own_folder() -> Path:
     return folder
 
 
+def use_own_folder() -> Path | None:
+    """Let `tempfile` put the files of this process into a folder of its own.
+
+    Returns:
+        The folder; None where none can be made: the files go where they went.
+    """
+    try:
+        folder = own_folder()
+    except OSError:
+        return None
+    tempfile.tempdir = str(folder)
+    return folder
+
+
 def for_multiprocessing() -> None:
     """Let `multiprocessing` put the sockets of this process and of those that it forks into a folder of its own."""
     config = getattr(process.current_process(), "_config", None)

@@ -17,7 +17,6 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from waiting import LIMIT
 
-from trainyard import temporary
 from trainyard.track.shipper import databases
 
 KILLED = """
@@ -115,22 +114,3 @@ def test_another_program_was_faster(tmp_path: Path, uri: str) -> None:
         client = opened(database)
     assert client.get_experiment_by_name("theirs") is not None
     assert not list(database.parent.glob(".*"))
-
-
-def test_names_of_dead_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = forked.run([sys.executable, "-c", "import os; print(os.getpid())"], timeout=LIMIT)
-    host, pid, start = temporary.marked("").split("-")
-    of_dead = {f"new-{host}-{ended.stdout.strip()}-{start}", f"new-{host}-{pid}-{int(start) + 1}"}
-    others = {
-        temporary.marked("new-"),
-        f"new-{host}-{pid}-0",  # where a system does not tell the time
-        f"new-elsewhere-{ended.stdout.strip()}-{start}",
-        f"new-{host}-1-{start}x",
-        "new-",
-        f"old-{host}-{ended.stdout.strip()}-{start}",
-    }
-    for name in of_dead | others:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").touch()
-    temporary.remove_left(tmp_path, "new-")
-    assert {entry.name for entry in tmp_path.iterdir()} == others

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.errors import ConfigError
+from trainyard.files import remove
 from trainyard.optim.identity import Beginning
 from trainyard.runner.weights import LoadFrom
 from trainyard.track import Journal, RunInfo, Status, Tracker
@@ -189,6 +190,9 @@ class Member:
             self.work_dir.mkdir(parents=True, exist_ok=True)
             before, self.journal = self.journal, Journal(self.work_dir)
             self.journal.latest.update(before.latest)
+            for folder in (self.work_dir, self.checkpoints):
+                for part in folder.glob(".*.tmp"):  # of a killed process: ours alone holds the journal
+                    remove(part)
             info = tracker.open(self.work_dir, self.info, resume=resume, step=self.iter)
             changed = [f"{key}={value}" for key, value in info.changes.items() if key.endswith(f"@{self.iter}")]
             if resume and changed:

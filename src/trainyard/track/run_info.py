@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from trainyard import temporary
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redacted
 
@@ -80,6 +80,6 @@ class RunInfo:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a small JSON file so that a reader finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    part = path.with_name(temporary.marked(f".{path.name}."))
+    part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trainyard import temporary
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_path
@@ -26,6 +27,7 @@ from trainyard.track import facts, run_info
 from trainyard.track import uri as uris
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import EXIT_STATUS, LOG, RunShipment, summary
+from trainyard.track.shipped import FILE as SHIPPED
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 _CHECKPOINTS = ("best", "last")
@@ -114,6 +116,8 @@ class Tracker(ABC):
         for fact, file in facts.FILES.items():
             if text := info.facts.pop(fact, ""):
                 (folder / file).write_text(text, encoding="utf-8")
+        for name in (run_info.FILE, SHIPPED):
+            temporary.remove_left(folder, f".{name}.")
         info.write(folder)
         self._track(folder)
         return info

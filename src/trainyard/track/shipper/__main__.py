@@ -16,6 +16,7 @@ import gc
 import os
 import queue
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from trainyard import temporary
 from trainyard.track.shipped import EXIT_STATUS, LOG
 from trainyard.track.shipper.exchange import Exchanges, patience
 
@@ -107,6 +109,7 @@ def main() -> int:
     _spare_the_collector()
     fleet = Fleet(exchanges)
     log: Path | None = None
+    own: Path | None = None
     rest: float | None = None
     stopped = False
     while not (fleet.finished or stopped):
@@ -116,6 +119,7 @@ def main() -> int:
                 if log is None:
                     log = work_dir / LOG
                     keep_log(work_dir)
+                    own = temporary.use_own_folder()
                 fleet.open(work_dir)
             elif verb == "close":
                 fleet.close(work_dir)
@@ -130,6 +134,8 @@ def main() -> int:
         fleet.leave()
     if log is not None and log.exists() and log.stat().st_size == 0:
         log.unlink()
+    if own is not None:
+        shutil.rmtree(own, ignore_errors=True)
     return status
 
 
