@@ -214,9 +214,8 @@ def _ship(tracker: Tracker) -> Shipment:
 
 def _report(shipment: Shipment) -> None:
     """Log where the run can be viewed, and what has not been shipped yet."""
-    for run in shipment.runs:
-        if run.where:
-            log.info("MLflow: run %r; %s", run.name, run.where)
+    if shipment.arrived:
+        log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
         log.warning("%s", shipment)
 

@@ -52,6 +52,18 @@ class Shipment:
     def complete(self) -> bool:
         return self.error is None and all(run.complete for run in self.runs)
 
+    @property
+    def arrived(self) -> str:
+        """Which runs MLflow has, whole, and where they can be viewed; empty if there are none."""
+        if not self.runs or not self.runs[0].where or self.runs[0].run_id is None:
+            return ""
+        own, *others = self.runs  # a sweep's own, and those of its jobs
+        if not others:
+            return f"run {own.name!r}; {own.where}"
+        there = sum(run.complete for run in others)
+        count = f"{there} of {len(others)}" if there < len(others) else str(there)
+        return f"{count} runs below {own.name!r}; {own.where}"
+
     def __str__(self) -> str:
         lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
         lines += dict.fromkeys(f"MLflow: {text}" for run in self.runs for text in run.renamed)  # once for a sweep
