@@ -131,13 +131,13 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
 
 
 def test_no_mlflow_server_never_stops_training(train: Any, tmp_path: Path) -> None:
-    result = train(
-        "tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    )
+    env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_RUN_NAME": "mine"}
+    result = train("tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env=env)
     assert result.returncode == 0, result.stderr
     assert "Best val/accuracy" in result.stdout
     assert "scripts/sync.py" in result.stdout
-    assert json.loads((tmp_path / "run/run.json").read_text())["uri"] == "http://127.0.0.1:9"
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    assert [info[key] for key in ("uri", "experiment_id", "name")] == list(env.values())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -12,12 +12,11 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name
 
 from trainyard.track import Journal, RunShipment
-from trainyard.track.shipped import FILE, LOG
+from trainyard.track.shipped import FILE, LOG, Shipment
 from trainyard.track.shipper.fleet import ship_now
 from trainyard.track.shipper.names import KnownNames, Names, renamed
 from trainyard.track.shipper.sanitize import clean_name
 from trainyard.track.shipper.store import Stores
-from trainyard.track.tracker import Shipment
 
 NewRun = Callable[..., Path]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     # A part that the config describes in place has no group.
     own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
     return RunInfo(
-        name=values["name"] or (position.name if position else " ".join(own)),
+        name=values["name"] or (position.name if position else os.environ.get("MLFLOW_RUN_NAME") or " ".join(own)),
         parent=position.parent if position else None,
         params={group: choice for group, choice in choices.items() if group not in NOT_PARAMS} | params,
         tags={"overrides": " ".join(overrides)},

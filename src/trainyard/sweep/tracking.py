@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ class SweepTracking:
         self._tracker.start()
         self._journal = Journal(directory)
         info = RunInfo(
-            name=f"sweep {directory.parent.name} {directory.name}",
+            name=os.environ.get("MLFLOW_RUN_NAME") or f"sweep {directory.parent.name} {directory.name}",
             params={"varying": ", ".join(plan.keys)},
             tags={"kind": "sweep"},
         )

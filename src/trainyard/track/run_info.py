@@ -32,9 +32,11 @@ class RunInfo:
         parent: `id` of the parent's run, for a job of a sweep.
         id: unique name of the run, made once; MLflow's run has it as the tag `trainyard.run_id`.
         experiment, uri: where it is tracked; set by the tracker. None: nowhere.
+        experiment_id: MLflow's own, of an experiment that is chosen by it and not by its name.
         start_time: unix seconds.
         user, source: who started which program.
         python_path: folders from which the shipper imports the user's model.
+        mark: what makes its directory one of the user's own (`trainyard.track.own`).
     """
 
     name: str
@@ -46,19 +48,28 @@ class RunInfo:
     parent: str | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     experiment: str | None = None
+    experiment_id: str | None = None
     uri: str | None = None
     start_time: float = field(default_factory=time.time)
     user: str | None = None
     source: str | None = None
     python_path: list[str] = field(default_factory=list)
+    mark: str | None = None
 
-    def continuing(self, earlier: RunInfo, step: int) -> RunInfo:
+    def continuing(self, earlier: RunInfo, step: int, *, there: bool) -> RunInfo:
         """Return this run as the continuation of `earlier` from iteration `step` on.
 
-        It has the identity and place of `earlier`, and its params as far as they go: MLflow keeps the first value of
-        each. The machine is the new one.
+        It has the identity of `earlier`, and its params as far as they go: MLflow keeps the first value of each. The
+        machine is the new one.
+
+        Args:
+            earlier: the run so far.
+            step: the iteration.
+            there: whether it is tracked where `earlier` was, if that was tracked at all.
         """
-        kept = {name: getattr(earlier, name) for name in ("id", "name", "experiment", "uri", "start_time", "parent")}
+        kept = {name: getattr(earlier, name) for name in ("id", "name", "start_time", "parent")}
+        if there and earlier.uri is not None:  # else it was not tracked so far, and all of it is now
+            kept |= {name: getattr(earlier, name) for name in ("experiment", "experiment_id", "uri")}
         latest = earlier.params | {key.rpartition("@")[0]: value for key, value in earlier.changes.items()}
         changed = {f"{key}@{step}": value for key, value in self.params.items() if latest.get(key, value) != value}
         return dataclasses.replace(self, **kept, params=self.params | earlier.params, changes=earlier.changes | changed)

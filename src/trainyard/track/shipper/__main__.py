@@ -46,7 +46,7 @@ def configure() -> None:
         os.environ.setdefault(name, value)
 
 
-def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event, at_end: Callable[[], None]) -> None:
+def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event, at_end: Callable[[], object]) -> None:
     """Turn standard input into orders; this runs in a thread, so that the trainer never waits for the shipper.
 
     Args:

@@ -64,19 +64,26 @@ class Exchanges:
                 return 0.0
             return self._waited + time.monotonic() - self._began - self._allowed
 
-    def watch(self, limit: float, late: Callable[[], None]) -> None:
-        """From now on call `late`, in a thread, once exchanges have taken `limit` seconds without a success."""
+    def watch(self, limit: float, late: Callable[[], None]) -> Callable[[], None]:
+        """From now on call `late`, in a thread, once exchanges have taken `limit` seconds without a success.
+
+        Returns:
+            The function that ends this.
+        """
+        ended = threading.Event()
         with self._lock:
             self._waited = 0.0
             if self._began is not None:
                 self._began = time.monotonic()
 
         def look() -> None:
-            while self.waited <= limit:
-                time.sleep(_LOOK)
-            late()
+            while not ended.wait(_LOOK):
+                if self.waited > limit:
+                    late()
+                    return
 
         threading.Thread(target=look, daemon=True).start()
+        return ended.set
 
 
 def patience(default: float = PATIENCE) -> float:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
-from trainyard.track import journal
+from trainyard.track import journal, own
 from trainyard.track.shipped import RunShipment, summary
 from trainyard.track.shipper.exchange import Exchanges
 from trainyard.track.shipper.run_shipper import InUseError, RunShipper
@@ -40,7 +40,7 @@ class Fleet:
         """Add a run, also one that was there before and is resumed."""
         self._drop(work_dir)
         try:
-            self._runs[work_dir] = RunShipper(work_dir, self._stores)
+            self._runs[work_dir] = RunShipper(work_dir, self._stores, trust=not own.can_be_told())
         except TrainyardError as error:
             print(error, flush=True)
 
@@ -133,17 +133,21 @@ class Fleet:
             run.release()
 
 
-def ship_now(work_dir: Path, stores: Stores, uri: str | None = None) -> RunShipment:
+def ship_now(
+    work_dir: Path, stores: Stores, uri: str | None = None, *, experiment: str | None = None, trust: bool = False
+) -> RunShipment:
     """Ship what is left of one run, in one go.
 
     Args:
         uri: the store to ship to; by default the one in `run.json`.
+        experiment: where a run that MLflow does not have is made; by default the one in `run.json`.
+        trust: run its code and follow its links, also if the directory is not the user's own.
 
     Raises:
         InUseError: another process is shipping it.
         TrainyardError: there is no run, or its `run.json` does not name where it is tracked.
     """
-    run = RunShipper(work_dir, stores, uri, search=True)
+    run = RunShipper(work_dir, stores, uri, experiment=experiment, search=True, trust=trust)
     if not journal.being_written(work_dir / journal.FILE):
         run.writer_left()
     try:

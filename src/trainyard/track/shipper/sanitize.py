@@ -9,6 +9,7 @@ import re
 from trainyard.redaction import redact
 
 MAX_NAME = 250
+MAX_RUN_NAME = 250  # that databases have room for
 MAX_PARAM = 6000
 MAX_TAG = 8000
 

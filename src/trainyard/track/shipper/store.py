@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from trainyard.track.run_info import RunInfo
@@ -18,7 +18,7 @@ from trainyard.track.shipper.backoff import Backoff
 from trainyard.track.shipper.exchange import Exchanges, counted
 from trainyard.track.shipper.logged_model import Build, log_model
 from trainyard.track.shipper.names import Names
-from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_text, first_line
+from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_RUN_NAME, MAX_TAG, clean_text, first_line
 from trainyard.track.shipper.uploads import Artifacts
 from trainyard.track.uri import sqlite_file, with_password
 
@@ -110,7 +110,7 @@ class Store:
                 self._client = counted(MlflowClient(uri), exchanges)
         else:
             self._client = databases.client(uri, database)
-        self._experiments: dict[str, str] = {}
+        self._experiments: dict[tuple[str | None, str], str] = {}
         self._runs: dict[str, str] = {}
 
     def run(
@@ -130,12 +130,15 @@ class Store:
         if run_id is not None:
             run = self.check(run_id)
         else:
-            experiment_id = self._experiment(info.experiment or "Default")
+            experiment_id = self._experiment(info)
             found = None if new else self._find(experiment_id, info.id)
             if found is None:
                 start = int(info.start_time * 1000)
                 marks = {names("tag", key): clean_text(value, MAX_TAG) for key, value in tags.items()}
-                return self._known(info, self._client.create_run(experiment_id, start, marks, run_name=info.name))
+                return self._known(
+                    info,
+                    self._client.create_run(experiment_id, start, marks, run_name=clean_text(info.name, MAX_RUN_NAME)),
+                )
             run = found
         self.log(run.info.run_id, names, tags=tags)
         return self._known(info, run)
@@ -204,23 +207,31 @@ class Store:
         message = MESSAGE_TAG in run.data.tags
         return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts, message)
 
-    def _experiment(self, name: str) -> str:
-        if name not in self._experiments:
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
-                try:
-                    self._experiments[name] = self._client.create_experiment(name)
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-                    return self._experiment(name)  # another process was faster
-            elif found.lifecycle_stage != "active":
-                raise MlflowException(
-                    f"The experiment {name} was deleted in MLflow: restore it there, or choose another name."
-                )
+    def _experiment(self, info: RunInfo) -> str:
+        """Return the id of a run's experiment, which is created if it is named and there is none."""
+        key = info.experiment_id, info.experiment or "Default"
+        if key not in self._experiments:
+            number, name = key
+            if number is not None:
+                found = self._client.get_experiment(number)
             else:
-                self._experiments[name] = found.experiment_id
-        return self._experiments[name]
+                found = self._client.get_experiment_by_name(name) or self._created(name)
+            if found.lifecycle_stage != "active":
+                raise MlflowException(
+                    f"The experiment {found.name} was deleted in MLflow: restore it there, or choose another one with "
+                    "sync.py --experiment."
+                )
+            self._experiments[key] = found.experiment_id
+        return self._experiments[key]
+
+    def _created(self, name: str) -> Experiment:
+        try:
+            return self._client.get_experiment(self._client.create_experiment(name))
+        except MlflowException as error:
+            found = self._client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return found  # another process was faster
 
     def _find(self, experiment_id: str, own_id: str) -> Run | None:
         found = self._client.search_runs(
@@ -239,7 +250,7 @@ class Store:
             tags["trainyard.parent_id"] = info.parent
             parent = self._runs.get(info.parent)
             if parent is None:
-                found = self._find(self._experiment(info.experiment or "Default"), info.parent)
+                found = self._find(self._experiment(info), info.parent)
                 parent = found.info.run_id if found else None
             if parent:
                 tags["mlflow.parentRunId"] = parent
