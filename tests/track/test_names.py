@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name
@@ -86,6 +86,7 @@ def test_names_of_the_shipper_are_its_own(uri: str, new_run: NewRun) -> None:
 
 
 @settings(max_examples=50)
+@example(["..@", ".._"])
 @given(st.lists(st.one_of(st.text("a@_/. ", max_size=4), st.text("ab", min_size=248, max_size=252)), max_size=12))
 def test_every_name_has_one_of_its_own(names: list[str]) -> None:
     known: KnownNames = {}
