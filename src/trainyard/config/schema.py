@@ -14,6 +14,7 @@ from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
+from trainyard.config.resolving import resolve
 from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
@@ -68,19 +69,6 @@ _TEXTS = {"str": "a text", "str | None": "a text or null"}
 
 # Parts of configs that were checked: the jobs of a sweep share most of theirs.
 _FOUND_RIGHT: set[tuple[str, str]] = set()
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed config in plain Python, without Hydra's own node.
-
-    Raises:
-        ConfigError: an interpolation does not resolve.
-    """
-    try:
-        return {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "config")
-        raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -192,14 +180,6 @@ def _without_priority(node: Any, name: str) -> Any:
         except ConfigError as error:
             raise error.under(f"hook.{name}") from None
     return rest
-
-
-def _resolved(cfg: DictConfig, key: Any) -> Any:
-    """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs."""
-    if OmegaConf.is_missing(cfg, key):
-        return "???"
-    value = cfg[key]
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _missing(value: Any, key: str = "") -> Iterator[str]:

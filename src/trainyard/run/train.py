@@ -60,7 +60,8 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
         collected = facts.begin(Path.cwd())
-        from trainyard.config.schema import check, resolve
+        from trainyard.config.resolving import resolve
+        from trainyard.config.schema import check
 
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
@@ -94,7 +95,7 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
     tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
-    from trainyard.config.schema import resolve
+    from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     return _trained(_prepared(values, tracker, collected, position, own), values)
@@ -113,6 +114,8 @@ def _prepared(
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
     runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
     runner.prepare(values["mode"])
+    for name in runner.sets("test"):  # is tested after the training
+        runner.loader(name)
     return runner
 
 

@@ -17,15 +17,18 @@ from trainyard import rng_state
 from trainyard.checks import choice, integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
+from trainyard.config.resolving import replaced
 from trainyard.distributed import as_strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
 from trainyard.runner import unfreezing, weights
+from trainyard.runner.arguments import arguments, as_arguments, as_keys, directory
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, Objective
+from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check
@@ -121,6 +124,7 @@ class Runner(Parts):
         info: RunInfo | None = None,
     ) -> None:
         seed, accumulate = seed_number("seed", seed), integer("accumulate", accumulate, at_least=1)
+        work_dir = directory(work_dir)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         choice("accumulate_by", accumulate_by, BY)
         compile_arguments(compile)  # a wrong value is an error before anything is built
@@ -158,9 +162,13 @@ class Runner(Parts):
 
         Args:
             cfg: the config. Keys that are not arguments of the Runner belong to the application and are ignored.
-            **overrides: arguments that replace the config's.
+            **overrides: arguments, or groups, that replace the config's before its interpolations are resolved.
+
+        Raises:
+            ConfigError: an interpolation does not resolve. `work_dir` is one that only an application of Hydra's has.
         """
-        return cls(**(arguments(cfg) | overrides))
+        own = as_arguments(overrides)
+        return cls(**(arguments(replaced(cfg, as_keys(overrides))) | own))
 
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
 
@@ -301,7 +309,8 @@ class Runner(Parts):
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
         if mode == "train":
             _ = self.optimizer, self.beginning, self.schedule, self.step
-            sanity_check(self)
+            with explained(self):
+                sanity_check(self)
             self.seed_generators()
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
@@ -322,7 +331,8 @@ class Runner(Parts):
             self.training = True
             try:
                 self.call("before_train")
-                self.train_loop.run(self)
+                with explained(self):
+                    self.train_loop.run(self)
                 if not self.stopping:
                     unfreezing.check_none_missed(self)
                 self.call("after_train")
@@ -349,7 +359,7 @@ class Runner(Parts):
 
     def _evaluate(self, split: str, loop: ValLoop) -> list[dict[str, float]]:
         self.prepare(split)
-        with self.session():
+        with self.session(), explained(self):
             return loop.run(self)
 
     @contextmanager
@@ -373,14 +383,6 @@ class Runner(Parts):
         generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
         chosen = self.members if members is None else members
         return [capture(member, member.random_state(generators), reading) for member in chosen]
-
-
-def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Return the entries of a composed config that are arguments of the Runner, under their names."""
-    renamed = {"hook": "hooks", "metric": "metrics"}
-    taken = set(Runner.__init__.__annotations__) - {"return"}
-    found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
-    return {"model": None} | {key: value for key, value in found.items() if key in taken}
 
 
 def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:

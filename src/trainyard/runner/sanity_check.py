@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainyard import rng_state
 from trainyard.errors import ConfigError
+from trainyard.runner.batch_checks import check_last_batch
 
 if TYPE_CHECKING:
     from trainyard.runner.parts import Parts
@@ -27,6 +28,8 @@ def sanity_check(runner: Runner) -> None:
     known = names
     with rng_state.seeded(runner.seed):
         getattr(runner.train_loop, "sanity_check", _nothing)(runner)
+        if not runner.stacked:
+            check_last_batch(runner, runner.device)
         if runner.has_split("val"):
             none = "it has none; metrics={...} gives it some"
             names = runner.val_loop.sanity_check(runner)
