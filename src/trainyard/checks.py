@@ -190,7 +190,7 @@ def text(key: str, value: object, *, at_most: int) -> str:
     Raises:
         ConfigError: it is none, empty or too long.
     """
-    given = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    given = str(value) if is_number(value) else value
     if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
         shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
         raise ConfigError(key, shown, f"a text of one line, of {at_most} characters at most")
