@@ -36,15 +36,16 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
-from trainyard.run.job_size import job_size
+from trainyard.run.job_size import estimate
 from trainyard.runner import Runner, checkpoint, weights
+from trainyard.runner.arguments import arguments
+from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
 from trainyard.runner.env import find_device
-from trainyard.runner.member import Member
+from trainyard.runner.member import Member, member_arguments
+from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
-from trainyard.runner.runner import arguments, member_arguments
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
-from trainyard.track import NoTracker
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class _Known:
 
 
 _BUILT = {
-    "_data": ("data", "_loaders"),
+    "_data": ("data", "loaders"),
     "_model": ("_model", "model_config", "meta"),
     "_metrics": ("metrics",),
     "_loops": ("train_loop", "val_loop", "test_loop"),
@@ -210,6 +211,8 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _schedule, ("schedule", "loop", "data", "direction"), _shape(optim)
     yield _validation, (*_MODEL, "metric", "mode"), ""
     if trains:
+        clips = [values.get(key) is not None for key in ("clip_grad_norm", "clip_grad_value")]
+        yield _step, (*_MODEL, "device", "precision"), f"{clips} {_shape(optim)}"
         yield _hook_checks, (*_MODEL, "hook", *loops), ""
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
@@ -236,14 +239,7 @@ def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str |
             known.give(key, parts)
         if known.errors[key] is not None:
             return known.errors[key], None
-    if values["mode"] != "train":
-        return None, None
-    try:
-        tracker = build(parts.given["tracker"], "tracker")
-        return None, job_size(parts, parts.names, tracked=not isinstance(tracker, NoTracker | None))
-    except Exception as error:
-        log.debug("Of unknown size: %r", error)
-        return None, None
+    return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 
 def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
@@ -295,7 +291,7 @@ def _load_from(parts: _Parts) -> None:
 
 def _data(parts: _Parts) -> None:
     parts.loader(parts.mode)
-    for name in parts.evaluated:
+    for name in (*parts.evaluated, *parts.sets("test")):
         parts.loader(name)
 
 
@@ -358,12 +354,23 @@ def _results(parts: _Parts, split: str) -> list[str]:
     device = META if parts.meta else CPU
     with torch.no_grad(), device:
         outputs = predict(to_device(batch, device))
+    check_resident_targets(parts, outputs)
     if parts.meta:
         outputs = apply(lambda leaf: torch.zeros_like(leaf, device=CPU), outputs)
     for metric in parts.metrics.values():
         metric.reset()
         metric.process(batch, outputs)
     return [f"{split}/{name}" for name, value in results_of(parts.metrics).items() if value.numel() == 1]
+
+
+def _step(parts: _Parts) -> None:
+    """Make one step with a batch of the training data, if the model is small and trains on the CPU."""
+    check_last_batch(parts, META if parts.meta else CPU)
+    if parts.meta or find_device(parts.settings["device"]) != CPU or hasattr(parts.model, "train_steps"):
+        return
+    parts.model.train()
+    with explained(parts):
+        parts.step(first_batch(parts.loader("train"), "train"), 0, 1)
 
 
 def _names(parts: _Parts) -> None:

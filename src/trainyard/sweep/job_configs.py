@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.current_job import current_job
 from trainyard.config.plain import plain
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import TrainyardError
 from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.directories import check_name, job_directory
