@@ -133,6 +133,37 @@ def test_with_models_on_the_meta_device_the_same_is_found(job: str, monkeypatch:
     assert str(found).startswith(str(_of_single_run(job)).rstrip("."))
 
 
+def test_the_size_of_jobs_is_that_of_their_checkpoints_and_metrics(tmp_path: Path) -> None:
+    plain = "model.hidden=[8] loop.max_epochs=4"
+    jobs = [
+        "",
+        "optim=sgd",
+        "hook.checkpoint.max_keep=1",
+        "model.batch_norm=true",
+        "seed=1",
+        "mode=test load_from=x.pt",
+    ]
+    configs, which = DistinctConfigs.of([_values(*plain.split(), *job.split()) for job in jobs])
+    found = trial.try_jobs(configs).sizes
+    sizes = [found[number] for number in which]
+    weights = 4 * (2 * 8 + 8 + 8 * 2 + 2)
+    bytes_of = [None if size is None else size.checkpoints for size in sizes]
+    assert bytes_of[:3] == [3 * weights * 4, weights * 4, 3 * weights * 2], "three kept, and the best"
+    assert bytes_of[3] > bytes_of[4] == bytes_of[0]
+    assert bytes_of[5] is None, "no training"
+    assert {size.rows for size in sizes if size is not None} == {0}, "without MLflow"
+
+    values = {**_values(*plain.split()), "tracker": {"_target_": "trainyard.track.MLflowTracker"}}
+    (tracked,) = trial.try_jobs(DistinctConfigs.of([values])[0]).sizes
+    assert tracked is not None
+    assert tracked.rows == 4 + 4 * 3, "one point of the training, and in each epoch three results"
+
+    own = tmp_path / "run"
+    Runner.from_cfg(_values(*plain.split()), work_dir=str(own)).train()
+    kept = sum(file.stat().st_size for file in {path.resolve() for path in (own / "checkpoints").glob("*.pt")})
+    assert kept > bytes_of[0]
+
+
 def test_a_model_is_built_on_the_meta_device_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     before = MLP.__init__

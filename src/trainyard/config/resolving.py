@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainyard.config.plain import children, is_open, plain
 from trainyard.errors import ConfigError
 
+_OF_HYDRA = re.compile(r"\$\{hydra:([a-z_]+(?:\.[a-z_]+)*)\}")
 _PLAIN = bool | int | float | str | None
 
 
@@ -19,19 +23,29 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: an interpolation does not resolve.
     """
-    return {str(key): resolved(cfg, key) for key in cfg if key != "hydra"}
+    return {str(key): resolved(cfg, key, node) for key, node in children(cfg).items() if key != "hydra"}
 
 
-def resolved(cfg: DictConfig, key: Any) -> Any:
+def resolved(cfg: DictConfig, key: Any, node: Node | None = None) -> Any:
     """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs.
+
+    Args:
+        cfg: the config.
+        key: a key of it.
+        node: its node, if that is known.
 
     Raises:
         ConfigError: an interpolation in it does not resolve.
     """
+    if node is not None and not is_open(written := plain(node)):
+        return written
     try:
         if OmegaConf.is_missing(cfg, key):
             return "???"
-        value = cfg[key]
+        hydras = _OF_HYDRA.fullmatch(str(written)) if node is not None and HydraConfig.initialized() else None
+        hydra: Any = HydraConfig.get() if hydras else None
+        # As the resolver does, without parsing the interpolation each time.
+        value = OmegaConf.select(hydra, hydras[1]) if hydras else cfg[key]
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise _explained(cfg, str(key), error) from error

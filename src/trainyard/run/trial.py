@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture
-from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.distinct import DistinctConfigs, JobSize, TrialResult
 from trainyard.config.schema import check_nodes
 from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply, to_device
@@ -36,6 +36,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
+from trainyard.run.job_size import estimate
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.arguments import arguments
 from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
@@ -78,7 +79,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
         configs: as `trainyard.config.schema.check_settings` returns them.
     """
     began = perf_counter()
-    found = TrialResult([None] * len(configs.jobs))
+    found = TrialResult([None] * len(configs.jobs), sizes=[None] * len(configs.jobs))
     known = _Known()
     order = sorted(range(len(configs.jobs)), key=lambda number: [configs.jobs[number].get(key, -1) for key in _MODEL])
     for done, number in enumerate(order):
@@ -87,7 +88,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
             break
         values = configs.values(number)
         with env_override(values.pop(ENV, {})):
-            found.errors[number] = _error(values, configs.jobs[number], known)
+            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known)
     return found
 
 
@@ -216,19 +217,19 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
 
-def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
-    """Return what is wrong with a job; None if nothing is."""
+def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str | None, JobSize | None]:
+    """Return what is wrong with a job, None if nothing is, and what it will leave, if that is known."""
     try:
         check_nodes(values)
         if "launcher" in (values.get("strategy") or {}):  # checked where all devices are in sight
             values["strategy"] = None
         ranks.spread(values)
     except TrainyardError as error:
-        return str(error)
+        return str(error), None
     try:
         parts = _Parts(values)
     except TrainyardError as error:
-        return str(error)
+        return str(error), None
     for step, keys, further in _steps(values):
         key = step.__name__, further, *(job.get(name) for name in (ENV, *keys))
         if key not in known.errors:
@@ -237,8 +238,8 @@ def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
         elif known.errors[key] is None:
             known.give(key, parts)
         if known.errors[key] is not None:
-            return known.errors[key]
-    return None
+            return known.errors[key], None
+    return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 
 def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
