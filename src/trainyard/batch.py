@@ -56,6 +56,20 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
     return args, named, target
 
 
+def aligned(target: Any, output: Any) -> Any:
+    """Return a floating-point target in the shape of the output where they differ in a last axis of one number.
+
+    `[B]` and `[B, 1]` stand for the same numbers; compared as they are, they would be broadcast to `[B, B]`.
+    """
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or not target.is_floating_point():
+        return target
+    if target.shape == output.shape[:-1] and output.shape[-1:] == (1,):
+        return target.unsqueeze(-1)
+    if output.shape == target.shape[:-1] and target.shape[-1:] == (1,):
+        return target.squeeze(-1)
+    return target
+
+
 def samples(batch: Any) -> int:
     """Return the number of samples in a batch: the length of its first tensor; 1 where it has none."""
     return next((len(part) for part in _parts(batch) if isinstance(part, Tensor) and part.ndim), 1)

@@ -21,6 +21,9 @@ _REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a targ
 AUTO = "auto"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
+_INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the data do not have: those of regression
+_OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
+
 
 def is_node(value: object) -> bool:
     """Return whether `build` can make an object from this value."""
@@ -113,6 +116,8 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
+    `num_classes` is `out_features` where the data are for regression; `loss` is None where the data name none.
+
     Args:
         value: a config; an object is returned unchanged.
         key: its place in the config.
@@ -134,8 +139,12 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
         return type(entry)(fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry))
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
+    if name in _OWN_DEFAULT:
+        return (facts or {}).get(name)
     if facts is None:
         raise ConfigError(key, AUTO, "a value, since there is no data to take it from")
+    if name not in facts and _INSTEAD.get(name) in facts:
+        name = _INSTEAD[name]
     if name not in facts:
         known = ", ".join(sorted(facts)) or "nothing of that kind"
         raise ConfigError(key, AUTO, f"a value: this data tells {known}", options=facts)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.batch import target_of
+from trainyard.batch import aligned, target_of
 from trainyard.errors import ConfigError, TrainyardError
 
 Result = Tensor | dict[str, Tensor]
@@ -130,6 +130,8 @@ class SumMetric(Metric):
         if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
             kinds = f"outputs {type(outputs).__name__}, target {type(target).__name__}"
             raise TrainyardError(f"{type(self).__name__} reads tensors; given: {kinds}.")
+        if not self.class_axis:
+            target = self._aligned(target, outputs)
         shape = outputs.shape[:-1] if self.class_axis else outputs.shape
         shared = target.ndim == len(shape) - 1
         if target.shape != (shape[1:] if shared else shape) or (
@@ -141,6 +143,15 @@ class SumMetric(Metric):
         with torch.no_grad() if torch.is_grad_enabled() else NOTHING:  # off in loops already, and entering costs
             stacked = shared or self.members is not None
             self.add(self.stacked_sums(outputs, target) if stacked else self.sums(outputs, target))
+
+    def _aligned(self, target: Tensor, outputs: Tensor) -> Tensor:
+        """Return numbers `[B]` as `[B, 1]`, or the other way round, as the outputs of a member have them."""
+        if target.shape in (outputs.shape, outputs.shape[1:]) and self.members is not None:
+            return target
+        found: Tensor = aligned(target, outputs)
+        if found is target and self.members is not None:
+            found = aligned(target, outputs[0])
+        return found
 
     def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trainyard.batch import target_of
+from trainyard.batch import aligned, target_of
 from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric, Result
 
@@ -38,7 +38,7 @@ class TorchMetric(Metric):
 
     def process(self, batch: Any, outputs: Any) -> None:
         """Update the metric, after moving it to the device of the outputs."""
-        target = target_of(batch)
+        target = aligned(target_of(batch), outputs)
         device = getattr(outputs, "device", None)
         if device is not None:
             if device != self._device:

@@ -33,6 +33,7 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
+from trainyard.runner.preprocessor import with_preprocessor
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
 from trainyard.step.precision import make_precision
@@ -80,8 +81,12 @@ class Parts:
 
     @cached_property
     def model_config(self) -> Any:
-        """The config of the model with every `auto` filled in; the model itself if it was given as an object."""
-        return fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
+        """The config of the model with every `auto` filled in; the model itself if it was given as an object.
+
+        What the data measured for the model stands before its own `data_preprocessor`.
+        """
+        config = fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
+        return config if self.data is None else with_preprocessor(config, self.data.preprocessor)
 
     @cached_property
     def model(self) -> nn.Module:
