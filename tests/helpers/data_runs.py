@@ -22,8 +22,8 @@ def training(data: Any, model: Any, **more: Any) -> Config:
         "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-2},
         "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 3},
         "hook": {"logger": {"_target_": "trainyard.hooks.Logger"}},
-        "metric": {},
-        "objective": "train/loss",
+        "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
+        "objective": "val/loss",
         "device": "cpu",
         "seed": 1,
     }

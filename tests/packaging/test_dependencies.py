@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DISTRIBUTION = {"hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTION = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 OURS = {"trainyard", "hydra_plugins"}
 # Imported only where somebody asks for what needs them, with a message that says what to install; triton if it is in.
 OPTIONAL = {"torchmetrics", "triton"}

@@ -22,6 +22,7 @@ AUTO = "auto"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
 _INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the data do not have: those of regression
+_EXTRAS = {"torchvision": "vision"}  # packages that an extra of this one installs
 _OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 
 
@@ -223,7 +224,8 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
         raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
     if module is None:
-        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}")
+        extra = f"Install it with: pip install 'trainyard[{_EXTRAS[parts[0]]}]'" if parts[0] in _EXTRAS else ""
+        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}", hint=extra)
     found: Any = module
     for name in parts[depth:]:
         if not hasattr(found, name):

@@ -73,7 +73,7 @@ def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
     if suffix not in SUFFIXES:
         raise ConfigError(key, str(path), f"a file whose name ends in one of {', '.join(SUFFIXES)}")
     if suffix in (".csv", ".parquet"):
-        return {"train": _read_columns(key, str(path), _frame(key, file), chosen)}
+        return {"train": _read_columns(key, str(path), read_frame(key, file), chosen)}
     for name, columns in (("features", chosen.features), ("categories", chosen.categories)):
         if columns:
             raise ConfigError(name, list(columns), f"null for a {suffix} file, whose inputs are one array")
@@ -108,7 +108,7 @@ def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Tab
                 name = chosen.group if x == "x" else f"{chosen.group}_{split}"
                 if name not in arrays:
                     raise ConfigError("group", chosen.group, f"the key of the groups: {name!r} is not in the file")
-                tables[split] = tables[split]._replace(groups=_groups(path, arrays[name], len(arrays[x])))
+                tables[split] = tables[split]._replace(groups=group_numbers(path, arrays[name], len(arrays[x])))
     if not tables:
         accepted = "an .npz file with the inputs under x, or under x_train, x_val and x_test"
         raise ConfigError(key, str(file), accepted, hint=_held(arrays))
@@ -166,11 +166,11 @@ def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> 
         axis=1,
     )
     if isinstance(target, str):
-        y = _target(target, frame[target])
+        y = target_column(target, frame[target])
     else:
         y = np.stack([_numbers("target", name, frame[name]) for name in targets], axis=1)
     table = _checked(key, path, x, y)._replace(texts=texts, names=inputs)
-    return table._replace(groups=_groups(group[0], frame[group[0]].to_numpy(), len(x))) if group else table
+    return table._replace(groups=group_numbers(group[0], frame[group[0]].to_numpy(), len(x))) if group else table
 
 
 def _is_text(column: pd.Series) -> bool:
@@ -180,14 +180,14 @@ def _is_text(column: pd.Series) -> bool:
     return kind == "category" or is_object_dtype(column) or is_string_dtype(column)
 
 
-def _groups(name: str, groups: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
+def group_numbers(name: str, groups: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
     """Return the number of each row's group."""
     if groups.shape != (rows,):
         raise ConfigError("group", name, f"one group a sample: [{rows}], not {list(groups.shape)}")
     return np.unique(groups.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
-def _frame(key: str, file: Path) -> pd.DataFrame:
+def read_frame(key: str, file: Path) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError as error:
@@ -213,7 +213,7 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     return numbers
 
 
-def _target(name: str, column: pd.Series) -> npt.NDArray[Any]:
+def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:
     from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
     if column.isna().any():
