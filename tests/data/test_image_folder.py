@@ -18,10 +18,10 @@ from trainyard.errors import ConfigError, TrainyardError
 
 CPU = torch.device("cpu")
 MODEL = {
-    "_target_": "trainyard.models.CNN",
-    "in_channels": "auto",
+    "_target_": "trainyard.models.MLP",
+    "in_features": "auto",
     "num_classes": "auto",
-    "channels": [4, 8],
+    "hidden": [16],
     "loss": "auto",
 }
 METRICS = {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}}

@@ -129,7 +129,8 @@ class ImageFolder(ArrayData):
         for split, files in found.items():
             images = Images(files, colour, size, train_transform if split == "train" else own_transform)
             sources[split] = images.resident() if in_memory else images
-        shape = sources["train"][0][0].shape
+        first: Any = sources["train"][0]  # type: ignore[index]
+        shape = first[0].shape
         facts: dict[str, Any] = {"num_classes": len(self.classes)}
         if regression:
             facts = {"out_features": 1, "loss": dict(REGRESSION_LOSS)}

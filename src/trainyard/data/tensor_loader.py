@@ -5,12 +5,13 @@ There are no workers and no collate function: one gather serves many batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trainyard.checks import boolean, integer, seed_number
+from trainyard.data.base import Batch
 from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.order import epoch_order, num_batches
 
@@ -21,7 +22,7 @@ BLOCK_BYTES = 1 << 24
 
 
 class TensorLoader:
-    """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`.
+    """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`, or a dict.
 
     A shuffled epoch gathers a block of batches at once and yields parts of it. An unshuffled one yields slices of
     the resident tensors themselves, without a copy: do not change those in place.
@@ -33,6 +34,7 @@ class TensorLoader:
         drop_last: leave out the last batch if it is not full.
         seed: the seed of the orders of all epochs.
         device: where the tensors lie and the batches are made.
+        names: names of the tensors, for batches that are dicts `{name: [B, ...]}`; None for tuples.
         rows: how many indices an epoch has, for a subclass whose `gather` does not take row `i` for index `i`.
             Default: N.
 
@@ -53,6 +55,7 @@ class TensorLoader:
         drop_last: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        names: Sequence[str] | None = None,
         rows: int | None = None,
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
@@ -60,6 +63,7 @@ class TensorLoader:
             raise ValueError(f"tensors of one length are needed, not of {sorted(lengths)}")
         self.device = torch.device(device)
         self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
+        self.names = None if names is None else tuple(names)
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
@@ -91,7 +95,12 @@ class TensorLoader:
             return tuple(tensor[indices] for tensor in self.tensors)
         return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def assembled(self, parts: Iterable[Sequence[Tensor]]) -> Iterator[Batch]:
+        """Yield batches as they are served: as they come, or as dicts with the loader's names."""
+        names = self.names
+        yield from parts if names is None else (dict(zip(names, part, strict=True)) for part in parts)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on."""
         order = self.placed_order(epoch) if self.shuffle else None
         end = self.num_samples
@@ -100,7 +109,8 @@ class TensorLoader:
             last = min(first + step, end)
             block = self.gather(slice(first, last) if order is None else order[first:last])
             # unsafe_split, since a batch may be changed in place under autograd, which the views of split() forbid.
-            yield from zip(*(torch.unsafe_split(tensor, self.batch_size) for tensor in block), strict=True)
+            parts = zip(*(torch.unsafe_split(tensor, self.batch_size) for tensor in block), strict=True)
+            yield from parts if self.names is None else self.assembled(parts)
 
     def _batches_per_block(self) -> int:
         sample = sum(tensor.nbytes for tensor in self.gather(slice(0, 1)))
