@@ -95,6 +95,14 @@ def taken_out(value: Any, name: str) -> tuple[Any, Any]:
     return {key: entry for key, entry in value.items() if key != name}, value[name]
 
 
+def names_argument(node: Mapping[str, Any], name: str) -> bool:
+    """Return whether the target of a node has a parameter of this name."""
+    try:
+        return name in _parameters(locate(node["_target_"], "_target_"))
+    except (ConfigError, TypeError, ValueError):  # the check of the node reports the error
+        return False
+
+
 def _takes(target: Any, name: str) -> bool:
     try:
         parameters = _parameters(locate(target, "_target_"))

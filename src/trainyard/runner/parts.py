@@ -19,7 +19,7 @@ from trainyard.data import SPLITS, Data, Loader, as_data
 from trainyard.data.lengths import exact_length, length_hint
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
-from trainyard.metrics import Metric, as_metric
+from trainyard.metrics import Metric, configured
 from trainyard.models import has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
@@ -173,7 +173,7 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
-        return {name: self.strategy.metric(as_metric(metric)) for name, metric in build_all(config, "metric").items()}
+        return {name: self.strategy.metric(metric) for name, metric in configured(config).items()}
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:
