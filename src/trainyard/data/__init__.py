@@ -9,8 +9,10 @@ from trainyard.data.image_folder import ImageFolder
 from trainyard.data.loaders import Loaders, as_data
 from trainyard.data.order import EpochBatchSampler, epoch_order
 from trainyard.data.rings import Rings
+from trainyard.data.stream import ShardLoader, Stream
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 from trainyard.data.text import Text, WindowLoader
+from trainyard.data.tokens import Tokens
 from trainyard.data.torchvision import Torchvision
 
 __all__ = [
@@ -26,8 +28,11 @@ __all__ = [
     "Loader",
     "Loaders",
     "Rings",
+    "ShardLoader",
+    "Stream",
     "TensorLoader",
     "Text",
+    "Tokens",
     "Torchvision",
     "WindowLoader",
     "WorkerLoader",
