@@ -39,7 +39,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_source_imports_only_what_is_declared() -> None:
-    declared = {canonicalize_name(requirement.name) for requirement in requirements("vision")} | OPTIONAL
+    declared = {canonicalize_name(requirement.name) for requirement in requirements("hf", "vision")} | OPTIONAL
     for path in (ROOT / "src").rglob("*.py"):
         outside = imported(path) - set(sys.stdlib_module_names) - OURS
         missing = {DISTRIBUTION.get(name, name) for name in outside} - declared

@@ -22,7 +22,12 @@ AUTO = "auto"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
 _INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the data do not have: those of regression
-_EXTRAS = {"torchvision": "vision"}  # packages that an extra of this one installs
+_EXTRAS = {
+    "torchvision": "vision",
+    "datasets": "hf",
+    "tokenizers": "hf",
+    "transformers": "hf",
+}  # packages that an extra of this one installs
 _OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 
 

@@ -5,6 +5,7 @@ from trainyard.data.arrays import Arrays
 from trainyard.data.base import SPLITS, Batch, Data, Loader, arranged
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.data.digits import Digits
+from trainyard.data.hf import HuggingFace
 from trainyard.data.image_folder import ImageFolder
 from trainyard.data.loaders import Loaders, as_data
 from trainyard.data.order import EpochBatchSampler, epoch_order
@@ -23,6 +24,7 @@ __all__ = [
     "Data",
     "Digits",
     "EpochBatchSampler",
+    "HuggingFace",
     "ImageFolder",
     "ImageLoader",
     "Loader",
