@@ -72,3 +72,12 @@ def test_a_run_resumes_to_the_bits(tmp_path: Path) -> None:
 
 def test_a_stack_over_seeds_follows_its_members() -> None:
     stack_follows_members(VALUES)
+
+
+def test_dicts_are_not_taken_row_by_row() -> None:
+    """A captured step takes rows of tuples by itself; dicts are gathered."""
+    named = TensorLoader([*NAMED.values()], 8, seed=3, shuffle=True, names=[*NAMED])
+    assert not named.takes_rows
+    same(named.lazy_batches(1), [tuple(batch.values()) for batch in named.batches(1)])
+    stacked = StackedLoader(named, [1, 2])
+    same(stacked.lazy_batches(1), [tuple(batch.values()) for batch in stacked.batches(1)])
