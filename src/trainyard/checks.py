@@ -24,8 +24,8 @@ from trainyard.errors import ConfigError
 
 
 def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
-    """Return whether `value` is an integer, of Python or NumPy, within the bounds. A float such as 3.0 is none."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    """Return whether `value` is an integer of 64 bits, of Python or NumPy, within the bounds. 3.0 is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
         return False
     return (at_least is None or int(value) >= at_least) and (at_most is None or int(value) <= at_most)
 
@@ -73,6 +73,8 @@ def integer(
     """
     if is_integer(value, at_least=at_least, at_most=at_most):
         return int(value)
+    if isinstance(value, Integral) and at_most is None and int(value) >= 2**63:
+        at_most = 2**63 - 1
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
     hint = (
         "Nothing here states a value for auto, so an integer is needed."

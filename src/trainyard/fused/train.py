@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from trainyard.config.build import build
 from trainyard.config.current_job import current_job
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import StackDivided
 from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.files import writing
 from trainyard.models import call
 from trainyard.redaction import redacted
 from trainyard.runner import Runner, checkpoint
+from trainyard.runner.training_check import writes_checkpoints
 from trainyard.track import RunInfo, facts
 from trainyard.track.sweep_position import SweepPosition
 
@@ -88,10 +90,12 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     for member, values in zip(runner.members, configs, strict=True):
         shown = redacted(dict(values) | ({"model": model} if "model" in values else {}))
         text = [_section(key, value, sections) for key, value in shown.items()]
-        (member.directory / CONFIG).write_text("".join(text))
+        with writing(member.directory / CONFIG):
+            (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
-            np.save(member.directory / EXAMPLE, example)
-        if values["mode"] == "train" and runner.tracker.log_model:
+            with writing(member.directory / EXAMPLE):
+                np.save(member.directory / EXAMPLE, example)
+        if values["mode"] == "train" and runner.tracker.log_model and writes_checkpoints(runner):
             # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER, PREDICT)
 
@@ -111,7 +115,8 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
         return None
     loader = runner.loader(split)
     with rng_state.seeded(runner.seed):  # reading may draw random numbers, which a resumed run must not draw again
-        batch = next(iter(loader.batches()), None)
+        # The stream that will be trained on is not opened twice.
+        batch = runner.reader.look_ahead() if split == "train" else next(iter(loader.batches()), None)
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
     if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
@@ -154,7 +159,7 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
     # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
-    state = checkpoint.load(file)
+    state = checkpoint.read(file)
     model.load_state_dict(state.get("eval_model", state["model"]))
     example = work_dir / EXAMPLE
     return model.eval(), np.load(example) if example.exists() else None

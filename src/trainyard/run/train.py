@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from trainyard.config.build import build
 from trainyard.errors import TrainyardError
+from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
@@ -58,7 +59,8 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
         collected = facts.begin(Path.cwd())
-        from trainyard.config.schema import check, resolve
+        from trainyard.config.resolving import resolve
+        from trainyard.config.schema import check
 
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
@@ -91,7 +93,7 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
     tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
-    from trainyard.config.schema import resolve
+    from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     return _trained(_prepared(values, tracker, collected, position, own), values)
@@ -110,6 +112,8 @@ def _prepared(
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
     runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
     runner.prepare(values["mode"])
+    for name in runner.sets("test"):  # is tested after the training
+        runner.loader(name)
     return runner
 
 
@@ -133,7 +137,7 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
     from trainyard.run import record
 
     is_main = runner.strategy.is_main
-    with _interruptible(runner) as caught, runner.session():
+    with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
         if is_main:
             record.write_files(runner, configs)
             _warn_of_missing_hooks(runner, configs[0])

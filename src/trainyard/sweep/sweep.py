@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.current_job import current_job
 from trainyard.config.explain import explain
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
 from trainyard.sweep.application import StartedAs

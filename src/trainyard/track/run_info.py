@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trainyard.errors import TrainyardError
+from trainyard.files import writing
 from trainyard.redaction import redacted
 
 FILE = "run.json"
@@ -72,5 +73,6 @@ class RunInfo:
 def write_json(path: Path, data: Any) -> None:
     """Write a small JSON file so that a reader finds the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with writing(path, temporary):
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
