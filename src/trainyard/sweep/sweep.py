@@ -179,7 +179,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes)
+                conclude(plan, tracking, self.application.resumes, self._executor.signum is not None)
 
     def _preload(self) -> list[str]:
         fuse = self.application.fuse
