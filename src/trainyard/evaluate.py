@@ -24,11 +24,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.checks import integer
-from trainyard.config.build import build_all, fill_auto
+from trainyard.config.build import fill_auto
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.predictions.file import MissingError, Predictions
-from trainyard.metrics import as_metric, results_of
+from trainyard.metrics import configured, results_of
 from trainyard.track import own
 
 CONFIG = "config.yaml"  # written by a run beside its predictions
@@ -58,7 +58,7 @@ def offline(
         integer("chunk_size", chunk_size, at_least=1, other="None: the batches of the test")
     predictions = Predictions.read(file)
     config = fill_auto(metrics, "metric", predictions.facts.get("spec", {}))
-    built = {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}
+    built = configured(config)
     for metric in built.values():
         metric.reset()
     with torch.no_grad():
