@@ -179,6 +179,24 @@ def choice(key: str, value: object, options: Collection[str], *, other: str = ""
     raise ConfigError(key, value, _either(f"one of {', '.join(options)}", other), options=options)
 
 
+def text(key: str, value: object, *, at_most: int) -> str:
+    """Return `value` as a text of one line; a number is taken as it is written.
+
+    Args:
+        key: where the value stands.
+        value: what was given.
+        at_most: the number of characters that are accepted.
+
+    Raises:
+        ConfigError: it is none, empty or too long.
+    """
+    given = str(value) if is_number(value) else value
+    if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
+        shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
+        raise ConfigError(key, shown, f"a text of one line, of {at_most} characters at most")
+    return given
+
+
 def existing_file(key: str, value: object) -> Path:
     """Return the path of the file at `value`, where `~` is the home folder.
 

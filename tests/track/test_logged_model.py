@@ -118,4 +118,4 @@ def test_a_checkpoint_that_was_never_saved_is_named(uri: str, new_run: Callable[
     with Journal(work_dir) as journal:
         journal.model("checkpoints/best.pt", f"{loader}:load")
         journal.status("FINISHED")
-    assert ship_now(work_dir, Stores()).notes == ["model: there is no checkpoint checkpoints/best.pt"]
+    assert ship_now(work_dir, Stores()).notes == ("model: there is no checkpoint checkpoints/best.pt",)

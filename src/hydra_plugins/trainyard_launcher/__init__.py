@@ -55,8 +55,12 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = self._begun()
         returns = sweep.launch(job_overrides, initial_job_idx)
-        if sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
-            sys.exit()  # a sweeper that uses results cannot continue without them
+        if not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):  # it uses the results
+            from trainyard.sweep.objective import tell_worst_for_nan
+
+            if sweep.settings.dry_run:
+                sys.exit()  # it cannot continue without them
+            tell_worst_for_nan(returns, self.config)
         return returns
 
     def run(self, proposer: Proposer) -> None:

@@ -24,6 +24,15 @@ _TOO_LARGE = (MemoryError, RuntimeError, OverflowError)  # among them those for 
 AUTO = "auto"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
+_INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the data do not have: those of regression
+_EXTRAS = {
+    "torchvision": "vision",
+    "datasets": "hf",
+    "tokenizers": "hf",
+    "transformers": "hf",
+}  # packages that an extra of this one installs
+_OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
+
 
 def is_node(value: object) -> bool:
     """Return whether `build` can make an object from this value."""
@@ -128,6 +137,14 @@ def taken_out(value: Any, name: str) -> tuple[Any, Any]:
     return {key: entry for key, entry in value.items() if key != name}, value[name]
 
 
+def names_argument(node: Mapping[str, Any], name: str) -> bool:
+    """Return whether the target of a node has a parameter of this name."""
+    try:
+        return name in _parameters(locate(node["_target_"], "_target_"))
+    except (ConfigError, TypeError, ValueError):  # the check of the node reports the error
+        return False
+
+
 def _takes(target: Any, name: str) -> bool:
     try:
         parameters = _parameters(locate(target, "_target_"))
@@ -150,6 +167,8 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
+    `num_classes` is `out_features` where the data are for regression; `loss` is None where the data name none.
+
     Args:
         value: a config; an object is returned unchanged.
         key: its place in the config.
@@ -171,8 +190,12 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
         return type(entry)(fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry))
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
+    if name in _OWN_DEFAULT:
+        return (facts or {}).get(name)
     if facts is None:
         raise ConfigError(key, AUTO, "a value, since there is no data to take it from")
+    if name not in facts and _INSTEAD.get(name) in facts:
+        name = _INSTEAD[name]
     if name not in facts:
         known = ", ".join(sorted(facts)) or "nothing of that kind"
         raise ConfigError(key, AUTO, f"a value: this data tells {known}", options=facts)
@@ -254,7 +277,8 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
         raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
     if module is None:
-        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}")
+        extra = f"Install it with: pip install 'trainyard[{_EXTRAS[parts[0]]}]'" if parts[0] in _EXTRAS else ""
+        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}", hint=extra)
     found: Any = module
     for name in parts[depth:]:
         if not hasattr(found, name):

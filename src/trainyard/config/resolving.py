@@ -31,23 +31,21 @@ def resolved(cfg: DictConfig, key: Any, node: Node | None = None) -> Any:
 
     Args:
         cfg: the config.
-        key: the value's key in it.
-        node: its node, where that is known.
+        key: a key of it.
+        node: its node, if that is known.
 
     Raises:
         ConfigError: an interpolation in it does not resolve.
     """
+    if node is not None and not is_open(written := plain(node)):
+        return written
     try:
-        if node is not None:
-            if not is_open(value := plain(node)):
-                return value
-            if isinstance(value, str) and (hydras := _OF_HYDRA.fullmatch(value)) and HydraConfig.initialized():
-                hydra: Any = HydraConfig.get()
-                value = OmegaConf.select(hydra, hydras[1])  # as the resolver does, without parsing each time
-                return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         if OmegaConf.is_missing(cfg, key):
             return "???"
-        value = cfg[key]
+        hydras = _OF_HYDRA.fullmatch(str(written)) if node is not None and HydraConfig.initialized() else None
+        hydra: Any = HydraConfig.get() if hydras else None
+        # As the resolver does, without parsing the interpolation each time.
+        value = OmegaConf.select(hydra, hydras[1]) if hydras else cfg[key]
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise _explained(cfg, str(key), error) from error

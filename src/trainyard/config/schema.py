@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.checks import boolean, choice, integer, seed_number
-from trainyard.config.build import check_tree, locate, taken_out
+from trainyard.config.build import check_tree, is_node, locate, names_argument, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
 from trainyard.config.resolving import resolve
@@ -19,6 +19,8 @@ from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
 
+PATHS = ("output", "target")
+"""Keys of a metric's config for what it reads, which are not arguments of its target."""
 MODES = ("train", "val", "test")
 
 
@@ -151,13 +153,16 @@ def check_nodes(values: dict[str, Any]) -> None:
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with `paramwise`, which is not an argument of an optimizer, as a node beside each optimizer.
 
-    A hook's `priority`, which is not an argument of the hook either, is checked here.
+    A hook's `priority`, which is not an argument of the hook either, is checked here; a metric's `output` and `target`
+    are when it is built.
 
     Raises:
         ConfigError: one of these is invalid.
     """
     if isinstance(values.get("hook"), Mapping):
         values = values | {"hook": {name: _without_priority(node, name) for name, node in values["hook"].items()}}
+    if isinstance(values.get("metric"), Mapping):
+        values = values | {"metric": {name: _without_paths(node) for name, node in values["metric"].items()}}
     optim = values.get("optim")
     if not isinstance(optim, Mapping):
         return values
@@ -171,6 +176,13 @@ def _nodes(values: dict[str, Any]) -> dict[str, Any]:
         if rules:
             found[f"{key}.paramwise"] = {"_target_": "trainyard.optim.Paramwise", **rules}
     return found
+
+
+def _without_paths(node: Any) -> Any:
+    """Return the config of a metric without the keys for what it reads (`trainyard.metrics.given`)."""
+    if not is_node(node):
+        return node
+    return {key: value for key, value in node.items() if key not in PATHS or names_argument(node, key)}
 
 
 def _without_priority(node: Any, name: str) -> Any:

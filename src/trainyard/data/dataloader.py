@@ -181,6 +181,11 @@ class WorkerLoader:
             batches = self._alone(batches, self.turn)
         return self._on_device(batches)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data set is a stream, which has one place at a time."""
+        return isinstance(self._given.dataset, IterableDataset)
+
     def stream_state(self) -> Any:
         """Return the state of the stream after the batches so far, for `batches`; None if it has none."""
         return self._state.take()
@@ -321,7 +326,7 @@ class _Gathered(Dataset[Any]):
         return self.loader.rows
 
     def __getitems__(self, indices: list[int]) -> Any:
-        return self.loader.gather(torch.tensor(indices))
+        return next(self.loader.assembled([self.loader.gather(torch.tensor(indices))]))
 
 
 def _as_it_is(batch: T) -> T:

@@ -7,6 +7,7 @@ from trainyard.models.mlp import MLP
 from trainyard.models.preprocessor import DataPreprocessor
 from trainyard.models.resnet import ResNet
 from trainyard.models.supervised import Supervised, has_mode_contract
+from trainyard.models.table_encoder import TableEncoder
 from trainyard.models.transformer import Transformer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "RandomChoice",
     "ResNet",
     "Supervised",
+    "TableEncoder",
     "Transformer",
     "call",
     "has_mode_contract",

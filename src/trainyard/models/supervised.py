@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainyard._torch_internals import compiled_from
-from trainyard.batch import ITEMS, no_target, split_target
+from trainyard.batch import ITEMS, aligned, no_target, split_target
 from trainyard.checks import integer
 from trainyard.errors import ConfigError
 from trainyard.models.base import MODES, BaseModel, Preprocessor
@@ -20,7 +20,8 @@ class Supervised(BaseModel):
 
     The last element of a tuple batch is the target and the others go to the network; in a mapping the target stands
     under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only
-    one, as its first argument. For predictions the target may be missing; a lone tensor is an input.
+    one, as its first argument. For predictions the target may be missing; a lone tensor is an input. Numbers to predict
+    may be `[B]` where the output is `[B, 1]`, and the other way round.
 
     Args:
         net: the network; its output is given to the loss and to the metrics.
@@ -65,7 +66,7 @@ class Supervised(BaseModel):
         if mode == "loss":
             if target is None:
                 raise no_target(kwargs or args)
-            losses = {"loss": self.loss(output, target)}
+            losses = {"loss": self.loss(output, aligned(target, output))}
             return losses if self.ignore_index is None else losses | {ITEMS: (target != self.ignore_index).sum()}
         if mode not in MODES:
             raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
+from trainyard.config.build import build
 from trainyard.config.distinct import JobSize
 from trainyard.hooks import Checkpoint, Logger
 from trainyard.runner.parts import Parts
+from trainyard.track import NoTracker
+
+log = logging.getLogger(__name__)
 
 _TRAINED = 4  # values of a point of the training: loss, learning rate, time, time of the data
+
+
+def estimate(parts: Parts, names: Sequence[str], tracker: Any) -> JobSize | None:
+    """Return what a training will leave; None if that is not known.
+
+    Args:
+        parts: the parts of the training, built; the model may be on the meta device.
+        names: the metrics of a validation.
+        tracker: the tracker, or its config.
+    """
+    try:
+        return job_size(parts, names, tracked=not isinstance(build(tracker, "tracker"), NoTracker | None))
+    except Exception as error:  # parts of a user's own may lack what this reads
+        log.debug("Of unknown size: %r", error)
+        return None
 
 
 def job_size(parts: Parts, names: Sequence[str], *, tracked: bool) -> JobSize | None:

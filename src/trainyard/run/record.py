@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 PREDICT = f"{__name__}:predict"
 
-# Settings of where a run is stored, not of what it does.
-_ELSEWHERE = ("work_dir", "tracker", "name")
+NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
+"""Settings of where a run is kept and how it is named and continued, not of what it does."""
 
 
 def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: SweepPosition | None = None) -> RunInfo:
-    """Return the record of a run: every value of its config as a param, and the option chosen of each group.
+    """Return the record of a run: its settings but `NOT_PARAMS` as params, and the option chosen of each group.
 
     Args:
         values: the resolved config of the job that Hydra's config describes.
@@ -43,7 +44,7 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     job = HydraConfig.get()
     values = redacted(values)
     overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
-    params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
+    params = dict(_flat({key: value for key, value in values.items() if key not in NOT_PARAMS}))
     if position is not None:  # a sweep's job is named by its own overrides; a chosen option implies its values
         varying = [key for key in position.varying if key not in job.runtime.choices]
         params = {key: value for key, value in params.items() if _is_below(key, varying)}
@@ -55,9 +56,9 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     # A part that the config describes in place has no group.
     own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
     return RunInfo(
-        name=values["name"] or (position.name if position else " ".join(own)),
+        name=values["name"] or (position.name if position else os.environ.get("MLFLOW_RUN_NAME") or " ".join(own)),
         parent=position.parent if position else None,
-        params=choices | params,
+        params={group: choice for group, choice in choices.items() if group not in NOT_PARAMS} | params,
         tags={"overrides": " ".join(overrides)},
         facts=dict(facts),
         config=CONFIG,

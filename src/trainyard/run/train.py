@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from trainyard import temporary
 from trainyard.config.build import build
 from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import writing
@@ -51,6 +52,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
     Raises:
         TrainyardError: the run failed; the error has the exit status of the command.
     """
+    temporary.for_multiprocessing()
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
     with _nothing_left_behind(directory):
@@ -90,6 +92,7 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
         own: the rank.
         position: as for `train`.
     """
+    temporary.for_multiprocessing()
     tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
@@ -218,9 +221,8 @@ def _ship(tracker: Tracker) -> Shipment:
 
 def _report(shipment: Shipment) -> None:
     """Log where the run can be viewed, and what has not been shipped yet."""
-    for run in shipment.runs:
-        if run.where:
-            log.info("MLflow: run %r; %s", run.name, run.where)
+    if shipment.arrived:
+        log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
         log.warning("%s", shipment)
 

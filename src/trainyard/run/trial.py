@@ -36,7 +36,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
-from trainyard.run.job_size import job_size
+from trainyard.run.job_size import estimate
 from trainyard.runner import Runner, checkpoint, weights
 from trainyard.runner.arguments import arguments
 from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
@@ -46,7 +46,6 @@ from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
-from trainyard.track import NoTracker
 
 log = logging.getLogger(__name__)
 
@@ -240,14 +239,7 @@ def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str |
             known.give(key, parts)
         if known.errors[key] is not None:
             return known.errors[key], None
-    if values["mode"] != "train":
-        return None, None
-    try:
-        tracker = build(parts.given["tracker"], "tracker")
-        return None, job_size(parts, parts.names, tracked=not isinstance(tracker, NoTracker | None))
-    except Exception as error:
-        log.debug("Of unknown size: %r", error)
-        return None, None
+    return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 
 def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:

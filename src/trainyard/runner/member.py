@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.errors import ConfigError
+from trainyard.files import remove
 from trainyard.optim.identity import Beginning
 from trainyard.runner.weights import LoadFrom, load_from
 from trainyard.track import Journal, RunInfo, Status, Tracker, run_info
@@ -194,7 +195,14 @@ class Member:
             self.journal.latest.update(before.latest)
             if continued:
                 self._tell_gap()
-            tracker.open(self.work_dir, self.info, resume=resume)
+            for folder in (self.work_dir, self.checkpoints):
+                for part in folder.glob(".*.tmp"):  # of a killed process: ours alone holds the journal
+                    remove(part)
+            info = tracker.open(self.work_dir, self.info, resume=resume, step=self.iter)
+            changed = [f"{key}={value}" for key, value in info.changes.items() if key.endswith(f"@{self.iter}")]
+            if resume and changed:
+                told = ", ".join(changed)
+                log.info("Changed on resume, and a tag in MLflow: %s.", told, extra={"member": self})
         self.journal.status("RUNNING")
 
     def _tell_gap(self) -> None:

@@ -20,7 +20,7 @@ from trainyard.data.lengths import exact_length, length_hint, no_batches
 from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
-from trainyard.metrics import Metric, as_metric
+from trainyard.metrics import Metric, configured
 from trainyard.models import has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
@@ -34,6 +34,7 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
+from trainyard.runner.preprocessor import with_preprocessor
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
 from trainyard.step.precision import make_precision
@@ -85,8 +86,12 @@ class Parts:
 
     @cached_property
     def model_config(self) -> Any:
-        """The config of the model with every `auto` filled in; the model itself if it was given as an object."""
-        return fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
+        """The config of the model with every `auto` filled in; the model itself if it was given as an object.
+
+        What the data measured for the model stands before its own `data_preprocessor`.
+        """
+        config = fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
+        return config if self.data is None else with_preprocessor(config, self.data.preprocessor)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -173,7 +178,7 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
-        return {name: self.strategy.metric(as_metric(metric)) for name, metric in build_all(config, "metric").items()}
+        return {name: self.strategy.metric(metric) for name, metric in configured(config).items()}
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:

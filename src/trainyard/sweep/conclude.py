@@ -15,6 +15,7 @@ from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.report import JobRow, ranking
 from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
+from trainyard.track import Status
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,14 @@ def warm_up() -> None:
     )
 
 
-def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
+def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool, interrupted: bool = False) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 
     Args:
         plan: the plan of all jobs so far.
         tracking: the sweep's tracking.
         named: whether the config names the `objective` and its `direction`. If not, lower is better.
+        interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
     """
     from trainyard.sweep.report import html, result_files
 
@@ -57,10 +59,10 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
         files.append(html.write(rows, directory, title=title, objective=name, direction=direction))
         print(f"Report: {files[-1]}")
     paused = [job for job in plan.left if plan.entries[job.num].state == "paused"]
-    complete = len(paused) == len(plan.left)
-    shipment = tracking.finish(files, complete=complete, paused=[job.directory for job in paused])
-    if shipment.runs and shipment.runs[0].where:
-        print(f"MLflow: {len(shipment.runs) - 1} runs below {shipment.runs[0].name!r}; {shipment.runs[0].where}")
+    status: Status = "FINISHED" if len(paused) == len(plan.left) else "KILLED" if interrupted else "FAILED"
+    shipment = tracking.finish(files, status, paused=[job.directory for job in paused])
+    if shipment.arrived:
+        print(f"MLflow: {shipment.arrived}")
     if str(shipment):
         print(shipment)
 

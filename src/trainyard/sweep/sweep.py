@@ -97,6 +97,7 @@ class Sweep:
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._tracking: SweepTracking | None = None
         self._progress: SweepProgress | None = None
+        self._interrupted = False
         self._open = ExitStack()
         self._open.callback(self._executor.close)
 
@@ -184,6 +185,7 @@ class Sweep:
             self.close()
             raise
         if head.signum is not None:
+            self._interrupted = True
             self.close()
             raise InterruptedSweepError(
                 "Interrupted. To finish what is left: the same command with "
@@ -198,7 +200,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes)
+                conclude(plan, tracking, self.application.resumes, self._interrupted)
 
     def _preload(self) -> list[str]:
         fuse = self.application.fuse

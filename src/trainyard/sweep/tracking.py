@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class SweepTracking:
         self._tracker.start()
         self._journal = Journal(directory)
         info = RunInfo(
-            name=f"sweep {directory.parent.name} {directory.name}",
+            name=os.environ.get("MLFLOW_RUN_NAME") or f"sweep {directory.parent.name} {directory.name}",
             params={"varying": ", ".join(plan.keys)},
             tags={"kind": "sweep"},
         )
@@ -91,12 +92,12 @@ class SweepTracking:
         self._journal.close()
         return self._tracker.abort()
 
-    def finish(self, files: Sequence[Path], *, complete: bool, paused: Iterable[Path] = ()) -> Shipment:
-        """Name the files that belong to the sweep's own run, end that run, and wait for the shipper.
+    def finish(self, files: Sequence[Path], status: Status, *, paused: Iterable[Path] = ()) -> Shipment:
+        """Name the files that belong to the sweep's own run, end that run with a status, and wait for the shipper.
 
         Args:
             files: the files.
-            complete: whether the sweep has come to its end.
+            status: the status.
             paused: the directories of jobs that stay paused: their runs are neither failed nor killed.
         """
         if self._tracker is None:
@@ -105,7 +106,7 @@ class SweepTracking:
             _note(directory, "FINISHED", "paused")
         for file in (self.directory / PLAN, *files):
             self._journal.artifact(file)
-        self._journal.status("FINISHED" if complete else "FAILED")
+        self._journal.status(status)
         self._journal.close()
         return self._tracker.finish()
 
