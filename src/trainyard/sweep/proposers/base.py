@@ -42,8 +42,8 @@ class Proposer(ABC):
     """Decides which jobs to run next.
 
     Its state is a function of the events that it was told, in order: `ask` and `judge` change nothing. A sweep that is
-    continued tells the events in its manifest to a new object, which then decides as the one before would have. (A grid,
-    which never learns, only remembers that it was asked: each command proposes all of it.)
+    continued tells the events in its manifest to a new object, which then decides as the one before would have. (A
+    grid, which never learns, only remembers that it was asked: each command proposes all of it.)
 
     Example of a proposer that promotes the better half (`tests/helpers/halving.py` has all of it)::
 
