@@ -26,6 +26,7 @@ from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, Objective
+from trainyard.runner.mmengine_config import check_not_mmengine
 from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check
@@ -158,8 +159,10 @@ class Runner(Parts):
 
         Args:
             cfg: the config. Keys that are not arguments of the Runner belong to the application and are ignored.
+                A config of MMEngine is a `ConfigError`.
             **overrides: arguments that replace the config's.
         """
+        check_not_mmengine(cfg)
         return cls(**(arguments(cfg) | overrides))
 
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
