@@ -57,8 +57,10 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
 
 
 def samples(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its first tensor; 1 where it has none."""
-    return next((len(part) for part in _parts(batch) if isinstance(part, Tensor) and part.ndim), 1)
+    """Return the number of samples in a batch: the length of its first tensor, or else of its first list; else 1."""
+    parts = list(_parts(batch))
+    lengths = [len(part) for part in parts if isinstance(part, Tensor) and part.ndim]
+    return next(iter([*lengths, *(len(part) for part in parts if isinstance(part, list))]), 1)
 
 
 def samples_of_each(batch: Any) -> int:

@@ -114,10 +114,10 @@ def test_each_scheduler_in_a_window(
 def test_after_a_warm_up(
     main: dict[str, Any], by_epoch: bool, warm_by_epoch: bool, warm: int, together: bool, tmp_path: Path
 ) -> None:
-    """Together and of two units, they take turns there in the order of the units, which a floor above 0 shows."""
+    """Together and of two units, they take turns there in the order of the units, which shows at a floor."""
     epochs = 8
     if together and by_epoch != warm_by_epoch:
-        main = {name: value for name, value in main.items() if not name.startswith("eta_min")}
+        main = {name: value for name, value in main.items() if not name.startswith(("eta_min", "T_max"))}
     begin = (
         0 if together else warm if by_epoch == warm_by_epoch else -(-warm // BATCHES) if by_epoch else warm * BATCHES
     )

@@ -37,7 +37,7 @@ LAYERS = (
     ("runner",),
     ("hooks", "run"),
     ("fused",),
-    ("app", "evaluate"),
+    ("app", "evaluate", "inference"),
     ("cli",),
 )
 # Beside the layers: what these import, and who imports them.

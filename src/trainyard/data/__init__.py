@@ -11,18 +11,22 @@ from trainyard.data.rings import Rings
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 from trainyard.data.text import Text, WindowLoader
 from trainyard.data.torchvision import Torchvision
+from trainyard.data.wrappers import ClassBalancedDataset, FirstSamples, RepeatDataset, pseudo_collate
 
 __all__ = [
     "SPLITS",
     "ArrayData",
     "Arrays",
     "Batch",
+    "ClassBalancedDataset",
     "Data",
     "Digits",
     "EpochBatchSampler",
+    "FirstSamples",
     "ImageLoader",
     "Loader",
     "Loaders",
+    "RepeatDataset",
     "Rings",
     "TensorLoader",
     "Text",
@@ -33,4 +37,5 @@ __all__ = [
     "as_data",
     "epoch_order",
     "input_spec",
+    "pseudo_collate",
 ]
