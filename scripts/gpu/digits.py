@@ -55,7 +55,7 @@ def steps(runner: Runner) -> Iterator[Tensor]:
     loader, step = runner.loader("train"), runner.step
     total = exact_length(loader) or 0
     for epoch in count():
-        for index, batch in enumerate(loader.batches(epoch)):
+        for index, batch in enumerate(step.batches_of(loader, epoch, 0)):
             yield step(batch, index, total)["loss"]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import textwrap
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
+from trainyard.console import tell
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.fused import train as stack_trainer
 from trainyard.redaction import check_overrides
@@ -65,7 +64,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
             known = explain(error, overrides, directory, config_name)
         if known is None or whole:
             _print_traceback(error)
-        sys.exit(1 if known is None else _tell(known))
+        sys.exit(1 if known is None else tell(known))
     except KeyboardInterrupt:  # before the run, or the second in it: its traceback is of no use
         if whole:
             raise
@@ -107,7 +106,7 @@ class Application(SweepableTask):
         except TrainyardError as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
                 raise
-            sys.exit(_tell(error))
+            sys.exit(tell(error))
 
     def check(self, config: DictConfig) -> dict[str, Any]:
         """Check a job of a sweep before any is started.
@@ -146,16 +145,6 @@ class Application(SweepableTask):
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""
         return replace(self, position=position)
-
-
-def _tell(error: TrainyardError) -> int:
-    """Print an error as one paragraph, and return the exit status."""
-    width = shutil.get_terminal_size().columns
-    for line in str(error).splitlines():
-        indent = " " * (len(line) - len(line.lstrip()))
-        wrapped = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        print(wrapped, file=sys.stderr)
-    return error.status
 
 
 def _frames_of_train(error: BaseException) -> TracebackType | None:

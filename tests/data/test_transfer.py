@@ -1,6 +1,9 @@
 """Moving batches to the training device."""
 
+from __future__ import annotations
+
 from collections import OrderedDict, defaultdict, namedtuple
+from contextlib import nullcontext
 from types import MappingProxyType
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainyard.data import WorkerLoader, epoch_order
-from trainyard.data.transfer import apply, copy_ahead, to_device
+from trainyard.data.transfer import _copy_stream, apply, copy_ahead, to_device
 
 Pair = namedtuple("Pair", "left right")
 
@@ -44,6 +47,50 @@ def test_batches_arrive_on_the_device() -> None:
     loader = WorkerLoader(DataLoader(TensorDataset(torch.arange(6.0)), 4), seed=0, device="meta")
     assert [part.device.type for (part,) in loader.batches()] == ["meta", "meta"]
     assert to_device((torch.ones(1),), torch.device("meta"))[0].is_meta
+
+
+class Leaf:
+    """A leaf of a batch on no device."""
+
+    def to(self, device: torch.device, non_blocking: bool) -> Leaf:
+        return self
+
+    def record_stream(self, stream: object) -> None:
+        pass
+
+
+class Stream:
+    """Stands for a CUDA stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def record_event(self) -> None:
+        return None
+
+    def wait_event(self, event: None) -> None:
+        pass
+
+
+def test_there_is_one_stream_for_the_copies_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's allocator keeps blocks for each stream: one for each epoch and split would strand them."""
+    used: list[Stream] = []
+
+    def on(stream: Stream) -> nullcontext[None]:
+        used.append(stream)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    _copy_stream.cache_clear()
+    try:
+        for index in (0, 0, 1):
+            assert len(list(copy_ahead(iter([(Leaf(),), (Leaf(),)]), torch.device("cuda", index)))) == 2
+    finally:
+        _copy_stream.cache_clear()
+    assert [stream.device.index for stream in used] == [0, 0, 0, 0, 1, 1]
+    assert len(set(used)) == 2
 
 
 @pytest.mark.gpu

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import InterruptAt
 from recorded_graph import RecordedGraph
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from trainyard.data import Data
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.fused import probe
+from trainyard.fused.optim import graph_hyperparameters
+from trainyard.fused.optim.graph_hyperparameters import StackedGraphHyperparameters
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import EMA, Checkpoint, Hook, Logger, NaNGuard, Norms, ParamSchedule
@@ -132,6 +135,24 @@ def test_every_optimizer(optim: Any, schedule: Any) -> None:
     assert_same_bits(captured, trained(configs))
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(64, 1), (8, 3)])
+def test_the_numbers_of_a_schedule_are_sent_ahead(monkeypatch: pytest.MonkeyPatch, rows: int, expected: int) -> None:
+    """Those of 24 steps, momenta and all, in as many transfers as the table is filled."""
+    written: list[int] = []
+    write = StackedGraphHyperparameters._write
+
+    def watched(self: StackedGraphHyperparameters) -> None:
+        written.append(len(written))
+        write(self)
+
+    monkeypatch.setattr(graph_hyperparameters, "ROWS", rows)
+    monkeypatch.setattr(StackedGraphHyperparameters, "_write", watched)
+    runner = trained([config("adam", "onecycle", member) for member in range(3)], RecordedGraph())
+    assert runner.step.refusal is None
+    assert runner.iter == 24
+    assert len(written) == expected
+
+
 @pytest.mark.parametrize("leave", [None, 11])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("clip", ["clip_grad_norm", "clip_grad_value"])
@@ -183,6 +204,28 @@ def test_members_leave_one_after_another(caplog: pytest.LogCaptureFixture) -> No
     assert graph.captures == 4
     assert runners[1].step.refusal is None
     assert_same_bits(runners[1], runners[0])
+
+
+@pytest.mark.parametrize(("accumulate", "stop"), [(1, 13), (3, 12)])
+def test_a_stack_resumes_within_an_epoch(tmp_path: Path, accumulate: int, stop: int) -> None:
+    """Its graphs gather the batches from there on; a member has ended by then."""
+    ends = []
+    for folder, stops in (("whole", [None]), ("parts", [stop, None])):
+        for at in stops:
+            hooks = {"checkpoint": Checkpoint(), "leave": Stop(9), **({"stop": InterruptAt(at)} if at else {})}
+            more = {"hook": hooks, "accumulate": accumulate, "resume": True}
+            configs = [
+                config("adam", "constant", k, model="cnn", **more, work_dir=str(tmp_path / folder / str(k)))
+                for k in range(3)
+            ]
+            runner: Any = FusedRunner(configs)
+            plain = runner.step
+            modules = {**dict(runner.stack.code.named_modules()), "": runner.model}
+            runner.__dict__["step"] = CapturedStep(plain, RecordedGraph(), modules)
+            runner.train()
+        assert not any(captured.inputs for captured in runner.step._captured.values())
+        ends.append(runner)
+    assert_same_bits(*ends)
 
 
 def test_half_of_the_precision() -> None:

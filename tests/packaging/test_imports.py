@@ -32,13 +32,15 @@ LAYERS = (
     ),
     ("config",),
     ("models", "data", "optim", "schedules", "metrics", "track"),
-    ("distributed",),
+    ("distributed", "catalog"),
     ("step",),
     ("runner",),
     ("hooks", "run"),
     ("fused",),
     ("app", "evaluate", "inference"),
+    ("train",),
     ("cli",),
+    ("__main__",),
 )
 # Beside the layers: what these import, and who imports them.
 BESIDE = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from trainyard.checks import boolean, integer, seed_number
 from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.order import epoch_order, num_batches
+from trainyard.data.resident_epoch import ResidentEpoch
 
 # Bytes that one gather fills at most. On a CPU the block should stay in the cache until it is used;
 # elsewhere a larger one saves launches.
@@ -88,8 +89,17 @@ class TensorLoader:
     def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
         """Return the samples at `indices` (int64 `[n]` on the device, or a slice) as a batch. Can be overridden."""
         if isinstance(indices, slice):
-            return tuple(tensor[indices] for tensor in self.tensors)
-        return tuple(tensor.index_select(0, indices) for tensor in self.tensors)
+            return self.from_rows(tuple(tensor[indices] for tensor in self.tensors))
+        return self.from_rows(tuple(tensor.index_select(0, indices) for tensor in self.tensors))
+
+    def from_rows(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the batch of these rows of the tensors, `[n, ...]` each.
+
+        Can be overridden by what computes each row by itself, without random numbers and without waiting for the
+        device: a captured step takes rows by itself, and computes this within its graph. Numbers that it reads from
+        the loader stay as they were then.
+        """
+        return rows
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of `epoch` from batch number `start` on."""
@@ -102,6 +112,18 @@ class TensorLoader:
             # unsafe_split, since a batch may be changed in place under autograd, which the views of split() forbid.
             yield from zip(*(torch.unsafe_split(tensor, self.batch_size) for tensor in block), strict=True)
 
+    def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches as `LazyBatch`es, if the epoch is shuffled and `gather` is this class's own."""
+        if not self.shuffle or not self.takes_rows:
+            return self.batches(epoch, start)
+        order = self.placed_order(epoch)
+        return ResidentEpoch(order, self.batch_size, self.num_samples, self.tensors, self.from_rows).batches(start)
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether a batch is nothing but `from_rows` of rows of the tensors."""
+        return type(self).gather is TensorLoader.gather
+
     def _batches_per_block(self) -> int:
         sample = sum(tensor.nbytes for tensor in self.gather(slice(0, 1)))
         limit = BLOCK_BYTES_CPU if self.device.type == "cpu" else BLOCK_BYTES
@@ -111,6 +133,6 @@ class TensorLoader:
 class ImageLoader(TensorLoader):
     """Serves uint8 images (the first tensor) as float32 in [0, 1]: a quarter of the memory of resident floats."""
 
-    def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
-        images, *rest = super().gather(indices)
+    def from_rows(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        images, *rest = rows
         return (images.to(torch.float32).div_(255), *rest)

@@ -177,9 +177,9 @@ class WindowLoader(TensorLoader):
         phase = int(generator(self.seed, "phase", epoch).integers(self.stride))
         return super().order(epoch).mul_(self.stride).add_(phase)
 
-    def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
-        """Return the windows at `indices`, as tokens and next tokens."""
-        (windows,) = super().gather(indices)
+    def from_rows(self, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return windows as tokens and next tokens."""
+        (windows,) = rows
         # Two copies rather than two views of one, so that both are contiguous: models and losses call .view on them.
         return (
             windows[:, :-1].to(torch.int64, memory_format=torch.contiguous_format),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trainyard.data.base import Loader
 from trainyard.data.epoch_orders import EpochOrders
+from trainyard.data.resident_epoch import ResidentEpoch
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import Unfusable
+
+Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, ...]]]
+"""Function from the members' orders of an epoch, and the number of a batch, to the batches from there on."""
 
 
 def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:
@@ -93,9 +97,16 @@ class StackedLoader:
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of `epoch` from batch number `start` on."""
+        return self._served(self._batches, epoch, start)
+
+    def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches as `LazyBatch`es, if the loader takes its batches row by row."""
+        return self._served(self._lazy_batches if self.loader.takes_rows else self._batches, epoch, start)
+
+    def _served(self, batches: Batches, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         while start < len(self):
             seeds = self.seeds
-            for batch in self._batches(self._orders(epoch), start):
+            for batch in batches(self._orders(epoch), start):
                 yield batch
                 start += 1
                 if self.seeds is not seeds:  # members were cut: the rest is gathered anew
@@ -121,4 +132,15 @@ class StackedLoader:
             indices = torch.cat([batch.reshape(-1) for batch in torch.split(block, size, 1)])
             gathered = (tensor.contiguous() for tensor in self.loader.gather(indices))
             for batch in zip(*(torch.unsafe_split(tensor, members * size) for tensor in gathered), strict=True):
-                yield tuple(part.view(members, len(part) // members, *part.shape[1:]) for part in batch)
+                yield _of_members(batch, members)
+
+    def _lazy_batches(self, orders: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
+        def from_rows(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return _of_members([part.contiguous() for part in self.loader.from_rows(rows)], len(orders))
+
+        return ResidentEpoch(orders, self.batch_size, self.num_samples, self.loader.tensors, from_rows).batches(start)
+
+
+def _of_members(parts: Sequence[Tensor], members: int) -> tuple[Tensor, ...]:
+    """Return the parts of a batch, the rows of one member after those of another, as `[K, B, ...]` each."""
+    return tuple(part.view(members, len(part) // members, *part.shape[1:]) for part in parts)

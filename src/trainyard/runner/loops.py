@@ -186,7 +186,7 @@ class EpochBasedTrainLoop(TrainLoop):
         runner.call("before_train_epoch")
         if runner.stopping:
             return
-        for index, batch in enumerate(reader.batches(runner.epoch, start, step.accumulate), start):
+        for index, batch in enumerate(reader.batches(runner.epoch, start, step.accumulate, step), start):
             for hook in before_iter:
                 hook(runner, index, batch)
             outputs = step(batch, index, reader.total)
@@ -252,7 +252,7 @@ class IterBasedTrainLoop(TrainLoop):
         runner.call("before_train_epoch")
         if runner.stopping:
             return
-        for index, batch in enumerate(runner.reader.batches(runner.epoch, start), start):
+        for index, batch in enumerate(runner.reader.batches(runner.epoch, start, step=step), start):
             for hook in before_iter:
                 hook(runner, index, batch)
             outputs = step(batch, runner.iter, total)

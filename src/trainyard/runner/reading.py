@@ -12,6 +12,7 @@ from trainyard import rng_state
 from trainyard.data import Batch, Loader
 from trainyard.data.lengths import exact_length
 from trainyard.distributed import Strategy
+from trainyard.step.step import Step
 
 
 class TrainingReader:
@@ -38,20 +39,23 @@ class TrainingReader:
         self._resumed: dict[str, Any] | None = None
         self._group: dict[str, Any] | None = None
 
-    def batches(self, epoch: int, start: int, group: int = 1) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int, group: int = 1, step: Step | None = None) -> Iterator[Batch]:
         """Yield the batches of `epoch` from number `start` on.
 
         Args:
             epoch: the epoch, from 0.
             start: the number of batches that are done in it.
             group: batches to a step of the optimizer, if groups end with the epoch.
+            step: the step that trains on them, and may take them as it wants (`Step.batches_of`).
         """
         resumed, self._resumed, self._group = self._resumed, None, None
         if resumed is not None and resumed["place"][0] != epoch:
             resumed = None
         if (exact := exact_length(self.loader)) is not None:
             self.total = exact
-            batches: Iterator[Batch] = self.loader.batches(epoch, start)
+            batches: Iterator[Batch] = (
+                self.loader.batches(epoch, start) if step is None else step.batches_of(self.loader, epoch, start)
+            )
             return batches
         self.total = sys.maxsize
         if group == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from trainyard import batch as batches
 from trainyard.batch import ITEMS
 from trainyard.checks import choice, integer
+from trainyard.data import Batch, Loader
 from trainyard.distributed.shares import like
 from trainyard.models.base import not_one_number, total_loss
 from trainyard.optim.without_dynamo import UnwrappedStep
@@ -85,6 +86,10 @@ class Step:
             `loss` (the sum) and the model's other losses, detached, on the device, without synchronization.
         """
         return self.learn(self.precision.forward(self.train_step, batch), position, total)
+
+    def batches_of(self, loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
+        """Return the batches of `loader`, as this step takes them."""
+        return loader.batches(epoch, start)
 
     def samples(self, batch: Any) -> int:
         """Return what a batch weighs, unless the model returns `num_items`."""

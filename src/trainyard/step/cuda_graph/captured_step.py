@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard._torch_internals import foreach
+from trainyard.data import Batch, Loader
+from trainyard.data.resident_epoch import LazyBatch, ServesLazily
 from trainyard.step.cuda_graph.capture_limits import CaptureLimits
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
 from trainyard.step.cuda_graph.graph_hyperparameters import (
@@ -20,9 +22,11 @@ from trainyard.step.cuda_graph.graph_hyperparameters import (
     graph_hyperparameters,
     uncaptured_update,
 )
+from trainyard.step.cuda_graph.graph_order import GraphOrder
 from trainyard.step.cuda_graph.guards import ModuleGuards
 from trainyard.step.cuda_graph.rate_table import Foresight
 from trainyard.step.cuda_graph.static_inputs import signature_of, with_tensors
+from trainyard.step.cuda_graph.static_outputs import StaticOutputs
 from trainyard.step.group import GroupPosition
 from trainyard.step.precision import Autocast, Precision
 from trainyard.step.stacked import StackedScaledAutocast
@@ -39,7 +43,8 @@ class CapturedStep(AccumulatedStep):
 
     The first steps of each kind are run normally. Then forward, backward, clipping and the optimizer are captured. From
     then on a step copies its batch to where the graph reads it, copies the numbers that have changed to the device,
-    and launches the graph. The captured step does the same arithmetic by the same kernels.
+    and launches the graph. A batch of resident rows at which nothing has looked is not copied: the graph gathers it.
+    The captured step does the same arithmetic by the same kernels.
 
     If the optimizer's step cannot be captured, forward and backward are, and it runs after them. If nothing can
     be, or captures would not pay, the step is run normally from then on (`refusal`). Either is logged once, with its
@@ -80,17 +85,19 @@ class CapturedStep(AccumulatedStep):
         self._forget()
 
     def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        if isinstance(batch, LazyBatch) and batch.is_gathered:
+            batch = batch.gathered()  # as it is now
         if self.refusal is not None:
-            return super().__call__(batch, position, total)
+            return super().__call__(_plain(batch), position, total)
         tensors: list[Tensor] = []
-        shape = signature_of(batch, tensors, self._device)
+        shape = batch.signature if isinstance(batch, LazyBatch) else signature_of(batch, tensors, self._device)
         self._look(shape)
         if self.refusal is not None:
-            return super().__call__(batch, position, total)
+            return super().__call__(_plain(batch), position, total)
         if self._is_measured():
             with self._placed():
                 self._advance()
-                outputs = super().__call__(batch, position, total)
+                outputs = super().__call__(_plain(batch), position, total)
         else:
             outputs = self._run(batch, tensors, shape, position, total)
         if self._hyperparameters is not None:
@@ -104,14 +111,24 @@ class CapturedStep(AccumulatedStep):
         if captured is None:
             seen = self._seen[shape, place] = self._seen.get((shape, place), 0) + 1
             if seen <= WARM_UP or not (place.alone or self._gradients):  # a group that was begun elsewhere has none yet
-                return self._warm_up(batch, place, judge=seen >= WARM_UP)
+                return self._warm_up(_plain(batch), place, judge=seen >= WARM_UP)
             try:
                 captured = self._captured[shape, place] = self._capture(batch, tensors, place)
             except Uncapturable as error:
                 self._refuse(str(error))
-                outputs = self._work(batch, place)
+                outputs = self._work(_plain(batch), place)
                 return outputs | self._update() if place.last else outputs
-        return self._replay(captured, tensors, place)
+        return self._replay(captured, batch, tensors, place)
+
+    def batches_of(self, loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
+        if self.refusal is None and isinstance(loader, ServesLazily):
+            return loader.lazy_batches(epoch, start)
+        return super().batches_of(loader, epoch, start)
+
+    def samples(self, batch: Any) -> int:
+        if isinstance(batch, LazyBatch):
+            return 1 if self.by == "batches" else batch.samples
+        return super().samples(batch)
 
     def foresee(self, foresight: Foresight) -> None:
         """Take the learning rates from a table on the device, which `foresight` fills ahead."""
@@ -179,6 +196,7 @@ class CapturedStep(AccumulatedStep):
         """Drop the graphs."""
         self._graph.forget()
         self._begun = False
+        self._orders: dict[Hashable, GraphOrder] = {}
         self._captured: dict[tuple[Hashable, GroupPosition], _Captured] = {}
         self._seen: dict[tuple[Hashable, GroupPosition], int] = {}
         self._gradients: list[Tensor | None] = []
@@ -254,20 +272,24 @@ class CapturedStep(AccumulatedStep):
 
     def _capture(self, batch: Any, tensors: list[Tensor], place: GroupPosition) -> _Captured:
         inputs = [tensor.clone() for tensor in tensors]
-        batch = with_tensors(batch, iter(inputs))
+        if isinstance(batch, LazyBatch):
+            order = self._orders.setdefault(batch.epoch.source, GraphOrder(batch.epoch))
+            order.warm_up(batch)
+        else:
+            batch = with_tensors(batch, iter(inputs))
         before = [parameter.grad for parameter in self.parameters]
         if place.alone:
             self._set_gradients([None] * len(before))
         else:
             self._gather_gradients(place)
 
-        def work() -> _Outputs:
+        def work() -> StaticOutputs:
             if place.first and not place.last:
                 foreach.zero_([grad for grad in self._gradients if grad is not None])
-            outputs = self._work(batch, place)
+            outputs = self._work(order.gather(batch) if isinstance(batch, LazyBatch) else batch, place)
             if (reason := self._elsewhere(outputs)) is not None:
                 raise Uncapturable(reason)
-            return _Outputs(outputs)
+            return StaticOutputs(outputs)
 
         try:
             replay, outputs = self._graph.capture(work)
@@ -276,11 +298,18 @@ class CapturedStep(AccumulatedStep):
             self._set_gradients(before)
         return _Captured(inputs, replay, outputs, gradients)
 
-    def _replay(self, captured: _Captured, tensors: list[Tensor], place: GroupPosition) -> dict[str, Tensor]:
-        foreach.copy_(captured.inputs, tensors)
+    def _replay(
+        self, captured: _Captured, batch: Any, tensors: list[Tensor], place: GroupPosition
+    ) -> dict[str, Tensor]:
+        if isinstance(batch, LazyBatch):
+            self._orders[batch.epoch.source].refresh(batch)
+        else:
+            foreach.copy_(captured.inputs, tensors)
         if not place.alone:
             self._gather_gradients(place)
         captured.replay()
+        if isinstance(batch, LazyBatch):
+            self._orders[batch.epoch.source].stepped(batch)
         self._limits.replays += 1
         outputs = captured.outputs.read()
         if place.last:
@@ -316,7 +345,7 @@ class _Captured:
     """A captured step of one kind.
 
     Attributes:
-        inputs: the tensors of the batch, where the graph reads them.
+        inputs: the tensors of the batch, where the graph reads them; none if it gathers them.
         replay: does the work.
         outputs: results of the step.
         gradients: of each parameter, after the graph.
@@ -324,29 +353,13 @@ class _Captured:
 
     inputs: list[Tensor]
     replay: Callable[[], None]
-    outputs: _Outputs
+    outputs: StaticOutputs
     gradients: list[Tensor | None]
 
 
-@dataclass
-class _Outputs:
-    """Outputs of a step, in memory that the next replay overwrites; tensors of one kind are stacked."""
-
-    outputs: dict[str, Tensor]
-    stacks: list[tuple[list[str], Tensor]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        alike: dict[Hashable, list[str]] = {}
-        for name, value in self.outputs.items():
-            alike.setdefault((value.shape, value.dtype, value.device), []).append(name)
-        self.stacks = [(names, torch.stack([self.outputs[name] for name in names])) for names in alike.values()]
-
-    def read(self) -> dict[str, Tensor]:
-        """Return copies, which later replays do not change."""
-        found: dict[str, Tensor] = {}
-        for names, stack in self.stacks:
-            found.update(zip(names, stack.clone().unbind(0), strict=True))
-        return {name: found[name] for name in self.outputs}
+def _plain(batch: Any) -> Any:
+    """Return a batch that a model can be given."""
+    return batch.gathered() if isinstance(batch, LazyBatch) else batch
 
 
 def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device, refusal: str | None) -> Step:

@@ -1,0 +1,8 @@
+"""Catalog: the runs in folders, read from their own files. It changes nothing, and needs neither torch nor MLflow."""
+
+from trainyard.catalog.compare import Comparison, compare
+from trainyard.catalog.find import find, resolve
+from trainyard.catalog.stored_run import Best, History, Point, StoredRun
+from trainyard.catalog.where import Where
+
+__all__ = ["Best", "Comparison", "History", "Point", "StoredRun", "Where", "compare", "find", "resolve"]

@@ -1,0 +1,83 @@
+"""Finding runs: all in a folder, or the one that a user means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trainyard.catalog.stored_run import StoredRun
+from trainyard.errors import TrainyardError, nearest
+from trainyard.track import run_info
+from trainyard.track.run_info import RunInfo
+
+SWEEP = "manifest.jsonl"  # in the directory of a sweep, whose run.json describes the parent run
+DEFAULT = ("outputs", "multirun")  # where Hydra puts runs
+_SHORTEST = 4  # characters of an id; fewer are more likely a name
+_SHOWN = 8
+_NO_RUNS_BELOW = {"checkpoints", "mlruns", "mlartifacts", "node_modules"}
+
+
+def default_folders() -> list[Path]:
+    """Return the folders that runs are looked for in: `outputs` and `multirun`, or the current one without them."""
+    found = [Path(name) for name in DEFAULT if Path(name).is_dir()]
+    return found or [Path()]
+
+
+def find(folders: Sequence[Path]) -> list[StoredRun]:
+    """Return the runs in these folders and below, in the order in which they were started.
+
+    Directories whose `run.json` cannot be read are left out.
+    """
+    runs = {}
+    for folder in folders:
+        for directory in _directories(folder):
+            try:
+                runs[directory.resolve()] = StoredRun(directory, RunInfo.read(directory))
+            except TrainyardError:
+                continue
+    return sorted(runs.values(), key=lambda run: (run.info.start_time, str(run.directory)))
+
+
+def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
+    """Return the run that a user means.
+
+    Args:
+        text: the run's directory or a file in it, the beginning of its id, its name, or the name of its directory.
+        folders: where it is looked for; None for `default_folders`.
+
+    Raises:
+        TrainyardError: there is none, or there are several.
+    """
+    path = Path(text)
+    if path.exists():
+        for directory in (path, *path.absolute().parents[:3]):
+            if (directory / run_info.FILE).is_file() and not (directory / SWEEP).exists():
+                return StoredRun(directory, RunInfo.read(directory))
+        raise TrainyardError(f"{text}: not the directory of a run, nor a file in one (no {run_info.FILE}).")
+    folders = default_folders() if folders is None else folders
+    runs = find(folders)
+    where = " and ".join(str(folder) for folder in folders)
+    found = [run for run in runs if _is_meant(run, text)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        names = [name for run in runs for name in (run.info.name, run.directory.name)]
+        close = nearest(text, names)
+        hint = f" Did you mean {close!r}?" if close else " `trainyard runs` lists them."
+        raise TrainyardError(f"{text!r}: no run of this name or id among the {len(runs)} in {where}.{hint}")
+    shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
+    more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    raise TrainyardError(f"{text!r} is the name or id of {len(found)} runs in {where}; their ids:{shown}{more}")
+
+
+def _is_meant(run: StoredRun, text: str) -> bool:
+    of_id = len(text) >= _SHORTEST and run.info.id.startswith(text)
+    return of_id or text in (run.info.name, run.directory.name)
+
+
+def _directories(folder: Path) -> Iterator[Path]:
+    for root, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if name[:1] != "." and name not in _NO_RUNS_BELOW)
+        if run_info.FILE in files and SWEEP not in files:
+            yield Path(root)

@@ -1,0 +1,53 @@
+"""Files of runs that are of no more use: old checkpoints, and what killed processes left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from trainyard.catalog.stored_run import StoredRun
+
+BEST = "best.pt"
+
+
+def garbage(run: StoredRun) -> list[Path]:
+    """Return the files and folders that a run can do without; none while it trains.
+
+    - Checkpoints. A finished run keeps `best.pt`, or the newest one without it. Any other run keeps the newest as well,
+      from which it can be resumed.
+    - Temporary files beside them, of a process that was killed while it wrote.
+    """
+    if run.state == "running":
+        return []
+    saved = sorted(run.checkpoints, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    regular = [path for path in saved if path.name != BEST]
+    has_best = len(regular) < len(saved)
+    kept = set(regular[-1:] if run.state != "finished" or not has_best else [])
+    return [*(path for path in regular if path not in kept), *_temporary(run)]
+
+
+def freed(paths: Iterable[Path]) -> int:
+    """Return the bytes that the removal of these files and folders frees: a file with a further name frees none."""
+    links: dict[tuple[int, int], int] = {}
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    for file in _files(paths):
+        stat = file.lstat()
+        inode = (stat.st_dev, stat.st_ino)
+        links[inode] = links.get(inode, 0) + 1
+        sizes[inode] = stat.st_nlink, stat.st_size
+    return sum(size for inode, (count, size) in sizes.items() if links[inode] >= count)
+
+
+def _temporary(run: StoredRun) -> list[Path]:
+    folder = run.directory / "checkpoints"
+    return sorted(path for path in folder.glob(".*") if path.suffix in (".tmp", ".link", ".old"))
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            for root, _, names in os.walk(path):
+                yield from (Path(root, name) for name in names)
+        else:
+            yield path

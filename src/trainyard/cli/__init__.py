@@ -1,0 +1,72 @@
+"""The `trainyard` command: runs listed, compared, followed and removed; trainings started; the installation checked.
+
+One file for each subcommand, imported when it is called: the command starts without torch and MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import trainyard
+from trainyard.console import tell
+from trainyard.errors import TrainyardError, nearest
+
+# In the order of a day's work, with the line that the list of commands shows.
+COMMANDS = {
+    "train": "Train, or run a sweep with -m; takes Hydra's overrides.",
+    "runs": "List runs, with a condition and an order.",
+    "show": "Show one run: its numbers, settings, code and files.",
+    "compare": "Compare runs: settings, code, environment, numbers.",
+    "tail": "Print the numbers of a run as they come.",
+    "rm": "Remove runs.",
+    "gc": "Remove checkpoints that nobody will need.",
+    "doctor": "Check the installation, the device and MLflow.",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"trainyard.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # without importing them
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and args[0][:1] != "-":
+            close = nearest(args[0], COMMANDS)
+            hint = f" Did you mean {close!r}?" if close else ""
+            accepted = ", ".join(COMMANDS)
+            raise TrainyardError(f"trainyard: {args[0]!r} is no command; accepted: {accepted}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(trainyard.__version__, prog_name="trainyard")
+def group() -> None:
+    """Train PyTorch models from Hydra configs, and manage the runs.
+
+    A RUN is a run's directory, the beginning of its id, its name, or the name of its directory.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command, and end with its status: 2 for what the user has to change."""
+    options: dict[str, Any] = {"prog_name": "trainyard"}
+    try:
+        group(arguments, **options)
+    except TrainyardError as error:
+        sys.exit(tell(error))

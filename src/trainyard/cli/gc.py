@@ -1,0 +1,53 @@
+"""`trainyard gc`: removal of checkpoints that nobody will need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from trainyard.catalog import find
+from trainyard.catalog.find import default_folders
+from trainyard.catalog.garbage import freed, garbage
+from trainyard.cli.output import size
+from trainyard.errors import TrainyardError
+from trainyard.files import remove
+
+
+@click.command("gc")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def command(folders: Sequence[Path], yes: bool, dry_run: bool) -> None:
+    """Remove the checkpoints of the runs in FOLDERs, but the best of each, and what killed processes left behind.
+
+    A run that has not finished keeps its newest checkpoint, too, so that it can be resumed. Runs that are training are
+    left alone. What is in MLflow stays.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise TrainyardError(f"{folder}: no such folder.")
+    runs = find(folders or default_folders())
+    training = sum(run.state == "running" for run in runs)
+    if training:
+        click.echo(f"{training} of {len(runs)} runs are training and are left alone.")
+    found = [(run, paths) for run in runs if (paths := garbage(run))]
+    files = [path for _, paths in found for path in paths]
+    if not files:
+        click.echo("Nothing to remove.")
+        return
+    click.echo(f"{len(files)} checkpoints and temporary files of {len(found)} runs: {size(freed(files))}.")
+    if dry_run:
+        for path in files:
+            click.echo(f"  {path}")
+        return
+    if not yes and not click.confirm("Remove them?"):
+        click.echo("Nothing was removed.")
+        return
+    for run, paths in found:
+        if run.state == "running":  # it was resumed while this command waited for an answer
+            continue
+        for path in paths:
+            remove(path)
+    click.echo("Removed.")

@@ -1,0 +1,36 @@
+"""`trainyard rm`: removal of runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import click
+
+from trainyard.catalog import resolve
+from trainyard.catalog.garbage import freed
+from trainyard.cli.output import size
+from trainyard.errors import TrainyardError
+
+
+@click.command("rm")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def command(runs: Sequence[str], yes: bool) -> None:
+    """Remove the directories of RUNs, with their checkpoints. What is in MLflow stays.
+
+    A run that is training is refused.
+    """
+    found = list({run.directory.resolve(): run for run in map(resolve, runs)}.values())
+    for run in found:
+        if run.state == "running":
+            raise TrainyardError(f"{run.directory}: this run is training. End it first (Ctrl-C, or SIGTERM).")
+    for run in found:
+        click.echo(f"{run.info.name}  {run.state}  {run.directory}")
+    click.echo(f"{len(found)} runs: {size(freed([run.directory for run in found]))}.")
+    if not yes and not click.confirm("Remove them?"):
+        click.echo("Nothing was removed.")
+        return
+    for run in found:
+        shutil.rmtree(run.directory)
+    click.echo("Removed.")

@@ -1,0 +1,22 @@
+"""`trainyard train`: the training command outside a repository."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+import click
+
+
+@click.command(
+    "train",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OVERRIDE]...")
+def command(arguments: Sequence[str]) -> None:
+    """Train, or run a sweep with -m, with the configs in ./conf where there are some, else with Trainyard's own."""
+    sys.argv[1:] = arguments
+    # As `python -m trainyard.train`: what it starts and prints is then that, too.
+    runpy.run_module("trainyard.train", run_name="__main__", alter_sys=True)

@@ -1,0 +1,142 @@
+"""`trainyard runs, show, compare, tail, rm, gc`, on runs that were trained."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMANDS = ("train", "runs", "show", "compare", "tail", "rm", "gc", "doctor")
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def runs(trainyard: Any, folder: Path, *arguments: Any) -> Any:
+    status, found, said = trainyard("runs", "--json", *arguments, cwd=folder)
+    assert status == 0, said
+    return found
+
+
+def test_the_runs_and_the_jobs_are_listed(trainyard: Any, trained: Path) -> None:
+    found = runs(trainyard, trained)
+    assert [run["state"] for run in found] == ["finished"] * 3
+    assert [run["epoch"] for run in found] == [2] * 3
+    assert all(run["best"]["name"] == "val/accuracy" for run in found)
+    status, text, _ = trainyard("runs", cwd=trained)
+    assert status == 0
+    assert all(run["id"][:8] in text and run["directory"] in text for run in found)
+
+
+def test_the_best_is_that_of_the_ranking(trainyard: Any, trained: Path) -> None:
+    results = next(trained.glob("multirun/*/*/manifest.jsonl")).read_text().splitlines()
+    states = [json.loads(line) for line in results]
+    ranked = {state["num"]: state["objective"] for state in states if state.get("state") == "done"}
+    found = runs(trainyard, trained, "multirun", "--sort", "optim.lr")
+    assert [run["best"]["value"] for run in found] == [ranked[0], ranked[1]]
+
+
+def test_conditions_orders_columns_and_limits(trainyard: Any, trained: Path) -> None:
+    assert len(runs(trainyard, trained, "--where", "optim.lr>0.001 and model=mlp")) == 1
+    assert runs(trainyard, trained, "--where", "val/accuracy>2") == []
+    rates = [run["optim.lr"] for run in runs(trainyard, trained, "--sort", "-optim.lr", "--columns", "optim.lr")]
+    assert rates == [0.01, 0.001, 0.001]
+    assert len(runs(trainyard, trained, "--limit", 2)) == 2
+
+
+def test_a_run_is_shown_by_the_beginning_of_its_id(trainyard: Any, trained: Path) -> None:
+    run = runs(trainyard, trained)[0]
+    _, shown, _ = trainyard("show", run["id"][:6], "--json", cwd=trained)
+    assert shown["id"] == run["id"]
+    assert shown["metrics"] == run["metrics"]
+    assert shown["config"]["optim"]["lr"] == 0.001
+    _, text, _ = trainyard("show", run["id"][:6], cwd=trained)
+    assert "best.pt" in text
+    assert "epoch 2" in text or "epoch 1" in text
+
+
+def test_jobs_of_a_sweep_differ_in_what_was_swept(trainyard: Any, trained: Path) -> None:
+    ids = [run["id"] for run in runs(trainyard, trained, "multirun", "--sort", "optim.lr")]
+    _, found, _ = trainyard("compare", *ids, "--json", cwd=trained)
+    assert found["settings"] == {"optim.lr": [0.001, 0.01]}
+    assert found["code"] == found["environment"] == {}
+    status, text, _ = trainyard("compare", *ids, cwd=trained)
+    assert status == 0
+    assert "code: the same" in text
+
+
+def test_a_run_that_has_ended_is_printed_to_its_end(trainyard: Any, trained: Path) -> None:
+    run = runs(trainyard, trained, "outputs")[0]["directory"]
+    status, text, _ = trainyard("tail", run, "-n", 2, cwd=trained)
+    assert status == 0
+    assert "test/accuracy" in text
+    assert text.rstrip().endswith("finished")
+    _, text, _ = trainyard("tail", run, "--metric", "val/", "--no-follow", cwd=trained)
+    assert "val/accuracy" in text
+    assert "train/" not in text
+
+
+def test_gc_keeps_the_best_and_says_how_much_it_frees(trainyard: Any, copy: Path) -> None:
+    before = {path.name for path in copy.rglob("*.pt")}
+    status, text, _ = trainyard("gc", "--dry-run", cwd=copy)
+    assert status == 0
+    assert "of 3 runs" in text
+    assert {path.name for path in copy.rglob("*.pt")} == before > {"best.pt"}
+    assert trainyard("gc", cwd=copy, answer="n\n")[1].rstrip().endswith("Nothing was removed.")
+    assert {path.name for path in copy.rglob("*.pt")} == before
+    assert trainyard("gc", cwd=copy, answer="y\n")[0] == 0
+    assert {path.name for path in copy.rglob("*.pt")} == {"best.pt"}
+    assert "Nothing to remove." in trainyard("gc", cwd=copy)[1]
+
+
+def test_rm_asks_and_removes_only_what_was_named(trainyard: Any, copy: Path) -> None:
+    first, second, third = (run["id"] for run in runs(trainyard, copy))
+    assert trainyard("rm", first, cwd=copy, answer="n\n")[0] == 0
+    assert len(runs(trainyard, copy)) == 3
+    assert trainyard("rm", "--yes", first, second, cwd=copy)[0] == 0
+    assert [run["id"] for run in runs(trainyard, copy)] == [third]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rums"], "Did you mean 'runs'"),
+        (["runs", "nowhere"], "nowhere: no such folder"),
+        (["runs", "--where", "val/acuracy>0"], "Did you mean 'val/accuracy'"),
+        (["runs", "--where", "val/accuracy>"], "comparisons such as"),
+        (["runs", "--sort", "optim.l"], "Did you mean 'optim.lr'"),
+        (["runs", "--columns", "sed"], "Did you mean 'seed'"),
+        (["show", "nothing"], "`trainyard runs` lists them"),
+        (["show", "."], "not the directory of a run"),
+        (["compare", "multirun"], "multirun: not the directory of a run"),
+        (["compare"], "two or more runs"),
+        (["rm", "nothing"], "no run of this name"),
+        (["gc", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_a_user_has_to_change_is_one_paragraph_and_status_2(
+    trainyard: Any, trained: Path, arguments: list[str], message: str
+) -> None:
+    status, shown, said = trainyard(*arguments, cwd=trained)
+    assert status == 2
+    assert shown == ""
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_the_command_imports_neither_torch_nor_mlflow_nor_hydra(trained: Path) -> None:
+    code = (
+        "import sys; from trainyard.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'mlflow', 'hydra', 'numpy') if name in sys.modules], file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["runs"], ["gc", "--dry-run"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=trained, capture_output=True, text=True, check=False
+        )
+        assert done.stderr == "[]\n"

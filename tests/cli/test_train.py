@@ -1,0 +1,38 @@
+"""`trainyard train`: the training command, from any folder."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import forked
+import pytest
+from waiting import LIMIT
+
+from trainyard.train import config_folder
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=1", "model.hidden=[8]", "tracker=none"]
+
+
+def test_own_configs_come_before_those_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_folder().resolve() == ROOT / "conf"
+    (tmp_path / "conf").mkdir()  # another program's
+    assert config_folder().resolve() == ROOT / "conf"
+    (tmp_path / "conf" / "train.yaml").touch()
+    assert config_folder().resolve() == tmp_path / "conf"
+
+
+def test_a_sweep_records_the_module_so_that_it_can_be_resumed(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainyard", "train", "-m", *QUICK, "seed=0,1"]
+    done = forked.run(command, cwd=tmp_path, env=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    manifest = next(tmp_path.glob("multirun/*/*/manifest.jsonl"))
+    modules = [line["module"] for line in map(json.loads, manifest.read_text().splitlines()) if line.get("module")]
+    assert modules == ["trainyard.train"]
+    resume = [sys.executable, str(ROOT / "scripts" / "resume_sweep.py"), str(manifest.parent)]
+    done = forked.run(resume, cwd=tmp_path, env=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert "2 of them done already; 0 to run" in done.stdout
