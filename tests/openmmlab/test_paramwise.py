@@ -113,7 +113,7 @@ def ours(model: nn.Module, kind: type, numbers: dict[str, Any], paramwise: dict[
     return by_parameter(build(partial(kind, **numbers, paramwise=paramwise), trained, model), model)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(model=models(), data=st.data())
 def test_every_parameter_has_their_numbers(model: nn.Module, data: Any) -> None:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -97,7 +97,7 @@ def windows(draw: Any, length: int) -> dict[str, int]:
     return {} if draw(st.booleans()) else {"begin": begin, "end": end}
 
 
-@settings(max_examples=35)
+@settings(max_examples=25)
 @given(data=st.data(), main=MAIN, by_epoch=st.booleans(), loop_by_epoch=st.booleans(), epochs=st.integers(3, 7))
 def test_each_scheduler_in_a_window(
     data: Any, main: dict[str, Any], by_epoch: bool, loop_by_epoch: bool, epochs: int, tmp_path: Path
