@@ -32,6 +32,7 @@ GOOD = {
     "capture": False,
     "objective": "val/accuracy",
     "direction": "maximize",
+    "sanity_check": False,
     "load_from": "run/checkpoints/best.pt",
     "resume": True,
     "name": "mine",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import nn
 
 from trainyard.app import Application
 from trainyard.config.current_job import current_job
@@ -17,7 +18,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check_nodes, check_settings
 from trainyard.errors import TrainyardError
-from trainyard.models import MLP
+from trainyard.models import MLP, BaseModel
 from trainyard.run import trial
 from trainyard.run.ranks import spread
 from trainyard.runner import Runner
@@ -207,3 +208,35 @@ def test_distinct_configs() -> None:
     assert distinct.values(1) == {"seed": 0, "optim": {"lr": 2}, "work_dir": "01"}
     one_and_true, _ = DistinctConfigs.of([{"a": 1}, {"a": True}, {"a": 1.0}, {}])
     assert len(one_and_true.jobs) == 4
+
+
+class Sparse(BaseModel):
+    """A table whose gradients are sparse, and a loss that may have lost its graph."""
+
+    def __init__(self, detached: bool = False) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(5, 2, sparse=True)
+        self.detached = detached
+
+    def forward(self, x: Any, y: Any = None, mode: str = "tensor") -> Any:
+        out = self.rows(x[:, 0].long().clamp(0, 4))
+        if mode != "loss":
+            return out
+        loss = nn.functional.cross_entropy(out, y)
+        return {"loss": loss.detach() if self.detached else loss}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "detached", "told"),
+    [
+        ("optim=sgd", False, None),
+        ("optim=sgd clip_grad_norm=1", False, "clip_grad_norm: 1 given; accepted: null, with sparse gradients."),
+        ("optim=rmsprop", False, "optim: 'RMSprop' given; accepted: one for sparse gradients"),
+        ("optim=sgd", True, "model: the loss depends on no parameter that is trained"),
+    ],
+)
+def test_a_step_is_tried(overrides: str, detached: bool, told: str | None) -> None:
+    model = {"_target_": Sparse, "detached": detached}
+    (found,) = _errors([_values(*overrides.split()) | {"model": model}])
+    assert (found is None) == (told is None), found
+    assert told is None or (found or "").startswith(told)

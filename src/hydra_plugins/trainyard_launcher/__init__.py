@@ -66,8 +66,12 @@ class LocalLauncher(Launcher):
 
             weakref.finalize(self, self.sweep.close)
         returns = self.sweep.launch(job_overrides, initial_job_idx)
-        if self.sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
-            sys.exit()  # a sweeper that uses results cannot continue without them
+        if not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):  # it uses the results
+            from trainyard.sweep.objective import tell_worst_for_nan
+
+            if self.sweep.settings.dry_run:
+                sys.exit()  # it cannot continue without them
+            tell_worst_for_nan(returns, self.config)
         return returns
 
     def close(self) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from trainyard.checks import boolean
 from trainyard.config.annotations import check_arguments
 from trainyard.config.hydra_versions import full_key, instantiate, is_tuple
 from trainyard.errors import ConfigError, TrainyardError
 
 _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a target for values that it does not accept
+_TOO_LARGE = (MemoryError, RuntimeError, OverflowError)  # among them those for a size that memory cannot hold
 AUTO = "auto"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
@@ -45,8 +48,10 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
         return _called(value, key, args)
     try:
         return instantiate(value, *args)
-    except (InstantiationException, *_REFUSALS) as error:
+    except (InstantiationException, *_REFUSALS, *_TOO_LARGE) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if _is_too_large(cause):
+            raise _too_large(key, value, cause) from cause
         if not isinstance(cause, _REFUSALS):
             raise (cause or error) from None  # an error in the code of the target, not in the config
         raise _explain(error, cause, key) from cause
@@ -69,6 +74,38 @@ def _called(node: dict[str, Any], key: str, args: tuple[Any, ...]) -> Any:
         raise error.under(key) from error
     except _REFUSALS as error:
         raise TrainyardError(f"{key}: {error if isinstance(error, TrainyardError) else repr(error)}") from error
+    except _TOO_LARGE as error:
+        if not _is_too_large(error):
+            raise
+        raise _too_large(key, node, error) from error
+
+
+def _is_too_large(error: BaseException | None) -> bool:
+    """Return whether a size was too large for the memory of this machine."""
+    said = ("can't allocate memory", "Storage size calculation overflowed", "int too big to convert")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, _TOO_LARGE) and any(each in str(error) for each in said)
+    )
+
+
+def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
+    """Return the error for a size that memory cannot hold; it names the largest number of the node."""
+    found = re.search(r"allocate (\d+) bytes", str(error))
+    said = f"{int(found[1]) / 2**30:.0f} GiB are asked for" if found else str(error).partition("\n")[0].rstrip(".")
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    key, largest = max(_integers(plain, key), key=lambda each: each[1], default=(key, 0))
+    return ConfigError(key, largest, "a size that the memory of this machine holds", hint=f"{said}.")
+
+
+def _integers(value: Any, key: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _integers(entry, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from _integers(entry, f"{key}.{index}")
+    elif isinstance(value, int):
+        yield key, value
 
 
 def _argument(value: Any, key: str) -> Any:
@@ -165,6 +202,8 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
         ConfigError: it fails; the message names the nearest module, attribute or argument.
     """
     target = locate(node["_target_"], f"{key}._target_")
+    if "_partial_" in node:
+        boolean(f"{key}._partial_", node["_partial_"])
     try:
         parameters = _parameters(target)
     except (TypeError, ValueError):  # some builtins have no signature
@@ -181,7 +220,8 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
-            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it")
+            hint = "With `_partial_: true` the run gives it." if "_partial_" in node else ""
+            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it", hint=hint)
 
 
 def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.checks import choice, integer, seed_number
+from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.config.build import check_tree, locate, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
+from trainyard.config.resolving import resolve
 from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
@@ -40,6 +41,7 @@ class Settings:
     capture: Any = "auto"
     objective: str = "val/loss"
     direction: str = "minimize"
+    sanity_check: bool = True
     load_from: Any = None
     resume: Any = False
     name: str | None = None
@@ -68,19 +70,6 @@ _TEXTS = {"str": "a text", "str | None": "a text or null"}
 
 # Parts of configs that were checked: the jobs of a sweep share most of theirs.
 _FOUND_RIGHT: set[tuple[str, str]] = set()
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed config in plain Python, without Hydra's own node.
-
-    Raises:
-        ConfigError: an interpolation does not resolve.
-    """
-    try:
-        return {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "config")
-        raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -194,14 +183,6 @@ def _without_priority(node: Any, name: str) -> Any:
     return rest
 
 
-def _resolved(cfg: DictConfig, key: Any) -> Any:
-    """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs."""
-    if OmegaConf.is_missing(cfg, key):
-        return "???"
-    value = cfg[key]
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
 def _missing(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, dict):
         for name, entry in value.items():
@@ -229,6 +210,7 @@ def _check_settings(values: dict[str, Any]) -> None:
     seed_number("seed", settings["seed"])
     integer("accumulate", settings["accumulate"], at_least=1)
     choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
+    boolean("sanity_check", settings["sanity_check"])
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):

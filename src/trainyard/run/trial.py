@@ -37,10 +37,12 @@ from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
 from trainyard.runner import Runner, checkpoint, weights
+from trainyard.runner.arguments import arguments
+from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
 from trainyard.runner.env import find_device
-from trainyard.runner.member import Member
+from trainyard.runner.member import Member, member_arguments
+from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
-from trainyard.runner.runner import arguments, member_arguments
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
 
@@ -116,7 +118,7 @@ class _Known:
 
 
 _BUILT = {
-    "_data": ("data", "_loaders"),
+    "_data": ("data", "loaders"),
     "_model": ("_model", "model_config", "meta"),
     "_metrics": ("metrics",),
     "_loops": ("train_loop", "val_loop", "test_loop"),
@@ -208,6 +210,8 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _schedule, ("schedule", "loop", "data", "direction"), _shape(optim)
     yield _validation, (*_MODEL, "metric", "mode"), ""
     if trains:
+        clips = [values.get(key) is not None for key in ("clip_grad_norm", "clip_grad_value")]
+        yield _step, (*_MODEL, "device", "precision"), f"{clips} {_shape(optim)}"
         yield _hook_checks, (*_MODEL, "hook", *loops), ""
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
@@ -286,7 +290,7 @@ def _load_from(parts: _Parts) -> None:
 
 def _data(parts: _Parts) -> None:
     parts.loader(parts.mode)
-    for name in parts.evaluated:
+    for name in (*parts.evaluated, *parts.sets("test")):
         parts.loader(name)
 
 
@@ -349,12 +353,23 @@ def _results(parts: _Parts, split: str) -> list[str]:
     device = META if parts.meta else CPU
     with torch.no_grad(), device:
         outputs = predict(to_device(batch, device))
+    check_resident_targets(parts, outputs)
     if parts.meta:
         outputs = apply(lambda leaf: torch.zeros_like(leaf, device=CPU), outputs)
     for metric in parts.metrics.values():
         metric.reset()
         metric.process(batch, outputs)
     return [f"{split}/{name}" for name, value in results_of(parts.metrics).items() if value.numel() == 1]
+
+
+def _step(parts: _Parts) -> None:
+    """Make one step with a batch of the training data, if the model is small and trains on the CPU."""
+    check_last_batch(parts, META if parts.meta else CPU)
+    if parts.meta or find_device(parts.settings["device"]) != CPU or hasattr(parts.model, "train_steps"):
+        return
+    parts.model.train()
+    with explained(parts):
+        parts.step(first_batch(parts.loader("train"), "train"), 0, 1)
 
 
 def _names(parts: _Parts) -> None:

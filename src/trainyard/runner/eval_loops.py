@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainyard.data.lengths import no_batches
 from trainyard.metrics import results_of
+from trainyard.runner.batch_checks import check_resident_targets, in_range
 from trainyard.runner.member import read
 
 if TYPE_CHECKING:
@@ -116,9 +117,12 @@ class ValLoop:
             with torch.no_grad():
                 loader = runner.loader(name)
                 if (batch := next(iter(loader.batches()), None)) is not None:
-                    outputs = predict(batch)
-                    for metric in runner.metrics.values():
-                        metric.process(batch, outputs)
+                    with in_range(runner, name):
+                        outputs = predict(batch)
+                        for metric in runner.metrics.values():
+                            metric.process(batch, outputs)
+                    if not runner.stacked:
+                        check_resident_targets(runner, outputs)
                 elif (batch := next(runner.strategy.idle(loader), None)) is not None:
                     predict(batch)
                 else:

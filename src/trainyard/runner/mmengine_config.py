@@ -16,10 +16,12 @@ _OF_MMENGINE = (
 """Keys of MMEngine's configs that a config here does not have."""
 
 
-def check_not_mmengine(cfg: Mapping[str, Any] | DictConfig) -> None:
-    """Raise a `ConfigError` for a config of MMEngine."""
+def check_not_mmengine(cfg: Any) -> None:
+    """Raise a `ConfigError` for a config of MMEngine; what is no config at all is not looked at."""
+    if not isinstance(cfg, Mapping | DictConfig):
+        return
     model = cfg.get("model")
-    given = {key: cfg[key] for key in _OF_MMENGINE if key in cfg}
+    given: dict[str, Any] = {key: cfg[key] for key in _OF_MMENGINE if key in cfg}
     if isinstance(model, Mapping | DictConfig) and "type" in model and "_target_" not in model:
         given["model.type"] = model["type"]
     if not given:

@@ -16,7 +16,8 @@ from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data
-from trainyard.data.lengths import exact_length, length_hint
+from trainyard.data.lengths import exact_length, length_hint, no_batches
+from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, as_metric
@@ -221,19 +222,25 @@ class Parts:
         return captured_step.captured(step, modules, self.device, refusal)
 
     @cached_property
-    def _loaders(self) -> dict[str, Loader]:
+    def loaders(self) -> dict[str, Loader]:
+        """The loaders that are built so far, by set."""
         return {}
 
     def loader(self, split: str) -> Loader:
         """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
-        if split not in self._loaders:
+        if split not in self.loaders:
             if self.data is None or split not in self.data.splits:
                 known = ", ".join(self.data.splits) if self.data else "none"
                 raise ConfigError("data", split, f"a split that the data has: {known}")
-            loader = self.data.loader(split, seed=self.seed, device=self.device)
-            self._loaders[split] = self.strategy.loader(loader, split)
-        return self._loaders[split]
+            try:
+                loader = self.data.loader(split, seed=self.seed, device=self.device)
+            except EmptyDataError as error:
+                raise no_batches(split) from error
+            except ConfigError as error:
+                raise error.under("data") from None
+            self.loaders[split] = self.strategy.loader(loader, split)
+        return self.loaders[split]
 
     def metainfo(self, split: str) -> Any:
         """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.config.current_job import current_job
 from trainyard.config.explain import explain
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
 from trainyard.sweep.application import StartedAs
@@ -179,7 +179,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes)
+                conclude(plan, tracking, self.application.resumes, self._executor.signum is not None)
 
     def _preload(self) -> list[str]:
         fuse = self.application.fuse

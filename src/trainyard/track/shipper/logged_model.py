@@ -57,8 +57,11 @@ def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, pre
         loader, predict: see `Journal.model`.
 
     Raises:
+        LeftOutError: the run has saved no such checkpoint.
         Exception: whatever the loader raises.
     """
+    if not (work_dir / checkpoint).exists():
+        raise LeftOutError(f"there is no checkpoint {checkpoint}")
     import yaml  # type: ignore[import-untyped,unused-ignore]
 
     sys.path[:0] = [folder for folder in info.python_path if folder not in sys.path]
@@ -119,6 +122,8 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
         raise
     try:
         built = build()
+    except LeftOutError:
+        raise
     except Exception as error:
         raise LeftOutError(f"{type(error).__name__}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
