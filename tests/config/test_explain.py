@@ -25,7 +25,7 @@ def told(*overrides: Any) -> Any:
     ("overrides", "message"),
     [
         (["model=mpl"], "model: 'mpl' given; accepted: one of cnn, mlp, resnet, transformer. Did you mean 'mlp'?"),
-        (["hook=[default,emma]"], "hook: 'emma' given; accepted: one of default, early_stop, ema, "),
+        (["hook=[default,emma]"], "hook: 'emma' given; accepted: one of default, detection_log, early_stop, ema, "),
         (["model="], "model: '' given; accepted: one of cnn, mlp, resnet, transformer."),
         (["model=null"], "model: None given; accepted: one of cnn, mlp, resnet, transformer."),
         (["tracker=null"], "tracker: None given; accepted: one of mlflow, none. Did you mean 'none'?"),
