@@ -86,7 +86,8 @@ class Sweeps(RuleBasedStateMachine):
             case End(number):
                 assert number in self.processes
             case Drop(unit):
-                self.queue.remove(unit)
+                (dropped,) = (each for each in self.queue if each.nums == unit.nums)
+                self.queue.remove(dropped)
 
     # -- what the proposer does ----------------------------------------------------------------------------------------
 
