@@ -19,6 +19,7 @@ from trainyard.errors import ConfigError, TrainyardError
 _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a target for values that it does not accept
 AUTO = "auto"
+AUTO_OR_NULL = "auto_or_null"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
 
@@ -113,6 +114,8 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
+    `auto_or_null` is None where there is no such fact.
+
     Args:
         value: a config; an object is returned unchanged.
         key: its place in the config.
@@ -132,6 +135,8 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
         return fill_auto(entry, key, facts)
     if type(entry) in (list, tuple):
         return type(entry)(fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry))
+    if isinstance(entry, str) and entry == AUTO_OR_NULL:
+        return (facts or {}).get(name)
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
     if facts is None:
@@ -192,7 +197,9 @@ def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:
         str(name): value
         for name, value in plain.items()
         if name not in _CONTROLS
-        and not (isinstance(value, str) and ("${" in value or value == "???" or (auto and value == AUTO)))
+        and not (
+            isinstance(value, str) and ("${" in value or value == "???" or (auto and value in (AUTO, AUTO_OR_NULL)))
+        )
     }
 
 

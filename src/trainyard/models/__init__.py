@@ -7,7 +7,10 @@ from trainyard.models.mlp import MLP
 from trainyard.models.preprocessor import DataPreprocessor
 from trainyard.models.resnet import ResNet
 from trainyard.models.supervised import Supervised, has_mode_contract
+from trainyard.models.timm import Timm
+from trainyard.models.torchvision import TorchvisionModel
 from trainyard.models.transformer import Transformer
+from trainyard.models.transformers import Transformers
 
 __all__ = [
     "CNN",
@@ -19,7 +22,10 @@ __all__ = [
     "RandomChoice",
     "ResNet",
     "Supervised",
+    "Timm",
+    "TorchvisionModel",
     "Transformer",
+    "Transformers",
     "call",
     "has_mode_contract",
     "total_loss",
