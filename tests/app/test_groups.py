@@ -14,7 +14,7 @@ SMALL = {
     "cnn": ["data=digits", "model.channels=[4,4]"],
     "resnet": ["data=digits", "model.depth=8", "model.width=4"],
     "timm": ["data=digits", "model.name=resnet10t"],
-    "torchvision": ["data=digits", "model.name=squeezenet1_1"],
+    "torchvision": ["data=digits", "model.name=mobilenet_v3_small"],
     "transformers": [
         *("data=text", "data.context_length=16", "model.task=causal_lm", "model.config.model_type=gpt2"),
         *("+model.config={n_embd: 8, n_head: 2, n_layer: 1, bos_token_id: 0, eos_token_id: 0}",),

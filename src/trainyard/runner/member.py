@@ -82,6 +82,7 @@ class Member:
     best: Best | None = field(default=None, init=False)
     stop_reason: str | None = field(default=None, init=False)
     failed: bool = field(default=False, init=False)
+    notes: dict[str, str] = field(default_factory=dict, init=False, compare=False)
     _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
 
     def join(self, runner: Runner) -> None:
@@ -187,6 +188,9 @@ class Member:
             before, self.journal = self.journal, Journal(self.work_dir)
             self.journal.latest.update(before.latest)
             tracker.open(self.work_dir, self.info, resume=resume)
+        if self.notes:
+            self.journal.tags(self.notes)
+            self.notes.clear()
         self.journal.status("RUNNING")
 
     def close(self, status: Status, message: str = "") -> None:

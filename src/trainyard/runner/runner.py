@@ -75,6 +75,8 @@ class Runner(Parts):
             it (`trainyard.runner.weights.LoadFrom`).
         resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is none); a path
             continues from that checkpoint.
+        resume_override: keys (`optim.lr`, `data.batch_size`) that a resumed run takes from its config, not from the
+            checkpoint; what changes is recorded (`trainyard.runner.override`).
         tracker: uploads the journal to MLflow.
         env: a `trainyard.runner.Env`.
         val_loop, test_loop: custom validation and test loops; None for `ValLoop` and `TestLoop`.
@@ -110,6 +112,7 @@ class Runner(Parts):
         work_dir: str | Path | None = None,
         load_from: str | Path | Mapping[str, Any] | None = None,
         resume: bool | str | Path = False,
+        resume_override: Sequence[str] | None = None,
         tracker: Any = None,
         env: Any = None,
         val_loop: Any = None,

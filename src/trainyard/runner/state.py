@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 import trainyard
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError
 from trainyard.optim import identity, without_dynamo
-from trainyard.runner import checkpoint, weights
+from trainyard.runner import checkpoint, override, weights
 from trainyard.runner.member import Member
 from trainyard.schedules.plateau import in_group_order
 from trainyard.track import journal
@@ -161,24 +160,24 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     """
     runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
     reading, done = _reading(state)
+    reading, done, other_batches = override.position(member, reading, done)
     runner.reader.load_state_dict(reading, done)
     _check_equal("optimizer", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     saved = _untyped(state["optimizer"])
     bound = identity.bind(member.model, optimizer, member.beginning, state.get("parameters"), saved)
-    rates = _rates(optimizer)
+    config = override.options_of(optimizer)
     saved = optimizer_state(bound.optimizer(saved), optimizer)
     without_dynamo.method(optimizer, "load_state_dict")(saved)
-    if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
-        kept = ", ".join(f"{rate:g}" for rate in _rates(optimizer))
-        log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
     if schedule is not None:
         schedule.load_state_dict(in_group_order(_untyped(state["schedule"]), bound.groups))
-    member.load_step_state(bound.step(state["step"]))
+    step = bound.step(state["step"])
+    member.load_step_state(override.without_pending(step) if other_batches else step)
     runner.train_loop.load_state_dict(state["loop"])
     member.load_state_dict(state["member"])
     member.load_hook_states(state["hooks"])
     runner.go_to(state["epoch"], done, state["iter"])
+    override.reconcile(member, config, (state["schedule"].get("start") or {}).get("groups", []))
 
 
 def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -189,10 +188,6 @@ def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
     if "data" in state:
         return state["data"], state["batches_done"]
     return {"batches": state["batches"]}, max(0, state["iter"] - state["epoch"] * state["batches"])
-
-
-def _rates(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 def _name(part: object) -> str | None:
