@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainyard.errors import ConfigError
+from trainyard.optim import SAM
 from trainyard.optim.identity import optimizers_of
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def without_pending(step: dict[str, Any]) -> dict[str, Any]:
 def _arguments(optimizer: Any) -> set[str]:
     """Return the names of the options: the arguments of its class; for a member of a stack, all entries of a group."""
     if isinstance(optimizer, Optimizer):
-        return set(inspect.signature(type(optimizer).__init__).parameters) - {"self", "params"}
+        parts = [optimizer, *([optimizer.base] if isinstance(optimizer, SAM) else [])]
+        return {key for part in parts for key in inspect.signature(type(part).__init__).parameters} - {"self", "params"}
     return {key for key in optimizer.param_groups[0] if key not in ("params", "name", "initial_lr")}
 
 
