@@ -9,11 +9,14 @@ Every run below the given folders is checked; records that MLflow has already ar
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from trainyard import temporary
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.track import RunInfo, run_info
+from trainyard.redaction import redact
+from trainyard.track import RunInfo, own, run_info
 from trainyard.track.shipped import summary
 from trainyard.track.shipper.__main__ import configure
 from trainyard.track.uri import resolve
@@ -33,8 +36,23 @@ def runs_below(folders: list[Path]) -> tuple[list[tuple[Path, RunInfo]], bool]:
     return sorted(found.items(), key=lambda item: item[1].parent is not None), readable
 
 
-def sync(folders: list[Path], uri: str | None) -> bool:
+def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
+    """Check that a directory from elsewhere does not say where to send its run, and the user's credentials.
+
+    Raises:
+        TrainyardError: it does, and names a store that the environment does not.
+    """
+    if trust or info.uri is None or own.is_own(info, work_dir) or info.uri == redact(resolve(None, Path.cwd())):
+        return
+    raise TrainyardError(
+        f"{info.name} ({work_dir}): is from elsewhere, and names a store that is not yours: {info.uri}. Nothing is "
+        "sent there, nor are your credentials. Name a store with --uri, or trust the directory with --trust."
+    )
+
+
+def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bool) -> bool:
     """Ship the runs below `folders`, and return whether everything is shipped then."""
+    from trainyard.track.shipper.exchange import Exchanges, patience
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
     from trainyard.track.shipper.run_shipper import InUseError
     from trainyard.track.shipper.store import Stores
@@ -42,11 +60,22 @@ def sync(folders: list[Path], uri: str | None) -> bool:
     runs, complete = runs_below(folders)
     if not runs:
         print("No runs here.")
-    stores = Stores()
+    exchanges, limit = Exchanges(), patience()
+
+    def late() -> None:
+        print(f"MLflow gave no answer for {limit:g} s; try again later.", flush=True)
+        os._exit(1)
+
+    end = exchanges.watch(limit, late)
+    stores = Stores(exchanges)
     for work_dir, info in runs:
         try:
+            if trust and not own.is_own(info, work_dir):
+                own.marked(info, work_dir).write(work_dir)
+            if uri is None:
+                check_place(work_dir, info, trust)
             before = summary(work_dir, uri)
-            after = ship_now(work_dir, stores, uri)
+            after = ship_now(work_dir, stores, uri, experiment=experiment, trust=trust)
         except InUseError:
             print(f"{info.name} ({work_dir}): is being shipped by its own shipper; left alone")
         except (TrainyardError, OSError) as error:
@@ -58,6 +87,7 @@ def sync(folders: list[Path], uri: str | None) -> bool:
             print(f"; {after.where}" if after.run_id else "")
             complete &= after.complete
     stores.close()
+    end()
     return complete
 
 
@@ -67,6 +97,16 @@ def main() -> int:
         "folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one with runs below it"
     )
     parser.add_argument("--uri", help="the MLflow URI to ship to; by default the one that each run has recorded")
+    parser.add_argument(
+        "--experiment",
+        help="where to make runs that MLflow does not have; by default the one that each run has recorded",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="directories from elsewhere are your own from now on: their models are built, which runs code, links out "
+        "of them are followed, and their runs go to the store that they name",
+    )
     arguments = parser.parse_args()
     for folder in arguments.folders:
         if not folder.is_dir():
@@ -76,7 +116,8 @@ def main() -> int:
     except ConfigError as error:
         parser.error(f"--{error}")
     configure()
-    return 0 if sync(arguments.folders, uri) else 1
+    temporary.use_own_folder()
+    return 0 if sync(arguments.folders, uri, arguments.experiment, arguments.trust) else 1
 
 
 if __name__ == "__main__":

@@ -29,14 +29,22 @@ from pathlib import Path
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 sys.path.insert(0, str(Path(__file__).parent / "torture"))
 
+import damage
 import lengths
+import overrides
 import reliability_page
 import runs
 import stacks
 import sweeps
 from trials import Part, Result
 
-PARTS = {part.name: part for part in (runs.PART, sweeps.PART, lengths.PART, stacks.PART)}
+PARTS = {
+    part.name: part
+    for part in (
+        *(runs.PART, sweeps.PART, lengths.PART, stacks.PART),
+        *(overrides.PART, damage.CHECKPOINTS, damage.JOURNALS),
+    )
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,10 +4,15 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# The key that marks runs as one's own: not the one in the home folder of whoever runs the tests.
+os.environ["XDG_STATE_HOME"] = str(Path(tempfile.gettempdir(), f"trainyard-tests-{os.getuid()}"))
 
 import pytest
 import torch

@@ -62,7 +62,7 @@ def refused(check: Any, *args: Any, **keywords: Any) -> str:
     return caught.value.accepted
 
 
-@given(st.integers(), st.integers(), st.integers())
+@given(*[st.integers(-(2**63), 2**63 - 1)] * 3)
 def test_an_integer_within_the_bounds_is_returned_as_it_is(value: int, one: int, other: int) -> None:
     least, most = sorted((one, other))
     assert integer("key", value) == value
@@ -315,3 +315,10 @@ def test_the_runner_refuses_its_own_at_construction(name: str, value: Any) -> No
     with pytest.raises(ConfigError) as caught:
         trainyard.runner.Runner(nn.Identity(), **{name: value})
     assert caught.value.key == name
+
+
+@pytest.mark.parametrize("value", [2**63, 10**30])
+def test_integers_have_64_bits(value: int) -> None:
+    """torch and NumPy overflow beyond them."""
+    assert refused(integer, value, at_least=1) == f"an integer from 1 to {2**63 - 1}"
+    assert integer("key", 2**63 - 1) == 2**63 - 1

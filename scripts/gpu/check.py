@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from catalog import PARTS, TOTAL, Part
 from results import Results
+
+from catalog import PARTS, TOTAL, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_CPU = 10

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from catalog import PARTS
 from results import Results
+
+from catalog import PARTS
 
 T = TypeVar("T")
 

@@ -16,6 +16,18 @@ LEAST = 1e-3
 """Size below which a difference of numbers is not taken as relative to them."""
 
 
+def last(directory: Path) -> dict[str, Any]:
+    """Return the last checkpoint of a run.
+
+    Raises:
+        FaultError: there is no whole one.
+    """
+    found = checkpoint.newest(directory / "checkpoints")
+    if found is None:
+        raise FaultError(f"{directory} has no whole checkpoint")
+    return found[1]
+
+
 def of(directory: Path) -> dict[str, Any]:
     """Return the last checkpoint, the best weights and the journal of a run that has ended, without clock times.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
 from trainyard.console import tell
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.files import DiskFullError, disk_full
 from trainyard.fused import train as stack_trainer
 from trainyard.redaction import check_overrides
 from trainyard.run import ranks
@@ -46,6 +48,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     """
     whole = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ[WHOLE] = "1" if whole else ""
+    logging.raiseExceptions = whole  # a log that cannot be written is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on, and they are explained here
     directory = str(Path(config_path).resolve())
 
@@ -60,6 +63,9 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
         known: TrainyardError | None = error if isinstance(error, TrainyardError) else None
+        full = disk_full(error)
+        if known is None and full is not None:
+            known = DiskFullError(full.filename or Path.cwd(), full)
         if known is None and not _is_from_train(error):
             known = explain(error, overrides, directory, config_name)
         if known is None or whole:

@@ -22,6 +22,8 @@ ITEMS = "num_items"
 def target_of(batch: Any) -> Any:
     """Return the target of a batch: the last element of a tuple or list of two or more, or a mapping's target key.
 
+    That of a batch of graphs (`torch_geometric.data.Batch`) is its `y`.
+
     Raises:
         TrainyardError: the batch holds none.
     """
@@ -31,15 +33,24 @@ def target_of(batch: Any) -> Any:
         for key in TARGET_KEYS:
             if key in batch:
                 return batch[key]
+    if is_graph(batch) and batch.y is not None:
+        return batch.y
     raise no_target(batch)
+
+
+def is_graph(batch: Any) -> bool:
+    """Return whether a batch is one of graphs, as `torch_geometric` makes it: it is known by its attributes."""
+    return all(hasattr(type(batch), name) for name in ("num_nodes", "num_edges", "to")) and hasattr(batch, "y")
 
 
 def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
     """Split the arguments of `forward(*args, **named)` into (positional inputs, named inputs, target or None).
 
     The last of two or more positional arguments is the target; one alone is an input. Among named ones it is the one
-    under a target key. If one other remains, it is the input under any name.
+    under a target key. If one other remains, it is the input under any name. Graphs are an input with a target.
     """
+    if len(args) == 1 and is_graph(args[0]):
+        return args, named, args[0].y
     if len(args) > 1:
         return args[:-1], named, args[-1]
     if not named:
@@ -56,8 +67,24 @@ def split_target(args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Sequenc
     return args, named, target
 
 
+def aligned(target: Any, output: Any) -> Any:
+    """Return a floating-point target in the shape of the output where they differ in a last axis of one number.
+
+    `[B]` and `[B, 1]` stand for the same numbers; compared as they are, they would be broadcast to `[B, B]`.
+    """
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or not target.is_floating_point():
+        return target
+    if target.shape == output.shape[:-1] and output.shape[-1:] == (1,):
+        return target.unsqueeze(-1)
+    if output.shape == target.shape[:-1] and target.shape[-1:] == (1,):
+        return target.squeeze(-1)
+    return target
+
+
 def samples(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its first tensor; 1 where it has none."""
+    """Return the number of samples in a batch: the length of its first tensor, or its graphs; 1 where it has none."""
+    if is_graph(batch):
+        return int(getattr(batch, "num_graphs", 1))
     return next((len(part) for part in _parts(batch) if isinstance(part, Tensor) and part.ndim), 1)
 
 

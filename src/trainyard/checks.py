@@ -24,8 +24,8 @@ from trainyard.errors import ConfigError
 
 
 def is_integer(value: Any, *, at_least: int | None = None, at_most: int | None = None) -> TypeGuard[int]:
-    """Return whether `value` is an integer, of Python or NumPy, within the bounds. A float such as 3.0 is none."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    """Return whether `value` is an integer of 64 bits, of Python or NumPy, within the bounds. 3.0 is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
         return False
     return (at_least is None or int(value) >= at_least) and (at_most is None or int(value) <= at_most)
 
@@ -73,6 +73,8 @@ def integer(
     """
     if is_integer(value, at_least=at_least, at_most=at_most):
         return int(value)
+    if isinstance(value, Integral) and at_most is None and int(value) >= 2**63:
+        at_most = 2**63 - 1
     accepted = f"an integer{_bounds(at_least=at_least, at_most=at_most)}"
     hint = (
         "Nothing here states a value for auto, so an integer is needed."
@@ -175,6 +177,24 @@ def choice(key: str, value: object, options: Collection[str], *, other: str = ""
     if isinstance(value, str) and value in options:
         return value
     raise ConfigError(key, value, _either(f"one of {', '.join(options)}", other), options=options)
+
+
+def text(key: str, value: object, *, at_most: int) -> str:
+    """Return `value` as a text of one line; a number is taken as it is written.
+
+    Args:
+        key: where the value stands.
+        value: what was given.
+        at_most: the number of characters that are accepted.
+
+    Raises:
+        ConfigError: it is none, empty or too long.
+    """
+    given = str(value) if is_number(value) else value
+    if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > at_most:
+        shown = f"{given[:40]}… ({len(given)} characters)" if isinstance(given, str) and len(given) > at_most else value
+        raise ConfigError(key, shown, f"a text of one line, of {at_most} characters at most")
+    return given
 
 
 def existing_file(key: str, value: object) -> Path:

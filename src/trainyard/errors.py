@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """Return the option nearest to `name`, or None where nothing is close."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+_LONG = 400
+"""Characters of a representation that an error shows whole."""
 
 
 class TrainyardError(Exception):
@@ -50,11 +56,31 @@ class ConfigError(TrainyardError):
         return error
 
     def __str__(self) -> str:
-        text = f"{self.key}: {self.given!r} given; accepted: {self.accepted}."
+        text = f"{self.key}: {_shown(self.given)} given; accepted: {self.accepted}."
         close = nearest(str(self.given), self.options)
         if close is not None:
             text += f" Did you mean {close!r}?"
         return f"{text} {self.hint}".rstrip()
+
+
+class _Short(reprlib.Repr):
+    """Representation of a few entries of a nest; of arrays and tensors the shape alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist, self.maxtuple, self.maxset, self.maxdict = 2, 3, 2, 4
+        self.maxstring = self.maxother = 120
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Return the representation of anything but a container or a text."""
+        shape = getattr(x, "shape", None)
+        return super().repr_instance(x, level) if shape is None else f"{type(x).__name__} of shape {list(shape)}"
+
+
+def _shown(given: object) -> str:
+    """Return the representation of what was given, on one line; only a part of it where it is long."""
+    whole = repr(given)
+    return whole if len(whole) <= _LONG and "\n" not in whole else _Short().repr1(given, 3).replace("\n", " ")
 
 
 class StackDivided(TrainyardError):  # noqa: N818 - a finding, not a fault: the members train on

@@ -24,11 +24,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainyard.checks import integer
-from trainyard.config.build import build_all, fill_auto
+from trainyard.config.build import fill_auto
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks.predictions.file import MissingError, Predictions
-from trainyard.metrics import as_metric, results_of
+from trainyard.metrics import configured, results_of
+from trainyard.track import own
 
 CONFIG = "config.yaml"  # written by a run beside its predictions
 
@@ -57,7 +58,7 @@ def offline(
         integer("chunk_size", chunk_size, at_least=1, other="None: the batches of the test")
     predictions = Predictions.read(file)
     config = fill_auto(metrics, "metric", predictions.facts.get("spec", {}))
-    built = {name: as_metric(metric) for name, metric in build_all(config, "metric").items()}
+    built = configured(config)
     for metric in built.values():
         metric.reset()
     with torch.no_grad():
@@ -74,13 +75,16 @@ def offline(
     }
 
 
-def metric_config(file: Path, overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+def metric_config(
+    file: Path, overrides: Sequence[str], config_dir: str | None = None, *, trust: bool = False
+) -> dict[str, Any]:
     """Compose the group `metric` from overrides.
 
     Args:
         file: the predictions. Where no option is chosen, the metrics are those of the run that wrote them.
         overrides: as on the command line, of `metric` alone.
         config_dir: a folder with a group `metric` of your own, beside ours.
+        trust: take the metrics of the run also if its directory is not the user's own: its config names what is run.
 
     Raises:
         ConfigError: an override of something else, or one that does not fit; no option chosen, and none known.
@@ -98,6 +102,9 @@ def metric_config(file: Path, overrides: Sequence[str], config_dir: str | None =
         recorded = file.parent / CONFIG
         if not recorded.exists():
             hint = f"There is no {CONFIG} of a run beside {file}."
+            raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
+        if not (trust or own.is_own_directory(file.parent)):
+            hint = f"{recorded} is from elsewhere, and what it names would run: --trust if you trust it."
             raise ConfigError("metric", None, "an option of the group, such as metric=classification", hint=hint)
         config = OmegaConf.create({"metric": yaml.safe_load(recorded.read_text(encoding="utf-8")).get("metric") or {}})
         OmegaConf.set_struct(config, True)
@@ -140,10 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="metric=…, metric.accuracy.topk=…; default: the run's own metrics")
     parser.add_argument("--config-dir", "-cd", help="a folder with a group `metric` of your own")
     parser.add_argument("--chunk-size", type=int, help="samples at a time; default: the batches of the test")
+    parser.add_argument("--trust", action="store_true", help="run what the config of a run from elsewhere names")
     given = parser.parse_intermixed_args(arguments)
     sys.path.insert(0, str(Path.cwd()))  # for classes in the working folder that a config names
     try:
-        config = metric_config(given.file, given.overrides, given.config_dir)
+        config = metric_config(given.file, given.overrides, given.config_dir, trust=given.trust)
         results = offline(given.file, config, chunk_size=given.chunk_size)
     except TrainyardError as error:
         print(error, file=sys.stderr)

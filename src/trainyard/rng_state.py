@@ -74,6 +74,16 @@ def set_cpu_states(states: CpuStates) -> None:
     torch.set_rng_state(states[2])
 
 
+def same(first: CpuStates, second: CpuStates) -> bool:
+    """Return whether two states from `cpu_states` are equal."""
+    return (
+        first[0] == second[0]
+        and np.array_equal(first[1][1], second[1][1])
+        and first[1][2:] == second[1][2:]
+        and torch.equal(first[2], second[2])
+    )
+
+
 @contextmanager
 def cpu_states_kept() -> Iterator[None]:
     """Restore the generators that draw on the CPU at the end of the block."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from forked import Forked
 from waiting import LIMIT
 
-from trainyard.run.record import load_model
+from trainyard.run.record import NOT_PARAMS, load_model
 from trainyard.runner import checkpoint
 from trainyard.track import read
 
@@ -92,10 +93,12 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     path = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}"}
     killed = train(*tracked, "+hook.kill._target_=killer.Kill", env=path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = train(*tracked, "resume=true")
+    resumed = train(*tracked, "resume=true", "clip_grad_norm=100")
     assert resumed.returncode == 0, resumed.stderr
+    step = re.search(r"Resumed .*, iteration (\d+)", resumed.stdout)[1]
+    assert f"Changed on resume, and a tag in MLflow: clip_grad_norm@{step}=100." in resumed.stdout
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in resumed.stdout
-    assert "left out of MLflow: model" not in resumed.stdout
+    assert "left out of MLflow" not in resumed.stdout
     assert "not in MLflow" not in resumed.stdout
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -105,6 +108,9 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     assert run.data.params["optim"] == "adam"
     assert run.data.params["optim.lr"] == "0.001"
     assert run.data.params["seed"] == "0"
+    assert run.data.params["clip_grad_norm"] == "None"
+    assert run.data.tags[f"clip_grad_norm_{step}"] == "100"
+    assert {key.partition(".")[0] for key in run.data.params}.isdisjoint(NOT_PARAMS)
     assert "experiment" not in run.data.params  # nothing of that group was chosen
 
     journal = _points(tmp_path / "run")
@@ -125,13 +131,13 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
 
 
 def test_no_mlflow_server_never_stops_training(train: Any, tmp_path: Path) -> None:
-    result = train(
-        "tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    )
+    env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_RUN_NAME": "mine"}
+    result = train("tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env=env)
     assert result.returncode == 0, result.stderr
     assert "Best val/accuracy" in result.stdout
     assert "scripts/sync.py" in result.stdout
-    assert json.loads((tmp_path / "run/run.json").read_text())["uri"] == "http://127.0.0.1:9"
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    assert [info[key] for key in ("uri", "experiment_id", "name")] == list(env.values())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

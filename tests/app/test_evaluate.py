@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from trainyard.hooks.predictions.file import PredictionWriter
 from trainyard.metrics import Accuracy, Metric
 from trainyard.metrics.energy_distance import EnergyDistance
 from trainyard.runner import Runner
+from trainyard.track import NoTracker, RunInfo
 
 CONFIG = """
 metric:
@@ -31,6 +34,7 @@ metric:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A run's predictions: 30 samples of 3 classes, in batches of 8."""
+    NoTracker().open(tmp_path, RunInfo("run"))
     writer = PredictionWriter(tmp_path / "predictions.parquet")
     generator = torch.Generator().manual_seed(0)
     for start in range(0, 30, 8):
@@ -136,6 +140,22 @@ def test_the_metrics_of_the_run(file: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "test/top3 1.0\n"
 
 
+def test_a_run_from_elsewhere(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What its config names is run only if it is trusted."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path, elsewhere, ignore=shutil.ignore_patterns("elsewhere"))
+    (elsewhere / "config.yaml").write_text(f"metric: {{evil: {{_target_: os.mkdir, path: {tmp_path}/executed}}}}\n")
+    copy = str(elsewhere / file.name)
+    assert main([copy]) == 2
+    said = capsys.readouterr().err
+    assert "config.yaml is from elsewhere, and what it names would run: --trust if you trust it." in said
+    assert main([copy, "~metric.evil"]) == 2
+    assert not (tmp_path / "executed").exists()
+    assert main([copy, "metric=classification"]) == 0
+    assert main([copy, "--trust"]) == 2, "it is no metric"
+    assert (tmp_path / "executed").exists()
+
+
 def test_an_option_of_the_group(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(file), "metric=classification", "metric.accuracy.topk=[1,2]", "--chunk-size=4"]) == 0
     out = capsys.readouterr().out
@@ -185,7 +205,8 @@ def test_as_a_command_with_a_class_of_ones_own(file: Path, tmp_path: Path) -> No
         "from trainyard.metrics import Accuracy\nclass Mine(Accuracy):\n    prefix = 'mine'\n"
     )
     (tmp_path / "config.yaml").write_text("metric: {accuracy: {_target_: mine.Mine}}\n")
-    environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "XDG_STATE_HOME")}
+    environment["PYTHONPATH"] = ":".join(sys.path)
     command = [sys.executable, "-m", "trainyard.evaluate", file.name]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (f"test/mine/accuracy {shares(file)!r}\n", "")

@@ -52,3 +52,11 @@ def test_what_was_left_out_on_purpose_is_not_told(train: Any) -> None:
 def test_a_schedule_that_no_hook_applies(train: Any) -> None:
     assert "Nothing applies the schedule" in train("~hook.param_schedule", "schedule=cosine").stdout
     assert "Nothing applies the schedule" not in train("schedule=cosine").stdout
+
+
+def test_without_checkpoints_no_model_is_promised(train: Any, tmp_path: Path) -> None:
+    uri = f"tracker.uri=sqlite:///{tmp_path}/m.db"
+    done = train("~hook.checkpoint", "tracker=mlflow", uri, "hydra.run.dir=run", "loop.max_epochs=1")
+    assert done.returncode == 0
+    assert "left out of MLflow" not in done.stderr + done.stdout
+    assert '"kind":"model"' not in (tmp_path / "run/metrics.jsonl").read_text().replace(" ", "")

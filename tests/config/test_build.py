@@ -331,3 +331,18 @@ def test_objects_and_interpolations() -> None:
     assert fill_auto({"net": layer, "num_classes": "auto"}, "model", FACTS) == {"net": layer, "num_classes": 7}
     cfg = OmegaConf.create({"width": 5, "model": {"hidden": "${width}", "num_classes": "auto"}})
     assert fill_auto(cfg.model, "model", FACTS) == {"hidden": 5, "num_classes": 7}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_size_that_memory_cannot_hold_is_named(plain: bool) -> None:
+    node = {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 10**15}
+    with pytest.raises(ConfigError, match=rf"^model\.out_features: {10**15} given; accepted: a size that the memory"):
+        build(node if plain else OmegaConf.create(node), "model")
+
+
+def test_partial_is_true_or_false() -> None:
+    node = {"_target_": "torch.optim.SGD", "_partial_": "yes"}
+    with pytest.raises(ConfigError, match=r"^optim\._partial_: 'yes' given; accepted: true or false"):
+        build(node, "optim")
+    with pytest.raises(ConfigError, match=r"^optim\.params: .* With `_partial_: true` the run gives it\."):
+        build(node | {"_partial_": False}, "optim")

@@ -54,3 +54,71 @@ def test_from_cfg_without_hooks_takes_the_default_ones() -> None:
 def test_from_cfg_without_a_model() -> None:
     with pytest.raises(ConfigError, match="model: 'NoneType' given"):
         _ = Runner.from_cfg({key: value for key, value in CFG.items() if key != "model"}).model
+
+
+QUICK = ["data=rings", "data.num_samples=100", "model.hidden=[4]", "loop.max_epochs=1", "tracker=none", "hook=[]"]
+
+
+@pytest.fixture
+def composed() -> Any:
+    def run(*overrides: str) -> Any:
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
+            return compose("train", overrides=[*QUICK, *overrides])
+
+    return run
+
+
+def test_a_composed_config_outside_an_application_of_hydras(composed: Any, tmp_path: Path) -> None:
+    """`work_dir` is an interpolation of Hydra's there; a keyword takes its place before it is resolved."""
+    cfg = composed("name=in-${work_dir}")
+    with pytest.raises(ConfigError, match=r"^work_dir: .* the directory of the run\. Runner\.from_cfg\(cfg, work_dir="):
+        Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(cfg, work_dir=str(tmp_path / "run"))
+    assert runner.members[0].info.name == f"in-{tmp_path}/run"
+    runner.train()
+    assert (tmp_path / "run/metrics.jsonl").exists()
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    assert written["work_dir"].startswith("${hydra:"), "it is not changed"
+    assert Runner.from_cfg(written, work_dir=None, seed=5).seed == 5
+
+
+def test_keywords_take_the_place_of_what_others_refer_to(composed: Any) -> None:
+    cfg = composed("data.data_seed=${seed}", "work_dir=null")
+    assert Runner.from_cfg(cfg, seed=7).settings["data"]["data_seed"] == 7
+    OmegaConf.set_readonly(cfg, True)
+    assert Runner.from_cfg(cfg, seed=8, metric={}, hook={}).settings["metrics"] == {}
+    model = Runner.from_cfg(cfg).model
+    assert Runner.from_cfg(cfg, model=model).model is model
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.hidden=[${absent}]", r"^model\.hidden.*: '\$\{absent\}' given; .* resolves\. .*'absent'"),
+        ("name=${own:1}", "name: .* given; .*Unsupported interpolation type own: .*register_new_resolver"),
+        ("name=${hydra:job.name}", r"name: .* given; .*: \$\{hydra:…\} has a value in an application of Hydra's"),
+    ],
+)
+def test_an_interpolation_that_does_not_resolve(composed: Any, override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Runner.from_cfg(composed(override), work_dir=None)
+
+
+def test_the_config_of_a_run(composed: Any, tmp_path: Path) -> None:
+    """A run's `config.yaml` names the run's own directory."""
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed(f"work_dir={tmp_path}/run"), resolve=True))
+    Runner.from_cfg(OmegaConf.load(tmp_path / "config.yaml")).train()
+    with pytest.raises(ConfigError, match="resume=true continues"):
+        Runner.from_cfg(OmegaConf.load(tmp_path / "config.yaml")).train()
+    Runner.from_cfg(OmegaConf.load(tmp_path / "config.yaml"), work_dir=tmp_path / "other").train()
+
+
+def test_what_is_no_config_or_no_argument() -> None:
+    for given in ("conf/train.yaml", OmegaConf.create([1]), None):
+        with pytest.raises(ConfigError, match=r"^cfg: "):
+            Runner.from_cfg(given)
+    with pytest.raises(ConfigError, match="Did you mean 'work_dir'"):
+        Runner.from_cfg(CFG, work_dirr=None)
+    for directory in (3, "", " "):
+        with pytest.raises(ConfigError, match=r"work_dir: .* given; accepted: the path of a directory"):
+            Runner.from_cfg(CFG, work_dir=directory)

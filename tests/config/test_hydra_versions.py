@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from trainyard.config.build import build, check_tree, fill_auto
 from trainyard.config.hydra_versions import VERSION_BASE, any_target, configure_log, instantiate
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import ConfigError
 
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}

@@ -32,6 +32,7 @@ GOOD = {
     "capture": False,
     "objective": "val/accuracy",
     "direction": "maximize",
+    "sanity_check": False,
     "load_from": "run/checkpoints/best.pt",
     "resume": True,
     "name": "mine",
@@ -153,8 +154,8 @@ def test_numbers_that_are_equal_will_do() -> None:
     ("config", "told"),
     [
         ("data: {path: '???'}", "data.path: '???' given; accepted: a value: data.path=… on the command line"),
-        ("a: ${b}", "a: 'an interpolation' given; accepted: one that resolves"),
-        ("a: ${oc.env:NO_SUCH_VARIABLE}", "a: 'an interpolation' given"),
+        ("a: ${b}", "a: '${b}' given; accepted: an interpolation that resolves"),
+        ("a: ${oc.env:NO_SUCH_VARIABLE}", "a: '${oc.env:NO_SUCH_VARIABLE}' given"),
         ("model: {_target_: torch.nn.Linear, bais: 1}", "model: 'bais' given"),
         ("hook: {mine: {_target_: trainyard.hooks.Loger}}", "Did you mean 'trainyard.hooks.Logger'?"),
         ("a: [{b: {_target_: no.thing}}]", "a.0.b._target_: 'no.thing' given"),

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from trainyard.config.build import build
 from trainyard.data import Arrays
 from trainyard.errors import ConfigError
 
@@ -104,7 +105,8 @@ def test_npy_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize("y", [X[:, 0].astype(np.float64), X[:, :2]], ids=["one", "two"])
 def test_float_targets_are_for_regression(save: Any, y: Any) -> None:
     data = Arrays(save("set.npz", x=X, y=y))
-    assert data.spec == {"input_shape": [3], "in_features": 3, "out_features": 1 if y.ndim == 1 else 2}
+    facts = {"out_features": 1 if y.ndim == 1 else 2, "loss": {"_target_": "torch.nn.MSELoss"}}
+    assert data.spec == {"input_shape": [3], "in_features": 3, **facts}
     assert data.classes == []
     served = everything(data)[1]
     assert served.dtype == torch.float32
@@ -128,7 +130,7 @@ def test_integer_targets_are_classes_unless_told_otherwise(table: Any) -> None:
     path = table("set.csv")
     assert Arrays(path, "count", features=["a", "b"], val_fraction=0, test_fraction=0).spec["num_classes"] == 40
     data = Arrays(path, "count", features=["a", "b"], task="regression")
-    assert data.spec == {"input_shape": [2], "in_features": 2, "out_features": 1}
+    assert (data.spec["in_features"], data.spec["out_features"]) == (2, 1)
     assert data.sources["train"][1].dtype == torch.float32
 
 
@@ -161,28 +163,29 @@ def test_classes_are_those_of_all_files(table: Any) -> None:
 # --- standardisation
 
 
+def preprocessed(data: Any, split: str) -> Any:
+    """The inputs of a split as the model gets them."""
+    return build(dict(data.preprocessor), "data.preprocessor")(data.sources[split])[0]
+
+
 def test_standardisation_uses_the_training_split_alone(save: Any) -> None:
     x = X * [1, 100, 0] + [5, 0, 7]  # the last is constant
     data = Arrays(save("set.npz", x=x, y=LABELS), standardize=True)
-    train = data.sources["train"][0]
+    train = preprocessed(data, "train")
     assert train[:, :2].mean(0).abs().max() < 1e-5
     assert (train[:, :2].std(0, unbiased=False) - 1).abs().max() < 1e-5
     assert (train[:, 2] == 0).all()
-    assert data.sources["val"][0][:, :2].mean(0).abs().max() > 1e-3
+    assert preprocessed(data, "val")[:, :2].mean(0).abs().max() > 1e-3
     raw = Arrays(save("set.npz", x=x, y=LABELS))
-    assert torch.allclose(
-        data.sources["test"][0] * torch.from_numpy(data.std) + torch.from_numpy(data.mean),
-        raw.sources["test"][0],
-        atol=1e-4,
-    )
-    assert raw.mean is raw.std is None
+    assert torch.equal(data.sources["test"][0], raw.sources["test"][0])
+    assert raw.preprocessor is None
 
 
 def test_images_are_standardised_by_channel(save: Any) -> None:
     images = RNG.normal([[[3]], [[-1]]], 2, (40, 2, 4, 4))
     data = Arrays(save("set.npz", x=images, y=LABELS), standardize=True)
-    assert data.mean.shape == (2, 1, 1)
-    assert data.sources["train"][0].mean((0, 2, 3)).abs().max() < 1e-5
+    assert len(data.preprocessor["mean"]) == 2
+    assert preprocessed(data, "train").mean((0, 2, 3)).abs().max() < 1e-5
 
 
 # --- what cannot work
@@ -233,7 +236,8 @@ def test_arrays_that_do_not_fit(save: Any) -> None:
     refused("path", "not 39 targets for 40", save("set.npz", x=X, y=LABELS[:39]))
     gap = X.copy()
     gap[7, 1] = np.nan
-    refused("path", "row 7", save("set.npz", x=gap, y=LABELS))
+    refused("path", r"gap \(NaN\)", save("set.npz", x=gap, y=LABELS))
+    refused("path", "row 7", save("set.npz", x=np.where(np.isnan(gap), np.inf, gap), y=LABELS))
     refused("target", "row 7", save("set.npz", x=X, y=gap[:, 1]))
     refused("path", "numbers, not", save("set.npz", x=LABELS.astype(str), y=LABELS))
     refused("path", "of shape", save("set.npz", x=X[:0], y=LABELS[:0]))
@@ -250,12 +254,13 @@ def test_columns_that_do_not_fit(table: Any) -> None:
     refused("target", "There are a, b", path)
     refused("target", "Did you mean 'kind'", path, target="knd")
     refused("features", "Did you mean 'count'", path, target="kind", features=["a", "cuont"])
-    refused("features", "columns of numbers", path, target="a")
+    times = FRAME.assign(a=pd.date_range("2020", periods=40))
+    refused("features", "columns of numbers", table("times.parquet", times), target="kind")
     refused("features", "not the target", path, target="a", features=["a", "b"])
     refused("features", "at least one", path, target="a", features=[])
     refused("target", "columns of numbers", path, target=["a", "kind"], features=["b"])
     gaps = FRAME.assign(b=FRAME["b"].where(FRAME.index != 5), kind=FRAME["kind"].where(FRAME.index != 6))
-    refused("features", "row 5", table("gaps.csv", gaps), target="count")
+    refused("features", "missing=mean", table("gaps.csv", gaps), target="count", features=["a", "b"])
     refused("target", "row 6", table("gaps.csv", gaps), target="kind", features=["a"])
 
 

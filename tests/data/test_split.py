@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trainyard.data.split import fractions, split_rows
+from trainyard.data.split import Fold, fractions, split_rows
 from trainyard.errors import ConfigError
 
 shares = st.fixed_dictionaries({"val": st.floats(0, 0.45), "test": st.floats(0, 0.45)})
@@ -81,3 +81,52 @@ def test_too_few_rows_are_refused() -> None:
 def test_bad_seeds_are_refused(seed: float | str) -> None:
     with pytest.raises(ConfigError, match="split_seed"):
         split_rows(10, {"val": 0.1, "test": 0.1}, seed)
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=8, max_size=60),
+    count=st.integers(2, 6),
+    test=st.floats(0, 0.4),
+    seed=st.integers(0, 99),
+)
+def test_folds_share_the_rows_that_are_not_tested(labels: Any, count: int, test: float, seed: int) -> None:
+    n, classes = len(labels), np.array(labels)
+    assume(n - sizes(n, {"test": test}).get("test", 0) > count)
+    parts = [split_rows(n, {"val": 0.9, "test": test}, seed, classes, fold=Fold(k, count)) for k in range(count)]
+    tested = parts[0].get("test", np.array([], int))
+    assert all((part.get("test", np.array([], int)) == tested).all() for part in parts)
+    assert sorted(np.concatenate([part["val"] for part in parts])) == sorted(set(range(n)) - set(tested.tolist()))
+    for part in parts:
+        assert sorted(np.concatenate(list(part.values()))) == list(range(n))
+    counts = np.array([np.bincount(classes[part["val"]], minlength=4) for part in parts])
+    assert (counts.max(0) - counts.min(0)).max() <= 1
+
+
+@given(
+    groups=st.lists(st.integers(0, 9), min_size=20, max_size=60),
+    count=st.none() | st.integers(2, 3),
+    seed=st.integers(0, 99),
+)
+def test_no_split_cuts_a_group(groups: Any, count: Any, seed: int) -> None:
+    numbers = np.unique(groups, return_inverse=True)[1]
+    assume(numbers.max() >= 5)
+    folds = [None] if count is None else [Fold(k, count) for k in range(count)]
+    parts = [split_rows(len(groups), {"val": 0.2, "test": 0.2}, seed, groups=numbers, fold=fold) for fold in folds]
+    for part in parts:
+        assert sorted(np.concatenate(list(part.values()))) == list(range(len(groups)))
+        found = [set(numbers[rows].tolist()) for rows in part.values()]
+        assert len(found) == 3
+        assert sum(map(len, found)) == len(set.union(*found))
+    if count:
+        judged = [set(numbers[part["val"]].tolist()) for part in parts]
+        left = numbers.max() + 1 - len(set(numbers[parts[0]["test"]].tolist()))
+        assert sum(map(len, judged)) == len(set.union(*judged)) == left
+
+
+def test_more_folds_than_samples_or_groups() -> None:
+    with pytest.raises(ConfigError, match="at most 3: so many samples"):
+        split_rows(3, {}, 0, fold=Fold(0, 4))
+    with pytest.raises(ConfigError, match="at most 2: so many groups"):
+        split_rows(6, {}, 0, groups=np.array([0, 0, 0, 1, 1, 1]), fold=Fold(0, 3))
+    with pytest.raises(ConfigError, match="some of the 1 groups"):
+        split_rows(6, {"val": 0.2}, 0, groups=np.zeros(6, int))

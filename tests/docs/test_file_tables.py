@@ -10,6 +10,7 @@ from trainyard.runner import Runner
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.manifest import FILE, Manifest
+from trainyard.sweep.steering import Command, acknowledgement
 from trainyard.track import Journal
 
 
@@ -54,5 +55,6 @@ def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     found = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     records = {record["kind"]: set(record) - {"kind", "time"} for record in found}
     records["decisions"] |= set(found[3]["tasks"][0])
+    records["command"] = set(acknowledgement(Command("000001-00", "stop", 0))) - {"kind"}
     rows = {codes(row["kind"])[0]: set(codes(row["fields"])) for row in table(page("sweeps.md"), "kind")}
     assert rows == records

@@ -254,4 +254,4 @@ def test_every_metric_has_a_row() -> None:
         for name, each in public.items()
         if isinstance(each, type) and issubclass(each, Metric) and not inspect.isabstract(each)
     }
-    assert shown == found - {"TorchMetric", "MMEngineMetric"}
+    assert shown == found - {"TorchMetric", "MMEngineMetric", "FunctionMetric"}

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from trainyard.config.hydra_versions import VERSION_BASE
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import StackDivided, Unfusable
 from trainyard.fused import train as stack_trainer
 from trainyard.fused.probe import probe

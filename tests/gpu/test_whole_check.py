@@ -94,8 +94,9 @@ def check(environ: dict[str, str], *arguments: str) -> Any:
 
 @pytest.mark.slow
 def test_every_part_has_its_results(tmp_path: Path, listed: Any) -> None:
-    from catalog import PARTS, STACK_SIDES
     from tables import BEGIN, END, fill
+
+    from catalog import PARTS, STACK_SIDES
 
     file = tmp_path / "results.json"
     done = check(environment(tmp_path, {each.package for each in listed}), "--json", str(file))

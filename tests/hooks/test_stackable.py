@@ -20,6 +20,7 @@ HOOKS = {
     "model_summary": {"_target_": "trainyard.hooks.ModelSummary"},
     "norms": {"_target_": "trainyard.hooks.Norms", "interval": 4, "by_module": True},
     "precise_bn": {"_target_": "trainyard.hooks.PreciseBN", "batches": 4},
+    "train_metrics": {"_target_": "trainyard.hooks.TrainMetrics", "batches": 4},
     "profiler": {"_target_": "trainyard.hooks.Profiler"},
     "system_metrics": {"_target_": "trainyard.hooks.SystemMetrics"},
     "lr_finder": {"_target_": "trainyard.hooks.LRFinder", "iterations": 40},
@@ -115,6 +116,14 @@ def test_precise_bn(tmp_path: Path, average: bool) -> None:
             torch.testing.assert_close(buffer, expected[name], rtol=1e-7, atol=1e-9)
     for member in range(3):
         ours, theirs = (journal(tmp_path / kind / str(member), "val/") for kind in ("fused", "solo"))
+        assert ours == pytest.approx(theirs, rel=1e-7)
+
+
+def test_train_metrics(tmp_path: Path) -> None:
+    both(tmp_path, ["train_metrics"])
+    for member in range(3):
+        ours, theirs = (journal(tmp_path / kind / str(member), "train_eval/loss") for kind in ("fused", "solo"))
+        assert len(theirs) == 3
         assert ours == pytest.approx(theirs, rel=1e-7)
 
 

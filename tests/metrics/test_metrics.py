@@ -383,7 +383,7 @@ def test_states_of_other_shapes_do_not_add() -> None:
 
 
 def test_outputs_must_be_tensors() -> None:
-    with pytest.raises(TrainyardError, match="outputs dict"):
+    with pytest.raises(TrainyardError, match=r"the outputs are a dict of logits \[5, 3\]"):
         Accuracy().process((0, torch.zeros(5)), {"logits": torch.zeros(5, 3)})
 
 

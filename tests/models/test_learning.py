@@ -18,7 +18,15 @@ from trainyard.metrics import Accuracy, CrossEntropy
 from trainyard.models import BaseModel, Supervised, Transformer, total_loss
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-SPEC = {"in_features": 64, "in_channels": 1, "image_size": 8, "num_classes": 10, "vocab_size": 50, "context_length": 32}
+SPEC = {
+    "loss": None,
+    "in_features": 64,
+    "in_channels": 1,
+    "image_size": 8,
+    "num_classes": 10,
+    "vocab_size": 50,
+    "context_length": 32,
+}
 
 
 def configured(name: str, **overrides: Any) -> BaseModel:
@@ -39,7 +47,7 @@ def test_every_option_says_what_it_is_and_builds(path: Path) -> None:
     for key, value in node.items():  # the file shows what the class does by itself
         default = accepted[key].default if key in accepted else inspect.Parameter.empty
         if default is not inspect.Parameter.empty:
-            assert (list(default) if isinstance(default, tuple) else default) == value
+            assert (list(default) if isinstance(default, tuple) else default) == (None if value == "auto" else value)
 
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

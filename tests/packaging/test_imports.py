@@ -26,6 +26,7 @@ LAYERS = (
         "host_memory",
         "nvml",
         "quoting",
+        "temporary",
         "redaction",
         "rng",
         "rng_state",
@@ -44,7 +45,10 @@ LAYERS = (
 )
 # Beside the layers: what these import, and who imports them.
 BESIDE = {
-    "sweep": ({"config", "track", "errors", "checks", "host_memory", "nvml", "quoting", "redaction"}, {"app", "cli"})
+    "sweep": (
+        {"config", "track", "errors", "checks", "host_memory", "nvml", "quoting", "redaction"},
+        {"app", "cli"},
+    )
 }
 # Names of before, for configs and journals that hold them. They import what they stand for, and nobody imports them.
 OLD_NAMES = {"dist": {"distributed"}, "record": {"run"}}

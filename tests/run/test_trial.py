@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import nn
 
 from trainyard.app import Application
 from trainyard.config.current_job import current_job
@@ -17,7 +18,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check_nodes, check_settings
 from trainyard.errors import TrainyardError
-from trainyard.models import MLP
+from trainyard.models import MLP, BaseModel
 from trainyard.run import trial
 from trainyard.run.ranks import spread
 from trainyard.runner import Runner
@@ -132,6 +133,37 @@ def test_with_models_on_the_meta_device_the_same_is_found(job: str, monkeypatch:
     assert str(found).startswith(str(_of_single_run(job)).rstrip("."))
 
 
+def test_the_size_of_jobs_is_that_of_their_checkpoints_and_metrics(tmp_path: Path) -> None:
+    plain = "model.hidden=[8] loop.max_epochs=4"
+    jobs = [
+        "",
+        "optim=sgd",
+        "hook.checkpoint.max_keep=1",
+        "model.batch_norm=true",
+        "seed=1",
+        "mode=test load_from=x.pt",
+    ]
+    configs, which = DistinctConfigs.of([_values(*plain.split(), *job.split()) for job in jobs])
+    found = trial.try_jobs(configs).sizes
+    sizes = [found[number] for number in which]
+    weights = 4 * (2 * 8 + 8 + 8 * 2 + 2)
+    bytes_of = [None if size is None else size.checkpoints for size in sizes]
+    assert bytes_of[:3] == [3 * weights * 4, weights * 4, 3 * weights * 2], "three kept, and the best"
+    assert bytes_of[3] > bytes_of[4] == bytes_of[0]
+    assert bytes_of[5] is None, "no training"
+    assert {size.rows for size in sizes if size is not None} == {0}, "without MLflow"
+
+    values = {**_values(*plain.split()), "tracker": {"_target_": "trainyard.track.MLflowTracker"}}
+    (tracked,) = trial.try_jobs(DistinctConfigs.of([values])[0]).sizes
+    assert tracked is not None
+    assert tracked.rows == 4 + 4 * 3, "one point of the training, and in each epoch three results"
+
+    own = tmp_path / "run"
+    Runner.from_cfg(_values(*plain.split()), work_dir=str(own)).train()
+    kept = sum(file.stat().st_size for file in {path.resolve() for path in (own / "checkpoints").glob("*.pt")})
+    assert kept > bytes_of[0]
+
+
 def test_a_model_is_built_on_the_meta_device_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     before = MLP.__init__
@@ -207,3 +239,35 @@ def test_distinct_configs() -> None:
     assert distinct.values(1) == {"seed": 0, "optim": {"lr": 2}, "work_dir": "01"}
     one_and_true, _ = DistinctConfigs.of([{"a": 1}, {"a": True}, {"a": 1.0}, {}])
     assert len(one_and_true.jobs) == 4
+
+
+class Sparse(BaseModel):
+    """A table whose gradients are sparse, and a loss that may have lost its graph."""
+
+    def __init__(self, detached: bool = False) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(5, 2, sparse=True)
+        self.detached = detached
+
+    def forward(self, x: Any, y: Any = None, mode: str = "tensor") -> Any:
+        out = self.rows(x[:, 0].long().clamp(0, 4))
+        if mode != "loss":
+            return out
+        loss = nn.functional.cross_entropy(out, y)
+        return {"loss": loss.detach() if self.detached else loss}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "detached", "told"),
+    [
+        ("optim=sgd", False, None),
+        ("optim=sgd clip_grad_norm=1", False, "clip_grad_norm: 1 given; accepted: null, with sparse gradients."),
+        ("optim=rmsprop", False, "optim: 'RMSprop' given; accepted: one for sparse gradients"),
+        ("optim=sgd", True, "model: the loss depends on no parameter that is trained"),
+    ],
+)
+def test_a_step_is_tried(overrides: str, detached: bool, told: str | None) -> None:
+    model = {"_target_": Sparse, "detached": detached}
+    (found,) = _errors([_values(*overrides.split()) | {"model": model}])
+    assert (found is None) == (told is None), found
+    assert told is None or (found or "").startswith(told)

@@ -1,6 +1,11 @@
 import logging
+import os
 import pickle
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -8,10 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.runner import checkpoint
 
-STATE = {"model": {"weight": torch.arange(2000, dtype=torch.float32)}, "epoch": 3, "hooks": {"x": [1, 2.5, None]}}
+STATE: dict[str, Any] = {
+    **{name: {} for name in ("optimizer", "schedule", "step", "loop", "member")},
+    "model": {"weight": torch.arange(2000, dtype=torch.float32)},
+    "seed": 0,
+    "epoch": 3,
+    "iter": 30,
+    "hooks": {"x": [1, 2.5, None]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +42,25 @@ def test_round_trip_leaves_no_temporary_file(whole: Any) -> None:
     assert [file.name for file in whole.parent.iterdir()] == [whole.name]
 
 
-@settings(max_examples=150)
-@given(st.data())
-def test_a_changed_byte_is_noticed_or_changes_nothing(whole: Any, tmp_path: Path, data: st.DataObject) -> None:
-    content = bytearray(whole.read_bytes())
-    at = data.draw(st.integers(0, len(content) - 1))
-    content[at] ^= data.draw(st.integers(1, 255))
+@pytest.mark.parametrize("written", ["by Trainyard", "by torch"])
+def test_one_changed_byte_is_noticed_wherever_it_is(tmp_path: Path, written: str) -> None:
     path = tmp_path / "changed.pt"
-    path.write_bytes(content)
-    try:
-        state = checkpoint.load(path)
-    except checkpoint.DamagedCheckpointError:
-        return
-    assert _equal(state)
+    small = STATE | {"model": {"weight": torch.arange(3.0)}}
+    torch.save(small, path) if written == "by torch" else checkpoint.save(path, small)
+    content = path.read_bytes()
+    random = Random(0)
+    for at in range(len(content)):
+        changed = content[at] ^ random.randint(1, 255)
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([changed]))
+        with suppress(checkpoint.DamagedCheckpointError):
+            state = checkpoint.load(path)
+            assert written == "by torch", f"byte {at} of {len(content)}"
+            assert torch.equal(state["model"]["weight"], small["model"]["weight"])
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(content[at : at + 1])
 
 
 @settings(max_examples=40)
@@ -53,6 +71,87 @@ def test_a_file_cut_short_is_noticed(whole: Any, tmp_path: Path, share: float) -
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(checkpoint.DamagedCheckpointError):
         checkpoint.load(path)
+
+
+def test_torch_and_zipfile_read_what_has_a_checksum(whole: Any) -> None:
+    for mapped in (False, True):
+        assert _equal(torch.load(whole, weights_only=True, mmap=mapped))
+    with zipfile.ZipFile(whole) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"trainyard crc32 ")
+
+
+def _text(path: Path) -> None:
+    path.write_text("epoch 3\n" * 40)
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+STRANGE: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "a text": _text,
+    "a pickle": lambda path: path.write_bytes(pickle.dumps({"model": {}})),
+    "the beginning of a pickle": lambda path: path.write_bytes(b"\x80\x02c"),
+    "zeros": lambda path: path.write_bytes(bytes(4000)),
+    "an archive of something else": lambda path: _archive(path),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a folder": lambda path: path.mkdir(),
+    "a link to itself": _link_to_itself,
+    "weights": lambda path: torch.save(STATE["model"], path),
+    "published weights": lambda path: checkpoint.save(path, {"model": STATE["model"]}),
+    "another version": lambda path: checkpoint.save(path, STATE | {"version": 99}),
+    "no version": lambda path: checkpoint.save(path, STATE | {"version": None}),
+    "a list": lambda path: checkpoint.save(path, [STATE]),
+    "half of it": lambda path: checkpoint.save(path, {key: STATE[key] for key in ("model", "epoch", "iter")}),
+    "an epoch that is a text": lambda path: checkpoint.save(path, STATE | {"epoch": "3"}),
+    "a model that is a list": lambda path: checkpoint.save(path, STATE | {"model": [1.0]}),
+}
+
+
+def _archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "text" * 100, zipfile.ZIP_DEFLATED)
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_strange_file_is_skipped_where_it_is_found_and_explained_where_it_is_named(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.save(tmp_path / "epoch_0001.pt", STATE | {"epoch": 1})
+    strange = tmp_path / "epoch_0002.pt"
+    STRANGE[kind](strange)
+    checkpoint.write_last(tmp_path, ["epoch_0001.pt", "epoch_0002.pt"])
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1]["epoch"] == 1
+    assert kind == "a link to itself" or "epoch_0002.pt" in caplog.text
+    with pytest.raises(ConfigError) as error:
+        checkpoint.given("resume", strange)
+    assert str(error.value).startswith(f"resume: '{strange}' given; accepted: ")
+    assert str(error.value).count("\n") == 0
+    if "weights" in kind:
+        assert f"load_from={strange}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"history": "ab"}', '{"history": [1, {}]}', '{"history": ["../x"]}', "[" * 10**5, "\0\xff"]
+)
+def test_a_strange_record_of_checkpoints(tmp_path: Path, text: str) -> None:
+    checkpoint.save(tmp_path / "epoch_0001.pt", STATE)
+    (tmp_path / "gone.pt").symlink_to("nowhere.pt")
+    (tmp_path / checkpoint.LAST).write_bytes(text.encode("latin-1"))
+    assert checkpoint.read_last(tmp_path) == ["epoch_0001.pt"]
+    assert checkpoint.newest(tmp_path) is not None
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_record_that_is_no_file(tmp_path: Path, make: Any) -> None:
+    checkpoint.save(tmp_path / "epoch_0001.pt", STATE)
+    make(tmp_path / checkpoint.LAST)
+    with pytest.raises(TrainyardError, match=r"last\.json is not a file: move it away"):
+        checkpoint.newest(tmp_path)
 
 
 class _Evil:
@@ -107,7 +206,7 @@ def test_an_absent_checkpoint_names_the_nearest_file(whole: Any) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "tensor.pt"
     torch.save(torch.ones(3), path)
-    with pytest.raises(ConfigError, match="no 'model'"):
+    with pytest.raises(ConfigError, match="not a checkpoint: it holds a Tensor"):
         checkpoint.given("load_from", path)
 
 

@@ -40,7 +40,7 @@ def test_threads_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
 def test_threads_that_cannot_be(threads: float | str) -> None:
-    with pytest.raises(ConfigError, match=r"threads: .* an integer of at least 1"):
+    with pytest.raises(ConfigError, match=r"threads: .* an integer from 1 to 4096"):
         Env(threads=threads)
 
 
@@ -63,6 +63,12 @@ def test_a_workspace_that_is_configured_stays(monkeypatch: pytest.MonkeyPatch) -
 def test_the_runner_applies_it_before_anything_is_built() -> None:
     Runner(MLP(2, 2), env={"_target_": "trainyard.runner.Env", "deterministic": True}, device="cpu")
     assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("given", [2.5, -0.5, True, 10**30, [], {}])
+def test_what_is_no_name_of_a_device(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^device: .* given; accepted: one of auto, cpu"):
+        find_device(given)
 
 
 @pytest.mark.parametrize("given", ["cpu", torch.device("cpu")])

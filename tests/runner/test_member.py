@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainyard import temporary
 from trainyard.errors import ConfigError
-from trainyard.runner import Member, Objective, read
+from trainyard.runner import Member, Objective, Runner, read
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -61,3 +63,17 @@ def test_read_gives_each_member_its_own_numbers(members: int, names: int) -> Non
 def test_read_takes_scalars_of_a_solo_run() -> None:
     assert read({"a": torch.tensor(2), "b": torch.tensor([3.5])}, 1) == [{"a": 2.0, "b": 3.5}]
     assert read({}, 2) == [{}, {}]
+
+
+def test_a_start_removes_what_a_killed_process_was_writing(parts: Any, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".epoch_0001.tmp").mkdir(parents=True)
+    left = [tmp_path / ".predictions.parquet.tmp", tmp_path / "checkpoints" / ".best.pt.tmp"]
+    for path in left:
+        path.touch()
+    (tmp_path / "notes.tmp").touch()
+    host, pid, start = temporary.marked("").split("-")
+    (tmp_path / f".run.json.{host}-{pid}-{int(start) + 1}").touch()
+    with Runner(**{**parts, "work_dir": tmp_path}).session():
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+        assert not list((tmp_path / "checkpoints").iterdir())
+        assert (tmp_path / "notes.tmp").exists()

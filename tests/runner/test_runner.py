@@ -124,7 +124,7 @@ def test_what_is_not_needed_is_not_built(make: Any) -> None:
     assert "val/accuracy" in runner.val()[0]
     assert "test/accuracy" in runner.test()[0]
     assert not {"optimizer", "schedule", "train_loop", "step"} & vars(runner).keys()
-    assert runner._loaders.keys() == {"val", "test"}
+    assert runner.loaders.keys() == {"val", "test"}
     with pytest.raises(ConfigError, match=r"loop\.max_epochs: 0 given"):
         runner.train()
 

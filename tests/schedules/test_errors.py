@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
+    LinearLR,
     MultiStepLR,
     OneCycleLR,
     ReduceLROnPlateau,
@@ -170,3 +171,9 @@ def test_what_only_torch_knows() -> None:
 @pytest.mark.parametrize("length", [0, -5, 2.5, "10"])
 def test_length(length: Any) -> None:
     refused_by_bind("length", Schedule(COSINE), length)
+
+
+def test_an_argument_that_torch_does_not_name_as_it_is_spelt() -> None:
+    """LinearLR speaks of a "starting multiplicative factor"; without which argument it is taken tells the key."""
+    error = refused_by_bind("scheduler.start_factor", Schedule(partial(LinearLR, total_iters=5, start_factor=-1)))
+    assert "Starting multiplicative factor" in str(error)

@@ -112,3 +112,19 @@ def test_a_manifest_without_an_application(python: Any, tmp_path: Path) -> None:
     assert "names no application: name it with --app" in nameless.stderr
     assert python(RESUME, "s", "--app", "waves/sine.py").returncode == 0
     assert Manifest.open(tmp_path / "project/s").application is not None, "and then it has one"
+
+
+def test_a_grid_of_a_file_goes_on_as_it_was(python: Any, tmp_path: Path) -> None:
+    (tmp_path / "project/jobs.csv").write_text("+row\na\nb\n")
+    command = ["waves/sine.py", "-m", "hydra.sweep.dir=s", "hydra/sweeper=grid", "x=1,2", "scale=3,4"]
+    further = ["hydra.sweeper.zip=[[x,scale]]", "hydra.sweeper.file=jobs.csv", "hydra.sweeper.when={scale:'x=1'}"]
+    shown = python(*command, *further, "hydra.launcher.dry_run=true")
+    assert "4 jobs; 4 to run" in shown.stdout, shown.stderr
+    assert "#2    x=1 scale=3 row=b\n  #3    x=2 row=b\n" in shown.stdout
+    assert not (tmp_path / "project/s").exists()
+    assert python(*command, *further).returncode == 0
+    assert python(RESUME, "s").returncode == 0
+    assert [entry.overrides for entry in Manifest.open(tmp_path / "project/s").entries.values()] == [
+        ["x=1", "scale=3", "+row=a"], ["x=2", "+row=a"], ["x=1", "scale=3", "+row=b"], ["x=2", "+row=b"],
+    ]  # fmt: skip
+    assert sorted((tmp_path / "project/calls").read_text().split()) == ["2"] * 4 + ["3"] * 4

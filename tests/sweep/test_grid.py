@@ -1,5 +1,6 @@
 """Grid of a sweep, above all with several overrides of one key."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from trainyard.config.distinct import JobSize
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
+from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.grid import combinations
-from trainyard.sweep.plan import Job
+from trainyard.sweep.manifest import Entry
+from trainyard.sweep.plan import Job, SweepPlan, amount
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -85,3 +89,20 @@ def test_the_name_of_a_job_tells_all_its_mappings() -> None:
     config: Any = None
     job = Job(0, ("model=cnn", "loop={a:1}", "+loop={b:2}", "model={dropout:0.1}", "seed=1", "~x"), config, Path())
     assert job.choices == {"model": "cnn {dropout:0.1}", "loop": "{a:1} {b:2}", "seed": "1", "~x": "removed"}
+
+
+def test_the_plan_estimates_what_is_left() -> None:
+    config: Any = None
+    jobs = [Job(num, (f"seed={num}",), config, Path()) for num in range(10)]
+    entries = {num: Entry([f"seed={num}"], state="done", seconds=600.0) if num < 2 else Entry([]) for num in range(10)}
+    sizes = {num: JobSize(50_000_000, 1000) for num in range(6)}
+    slots = [Slot(index, "cpu", 1) for index in range(2)]
+    plan = SweepPlan(jobs, entries, slots, ["seed"], Path("s"), sizes=sizes)
+    told = "About 40 min 00 s, as the 2 done took; 400 MB of checkpoints; 8,000 rows of metrics in MLflow."
+    assert str(plan).splitlines()[2] == told
+    entries |= {num: Entry([]) for num in range(2)}
+    assert "About 500 MB of checkpoints" in str(replace(plan, entries=entries)), (
+        "no time is known before a job has ended"
+    )
+    assert "About" not in str(replace(plan, entries=entries, sizes={}))
+    assert [amount(size) for size in (5, 5e3, 12_345_678, 3.4e9, 2e12)] == ["5 B", "5 kB", "12.3 MB", "3.4 GB", "2 TB"]

@@ -204,10 +204,16 @@ def test_interrupted_and_finished_later(sweep: Any, tmp_path: Path) -> None:
     states = Counter(entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values())
     assert states["interrupted"] >= 1
     assert states["done"] == 0
+    assert _statuses(tmp_path / "sweep")[-1] == "KILLED", "like the runs of its jobs"
     (tmp_path / "go").touch()
     finished = sweep(*GRID, "+hook.slow._target_=slow.Slow")
     assert finished.returncode == 0, finished.stderr
     assert {entry.state for entry in Manifest.open(tmp_path / "sweep").entries.values()} == {"done"}
+    assert _statuses(tmp_path / "sweep")[-1] == "FINISHED"
+
+
+def _statuses(folder: Any) -> Any:
+    return [record["status"] for record, _ in read(folder / "metrics.jsonl") if record["kind"] == "status"]
 
 
 def _descendants(pid: Any) -> Any:

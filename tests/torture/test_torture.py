@@ -98,6 +98,54 @@ def test_a_batch_that_is_left_out_is_found(torture: Any, tmp_path: Path, monkeyp
         lengths.attempt(Trial(Random(2), tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "left", "fault"),
+    [
+        (0, "", ["run"], None),
+        (2, "optim.lr: wrong.", [], None),
+        (2, "optim.lr: wrong.", ["run"], "left run"),
+        (1, "Traceback (most recent call last):", [], "a traceback"),
+        (-11, "", [], "status -11"),
+    ],
+)
+def test_how_a_command_may_end(
+    torture: Any, tmp_path: Path, status: int, said: str, left: list[str], fault: str | None
+) -> None:
+    import child
+    import overrides
+    from trials import FaultError
+
+    for name in left:
+        (tmp_path / name).mkdir()
+    ended = child.Ended(status, {}, None, said)
+    if fault is None:
+        overrides.check(ended, tmp_path)
+    else:
+        with pytest.raises(FaultError, match=fault):
+            overrides.check(ended, tmp_path)
+
+
+def test_a_damaged_checkpoint_that_is_believed_is_found(
+    torture: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import damage
+    from trials import FaultError, Trial
+
+    def changed(random: Random, file: Path) -> str:
+        if file.suffix == ".pt":
+            state = torch.load(file, weights_only=True)
+            next(iter(state["model"].values())).view(-1)[0] += 1
+            torch.save(state, file)
+        return "a weight"
+
+    monkeypatch.setattr(damage, "_damage", changed)
+    trial = Trial(Random(1), tmp_path / "0")
+    trial.folder.mkdir()
+    monkeypatch.setattr(trial.random, "choice", lambda options: options[-1])  # all files
+    with pytest.raises(FaultError, match="resumed after the damage against undisturbed"):
+        damage.damage_checkpoints(trial)
+
+
 def test_a_job_that_is_done_twice_is_found(torture: Any, tmp_path: Path) -> None:
     import sweeps
     from trials import FaultError

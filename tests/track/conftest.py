@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +17,12 @@ from pathlib import Path
 import pytest
 from waiting import LIMIT, until
 
-from trainyard.track import Journal, RunInfo, Status, read
+from trainyard.track import Journal, RunInfo, Status, own, read
 from trainyard.track.shipper.__main__ import configure
 
 configure()  # before anything here imports mlflow
 
+SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
 Points = dict[tuple[str, int], list[str]]
 
 
@@ -27,7 +30,7 @@ Points = dict[tuple[str, int], list[str]]
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs in a folder of its own, under no tracking settings of the user's."""
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_NAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -67,7 +70,7 @@ def new_run(tmp_path: Path) -> Callable[..., Path]:
     def make(uri: str | None, name: str = "run", **fields: object) -> Path:
         work_dir = tmp_path / "outputs" / name
         work_dir.mkdir(parents=True)
-        RunInfo(name=name, uri=uri, experiment="trainyard", **fields).write(work_dir)
+        own.marked(RunInfo(name=name, uri=uri, experiment="trainyard", **fields), work_dir).write(work_dir)
         return work_dir
 
     return make
@@ -119,6 +122,23 @@ def stored() -> Callable[[str, str], Points]:
         return found
 
     return points
+
+
+@pytest.fixture
+def sync(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """scripts/sync.py, in this process; it returns the exit status."""
+    spec = importlib.util.spec_from_file_location("sync", SYNC)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["sync.py", *arguments])
+        return int(module.main())
+
+    return run
 
 
 class Server:

@@ -101,8 +101,9 @@ def test_the_model_is_the_checkpoint(uri: str, new_run: Callable[..., Path], loa
 def test_a_model_that_does_not_load_holds_nothing_up(uri: str, new_run: Callable[..., Path], loader: str) -> None:
     for name, source in (("a", f"{loader}:broken"), ("b", "no_such_module:load"), ("c", f"{loader}:load")):
         work_dir = new_run(uri, name)
+        (work_dir / "there.pt").write_bytes(b"no weights")
         with Journal(work_dir) as journal:
-            journal.model("gone.pt", source)
+            journal.model("there.pt", source)
             journal.metrics(1, {"loss": 1.0})
             journal.status("FINISHED")
         shipment = ship_now(work_dir, Stores())
@@ -110,3 +111,11 @@ def test_a_model_that_does_not_load_holds_nothing_up(uri: str, new_run: Callable
         (note,) = shipment.notes
         assert note.startswith("model: ")
         assert MlflowClient(uri).get_run(str(shipment.run_id)).info.status == "FINISHED"
+
+
+def test_a_checkpoint_that_was_never_saved_is_named(uri: str, new_run: Callable[..., Path], loader: str) -> None:
+    work_dir = new_run(uri, "bare")
+    with Journal(work_dir) as journal:
+        journal.model("checkpoints/best.pt", f"{loader}:load")
+        journal.status("FINISHED")
+    assert ship_now(work_dir, Stores()).notes == ("model: there is no checkpoint checkpoints/best.pt",)

@@ -6,18 +6,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name
 
 from trainyard.track import Journal, RunShipment
-from trainyard.track.shipped import FILE, LOG
+from trainyard.track.shipped import FILE, LOG, Shipment
 from trainyard.track.shipper.fleet import ship_now
 from trainyard.track.shipper.names import KnownNames, Names, renamed
 from trainyard.track.shipper.sanitize import clean_name
 from trainyard.track.shipper.store import Stores
-from trainyard.track.tracker import Shipment
 
 NewRun = Callable[..., Path]
 
@@ -87,6 +86,7 @@ def test_names_of_the_shipper_are_its_own(uri: str, new_run: NewRun) -> None:
 
 
 @settings(max_examples=50)
+@example(["..@", ".._"])
 @given(st.lists(st.one_of(st.text("a@_/. ", max_size=4), st.text("ab", min_size=248, max_size=252)), max_size=12))
 def test_every_name_has_one_of_its_own(names: list[str]) -> None:
     known: KnownNames = {}

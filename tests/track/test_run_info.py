@@ -49,8 +49,20 @@ def test_a_directory_keeps_its_run(tmp_path: Path) -> None:
         NoTracker().open(tmp_path, RunInfo(name="second"))
     resumed = NoTracker().open(tmp_path, RunInfo(name="second", params={"epochs": "2"}), resume=True)
     assert (resumed.id, resumed.name, resumed.start_time) == (first.id, "first", first.start_time)
-    assert resumed.params == {"epochs": "2"}
     assert RunInfo.read(tmp_path) == resumed
+
+
+def test_changes_of_a_resumed_run_are_kept_beside_its_params(tmp_path: Path) -> None:
+    def begun_at(step: int, **params: str) -> RunInfo:
+        return NoTracker().open(tmp_path, RunInfo("a", params=params), resume=True, step=step)
+
+    assert begun_at(0, epochs="1", lr="0.1").changes == {}
+    assert begun_at(10, epochs="2", lr="0.1", seed="0").changes == {"epochs@10": "2"}
+    assert begun_at(20, epochs="2", lr="0.1", seed="0").changes == {"epochs@10": "2"}
+    last = begun_at(30, epochs="1")
+    assert last.changes == {"epochs@10": "2", "epochs@30": "1"}
+    assert last.params == {"epochs": "1", "lr": "0.1", "seed": "0"}
+    assert RunInfo.read(tmp_path) == last
 
 
 def test_the_diff_becomes_a_file(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_server_that_comes_later(
 def test_over_http(
     server: Server, new_run: Callable[..., Path], journaled: Journaled, stored: Stored, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text("import torch\ndef load(*_):\n    return torch.nn.Linear(2, 1), None\n")
+    (tmp_path / "over_http.py").write_text("import torch\ndef load(*_):\n    return torch.nn.Linear(2, 1), None\n")
     work_dir = new_run(server.uri, python_path=[str(tmp_path)], params={f"p{n}": "x" * 6000 for n in range(200)})
     (work_dir / "a.txt").write_text("a")
     with Journal(work_dir) as journal:
@@ -76,7 +76,7 @@ def test_over_http(
         journal.metrics(600, {"inf": math.inf, "acc@5": 1.0})
         journal.array("confusion", 1, [[math.inf]])
         journal.artifact("a.txt", to="logs")
-        journal.model("best.pt", "mine:load")
+        journal.model("best.pt", "over_http:load")
         journal.status("FINISHED", "done")
     shipment = ship_now(work_dir, Stores())
     assert shipment.error is None

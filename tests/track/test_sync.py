@@ -1,7 +1,5 @@
 """scripts/sync.py, run in this process where a test does not need it to be one of its own."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +9,7 @@ from mlflow import MlflowClient
 from trainyard.track import RunInfo
 from trainyard.track.shipped import Shipped, ShipperLock
 
-SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
-
 Sync = Callable[..., int]
-
-
-@pytest.fixture
-def sync(monkeypatch: pytest.MonkeyPatch) -> Sync:
-    spec = importlib.util.spec_from_file_location("sync", SYNC)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["sync.py", *arguments])
-        return int(module.main())
-
-    return run
 
 
 def test_all_runs_below(

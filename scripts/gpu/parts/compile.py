@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from time import perf_counter
 
-from catalog import WORKS
 from part import NEEDS_CUDA, Part, run
+
+from catalog import WORKS
 
 
 def main(part: Part) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from by_hand import recorded
-from catalog import ADAM_SIDES
 from digits import HIDDEN, must_be_captured, prepared, steps
 from part import NEEDS_CUDA, Part, in_one_line, run
 from timing import Missing, Plan, Side, going_on, synchronizer, take_turns
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from catalog import ADAM_SIDES
 from trainyard._fast_paths import use_fast_paths
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import stack_optimizers

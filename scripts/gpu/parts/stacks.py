@@ -13,13 +13,14 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from catalog import STACK_SIDES
 from digits import must_be_captured, prepared, steps
 from part import NEEDS_CUDA, Part, in_one_line, run
 from processes import CONTROL, has_mps, mps, side_by_side
 from stack_by_hand import with_jax, with_torch
 from timing import Missing, Plan, Side, going_on, take_turns
 from torch import Tensor
+
+from catalog import STACK_SIDES
 
 TABLE = "stacks"
 BESIDE, BESIDE_MPS = STACK_SIDES[-2:]

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 import by_hand
-from catalog import STEP_SIDES, WORKS
 from part import NEEDS_CUDA, Part, run
 from timing import Missing, Plan, Side, Window, going_on, take_turns
 from work import RATE, Work
 
+from catalog import STEP_SIDES, WORKS
 from trainyard.data import TensorLoader
 from trainyard.hooks import Hook
 from trainyard.models import Supervised

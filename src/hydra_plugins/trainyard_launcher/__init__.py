@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -66,8 +64,12 @@ class LocalLauncher(Launcher):
 
             weakref.finalize(self, self.sweep.close)
         returns = self.sweep.launch(job_overrides, initial_job_idx)
-        if self.sweep.settings.dry_run and not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):
-            sys.exit()  # a sweeper that uses results cannot continue without them
+        if not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):  # it uses the results
+            from trainyard.sweep.objective import tell_worst_for_nan
+
+            if self.sweep.settings.dry_run:
+                sys.exit()  # it cannot continue without them
+            tell_worst_for_nan(returns, self.config)
         return returns
 
     def close(self) -> None:
@@ -83,7 +85,24 @@ class GridSweeper(BasicSweeper):
 
     The launcher checks the jobs: Hydra would compose each of them only for that, one after another. A job
     that fails does not prevent the batches after its own.
+
+    Args:
+        max_batch_size: jobs handed to the launcher at once; None for all.
+        params: overrides that stand in the config.
+        zip, blocks, file, when: the settings that `trainyard.sweep.grid_settings.GridSettings` documents.
     """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        zip: Any = None,  # noqa: A002 - the setting's name
+        blocks: Any = None,
+        file: Any = None,
+        when: Any = None,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.further = {"zip": zip, "blocks": blocks, "file": file, "when": when}
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all batches.
@@ -99,8 +118,7 @@ class GridSweeper(BasicSweeper):
             from trainyard.checks import integer  # not at the top: Hydra imports this module at every start
 
             integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
         if ours is None:  # our launcher writes the command itself, once the sweep is certain to run
             directory = Path(self.config.hydra.sweep.dir)
@@ -109,7 +127,7 @@ class GridSweeper(BasicSweeper):
         returns: list[Sequence[JobReturn]] = []
         first = 0
         try:
-            for batch in self._batches(overrides):
+            for batch in batches:
                 returns.append(self.launcher.launch(batch, initial_job_idx=first))
                 first += len(batch)
         finally:
@@ -120,12 +138,14 @@ class GridSweeper(BasicSweeper):
                 raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
 
-    def _batches(self, overrides: list[Override]) -> list[list[list[str]]]:
-        from trainyard.sweep.grid import combinations
+    def _batches(self, lines: list[str]) -> list[list[list[str]]]:
+        from trainyard.sweep.grid import grid_jobs
+        from trainyard.sweep.grid_settings import GridSettings
 
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        jobs = combinations(overrides, lambda key: bool(loader.get_group_options(key)))
+        assert self.config is not None
+        settings = GridSettings.from_config(**self.further)
+        jobs = grid_jobs(lines, settings, self.hydra_context.config_loader, self.config)
         return (
             [jobs] if self.max_batch_size is None else list(self.split_overrides_to_chunks(jobs, self.max_batch_size))
         )

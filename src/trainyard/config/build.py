@@ -5,22 +5,34 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from trainyard.checks import boolean
 from trainyard.config.annotations import check_arguments
 from trainyard.config.hydra_versions import full_key, instantiate, is_tuple
 from trainyard.errors import ConfigError, TrainyardError
 
 _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a target for values that it does not accept
+_TOO_LARGE = (MemoryError, RuntimeError, OverflowError)  # among them those for a size that memory cannot hold
 AUTO = "auto"
 AUTO_OR_NULL = "auto_or_null"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
+
+_INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the data do not have: those of regression
+_EXTRAS = {
+    "torchvision": "vision",
+    "datasets": "hf",
+    "tokenizers": "hf",
+    "transformers": "hf",
+}  # packages that an extra of this one installs
+_OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 
 
 def is_node(value: object) -> bool:
@@ -46,8 +58,10 @@ def build(value: Any, key: str, /, *args: Any) -> Any:
         return _called(value, key, args)
     try:
         return instantiate(value, *args)
-    except (InstantiationException, *_REFUSALS) as error:
+    except (InstantiationException, *_REFUSALS, *_TOO_LARGE) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if _is_too_large(cause):
+            raise _too_large(key, value, cause) from cause
         if not isinstance(cause, _REFUSALS):
             raise (cause or error) from None  # an error in the code of the target, not in the config
         raise _explain(error, cause, key) from cause
@@ -70,6 +84,38 @@ def _called(node: dict[str, Any], key: str, args: tuple[Any, ...]) -> Any:
         raise error.under(key) from error
     except _REFUSALS as error:
         raise TrainyardError(f"{key}: {error if isinstance(error, TrainyardError) else repr(error)}") from error
+    except _TOO_LARGE as error:
+        if not _is_too_large(error):
+            raise
+        raise _too_large(key, node, error) from error
+
+
+def _is_too_large(error: BaseException | None) -> bool:
+    """Return whether a size was too large for the memory of this machine."""
+    said = ("can't allocate memory", "Storage size calculation overflowed", "int too big to convert")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, _TOO_LARGE) and any(each in str(error) for each in said)
+    )
+
+
+def _too_large(key: str, node: Any, error: BaseException | None) -> ConfigError:
+    """Return the error for a size that memory cannot hold; it names the largest number of the node."""
+    found = re.search(r"allocate (\d+) bytes", str(error))
+    said = f"{int(found[1]) / 2**30:.0f} GiB are asked for" if found else str(error).partition("\n")[0].rstrip(".")
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    key, largest = max(_integers(plain, key), key=lambda each: each[1], default=(key, 0))
+    return ConfigError(key, largest, "a size that the memory of this machine holds", hint=f"{said}.")
+
+
+def _integers(value: Any, key: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _integers(entry, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from _integers(entry, f"{key}.{index}")
+    elif isinstance(value, int):
+        yield key, value
 
 
 def _argument(value: Any, key: str) -> Any:
@@ -90,6 +136,14 @@ def taken_out(value: Any, name: str) -> tuple[Any, Any]:
     if not is_node(value) or name not in value or _takes(value["_target_"], name):
         return value, None
     return {key: entry for key, entry in value.items() if key != name}, value[name]
+
+
+def names_argument(node: Mapping[str, Any], name: str) -> bool:
+    """Return whether the target of a node has a parameter of this name."""
+    try:
+        return name in _parameters(locate(node["_target_"], "_target_"))
+    except (ConfigError, TypeError, ValueError):  # the check of the node reports the error
+        return False
 
 
 def _takes(target: Any, name: str) -> bool:
@@ -114,6 +168,7 @@ def build_all(values: Any, key: str) -> dict[str, Any]:
 def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
+    `num_classes` is `out_features` where the data are for regression; `loss` is None where the data name none.
     `auto_or_null` is None where there is no such fact.
 
     Args:
@@ -136,11 +191,16 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
     if type(entry) in (list, tuple):
         return type(entry)(fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry))
     if isinstance(entry, str) and entry == AUTO_OR_NULL:
-        return (facts or {}).get(name)
+        found = facts or {}
+        return found.get(name, found.get(_INSTEAD.get(name, name)))
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
+    if name in _OWN_DEFAULT:
+        return (facts or {}).get(name)
     if facts is None:
         raise ConfigError(key, AUTO, "a value, since there is no data to take it from")
+    if name not in facts and _INSTEAD.get(name) in facts:
+        name = _INSTEAD[name]
     if name not in facts:
         known = ", ".join(sorted(facts)) or "nothing of that kind"
         raise ConfigError(key, AUTO, f"a value: this data tells {known}", options=facts)
@@ -170,6 +230,8 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
         ConfigError: it fails; the message names the nearest module, attribute or argument.
     """
     target = locate(node["_target_"], f"{key}._target_")
+    if "_partial_" in node:
+        boolean(f"{key}._partial_", node["_partial_"])
     try:
         parameters = _parameters(target)
     except (TypeError, ValueError):  # some builtins have no signature
@@ -186,7 +248,8 @@ def check_node(node: Mapping[str, Any] | DictConfig, key: str, *, positional: in
     required = [name for name in taken[positional:] if parameters[name].default is inspect.Parameter.empty]
     for name in required:
         if name not in node:
-            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it")
+            hint = "With `_partial_: true` the run gives it." if "_partial_" in node else ""
+            raise ConfigError(f"{key}.{name}", None, f"a value: {node['_target_']} needs it", hint=hint)
 
 
 def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:
@@ -221,7 +284,8 @@ def locate(path: Any, key: str) -> Callable[..., Any]:
         raise ConfigError(key, path, "a dotted path that imports")
     module, depth = _import_longest(parts, key)
     if module is None:
-        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}")
+        extra = f"Install it with: pip install 'trainyard[{_EXTRAS[parts[0]]}]'" if parts[0] in _EXTRAS else ""
+        raise ConfigError(key, path, f"a dotted path that imports: there is no module {parts[0]!r}", hint=extra)
     found: Any = module
     for name in parts[depth:]:
         if not hasattr(found, name):

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
+from trainyard.config.plain import plain
+
 Sources = tuple[tuple[str, str], ...]
 """Where files are looked for, in order: a schema (`file` or `pkg`) and a path each."""
 
@@ -17,7 +19,8 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def sources_of(hydra: Any) -> Sources:
     """Return the sources of a composition, from Hydra's own node."""
-    return tuple((str(source.schema), str(source.path)) for source in hydra.runtime.config_sources)
+    found: Any = plain(hydra.runtime._get_node("config_sources"))
+    return tuple((str(source["schema"]), str(source["path"])) for source in found)
 
 
 def read_config(name: str, sources: Sources) -> tuple[dict[str, Any], str]:

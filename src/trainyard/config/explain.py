@@ -79,7 +79,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
     if mark is not None:  # from PyYAML: two entries of one name, or a bracket that is not closed
         return TrainyardError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")  # type: ignore[attr-defined]
     if isinstance(error, HydraException):
-        return TrainyardError(_first_line(error))
+        return _explain_interval(error, overrides) or TrainyardError(_first_line(error))
     return None
 
 
@@ -138,6 +138,18 @@ def _explain_sweep(text: str) -> TrainyardError | None:
             "-m starts a sweep. A range of numbers, interval(…), is for a sweeper that draws from it: hydra/sweeper=…"
         )
         return ConfigError(key, value, "one value", hint=hint if "interval" in value else "-m starts a sweep.")
+    return None
+
+
+def _explain_interval(error: HydraException, overrides: Sequence[str]) -> ConfigError | None:
+    """Explain a range of numbers for a sweeper that takes values only."""
+    if "does not support sweep type" not in str(error):
+        return None
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_interval_sweep():
+            hint = "A range of numbers is for a sweeper that draws from it: hydra/sweeper=…"
+            given = str(override.input_line).partition("=")[2]
+            return ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
     return None
 
 

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.config_files import Sources, read_config, sources_of
+from trainyard.config.plain import plain
 from trainyard.errors import ConfigError
 
 
@@ -87,11 +88,11 @@ def check_hook_names(cfg: DictConfig) -> None:
 
 def _chosen(hydra: Any, sources: Sources) -> tuple[str, ...]:
     """Return the chosen options of `hook`. Hydra records a single choice; several are read where they were chosen."""
-    given: Any = OmegaConf.to_container(hydra.overrides.task)  # as given, with interpolations unresolved
+    given: Any = plain(hydra.overrides._get_node("task"))  # as given, with interpolations unresolved
     own = [entry for entry in given if entry.startswith("hook=")]
     if own and own[-1].startswith("hook=["):
         return _listed(own[-1])
-    choices: Any = OmegaConf.to_container(hydra.runtime.choices)
+    choices: Any = plain(hydra.runtime._get_node("choices"))
     if "hook" in choices:
         return () if choices["hook"] is None else (str(choices["hook"]),)
     files = [f"{group}/{option}" for group, option in choices.items() if option and not group.startswith("hydra/")]

@@ -10,14 +10,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.checks import choice, integer, seed_number
-from trainyard.config.build import check_tree, locate, taken_out
+from trainyard.checks import boolean, choice, integer, seed_number
+from trainyard.config.build import check_tree, is_node, locate, names_argument, taken_out
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.namesakes import check_hook_names
+from trainyard.config.resolving import resolve
 from trainyard.config.unread import warn_of_unread
 from trainyard.errors import ConfigError
 from trainyard.redaction import credentials, refusal
 
+PATHS = ("output", "target")
+"""Keys of a metric's config for what it reads, which are not arguments of its target."""
 MODES = ("train", "val", "test")
 
 
@@ -40,6 +43,7 @@ class Settings:
     capture: Any = "auto"
     objective: str = "val/loss"
     direction: str = "minimize"
+    sanity_check: bool = True
     load_from: Any = None
     resume: Any = False
     resume_override: Any = None
@@ -70,19 +74,6 @@ _TEXTS = {"str": "a text", "str | None": "a text or null"}
 
 # Parts of configs that were checked: the jobs of a sweep share most of theirs.
 _FOUND_RIGHT: set[tuple[str, str]] = set()
-
-
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed config in plain Python, without Hydra's own node.
-
-    Raises:
-        ConfigError: an interpolation does not resolve.
-    """
-    try:
-        return {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "config")
-        raise ConfigError(key, "an interpolation", "one that resolves", hint=str(error).splitlines()[0]) from error
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -164,13 +155,16 @@ def check_nodes(values: dict[str, Any]) -> None:
 def _nodes(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with `paramwise`, which is not an argument of an optimizer, as a node beside each optimizer.
 
-    A hook's `priority`, which is not an argument of the hook either, is checked here.
+    A hook's `priority`, which is not an argument of the hook either, is checked here; a metric's `output` and `target`
+    are when it is built.
 
     Raises:
         ConfigError: one of these is invalid.
     """
     if isinstance(values.get("hook"), Mapping):
         values = values | {"hook": {name: _without_priority(node, name) for name, node in values["hook"].items()}}
+    if isinstance(values.get("metric"), Mapping):
+        values = values | {"metric": {name: _without_paths(node) for name, node in values["metric"].items()}}
     optim = values.get("optim")
     if not isinstance(optim, Mapping):
         return values
@@ -186,6 +180,13 @@ def _nodes(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _without_paths(node: Any) -> Any:
+    """Return the config of a metric without the keys for what it reads (`trainyard.metrics.given`)."""
+    if not is_node(node):
+        return node
+    return {key: value for key, value in node.items() if key not in PATHS or names_argument(node, key)}
+
+
 def _without_priority(node: Any, name: str) -> Any:
     rest, priority = taken_out(node, "priority")
     if priority is not None:
@@ -194,14 +195,6 @@ def _without_priority(node: Any, name: str) -> Any:
         except ConfigError as error:
             raise error.under(f"hook.{name}") from None
     return rest
-
-
-def _resolved(cfg: DictConfig, key: Any) -> Any:
-    """Return a value in plain Python, which is read many times faster: a sweep checks thousands of configs."""
-    if OmegaConf.is_missing(cfg, key):
-        return "???"
-    value = cfg[key]
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _missing(value: Any, key: str = "") -> Iterator[str]:
@@ -231,6 +224,7 @@ def _check_settings(values: dict[str, Any]) -> None:
     seed_number("seed", settings["seed"])
     integer("accumulate", settings["accumulate"], at_least=1)
     choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
+    boolean("sanity_check", settings["sanity_check"])
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):

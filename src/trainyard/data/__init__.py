@@ -5,11 +5,15 @@ from trainyard.data.arrays import Arrays
 from trainyard.data.base import SPLITS, Batch, Data, Loader, arranged
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.data.digits import Digits
+from trainyard.data.hf import HuggingFace
+from trainyard.data.image_folder import ImageFolder
 from trainyard.data.loaders import Loaders, as_data
 from trainyard.data.order import EpochBatchSampler, epoch_order
 from trainyard.data.rings import Rings
+from trainyard.data.stream import ShardLoader, Stream
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 from trainyard.data.text import Text, WindowLoader
+from trainyard.data.tokens import Tokens
 from trainyard.data.torchvision import Torchvision
 
 __all__ = [
@@ -20,12 +24,17 @@ __all__ = [
     "Data",
     "Digits",
     "EpochBatchSampler",
+    "HuggingFace",
+    "ImageFolder",
     "ImageLoader",
     "Loader",
     "Loaders",
     "Rings",
+    "ShardLoader",
+    "Stream",
     "TensorLoader",
     "Text",
+    "Tokens",
     "Torchvision",
     "WindowLoader",
     "WorkerLoader",

@@ -16,7 +16,7 @@ from trainyard.data.dataloader import dataset_loader, gathered_by_workers
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 
-Source = Sequence[Tensor] | Dataset[Any]
+Source = Sequence[Tensor] | Mapping[str, Tensor] | Dataset[Any]
 
 
 class ArrayData(Data):
@@ -26,8 +26,9 @@ class ArrayData(Data):
 
     Args:
         sources: for each of "train", "val" and "test" (or "val/easy", "val/hard") that there is, its tensors,
-            `[N, ...]` each, the inputs first; or a map-style torch data set, which is served through a `DataLoader`.
-            Inputs of dtype uint8 are images in 0..255: they are served as float32 in [0, 1].
+            `[N, ...]` each, the inputs first; or tensors by name, for batches that are dicts; or a map-style torch data
+            set, which is served through a `DataLoader`. Inputs of dtype uint8 are images in 0..255: they are served as
+            float32 in [0, 1].
         spec: see `Data`.
         batch_size: samples a training batch. More than there are makes one batch of them all.
         eval_batch_size: samples a validation or test batch. Default: the greater of `batch_size` and 256.
@@ -79,7 +80,9 @@ class ArrayData(Data):
         tensors = self.resident(split, device)
         batch_size, shuffle, drop_last = self._batching(split)
         kind = ImageLoader if tensors[0].dtype == torch.uint8 else TensorLoader
-        return kind(tensors, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, device=device)
+        source = self.sources[split]
+        names = tuple(source) if isinstance(source, Mapping) else None
+        return kind(tensors, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, device=device, names=names)
 
     def resident(self, split: str, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tensors of `split` on `device`; they are moved there once."""
@@ -87,7 +90,8 @@ class ArrayData(Data):
         assert not isinstance(source, Dataset)
         key = (split, torch.device(device))
         if key not in self._resident:
-            self._resident[key] = tuple(tensor.to(device) for tensor in source)
+            tensors = source.values() if isinstance(source, Mapping) else source
+            self._resident[key] = tuple(tensor.to(device) for tensor in tensors)
         return self._resident[key]
 
     def _batching(self, split: str) -> tuple[int, bool, bool]:

@@ -9,13 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainyard.checks import boolean, choice
+from trainyard.checks import boolean, choice, integer
 from trainyard.data.array_data import ArrayData, input_spec
-from trainyard.data.split import fractions, split_rows
-from trainyard.data.tables import Table, Target, read_tables
+from trainyard.data.fitting import MISSING, fit, width
+from trainyard.data.split import Rows, fold_of, fractions, split_rows
+from trainyard.data.tables import Columns, Table, Target, read_tables
 from trainyard.errors import ConfigError
 
 TASKS = ("auto", "classification", "regression")
+REGRESSION_LOSS = {"_target_": "torch.nn.MSELoss"}
+"""Loss of a model whose config says `loss: auto`, where the data are for regression."""
 
 
 class Arrays(ArrayData):
@@ -25,6 +28,10 @@ class Arrays(ArrayData):
     Integer and string targets are classes: y int64 `[B]`, numbered in sorted order. Float targets are for regression:
     y float32 `[B]`, or `[B, D]` where there are D of them.
 
+    In a table, columns of numbers and of texts (categories) are inputs. What is measured on the training rows (mean and
+    deviation, what fills gaps, the categories) is the model's: the inputs are served as they are, and `preprocessor` is
+    the config of the module that the Runner puts before the model, in whose checkpoint the numbers stay.
+
     A split that has data of its own (`x_val` in an `.npz`, `val_path`) is used as it is. One that has none is drawn
     from the training data by its fraction, stratified by class.
 
@@ -32,20 +39,27 @@ class Arrays(ArrayData):
         path: the file. An `.npz` has `x` and `y`, or `x_train`, `y_train`, `x_val`, ... An `.npy` has the inputs.
         target: the column to predict, or a list of columns for regression; in an `.npz`, the key in the place of `y`;
             for an `.npy`, the path of the targets' file.
-        features: the columns to predict from. Default: all but the target.
+        features: the columns to predict from. Default: all but the target and the group.
         task: "classification" or "regression", where "auto" would guess wrong: integers that are amounts, say.
+        categories: columns of numbers that stand for categories (a postcode); columns of texts always do. Each
+            category is a feature of its own, 0 or 1.
+        max_categories: the most categories that a column may have.
+        missing: "refuse" gaps, or fill them with the "mean" or "median" of the training rows; each column that has any
+            there gets a feature that says where they are. A gap among categories is none of them.
+        standardize: shift and scale each feature (images: each channel) to mean 0 and standard deviation 1, as
+            measured on the training split.
         val_path, test_path: files of their own for validation and test, laid out like `path` (not `.npy`); or several
             by name: `{"easy": "easy.csv", "hard": "hard.csv"}` are the splits "val/easy" and "val/hard".
         val_fraction, test_fraction: shares of the training data for splits that have none of their own; 0 leaves
             such a split out.
         split_seed: the seed of the split. It is not the run's seed: runs compare on the same test samples.
-        standardize: shift and scale each feature (images: each channel) to mean 0 and standard deviation 1, as
-            measured on the training split.
+        group: the column (in an `.npz`, the key) of groups, such as patients: all rows of one are in one split.
+        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Attributes:
         classes: what class i stands for, for classification; else empty.
-        mean, std: float32, broadcast against one sample, where `standardize` is set; else None.
+        preprocessor: see above; None where nothing is done to the inputs.
 
     Raises:
         ConfigError: no such file or column, lengths that disagree, values that are not finite, a shape or suffix
@@ -58,20 +72,30 @@ class Arrays(ArrayData):
         target: Target = None,
         features: Sequence[str] | None = None,
         task: str = "auto",
+        categories: Sequence[str] = (),
+        max_categories: int = 100,
+        missing: str = "refuse",
+        standardize: bool = False,
         val_path: str | Mapping[str, str] | None = None,
         test_path: str | Mapping[str, str] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_seed: int = 0,
-        standardize: bool = False,
+        group: str | None = None,
+        folds: int | None = None,
+        fold: int = 0,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         drop_last: bool = False,
         workers: int = 0,
     ) -> None:
         choice("task", task, TASKS)
-        shares = fractions(val_fraction, test_fraction)
-        tables = read_tables("path", path, target, features)
+        choice("missing", missing, MISSING)
+        boolean("standardize", standardize)
+        integer("max_categories", max_categories, at_least=1)
+        shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
+        chosen = Columns(target, features, tuple(categories), group)
+        tables = read_tables("path", path, chosen)
         if "train" not in tables:
             raise ConfigError("path", path, "a file with training data (x_train)")
         for split, given in (("val", val_path), ("test", test_path)):
@@ -83,33 +107,43 @@ class Arrays(ArrayData):
                 if str(own).lower().endswith(".npy"):
                     hint = "Put the arrays into one .npz: x_train, y_train, x_val, ..."
                     raise ConfigError(_key(named), own, "an .npz, .csv or .parquet file", hint=hint)
-                more = read_tables(_key(named), own, target, features)
+                more = read_tables(_key(named), own, _columns_of(own, chosen, tables["train"]))
                 tables[named] = more[split] if split in more else next(iter(more.values()))
+        if chosen_fold is not None and any(split.partition("/")[0] == "val" for split in tables):
+            raise ConfigError("folds", folds, "null where the validation has data of its own")
         _check_alike(tables)
 
         self.classes: list[Any] = []
         ys = [table.y for table in tables.values()]
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
-        inputs = {split: table.x for split, table in tables.items()}
-        targets = dict(zip(tables, numbered, strict=True))
+        tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
         own_data = {split.partition("/")[0] for split in tables}
         drawn = {split: share for split, share in shares.items() if split not in own_data}
-        x, y = inputs["train"], targets["train"]
-        for split, rows in split_rows(len(x), drawn, split_seed, None if regression else y).items():
-            inputs[split], targets[split] = x[rows], y[rows]
+        train = tables["train"]
+        rows = split_rows(
+            len(train.x),
+            drawn,
+            split_seed,
+            None if regression else train.y,
+            groups=train.groups,
+            fold=chosen_fold,
+        )
+        tables |= {split: _taken(train, chosen_rows) for split, chosen_rows in rows.items()}
+        self.preprocessor = fit(tables, standardize=standardize, missing=missing, max_categories=max_categories)
 
-        self.mean: npt.NDArray[np.float32] | None = None
-        self.std: npt.NDArray[np.float32] | None = None
-        if boolean("standardize", standardize):
-            self.mean, self.std = _moments(inputs["train"])
-            inputs = {split: (x - self.mean) / self.std for split, x in inputs.items()}
-
-        facts = {"out_features": 1 if y.ndim == 1 else y.shape[1]} if regression else {"num_classes": len(self.classes)}
+        x, y = tables["train"].x, tables["train"].y
+        spec = input_spec(x.shape[1:])
+        if self.preprocessor is not None:
+            spec["in_features"] = width(self.preprocessor, spec["in_features"])
+        if regression:
+            spec |= {"out_features": 1 if y.ndim == 1 else y.shape[1], "loss": dict(REGRESSION_LOSS)}
+        else:
+            spec["num_classes"] = len(self.classes)
         super().__init__(
-            {split: (torch.from_numpy(inputs[split]), torch.from_numpy(targets[split])) for split in inputs},
-            {**input_spec(x.shape[1:]), **facts},
+            {split: (torch.from_numpy(table.x), torch.from_numpy(table.y)) for split, table in tables.items()},
+            spec,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             drop_last=drop_last,
@@ -129,6 +163,19 @@ def _as_numbers(ys: list[npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
     if ys[0].dtype.kind not in "biuf":
         raise ConfigError("task", "regression", "classification, where the targets are strings")
     return [y.astype(np.float32) for y in ys]
+
+
+def _columns_of(path: str, chosen: Columns, train: Table) -> Columns:
+    """Return the choice of columns in a file of validation or test: those of the training, as what they are there."""
+    if train.names is None or not str(path).lower().endswith((".csv", ".parquet")):
+        return chosen._replace(group=None)
+    return Columns(chosen.target, train.names, [train.names[index] for index in train.texts])
+
+
+def _taken(table: Table, rows: Rows) -> Table:
+    """Return some rows of a table."""
+    texts = {index: values[rows] for index, values in table.texts.items()}
+    return Table(table.x[rows], table.y[rows], texts, table.names)
 
 
 def _check_alike(tables: dict[str, Table]) -> None:
@@ -152,11 +199,3 @@ def _key(split: str) -> str:
 def _kind(y: npt.NDArray[Any]) -> str:
     name = {"f": "floats", "U": "strings", "S": "strings"}.get(y.dtype.kind, "integers")
     return name if y.ndim == 1 else f"{y.shape[1]} {name} a sample"
-
-
-def _moments(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mean and standard deviation (1 for a constant) of each feature, or channel of images `[N, C, H, W]`."""
-    axes = (0, 2, 3) if x.ndim == 4 else (0,)
-    mean = x.mean(axis=axes, keepdims=True, dtype=np.float64)[0].astype(np.float32)
-    std = x.std(axis=axes, keepdims=True, dtype=np.float64)[0].astype(np.float32)
-    return mean, np.where(std > 0, std, np.float32(1))

@@ -53,13 +53,16 @@ class Data(ABC):
     Attributes:
         spec: what a model may ask for with the value `auto` in its config, as far as it applies: `in_features: int`,
             `input_shape: [C, H, W] | [F]`, `in_channels: int`, `image_size: int`, `num_classes: int`,
-            `out_features: int` (regression), `vocab_size: int`, `context_length: int`.
+            `out_features: int` and `loss` (regression: the config of a loss), `vocab_size: int`, `context_length: int`.
         splits: those present of "train", "val" and "test"; several validation or test sets are "val/easy",
             "val/hard".
+        preprocessor: the config of the module that makes the batches into inputs of a model, by what was measured on
+            the training data; None if there is none. The Runner puts it before the model's own `data_preprocessor`.
     """
 
     spec: Mapping[str, Any]
     splits: tuple[str, ...]
+    preprocessor: Mapping[str, Any] | None = None
 
     @abstractmethod
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:

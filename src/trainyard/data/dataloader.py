@@ -73,6 +73,7 @@ class WorkerLoader:
         picks: whether samples are picked by a sampler, which starts anywhere, and not read as they come.
         picks_batches: whether that sampler picks batches; it does not where samples are batches themselves.
         exact_length: the number of batches in every epoch, where the order is an `EpochBatchSampler`'s; else None.
+        turn: the number of iterations that have begun.
 
     Raises:
         ConfigError: no batch in an epoch.
@@ -87,7 +88,7 @@ class WorkerLoader:
         self.device = torch.device(device)
         self._given = loader
         self._wrap = wrap
-        self._turn = 0
+        self.turn = 0
         # The seed of the workers is drawn from here at each epoch, not from the global generator.
         self._generator = torch.Generator()
         self.exact_length: int | None = None
@@ -127,6 +128,11 @@ class WorkerLoader:
         sampler = given.sampler if given.batch_sampler is None else getattr(given.batch_sampler, "sampler", None)
         return len(cast(Sized, given.dataset if stream or sampler is None else sampler))
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a new iteration takes over what the one before it reads from."""
+        return self._given.persistent_workers or bool(self._state)
+
     def __len__(self) -> int:
         """Return the number of batches in an epoch.
 
@@ -150,7 +156,7 @@ class WorkerLoader:
         Raises:
             TrainyardError: a stream has fewer than `start` batches.
         """
-        self._turn += 1
+        self.turn += 1
         self._generator.manual_seed(derive(self.seed, "loader", epoch))
         self._state.begin()
         unwanted = self._seek(epoch, start)
@@ -171,9 +177,14 @@ class WorkerLoader:
             batches = iter(() if ended else self._loader)
         if self._state:
             batches = self._state.followed(batches)
-        if self._given.persistent_workers or self._state:
-            batches = self._alone(batches, self._turn)
+        if self.one_at_a_time:
+            batches = self._alone(batches, self.turn)
         return self._on_device(batches)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data set is a stream, which has one place at a time."""
+        return isinstance(self._given.dataset, IterableDataset)
 
     def stream_state(self) -> Any:
         """Return the state of the stream after the batches so far, for `batches`; None if it has none."""
@@ -209,7 +220,7 @@ class WorkerLoader:
     def _alone(self, batches: Iterator[Batch], turn: int) -> Iterator[Batch]:
         """Yield the batches of what serves one iteration at a time; a newer one takes it over."""
         end = object()
-        while self._turn == turn:
+        while self.turn == turn:
             batch = next(batches, end)
             if batch is end:
                 return
@@ -315,7 +326,7 @@ class _Gathered(Dataset[Any]):
         return self.loader.rows
 
     def __getitems__(self, indices: list[int]) -> Any:
-        return self.loader.gather(torch.tensor(indices))
+        return next(self.loader.assembled([self.loader.gather(torch.tensor(indices))]))
 
 
 def _as_it_is(batch: T) -> T:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trainyard.data.array_data import ArrayData, input_spec
-from trainyard.data.split import fractions, split_rows
+from trainyard.data.split import fold_of, fractions, split_rows
 from trainyard.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ class Digits(ArrayData):
     Args:
         val_fraction, test_fraction: shares of the images, stratified by class; 0 leaves the split out.
         split_seed: the seed of the split. It is not the run's seed: runs compare on the same test images.
+        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
         batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
 
     Raises:
@@ -36,6 +37,8 @@ class Digits(ArrayData):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         drop_last: bool = False,
@@ -45,7 +48,7 @@ class Digits(ArrayData):
         table = np.loadtxt(_file(), delimiter=",", dtype=np.float32)  # 64 grey values in 0..16, and the digit
         labels = table[:, 64].astype(np.int64)
         x, y = torch.from_numpy(table[:, :64] / 16).view(-1, 1, 8, 8), torch.from_numpy(labels)
-        rows = split_rows(len(table), shares, split_seed, labels)
+        rows = split_rows(len(table), shares, split_seed, labels, fold=fold_of(folds, fold))
         super().__init__(
             {split: (x[chosen], y[chosen]) for split, chosen in rows.items()},
             {**input_spec((1, 8, 8)), "num_classes": 10},

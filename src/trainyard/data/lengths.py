@@ -62,12 +62,11 @@ def no_batches(split: str, epoch: int | None = None) -> TrainyardError:
         epoch: the epoch, counted from 0, if it is not the first that counts.
     """
     when = f" in epoch {epoch + 1}" if epoch else ""
-    why = (
-        " A stream has to begin anew each time it is iterated: one that can be read only once ends with epoch 1."
-        if epoch
-        else " The data set is empty, or drop_last leaves no batch: each worker drops a last batch of its own."
-    )
-    return TrainyardError(f"The data yield no batch of {split!r}{when}.{why}")
+    stream = "A stream has to begin anew each time it is iterated: one that can be read only once yields nothing again."
+    empty = "The data set is empty, or drop_last leaves no batch (each worker drops a last batch of its own)."
+    leave = "" if split == "train" else f" Data without {split!r} are taken too: leave it out."
+    why = stream if epoch else f"{empty} {stream}{leave}"
+    return TrainyardError(f"data: no batch of {split!r}{when}. {why}")
 
 
 def of_total(count: int, total: int | None) -> str:

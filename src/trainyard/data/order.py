@@ -13,6 +13,10 @@ from trainyard.errors import ConfigError
 from trainyard.rng import generator
 
 
+class EmptyDataError(ConfigError):
+    """There is no sample to serve."""
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Return a permutation of `0..n-1`: the order of `n` samples in `epoch`."""
     return generator(seed, "order", epoch).permutation(n)
@@ -22,10 +26,11 @@ def num_batches(n: int, batch_size: int, drop_last: bool) -> int:
     """Return the number of batches in an epoch of `n` samples.
 
     Raises:
-        ConfigError: `n` is 0, or `drop_last` leaves no batch: the epoch would train nothing.
+        EmptyDataError: `n` is 0.
+        ConfigError: `drop_last` leaves no batch: the epoch would train nothing.
     """
     if n < 1:
-        raise ConfigError("batch_size", batch_size, "any, but there is no sample to serve")
+        raise EmptyDataError("batch_size", batch_size, "any, but there is no sample to serve")
     if drop_last and n < batch_size:
         raise ConfigError("batch_size", batch_size, f"at most {n}, the number of samples, where drop_last is true")
     return n // batch_size if drop_last else -(-n // batch_size)

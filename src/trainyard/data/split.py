@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from trainyard.checks import number, seed_number
+from trainyard.checks import integer, is_integer, number, seed_number
 from trainyard.data.base import SPLITS
 from trainyard.errors import ConfigError
 from trainyard.rng import generator
@@ -28,8 +28,37 @@ def fractions(val_fraction: object, test_fraction: object) -> dict[str, float]:
     return shares
 
 
+class Fold(NamedTuple):
+    """Fold of a cross-validation: `number`, from 0, of so many."""
+
+    number: int
+    of: int
+
+
+def fold_of(folds: object, fold: object) -> Fold | None:
+    """Return the fold that `folds` and `fold` ask for; None where there is no cross-validation.
+
+    Raises:
+        ConfigError: fewer than two folds, a fold out of range, or a fold without `folds`.
+    """
+    if folds is None:
+        if fold != 0:
+            raise ConfigError("fold", fold, "0 where there are no folds", hint="folds=5 makes five.")
+        return None
+    count = integer("folds", folds, at_least=2, other="null for no cross-validation")
+    if not is_integer(fold, at_least=0, at_most=count - 1):
+        raise ConfigError("fold", fold, f"an integer from 0 to {count - 1}: there are {count} folds")
+    return Fold(int(fold), count)
+
+
 def split_rows(
-    n: int, shares: dict[str, float], seed: int, labels: npt.NDArray[np.integer[Any]] | None = None
+    n: int,
+    shares: dict[str, float],
+    seed: int,
+    labels: npt.NDArray[np.integer[Any]] | None = None,
+    *,
+    groups: npt.NDArray[np.integer[Any]] | None = None,
+    fold: Fold | None = None,
 ) -> dict[str, Rows]:
     """Return the row numbers of "train", "val" and "test", each sorted; together they hold every row of `0..n-1` once.
 
@@ -40,18 +69,26 @@ def split_rows(
         seed: the seed of the split.
         labels: `[n]` class numbers `0..C-1`. With them the split is stratified: for each class, a split holds its
             fraction, to within two samples.
+        groups: `[n]` numbers `0..G-1`. With them all rows of a group are in one split, which is as near to its size
+            as that allows, and not stratified.
+        fold: with it "val" is this fold of the rows that are not in "test", which are the same for all folds; its
+            share is not read. Folds differ by one sample a class at most; those of groups as little as they allow.
 
     Raises:
-        ConfigError: so few rows that nothing is left to train on, or a `seed` that is no integer of at least 0.
+        ConfigError: so few rows (or groups) that nothing is left to train on or a fold is empty, or a `seed` that is no
+            integer of at least 0.
     """
     rng = generator(seed_number("split_seed", seed), "split")
+    if groups is not None:
+        parts = _split_groups(n, shares, rng, groups, fold)
+        return {split: np.sort(parts[split]) for split in SPLITS if split in parts}
     rest: Rows = rng.permutation(n)
     if labels is not None:
         rank = rng.permutation(int(labels.max()) + 1)
         rest = rest[np.argsort(rank[labels[rest]], kind="stable")]
     rows: dict[str, Rows] = {}
     for split, share in shares.items():
-        if not share:
+        if not share or (fold is not None and split == "val"):
             continue
         size = max(1, round(n * share))
         if size >= len(rest):
@@ -59,5 +96,39 @@ def split_rows(
         # Taken at even distances along the rows in order of class, so that each class gives its share.
         taken = np.diff(np.arange(len(rest) + 1) * size // len(rest)) > 0
         rows[split], rest = np.sort(rest[taken]), rest[~taken]
+    if fold is not None:
+        if fold.of > len(rest):
+            raise ConfigError("folds", fold.of, f"at most {len(rest)}: so many samples are not in the test")
+        own = np.arange(len(rest)) % fold.of == fold.number
+        rows["val"], rest = np.sort(rest[own]), rest[~own]
     rows["train"] = np.sort(rest)
     return {split: rows[split] for split in SPLITS if split in rows}
+
+
+def _split_groups(
+    n: int, shares: dict[str, float], rng: np.random.Generator, groups: npt.NDArray[np.integer[Any]], fold: Fold | None
+) -> dict[str, Rows]:
+    sizes = np.bincount(groups)
+    rest = rng.permutation(len(sizes))
+    chosen: dict[str, npt.NDArray[np.int64]] = {}
+    for split, share in shares.items():
+        if not share or (fold is not None and split == "val"):
+            continue
+        # As many of the groups, in drawn order, as come nearest to the size.
+        ends = np.cumsum(sizes[rest])
+        count = int(np.abs(ends - max(1, round(n * share))).argmin()) + 1
+        if count >= len(rest):
+            accepted = f"a fraction that leaves some of the {len(sizes)} groups to train on"
+            raise ConfigError(f"{split}_fraction", share, accepted)
+        chosen[split], rest = rest[:count], rest[count:]
+    if fold is not None:
+        if fold.of > len(rest):
+            raise ConfigError("folds", fold.of, f"at most {len(rest)}: so many groups are not in the test")
+        # Each group, the largest first, goes into the fold that is smallest so far (as in scikit-learn's GroupKFold).
+        filled, place = np.zeros(fold.of, np.int64), np.zeros(len(rest), np.int64)
+        for index in np.argsort(-sizes[rest], kind="stable"):
+            place[index] = int(filled.argmin())
+            filled[place[index]] += sizes[rest[index]]
+        chosen["val"], rest = rest[place == fold.number], rest[place != fold.number]
+    chosen["train"] = rest
+    return {split: np.flatnonzero(np.isin(groups, own)) for split, own in chosen.items()}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trainyard.checks import existing_file
 from trainyard.data.base import SPLITS
 from trainyard.errors import ConfigError
+from trainyard.models.table_encoder import texts_of
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped,unused-ignore]
@@ -22,21 +23,47 @@ Target = str | Sequence[str] | None
 
 
 class Table(NamedTuple):
-    """Inputs float32 `[N, ...]` and targets `[N]` or `[N, D]`: integers, floats or strings; all finite."""
+    """Inputs and targets of one split.
+
+    Attributes:
+        x: float32 `[N, ...]`, finite or NaN; the columns of `texts` are NaN.
+        y: `[N]` or `[N, D]`: integers, floats or strings, all finite.
+        texts: by the index of a column of categories its texts `[N]`, None for a gap.
+        names: of the columns; None for an array.
+        groups: `[N]`, the group of each row; None where no column of them is asked for.
+    """
 
     x: npt.NDArray[np.float32]
     y: npt.NDArray[Any]
+    texts: dict[int, npt.NDArray[Any]]
+    names: list[str] | None
+    groups: npt.NDArray[Any] | None = None
 
 
-def read_tables(key: str, path: str, target: Target, features: Sequence[str] | None) -> dict[str, Table]:
+class Columns(NamedTuple):
+    """Choice of columns.
+
+    Attributes:
+        target: for `.npz` the key of the targets (default "y"), for `.npy` the path of their file, else the name of
+            their column, or the names of several.
+        features: for `.csv` and `.parquet`, the columns of the inputs. Default: all but targets and group.
+        categories: columns of numbers that stand for categories.
+        group: the column (in an `.npz`, the key) of the groups, which a split does not cut.
+    """
+
+    target: Target = None
+    features: Sequence[str] | None = None
+    categories: Sequence[str] = ()
+    group: str | None = None
+
+
+def read_tables(key: str, path: str, chosen: Columns) -> dict[str, Table]:
     """Return the tables of one file, by split. A file that names no split has one, under "train".
 
     Args:
         key: the argument that named the file, for errors.
         path: the file.
-        target: for `.npz` the key of the targets (default "y"), for `.npy` the path of their file, else the name of
-            their column, or the names of several.
-        features: for `.csv` and `.parquet`, the columns of the inputs. Default: all that are not targets.
+        chosen: its columns.
 
     Raises:
         ConfigError: the file is missing, unreadable, or does not have the expected form.
@@ -45,19 +72,21 @@ def read_tables(key: str, path: str, target: Target, features: Sequence[str] | N
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(key, str(path), f"a file whose name ends in one of {', '.join(SUFFIXES)}")
-    if features is not None and suffix in (".npz", ".npy"):
-        raise ConfigError("features", features, f"null for a {suffix} file, whose inputs are one array")
+    if suffix in (".csv", ".parquet"):
+        return {"train": _read_columns(key, str(path), read_frame(key, file), chosen)}
+    for name, columns in (("features", chosen.features), ("categories", chosen.categories)):
+        if columns:
+            raise ConfigError(name, list(columns), f"null for a {suffix} file, whose inputs are one array")
     if suffix == ".npz":
-        arrays = _read_npz(key, file, "y" if target is None else target)
-    elif suffix == ".npy":
-        y = _load(key, file), _load("target", existing_file("target", target))
-        arrays = {"train": y}
-    else:
-        arrays = {"train": _read_columns(key, file, target, features)}
-    return {split: _checked(key, str(path), x, y) for split, (x, y) in arrays.items()}
+        return _read_npz(key, file, str(path), chosen)
+    if chosen.group is not None:
+        raise ConfigError("group", chosen.group, "null for an .npy file: an .npz holds the groups beside the inputs")
+    arrays = _load(key, file), _load("target", existing_file("target", chosen.target))
+    return {"train": _checked(key, str(path), *arrays)}
 
 
-def _read_npz(key: str, file: Path, target: Target) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _read_npz(key: str, file: Path, path: str, chosen: Columns) -> dict[str, Table]:
+    target = "y" if chosen.target is None else chosen.target
     if not isinstance(target, str):
         raise ConfigError("target", target, "the key of the targets in the .npz file")
     arrays = _load(key, file)
@@ -74,7 +103,12 @@ def _read_npz(key: str, file: Path, target: Target) -> dict[str, tuple[npt.NDArr
                     options=names,
                     hint=_held(arrays),
                 )
-            tables[split] = arrays[x], arrays[y]
+            tables[split] = _checked(key, path, arrays[x], arrays[y])
+            if chosen.group is not None and split == "train":
+                name = chosen.group if x == "x" else f"{chosen.group}_{split}"
+                if name not in arrays:
+                    raise ConfigError("group", chosen.group, f"the key of the groups: {name!r} is not in the file")
+                tables[split] = tables[split]._replace(groups=group_numbers(path, arrays[name], len(arrays[x])))
     if not tables:
         accepted = "an .npz file with the inputs under x, or under x_train, x_val and x_test"
         raise ConfigError(key, str(file), accepted, hint=_held(arrays))
@@ -98,31 +132,62 @@ def _load(key: str, file: Path) -> Any:
         raise ConfigError(key, str(file), "a file of arrays of numbers or strings", hint=hint) from error
 
 
-def _read_columns(
-    key: str, file: Path, target: Target, features: Sequence[str] | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    frame = _frame(key, file)
+def _read_columns(key: str, path: str, frame: pd.DataFrame, chosen: Columns) -> Table:
     columns = [str(column) for column in frame.columns]
     frame.columns = columns
+    target = chosen.target
     if target is None:
         raise ConfigError("target", None, "the name of the column to predict", hint=f"There are {', '.join(columns)}.")
     targets = [target] if isinstance(target, str) else list(target)
-    inputs = [name for name in columns if name not in targets] if features is None else list(features)
-    for argument, names in (("target", targets), ("features", inputs)):
-        if not names:
+    group = [] if chosen.group is None else [chosen.group]
+    rest = [name for name in columns if name not in (*targets, *group)]
+    inputs = rest if chosen.features is None else list(chosen.features)
+    for argument, names in (("target", targets), ("features", inputs), ("group", group)):
+        if not names and argument != "group":
             raise ConfigError(argument, names, "at least one column")
         for name in names:
             if name not in columns:
                 raise ConfigError(argument, name, f"one of the columns {', '.join(columns)}", options=columns)
+    for name in chosen.categories:
+        if name not in inputs:
+            raise ConfigError("categories", name, f"one of the features {', '.join(inputs)}", options=inputs)
     if both := sorted(set(targets) & set(inputs)):
         raise ConfigError("features", both[0], "columns that are not the target")
-    x = np.stack([_numbers("features", name, frame[name]) for name in inputs], axis=1)
+    if set(group) & set(inputs):
+        raise ConfigError("features", group[0], "columns that are not the group")
+    texts = {
+        index: texts_of(frame[name])
+        for index, name in enumerate(inputs)
+        if name in chosen.categories or _is_text(frame[name])
+    }
+    gap = np.full(len(frame), np.nan)
+    x = np.stack(
+        [gap if index in texts else _numbers("features", name, frame[name]) for index, name in enumerate(inputs)],
+        axis=1,
+    )
     if isinstance(target, str):
-        return x, _target(target, frame[target])
-    return x, np.stack([_numbers("target", name, frame[name]) for name in targets], axis=1)
+        y = target_column(target, frame[target])
+    else:
+        y = np.stack([_numbers("target", name, frame[name]) for name in targets], axis=1)
+    table = _checked(key, path, x, y)._replace(texts=texts, names=inputs)
+    return table._replace(groups=group_numbers(group[0], frame[group[0]].to_numpy(), len(x))) if group else table
 
 
-def _frame(key: str, file: Path) -> pd.DataFrame:
+def _is_text(column: pd.Series) -> bool:
+    from pandas.api.types import is_object_dtype, is_string_dtype  # type: ignore[import-untyped,unused-ignore]
+
+    kind = getattr(column.dtype, "name", "")
+    return kind == "category" or is_object_dtype(column) or is_string_dtype(column)
+
+
+def group_numbers(name: str, groups: npt.NDArray[Any], rows: int) -> npt.NDArray[np.int64]:
+    """Return the number of each row's group."""
+    if groups.shape != (rows,):
+        raise ConfigError("group", name, f"one group a sample: [{rows}], not {list(groups.shape)}")
+    return np.unique(groups.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def read_frame(key: str, file: Path) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError as error:
@@ -139,16 +204,16 @@ def _numbers(argument: str, name: str, column: pd.Series) -> npt.NDArray[np.floa
     from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped,unused-ignore]
 
     if not (is_numeric_dtype(column) or is_bool_dtype(column)):
-        hint = "Leave it out by naming the columns to use: features=[...]" if argument == "features" else ""
+        hint = "Leave it out by naming the columns to use: features=[…]" if argument == "features" else ""
         raise ConfigError(argument, name, f"columns of numbers; this one holds {column.dtype}", hint=hint)
     numbers: npt.NDArray[np.float64] = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isfinite(numbers).all():
-        row = int(np.isfinite(numbers).argmin())
-        raise ConfigError(argument, name, f"columns of finite numbers; row {row} of this one has none")
+    wrong = np.isinf(numbers) if argument == "features" else ~np.isfinite(numbers)
+    if wrong.any():
+        raise ConfigError(argument, name, f"columns of finite numbers; row {int(wrong.argmax())} of this one has none")
     return numbers
 
 
-def _target(name: str, column: pd.Series) -> npt.NDArray[Any]:
+def target_column(name: str, column: pd.Series) -> npt.NDArray[Any]:
     from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
     if column.isna().any():
@@ -174,9 +239,9 @@ def _checked(key: str, path: str, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> T
         raise ConfigError("target", path, f"targets [N] or [N, D] of numbers or strings, not {y.dtype} {list(y.shape)}")
     if len(x) != len(y):
         raise ConfigError(key, path, f"as many targets as inputs, not {len(y)} targets for {len(x)} inputs")
-    for argument, array in ((key, x), ("target", y)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.isfinite(array).reshape(len(array), -1).all(axis=1).argmin())
-            what = "inputs" if array is x else "targets"
+    for argument, array, what in ((key, x, "inputs"), ("target", y, "targets")):
+        wrong = (np.isinf(array) if array is x else ~np.isfinite(array)) if array.dtype.kind == "f" else None
+        if wrong is not None and wrong.any():
+            row = int(wrong.reshape(len(array), -1).any(axis=1).argmax())
             raise ConfigError(argument, path, f"{what} that are finite numbers; those of row {row} are not")
-    return Table(np.ascontiguousarray(x, dtype=np.float32), y)
+    return Table(np.ascontiguousarray(x, dtype=np.float32), y, {}, None)

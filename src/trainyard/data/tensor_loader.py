@@ -5,12 +5,13 @@ There are no workers and no collate function: one gather serves many batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trainyard.checks import boolean, integer, seed_number
+from trainyard.data.base import Batch
 from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.order import epoch_order, num_batches
 from trainyard.data.resident_epoch import ResidentEpoch
@@ -22,7 +23,7 @@ BLOCK_BYTES = 1 << 24
 
 
 class TensorLoader:
-    """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`.
+    """Serves resident tensors in batches, each a tuple with one `[B, ...]` tensor per tensor of `tensors`, or a dict.
 
     A shuffled epoch gathers a block of batches at once and yields parts of it. An unshuffled one yields slices of
     the resident tensors themselves, without a copy: do not change those in place.
@@ -34,6 +35,7 @@ class TensorLoader:
         drop_last: leave out the last batch if it is not full.
         seed: the seed of the orders of all epochs.
         device: where the tensors lie and the batches are made.
+        names: names of the tensors, for batches that are dicts `{name: [B, ...]}`; None for tuples.
         rows: how many indices an epoch has, for a subclass whose `gather` does not take row `i` for index `i`.
             Default: N.
 
@@ -54,6 +56,7 @@ class TensorLoader:
         drop_last: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        names: Sequence[str] | None = None,
         rows: int | None = None,
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
@@ -61,6 +64,7 @@ class TensorLoader:
             raise ValueError(f"tensors of one length are needed, not of {sorted(lengths)}")
         self.device = torch.device(device)
         self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
+        self.names = None if names is None else tuple(names)
         self.batch_size = integer("batch_size", batch_size, at_least=1)
         self.shuffle = boolean("shuffle", shuffle)
         self.drop_last = boolean("drop_last", drop_last)
@@ -101,7 +105,12 @@ class TensorLoader:
         """
         return rows
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def assembled(self, parts: Iterable[Sequence[Tensor]]) -> Iterator[Batch]:
+        """Yield batches as they are served: as they come, or as dicts with the loader's names."""
+        names = self.names
+        yield from parts if names is None else (dict(zip(names, part, strict=True)) for part in parts)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on."""
         order = self.placed_order(epoch) if self.shuffle else None
         end = self.num_samples
@@ -110,9 +119,10 @@ class TensorLoader:
             last = min(first + step, end)
             block = self.gather(slice(first, last) if order is None else order[first:last])
             # unsafe_split, since a batch may be changed in place under autograd, which the views of split() forbid.
-            yield from zip(*(torch.unsafe_split(tensor, self.batch_size) for tensor in block), strict=True)
+            parts = zip(*(torch.unsafe_split(tensor, self.batch_size) for tensor in block), strict=True)
+            yield from parts if self.names is None else self.assembled(parts)
 
-    def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches as `LazyBatch`es, if the epoch is shuffled and `gather` is this class's own."""
         if not self.shuffle or not self.takes_rows:
             return self.batches(epoch, start)
@@ -121,8 +131,8 @@ class TensorLoader:
 
     @property
     def takes_rows(self) -> bool:
-        """Whether a batch is nothing but `from_rows` of rows of the tensors."""
-        return type(self).gather is TensorLoader.gather
+        """Whether a batch is nothing but `from_rows` of rows of the tensors, as a tuple."""
+        return type(self).gather is TensorLoader.gather and self.names is None
 
     def _batches_per_block(self) -> int:
         sample = sum(tensor.nbytes for tensor in self.gather(slice(0, 1)))

@@ -122,7 +122,7 @@ class Text(ArrayData):
         is evaluated on the targets that the loader of `split` serves; for "train", whose windows move from epoch to
         epoch, on every character but the first.
         """
-        train, judged = (self.sources[name][0].numpy() for name in ("train", split))
+        train, judged = (self.resident(name, torch.device("cpu"))[0].numpy() for name in ("train", split))
         if split != "train":
             judged = judged[: (len(judged) - 1) // self.context_length * self.context_length + 1]
         size = len(self.vocab)

@@ -153,7 +153,7 @@ class Share(_OfRank):
 class _TensorShare(Share):
     """Rows of resident tensors, gathered for many batches at once, as `TensorLoader` does."""
 
-    def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, epoch: int = 0, start: int = 0, state: Any = None) -> Iterator[Batch]:
         loader: TensorLoader = self.loader
         size, end = loader.batch_size, loader.num_samples
         order = loader.placed_order(epoch) if loader.shuffle else torch.arange(end, device=loader.device)
@@ -163,13 +163,14 @@ class _TensorShare(Share):
         step = loader._batches_per_block() * self.world_size
         for first in range(start, full, step):
             block = loader.gather(indices[first : first + step].reshape(-1))
-            for batch in zip(*(torch.unsafe_split(tensor, own.stop - own.start) for tensor in block), strict=True):
+            parts = zip(*(torch.unsafe_split(tensor, own.stop - own.start) for tensor in block), strict=True)
+            for batch in loader.assembled(parts):
                 self.weight, self.size = weight, size
                 yield batch
         if start <= full < len(loader):
             self.size = end - full * size
             own, self.weight = _part(self.size, self.rank, self.world_size)
-            yield loader.gather(order[full * size : end][own])
+            yield from loader.assembled([loader.gather(order[full * size : end][own])])
 
 
 class _PickedShare(Share):
@@ -312,14 +313,14 @@ class Turns(_OfRank):
 class _TensorTurns(Turns):
     """Turns over batches of resident tensors."""
 
-    def _turns(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+    def _turns(self, epoch: int, start: int) -> Iterator[Batch]:
         loader: TensorLoader = self.loader
         size, end = loader.batch_size, loader.num_samples
         order = loader.placed_order(epoch) if loader.shuffle else None
         wait = (self.rank - start) % self.world_size
         for first in range((start + wait) * size, end, self.world_size * size):
             own = slice(first, min(first + size, end))
-            yield loader.gather(own if order is None else order[own])
+            yield from loader.assembled([loader.gather(own if order is None else order[own])])
         self.served = len(loader) - start
 
 

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.serialization import default_restore_location
 
-from trainyard.batch import target_of
 from trainyard.data.transfer import apply
 from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric, Result
@@ -205,13 +204,15 @@ class _Inputs(_Kept):
         self.inputs: list[tuple[int, Any, Any]] = []
 
     def process(self, number: int, batch: Any, outputs: Any) -> None:
-        self.inputs.append((number, target_of(batch), outputs))
+        outputs, target = self.blank.read(batch, outputs)
+        self.inputs.append((number, target, outputs))
 
     def parts(self) -> Any:
         return [(number, _own(target), _own(outputs)) for number, target, outputs in self.inputs]
 
     def compute(self, ranks: Sequence[Any]) -> Result:
         whole = copy.deepcopy(self.blank)
+        whole.output = whole.target = None  # what is kept is selected already
         for _, target, outputs in sorted((part for parts in ranks for part in parts), key=lambda part: part[0]):
             whole.process((None, target), outputs)
         return whole.compute()

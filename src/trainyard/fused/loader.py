@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from trainyard.data.base import Loader
+from trainyard.data.base import Batch, Loader
 from trainyard.data.epoch_orders import EpochOrders
 from trainyard.data.resident_epoch import ResidentEpoch
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import Unfusable
 
-Batches = Callable[[Tensor, int], Iterator[tuple[Tensor, ...]]]
+Batches = Callable[[Tensor, int], Iterator[Batch]]
 """Function from the members' orders of an epoch, and the number of a batch, to the batches from there on."""
 
 
@@ -49,7 +49,7 @@ def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:
 
 
 class StackedLoader:
-    """Loader of K loaders' batches that differ in seed: a tuple of contiguous tensors `[K, B, ...]` each.
+    """Loader of K loaders' batches that differ in seed: a tuple (or dict) of contiguous tensors `[K, B, ...]` each.
 
     Member k's part is the batch of its single-run loader: the order is that of a shallow copy of the loader with
     the member's seed, the samples are those of `loader.gather`. The data is held once, and one gather serves all
@@ -95,15 +95,15 @@ class StackedLoader:
         self.seeds = tuple(self.seeds[k] for k in index.tolist())
         self._orders = EpochOrders(self.order, self.loader.device)  # what is being made has an order for each member
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from batch number `start` on."""
         return self._served(self._batches, epoch, start)
 
-    def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def lazy_batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yield the batches as `LazyBatch`es, if the loader takes its batches row by row."""
         return self._served(self._lazy_batches if self.loader.takes_rows else self._batches, epoch, start)
 
-    def _served(self, batches: Batches, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+    def _served(self, batches: Batches, epoch: int, start: int) -> Iterator[Batch]:
         while start < len(self):
             seeds = self.seeds
             for batch in batches(self._orders(epoch), start):
@@ -123,7 +123,7 @@ class StackedLoader:
         solo.seed = seed
         return solo
 
-    def _batches(self, orders: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, orders: Tensor, start: int) -> Iterator[Batch]:
         members, size, end = len(orders), self.batch_size, self.num_samples
         step = size * max(1, self.loader._batches_per_block() // members)
         for first in range(start * size, end, step):
@@ -131,8 +131,8 @@ class StackedLoader:
             # Batch after batch, and within a batch member after member: each batch is a contiguous piece.
             indices = torch.cat([batch.reshape(-1) for batch in torch.split(block, size, 1)])
             gathered = (tensor.contiguous() for tensor in self.loader.gather(indices))
-            for batch in zip(*(torch.unsafe_split(tensor, members * size) for tensor in gathered), strict=True):
-                yield _of_members(batch, members)
+            batches = zip(*(torch.unsafe_split(tensor, members * size) for tensor in gathered), strict=True)
+            yield from self.loader.assembled(_of_members(batch, members) for batch in batches)
 
     def _lazy_batches(self, orders: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
         def from_rows(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -15,9 +15,8 @@ from trainyard.fused.lanes import Lane
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.optim.identity import Beginning
-from trainyard.runner.member import Member
+from trainyard.runner.member import Member, member_arguments
 from trainyard.runner.parts import Parts
-from trainyard.runner.runner import member_arguments
 from trainyard.runner.state import Start
 from trainyard.step.step import AccumulatedStep
 

@@ -83,7 +83,7 @@ def probe(configs: Sequence[Values], of: int) -> Fit:
         configs: of some of the members, resolved: no stack will be wider.
         of: how many members there are.
     """
-    bare = [values | {"work_dir": None, "tracker": None, "resume": False} for values in configs]
+    bare = [values | {"work_dir": None, "tracker": None, "resume": False, "sanity_check": False} for values in configs]
     try:
         _fused(bare[:2])
     except (TrainyardError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:

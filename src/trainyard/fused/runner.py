@@ -28,8 +28,10 @@ from trainyard.fused.verification import StackVerification
 from trainyard.metrics import Metric
 from trainyard.optim.several import OptimizerDict
 from trainyard.rng import derive
+from trainyard.runner.arguments import arguments
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
-from trainyard.runner.runner import Runner, arguments
+from trainyard.runner.runner import Runner
+from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, restore_best
 from trainyard.step.precision import make_precision
 from trainyard.step.stacked import StackedScaledAutocast, stack_clips
@@ -115,6 +117,10 @@ class FusedRunner(Runner):
             for index, (config, info) in enumerate(zip(self._configs, self._infos, strict=True))
         ]
 
+    def snapshot(self) -> Snapshot:
+        stack = self.stack  # of which the members' tensors are views
+        return Snapshot(dict(stack.named_parameters()), dict(stack.named_buffers()), stack.code, self.step)
+
     @property
     def host(self) -> StackMember:
         """The member whose generators of Python and NumPy are this process's: the first that still trains."""
@@ -193,12 +199,12 @@ class FusedRunner(Runner):
 
     def loader(self, split: str) -> Loader:
         split = next(iter(self.sets(split)), split)
-        if split not in self._loaders:
+        if split not in self.loaders:
             loader = super().loader(split)
-            self._loaders[split] = stack_loader(loader, [member.seed for member in self.members])
-            if split != "train" and getattr(self._loaders[split], "stacked", False):
+            self.loaders[split] = stack_loader(loader, [member.seed for member in self.members])
+            if split != "train" and getattr(self.loaders[split], "stacked", False):
                 raise Unfusable(f"the {split} batches come in an order of each member's own")
-        return self._loaders[split]
+        return self.loaders[split]
 
     def learning_rates(self) -> list[float]:
         rates: list[float] = self.optimizer.param_groups[0]["lr"].tolist()
@@ -240,7 +246,7 @@ class FusedRunner(Runner):
             member.index = index
         kept = torch.tensor(staying)
         step = self.step
-        for part in (self.optimizer, self.schedule, step, step.precision, step.clip, self._loaders["train"]):
+        for part in (self.optimizer, self.schedule, step, step.precision, step.clip, self.loaders["train"]):
             if hasattr(part, "keep"):
                 part.keep(kept)
         for hook in self.dispatch.hooks.values():

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
+from trainyard import temporary
 from trainyard.config.build import build
 from trainyard.config.current_job import current_job
-from trainyard.config.schema import resolve
+from trainyard.config.resolving import resolve
 from trainyard.errors import StackDivided
 from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts
@@ -94,6 +95,7 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
     from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
     from trainyard.run import record
 
+    temporary.for_multiprocessing()
     collected = facts.begin(Path.cwd())
     tracker: Tracker = build(configs[0].get("tracker"), "tracker") or NoTracker()
     tracker.leave_shipping()

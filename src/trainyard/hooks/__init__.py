@@ -19,6 +19,7 @@ from trainyard.hooks.progress import Progress
 from trainyard.hooks.runtime_info import RuntimeInfo
 from trainyard.hooks.system_metrics import SystemMetrics
 from trainyard.hooks.test_time_augmentation import TestTimeAugmentation
+from trainyard.hooks.train_metrics import TrainMetrics
 from trainyard.hooks.unfreeze import Unfreeze
 from trainyard.runner.hook import Hook
 
@@ -43,5 +44,6 @@ __all__ = [
     "RuntimeInfo",
     "SystemMetrics",
     "TestTimeAugmentation",
+    "TrainMetrics",
     "Unfreeze",
 ]

@@ -56,6 +56,7 @@ class Checkpoint(Hook):
 
     priority = "VERY_LOW"
     stackable = True
+    writes_checkpoints = True
 
     def __init__(
         self,
@@ -348,7 +349,7 @@ def publish(source: Path, directory: Path, stem: str) -> Path:
     Returns:
         The path of the file.
     """
-    state = checkpoint.load(source)
+    state = checkpoint.read(source)
     unnamed = directory / f".{stem}.pt"
     checkpoint.save(unnamed, {"model": state.get("eval_model", state["model"])})
     with unnamed.open("rb") as file:

@@ -2,7 +2,8 @@
 
 from trainyard.metrics.accuracy import Accuracy
 from trainyard.metrics.confusion import ConfusionMatrix
-from trainyard.metrics.given import as_metric
+from trainyard.metrics.function import FunctionMetric
+from trainyard.metrics.given import as_metric, configured
 from trainyard.metrics.language import BitsPerCharacter, Perplexity
 from trainyard.metrics.loss import CrossEntropy
 from trainyard.metrics.metric import Metric, SumMetric
@@ -16,6 +17,7 @@ __all__ = [
     "BitsPerCharacter",
     "ConfusionMatrix",
     "CrossEntropy",
+    "FunctionMetric",
     "MMEngineMetric",
     "MeanAbsoluteError",
     "MeanSquaredError",
@@ -24,5 +26,6 @@ __all__ = [
     "SumMetric",
     "TorchMetric",
     "as_metric",
+    "configured",
     "results_of",
 ]

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from trainyard.config.build import build_all, is_node, names_argument
+from trainyard.config.schema import PATHS
 from trainyard.errors import ConfigError
+from trainyard.metrics.function import FunctionMetric
 from trainyard.metrics.metric import Metric
 from trainyard.metrics.mmengine import MMEngineMetric
+from trainyard.metrics.selection import path_of
 from trainyard.metrics.torchmetrics import TorchMetric
 
 
+def configured(config: Mapping[str, Any]) -> dict[str, Metric]:
+    """Build metrics from their configs, by name.
+
+    Args:
+        config: by name an object, or a config: that of the metric, with `output` and `target` for what it reads.
+            Entries that are None are omitted.
+
+    Raises:
+        ConfigError: an entry cannot be built, or does not let its output and target be chosen.
+    """
+    nodes, chosen = {}, {}
+    for name, value in config.items():
+        nodes[name], chosen[name] = without_paths(value)
+    built = {}
+    for name, given in build_all(nodes, "metric").items():
+        metric = as_metric(given)
+        metric.name = str(name)
+        for key, path in chosen[name].items():
+            if not metric.selects or (key == "target" and isinstance(metric, MMEngineMetric)):
+                accepted = "no such key: this metric reads batch and outputs in a way of its own"
+                raise ConfigError(f"metric.{name}.{key}", path, accepted)
+            setattr(metric, key, path_of(f"metric.{name}.{key}", path))
+        built[name] = metric
+    return built
+
+
+def without_paths(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the config of a metric without `output` and `target`, which are not the target's arguments, and these."""
+    if not is_node(value):
+        return value, {}
+    paths = {key: value[key] for key in PATHS if value.get(key) is not None and not names_argument(value, key)}
+    return {key: entry for key, entry in value.items() if key not in PATHS or names_argument(value, key)}, paths
+
+
 def as_metric(given: Any) -> Metric:
-    """Return a metric unchanged, or one of torchmetrics or with MMEngine's methods in its adapter.
+    """Return a metric unchanged, or in its adapter one of torchmetrics, one with MMEngine's methods, or a function.
 
     Raises:
         ConfigError: it is none of these.
@@ -23,9 +64,11 @@ def as_metric(given: Any) -> Metric:
             return TorchMetric(given)
         if _has(given, "process", "compute_metrics"):
             return MMEngineMetric(given)
+        if inspect.isfunction(given) or isinstance(given, functools.partial):
+            return FunctionMetric(given)
     accepted = (
         "a trainyard.metrics.Metric, or an object with update, compute and reset (torchmetrics) or with process and "
-        "compute_metrics (MMEngine)"
+        "compute_metrics (MMEngine), or a function of targets and predictions (_partial_: true)"
     )
     raise ConfigError("metric", given, accepted)
 

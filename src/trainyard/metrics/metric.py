@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainyard.batch import target_of
+from trainyard.batch import aligned, target_of
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.metrics.selection import described, select
 
 Result = Tensor | dict[str, Tensor]
 
@@ -34,12 +35,20 @@ class Metric(ABC):
             gives each member its own metric.
         capturable: whether `process` does nothing but `add` sums of tensors that are a function of the batch, the
             outputs and the metric's settings. It then runs within a CUDA graph; others are processed after the graph.
+        selects: whether `process` reads outputs and target by `read`, so that a config may name them.
+        output, target: paths of what `read` returns, in the outputs and in the batch; None for the whole output, and
+            for the target of the batch.
+        name: its name in the config, for messages.
         members: K where the outputs have a leading axis of K members, else None. The caller that gives stacked outputs
             to a stackable metric sets it.
     """
 
     stackable: bool = False
     capturable: bool = False
+    selects: bool = False
+    output: str | None = None
+    target: str | None = None
+    name: str | None = None
     members: int | None = None
     prefix: str | None = None
 
@@ -53,6 +62,25 @@ class Metric(ABC):
     @abstractmethod
     def process(self, batch: Any, outputs: Any) -> None:
         """Add a batch and the predictions for it to the state."""
+
+    def read(self, batch: Any, outputs: Any) -> tuple[Any, Any]:
+        """Return the outputs and the target that the metric is about: those that `output` and `target` name.
+
+        Raises:
+            TrainyardError: there is no such output or target.
+        """
+        target = target_of(batch) if self.target is None else select(batch, self.target, "batch")
+        return (outputs if self.output is None else select(outputs, self.output, "outputs")), target
+
+    def refusal(self, outputs: Any, target: Any, wanted: str) -> TrainyardError:
+        """Return the error for outputs and a target that the metric cannot read."""
+        hint = ""
+        if self.selects and not isinstance(outputs, Tensor) and isinstance(outputs, Mapping | list | tuple):
+            first = next(iter(outputs), "logits") if isinstance(outputs, Mapping) else 0
+            hint = f" metric.{self.name or 'NAME'}.output={first} selects one of them."
+        title = getattr(self, "title", type(self).__name__)
+        given = f"the outputs are {described(outputs)} and the target is {described(target)}"
+        return TrainyardError(f"{title}: {given}; it reads {wanted}.{hint}")
 
     @abstractmethod
     def compute(self) -> Result:
@@ -103,6 +131,7 @@ class SumMetric(Metric):
 
     stackable = True
     capturable = True
+    selects = True
     class_axis: ClassVar[bool] = True
     """Whether outputs have one axis more than the target, the last, for the classes."""
 
@@ -121,15 +150,18 @@ class SumMetric(Metric):
         super().__init_subclass__(**kwargs)
         if {"process", "add"} & vars(cls).keys() and "capturable" not in vars(cls):
             cls.capturable = False
+        if "process" in vars(cls) and "selects" not in vars(cls):
+            cls.selects = False
         if "sums" in vars(cls) and "stacked_sums" not in vars(cls):
             setattr(cls, "stacked_sums", SumMetric.stacked_sums)  # noqa: B010 (a type checker refuses to assign it)
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Add the sums over a batch; the target is found by `trainyard.batch.target_of`."""
-        target = target_of(batch)
+        """Add the sums over a batch; `read` finds outputs and target."""
+        outputs, target = self.read(batch, outputs)
         if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
-            kinds = f"outputs {type(outputs).__name__}, target {type(target).__name__}"
-            raise TrainyardError(f"{type(self).__name__} reads tensors; given: {kinds}.")
+            raise self.refusal(outputs, target, "two tensors")
+        if not self.class_axis:
+            target = self._aligned(target, outputs)
         shape = outputs.shape[:-1] if self.class_axis else outputs.shape
         shared = target.ndim == len(shape) - 1
         if target.shape != (shape[1:] if shared else shape) or (
@@ -141,6 +173,15 @@ class SumMetric(Metric):
         with torch.no_grad() if torch.is_grad_enabled() else NOTHING:  # off in loops already, and entering costs
             stacked = shared or self.members is not None
             self.add(self.stacked_sums(outputs, target) if stacked else self.sums(outputs, target))
+
+    def _aligned(self, target: Tensor, outputs: Tensor) -> Tensor:
+        """Return numbers `[B]` as `[B, 1]`, or the other way round, as the outputs of a member have them."""
+        if target.shape in (outputs.shape, outputs.shape[1:]) and self.members is not None:
+            return target
+        found: Tensor = aligned(target, outputs)
+        if found is target and self.members is not None:
+            found = aligned(target, outputs[0])
+        return found
 
     def _mismatch(self, outputs: Tensor, target: Tensor) -> TrainyardError:
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainyard.data.transfer import apply
 from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric
+from trainyard.metrics.selection import select
 
 
 class MMEngineMetric(Metric):
@@ -38,6 +39,8 @@ class MMEngineMetric(Metric):
         {'count': tensor(5)}
     """
 
+    selects = True
+
     def __init__(self, metric: Any, prefix: str | None = None) -> None:
         super().__init__(prefix or getattr(metric, "prefix", None) or None)
         self.metric = metric
@@ -45,6 +48,8 @@ class MMEngineMetric(Metric):
 
     def process(self, batch: Any, outputs: Any) -> None:
         """Give the metric a batch and its predictions; MMEngine's data elements are passed as dicts."""
+        if self.output is not None:
+            outputs = select(outputs, self.output, "outputs")
         if isinstance(outputs, tuple | list):
             outputs = [sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in outputs]
         self.metric.process(batch, outputs)

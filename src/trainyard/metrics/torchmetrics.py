@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from trainyard.batch import target_of
+from trainyard.batch import aligned, to_device
 from trainyard.errors import TrainyardError
 from trainyard.metrics.metric import Metric, Result
 
@@ -21,32 +21,45 @@ FOLDS = ("dim_zero_sum", "dim_zero_max", "dim_zero_min")
 class TorchMetric(Metric):
     """Gives a `torchmetrics.Metric` (or `MetricCollection`) the metric contract.
 
-    `process` calls `update(outputs, target)`. The wrapped metric keeps its own state, and where `torch.distributed` is
-    initialized it gathers the ranks itself in `compute`: `state` stays empty, and the caller has nothing to reduce.
-    Not stackable.
+    `process` calls `update(outputs, target)`, with tensors or, for detection, lists of dicts of them. The wrapped
+    metric keeps its own state, and where `torch.distributed` is initialized it gathers the ranks itself in `compute`:
+    `state` stays empty, and the caller has nothing to reduce. Not stackable.
 
     Args:
         metric: anything with `update`, `compute`, `reset` and `to`.
         prefix: see `Metric`.
     """
 
+    selects = True
+
     def __init__(self, metric: Any, prefix: str | None = None) -> None:
         super().__init__(prefix)
         self.metric = metric
+        self.title = type(metric).__name__
         self._merged: list[Any] = []
         self._device: torch.device | None = None
 
     def process(self, batch: Any, outputs: Any) -> None:
-        """Update the metric, after moving it to the device of the outputs."""
-        target = target_of(batch)
-        device = getattr(outputs, "device", None)
+        """Update the metric, after moving it to the device of the outputs.
+
+        Raises:
+            TrainyardError: the metric refuses them.
+        """
+        outputs, target = self.read(batch, outputs)
+        target = aligned(target, outputs)
+        device = _device_of(outputs)
         if device is not None:
             if device != self._device:
                 self.metric.to(device)
                 self._device = device
-            if getattr(target, "device", device) != device:
-                target = target.to(device)
-        self.metric.update(outputs, target)
+            if _device_of(target) not in (None, device):
+                target = to_device(target, device)
+        try:
+            self.metric.update(outputs, target)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+            raise self.refusal(outputs, target, f"others, and says: {error!s}".rstrip(".")) from error
 
     def compute(self) -> Result:
         """Compute the metric's results."""
@@ -77,6 +90,15 @@ class TorchMetric(Metric):
             self.metric.merge_state(other.metric)
             return
         self._merged += [copy.deepcopy(part) for part in (other.metric, *other._merged)]
+
+
+def _device_of(value: Any) -> torch.device | None:
+    """Return the device of the first tensor in a nest of lists and mappings."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, list | tuple):
+        return next((device for entry in value if (device := _device_of(entry)) is not None), None)
+    return value.device if isinstance(value, torch.Tensor) else None
 
 
 def _reduced(parts: Sequence[Any]) -> Any:

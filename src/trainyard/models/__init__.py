@@ -7,6 +7,7 @@ from trainyard.models.mlp import MLP
 from trainyard.models.preprocessor import DataPreprocessor
 from trainyard.models.resnet import ResNet
 from trainyard.models.supervised import Supervised, has_mode_contract
+from trainyard.models.table_encoder import TableEncoder
 from trainyard.models.timm import Timm
 from trainyard.models.torchvision import TorchvisionModel
 from trainyard.models.transformer import Transformer
@@ -22,6 +23,7 @@ __all__ = [
     "RandomChoice",
     "ResNet",
     "Supervised",
+    "TableEncoder",
     "Timm",
     "TorchvisionModel",
     "Transformer",

@@ -9,12 +9,13 @@ from types import ModuleType
 from trainyard.errors import ConfigError
 
 
-def library(name: str, extra: str) -> ModuleType:
+def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
     """Import a library that a model needs and Trainyard does not bring.
 
     Args:
         name: of the module.
         extra: of the extra of Trainyard that installs it.
+        key: what asks for it.
 
     Raises:
         ConfigError: it is not installed, or fails to import.
@@ -24,10 +25,10 @@ def library(name: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         hint = f"Install it with: pip install 'trainyard[{extra}]'"
         missing = name if error.name == name else f"{name} with what it needs ({error.name} is missing)"
-        raise ConfigError("_target_", name, f"a library that is installed; {missing} is not", hint=hint) from error
+        raise ConfigError(key, name, f"a library that is installed; {missing} is not", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
         hint = f"Importing it failed: {error}. A version that was built for this torch is needed."
-        raise ConfigError("_target_", name, "a library that imports", hint=hint) from error
+        raise ConfigError(key, name, "a library that imports", hint=hint) from error
 
 
 def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> ConfigError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.batch import TARGET_KEYS
-from trainyard.checks import is_number
+from trainyard.checks import boolean, is_number
 from trainyard.errors import ConfigError
 
 
@@ -22,6 +22,8 @@ class DataPreprocessor(nn.Module):
     Args:
         mean: one number, or one per channel of `[B, C, ...]` (per feature of `[B, F]`), in the units of the input.
         std: likewise, above 0.
+        fitted: whether both were measured on the training data: checkpoints then hold them, and a checkpoint's are used
+            wherever it is loaded.
 
     Example:
         >>> DataPreprocessor(mean=127.5, std=127.5)((torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([1])))
@@ -31,14 +33,17 @@ class DataPreprocessor(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+    def __init__(
+        self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, fitted: bool = False
+    ) -> None:
         super().__init__()
+        boolean("fitted", fitted)
         for key, value, above in (("mean", mean, None), ("std", std, 0)):
             numbers = value if isinstance(value, (list, tuple)) else [value]
             if not numbers or not all(is_number(each, above=above) for each in numbers):
                 kind = "number" if above is None else f"number above {above}"
                 raise ConfigError(key, value, f"a {kind}, or a list of one {kind} per channel")
-            self.register_buffer(key, torch.tensor(numbers, dtype=torch.float32), persistent=False)
+            self.register_buffer(key, torch.tensor(numbers, dtype=torch.float32), persistent=fitted)
         if len(self.mean) != len(self.std) and 1 not in (len(self.mean), len(self.std)):
             raise ConfigError("std", std, f"as many numbers as `mean` has ({len(self.mean)}), or one")
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainyard._torch_internals import compiled_from
-from trainyard.batch import ITEMS, no_target, split_target
+from trainyard.batch import ITEMS, aligned, no_target, split_target
 from trainyard.checks import integer
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models.base import MODES, BaseModel, Preprocessor
@@ -25,7 +25,8 @@ class Supervised(BaseModel):
 
     The last element of a tuple batch is the target and the others go to the network; in a mapping the target stands
     under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only
-    one, as its first argument. For predictions the target may be missing; a lone tensor is an input.
+    one, as its first argument. For predictions the target may be missing; a lone tensor is an input. Numbers to predict
+    may be `[B]` where the output is `[B, 1]`, and the other way round.
 
     A network that computes its loss itself, as those of transformers do, is given the `labels` of a mapping, unless
     there is a `loss`: its output then has `loss`. Of an output with `logits`, the loss and the metrics get these.
@@ -77,7 +78,8 @@ class Supervised(BaseModel):
         if mode == "loss":
             if target is None:
                 raise no_target(kwargs or args)
-            losses = {"loss": self.loss(logits_of(output), target)}
+            read = logits_of(output)
+            losses = {"loss": self.loss(read, aligned(target, read))}
             return losses if self.ignore_index is None else losses | {ITEMS: (target != self.ignore_index).sum()}
         return _in_mode(output, mode)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainyard.checks import boolean, choice, integer, number
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError
 from trainyard.models.base import Preprocessor
 from trainyard.models.supervised import Supervised
 
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         """Return the logits for the token after each position."""
         length = tokens.shape[-1]
         if length > self.context_length:
-            raise TrainyardError(f"A sequence of {length} tokens was given; context_length is {self.context_length}.")
+            raise ConfigError("context_length", self.context_length, f"at least {length}, the length of a sequence")
         x = self.tokens(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[:length]

@@ -151,7 +151,7 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
     try:
         with without_dynamo.constructing():
             optimizer = partial(params)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         name, keywords = _name(partial), getattr(partial, "keywords", {})
         key = _blamed(str(error), _defaults(partial), keywords)
         if key is None and not isinstance(error, ValueError):
@@ -225,11 +225,13 @@ def _blamed(message: str, defaults: Mapping[str, Any], keywords: Mapping[str, An
             places[key] = found.start()
     if places:
         return min(places, key=places.__getitem__)
-    # The message of a failed comparison with a value that is no number does not name the argument.
+    # The message does not name the argument where a value is no number, or an integer too large for torch.
     odd = [
         key
         for key, value in keywords.items()
-        if isinstance(value, str) or (value is None and defaults.get(key) is not None)
+        if isinstance(value, str)
+        or (value is None and defaults.get(key) is not None)
+        or (isinstance(value, int) and abs(value) >= 2**63)
     ]
     return odd[0] if len(odd) == 1 else None
 

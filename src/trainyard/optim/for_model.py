@@ -24,7 +24,7 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         model: already on the device of the training.
 
     Raises:
-        ConfigError: under `optim`.
+        ConfigError: under `optim`, or under `model` if there is no such parameter.
     """
     part = from_config(given)
     several = hasattr(model, "train_steps")
@@ -33,6 +33,10 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         accepted = f"a config for each of {names}" if several else "one, since the model has no train_steps"
         raise ConfigError("optim", part, accepted)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        count = sum(1 for _ in model.parameters())
+        hint = f"All {count} of it have requires_grad=False." if count else "It has none."
+        raise ConfigError("model", type(model).__name__, "a module with a parameter that is trained", hint=hint)
     if isinstance(part, Optimizer):
         held = {id(parameter) for group in part.param_groups for parameter in group["params"]}
         if not any(id(parameter) in held for parameter in parameters):

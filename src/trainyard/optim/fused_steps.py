@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainyard._torch_internals import unwrapped
+from trainyard.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class _FirstGradients(Optimizer):
     def _prepare(self, first: _Waiting) -> None:
         """Prepare the step for parameters that have their first gradient, or the first since a state was loaded."""
         if self.defaults["fused"] and any(param.grad is not None and param.grad.is_sparse for _, param in first):
+            if getattr(self, "found_inf", None) is not None:  # GradScaler has left its part to the fused step
+                raise ConfigError("optim.fused", True, "false, with sparse gradients under precision=fp16")
             log.warning("%s without fused=True, which takes no sparse gradients.", type(self).__name__)
             for numbers in (self.defaults, *self.param_groups):
                 numbers["fused"] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.files import writing
 from trainyard.models import call
 from trainyard.redaction import redacted
 from trainyard.runner import Runner, checkpoint
+from trainyard.runner.training_check import writes_checkpoints
 from trainyard.track import RunInfo, facts
 from trainyard.track.sweep_position import SweepPosition
 
@@ -26,12 +29,12 @@ BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 PREDICT = f"{__name__}:predict"
 
-# Settings of where a run is stored, not of what it does.
-_ELSEWHERE = ("work_dir", "tracker", "name")
+NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
+"""Settings of where a run is kept and how it is named and continued, not of what it does."""
 
 
 def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: SweepPosition | None = None) -> RunInfo:
-    """Return the record of a run: every value of its config as a param, and the option chosen of each group.
+    """Return the record of a run: its settings but `NOT_PARAMS` as params, and the option chosen of each group.
 
     Args:
         values: the resolved config of the job that Hydra's config describes.
@@ -41,7 +44,7 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     job = HydraConfig.get()
     values = redacted(values)
     overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
-    params = dict(_flat({key: value for key, value in values.items() if key not in _ELSEWHERE}))
+    params = dict(_flat({key: value for key, value in values.items() if key not in NOT_PARAMS}))
     if position is not None:  # a sweep's job is named by its own overrides; a chosen option implies its values
         varying = [key for key in position.varying if key not in job.runtime.choices]
         params = {key: value for key, value in params.items() if _is_below(key, varying)}
@@ -53,9 +56,9 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     # A part that the config describes in place has no group.
     own = [*(choices[group] for group in ("model", "data") if group in choices), Path(values["work_dir"]).name]
     return RunInfo(
-        name=values["name"] or (position.name if position else " ".join(own)),
+        name=values["name"] or (position.name if position else os.environ.get("MLFLOW_RUN_NAME") or " ".join(own)),
         parent=position.parent if position else None,
-        params=choices | params,
+        params={group: choice for group, choice in choices.items() if group not in NOT_PARAMS} | params,
         tags={"overrides": " ".join(overrides)},
         facts=dict(facts),
         config=CONFIG,
@@ -88,10 +91,12 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     for member, values in zip(runner.members, configs, strict=True):
         shown = redacted(dict(values) | ({"model": model} if "model" in values else {}))
         text = [_section(key, value, sections) for key, value in shown.items()]
-        (member.directory / CONFIG).write_text("".join(text))
+        with writing(member.directory / CONFIG):
+            (member.directory / CONFIG).write_text("".join(text))
         if example is not None:
-            np.save(member.directory / EXAMPLE, example)
-        if values["mode"] == "train" and runner.tracker.log_model:
+            with writing(member.directory / EXAMPLE):
+                np.save(member.directory / EXAMPLE, example)
+        if values["mode"] == "train" and runner.tracker.log_model and writes_checkpoints(runner):
             # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
             member.journal.model(BEST, LOADER, PREDICT)
 
@@ -111,7 +116,8 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
         return None
     loader = runner.loader(split)
     with rng_state.seeded(runner.seed):  # reading may draw random numbers, which a resumed run must not draw again
-        batch = next(iter(loader.batches()), None)
+        # The stream that will be trained on is not opened twice.
+        batch = runner.reader.look_ahead() if split == "train" else next(iter(loader.batches()), None)
     positional = batch if isinstance(batch, list | tuple) else (batch,)
     inputs, named, _ = split_target(*((), batch) if isinstance(batch, Mapping) else (positional, {}))
     if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
@@ -154,7 +160,7 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
     # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
-    state = checkpoint.load(file)
+    state = checkpoint.read(file)
     model.load_state_dict(state.get("eval_model", state["model"]))
     example = work_dir / EXAMPLE
     return model.eval(), np.load(example) if example.exists() else None

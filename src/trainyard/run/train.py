@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from trainyard import temporary
 from trainyard.config.build import build
 from trainyard.errors import TrainyardError
+from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
@@ -50,6 +52,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
     Raises:
         TrainyardError: the run failed; the error has the exit status of the command.
     """
+    temporary.for_multiprocessing()
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
     with _nothing_left_behind(directory):
@@ -58,7 +61,8 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
         collected = facts.begin(Path.cwd())
-        from trainyard.config.schema import check, resolve
+        from trainyard.config.resolving import resolve
+        from trainyard.config.schema import check
 
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
@@ -88,10 +92,11 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
         own: the rank.
         position: as for `train`.
     """
+    temporary.for_multiprocessing()
     tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
-    from trainyard.config.schema import resolve
+    from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     return _trained(_prepared(values, tracker, collected, position, own), values)
@@ -110,6 +115,8 @@ def _prepared(
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
     runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
     runner.prepare(values["mode"])
+    for name in runner.sets("test"):  # is tested after the training
+        runner.loader(name)
     return runner
 
 
@@ -133,7 +140,7 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
     from trainyard.run import record
 
     is_main = runner.strategy.is_main
-    with _interruptible(runner) as caught, runner.session():
+    with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
         if is_main:
             record.write_files(runner, configs)
             _warn_of_missing_hooks(runner, configs[0])
@@ -211,9 +218,8 @@ def _ship(tracker: Tracker) -> Shipment:
 
 def _report(shipment: Shipment) -> None:
     """Log where the run can be viewed, and what has not been shipped yet."""
-    for run in shipment.runs:
-        if run.where:
-            log.info("MLflow: run %r; %s", run.name, run.where)
+    if shipment.arrived:
+        log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
         log.warning("%s", shipment)
 

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture
-from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.distinct import DistinctConfigs, JobSize, TrialResult
 from trainyard.config.schema import check_nodes
 from trainyard.data.lengths import first_batch
 from trainyard.data.transfer import apply, to_device
@@ -36,11 +36,14 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.metrics import results_of
 from trainyard.models import call
 from trainyard.run import ranks
+from trainyard.run.job_size import estimate
 from trainyard.runner import Runner, checkpoint, weights
+from trainyard.runner.arguments import arguments
+from trainyard.runner.batch_checks import check_last_batch, check_resident_targets
 from trainyard.runner.env import find_device
-from trainyard.runner.member import Member
+from trainyard.runner.member import Member, member_arguments
+from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
-from trainyard.runner.runner import arguments, member_arguments
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
 
@@ -76,7 +79,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
         configs: as `trainyard.config.schema.check_settings` returns them.
     """
     began = perf_counter()
-    found = TrialResult([None] * len(configs.jobs))
+    found = TrialResult([None] * len(configs.jobs), sizes=[None] * len(configs.jobs))
     known = _Known()
     order = sorted(range(len(configs.jobs)), key=lambda number: [configs.jobs[number].get(key, -1) for key in _MODEL])
     for done, number in enumerate(order):
@@ -85,7 +88,7 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
             break
         values = configs.values(number)
         with env_override(values.pop(ENV, {})):
-            found.errors[number] = _error(values, configs.jobs[number], known)
+            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known)
     return found
 
 
@@ -116,7 +119,7 @@ class _Known:
 
 
 _BUILT = {
-    "_data": ("data", "_loaders"),
+    "_data": ("data", "loaders"),
     "_model": ("_model", "model_config", "meta"),
     "_metrics": ("metrics",),
     "_loops": ("train_loop", "val_loop", "test_loop"),
@@ -208,23 +211,25 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _schedule, ("schedule", "loop", "data", "direction"), _shape(optim)
     yield _validation, (*_MODEL, "metric", "mode"), ""
     if trains:
+        clips = [values.get(key) is not None for key in ("clip_grad_norm", "clip_grad_value")]
+        yield _step, (*_MODEL, "device", "precision"), f"{clips} {_shape(optim)}"
         yield _hook_checks, (*_MODEL, "hook", *loops), ""
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
 
-def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
-    """Return what is wrong with a job; None if nothing is."""
+def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str | None, JobSize | None]:
+    """Return what is wrong with a job, None if nothing is, and what it will leave, if that is known."""
     try:
         check_nodes(values)
         if "launcher" in (values.get("strategy") or {}):  # checked where all devices are in sight
             values["strategy"] = None
         ranks.spread(values)
     except TrainyardError as error:
-        return str(error)
+        return str(error), None
     try:
         parts = _Parts(values)
     except TrainyardError as error:
-        return str(error)
+        return str(error), None
     for step, keys, further in _steps(values):
         key = step.__name__, further, *(job.get(name) for name in (ENV, *keys))
         if key not in known.errors:
@@ -233,8 +238,8 @@ def _error(values: Values, job: Mapping[str, int], known: _Known) -> str | None:
         elif known.errors[key] is None:
             known.give(key, parts)
         if known.errors[key] is not None:
-            return known.errors[key]
-    return None
+            return known.errors[key], None
+    return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 
 def _attempt(step: Step, parts: _Parts, values: Values) -> str | None:
@@ -286,7 +291,7 @@ def _load_from(parts: _Parts) -> None:
 
 def _data(parts: _Parts) -> None:
     parts.loader(parts.mode)
-    for name in parts.evaluated:
+    for name in (*parts.evaluated, *parts.sets("test")):
         parts.loader(name)
 
 
@@ -349,12 +354,23 @@ def _results(parts: _Parts, split: str) -> list[str]:
     device = META if parts.meta else CPU
     with torch.no_grad(), device:
         outputs = predict(to_device(batch, device))
+    check_resident_targets(parts, outputs)
     if parts.meta:
         outputs = apply(lambda leaf: torch.zeros_like(leaf, device=CPU), outputs)
     for metric in parts.metrics.values():
         metric.reset()
         metric.process(batch, outputs)
     return [f"{split}/{name}" for name, value in results_of(parts.metrics).items() if value.numel() == 1]
+
+
+def _step(parts: _Parts) -> None:
+    """Make one step with a batch of the training data, if the model is small and trains on the CPU."""
+    check_last_batch(parts, META if parts.meta else CPU)
+    if parts.meta or find_device(parts.settings["device"]) != CPU or hasattr(parts.model, "train_steps"):
+        return
+    parts.model.train()
+    with explained(parts):
+        parts.step(first_batch(parts.loader("train"), "train"), 0, 1)
 
 
 def _names(parts: _Parts) -> None:

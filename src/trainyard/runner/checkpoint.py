@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import pickle
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,43 +17,92 @@ from typing import Any
 
 import torch
 
-from trainyard.errors import ConfigError
-from trainyard.files import put, remove
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.files import DirectoryGoneError, put, remove, writing
+from trainyard.runner.file_sum import SummedWriter, holds
 
 log = logging.getLogger(__name__)
 
 LAST = "last.json"
+NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
+"""What writing or reading raises for objects other than tensors and plain values."""
 
 
-class DamagedCheckpointError(Exception):
-    """A checkpoint file that is cut short or whose contents do not match their checksums."""
+VERSION = 1
+"""Version of the format of checkpoints."""
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("model", "optimizer", "schedule", "step", "loop", "member", "hooks"), dict),
+    **dict.fromkeys(("epoch", "iter", "seed"), int),
+}
+"""What each checkpoint has."""
+
+
+class DamagedCheckpointError(TrainyardError):
+    """A checkpoint file that is cut short or altered, or that is none."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
 
-    torch's format is a zip archive with a CRC-32 of every record, which `load` verifies.
+    The file is torch's, a zip archive, with a checksum of the whole file as its comment, which `read` verifies.
+
+    Raises:
+        DirectoryGoneError: the folder above that of the file does not exist.
+        DiskFullError: no space is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        _write(path, state)
+    except FileNotFoundError as error:
+        raise DirectoryGoneError(
+            f"{path.parent.parent} was moved or removed while the run was under way: {path.name} cannot be saved. "
+            "Where the directory is now, resume=true goes on from the last checkpoint."
+        ) from error
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
+    with writing(path, temporary), temporary.open("wb") as file:
+        summed = SummedWriter(file)
+        torch.save(state, summed)  # type: ignore[arg-type] # it is given what torch calls of a file
+        summed.end()
         file.flush()
         os.fsync(file.fileno())
     put(temporary, path)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that `save` wrote onto the CPU, after its checksums have been verified.
+    """Read a checkpoint that `save` wrote onto the CPU, after its checksum has been verified.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is cut short, altered, or not a checkpoint of Trainyard.
+        DamagedCheckpointError: the file is cut short, altered, or not a checkpoint of a training by this version.
     """
     state = read(path)
-    if not isinstance(state, dict) or "model" not in state:
-        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no 'model'")
+    if not isinstance(state, dict):
+        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it holds a {_kind(state)}")
+    version = state.get("version", VERSION)
+    if version != VERSION or isinstance(version, bool):
+        raise DamagedCheckpointError(f"{path}: its format is version {version!r}; this Trainyard reads {VERSION}")
+    missing = [name for name in _KINDS if name not in state]
+    if missing and any(isinstance(value, torch.Tensor) for part in (state, *state.values()) for value in _values(part)):
+        raise DamagedCheckpointError(
+            f"{path}: weights alone, without the state of a training; load_from={path} begins with them"
+        )
+    if missing:
+        raise DamagedCheckpointError(f"{path}: a file of torch, but not a checkpoint: it has no {missing[0]!r}")
+    for name, kind in _KINDS.items():
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise DamagedCheckpointError(f"{path}: its {name!r} is a {_kind(state[name])}")
     return state
+
+
+def _values(part: Any) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else ()
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def read(path: Path) -> Any:
@@ -61,32 +112,73 @@ def read(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         DamagedCheckpointError: the file is cut short, altered, or holds other things than tensors and plain values.
     """
-    if path.is_dir():
-        return _read_sharded(path)
     try:
-        with path.open("rb") as file:
-            pickled = file.read(1) == pickle.PROTO
-        if not pickled:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise DamagedCheckpointError(f"{path}: the checksum of {damaged} does not match")
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            from trainyard.distributed import sharded  # the import takes a second
+
+            return sharded.load(path)
+        if not stat.S_ISREG(mode):  # to open a pipe waits for a writer
+            raise DamagedCheckpointError(f"{path}: neither a file nor the folder of a sharded checkpoint")
+        _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise
+        raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({_said(error)})") from error
+    except DamagedCheckpointError:
         raise
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({error})") from error
     except pickle.UnpicklingError as error:
         raise DamagedCheckpointError(f"{path}: holds objects other than tensors and plain values") from error
+    except Exception as error:  # bytes at random bring the readers of zip, pickle and tensors to raise anything
+        raise DamagedCheckpointError(f"{path}: not a whole checkpoint ({_said(error)})") from error
 
 
-def _read_sharded(folder: Path) -> dict[str, Any]:
-    from trainyard.distributed import sharded  # the import takes a second
+def _verify(path: Path) -> None:
+    """Verify the checksum of a file of torch; for one that Trainyard did not write, those of its records.
 
+    Raises:
+        DamagedCheckpointError: it does not match.
+    """
+    with path.open("rb") as file:
+        first = file.read(1)
+    if not first:
+        raise DamagedCheckpointError(f"{path}: it is empty")
+    if first == pickle.PROTO:
+        return
+    whole = holds(path)
+    if whole is False and not zipfile.is_zipfile(path):
+        raise DamagedCheckpointError(f"{path}: not a file of torch, or cut short")
+    if whole is False:
+        raise DamagedCheckpointError(f"{path}: its checksum does not match")
+    if whole is None:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DamagedCheckpointError(f"{path}: the checksum of {damaged} does not match")
+
+
+def _said(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def misfit(value: Any, place: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any] | None:
+    """Return the first object in a nest of dicts, lists and tuples that a checkpoint cannot hold, and its place."""
+    if isinstance(value, dict | list | tuple):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (misfit(entry, (*place, str(key))) for key, entry in entries)
+        return next((each for each in found if each is not None), None)
+    if isinstance(value, torch.Tensor | str | int | float | None):
+        return None
+    file = io.BytesIO()
     try:
-        return sharded.load(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise DamagedCheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except NOT_PLAIN:
+        return place, value
+    return None
 
 
 def link(source: Path, target: Path) -> None:
@@ -95,11 +187,12 @@ def link(source: Path, target: Path) -> None:
     # source.
     temporary = target.with_name(f".{target.name}.link")
     remove(temporary)
-    if source.is_dir():
-        shutil.copytree(source, temporary, copy_function=_link_file)
-    else:
-        _link_file(source, temporary)
-    put(temporary, target)
+    with writing(target, temporary):
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link_file)
+        else:
+            _link_file(source, temporary)
+        put(temporary, target)
 
 
 def _link_file(source: str | Path, target: str | Path) -> None:
@@ -112,18 +205,23 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 def write_last(directory: Path, history: list[str]) -> None:
     """Record the regular checkpoints of a directory, oldest first; a resume begins from the last one."""
     temporary = directory / f".{LAST}.tmp"
-    temporary.write_text(json.dumps({"last": history[-1] if history else None, "history": history}, indent=2) + "\n")
-    temporary.replace(directory / LAST)
+    with writing(directory / LAST, temporary):
+        record = {"last": history[-1] if history else None, "history": history}
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(directory / LAST)
 
 
 def read_last(directory: Path) -> list[str]:
     """Return the checkpoints of a directory, oldest first: as recorded, or by time if the record is unreadable."""
     try:
-        history = json.loads((directory / LAST).read_text())["history"]
-        return [str(name) for name in history if (directory / str(name)).exists()]
-    except (OSError, ValueError, KeyError, TypeError):
-        files = sorted(directory.glob("*.pt"), key=lambda file: (file.stat().st_mtime_ns, file.name))
-        return [file.name for file in files]
+        last = directory / LAST
+        history = json.loads(last.read_text())["history"] if last.is_file() else None
+        if isinstance(history, list) and all(isinstance(name, str) and Path(name).name == name for name in history):
+            return [name for name in history if (directory / name).exists()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    files = [file for file in directory.glob("*.pt") if file.exists()]
+    return [file.name for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))]
 
 
 def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, Any]] | None:
@@ -132,14 +230,20 @@ def newest(directory: Path, upto: str | None = None) -> tuple[Path, dict[str, An
     Args:
         directory: the directory of the checkpoints.
         upto: the name of the newest one to consider; None for all.
+
+    Raises:
+        TrainyardError: `last.json` is not a file, and could not be written.
     """
+    last = directory / LAST
+    if last.exists() and not last.is_file():
+        raise TrainyardError(f"{last} is not a file: move it away. The list of the checkpoints is written there.")
     paths = list(_newest_first(directory))
     begin = 0 if upto is None else [path.name for path in paths].index(upto)
     for path in paths[begin:]:
         try:
             return path, load(path)
         except (DamagedCheckpointError, FileNotFoundError) as error:
-            log.warning("Passed over a damaged checkpoint: %s", error)
+            log.warning("Skipped a damaged checkpoint: %s.", error)
     return None
 
 

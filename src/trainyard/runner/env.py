@@ -15,6 +15,9 @@ from trainyard.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
+MOST_THREADS = 4096
+"""Threads that a process may ask for; torch makes as many at once."""
+
 
 class Env:
     """Process-wide settings, applied before the model is built. None leaves a setting as it is.
@@ -107,7 +110,11 @@ class Env:
 
 
 def _threads(key: str, value: int | None) -> int | None:
-    return None if value is None else integer(key, value, at_least=1, other="null to leave it as it is")
+    return (
+        None
+        if value is None
+        else integer(key, value, at_least=1, at_most=MOST_THREADS, other="null to leave it as it is")
+    )
 
 
 def find_device(name: str) -> torch.device:
@@ -121,7 +128,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))  # a number would be one of CUDA's
     except RuntimeError:
         raise ConfigError("device", name, f"one of {', '.join(available)}", options=available) from None
     if device.type == "cuda" and (count == 0 or (device.index or 0) >= count):

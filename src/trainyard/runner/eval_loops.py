@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainyard.data.lengths import no_batches
 from trainyard.metrics import results_of
+from trainyard.runner.batch_checks import check_resident_targets, in_range
 from trainyard.runner.member import read
 
 if TYPE_CHECKING:
@@ -116,9 +117,12 @@ class ValLoop:
             with torch.no_grad():
                 loader = runner.loader(name)
                 if (batch := next(iter(loader.batches()), None)) is not None:
-                    outputs = predict(batch)
-                    for metric in runner.metrics.values():
-                        metric.process(batch, outputs)
+                    with in_range(runner, name):
+                        outputs = predict(batch)
+                        for metric in runner.metrics.values():
+                            metric.process(batch, outputs)
+                    if not runner.stacked:
+                        check_resident_targets(runner, outputs)
                 elif (batch := next(runner.strategy.idle(loader), None)) is not None:
                     predict(batch)
                 else:
@@ -126,6 +130,22 @@ class ValLoop:
                 numbers, _ = self._compute(runner, name)
             names += numbers
         return names
+
+    def measure(self, runner: Runner, name: str, batches: Iterable[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Evaluate batches of any data; return by name the results that are one number per member, and the others.
+
+        Args:
+            runner: the Runner, whose metrics are reset.
+            name: the set, with which the names of the results begin.
+            batches: shared by all members.
+        """
+        predict = self.predictor(runner, name)
+        with torch.no_grad():
+            for batch in batches:
+                outputs = predict(batch)
+                for metric in runner.metrics.values():
+                    metric.process(batch, outputs)
+            return self._compute(runner, name)
 
     def predictor(self, runner: Runner, name: str) -> Callable[[Any], Any]:
         """Prepare model and metrics for a set, and return the function from a batch to predictions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.errors import ConfigError
+from trainyard.files import remove
 from trainyard.optim.identity import Beginning
-from trainyard.runner.weights import LoadFrom
-from trainyard.track import Journal, RunInfo, Status, Tracker
+from trainyard.runner.weights import LoadFrom, load_from
+from trainyard.track import Journal, RunInfo, Status, Tracker, run_info
 
 if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
+
+log = logging.getLogger(__name__)
 
 Direction = Literal["maximize", "minimize"]
 
@@ -185,19 +189,51 @@ class Member:
             return
         if not self.journal.writes:
             self.work_dir.mkdir(parents=True, exist_ok=True)
+            continued = resume and (self.work_dir / run_info.FILE).exists()
             before, self.journal = self.journal, Journal(self.work_dir)
             self.journal.latest.update(before.latest)
-            tracker.open(self.work_dir, self.info, resume=resume)
+            if continued:
+                self._tell_gap()
+            for folder in (self.work_dir, self.checkpoints):
+                for part in folder.glob(".*.tmp"):  # of a killed process: ours alone holds the journal
+                    remove(part)
+            info = tracker.open(self.work_dir, self.info, resume=resume, step=self.iter)
+            changed = [f"{key}={value}" for key, value in info.changes.items() if key.endswith(f"@{self.iter}")]
+            if resume and changed:
+                told = ", ".join(changed)
+                log.info("Changed on resume, and a tag in MLflow: %s.", told, extra={"member": self})
         if self.notes:
             self.journal.tags(self.notes)
             self.notes.clear()
         self.journal.status("RUNNING")
+
+    def _tell_gap(self) -> None:
+        """Warn if the journal lacks points that the checkpoint knows of."""
+        journal, best = self.journal, self.best
+        lost = [name for name in self.metrics if journal.lacks(name)]
+        if best is not None and self.objective.name not in lost and journal.lacks(self.objective.name, best.iter):
+            lost.append(self.objective.name)
+        if lost:
+            log.warning(
+                "%s is shorter than the checkpoint of iteration %d: points of %s are lost, here and for MLflow.",
+                journal.path,
+                self.iter,
+                ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else ""),
+                extra={"member": self},
+            )
 
     def close(self, status: Status, message: str = "") -> None:
         """Record how the run ended, as failed if the member failed; the journal can be opened again."""
         if self.failed and status == "FINISHED":
             status, message = "FAILED", str(self.stop_reason)
         self.journal.status(status, message)
+        if (gone := self.journal.gone()) is not None:
+            log.warning(
+                "%s was %s while the run was under way: what was recorded since then is not there, nor in MLflow.",
+                self.journal.path,
+                gone,
+                extra={"member": self},
+            )
 
     def stop(self, reason: str, *, failed: bool = False) -> None:
         """End this member's training after the current iteration; `failed` marks its run as failed."""
@@ -258,3 +294,16 @@ def read(values: Mapping[str, Tensor], count: int) -> list[dict[str, float]]:
     table = torch.stack([value.detach().reshape(-1).expand(count).to(torch.float64) for value in values.values()])
     columns: Sequence[Sequence[float]] = table.t().tolist()
     return [dict(zip(values, column, strict=True)) for column in columns]
+
+
+def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `Member`, taken from those of its Runner."""
+    work_dir = None if settings["work_dir"] is None else Path(settings["work_dir"]).resolve()
+    return {
+        "seed": settings["seed"],
+        "work_dir": work_dir,
+        "objective": Objective(settings["objective"], settings["direction"]),
+        "info": settings["info"] or RunInfo(settings["name"] or (work_dir.name if work_dir else "run")),
+        "resume": settings["resume"],
+        "load_from": load_from(settings["load_from"]),
+    }

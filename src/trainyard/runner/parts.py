@@ -16,10 +16,11 @@ from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data
-from trainyard.data.lengths import exact_length, length_hint
+from trainyard.data.lengths import exact_length, length_hint, no_batches
+from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
-from trainyard.metrics import Metric, as_metric
+from trainyard.metrics import Metric, configured
 from trainyard.models import has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
@@ -33,6 +34,7 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
+from trainyard.runner.preprocessor import with_preprocessor
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
 from trainyard.step.precision import make_precision
@@ -80,8 +82,12 @@ class Parts:
 
     @cached_property
     def model_config(self) -> Any:
-        """The config of the model with every `auto` filled in; the model itself if it was given as an object."""
-        return fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
+        """The config of the model with every `auto` filled in; the model itself if it was given as an object.
+
+        What the data measured for the model stands before its own `data_preprocessor`.
+        """
+        config = fill_auto(self.settings["model"], "model", self.data.spec if self.data else None)
+        return config if self.data is None else with_preprocessor(config, self.data.preprocessor)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -168,7 +174,7 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
-        return {name: self.strategy.metric(as_metric(metric)) for name, metric in build_all(config, "metric").items()}
+        return {name: self.strategy.metric(metric) for name, metric in configured(config).items()}
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:
@@ -221,19 +227,25 @@ class Parts:
         return captured_step.captured(step, modules, self.device, refusal)
 
     @cached_property
-    def _loaders(self) -> dict[str, Loader]:
+    def loaders(self) -> dict[str, Loader]:
+        """The loaders that are built so far, by set."""
         return {}
 
     def loader(self, split: str) -> Loader:
         """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
-        if split not in self._loaders:
+        if split not in self.loaders:
             if self.data is None or split not in self.data.splits:
                 known = ", ".join(self.data.splits) if self.data else "none"
                 raise ConfigError("data", split, f"a split that the data has: {known}")
-            loader = self.data.loader(split, seed=self.seed, device=self.device)
-            self._loaders[split] = self.strategy.loader(loader, split)
-        return self._loaders[split]
+            try:
+                loader = self.data.loader(split, seed=self.seed, device=self.device)
+            except EmptyDataError as error:
+                raise no_batches(split) from error
+            except ConfigError as error:
+                raise error.under("data") from None
+            self.loaders[split] = self.strategy.loader(loader, split)
+        return self.loaders[split]
 
     def has_split(self, split: str) -> bool:
         return bool(self.sets(split))

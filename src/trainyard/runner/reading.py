@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from trainyard import rng_state
 from trainyard.data import Batch, Loader
-from trainyard.data.lengths import exact_length
+from trainyard.data.lengths import exact_length, first_batch, no_batches
 from trainyard.distributed import Strategy
 from trainyard.step.step import Step
 
@@ -40,6 +41,28 @@ class TrainingReader:
         self._strategy = strategy
         self._resumed: dict[str, Any] | None = None
         self._group: dict[str, Any] | None = None
+        self._ahead: _OpenedAhead | None = None
+
+    def look_ahead(self) -> Batch:
+        """Return the first batch of the first epoch, which `batches` yields all the same.
+
+        A stream without a state is opened once: what is begun here is what `batches` reads on. Call this under the
+        generators with which the training begins.
+
+        Raises:
+            TrainyardError: there is none.
+        """
+        if self._ahead is not None:
+            return self._ahead.first
+        if exact_length(self.loader) is not None:
+            return first_batch(self.loader, "train")
+        state, before = self._stream_state(), rng_state.cpu_states()
+        batches = self.loader.batches(0)
+        for first in batches:
+            after = rng_state.cpu_states()
+            self._ahead = _OpenedAhead(self.loader, batches, first, before, after, _turn(self.loader), state)
+            return first
+        raise no_batches("train")
 
     def batches(self, epoch: int, start: int, group: int = 1, step: Step | None = None) -> Iterator[Batch]:
         """Yield the batches of `epoch` from number `start` on.
@@ -89,10 +112,18 @@ class TrainingReader:
 
     def _opened(self, epoch: int, start: int, stream: Any = None) -> Iterator[Batch]:
         loader = self.loader
-        batches = loader.batches(epoch, start) if stream is None else loader.batches(epoch, start, stream)
+        ahead, self._ahead = self._ahead, None
+        if stream is not None:
+            batches = loader.batches(epoch, start, stream)
+        elif ahead is not None and (epoch, start) == (0, 0):
+            batches = ahead.batches()
+        else:
+            batches = loader.batches(epoch, start)
         return self._strategy.together(batches)
 
     def _stream_state(self) -> Any:
+        if self._ahead is not None:
+            return self._ahead.state
         take = getattr(self.loader, "stream_state", None)
         return None if take is None else take()
 
@@ -131,3 +162,51 @@ class TrainingReader:
                         self.loader.weight, self.loader.size = share
                     yield batch
             first = self.total
+
+
+@dataclass(frozen=True)
+class _OpenedAhead:
+    """Epoch of a loader of which the first batch has been read before the training.
+
+    Attributes:
+        loader: the loader.
+        rest: the batches after the first.
+        first: the first batch.
+        before, after: the generators of the CPU before and after it was read.
+        turn: how many iterations of the loader had begun then, if it serves one at a time.
+        state: the state of the stream before it was read; None if it has none.
+    """
+
+    loader: Any
+    rest: Iterator[Batch]
+    first: Batch
+    before: rng_state.CpuStates
+    after: rng_state.CpuStates
+    turn: int | None
+    state: Any
+
+    def batches(self) -> Iterator[Batch]:
+        """Return all batches of the epoch; what reading the first one drew is drawn when it is asked for."""
+        if self.state is not None:
+            batches: Iterator[Batch] = self.loader.batches(0, 0, self.state)
+            return batches
+        return self._continued()
+
+    def _continued(self) -> Iterator[Batch]:
+        """Yield the first batch and the rest.
+
+        The epoch is begun anew where that cannot be: other code has iterated since then what serves one iteration at a
+        time, or reading draws random numbers, and would draw other ones now.
+        """
+        drew = not rng_state.same(self.before, self.after)
+        if _turn(self.loader) != self.turn or (drew and not rng_state.same(rng_state.cpu_states(), self.before)):
+            yield from self.loader.batches(0)
+            return
+        if drew:
+            rng_state.set_cpu_states(self.after)
+        yield self.first
+        yield from self.rest
+
+
+def _turn(loader: Any) -> int | None:
+    return loader.turn if getattr(loader, "one_at_a_time", False) else None

@@ -14,22 +14,26 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from trainyard import rng_state
-from trainyard.checks import choice, integer, seed_number
+from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
+from trainyard.config.resolving import replaced
 from trainyard.distributed import as_strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call
 from trainyard.rng import derive
-from trainyard.runner import unfreezing, weights
+from trainyard.runner import unfreezing
+from trainyard.runner.arguments import arguments, as_arguments, as_keys, directory
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
-from trainyard.runner.member import Direction, Member, Objective
+from trainyard.runner.member import Direction, Member, member_arguments
+from trainyard.runner.misfit import explained
 from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
-from trainyard.runner.sanity_check import sanity_check
+from trainyard.runner.sanity_check import sanity_check as check
 from trainyard.runner.session import session
+from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
 from trainyard.step.group import BY
 from trainyard.step.precision import make_precision
@@ -83,6 +87,7 @@ class Runner(Parts):
         strategy: `ddp` or `fsdp` by name, a `trainyard.distributed.Strategy`, or its config; None for one device.
         objective: the metric that ranks runs.
         direction: `maximize` or `minimize`.
+        sanity_check: make a step and a checkpoint before the training begins; a batch is validated in any case.
         name: the run's name in MLflow; by default the directory's name.
         info: the run's record for MLflow, instead of one that holds only its name.
     """
@@ -120,12 +125,15 @@ class Runner(Parts):
         strategy: Any = None,
         objective: str = "val/loss",
         direction: Direction = "minimize",
+        sanity_check: bool = True,
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
         seed, accumulate = seed_number("seed", seed), integer("accumulate", accumulate, at_least=1)
+        work_dir = directory(work_dir)
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         choice("accumulate_by", accumulate_by, BY)
+        boolean("sanity_check", sanity_check)
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
         (build(env, "env") or Env()).apply()
@@ -161,9 +169,13 @@ class Runner(Parts):
 
         Args:
             cfg: the config. Keys that are not arguments of the Runner belong to the application and are ignored.
-            **overrides: arguments that replace the config's.
+            **overrides: arguments, or groups, that replace the config's before its interpolations are resolved.
+
+        Raises:
+            ConfigError: an interpolation does not resolve. `work_dir` is one that only an application of Hydra's has.
         """
-        return cls(**(arguments(cfg) | overrides))
+        own = as_arguments(overrides)
+        return cls(**(arguments(replaced(cfg, as_keys(overrides))) | own))
 
     # -- what the loops and hooks read ---------------------------------------------------------------------------------
 
@@ -222,6 +234,10 @@ class Runner(Parts):
         """End the run after this iteration, with a checkpoint to resume from. Several ranks end a bit later."""
         self.asked_to_end = True
         self.interrupted = self.strategy.world_size == 1  # several ranks have to agree on the iteration
+
+    def snapshot(self) -> Snapshot:
+        """Return the values of all that a step changes."""
+        return Snapshot(self.model, self.step)
 
     def stage(self, name: str) -> list[Callable[..., None]]:
         return self.dispatch.stage(name)
@@ -304,7 +320,8 @@ class Runner(Parts):
         _ = self.dispatch, self.model, self.loader(mode), self.metrics, [self.loader(name) for name in self.sets(mode)]
         if mode == "train":
             _ = self.optimizer, self.beginning, self.schedule, self.step
-            sanity_check(self)
+            with explained(self):
+                check(self, resumes=any(start is not None and start.resumes for start in starts))
             self.seed_generators()
         for member, start in zip(self.members, starts, strict=True):
             restore(member, start, weights_only=mode != "train")
@@ -325,7 +342,8 @@ class Runner(Parts):
             self.training = True
             try:
                 self.call("before_train")
-                self.train_loop.run(self)
+                with explained(self):
+                    self.train_loop.run(self)
                 if not self.stopping:
                     unfreezing.check_none_missed(self)
                 self.call("after_train")
@@ -352,7 +370,7 @@ class Runner(Parts):
 
     def _evaluate(self, split: str, loop: ValLoop) -> list[dict[str, float]]:
         self.prepare(split)
-        with self.session():
+        with self.session(), explained(self):
             return loop.run(self)
 
     @contextmanager
@@ -376,24 +394,3 @@ class Runner(Parts):
         generators, reading = rng_state.state(), self.reader.state_dict(self.epoch, self.batches_done)
         chosen = self.members if members is None else members
         return [capture(member, member.random_state(generators), reading) for member in chosen]
-
-
-def arguments(cfg: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """Return the entries of a composed config that are arguments of the Runner, under their names."""
-    renamed = {"hook": "hooks", "metric": "metrics"}
-    taken = set(Runner.__init__.__annotations__) - {"return"}
-    found = {renamed.get(str(key), str(key)): value for key, value in cfg.items()}
-    return {"model": None} | {key: value for key, value in found.items() if key in taken}
-
-
-def member_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a `Member`, taken from those of its Runner."""
-    work_dir = None if settings["work_dir"] is None else Path(settings["work_dir"]).resolve()
-    return {
-        "seed": settings["seed"],
-        "work_dir": work_dir,
-        "objective": Objective(settings["objective"], settings["direction"]),
-        "info": settings["info"] or RunInfo(settings["name"] or (work_dir.name if work_dir else "run")),
-        "resume": settings["resume"],
-        "load_from": weights.load_from(settings["load_from"]),
-    }

@@ -1,4 +1,4 @@
-"""Sanity check: one batch through validation before the training."""
+"""Sanity check before the training: a batch of validation, a step of training, a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainyard import rng_state
 from trainyard.errors import ConfigError
+from trainyard.runner import training_check
+from trainyard.runner.batch_checks import check_last_batch
 
 if TYPE_CHECKING:
     from trainyard.runner.parts import Parts
@@ -16,17 +18,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def sanity_check(runner: Runner) -> None:
-    """Run one batch through validation, so that errors appear before the training.
+def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
+    """Run one batch through validation, and one step of the training, so that errors appear before it.
+
+    Nothing of the run changes, and nothing is written that stays.
+
+    Args:
+        runner: a Runner that is ready to train.
+        resumes: whether it goes on from a checkpoint.
 
     Raises:
         ConfigError: no metric gives the objective, or the value that a schedule or a hook monitors or keeps the best
-            of.
+            of; a part has a state that a checkpoint cannot hold.
     """
     names, none = list[str](), "none, since the data has no validation"
     known = names
     with rng_state.seeded(runner.seed):
         getattr(runner.train_loop, "sanity_check", _nothing)(runner)
+        if not runner.stacked:
+            check_last_batch(runner, runner.device)
         if runner.has_split("val"):
             none = "it has none; metrics={...} gives it some"
             names = runner.val_loop.sanity_check(runner)
@@ -45,6 +55,8 @@ def sanity_check(runner: Runner) -> None:
             raise ConfigError(key, name, f"a metric of this run: {', '.join(known) or none}", options=known)
     if not getattr(runner.schedule, "constant", True) and "param_schedule" not in runner.dispatch.hooks:
         log.warning("Nothing applies the schedule: there is no hook param_schedule (hook=default has it).")
+    if runner.settings["sanity_check"]:
+        training_check.check(runner, resumes=resumes)
 
 
 def watched(runner: Parts) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import trainyard
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.optim import identity, without_dynamo
 from trainyard.runner import checkpoint, override, weights
 from trainyard.runner.member import Member
@@ -72,13 +74,16 @@ def _holds_another_run(member: Member) -> bool:
     return member.work_dir is not None and not member.journal.writes and (member.work_dir / journal.FILE).exists()
 
 
-def capture(member: Member, generators: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+def capture(
+    member: Member, generators: dict[str, Any], reading: dict[str, Any], hooks: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the state of a member, as its checkpoint holds it; its tensors are the live ones.
 
     Args:
         member: a member of any Runner; the checkpoint is that of a single run.
         generators: the state of the random generators of its single run.
         reading: that of the `TrainingReader`.
+        hooks: states of the hooks; by default those that they have now.
     """
     runner = member.runner
     state = {
@@ -96,7 +101,7 @@ def capture(member: Member, generators: dict[str, Any], reading: dict[str, Any])
         "step": member.step_state(),
         "loop": runner.train_loop.state_dict(),
         "member": member.state_dict(),
-        "hooks": member.hook_states(),
+        "hooks": member.hook_states() if hooks is None else hooks,
         "random": generators,
     }
     state = ranks.with_all(state, runner.strategy)
@@ -131,25 +136,38 @@ def restore(member: Member, start: Start | None, *, weights_only: bool = False) 
         told = weights.load(member.model, found, asked or weights.LoadFrom(start.path), start.key)
         log.info("Loaded the weights of %s: %s.", start.path, told, extra={"member": member})
         return
-    state = ranks.of_one(state, runner.strategy)
-    weights.load(member.model, state["model"], weights.LoadFrom(start.path), start.key)
-    try:
+    with _of_this_training(start):
+        state = ranks.of_one(state, runner.strategy)
+        weights.load(member.model, state["model"], weights.LoadFrom(start.path), start.key)
         _restore_training(member, state)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            start.key, str(start.path), "a checkpoint of this training", hint=f"This one is of another: {error}."
-        ) from error
     if member.work_dir is not None and start.path.resolve().parent != member.checkpoints:
         member.best = None  # its file is in another directory: the best is determined anew among the states saved here
     if state["seed"] != member.seed:
         log.warning("The checkpoint was made under seed %s: the data come in another order now.", state["seed"])
     runner.call("after_load_checkpoint", checkpoint=state, member=member)
-    if "eval_model" in state and member.eval_model is not member.model:
-        load_state(member.eval_model, state["eval_model"])
-    if "random" in state:
-        member.load_random_state(state["random"])
+    with _of_this_training(start):
+        if "eval_model" in state and member.eval_model is not member.model:
+            load_state(member.eval_model, state["eval_model"])
+        if "random" in state:
+            member.load_random_state(state["random"])
     place = (start.path, member.epoch, member.iter)
     log.info("Resumed %s: epoch %d, iteration %d.", *place, extra={"member": member})
+
+
+@contextmanager
+def _of_this_training(start: Start) -> Iterator[None]:
+    """Name the checkpoint in an error of restoring it: what is not of the kind that it should be raises anything.
+
+    Raises:
+        ConfigError: it cannot be restored.
+    """
+    try:
+        yield
+    except (TrainyardError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        accepted = "a checkpoint of this training"
+        raise ConfigError(start.key, str(start.path), accepted, hint=f"This one is of another: {error}.") from error
 
 
 def _restore_training(member: Member, state: dict[str, Any]) -> None:
@@ -205,5 +223,11 @@ def _check_equal(what: str, saved: object, own: object) -> None:
 
 def restore_best(member: Member) -> None:
     """Load the evaluated weights of the member's best checkpoint into the evaluated model, if there is one."""
-    if member.work_dir is not None and (path := member.checkpoints / "best.pt").exists():
-        weights.load(member.eval_model, weights.read(path), weights.LoadFrom(path))
+    if member.work_dir is None or not (path := member.checkpoints / "best.pt").exists():
+        return
+    try:
+        found = weights.read(path)
+    except checkpoint.DamagedCheckpointError as error:
+        log.warning("The weights are the last ones, not the best: %s.", error, extra={"member": member})
+    else:
+        weights.load(member.eval_model, found, weights.LoadFrom(path))

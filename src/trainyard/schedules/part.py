@@ -129,6 +129,16 @@ class Part:
         total: float = given.get("total_steps") or given.get("epochs", 1) * given.get("steps_per_epoch", 1)
         return total - 1
 
+    def _blamed(self, optimizer: StandIn, keywords: Mapping[str, Any]) -> str | None:
+        """Return the argument without which torch's scheduler takes the others; None if there is none."""
+        for name in keywords:
+            try:
+                self.make(optimizer, **{other: value for other, value in keywords.items() if other != name})
+            except Exception:  # it is needed, or another one is wrong
+                continue
+            return name
+        return None
+
     def build(self, optimizer: StandIn, length: float, *, certain: bool = True) -> LRScheduler:
         """Build the scheduler on `optimizer`; `length` is how long it will run, infinite if that is unknown.
 
@@ -145,9 +155,12 @@ class Part:
             hint = f"With {_listed(keywords)} it divides by zero: a phase of it would be a single step."
             raise ConfigError(self.key, self.name, "arguments that leave every phase its steps", hint=hint) from error
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                self.key, self.name, "arguments that it takes", hint=f"It says: {str(error).rstrip('.')}."
-            ) from error
+            said = f"It says: {str(error).rstrip('.')}."
+            blamed = self._blamed(optimizer, keywords)
+            if blamed is None:
+                raise ConfigError(self.key, self.name, "arguments that it takes", hint=said) from error
+            key, accepted = f"{self.key}.{blamed}", f"what {self.name} takes"
+            raise ConfigError(key, keywords[blamed], accepted, hint=said) from error
         if not isinstance(scheduler, LRScheduler):
             raise ConfigError(self.key, self.name, f"something that makes an LRScheduler, not {scheduler!r}")
         if certain and isinstance(scheduler, OneCycleLR) and scheduler.total_steps < length:

@@ -46,6 +46,9 @@ class ClosureStep(Step):
             parameter.grad = None
         return outputs
 
+    def uncaptured(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        return self(batch, position, total)  # it is never captured
+
 
 def check_closure(optimizer: Optimizer, precision: Any, accumulate: int) -> None:
     """Check that what the run asks for goes with an optimizer that needs a closure.

@@ -93,6 +93,9 @@ class SeveralStep(Step):
         outputs["loss"] = sum(losses[1:], losses[0])
         return outputs
 
+    def uncaptured(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        return self(batch, position, total)  # it is never captured
+
     def _next(self, turns: Iterator[OptimizerTurn]) -> OptimizerTurn | None:
         # The generator's code up to its next yield is a forward pass.
         turn: Any = self.precision.forward(lambda _: next(turns, None), None)  # type: ignore[arg-type]

@@ -87,6 +87,10 @@ class Step:
         """
         return self.learn(self.precision.forward(self.train_step, batch), position, total)
 
+    def uncaptured(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        """Run one step without a CUDA graph, and without counting it as a step before a capture."""
+        return Step.__call__(self, batch, position, total)
+
     def batches_of(self, loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
         """Return the batches of `loader`, as this step takes them."""
         return loader.batches(epoch, start)
@@ -184,6 +188,9 @@ class AccumulatedStep(Step):
         with nullcontext() if within + 1 == size else self._no_sync():
             losses = self.precision.forward(self.train_step, batch)
             return self.learn(losses, position, total, samples=self.samples(batch))
+
+    def uncaptured(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        return AccumulatedStep.__call__(self, batch, position, total)
 
     def group(self, position: int, total: int) -> tuple[int, int]:
         """Return the number of a batch within its group, from 0, and how many batches that group has."""

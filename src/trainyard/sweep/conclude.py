@@ -29,13 +29,14 @@ def warm_up() -> None:
     )
 
 
-def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
+def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool, interrupted: bool = False) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 
     Args:
         plan: the plan of all jobs so far.
         tracking: the sweep's tracking.
         named: whether the config names the `objective` and its `direction`. If not, lower is better.
+        interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
     """
     from trainyard.sweep.report import html, result_files
 
@@ -56,9 +57,9 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool) -> None:
         title = f"{directory.parent.name} {directory.name}"
         files.append(html.write(rows, directory, title=title, objective=name, direction=direction))
         print(f"Report: {files[-1]}")
-    shipment = tracking.finish(files, complete=not plan.left)
-    if shipment.runs and shipment.runs[0].where:
-        print(f"MLflow: {len(shipment.runs) - 1} runs below {shipment.runs[0].name!r}; {shipment.runs[0].where}")
+    shipment = tracking.finish(files, "FINISHED" if not plan.left else "KILLED" if interrupted else "FAILED")
+    if shipment.arrived:
+        print(f"MLflow: {shipment.arrived}")
     if str(shipment):
         print(shipment)
 

@@ -10,28 +10,56 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.plain import plain
 from trainyard.errors import ConfigError
 from trainyard.sweep.plan import Job
 
 SUBDIR = "hydra.sweep.subdir"
+LONGEST = 255
+"""Bytes of the longest name of a file that common file systems allow."""
 
 
-def job_directory(config: DictConfig, sweep: Path) -> Path:
+def job_directory(config: DictConfig, sweep: Path, subdir: str | None = None) -> Path:
     """Return the directory of a job.
 
     Args:
         config: the job's config, which is the current one of Hydra's.
         sweep: the sweep's directory.
+        subdir: its `hydra.sweep.subdir`, resolved, if that is known.
 
     Raises:
         ConfigError: it is not inside the sweep's directory.
     """
-    base = Path(_own_sweep_directory(config) or sweep).absolute()
-    directory = Path(os.path.normpath(base / str(config.hydra.sweep.subdir)))
-    if Path(os.path.normpath(base)) not in directory.parents:
+    base = os.path.abspath(_own_sweep_directory(config) or sweep)  # noqa: PTH100 - called for each job, as is join
+    own = str(config.hydra.sweep.subdir) if subdir is None else subdir
+    directory = os.path.normpath(os.path.join(base, own))  # noqa: PTH118
+    if not directory.startswith(base.rstrip(os.sep) + os.sep):
         hint = "hydra.sweep.dir names the directory of the sweep."
         raise ConfigError(SUBDIR, _template(config), "a directory inside that of the sweep", hint=hint)
-    return directory
+    return Path(directory)
+
+
+def check_name(config: DictConfig, directory: Path) -> None:
+    """Check that the directory of a job can have its name.
+
+    Args:
+        config: the job's config.
+        directory: its directory.
+
+    Raises:
+        ConfigError: a part of its path is longer than file systems allow.
+    """
+    if len(str(directory)) <= LONGEST:
+        return
+    for name in directory.parts:
+        size = len(os.fsencode(name))
+        if size > LONGEST:
+            key = SUBDIR if name in Path(str(config.hydra.sweep.subdir)).parts else "hydra.sweep.dir"
+            written = str(plain(config.hydra.sweep._get_node(key.rpartition(".")[2])))
+            hint = f"{name[:40]!r}… has {size}. ${{hydra:job.num}} is a short name"
+            if "override_dirname" in written:
+                hint += "; hydra.job.config.override_dirname.exclude_keys leaves keys out of this one"
+            raise ConfigError(key, written, f"names of at most {LONGEST} bytes between slashes", hint=f"{hint}.")
 
 
 def collisions(jobs: Iterable[Job], before: Iterable[Job]) -> list[tuple[Job, ConfigError]]:
@@ -66,8 +94,8 @@ def _places(job: Job) -> dict[str, str]:
     """Return the directories that a job writes to, each by the key that names it."""
     places = {SUBDIR: str(job.directory)}
     if job.work_dir is not None:
-        base = job.directory if job.config.hydra.job.chdir else Path.cwd()
-        places["work_dir"] = os.path.normpath(base / job.work_dir)
+        base = str(job.directory) if job.chdir else os.getcwd()  # noqa: PTH109 - called for each job, as is join
+        places["work_dir"] = os.path.normpath(os.path.join(base, job.work_dir))  # noqa: PTH118
     return places
 
 
@@ -98,6 +126,5 @@ def _interpolation(job: Job, name: str) -> str:
 
 def _own_sweep_directory(config: DictConfig) -> str | None:
     """Return a job's own `hydra.sweep.dir`; None if it cannot differ from the sweep's."""
-    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    text = str(sweep["dir"])
+    text = str(plain(config.hydra.sweep._get_node("dir")))
     return str(config.hydra.sweep.dir) if "${" in text.replace("${now:", "") else None

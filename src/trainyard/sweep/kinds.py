@@ -50,13 +50,21 @@ def kinds(configs: Sequence[Values], allowed: Sequence[str], elsewhere: Sequence
         elsewhere: the places that are not compared at all.
     """
     rules = _rules(allowed, free=True) | _rules(elsewhere, free=False)
+    known: dict[tuple[str, int], str] = {}  # jobs share most parts of their configs
     found: dict[str, Kind] = {}
     for index, config in enumerate(configs):
-        fixed = _masked(config, rules)
         # repr distinguishes plain values such as 1, 1.0, "1" and True, and treats NaN as equal to NaN. The order of
         # keys counts: hooks, and other parts built from a mapping, come in that order.
-        key = repr(fixed)
-        found.setdefault(key, Kind(key, fixed, [])).members.append(index)
+        texts = []
+        for name, value in config.items():
+            part = name, id(value)
+            if part not in known:
+                known[part] = repr(_masked({name: value}, rules))[1:-1]
+            texts.append(known[part])
+        key = f"{{{', '.join(filter(None, texts))}}}"
+        if key not in found:
+            found[key] = Kind(key, _masked(config, rules), [])
+        found[key].members.append(index)
     return list(found.values())
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import filter_overrides
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.distinct import JobSize
+from trainyard.config.plain import is_open, plain
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
+from trainyard.sweep.report.rows import duration
 
 SHOWN = 20  # maximum number of jobs, or stacks, of a plan on the terminal
 FEWEST = 3  # minimum number of jobs of each stack there
@@ -28,24 +32,42 @@ class Job:
     Attributes:
         num: its number.
         overrides: its overrides.
-        config: as Hydra composed it, with its `hydra` node.
+        source: its config, or what composes it: a sweep keeps no config of 150 kB for each job.
         directory: its directory.
-        values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed.
+        values: its config in plain Python, resolved, without the `hydra` node; None if it was not needed. Equal parts
+            of several jobs are one object, so nothing in it is changed.
         slots: the number of slots that it takes.
         work_dir: the directory that its config names for what it writes; None if it names none.
         subdir: its `hydra.sweep.subdir`.
+        known_process: its `process`, if that is known.
     """
 
     num: int
     overrides: tuple[str, ...]
-    config: DictConfig
+    source: DictConfig | Callable[[Job], DictConfig]
     directory: Path
     values: dict[str, Any] | None = None
     slots: int = 1
     work_dir: str | None = None
     subdir: str | None = None
+    known_process: Mapping[str, Any] | None = None
 
     @property
+    def config(self) -> DictConfig:
+        """Config as Hydra composes it, with its `hydra` node: each time another object, which may be changed."""
+        return self.source(self) if callable(self.source) else self.source
+
+    @property
+    def process(self) -> Mapping[str, Any]:
+        """What its `hydra` node says about the process that it runs in (`process_of`)."""
+        return process_of(self.config) if self.known_process is None else self.known_process
+
+    @property
+    def chdir(self) -> bool:
+        """Whether it changes to its directory."""
+        return bool(self.process["chdir"])
+
+    @cached_property
     def choices(self) -> dict[str, str]:
         """Overrides as a mapping: `{"optim.lr": "0.1", "model": "cnn"}`; the mappings for one key stay together."""
         found: dict[str, str] = {}
@@ -55,6 +77,17 @@ class Job:
             earlier = f"{found[key]} " if value.startswith("{") and key in found else ""
             found[key] = f"{earlier}{value}" if sign else "removed"
         return found
+
+
+def process_of(config: DictConfig) -> dict[str, Any]:
+    """Return what the `hydra` node of a job's config says about its process: logging, environment, names, folder."""
+    hydra = config.hydra
+    own = {key: plain(hydra._get_node(key)) for key in ("job_logging", "verbose", "output_subdir")}
+    own["job"] = {key: plain(hydra.job._get_node(key)) for key in ("env_set", "name")}
+    variables: Any = own["job"]["env_set"]
+    if is_open(variables):
+        variables = OmegaConf.to_container(hydra.job.env_set, resolve=True)
+    return {"compared": own, "environment": variables, "chdir": hydra.job.chdir}
 
 
 def _has_one_value(override: Override) -> bool:
@@ -96,6 +129,15 @@ class Stack:
         return spans([job.num for job in self.jobs])
 
 
+def amount(size: float) -> str:
+    """Format a number of bytes: `3.4 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB" if size < 1000 else f"{size / 1000:.3g} TB"
+
+
 def spans(nums: Sequence[int]) -> str:
     """Format numbers in short: `#0-#7`, `#0, #2, … #14`."""
     first, last = nums[0], nums[-1]
@@ -119,6 +161,7 @@ class SweepPlan:
         stacks: the jobs to run that train in stacks.
         alone: why other jobs run alone, by number.
         begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
+        sizes: what jobs will leave, by number, as far as it is known.
     """
 
     jobs: Sequence[Job]
@@ -129,6 +172,7 @@ class SweepPlan:
     stacks: Sequence[Stack] = ()
     alone: Mapping[int, str] = field(default_factory=dict)
     begun: frozenset[int] = frozenset()
+    sizes: Mapping[int, JobSize] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Job]:
@@ -164,6 +208,7 @@ class SweepPlan:
         lines = [
             f"{total}{before}; {len(self.left)} to run, {len(self.slots)} at a time: {slots}.",
             f"Sweep: {self.directory}",
+            *self._estimate(),
         ]
         sections = self._sections()
         each = None if limit is None else max(FEWEST, limit // max(1, len(sections)))
@@ -173,6 +218,22 @@ class SweepPlan:
         if len(sections) > len(shown):
             lines.append(f"  … and {len(sections) - len(shown)} more stacks")
         return "\n".join(lines)
+
+    def _estimate(self) -> list[str]:
+        """Return a line with the time, the disk space and the rows of MLflow that the jobs to run will take."""
+        left = self.left
+        known = [cost for entry in self.entries.values() if entry.state == "done" and (cost := entry.cost) is not None]
+        told = []
+        if known and left:
+            seconds = sum(known) / len(known) * sum(job.slots for job in left) / max(1, len(self.slots))
+            told.append(f"{duration(seconds)}, as the {len(known)} done took")
+        sizes = [self.sizes[job.num] for job in left if job.num in self.sizes]
+        if sizes:
+            scale = len(left) / len(sizes)
+            told.append(f"{amount(scale * sum(size.checkpoints for size in sizes))} of checkpoints")
+            rows = scale * sum(size.rows for size in sizes)
+            told += [f"{rows:,.0f} rows of metrics in MLflow"] if rows else []
+        return [f"About {'; '.join(told)}."] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:
         """Return the stacks, lone jobs by reason, and the rest: each with a title, and whether it gives the reason."""

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
+from omegaconf import DictConfig
 
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.decisions import Decision
@@ -62,6 +63,8 @@ class Scheduler:
         self._planner = stacks
         self._progress = SweepProgress(plan)
         self._jobs = {job.num: job for job in plan.jobs}
+        self._configs: dict[int, DictConfig] = {}  # of the tasks of one job
+        self._resuming: set[int] = set()
         self._stacks: dict[int, tuple[Stack, worker_tasks.StackWork]] = {}  # by the number of the task
         self._outcomes: dict[int, TaskOutcome] = {}  # of jobs
 
@@ -87,12 +90,13 @@ class Scheduler:
 
     def _task(self, job: Job, typical: float | None = None, attempts: int = 0) -> Task:
         self._prepare(job)
+        config = self._configs[job.num] = job.config
+        if job.num in self._resuming:
+            config.resume = True
         return Task(
             job.num,
             worker_tasks.run_one,
-            worker_tasks.JobWork(
-                self._context, self._application, job.config, Singleton.get_state(), self._position(job)
-            ),
+            worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), self._position(job)),
             expected_seconds=self._plan.entries[job.num].cost or typical,
             log=job.directory / "output.log",
             name=f"#{job.num}",
@@ -106,6 +110,9 @@ class Scheduler:
         for job in stack.jobs:
             self._prepare(job)
         argument = self._planner.work(stack.jobs, [self._position(job) for job in stack.jobs])
+        for job, own in zip(stack.jobs, argument.jobs, strict=True):
+            if job.num in self._resuming:
+                own.values["resume"] = True
         self._stacks[-number] = stack, argument
         costs = [self._plan.entries[job.num].cost or typical for job in stack.jobs]
         first, last = stack.jobs[0].num, stack.jobs[-1].num
@@ -141,7 +148,9 @@ class Scheduler:
     def _go_on(self, job: Job) -> None:
         """Set the job to resume, so that another attempt continues where this one ended."""
         if self._application.resumes:
-            job.config.resume = True
+            self._resuming.add(job.num)
+            if job.num in self._configs:
+                self._configs[job.num].resume = True
 
     # -- events --------------------------------------------------------------------------------------------------------
 

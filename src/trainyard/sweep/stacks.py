@@ -14,9 +14,9 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.checks import integer
+from trainyard.config.plain import plain
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import decisions, kinds, worker_tasks
-from trainyard.sweep.compose.plain import plain
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
 from trainyard.sweep.errors import InterruptedSweepError
 from trainyard.sweep.executor.local import LocalExecutor
@@ -252,7 +252,7 @@ def _key(kind: kinds.Kind) -> str:
 
 def _unstackable(jobs: Sequence[Job]) -> dict[int, str]:
     """Return the jobs that can be in no stack, by number, each with the reason."""
-    found = {job.num: "hydra.job.chdir=true" for job in jobs if job.config.hydra.job.chdir}
+    found = {job.num: "hydra.job.chdir=true" for job in jobs if job.chdir}
     return found | {job.num: reason for job in jobs if (reason := _by_strategy(job))}
 
 
@@ -268,7 +268,4 @@ def _by_strategy(job: Job) -> str:
 def _compared(job: Job) -> dict[str, Any]:
     """Return the part of a job's config that decides which jobs may share a process with it."""
     assert job.values is not None
-    hydra = job.config.hydra
-    own = {key: plain(hydra._get_node(key)) for key in ("job_logging", "verbose", "output_subdir")}
-    own["job"] = {key: plain(hydra.job._get_node(key)) for key in ("env_set", "name")}
-    return {**job.values, "hydra": own}
+    return {**job.values, "hydra": job.process["compared"]}

@@ -14,27 +14,24 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from trainyard.config.current_job import current_job
 from trainyard.config.explain import explain
-from trainyard.config.schema import resolve
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
-from trainyard.sweep.directories import collisions, job_directory
+from trainyard.sweep.directories import collisions
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.slots import capacity, find_slots
 from trainyard.sweep.executor.task import TaskOutcome
+from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan, varying
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
-from trainyard.sweep.sweep_wide import check_sweep_wide
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.trial import Trials
@@ -70,7 +67,7 @@ class Sweep:
         self.settings = settings
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
         loader = context.config_loader
-        self._composer = loader.composer if isinstance(loader, SweepLoader) else Composer(loader, config)
+        composer = loader.composer if isinstance(loader, SweepLoader) else Composer(loader, config)
         self._manifest = Manifest.open(self.directory)
         threads = settings.threads_per_job
         if threads != "auto" and self._manifest.decisions:  # continued, perhaps where there are fewer cores
@@ -89,6 +86,8 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
+        room = capacity(self._slots)
+        self._configs = JobConfigs(composer, self.application, config, self.directory, room, settings.max_jobs)
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._tracking: SweepTracking | None = None
         self._open = ExitStack()
@@ -125,7 +124,8 @@ class Sweep:
         decided, not_followed = decide(left, stacking, recorded, self._slots[0])
         keys = self._varying([*before, *jobs])
         begun = frozenset(job.num for job in left if job.num in recorded and any(job.directory.glob("*")))
-        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacking.stacks, stacking.alone, begun)
+        sizes, stacks = self._trials.sizes, stacking.stacks
+        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes)
         for line in not_followed:
             print(line, flush=True)
         if settings.dry_run:
@@ -179,7 +179,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes)
+                conclude(plan, tracking, self.application.resumes, self._executor.signum is not None)
 
     def _preload(self) -> list[str]:
         fuse = self.application.fuse
@@ -222,25 +222,13 @@ class Sweep:
         """
         jobs: list[Job] = []
         wrong: list[tuple[Job, Exception]] = []
-        composed = self._composer.attempt_all(overrides)
-        known = {} if self._starts_over(range(first, first + len(overrides))) else self._manifest.entries
-        for num, (own, config) in enumerate(zip(overrides, composed, strict=True), first):
-            job = Job(num, tuple(own), self.config, self.directory)
-            if isinstance(config, Exception):
-                wrong.append((job, config))
-            else:
-                try:
-                    check_sweep_wide(config, self.config)
-                    job = self._job(num, own, config, known[num].subdir if num in known else None)
-                    with current_job(job.config):
-                        values = self.application.check(job.config)
-                        job = replace(job, slots=self._slots_of(values), work_dir=self._work_dir(values))
-                        if values is None and self.application.fuse is not None:
-                            values = resolve(job.config)
-                        job = replace(job, values=values)
-                except (TrainyardError, OmegaConfBaseException) as error:
-                    wrong.append((job, error))
+        numbers = range(first, first + len(overrides))
+        known = {} if self._starts_over(numbers) else self._manifest.entries
+        subdirs = {num: known[num].subdir for num in numbers if num in known}
+        for job, error in self._configs.checked(overrides, numbers, subdirs):
             jobs.append(job)
+            if error is not None:
+                wrong.append((job, error))
         refused = {job.num for job, _ in wrong}
         before = self._plan.jobs if self._plan is not None else ()
         wrong += collisions([job for job in jobs if job.num not in refused], before)
@@ -251,43 +239,6 @@ class Sweep:
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."
             raise TrainyardError("\n".join([what, *_told(wrong, plan, self.application.resumes)])) from wrong[0][1]
         return jobs
-
-    def _slots_of(self, values: dict[str, Any] | None) -> int:
-        """Return the number of slots that a job takes.
-
-        Raises:
-            TrainyardError: the job needs more slots than there are.
-        """
-        count, limit = self.application.slots(values), capacity(self._slots)
-        if count > limit:
-            most = self.settings.max_jobs
-            few = "" if most is None else f" hydra.launcher.max_jobs={most} allows no more."
-            raise TrainyardError(f"A job takes {count} slots, one for each device, of {limit} that there are.{few}")
-        return count
-
-    def _work_dir(self, values: dict[str, Any] | None) -> str | None:
-        """Return the directory that a training's config names; the config of another application need not name one."""
-        own = (values or {}).get("work_dir") if self.application.resumes else None
-        return None if own is None else str(own)
-
-    def _job(self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None) -> Job:
-        """Return a job, without its values.
-
-        Args:
-            num: its number.
-            overrides: its overrides.
-            config: its config.
-            recorded: its directory in the manifest, which it keeps; None if there is none.
-        """
-        config.hydra.job.id = str(num)
-        config.hydra.job.num = num
-        with current_job(config):
-            subdir = str(config.hydra.sweep.subdir)
-            if recorded is not None and recorded != subdir:  # it depends on the time, say
-                config.hydra.sweep.subdir = subdir = recorded
-            directory = job_directory(config, self.directory)
-        config.hydra.runtime.output_dir = str(directory)
-        return Job(num, tuple(overrides), config, directory, subdir=subdir)
 
     def _varying(self, jobs: Sequence[Job]) -> list[str]:
         return varying(jobs, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]

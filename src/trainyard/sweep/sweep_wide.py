@@ -9,6 +9,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.config_files import at, read_config, sources_of
+from trainyard.config.plain import plain
 from trainyard.errors import ConfigError
 
 SWEEP_WIDE = ("launcher", "sweeper", "sweep.dir", "callbacks")
@@ -47,7 +48,7 @@ def _error(config: DictConfig, key: str, value: Any, common: Any) -> ConfigError
 
 def _raw(config: DictConfig) -> Any:
     nodes = {name.partition(".")[0] for name in SWEEP_WIDE}
-    return {name: OmegaConf.to_container(node) for name in nodes if (node := config.hydra[name]) is not None}
+    return {name: plain(config.hydra._get_node(name)) for name in nodes}
 
 
 def _differences(own: Any, common: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

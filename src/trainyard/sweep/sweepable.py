@@ -123,10 +123,12 @@ class Sweepable(Protocol):
         """Check a job before any is started, quickly, since this is called for each of thousands of jobs.
 
         Args:
-            config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set.
+            config: as Hydra composed it, with its `hydra` node, in which the job's number and directory are set. It is
+                read only, and valid until this returns: the next job may get the same object with other values.
 
         Returns:
-            The config in plain Python, resolved, without its `hydra` node; None if it was not needed.
+            The config in plain Python, resolved, without its `hydra` node; None if it was not needed. It is not changed
+            later: several jobs share what is equal.
 
         Raises:
             TrainyardError: the config cannot work.

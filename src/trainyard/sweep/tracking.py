@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
 from trainyard.sweep.plan import Job, SweepPlan
-from trainyard.track import Journal, RunInfo, Shipment, Tracker
+from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker
 from trainyard.track.run_info import FILE
 
 PLAN = "plan.txt"
@@ -41,7 +42,7 @@ class SweepTracking:
         self._tracker.start()
         self._journal = Journal(directory)
         info = RunInfo(
-            name=f"sweep {directory.parent.name} {directory.name}",
+            name=os.environ.get("MLFLOW_RUN_NAME") or f"sweep {directory.parent.name} {directory.name}",
             params={"varying": ", ".join(plan.keys)},
             tags={"kind": "sweep"},
         )
@@ -82,12 +83,12 @@ class SweepTracking:
         self._journal.close()
         return self._tracker.abort()
 
-    def finish(self, files: Sequence[Path], *, complete: bool) -> Shipment:
-        """Name the files that belong to the sweep's own run, end that run, and wait for the shipper."""
+    def finish(self, files: Sequence[Path], status: Status) -> Shipment:
+        """Name the files that belong to the sweep's own run, end that run with a status, and wait for the shipper."""
         if self._tracker is None:
             return Shipment()
         for file in (self.directory / PLAN, *files):
             self._journal.artifact(file)
-        self._journal.status("FINISHED" if complete else "FAILED")
+        self._journal.status(status)
         self._journal.close()
         return self._tracker.finish()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra.core.singleton import Singleton
-from omegaconf import OmegaConf
 
-from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.config.distinct import DistinctConfigs, JobSize, TrialResult
 from trainyard.errors import TrainyardError
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.errors import InterruptedSweepError
@@ -29,12 +28,16 @@ class Trials:
     Args:
         application: the jobs' application.
         executor: whose worker tries them.
+
+    Attributes:
+        sizes: what jobs will leave, by number, as far as it is known.
     """
 
     def __init__(self, application: Sweepable, executor: LocalExecutor) -> None:
         self._application = application
         self._executor = executor
         self._seconds = 0.0
+        self.sizes: dict[int, JobSize] = {}
 
     def errors(self, jobs: Sequence[Job]) -> list[tuple[Job, TrainyardError]]:
         """Return the jobs of a batch that cannot work, each with the reason.
@@ -46,13 +49,16 @@ class Trials:
             InterruptedSweepError: by a signal.
         """
         # A relative path of a job that changes its directory leads elsewhere from here.
-        jobs = [job for job in jobs if not job.config.hydra.job.chdir]
+        jobs = [job for job in jobs if not job.chdir]
         if not jobs or not self._application.tries or self._seconds > AGAIN:
             return []
         configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job)} for job in jobs])
         found = self._try(jobs[0], configs)
         if found is None:
             return []
+        for job, number in zip(jobs, which, strict=True):
+            if found.sizes and (size := found.sizes[number]) is not None:
+                self.sizes[job.num] = size
         errors = [found.errors[number] for number in which]
         return [(job, TrainyardError(error)) for job, error in zip(jobs, errors, strict=True) if error is not None]
 
@@ -73,5 +79,5 @@ class Trials:
 
 
 def _environment(job: Job) -> dict[str, dict[str, str]]:
-    variables = OmegaConf.to_container(job.config.hydra.job.env_set, resolve=True)
-    return {ENV: variables} if variables else {}  # type: ignore[dict-item]
+    variables = job.process["environment"]
+    return {ENV: variables} if variables else {}

@@ -50,7 +50,7 @@ class StackedJob:
     """Job of a stack.
 
     Attributes:
-        values: its config, unresolved, as `trainyard.sweep.compose.plain.plain` gives it, with its `hydra` node.
+        values: its config, unresolved, as `trainyard.config.plain.plain` gives it, with its `hydra` node.
         directory: the directory that Hydra runs it in.
     """
 

@@ -2,8 +2,8 @@
 
 from trainyard.track.journal import Journal, Record, Status, read
 from trainyard.track.run_info import RunInfo
-from trainyard.track.shipped import RunShipment
-from trainyard.track.tracker import MLflowTracker, NoTracker, Shipment, Tracker
+from trainyard.track.shipped import RunShipment, Shipment
+from trainyard.track.tracker import MLflowTracker, NoTracker, Tracker
 
 __all__ = [
     "Journal",

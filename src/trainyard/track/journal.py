@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from trainyard.errors import TrainyardError
+from trainyard.files import writing
 
 if TYPE_CHECKING:
     from trainyard.track.stacked_points import StackedPoints
@@ -36,6 +37,10 @@ _BLOCK = 1 << 20
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _NON_FINITE_REPR = ('":nan', '":inf', '":-inf')
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+_LAST_STEP = 2**63 - 1
+"""The last step that MLflow takes."""
 
 
 class Buffer(Protocol):
@@ -187,6 +192,21 @@ class Journal:
         """Record the run's status: RUNNING when it starts and when it is resumed, one of the others when it ends."""
         self._add("status", status=status, message=message)
 
+    def gone(self) -> str | None:
+        """Return why what is written here is not where it is looked for; None if it is."""
+        if not self.writes or self.path is None:
+            return None
+        own = os.fstat(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(self.path)  # noqa: PTH116 - the same numbers as fstat
+            if (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino):
+                return None
+        return "removed" if own.st_nlink == 0 else "moved"
+
+    def lacks(self, name: str, step: int = 0) -> bool:
+        """Return whether the journal has no point under a name at `step` or later."""
+        return self._marks.get(name, -math.inf) < step
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -237,6 +257,11 @@ class Journal:
         if not text or not self.writes:
             return
         lines = text.encode()
+        assert self.path is not None
+        with writing(self.path):
+            self._write_whole(lines)
+
+    def _write_whole(self, lines: bytes) -> None:
         written = os.write(self._fd, lines)  # one call: a reader, or a kill, sees complete lines and a torn last one
         if written < len(lines):
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
@@ -256,11 +281,15 @@ class Journal:
         with contextlib.suppress(KeyError, TypeError):  # records that `read` skips too
             if kind == "metrics":
                 step, marks = record["step"], self._marks
+                if type(step) is not int or abs(step) > _LAST_STEP:
+                    return  # all points after it would be taken for known ones
                 for name in record["values"]:
                     if marks.get(name, -math.inf) < step:
                         marks[name] = step
             elif kind == "array":
                 name, step = record["name"], record["step"]
+                if type(step) is not int or abs(step) > _LAST_STEP:
+                    return
                 self._array_marks[name] = max(step, self._array_marks.get(name, step))
 
 
@@ -288,7 +317,7 @@ def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             offset += len(line)
             try:
                 record = _numbers(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 continue
             yield record, offset
 
@@ -341,10 +370,10 @@ def _whole_lines(file: Any) -> Iterator[list[bytes]]:
 def _parse(lines: list[bytes]) -> list[Record]:
     try:
         records = json.loads(b"[" + b",".join(lines) + b"]")  # much faster than line by line
-    except ValueError:
+    except (ValueError, RecursionError):
         records = []
         for line in lines:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
 
@@ -353,6 +382,8 @@ def _numbers(record: Record) -> Record:
     kind, record["time"] = record["kind"], float(record["time"])
     if "step" in record:
         record["step"] = int(record["step"])
+        if abs(record["step"]) > _LAST_STEP:
+            raise ValueError
     if kind == "metrics":
         record["values"] = {name: float(value) for name, value in record["values"].items()}
     elif kind == "array":

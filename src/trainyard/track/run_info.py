@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from trainyard import temporary
 from trainyard.errors import TrainyardError
+from trainyard.files import writing
 from trainyard.redaction import redacted
 
 FILE = "run.json"
@@ -23,36 +24,56 @@ class RunInfo:
 
     Args:
         name: display name of the run.
-        params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters.
+        params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters. Of a
+            resumed run, the values that each had first.
+        changes: the params that had another value when the run was resumed: by `param@step`, the value from there on.
         tags: MLflow tags.
         facts: the machine and the code (`facts.collect`), as tags too.
         config: the resolved config's path inside the run's directory.
         parent: `id` of the parent's run, for a job of a sweep.
         id: unique name of the run, made once; MLflow's run has it as the tag `trainyard.run_id`.
         experiment, uri: where it is tracked; set by the tracker. None: nowhere.
+        experiment_id: MLflow's own, of an experiment that is chosen by it and not by its name.
         start_time: unix seconds.
         user, source: who started which program.
         python_path: folders from which the shipper imports the user's model.
+        mark: what makes its directory one of the user's own (`trainyard.track.own`).
     """
 
     name: str
     params: dict[str, str] = field(default_factory=dict)
+    changes: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     config: str | None = None
     parent: str | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     experiment: str | None = None
+    experiment_id: str | None = None
     uri: str | None = None
     start_time: float = field(default_factory=time.time)
     user: str | None = None
     source: str | None = None
     python_path: list[str] = field(default_factory=list)
+    mark: str | None = None
 
-    def continuing(self, earlier: RunInfo) -> RunInfo:
-        """Return this run as the continuation of `earlier`: its identity and place, with new settings and machine."""
-        kept = {name: getattr(earlier, name) for name in ("id", "name", "experiment", "uri", "start_time", "parent")}
-        return dataclasses.replace(self, **kept)
+    def continuing(self, earlier: RunInfo, step: int, *, there: bool) -> RunInfo:
+        """Return this run as the continuation of `earlier` from iteration `step` on.
+
+        It has the identity of `earlier`, and its params as far as they go: MLflow keeps the first value of each. The
+        machine is the new one.
+
+        Args:
+            earlier: the run so far.
+            step: the iteration.
+            there: whether it is tracked where `earlier` was, if that was tracked at all.
+        """
+        kept = {name: getattr(earlier, name) for name in ("id", "name", "start_time", "parent")}
+        if there and earlier.uri is not None:  # else it was not tracked so far, and all of it is now
+            kept |= {name: getattr(earlier, name) for name in ("experiment", "experiment_id", "uri")}
+        latest = earlier.params | {key.rpartition("@")[0]: value for key, value in earlier.changes.items()}
+        changed = {f"{key}@{step}": value for key, value in self.params.items() if latest.get(key, value) != value}
+        return dataclasses.replace(self, **kept, params=self.params | earlier.params, changes=earlier.changes | changed)
 
     def write(self, work_dir: str | Path) -> None:
         write_json(Path(work_dir) / FILE, redacted(dataclasses.asdict(self)))
@@ -71,6 +92,7 @@ class RunInfo:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a small JSON file so that a reader finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    part = path.with_name(temporary.marked(f".{path.name}."))
+    with writing(path, part):
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)

@@ -21,7 +21,8 @@ from trainyard.track.uri import sqlite_file
 FILE = "shipped.json"
 LOCK = ".shipper.lock"
 LOG = "shipper.log"
-EXIT_STATUS = (0, 3)  # of the shipper: all is shipped, something is not; any other is a crash
+EXIT_STATUS = (0, 3, 4)
+"""Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""
 
 
 @dataclass
@@ -161,6 +162,58 @@ class RunShipment:
         if self.error:
             text += f"; {self.error}"
         return "\n  ".join([text, *(f"left out: {note}" for note in self.notes), *self.renamed])
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Result of shipping a command's runs; `str()` of it is a message, empty if there is nothing to report.
+
+    Args:
+        runs: one each.
+        running: the shipper continues in the background.
+        error: what went wrong on this side: no shipper, a run's directory that is gone.
+    """
+
+    runs: tuple[RunShipment, ...] = ()
+    running: bool = False
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.error is None and all(run.complete for run in self.runs)
+
+    @property
+    def arrived(self) -> str:
+        """Which runs MLflow has, whole, and where they can be viewed; empty if there are none."""
+        if not self.runs or not self.runs[0].where or self.runs[0].run_id is None:
+            return ""
+        own, *others = self.runs  # a sweep's own, and those of its jobs
+        if not others:
+            return f"run {own.name!r}; {own.where}"
+        there = sum(run.complete for run in others)
+        count = f"{there} of {len(others)}" if there < len(others) else str(there)
+        return f"{count} runs below {own.name!r}; {own.where}"
+
+    def __str__(self) -> str:
+        lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
+        lines += dict.fromkeys(f"MLflow: {text}" for run in self.runs for text in run.renamed)  # once for a sweep
+        missing = [run for run in self.runs if not run.complete]
+        if not missing:
+            return "\n".join([*lines, *([self.error] if self.error else [])])
+        records = sum(run.unshipped for run in missing)
+        what = f"run {missing[0].name}" if len(missing) == 1 else f"{len(missing)} runs"
+        folders = [str(run.work_dir) for run in missing]
+        reason = self.error or next((run.error for run in missing if run.error), None)
+        lines.append(
+            f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
+        )
+        if self.running:
+            lines.append("They are being shipped in the background.")
+        lines.append(
+            "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
+            + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
+        )
+        return "\n".join(lines)
 
 
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:

@@ -15,61 +15,23 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from trainyard.checks import boolean, number
+from trainyard import temporary
+from trainyard.checks import boolean, number, text
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.quoting import shell_path
 from trainyard.redaction import redact
-from trainyard.track import facts, run_info
+from trainyard.track import facts, own, run_info
 from trainyard.track import uri as uris
 from trainyard.track.run_info import RunInfo
-from trainyard.track.shipped import EXIT_STATUS, LOG, RunShipment, summary
+from trainyard.track.shipped import EXIT_STATUS, LOG, Shipment, summary
+from trainyard.track.shipped import FILE as SHIPPED
+from trainyard.track.shipper.sanitize import MAX_RUN_NAME
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 _CHECKPOINTS = ("best", "last")
 _PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """Result of shipping a command's runs; `str()` of it is a message, empty if there is nothing to report.
-
-    Args:
-        runs: one each.
-        running: the shipper continues in the background.
-        error: what went wrong on this side: no shipper, a run's directory that is gone.
-    """
-
-    runs: tuple[RunShipment, ...] = ()
-    running: bool = False
-    error: str | None = None
-
-    @property
-    def complete(self) -> bool:
-        return self.error is None and all(run.complete for run in self.runs)
-
-    def __str__(self) -> str:
-        lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
-        lines += dict.fromkeys(f"MLflow: {text}" for run in self.runs for text in run.renamed)  # once for a sweep
-        missing = [run for run in self.runs if not run.complete]
-        if not missing:
-            return "\n".join([*lines, *([self.error] if self.error else [])])
-        records = sum(run.unshipped for run in missing)
-        what = f"run {missing[0].name}" if len(missing) == 1 else f"{len(missing)} runs"
-        folders = [str(run.work_dir) for run in missing]
-        reason = self.error or next((run.error for run in missing if run.error), None)
-        lines.append(
-            f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
-        )
-        if self.running:
-            lines.append("They are being shipped in the background.")
-        lines.append(
-            "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
-            + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
-        )
-        return "\n".join(lines)
 
 
 class Tracker(ABC):
@@ -89,13 +51,16 @@ class Tracker(ABC):
     def start(self) -> None:  # noqa: B027 (a tracker may have nothing to start)
         """Start what takes time, and return at once."""
 
-    def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False) -> RunInfo:
+    def open(self, work_dir: str | Path, info: RunInfo, *, resume: bool = False, step: int = 0) -> RunInfo:
         """Write `run.json` into `work_dir`, and track what is journaled there from now on.
 
         Args:
             work_dir: an existing folder.
             info: the run; name, place and python path are filled in, and its facts that are texts become files.
-            resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay.
+            resume: continue the run that `work_dir` holds, if any: its id, name, experiment and URI stay, and params
+                whose values differ are recorded as its `changes`. A directory from elsewhere (`trainyard.track.own`)
+                stays one, and does not say where its run is tracked.
+            step: the iteration from which it continues.
 
         Raises:
             ConfigError: `work_dir` holds an earlier run and `resume` is false.
@@ -103,15 +68,22 @@ class Tracker(ABC):
         """
         folder = Path(work_dir).absolute()
         info = self._complete(replace(info, facts=dict(info.facts)))
+        is_own = True
         if (folder / run_info.FILE).exists():
             if not resume:
                 raise ConfigError(
                     "work_dir", str(folder), "a folder without a run in it", hint="resume=true continues the one there."
                 )
-            info = info.continuing(RunInfo.read(folder))
+            earlier = RunInfo.read(folder)
+            is_own = own.is_own(earlier, folder)
+            info = info.continuing(earlier, step, there=is_own or not own.can_be_told())
         for fact, file in facts.FILES.items():
             if text := info.facts.pop(fact, ""):
                 (folder / file).write_text(text, encoding="utf-8")
+        for name in (run_info.FILE, SHIPPED):
+            temporary.remove_left(folder, f".{name}.")
+        if is_own:
+            info = own.marked(info, folder)
         info.write(folder)
         self._track(folder)
         return info
@@ -164,7 +136,8 @@ class MLflowTracker(Tracker):
     Args:
         uri: of the MLflow server or database; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the folder
             from which the command was started.
-        experiment: by default MLFLOW_EXPERIMENT_NAME, else `trainyard`.
+        experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the one with the id MLFLOW_EXPERIMENT_ID, else
+            `trainyard`.
         run_name: by default the name that the run has without it.
         tags: more MLflow tags, for every run.
         log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it.
@@ -172,14 +145,15 @@ class MLflowTracker(Tracker):
         wait: seconds that `finish()` waits at most.
 
     Raises:
-        ConfigError: an invalid MLflow URI, an unknown name in `log_checkpoints`, a negative `wait`.
+        ConfigError: an invalid MLflow URI, an experiment that cannot be logged to, a name that MLflow does not take, an
+            unknown name in `log_checkpoints`, a negative `wait`.
     """
 
     def __init__(
         self,
         uri: str | None = None,
-        experiment: str | None = None,
-        run_name: str | None = None,
+        experiment: str | float | None = None,
+        run_name: str | float | None = None,
         tags: Mapping[str, object] | None = None,
         log_model: bool = True,
         log_checkpoints: Sequence[str] = _CHECKPOINTS,
@@ -190,8 +164,8 @@ class MLflowTracker(Tracker):
                 raise ConfigError("log_checkpoints", name, "a list of best and last", options=_CHECKPOINTS)
         self.folder = uris.launch_folder()
         self.uri = uris.resolve(uri, self.folder)
-        self.experiment = uris.experiment_name(experiment)
-        self.run_name = run_name
+        self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)
+        self.run_name = None if run_name is None else text("run_name", run_name, at_most=MAX_RUN_NAME)
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
         self.log_model = boolean("log_model", log_model)
         self.log_checkpoints = tuple(log_checkpoints)
@@ -281,6 +255,7 @@ class MLflowTracker(Tracker):
             name=self.run_name or info.name,
             tags=self.tags | info.tags,
             experiment=self.experiment,
+            experiment_id=self.experiment_id,
             uri=redact(self.uri),
         )
 
@@ -340,9 +315,12 @@ class MLflowTracker(Tracker):
             except (OSError, TrainyardError) as missing:
                 error = str(missing)
         complete = all(run.complete for run in runs)
-        crashed = self._process is not None and self._process.returncode not in (None, *EXIT_STATUS)
+        status = None if self._process is None else self._process.returncode
+        crashed = status not in (None, *EXIT_STATUS)
         if error is None and stopped and not complete:
             error = "The shipper was stopped."
+        elif error is None and status == EXIT_STATUS[2] and not complete:
+            error = "MLflow gave no answer."
         elif error is None and crashed and not complete:
             self._output.seek(0)
             said = self._output.read().decode(errors="replace").strip().splitlines()

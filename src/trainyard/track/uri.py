@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
+from trainyard.checks import text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import MASK, escaped, redact
 
 DEFAULT_EXPERIMENT = "trainyard"
 _SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_MAX_EXPERIMENT = 500  # characters, as MLflow has it
+_EXPERIMENT_ID = re.compile(r"[a-zA-Z0-9][\w\-]{0,63}")
 _ACCEPTED = "sqlite:///FILE.db, http(s)://HOST:PORT, postgresql://…, mysql://…, mssql://… or databricks"
 
 
@@ -53,9 +58,50 @@ def resolve(uri: str | None, folder: Path) -> str:
     return escaped(given.rstrip("/") if dialect in ("http", "https") else given)
 
 
-def experiment_name(experiment: str | None) -> str:
-    """Return the name as given, else MLFLOW_EXPERIMENT_NAME, else `trainyard`."""
-    return experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+def experiment(given: str | float | None, uri: str) -> tuple[str | None, str | None]:
+    """Return the experiment's name and its id, of which one is None.
+
+    The name as given, else MLFLOW_EXPERIMENT_NAME, else the id MLFLOW_EXPERIMENT_ID, else `trainyard`.
+
+    Args:
+        given: the name in the config.
+        uri: of the store, resolved. A database file is asked whether the experiment can be logged to.
+
+    Raises:
+        ConfigError: MLflow takes no such name or id; a database has it no more, or has it marked as deleted.
+    """
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or None if given is None else given
+    number = None if name is not None else os.environ.get("MLFLOW_EXPERIMENT_ID") or None
+    if number is None:
+        key = "experiment" if given is not None or name is None else "MLFLOW_EXPERIMENT_NAME"
+        name = text(key, DEFAULT_EXPERIMENT if name is None else name, at_most=_MAX_EXPERIMENT)
+        state = _state_in_database(uri, "name", name)
+    else:
+        key, name = "MLFLOW_EXPERIMENT_ID", number
+        state = _state_in_database(uri, "experiment_id", number)
+        if not _EXPERIMENT_ID.fullmatch(number) or state == "missing":
+            raise ConfigError(key, number, f"the id of an experiment of {redact(uri)}")
+    if state == "deleted":
+        hint = f"It was deleted in {redact(uri)}: choose another one (tracker.experiment=…), or restore it with MLflow."
+        raise ConfigError(key, name, "an experiment that is not deleted", hint=hint)
+    return (name, None) if number is None else (None, number)
+
+
+def _state_in_database(uri: str, column: str, value: str) -> str | None:
+    """Return what a database file says of an experiment: active, deleted or missing; None if it cannot be asked."""
+    file = sqlite_file(uri)
+    if file is None or not file.is_file():
+        return None
+    import sqlite3
+    from contextlib import closing
+
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=0.1)) as connection:
+            query = f"SELECT lifecycle_stage FROM experiments WHERE {column} = ?"
+            found = connection.execute(query, (value,)).fetchone()
+    except (sqlite3.Error, OverflowError):  # locked, or none of MLflow's: the shipper will say what is wrong
+        return None
+    return "missing" if found is None else str(found[0])
 
 
 def sqlite_file(uri: str) -> Path | None:

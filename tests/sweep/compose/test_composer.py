@@ -297,6 +297,48 @@ def test_ordinary_points_are_composed_once_for_each_choice_of_groups(shared: Lau
     assert calls["load_sweep_config"] == 0
 
 
+kept_keys = st.lists(st.sampled_from(KEYS.split()), min_size=1, max_size=3)
+streams = st.tuples(st.lists(likely, max_size=2), kept_keys).flatmap(
+    lambda drawn: st.lists(
+        st.tuples(*(st.builds("{}={}".format, st.just(key), values) for key in drawn[1])).map(
+            lambda own: [*drawn[0], *own]
+        ),
+        min_size=2,
+        max_size=5,
+    )
+)
+
+
+@given(streams)
+@example(
+    [["optim.lr=0.1", "seed=1"], ["optim.lr=0.2", "seed=2"], ["optim.lr=0.2", "seed=null"], ["optim.lr=1", "seed=2"]]
+)
+@example([["model.hidden=[1]", "model.hidden.0=5"], ["model.hidden=[2,3]", "model.hidden.0=6"], ["model.hidden=[2,3]"]])
+@example([["db.table={rows:[1]}", "seed=1"], ["db.table={name:x}", "seed=2"]])
+@example([["db=mysql", "db.host=a"], ["db=sqlite", "db.host=b"], ["db=mysql", "db.host=c"]])
+@example([["seed=1", "no.such=1"], ["seed=2"], ["seed=x y"], ["seed=3"]])
+def test_each_config_of_a_stream_is_the_one_that_its_job_has(shared: Launched, stream: list[list[str]]) -> None:
+    *_, composer = shared
+    for point, streamed in zip(stream, composer.attempt_each(stream), strict=True):
+        last, composer._last = composer._last, None  # `compose` is another user of the composer
+        alone = outcome(lambda point=point: composer.compose(point))  # type: ignore[misc]
+        composer._last = last
+        if isinstance(streamed, Exception):
+            assert isinstance(alone[0], type), point
+            assert issubclass(alone[0], Exception)
+        else:
+            equal = outcome(lambda config=streamed: config) == alone  # type: ignore[misc]
+            assert equal, (point, stream)
+
+
+def test_a_stream_of_values_copies_one_config(shared: Launched) -> None:
+    stream = [[f"optim.lr={num / 10}", f"seed={num}", "model=mlp"] for num in range(5)]
+    *_, composer = shared
+    configs = list(composer.attempt_each(stream))
+    assert len({id(config) for config in configs}) == 1
+    assert composer._last is None, "it is not kept"
+
+
 def test_the_projects_own_configs(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader, master = start(conf, "train", ["hydra.sweep.dir=here"])
     composer = Composer(loader, master)

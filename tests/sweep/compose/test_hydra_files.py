@@ -21,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from trainyard.config.plain import plain
 from trainyard.sweep import member_log
 from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.compose.hydra_files import HydraFiles, _dump
-from trainyard.sweep.compose.plain import assign, plain
+from trainyard.sweep.compose.plain import assign
 from trainyard.sweep.worker_tasks import StackedJobReturn
 
 CONF = Path(__file__).parents[3] / "conf"

@@ -11,7 +11,7 @@ import copy
 import gc
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -27,6 +27,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from trainyard.config.hydra_versions import IS_14
+from trainyard.config.plain import plain
+from trainyard.sweep.compose.plain import assign
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class _Shared:
     num_tasks: int  # entries of hydra.overrides.task that come from the configs themselves
 
 
+_Form = tuple[tuple[str, ...], tuple[tuple[str, type], ...]]  # shared overrides; keys and types of the others
+
+
 class Composer:
     """Composes the jobs of one sweep.
 
@@ -76,6 +81,7 @@ class Composer:
         self._prefix: list[str] = prefix
         self._off = OmegaConf.select(master, FAST_PATHS, default=True) is False
         self._shared: dict[tuple[str, ...], _Shared | Exception] = {}
+        self._last: tuple[_Form, DictConfig] | None = None  # the config that the next job may get with other values
         self._parse = cache(self._parse_line)
         self._chooses = cache(self._find_choice)
 
@@ -111,9 +117,20 @@ class Composer:
         with rare_collections():
             return [self._attempt(list(point)) for point in points]
 
-    def _attempt(self, point: list[str]) -> DictConfig | Exception:
+    def attempt_each(self, points: Iterable[Sequence[str]]) -> Iterator[DictConfig | Exception]:
+        """Compose one job after the other, like `attempt_all`, for whoever needs each config for a moment only.
+
+        A config is valid until the next is asked for, which may be the same object with other values: read it. Of
+        Hydra's node, what belongs to the job's number and place may be written: `hydra.job.id`, `hydra.job.num` and
+        `hydra.runtime.output_dir` keep what was written into an earlier config.
+        """
+        for point in points:
+            yield self._attempt(list(point), reuse=True)
+        self._last = None
+
+    def _attempt(self, point: list[str], *, reuse: bool = False) -> DictConfig | Exception:
         try:
-            return self._compose(point)
+            return self._compose(point, reuse=reuse)
         except HydraException as error:  # Hydra would raise one too; asking it for each of many jobs takes long
             return error
         except Exception as reason:
@@ -130,7 +147,7 @@ class Composer:
             log.debug("Composed by Hydra: %s (%r)", point, reason)
             return None
 
-    def _compose(self, point: list[str]) -> DictConfig:
+    def _compose(self, point: list[str], *, reuse: bool = False) -> DictConfig:
         if internals is None:
             raise _UncertainError("this version of Hydra has other private functions")
         if type(self._loader) is not ConfigLoaderImpl:
@@ -143,13 +160,17 @@ class Composer:
             raise _UncertainError("other folders have other groups")
         common, own = self._split(overrides)
         shared = self._share(common)
-        cfg = shared.copy()
+        form = _form(common, own) if reuse else None
+        last, self._last = self._last, None
+        again = form is not None and last is not None and form == last[0]
+        cfg = last[1] if again and last is not None else shared.copy()
         for override in own:
-            if not _keeps_to_itself(cfg, override):
+            if not again and not _keeps_to_itself(cfg, override):
                 raise _UncertainError(f"{override.input_line} may follow an interpolation into Hydra's own node")
             ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
         _record(cfg, [override for override in overrides if not override.is_hydra_override()], shared.num_tasks)
         OmegaConf.copy_cache(from_config=self._master, to_config=cfg)
+        self._last = None if form is None else (form, cfg)
         return cfg
 
     def _split(self, overrides: list[Override]) -> tuple[list[Override], list[Override]]:
@@ -227,6 +248,18 @@ class SweepLoader(ConfigLoaderImpl):
         return copy.copy, (self.loader,)
 
 
+def _form(common: Sequence[Override], own: Sequence[Override]) -> _Form | None:
+    """Return what is equal in jobs of which the config of one becomes that of another by its overrides alone.
+
+    These replace all that the overrides of the other have changed. None: they may read an old value.
+    """
+    for override in own:
+        if not internals.reads_no_value(override) or "${" in str(override.value()):
+            return None
+    lines = tuple(str(override.input_line) for override in common)
+    return lines, tuple((str(override.get_key_element()), type(override.value())) for override in own)
+
+
 def _is_of_hydra(override: Override) -> bool:
     return override.is_hydra_override() or override.key_or_group == "hydra"
 
@@ -274,9 +307,13 @@ def _finishes_alone(cfg: DictConfig) -> bool:
 def _record(cfg: DictConfig, overrides: list[Override], num_tasks: int) -> None:
     """Write the task's overrides where Hydra writes them."""
     tasks = cfg.hydra.overrides.task
-    del tasks[num_tasks:]
-    for override in overrides:
-        tasks.append(override.input_line)
+    lines = [override.input_line for override in overrides]
+    if len(tasks) == num_tasks + len(lines):
+        assign(tasks, [*plain(tasks)[:num_tasks], *lines])
+    else:
+        del tasks[num_tasks:]
+        for line in lines:
+            tasks.append(line)
     internals.record_dirname(cfg, overrides)
 
 

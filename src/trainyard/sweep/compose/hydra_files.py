@@ -29,7 +29,7 @@ class HydraFiles:
         """Write the files of a job.
 
         Args:
-            values: its config, unresolved, as `trainyard.sweep.compose.plain.plain` gives it, with the `hydra` node.
+            values: its config, unresolved, as `trainyard.config.plain.plain` gives it, with the `hydra` node.
             folder: created if it does not exist.
         """
         folder.mkdir(parents=True, exist_ok=True)

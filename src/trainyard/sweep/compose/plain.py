@@ -1,31 +1,18 @@
-"""Config as plain Python with unresolved interpolations: like `OmegaConf.to_container`, but faster."""
+"""Plain Python, as `trainyard.config.plain` gives it, put into a config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, Node, flag_override
+from omegaconf import DictConfig, ListConfig, flag_override
 
 from trainyard.config.hydra_versions import is_tuple
-
-
-def plain(node: Node) -> Any:
-    """Return the value of a node of a config, with all values below it."""
-    inside = vars(node)
-    if "_val" in inside:
-        return inside["_val"]
-    content = inside["_content"]
-    if isinstance(content, dict):
-        return {key: plain(child) for key, child in content.items()}
-    if isinstance(content, list):
-        entries = [plain(child) for child in content]
-        return tuple(entries) if is_tuple(node) else entries
-    return plain(content) if isinstance(content, Node) else content  # of a union; None, or an interpolation
+from trainyard.config.plain import plain
 
 
 def assign(node: DictConfig | ListConfig, values: Any) -> None:
-    """Set a config to these values, in the form of `plain`; values that are equal already stay untouched.
+    """Set a config to values in the form of `trainyard.config.plain.plain`; those that are equal stay untouched.
 
     Args:
         node: changed in place, even if it is read-only.

@@ -14,6 +14,7 @@ from trainyard.sweep.report.axes import FAR
 from trainyard.sweep.report.importance import METHOD, importance
 from trainyard.sweep.report.page import document
 from trainyard.sweep.report.ranking import places, rank
+from trainyard.sweep.report.repeats import configurations, repeated
 from trainyard.sweep.report.rows import Direction, JobRow, duration, keys, number, varying
 from trainyard.sweep.report.svg import COLOURED, CROWD, SHADES, far_off, shades
 
@@ -43,6 +44,7 @@ def write(
     shade = shades(ranking, direction)
     sections = [
         _summary(ranking, title, shown, direction),
+        *_means(rows, shown, direction),
         _ranking(ranking, shown, Path(directory)),
         _curves(ranking, objective, shade),
         *_parameters(ranking, names, shown, shade),
@@ -72,6 +74,28 @@ def _summary(ranking: Sequence[JobRow], title: str, objective: str, direction: D
         "interquartile ranges) that the pictures show them at the edge.</p>"
     )
     return f"<h1>{escape(title)}</h1>\n<dl>{items}</dl>{note if far else ''}"
+
+
+def _means(rows: Sequence[JobRow], objective: str, direction: Direction) -> Iterator[str]:
+    found = configurations(rows, direction)
+    if not found:
+        return
+    names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
+    numbers = [f"mean {objective}", "std", "n"]
+    heads = [f"<th>{escape(name)}</th>" for name in names]
+    heads += [f'<th class="number">{escape(name)}</th>' for name in numbers]
+    lines = []
+    for each in found:
+        cells = [_cell(each.overrides.get(name, ""), escape(each.overrides.get(name, "-"))) for name in names]
+        for value in (each.mean, each.std):
+            cells.append(_cell("" if value is None else repr(value), number(value), numeric=True))
+        cells.append(_cell(str(each.n), str(each.n) if each.n == len(each.rows) else f"{each.n}/{len(each.rows)}"))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    yield f"<h2>Means over {escape(', '.join(repeated(rows)))}</h2>"
+    yield (
+        f'<div class="scroll ranking"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
+        f"<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
+    )
 
 
 def _ranking(ranking: Sequence[JobRow], objective: str, directory: Path) -> str:

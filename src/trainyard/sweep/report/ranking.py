@@ -6,9 +6,11 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from trainyard.sweep.report.repeats import configurations, repeated
 from trainyard.sweep.report.rows import Direction, JobRow, duration, keys, number, varying
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 
@@ -43,8 +45,12 @@ def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
         yield place
 
 
-def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20) -> Table:
+def table(
+    rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20
+) -> RenderableType:
     """Return the ranking as a rich table: rank, job, what varied, objective, seconds, state.
+
+    Where jobs are repeats of one another, a table of the configurations by their means stands before it.
 
     Args:
         rows: the jobs, in any order.
@@ -52,22 +58,14 @@ def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, l
         direction: whether a high or a low objective is better.
         limit: the number of jobs shown, best first; None shows all.
     """
-    from rich import box
-    from rich.table import Table
+    from rich.console import Group
     from rich.text import Text
 
     ranking = rank(rows, direction)
     shown = ranking[:limit]
     columns = varying(rows) or keys(rows)
     caption = f"Best {len(shown)} of {len(ranking)} jobs" if len(shown) < len(ranking) else None
-    result = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    # A Text: rich would read `[...]` in a plain string as markup.
-    for name in ("rank", "job"):
-        result.add_column(name, justify="right")
-    for name in columns:
-        result.add_column(Text(name), overflow="fold")
-    result.add_column(Text(objective or "objective"), justify="right")
-    result.add_column("time", justify="right")
+    result = _empty(["rank", "job"], columns, [objective or "objective", "time"], caption)
     result.add_column("state")
     for place, row in zip(places(ranking), shown, strict=False):
         varied = (Text(row.overrides.get(name, "-")) for name in columns)
@@ -80,10 +78,59 @@ def table(rows: Sequence[JobRow], objective: str | None, direction: Direction, l
             row.state,
             style=None if row.state == "done" else "dim",
         )
+    means = means_table(rows, objective, direction, limit)
+    return result if means is None else Group(means, result)
+
+
+def means_table(
+    rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20
+) -> Table | None:
+    """Return the configurations by the means of their repeats: rank, what varied, mean, std, n; None without repeats.
+
+    Args:
+        rows, objective, direction: see `table`.
+        limit: the number of configurations shown.
+    """
+    from rich.text import Text
+
+    found = configurations(rows, direction)
+    if not found:
+        return None
+    names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
+    over = ", ".join(repeated(rows))
+    more = f". Best {limit} of {len(found)} configurations" if limit is not None and limit < len(found) else ""
+    result = _empty(["rank"], names, [f"mean {objective or 'objective'}", "std", "n"], f"Means over {over}{more}")
+    for place, each in enumerate(found[:limit], 1):
+        jobs = len(each.rows)
+        result.add_row(
+            str(place) if each.n == jobs else "-",
+            *(Text(each.overrides.get(name, "-")) for name in names),
+            number(each.mean),
+            number(each.std, 2),
+            str(each.n) if each.n == jobs else f"{each.n}/{jobs}",
+            style=None if each.n == jobs else "dim",
+        )
     return result
 
 
-def text(table: Table, width: int | None = None) -> str:
+def _empty(first: Sequence[str], columns: Sequence[str], numbers: Sequence[str], caption: str | None) -> Table:
+    """Return a table without rows: columns of numbers, of overrides, and of numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    # A Text: rich would read `[...]` in a plain string as markup.
+    for name in first:
+        result.add_column(name, justify="right")
+    for name in columns:
+        result.add_column(Text(name), overflow="fold")
+    for name in numbers:
+        result.add_column(Text(name), justify="right")
+    return result
+
+
+def text(table: RenderableType, width: int | None = None) -> str:
     """Return a table as plain text, for a log file or a pipe.
 
     Args:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainyard.sweep.report.ranking import places, rank
+from trainyard.sweep.report.repeats import configurations
 from trainyard.sweep.report.rows import Direction, JobRow, Value, keys, parse
 
-_OWN = ("rank", "job", "objective", "seconds", "state", "error", "directory")
+_OWN = ("rank", "job", "objective", "mean", "std", "n", "seconds", "state", "error", "directory")
 
 
 def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -> tuple[Path, Path]:
     """Write `results.csv` and `results.parquet`, best job first.
 
     Columns: rank (empty without an objective), job, every override, objective, seconds, state, error, directory
-    (relative to `directory`). A column of overrides holds numbers or bools if all its values are such. An override
+    (relative to `directory`). Where jobs are repeats of one another (`repeats`), mean, std and n are those of the job's
+    configuration. A column of overrides holds numbers or bools if all its values are such. An override
     with the name of another column is called `override.<name>`.
 
     Args:
@@ -38,8 +40,15 @@ def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -
         values = parse([row.overrides.get(key) for row in ranking])
         name = f"override.{key}" if key in _OWN else key
         columns[_text(name)] = pd.array([_plain(value) for value in values], dtype=_dtype(values))
+    columns["objective"] = pd.array([row.objective for row in ranking], dtype="float64")
+    if found := configurations(rows, direction):
+        own = {row.num: each for each in found for row in each.rows}
+        columns |= {
+            "mean": pd.array([own[row.num].mean for row in ranking], dtype="float64"),
+            "std": pd.array([own[row.num].std for row in ranking], dtype="float64"),
+            "n": pd.array([own[row.num].n for row in ranking], dtype="int64"),
+        }
     columns |= {
-        "objective": pd.array([row.objective for row in ranking], dtype="float64"),
         "seconds": pd.array([row.seconds for row in ranking], dtype="float64"),
         "state": pd.array([row.state for row in ranking], dtype="str"),
         "error": pd.array([_plain(row.error) for row in ranking], dtype="str"),

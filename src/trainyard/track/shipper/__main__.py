@@ -5,22 +5,28 @@
     end          no run is written any more: ship the rest and end. The end of the input means the same
     stop         end as soon as possible, even with records left
 
-It ends with status 0 if everything is shipped, 3 if something is not. Without an `open` it leaves no trace.
+It ends with status 0 if everything is shipped, 3 if something is not, 4 if MLflow kept it waiting for too long after
+the end. Without an `open` it leaves no trace.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import queue
 import resource
+import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from trainyard import temporary
 from trainyard.track.shipped import EXIT_STATUS, LOG
+from trainyard.track.shipper.exchange import Exchanges, patience
 
 Order = tuple[str, str]
 
@@ -40,8 +46,14 @@ def configure() -> None:
         os.environ.setdefault(name, value)
 
 
-def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event) -> None:
-    """Turn standard input into orders; this runs in a thread, so that the trainer never waits for the shipper."""
+def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event, at_end: Callable[[], object]) -> None:
+    """Turn standard input into orders; this runs in a thread, so that the trainer never waits for the shipper.
+
+    Args:
+        orders: what has been read.
+        fleet_is_up: set once there is somebody to carry them out.
+        at_end: called at the end, whatever this process is waiting for then.
+    """
     named = False
     with open(0, "rb", closefd=False) as lines:
         for line in lines:
@@ -54,6 +66,7 @@ def listen(orders: queue.SimpleQueue[Order], fleet_is_up: threading.Event) -> No
             orders.put((verb, path))
     if not named:
         os._exit(EXIT_STATUS[0])  # the command ended before it had a run: exit at once, possibly during an import
+    at_end()
     orders.put(("end", ""))
 
 
@@ -74,11 +87,19 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # meant for the trainer; this process ends at the end of its input
     with suppress(OSError):
         os.nice(10)
+    limit = patience()
     configure()
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # the trainer needs the machine
     orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
     fleet_is_up = threading.Event()
-    threading.Thread(target=listen, args=(orders, fleet_is_up), daemon=True).start()
+    exchanges = Exchanges()
+
+    def late() -> None:
+        print(f"MLflow gave no answer for {limit:g} s; what is left stays in the journal.", flush=True)
+        os._exit(EXIT_STATUS[2])
+
+    watch = functools.partial(exchanges.watch, limit, late)
+    threading.Thread(target=listen, args=(orders, fleet_is_up, watch), daemon=True).start()
 
     from trainyard.track.shipper.fleet import Fleet  # imports mlflow: 1.4 s, while the trainer imports torch
     from trainyard.track.shipper.store import warm
@@ -86,8 +107,9 @@ def main() -> int:
     warm(os.environ.get("MLFLOW_TRACKING_URI", ""))
     fleet_is_up.set()
     _spare_the_collector()
-    fleet = Fleet()
+    fleet = Fleet(exchanges)
     log: Path | None = None
+    own: Path | None = None
     rest: float | None = None
     stopped = False
     while not (fleet.finished or stopped):
@@ -97,6 +119,7 @@ def main() -> int:
                 if log is None:
                     log = work_dir / LOG
                     keep_log(work_dir)
+                    own = temporary.use_own_folder()
                 fleet.open(work_dir)
             elif verb == "close":
                 fleet.close(work_dir)
@@ -111,6 +134,8 @@ def main() -> int:
         fleet.leave()
     if log is not None and log.exists() and log.stat().st_size == 0:
         log.unlink()
+    if own is not None:
+        shutil.rmtree(own, ignore_errors=True)
     return status
 
 

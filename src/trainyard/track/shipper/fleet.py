@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
-from trainyard.track import journal
+from trainyard.track import journal, own
 from trainyard.track.shipped import RunShipment, summary
+from trainyard.track.shipper.exchange import Exchanges
 from trainyard.track.shipper.run_shipper import InUseError, RunShipper
 from trainyard.track.shipper.store import RunLostError, Stores
 
@@ -21,13 +22,16 @@ _MAX_REST = 5.0
 class Fleet:
     """Ships several runs in turn; after a failure, a store and all its runs are paused for a while.
 
+    Args:
+        exchanges: with the stores.
+
     Attributes:
         ending: whether `end()` was called.
         gave_up: whether something stays unshipped, once `finished`.
     """
 
-    def __init__(self) -> None:
-        self._stores = Stores()
+    def __init__(self, exchanges: Exchanges | None = None) -> None:
+        self._stores = Stores(exchanges)
         self._runs: dict[Path, RunShipper] = {}
         self._next_turn = 0.0  # of the active runs; by `time.monotonic`
         self.ending = False
@@ -36,7 +40,7 @@ class Fleet:
         """Add a run, also one that was there before and is resumed."""
         self._drop(work_dir)
         try:
-            self._runs[work_dir] = RunShipper(work_dir, self._stores)
+            self._runs[work_dir] = RunShipper(work_dir, self._stores, trust=not own.can_be_told())
         except TrainyardError as error:
             print(error, flush=True)
 
@@ -129,17 +133,21 @@ class Fleet:
             run.release()
 
 
-def ship_now(work_dir: Path, stores: Stores, uri: str | None = None) -> RunShipment:
+def ship_now(
+    work_dir: Path, stores: Stores, uri: str | None = None, *, experiment: str | None = None, trust: bool = False
+) -> RunShipment:
     """Ship what is left of one run, in one go.
 
     Args:
         uri: the store to ship to; by default the one in `run.json`.
+        experiment: where a run that MLflow does not have is made; by default the one in `run.json`.
+        trust: run its code and follow its links, also if the directory is not the user's own.
 
     Raises:
         InUseError: another process is shipping it.
         TrainyardError: there is no run, or its `run.json` does not name where it is tracked.
     """
-    run = RunShipper(work_dir, stores, uri, search=True)
+    run = RunShipper(work_dir, stores, uri, experiment=experiment, search=True, trust=trust)
     if not journal.being_written(work_dir / journal.FILE):
         run.writer_left()
     try:

@@ -22,6 +22,7 @@ from trainyard.track.shipper.uploads import LeftOutError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
     from torch import nn
 
 _MODEL_TAG = "trainyard.model"
@@ -33,13 +34,13 @@ class BuiltModel:
 
     Args:
         net: the module, on the CPU, in eval mode.
-        example: one input; None if it takes anything but one array.
+        example: one input, an array or the table that it was trained on; None if it takes anything else.
         predict: `"module:function"` for the predictions that are served; None: `net(inputs)`.
         code: the files of the user's that it needs, by their places in the folder that they are imported from.
     """
 
     net: nn.Module
-    example: np.ndarray | None
+    example: np.ndarray | pd.DataFrame | None
     predict: str | None
     code: dict[Path, Path]
 
@@ -57,9 +58,14 @@ def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, pre
         loader, predict: see `Journal.model`.
 
     Raises:
+        LeftOutError: the run has saved no such checkpoint.
         Exception: whatever the loader raises.
     """
+    if not (work_dir / checkpoint).exists():
+        raise LeftOutError(f"there is no checkpoint {checkpoint}")
     import yaml  # type: ignore[import-untyped,unused-ignore]
+
+    from trainyard.track.shipper.served_model import as_table
 
     sys.path[:0] = [folder for folder in info.python_path if folder not in sys.path]
     module, _, name = loader.partition(":")
@@ -69,7 +75,7 @@ def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, pre
         text = (work_dir / info.config).read_text(encoding="utf-8")
         config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     code = user_code.files_of(user_code.modules_of(net, config), info.python_path)
-    return BuiltModel(net.cpu().eval(), example, predict, code)
+    return BuiltModel(net.cpu().eval(), None if example is None else as_table(net, example), predict, code)
 
 
 @functools.cache
@@ -119,6 +125,8 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
         raise
     try:
         built = build()
+    except LeftOutError:
+        raise
     except Exception as error:
         raise LeftOutError(f"{type(error).__name__}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:

@@ -57,5 +57,5 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _message(kind: str, name: str, of_kind: dict[str, str]) -> str:
-    first = next(other for other, given in of_kind.items() if given == clean_name(name))
+    first = next((other for other, given in of_kind.items() if given == clean_name(name)), clean_name(name))
     return f"the {kind} {name!r} is {of_kind[name]} in MLflow, whose rules for names would make it equal to {first!r}"

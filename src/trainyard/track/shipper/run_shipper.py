@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainyard.errors import TrainyardError
-from trainyard.track import journal
+from trainyard.track import journal, own
 from trainyard.track.journal import Record
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
+from trainyard.track.shipper.held_back import HeldBack
 from trainyard.track.shipper.logged_model import BuiltModel, build_model, warm_model
 from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import describe
-from trainyard.track.shipper.store import MAX_ITEMS, RunLostError, Store, StoredRun, Stores
+from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
@@ -37,6 +38,7 @@ class _Batch:
     Args:
         uploads: what is to be uploaded, each with its newest record and the offset at which that starts.
         status: the last one; None: unchanged.
+        quiet: whether that came without a message.
         end: the offset at which they end.
         time: of the last one.
     """
@@ -47,6 +49,7 @@ class _Batch:
     uploads: dict[str, tuple[int, Record]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     status: str | None = None
+    quiet: bool = False
     end: int = 0
     time: float = 0.0
 
@@ -62,7 +65,9 @@ class RunShipper:
         work_dir: the run's directory, with its `run.json`.
         stores: shared by the runs of a process.
         uri: the store to ship to; by default the one in `run.json`.
+        experiment: the experiment to make the run in; by default the one in `run.json`.
         search: look for the run in MLflow also if it was never shipped from this directory, which may be a copy.
+        trust: run the code of its model and follow its links, also if the directory is not the user's own.
 
     Attributes:
         done: the trainer is gone, and everything is shipped.
@@ -70,12 +75,25 @@ class RunShipper:
         trying, uploading: when to continue after a failure of this run itself.
 
     Raises:
-        TrainyardError: there is no run here, or its `run.json` does not name where it is tracked.
+        TrainyardError: there is no run here, its `run.json` does not name where it is tracked, or a directory from
+            elsewhere has links in place of its files.
     """
 
-    def __init__(self, work_dir: Path, stores: Stores, uri: str | None = None, *, search: bool = False) -> None:
+    def __init__(
+        self,
+        work_dir: Path,
+        stores: Stores,
+        uri: str | None = None,
+        *,
+        experiment: str | None = None,
+        search: bool = False,
+        trust: bool = False,
+    ) -> None:
         self.work_dir = work_dir
         self.info = RunInfo.read(work_dir)
+        self._held = None if trust or own.is_own(self.info, work_dir) else HeldBack(work_dir)
+        if experiment is not None:
+            self.info = replace(self.info, experiment=experiment, experiment_id=None)
         where = uri or self.info.uri
         if where is None:
             raise TrainyardError(f"{work_dir}: this run is not tracked; name the MLflow URI to ship it to with --uri.")
@@ -94,6 +112,7 @@ class RunShipper:
         self._lock = ShipperLock(work_dir)
         self._path = work_dir / journal.FILE
         self._left: float | None = None
+        self._message = False  # whether the store has one
 
     @property
     def gone(self) -> bool:
@@ -112,7 +131,7 @@ class RunShipper:
     @property
     def idle(self) -> bool:
         """True if a step would find nothing to do; reading it checks the journal's size."""
-        waiting = self._state.uploads.keys() - {_MODEL}
+        waiting = self._waiting - {_MODEL}
         if self.gone or self._connection is None or self._state.error or waiting:
             return False
         try:
@@ -144,8 +163,9 @@ class RunShipper:
             batch = self._next_batch()
         moved |= self._upload(store, run)
         moved |= self._settle(store, run)
-        if self._state.error is not None and not self.uploading.failing:
-            self._state.error = None
+        error = self._state.error if self.uploading.failing else None if self._held is None else self._held.told
+        if self._state.error != error:
+            self._state.error = error
             self._changed = True
         self._save()
         return moved
@@ -177,6 +197,11 @@ class RunShipper:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     @property
+    def _waiting(self) -> set[str]:
+        """What is to be uploaded, without what is held back."""
+        return self._state.uploads.keys() - (set() if self._held is None else self._held.names)
+
+    @property
     def _names(self) -> Names:
         return Names(self._state.names, self.log)
 
@@ -194,6 +219,7 @@ class RunShipper:
             self._state = Shipped()
             return self._connect(self._next_batch())
         self._connection = store, run
+        self._message = run.message or MESSAGE_TAG in batch.tags
         state.experiment_id, state.run_id, state.sent_status = run.experiment_id, run.run_id, run.status
         batch.params[:0] = self.info.params.items()
         batch.tags = {}
@@ -226,9 +252,11 @@ class RunShipper:
             case {"kind": "model"}:
                 batch.uploads[_MODEL] = batch.end, record
             case {"kind": "status", "status": status, "message": message}:
-                batch.status = status
+                batch.status, batch.quiet = status, not message
                 if message:
-                    batch.tags["trainyard.message"] = message
+                    batch.tags[MESSAGE_TAG] = message
+                else:
+                    batch.tags.pop(MESSAGE_TAG, None)
             case _:
                 batch.unknown.append(record["kind"])
 
@@ -240,6 +268,10 @@ class RunShipper:
             store.status(run.run_id, "RUNNING", 0.0)
             self._state.sent_status = "RUNNING"
         store.log(run.run_id, self._names, metrics=batch.metrics, params=batch.params, tags=batch.tags, note=self.note)
+        self._message |= MESSAGE_TAG in batch.tags
+        if batch.quiet and self._message:  # the message of an earlier end: the run went on
+            store.take_back(run.run_id, MESSAGE_TAG)
+            self._message = False
         self._state.offset, self._state.status, self._state.time = batch.end, status, batch.time
         for what, (start, record) in batch.uploads.items():
             if record["kind"] == "array":
@@ -256,6 +288,8 @@ class RunShipper:
             if not self.uploading.due:
                 break
             record = self._records.get(what) or next(journal.read(self._path, start), (None, 0))[0]
+            if record is not None and self._held is not None and self._held.holds(what, record):
+                continue
             try:
                 if record is not None:
                     self._upload_one(store, run, record)
@@ -293,7 +327,7 @@ class RunShipper:
         if self.gone and (self._state.status in _FINAL or not journal.being_written(self._path)):
             del self._state.uploads[_MODEL]  # the run did not finish: it has no model
             self._changed = True
-        else:
+        elif self._held is None:
             with contextlib.suppress(Exception):  # an error will show again, and be reported, when the model is logged
                 warm_model()
 
@@ -306,7 +340,7 @@ class RunShipper:
             store.status(run.run_id, status, self._state.time or self.info.start_time)
             self._state.sent_status = status
             self._changed = moved = True
-        if self._left is not None and not self._state.uploads:
+        if self._left is not None and not self._waiting:
             # A dying process closes its files one by one: the journal may be held after the pipe has closed.
             self.done = status in _FINAL or time.monotonic() - self._left > PATIENCE
         return moved

@@ -9,6 +9,7 @@ import re
 from trainyard.redaction import redact
 
 MAX_NAME = 250
+MAX_RUN_NAME = 250  # that databases have room for
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
@@ -18,7 +19,10 @@ def clean_name(name: str) -> str:
     """Return the nearest name that MLflow accepts for a metric, param or tag: a path of letters, digits and `_-. :`."""
     name = re.sub(r"[^/\w.\- :]", "_", name.encode(errors="replace").decode())
     parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
-    return "/".join(parts)[:MAX_NAME].rstrip("/") or "_"
+    clean = "/".join(parts)
+    if clean.startswith(".."):  # MLflow takes it for a path that leads out of a folder
+        clean = f"_{clean[1:]}"
+    return clean[:MAX_NAME].rstrip("/") or "_"
 
 
 def clean_text(text: str, limit: int) -> str:

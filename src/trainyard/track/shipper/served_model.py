@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from trainyard.batch import to_device
+from trainyard.models import TableEncoder
 
 PREDICT = "predict"
 """Key of the model's config under which the function that makes the predictions stands."""
@@ -42,7 +43,8 @@ class ServedModel:
         """Return predictions.
 
         Args:
-            data: an array `[B, ...]`, a table (its columns are features, as float32), or a mapping of arrays by name.
+            data: an array `[B, ...]`, a table, or a mapping of arrays by name. A model that encodes the table it was
+                trained on takes its columns by name, texts and gaps among them; any other takes them as they come.
             params: ignored; MLflow passes None where the signature has none.
 
         Returns:
@@ -50,7 +52,7 @@ class ServedModel:
             table with the same index.
         """
         table = isinstance(data, pd.DataFrame)
-        inputs = _tensors(data.to_numpy(dtype=np.float32) if table else data)
+        inputs = _tensors(_rows(self._net, data) if table else data)
         with torch.no_grad():
             output = _arrays(self._predict(self._net, to_device(inputs, self._device)))
         if table and isinstance(output, np.ndarray) and output.ndim in (1, 2):
@@ -75,6 +77,22 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Serve
     predict = function(config.pop(PREDICT))
     plain = mlflow.pytorch._load_pyfunc(path, config)
     return ServedModel(plain.get_raw_model(), predict, plain.device)
+
+
+def as_table(net: nn.Module, example: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | pd.DataFrame:
+    """Return an input of the model as it is served: a table, where the model encodes categories of one."""
+    encoder = _encoder(net)
+    return example if encoder is None or not encoder.categories else encoder.decode_table(example)
+
+
+def _encoder(net: nn.Module) -> TableEncoder | None:
+    return next((module for module in net.modules() if isinstance(module, TableEncoder)), None)
+
+
+def _rows(net: nn.Module, table: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Return the rows of a table as an array, float32."""
+    encoder = _encoder(net)
+    return table.to_numpy(dtype=np.float32) if encoder is None else encoder.encode_table(table)
 
 
 def _tensors(data: Any) -> Any:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import importlib
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from trainyard.track.run_info import RunInfo
+from trainyard.track.shipper import databases
 from trainyard.track.shipper.backoff import Backoff
+from trainyard.track.shipper.exchange import Exchanges, counted
 from trainyard.track.shipper.logged_model import Build, log_model
 from trainyard.track.shipper.names import Names
-from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_TAG, clean_text, first_line
+from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_RUN_NAME, MAX_TAG, clean_text, first_line
 from trainyard.track.shipper.uploads import Artifacts
 from trainyard.track.uri import sqlite_file, with_password
 
@@ -30,6 +27,7 @@ MAX_ITEMS = 1000  # metrics, params and tags of one request
 MAX_PARAMS_OR_TAGS = 100
 
 RUN_TAG = "trainyard.run_id"
+MESSAGE_TAG = "trainyard.message"
 _GIT_TAGS = {"git.commit": "mlflow.source.git.commit", "git.branch": "mlflow.source.git.branch"}
 
 Item = Metric | Param | RunTag
@@ -38,12 +36,17 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Run as MLflow has it."""
+    """Run as MLflow has it.
+
+    Args:
+        message: whether it has the tag `MESSAGE_TAG`.
+    """
 
     run_id: str
     experiment_id: str
     status: str
     artifacts: Artifacts
+    message: bool = False
 
 
 class RunLostError(Exception):
@@ -62,15 +65,20 @@ def warm(uri: str) -> None:
 
 
 class Stores:
-    """Stores of a process by URI, each opened once and with its own backoff."""
+    """Stores of a process by URI, each opened once and with its own backoff.
 
-    def __init__(self) -> None:
+    Args:
+        exchanges: counts those with all of them, but for SQLite databases.
+    """
+
+    def __init__(self, exchanges: Exchanges | None = None) -> None:
+        self._exchanges = exchanges or Exchanges()
         self._stores: dict[str, Store] = {}
         self._backoffs: dict[str, Backoff] = {}
 
     def get(self, uri: str) -> Store:
         if uri not in self._stores:
-            self._stores[uri] = Store(uri)
+            self._stores[uri] = Store(uri, self._exchanges)
         return self._stores[uri]
 
     def backoff(self, uri: str) -> Backoff:
@@ -80,7 +88,7 @@ class Stores:
         """Close every SQLite database into its one file, so that it can be copied."""
         for database in filter(None, map(sqlite_file, self._stores)):
             with contextlib.suppress(sqlite3.Error):  # another process may be writing: it will do this
-                _execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+                databases.execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class Store:
@@ -88,26 +96,21 @@ class Store:
 
     Args:
         uri: as `run.json` has it.
+        exchanges: counts what is exchanged with a server.
 
     Raises:
         Exception: whatever MLflow raises where the store cannot be reached; trying again later may help.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, exchanges: Exchanges) -> None:
         uri = with_password(uri)
         database = sqlite_file(uri)
-        # MLflow puts the artifacts of a new database into `mlruns` in the current folder; that must be the database's.
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _execute(database, "PRAGMA journal_mode=WAL")  # readers and a writer don't wait for each other
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise  # this error is clear; MLflow would retry for minutes
-            _commit_quickly()
-        with _alone_in(database.parent) if database else contextlib.nullcontext():
-            self._client = MlflowClient(uri)
-        self._experiments: dict[str, str] = {}
+        if database is None:
+            with exchanges.one():
+                self._client = counted(MlflowClient(uri), exchanges)
+        else:
+            self._client = databases.client(uri, database)
+        self._experiments: dict[tuple[str | None, str], str] = {}
         self._runs: dict[str, str] = {}
 
     def run(
@@ -127,12 +130,15 @@ class Store:
         if run_id is not None:
             run = self.check(run_id)
         else:
-            experiment_id = self._experiment(info.experiment or "Default")
+            experiment_id = self._experiment(info)
             found = None if new else self._find(experiment_id, info.id)
             if found is None:
                 start = int(info.start_time * 1000)
                 marks = {names("tag", key): clean_text(value, MAX_TAG) for key, value in tags.items()}
-                return self._known(info, self._client.create_run(experiment_id, start, marks, run_name=info.name))
+                return self._known(
+                    info,
+                    self._client.create_run(experiment_id, start, marks, run_name=clean_text(info.name, MAX_RUN_NAME)),
+                )
             run = found
         self.log(run.info.run_id, names, tags=tags)
         return self._known(info, run)
@@ -183,6 +189,14 @@ class Store:
         else:
             self._client.set_terminated(run_id, status, int(at * 1000))
 
+    def take_back(self, run_id: str, tag: str) -> None:
+        """Delete a tag, if the run has it."""
+        try:
+            self._client.delete_tag(run_id, tag)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
     def model(self, run: StoredRun, build: Build, stamp: str) -> None:
         """Log the run's model: see `log_model`."""
         log_model(self._client, run.experiment_id, run.run_id, build, stamp)
@@ -190,25 +204,34 @@ class Store:
     def _known(self, info: RunInfo, run: Run) -> StoredRun:
         self._runs[info.id] = run.info.run_id
         artifacts = Artifacts(self._client, run.info.run_id, run.info.artifact_uri)
-        return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts)
+        message = MESSAGE_TAG in run.data.tags
+        return StoredRun(run.info.run_id, str(run.info.experiment_id), run.info.status, artifacts, message)
 
-    def _experiment(self, name: str) -> str:
-        if name not in self._experiments:
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
-                try:
-                    self._experiments[name] = self._client.create_experiment(name)
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-                    return self._experiment(name)  # another process was faster
-            elif found.lifecycle_stage != "active":
-                raise MlflowException(
-                    f"The experiment {name} was deleted in MLflow: restore it there, or choose another name."
-                )
+    def _experiment(self, info: RunInfo) -> str:
+        """Return the id of a run's experiment, which is created if it is named and there is none."""
+        key = info.experiment_id, info.experiment or "Default"
+        if key not in self._experiments:
+            number, name = key
+            if number is not None:
+                found = self._client.get_experiment(number)
             else:
-                self._experiments[name] = found.experiment_id
-        return self._experiments[name]
+                found = self._client.get_experiment_by_name(name) or self._created(name)
+            if found.lifecycle_stage != "active":
+                raise MlflowException(
+                    f"The experiment {found.name} was deleted in MLflow: restore it there, or choose another one with "
+                    "sync.py --experiment."
+                )
+            self._experiments[key] = found.experiment_id
+        return self._experiments[key]
+
+    def _created(self, name: str) -> Experiment:
+        try:
+            return self._client.get_experiment(self._client.create_experiment(name))
+        except MlflowException as error:
+            found = self._client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return found  # another process was faster
 
     def _find(self, experiment_id: str, own_id: str) -> Run | None:
         found = self._client.search_runs(
@@ -227,11 +250,11 @@ class Store:
             tags["trainyard.parent_id"] = info.parent
             parent = self._runs.get(info.parent)
             if parent is None:
-                found = self._find(self._experiment(info.experiment or "Default"), info.parent)
+                found = self._find(self._experiment(info), info.parent)
                 parent = found.info.run_id if found else None
             if parent:
                 tags["mlflow.parentRunId"] = parent
-        return tags | info.tags
+        return tags | info.tags | info.changes
 
     def _log(self, run_id: str, items: Sequence[Item], note: Note) -> None:
         try:
@@ -255,37 +278,3 @@ class Store:
 
 
 _KINDS = {Metric: "metrics", Param: "params", RunTag: "tags"}
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder against other shippers: MLflow makes the tables of a new database, and two at once collide."""
-    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.chdir(folder):
-            yield
-    finally:
-        os.close(lock)
-
-
-@functools.cache
-def _commit_quickly() -> None:
-    """Make SQLAlchemy's SQLite connections wait for the disk at checkpoints only, not at commits.
-
-    A commit then survives the end of the process, but perhaps not a power failure.
-    """
-    from sqlalchemy import Engine, event
-
-    def settings(connection: Any, _: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages of 4 KB
-
-    event.listen(Engine, "connect", settings)
-
-
-def _execute(database: Path, pragma: str) -> None:
-    with contextlib.closing(sqlite3.connect(database, timeout=1.0)) as connection:
-        connection.execute(pragma)

@@ -70,6 +70,7 @@ class Artifacts:
     def array(self, name: str, content: dict[str, Any]) -> None:
         """Write `arrays/<name>.json`; the name must be one that MLflow accepts, and numbers in `content` finite."""
         text, to = json.dumps(content, allow_nan=False), f"arrays/{name}.json"
+        _check(to)
         if self._folder is None:
             self._client.log_text(self._run_id, text, to)
             return

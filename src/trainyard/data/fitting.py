@@ -1,0 +1,111 @@
+"""What is measured on the training rows of a table, for the model that is trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainyard.data.tables import Table
+from trainyard.errors import ConfigError
+from trainyard.models.table_encoder import codes_of
+
+Floats = npt.NDArray[np.float32]
+MISSING = ("refuse", "mean", "median")
+_ENCODER = "trainyard.models.TableEncoder"
+_PREPROCESSOR = "trainyard.models.DataPreprocessor"
+
+
+def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_categories: int) -> dict[str, Any] | None:
+    """Return the config of the preprocessor that the training rows ask for; None if there is nothing to do.
+
+    Args:
+        tables: the splits; columns of categories get their codes, in place.
+        standardize: shift and scale numbers (images: each channel) to mean 0 and standard deviation 1.
+        missing: what a gap in a column of numbers becomes: the column's mean or median; "refuse" is an error.
+        max_categories: the most categories that a column may have.
+
+    Raises:
+        ConfigError: a gap that is refused, a column with too many categories, or one without a number.
+    """
+    train = tables["train"]
+    if missing == "refuse":
+        for split, table in tables.items():
+            _refuse_gaps(split, table)
+    if train.names is None and missing != "refuse" and train.x.ndim != 2:
+        raise ConfigError("missing", missing, "refuse, since these inputs are no table [N, F]")
+    if train.names is None and missing == "refuse":
+        if not standardize:
+            return None
+        mean, std = _moments(train.x)
+        return {"_target_": _PREPROCESSOR, "mean": mean.tolist(), "std": std.tolist(), "fitted": True}
+    names = train.names or [str(index) for index in range(train.x.shape[1])]
+    categories = {
+        names[index]: _categories(names[index], texts, max_categories) for index, texts in train.texts.items()
+    }
+    for table in tables.values():
+        for index, texts in table.texts.items():
+            table.x[:, index] = codes_of(texts, categories[names[index]])
+    numbers = [index for index in range(len(names)) if index not in train.texts]
+    gaps = [name for name, column in zip(names, train.x.T, strict=True) if np.isnan(column).any()]
+    if not standardize and not categories and missing == "refuse":
+        return None
+    chosen = train.x[:, numbers].astype(np.float64)
+    for index, column in zip(numbers, chosen.T, strict=True):
+        if np.isnan(column).all():
+            raise ConfigError("features", names[index], "a column with a number in the training rows")
+    fill = (np.nanmedian if missing == "median" else np.nanmean)(chosen, axis=0) if numbers else np.zeros(0)
+    mean, std = np.zeros(len(numbers)), np.ones(len(numbers))
+    if standardize and numbers:
+        mean, std = _moments(np.where(np.isnan(chosen), fill, chosen))
+    return {
+        "_target_": _ENCODER,
+        "columns": names,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "fill": fill.tolist(),
+        "categories": categories,
+        "gaps": gaps,
+    }
+
+
+def width(node: Mapping[str, Any], features: int) -> int:
+    """Return the number of features that the preprocessor makes of `features` numbers."""
+    if node["_target_"] == _PREPROCESSOR:
+        return features
+    return len(node["mean"]) + sum(map(len, node["categories"].values())) + len(node["gaps"])
+
+
+def _refuse_gaps(split: str, table: Table) -> None:
+    empty = np.isnan(table.x)
+    for index, texts in table.texts.items():
+        empty[:, index] = [text is None for text in texts]
+    if not empty.any():
+        return
+    row = int(empty.reshape(len(empty), -1).any(axis=1).argmax())
+    hint = "missing=mean (or median) fills gaps, and tells the model where they were."
+    if table.names is None:
+        raise ConfigError("path", split, f"inputs without a gap (NaN); row {row} of {split} has one", hint=hint)
+    name = table.names[int(empty[row].argmax())]
+    accepted = f"columns without a gap; row {row} of {split} has none in this one"
+    raise ConfigError("features", name, accepted, hint=hint)
+
+
+def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
+    known = sorted({text for text in texts if text is not None})
+    if len(known) > most:
+        hint = (
+            "A text or a number of its own in nearly every row is no category: leave the column out by naming the "
+            f"others, features=[…]. If it is one: max_categories={len(known)}."
+        )
+        raise ConfigError("features", name, f"columns of at most {most} categories; it has {len(known)}", hint=hint)
+    return known
+
+
+def _moments(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and standard deviation (1 for a constant) of each feature, or of each channel of `[N, C, H, W]`."""
+    axes = (0, *range(2, x.ndim))
+    mean, std = x.mean(axis=axes, dtype=np.float64), x.std(axis=axes, dtype=np.float64)
+    return mean, np.where(std > 0, std, 1.0)

@@ -1,0 +1,237 @@
+"""Data sets of Hugging Face's `datasets`, from disk or from memory, as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainyard.checks import integer
+from trainyard.data.array_data import ArrayData
+from trainyard.data.arrays import REGRESSION_LOSS
+from trainyard.data.split import fold_of, fractions, split_rows
+from trainyard.errors import ConfigError
+
+SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
+TARGET = "labels"
+"""Name of the target in a batch, as models of transformers call it."""
+Columns = Mapping[str, Any]
+
+
+class HuggingFace(ArrayData):
+    """A `datasets.Dataset` or `DatasetDict`, whose texts a tokenizer makes into tokens.
+
+    A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or cut to
+    `max_length`; other columns of numbers or of arrays of one shape under their names; and the target as `labels`,
+    int64 `[B]` for classes, float32 for regression. All of it lies in memory, on the training device.
+
+    Splits `validation` (or `dev`) and `test` of a `DatasetDict` are used as they are; what is missing is drawn from
+    `train`, stratified by class.
+
+    Args:
+        path: a folder that `save_to_disk` wrote. Either this, or `dataset`.
+        dataset: the data set itself, or a `_target_` that gives it, such as `datasets.load_dataset`; a mapping of
+            columns by name, or of splits to such mappings, is taken as well.
+        text: the column of texts, or two of them (sentence pairs). None: there is none.
+        target: the column to predict; classes are integers or texts, floats are for regression. None: there is none.
+        columns: further columns of the inputs. None: all that hold numbers; [] for none.
+        tokenizer: called as `tokenizer(texts, padding="max_length", truncation=True, max_length=...)`, returns lists by
+            name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`.
+        max_length: T, in tokens.
+        val_fraction, test_fraction, split_seed, folds, fold: see `Arrays`.
+        batch_size, eval_batch_size, drop_last: see `ArrayData`.
+
+    Attributes:
+        classes: what class i stands for; empty without classes.
+        tokenizer: the tokenizer.
+
+    Raises:
+        ConfigError: `datasets` is not installed, no such folder or column, texts without a tokenizer, or another value
+            that cannot work.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        dataset: Any = None,
+        text: str | Sequence[str] | None = "text",
+        target: str | None = "label",
+        columns: Sequence[str] | None = None,
+        tokenizer: Callable[..., Mapping[str, Any]] | None = None,
+        max_length: int = 128,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.max_length = integer("max_length", max_length, at_least=1)
+        shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
+        if (path is None) == (dataset is None):
+            raise ConfigError("path", path, "a folder that save_to_disk wrote, or `dataset` in its place")
+        if tokenizer is not None and not callable(tokenizer):
+            raise ConfigError("tokenizer", tokenizer, "a tokenizer, or the `_target_` that builds one")
+        self.tokenizer = tokenizer
+        self.classes: list[Any] = []
+        parts = _parts(_from_disk(path) if path is not None else dataset)
+        if chosen_fold is not None and "val" in parts:
+            raise ConfigError("folds", folds, "null where the validation has data of its own")
+        texts = [] if text is None else [text] if isinstance(text, str) else list(text)
+        train = parts["train"]
+        for argument, names in (("text", texts), ("target", [target] if target else []), ("columns", columns or [])):
+            for name in names:
+                if name not in train:
+                    held = f"one of the columns {', '.join(train)}"
+                    raise ConfigError(argument, name, held, options=list(train))
+        tensors = {split: self._inputs(part, texts, target, columns) for split, part in parts.items()}
+        if target is not None:
+            for split, values in self._targets(parts, target).items():
+                tensors[split][TARGET] = values
+
+        labels = tensors["train"].get(TARGET)
+        drawn = {split: share for split, share in shares.items() if split not in tensors}
+        stratified = labels.numpy() if labels is not None and self.classes else None
+        whole = tensors["train"]
+        rows = split_rows(len(next(iter(whole.values()))), drawn, split_seed, stratified, fold=chosen_fold)
+        for split, own in rows.items():
+            tensors[split] = {name: values[own] for name, values in whole.items()}
+        spec: dict[str, Any] = {"num_classes": len(self.classes)} if self.classes else {}
+        if labels is not None and not self.classes:
+            spec = {"out_features": 1 if labels.ndim == 1 else labels.shape[1], "loss": dict(REGRESSION_LOSS)}
+        if tokenizer is not None and texts:
+            size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+            known = max(int(part["input_ids"].max()) for part in tensors.values()) + 1 if size is None else size
+            spec |= {"vocab_size": known, "context_length": self.max_length}
+        super().__init__(tensors, spec, batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last)
+
+    def _inputs(
+        self, part: Columns, texts: Sequence[str], target: str | None, columns: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        """Return the inputs of a split by name."""
+        found: dict[str, Tensor] = {}
+        if texts:
+            if self.tokenizer is None:
+                hint = (
+                    "{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: …} is one; "
+                    "text=null leaves the column out."
+                )
+                raise ConfigError("tokenizer", None, f"a tokenizer, since {texts[0]!r} holds texts", hint=hint)
+            given = [[str(value) for value in part[name]] for name in texts]
+            made = self.tokenizer(*given, padding="max_length", truncation=True, max_length=self.max_length)
+            for name, values in made.items():
+                found[name] = torch.from_numpy(_array("tokenizer", name, values).astype(np.int64))
+        others = [name for name in part if name not in (*texts, target)]
+        for name in others if columns is None else columns:
+            values = part[name]
+            if len(values) and isinstance(values[0], str):
+                if columns is not None or not texts:
+                    hint = "Name it as text, with a tokenizer, or leave it out: columns=[…]."
+                    raise ConfigError("columns", name, "columns of numbers; this one holds texts", hint=hint)
+                continue
+            array = _array("columns", name, values)
+            kind = np.float32 if array.dtype.kind == "f" else np.int64
+            found[name] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+        if not found:
+            raise ConfigError("columns", list(columns or others), "at least one column of inputs, or a text")
+        return found
+
+    def _targets(self, parts: Mapping[str, Columns], target: str) -> dict[str, Tensor]:
+        values = {split: _array("target", target, part[target]) for split, part in parts.items() if target in part}
+        every = np.concatenate(list(values.values()))
+        if every.dtype.kind == "f":
+            return {split: torch.from_numpy(own.astype(np.float32)) for split, own in values.items()}
+        if every.ndim != 1:
+            raise ConfigError("target", target, f"one class a sample, or floats; it has the shape {list(every.shape)}")
+        classes, numbers = np.unique(every, return_inverse=True)
+        self.classes = _names(parts["train"], target) or classes.tolist()
+        if len(self.classes) != len(classes):
+            numbers = every  # the data set's own numbers, of which some do not occur
+        ends = np.cumsum([len(own) for own in values.values()])[:-1]
+        return {
+            split: torch.from_numpy(own.astype(np.int64))
+            for split, own in zip(values, np.split(numbers, ends), strict=True)
+        }
+
+
+class _Part(Mapping[str, Any]):
+    """Columns of a `datasets.Dataset`."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given.with_format(None) if hasattr(given, "with_format") else given
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name][:]
+
+    def __iter__(self) -> Any:
+        return iter(self.given.column_names)
+
+    def __len__(self) -> int:
+        return len(self.given.column_names)
+
+
+def _parts(given: Any) -> dict[str, Columns]:
+    """Return the columns of each split; a data set without splits is "train"."""
+    splits = given if isinstance(given, Mapping) and all(map(_is_set, given.values())) and given else {"train": given}
+    parts: dict[str, Columns] = {}
+    for name, part in splits.items():
+        if not _is_set(part):
+            raise ConfigError(
+                "dataset", type(part).__name__, "a datasets.Dataset, a DatasetDict, or a mapping of columns"
+            )
+        if name in SPLIT_NAMES:
+            parts[SPLIT_NAMES[name]] = part if isinstance(part, Mapping) else _Part(part)
+    if "train" not in parts:
+        raise ConfigError("dataset", list(splits), "a data set with a split train")
+    return parts
+
+
+def _is_set(given: Any) -> bool:
+    """Return whether this is a data set: with columns, or a mapping of them."""
+    if hasattr(given, "column_names") and not isinstance(given, Mapping):
+        return True
+    return (
+        isinstance(given, Mapping)
+        and bool(given)
+        and all(isinstance(each, list | np.ndarray) for each in given.values())
+    )
+
+
+def _names(part: Columns, target: str) -> list[str] | None:
+    """Return the names that the data set has for its classes (`ClassLabel`)."""
+    features = getattr(getattr(part, "given", None), "features", None)
+    names = getattr(features[target], "names", None) if features else None
+    return list(names) if names else None
+
+
+def _from_disk(path: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        hint = "Install it with: pip install 'trainyard[hf]'"
+        raise ConfigError("path", path, "a data set of `datasets`, which is not installed", hint=hint) from error
+    if not Path(path).expanduser().is_dir():
+        raise ConfigError("path", path, "a folder that save_to_disk wrote")
+    try:
+        return datasets.load_from_disk(str(Path(path).expanduser()))
+    except (OSError, ValueError) as error:
+        raise ConfigError("path", path, "a folder that save_to_disk wrote", hint=f"{error}") from error
+
+
+def _array(key: str, name: str, values: Any) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biufU" or (array.dtype.kind == "U" and key != "target"):
+        raise ConfigError(key, name, "a column of numbers, or of lists of numbers that all have one length")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ConfigError(key, name, "a column of finite numbers")
+    return array

@@ -1,0 +1,292 @@
+"""Images in files: a folder for each class, or a table of paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainyard.checks import boolean, choice, integer
+from trainyard.data.array_data import ArrayData, Source, input_spec
+from trainyard.data.arrays import REGRESSION_LOSS
+from trainyard.data.base import SPLITS
+from trainyard.data.split import fold_of, fractions, split_rows
+from trainyard.data.tables import group_numbers, read_frame, target_column
+from trainyard.errors import ConfigError, TrainyardError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+COLOURS = {"rgb": 3, "grey": 1}
+Transform = Callable[[Tensor], Tensor]
+
+
+class Files(NamedTuple):
+    """Images of one split: their files, what they are `[N]`, and the group of each; None without groups."""
+
+    paths: list[str]
+    y: npt.NDArray[Any]
+    groups: npt.NDArray[np.int64] | None = None
+
+
+class ImageFolder(ArrayData):
+    """Images in files, by class or with a number to predict.
+
+    `path` is a folder that has one folder of images for each class; or folders `train`, `val` and `test` of that form;
+    or a `.csv` or `.parquet` with a column of paths (relative to its folder) and a column of targets: integers and
+    strings are classes, floats are for regression.
+
+    A batch is `(x, y)`: x float32 `[B, C, H, W]` in [0, 1], y int64 `[B]`, or float32 `[B]` for regression. Pillow
+    decodes the files.
+
+    Args:
+        path: see above.
+        image, target: in a table, the columns of the paths and of the targets.
+        colour: "rgb" or "grey"; images are converted.
+        image_size: resize to this many pixels square. Needed where the images differ in size, unless a transform makes
+            them alike.
+        transform: functions from an image to an image, uint8 `[C, H, W]`, in order, for training: those of
+            `torchvision.transforms.v2`, say. The last may give floats.
+        eval_transform: likewise for validation and test.
+        in_memory: decode all images at the beginning, and serve them from the training device as bytes.
+        val_path, test_path: for validation and test, of the form of `path`.
+        val_fraction, test_fraction, split_seed: see `Arrays`.
+        group: in a table, the column of groups: all images of one are in one split.
+        folds, fold: cross-validation: validate on fold `fold`, from 0, of `folds`, and train on the others.
+        batch_size, eval_batch_size, drop_last, workers: see `ArrayData`.
+
+    Attributes:
+        classes: what class i stands for; empty for regression.
+
+    Raises:
+        ConfigError: no such folder or column, a folder without classes or without images, images of several sizes, or
+            another value that cannot work.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image: str = "path",
+        target: str = "label",
+        colour: str = "rgb",
+        image_size: int | None = None,
+        transform: Sequence[Transform] | Transform | None = None,
+        eval_transform: Sequence[Transform] | Transform | None = None,
+        in_memory: bool = False,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        group: str | None = None,
+        folds: int | None = None,
+        fold: int = 0,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        workers: int = 0,
+    ) -> None:
+        shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
+        choice("colour", colour, COLOURS)
+        size = None if image_size is None else integer("image_size", image_size, at_least=1)
+        train_transform, own_transform = (
+            _functions("transform", transform),
+            _functions("eval_transform", eval_transform),
+        )
+        if boolean("in_memory", in_memory) and train_transform:
+            hint = "Augment on the device: model.data_preprocessor."
+            raise ConfigError("transform", "a transform", "null where in_memory is true", hint=hint)
+        found = _read("path", path, image, target, group)
+        for split, given in (("val", val_path), ("test", test_path)):
+            if given is not None:
+                found[split] = next(iter(_read(f"{split}_path", given, image, target, None).values()))
+        if "train" not in found:
+            raise ConfigError("path", str(path), "a folder with images to train on (train)")
+        if chosen_fold is not None and "val" in found:
+            raise ConfigError("folds", folds, "null where the validation has data of its own")
+
+        every = np.concatenate([files.y for files in found.values()])
+        self.classes: list[Any] = []
+        regression = every.dtype.kind == "f"
+        numbers: npt.NDArray[Any] = every.astype(np.float32) if regression else every
+        if not regression:
+            classes, numbers = np.unique(every, return_inverse=True)
+            self.classes = classes.tolist()
+        ends = np.cumsum([len(files.y) for files in found.values()])[:-1]
+        found = {s: f._replace(y=y) for (s, f), y in zip(found.items(), np.split(numbers, ends), strict=True)}
+        train = found["train"]
+        drawn = {split: share for split, share in shares.items() if split not in found}
+        labels = None if regression else train.y
+        rows = split_rows(len(train.y), drawn, split_seed, labels, groups=train.groups, fold=chosen_fold)
+        found |= {split: Files([train.paths[row] for row in own], train.y[own]) for split, own in rows.items()}
+
+        sources: dict[str, Source] = {}
+        for split, files in found.items():
+            images = Images(files, colour, size, train_transform if split == "train" else own_transform)
+            sources[split] = images.resident() if in_memory else images
+        first: Any = sources["train"][0]  # type: ignore[index]
+        shape = first[0].shape
+        facts: dict[str, Any] = {"num_classes": len(self.classes)}
+        if regression:
+            facts = {"out_features": 1, "loss": dict(REGRESSION_LOSS)}
+        super().__init__(
+            sources,
+            {**input_spec(shape), **facts},
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            drop_last=drop_last,
+            workers=workers,
+        )
+
+
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """Images that are decoded when they are asked for.
+
+    Args:
+        files: of one split.
+        colour, size: see `ImageFolder`.
+        transforms: applied in order.
+    """
+
+    def __init__(self, files: Files, colour: str, size: int | None, transforms: Sequence[Transform]) -> None:
+        self.paths = files.paths
+        self.y = torch.from_numpy(files.y)
+        self.colour = colour
+        self.size = size
+        self.transforms = tuple(transforms)
+        self.shape: torch.Size | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.decoded(index)
+        return image.to(torch.float32).div_(255) if image.dtype == torch.uint8 else image, self.y[index]
+
+    def decoded(self, index: int) -> Tensor:
+        """Return an image after its transforms.
+
+        Raises:
+            TrainyardError: the file cannot be decoded, or its image is of another shape than the first one.
+        """
+        path = self.paths[index]
+        try:
+            image = decode(path, self.colour)
+        except Exception as error:
+            raise TrainyardError(f"{path} cannot be read as an image: {error}") from error
+        if self.size is not None:
+            image = resized(image, self.size)
+        for transform in self.transforms:
+            image = transform(image)
+        if self.shape is None:
+            self.shape = image.shape
+        elif image.shape != self.shape:
+            raise TrainyardError(
+                f"{path} has the shape {list(image.shape)}, and an image before it {list(self.shape)}: a batch has "
+                "one. data.image_size=64 resizes all of them, or a transform does (torchvision.transforms.v2.Resize)."
+            )
+        return image
+
+    def resident(self) -> tuple[Tensor, Tensor]:
+        """Return all images `[N, C, H, W]`, and what they are `[N]`."""
+        return torch.stack([self.decoded(index) for index in range(len(self))]), self.y
+
+
+def decode(path: str, colour: str) -> Tensor:
+    """Return the image of a file, uint8 `[C, H, W]`."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        pixels = np.array(opened.convert("RGB" if colour == "rgb" else "L"))
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
+
+
+def resized(image: Tensor, size: int) -> Tensor:
+    """Return an image resized to a square, uint8 `[C, size, size]`."""
+    if image.shape[1:] == (size, size):
+        return image
+    made = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True)[0]
+    return made.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _functions(key: str, given: Sequence[Transform] | Transform | None) -> list[Transform]:
+    functions = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    for function in functions:
+        if not callable(function):
+            accepted = "functions from an image to an image, or the `_target_`s that build them"
+            hint = "torchvision.transforms.v2 has some: {_target_: torchvision.transforms.v2.RandomHorizontalFlip}."
+            raise ConfigError(key, function, accepted, hint=hint)
+    return functions  # type: ignore[return-value]
+
+
+def _read(key: str, path: str, image: str, target: str, group: str | None) -> dict[str, Files]:
+    """Return the images of a path by split; those of a path that names none are under "train"."""
+    place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
+    if place is None or not place.exists():
+        raise ConfigError(key, path, "a folder of images, or a .csv or .parquet with their paths")
+    if place.is_file():
+        return {"train": _of_table(key, place, image, target, group)}
+    if group is not None:
+        raise ConfigError("group", group, "null for a folder: a table of paths has a column of groups")
+    inside = {folder.name: folder for folder in _folders(place)}
+    if "train" in inside and inside.keys() <= {*SPLITS}:
+        return {split: _of_folder(key, inside[split]) for split in SPLITS if split in inside}
+    return {"train": _of_folder(key, place)}
+
+
+def _of_folder(key: str, folder: Path) -> Files:
+    paths: list[str] = []
+    labels: list[str] = []
+    folders = _folders(folder)
+    for of_class in folders:
+        images = _images(of_class.rglob("*"))
+        if not images:
+            raise ConfigError(
+                key, str(of_class), "a folder with images of a class", hint=f"None ends in {_suffixes()}."
+            )
+        paths += images
+        labels += [of_class.name] * len(images)
+    if len(folders) < 2:
+        lone = len(_images(folder.iterdir()))
+        held = f"It holds {lone} images and {len(folders)} folders."
+        hint = f"{held} Images beside one another need a table of their paths and labels (.csv)."
+        raise ConfigError(
+            key, str(folder), "a folder that has a folder of images for each of two classes or more", hint=hint
+        )
+    return Files(paths, np.array(labels))
+
+
+def _of_table(key: str, file: Path, image: str, target: str, group: str | None) -> Files:
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise ConfigError(key, str(file), "a folder of images, or a .csv or .parquet with their paths")
+    frame = read_frame(key, file)
+    columns = [str(column) for column in frame.columns]
+    frame.columns = columns
+    for argument, name in (("image", image), ("target", target), ("group", group)):
+        if name is not None and name not in columns:
+            raise ConfigError(argument, name, f"one of the columns {', '.join(columns)}", options=columns)
+    paths = [str(file.parent / str(path)) for path in frame[image]]
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(image, path, "the path of an image, relative to the folder of the table")
+    if not paths:
+        raise ConfigError(key, str(file), "a table of at least one image")
+    groups = None if group is None else group_numbers(group, frame[group].to_numpy(), len(paths))
+    return Files(paths, target_column(target, frame[target]), groups)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(files: Iterable[Path]) -> list[str]:
+    return sorted(str(file) for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _suffixes() -> str:
+    return ", ".join(SUFFIXES)

@@ -1,0 +1,230 @@
+"""Stream of shards: files of any length, read one after another."""
+
+from __future__ import annotations
+
+import glob
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainyard.checks import boolean, choice, integer, seed_number
+from trainyard.data.array_data import input_spec
+from trainyard.data.arrays import REGRESSION_LOSS
+from trainyard.data.base import Data
+from trainyard.data.tables import Columns, Table, read_frame, read_tables
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.rng import generator
+
+SUFFIXES = (".npz", ".parquet", ".csv")
+
+
+class Stream(Data):
+    """Shards that need not fit into memory together: `.npz` with `x` and `y`, `.parquet` or `.csv`.
+
+    A batch is `(x, y)`: x float32 `[B, ...]`; y int64 `[B]`, classes `0..num_classes-1`, or for regression float32. It
+    may hold rows of several shards. In training an epoch reads the shards in an order drawn by (seed, epoch), and the
+    rows of each in one drawn by (seed, epoch, shard): a resumed run goes on at its batch, and reads no shard that lies
+    before it.
+
+    Args:
+        shards: a pattern such as `train/*.npz`, or a list of files, for training.
+        val_shards, test_shards: likewise; read in order. None: no such split.
+        target, features: see `Arrays`.
+        num_classes: the number of classes. None for regression.
+        shuffle: draw the orders; else training reads shards and rows in order too.
+        batch_size, eval_batch_size, drop_last: see `ArrayData`.
+
+    Raises:
+        ConfigError: no shard, one that cannot be read, columns of texts, or another value that cannot work.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        val_shards: str | Sequence[str] | None = None,
+        test_shards: str | Sequence[str] | None = None,
+        target: str | Sequence[str] | None = None,
+        features: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        shuffle: bool = True,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.batch_size = integer("batch_size", batch_size, at_least=1)
+        self.eval_batch_size = integer("eval_batch_size", eval_batch_size or max(self.batch_size, 256), at_least=1)
+        self.shuffle = boolean("shuffle", shuffle)
+        self.drop_last = boolean("drop_last", drop_last)
+        self.classes = None if num_classes is None else integer("num_classes", num_classes, at_least=1)
+        self.columns = Columns(target, features)
+        given = {"shards": shards, "val_shards": val_shards, "test_shards": test_shards}
+        self.shards = {
+            key.removesuffix("shards").rstrip("_") or "train": _files(key, files)
+            for key, files in given.items()
+            if files is not None
+        }
+        self.splits = tuple(self.shards)
+        first = next((file for file in self.shards["train"] if _rows(file)), None)
+        if first is None:
+            raise ConfigError("shards", shards, "shards with at least one row")
+        table = read_shard(first, self.columns, self.classes)
+        self.spec = dict(input_spec(table.x.shape[1:]))
+        if self.classes is None:
+            self.spec |= {"out_features": 1 if table.y.ndim == 1 else table.y.shape[1], "loss": dict(REGRESSION_LOSS)}
+        else:
+            self.spec["num_classes"] = self.classes
+
+    def loader(self, split: str, *, seed: int, device: torch.device) -> ShardLoader:
+        """Return the loader of `split`."""
+        choice("split", split, self.splits)
+        train = split == "train"
+        return ShardLoader(
+            self.shards[split],
+            self.columns,
+            self.classes,
+            self.batch_size if train else self.eval_batch_size,
+            shuffle=train and self.shuffle,
+            drop_last=train and self.drop_last,
+            seed=seed,
+            device=device,
+        )
+
+
+class ShardLoader:
+    """Batches of shards; it states no length.
+
+    Args:
+        shards: files.
+        columns, classes: see `read_shard`.
+        batch_size, shuffle, drop_last, seed, device: see `TensorLoader`.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        columns: Columns,
+        classes: int | None,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shards = list(shards)
+        self.columns = columns
+        self.classes = classes
+        self.batch_size = integer("batch_size", batch_size, at_least=1)
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed_number("seed", seed)
+        self.device = torch.device(device)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches of `epoch` from batch number `start` on.
+
+        Raises:
+            TrainyardError: there are fewer than `start` batches, or a shard cannot be read.
+        """
+        size = self.batch_size
+        held: list[tuple[Tensor, Tensor]] = []
+        count = 0
+        for x, y in self._tables(epoch, start):
+            held.append((x, y))
+            count += len(x)
+            if count < size:
+                continue
+            whole = [torch.cat(parts) for parts in zip(*held, strict=True)]
+            for first in range(0, count - count % size, size):
+                yield tuple(part[first : first + size].to(self.device) for part in whole)
+            held = [(whole[0][count - count % size :], whole[1][count - count % size :])]
+            count %= size
+        if count and not self.drop_last:
+            yield tuple(torch.cat(parts).to(self.device) for parts in zip(*held, strict=True))
+
+    def _tables(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows of the shards, in the order of the epoch, without those before batch `start`."""
+        skipped, wanted = 0, start * self.batch_size
+        order = np.arange(len(self.shards))
+        if self.shuffle:
+            order = generator(self.seed, "shards", epoch).permutation(len(order))
+        for shard in order.tolist():
+            rows = _rows(self.shards[shard])
+            if skipped + rows <= wanted:
+                skipped += rows
+                continue
+            table = read_shard(self.shards[shard], self.columns, self.classes)
+            own: npt.NDArray[np.int64] = np.arange(rows)
+            if self.shuffle:
+                own = generator(self.seed, "rows", epoch, shard).permutation(rows)
+            own, skipped = own[wanted - skipped :], wanted
+            yield torch.from_numpy(table.x[own]), torch.from_numpy(table.y[own])
+        if skipped < wanted - self.batch_size * (wanted > 0) or (skipped < wanted and self.drop_last):
+            raise TrainyardError(
+                f"The data end after {skipped // self.batch_size} batches of an epoch, and this run has done {start} "
+                "of it: they are not the data that it began with."
+            )
+
+
+def read_shard(path: str, columns: Columns, classes: int | None) -> Table:
+    """Return the rows of a shard: y int64 with a number of classes, float32 without.
+
+    Raises:
+        ConfigError: it cannot be read, has texts or gaps, or targets that are no such classes.
+    """
+    table = next(iter(read_tables("shards", path, columns).values()))
+    if table.texts:
+        name = (table.names or [])[next(iter(table.texts))]
+        hint = "Categories and texts have to be numbers in a stream: their values are not known before it was read."
+        raise ConfigError("features", name, "columns of numbers", hint=hint)
+    if np.isnan(table.x).any():
+        row = int(np.isnan(table.x).reshape(len(table.x), -1).any(axis=1).argmax())
+        raise ConfigError("shards", path, f"rows without a gap; row {row} has one")
+    if classes is None:
+        if table.y.dtype.kind not in "biuf":
+            raise ConfigError("target", table.y.dtype.name, "numbers, for a regression (num_classes=null)")
+        return table._replace(y=table.y.astype(np.float32))
+    if table.y.dtype.kind not in "biu" or table.y.ndim != 1 or table.y.min() < 0 or table.y.max() >= classes:
+        given = f"{table.y.dtype.name} from {table.y.min()} to {table.y.max()}"
+        raise ConfigError("target", given, f"classes from 0 to {classes - 1} (num_classes), in {path}")
+    return table._replace(y=table.y.astype(np.int64))
+
+
+def _files(key: str, given: str | Sequence[str]) -> list[str]:
+    patterns = [given] if isinstance(given, str) else list(given)
+    found: list[str] = []
+    for pattern in patterns:
+        files = sorted(glob.glob(str(Path(pattern).expanduser())))  # noqa: PTH207 (a pattern may be absolute)
+        if not files:
+            raise ConfigError(key, pattern, "a pattern or a list of files that are there, such as train/*.npz")
+        found += files
+    for file in found:
+        if not file.lower().endswith(SUFFIXES):
+            raise ConfigError(key, file, f"files whose names end in one of {', '.join(SUFFIXES)}")
+    return found
+
+
+def _rows(path: str) -> int:
+    """Return the number of rows of a shard, from its header where it has one."""
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return int(pq.read_metadata(path).num_rows)
+        if suffix == ".npz":
+            with zipfile.ZipFile(path) as archive, archive.open("x.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape: Any = read(member)[0]
+                return int(shape[0])
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        hint = f"Reading it failed: {error}"
+        raise ConfigError("shards", path, f"a readable {suffix} file, an .npz with x and y", hint=hint) from error
+    return len(read_frame("shards", Path(path)))

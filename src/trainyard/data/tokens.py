@@ -1,0 +1,144 @@
+"""Token ids in a file that stays on disk, for language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainyard.checks import choice, existing_file, integer
+from trainyard.data.array_data import ArrayData
+from trainyard.data.base import SPLITS
+from trainyard.data.split import fractions
+from trainyard.data.tensor_loader import TensorLoader
+from trainyard.data.text import WindowLoader
+from trainyard.errors import ConfigError
+
+DTYPES = ("uint8", "uint16", "int16", "int32", "uint32", "int64")
+
+
+class Tokens(ArrayData):
+    """Token ids that a tokenizer has written to a file, which is mapped into memory: a batch reads what it needs.
+
+    A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch,
+    one token later. A training epoch cuts its part into windows `stride` apart, from a start that is drawn anew each
+    epoch, in shuffled order; validation and test take windows side by side.
+
+    Args:
+        path: an `.npy` with one axis of integers, or a file of nothing but numbers of `dtype` (`array.tofile(path)`).
+        dtype: of a file that is no `.npy`.
+        vocab_size: tokens are less than this. None: the largest one and 1, for which the files are read once.
+        context_length: T, in tokens.
+        stride: tokens from the start of one training window to the next. Default: the context length.
+        val_path, test_path: files of their own for validation and test.
+        val_fraction, test_fraction: shares of the tokens for splits that have none, taken from the end; 0 leaves the
+            split out.
+        batch_size, eval_batch_size, drop_last: see `ArrayData`. The default of `eval_batch_size` here is `batch_size`.
+
+    Raises:
+        ConfigError: no such file, one that does not hold tokens, or a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "uint16",
+        vocab_size: int | None = None,
+        context_length: int = 256,
+        stride: int | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.context_length = integer("context_length", context_length, at_least=1)
+        self.stride = self.context_length if stride is None else integer("stride", stride, at_least=1)
+        choice("dtype", dtype, DTYPES)
+        shares = fractions(val_fraction, test_fraction)
+        parts = {"train": _mapped("path", path, dtype)}
+        for split, given in (("val", val_path), ("test", test_path)):
+            if given is not None:
+                parts[split] = _mapped(f"{split}_path", given, dtype)
+        if vocab_size is None:
+            vocab_size = 1 + max(int(part.max()) for part in parts.values() if len(part))
+        integer("vocab_size", vocab_size, at_least=1)
+
+        whole, end = parts["train"], len(parts["train"])
+        for split in ("test", "val"):
+            if split not in parts and shares[split]:
+                size = round(len(whole) * shares[split])
+                parts[split], end = whole[end - size : end], end - size
+        parts["train"] = whole[:end]
+        for split, part in parts.items():
+            if len(part) <= self.context_length:
+                accepted = f"less than {len(part)}, the number of tokens in the {split} part"
+                raise ConfigError("context_length", context_length, accepted)
+        super().__init__(
+            {split: (torch.from_numpy(parts[split]),) for split in SPLITS if split in parts},
+            {"vocab_size": vocab_size, "context_length": self.context_length},
+            batch_size=batch_size,
+            eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
+            drop_last=drop_last,
+        )
+
+    def tensor_loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
+        """Return the loader of `split`'s windows."""
+        (tokens,) = self.resident(split, torch.device("cpu"))
+        batch_size, shuffle, drop_last = self._batching(split)
+        stride = self.stride if split == "train" else self.context_length
+        return MappedLoader(
+            tokens, self.context_length, stride, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, to=device
+        )
+
+
+class MappedLoader(WindowLoader):
+    """Windows of tokens that lie on disk: gathered on the host, then moved.
+
+    Args:
+        tokens, length, stride, batch_size, shuffle, drop_last, seed: see `WindowLoader`.
+        to: the device of the batches.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        length: int,
+        stride: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        to: torch.device,
+    ) -> None:
+        self.to = to
+        super().__init__(tokens, length, stride, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
+
+    def gather(self, indices: Tensor | slice) -> tuple[Tensor, ...]:
+        """Return the windows at `indices`, as tokens and next tokens."""
+        return tuple(part.to(self.to) for part in super().gather(indices))
+
+
+def _mapped(key: str, path: str, dtype: str) -> npt.NDArray[np.integer]:
+    """Return the tokens of a file, mapped: what is not read stays on disk. It is not changed ("c": copy on write)."""
+    file: Path = existing_file(key, path)
+    if file.suffix.lower() == ".npy":
+        try:
+            tokens = np.load(file, mmap_mode="c", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ConfigError(key, str(path), "a file of tokens", hint=f"Reading it failed: {error}") from error
+        if tokens.ndim != 1 or tokens.dtype.name not in DTYPES:
+            accepted = f"one axis of integers ({', '.join(DTYPES)}), not {tokens.dtype} {list(tokens.shape)}"
+            raise ConfigError(key, str(path), accepted)
+        return tokens  # type: ignore[no-any-return]
+    size, width = file.stat().st_size, np.dtype(dtype).itemsize
+    if size % width or not size:
+        hint = f"It has {size} bytes."
+        raise ConfigError(key, str(path), f"a file of numbers of {width} bytes each (dtype={dtype})", hint=hint)
+    return np.memmap(file, dtype=dtype, mode="c")

@@ -1,0 +1,129 @@
+"""Metric from a plain function of all targets and predictions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainyard.batch import aligned
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.metrics.metric import Metric, Result
+from trainyard.metrics.selection import described
+
+TRUE = ("y_true", "labels_true", "target", "targets", "true", "labels", "reference")
+PREDICTED = ("y_pred", "labels_pred", "preds", "pred", "predictions", "input", "output", "outputs", "logits")
+SCORES = ("y_score", "y_prob", "y_proba", "probas_pred")
+IGNORED = -100
+"""Target that counts for nothing, as in torch's losses."""
+
+
+class FunctionMetric(Metric):
+    """Gives the metric contract to a function of all targets and predictions of a set, such as those of scikit-learn.
+
+    Targets and outputs are kept, and the function is called at the end, on the CPU. It is told by its parameters' names
+    which is which: `y_true` and `target` are targets, `y_pred` and `preds` predictions. A function with a name that
+    begins with `y_` or `labels_` gets arrays of NumPy, any other tensors. For targets that are classes,
+
+    * `y_pred` gets the class of the highest output, where outputs are `[N, ..., C]`;
+    * `y_score` and `y_prob` get probabilities by softmax, `[N, C]`; for two classes that of the second, `[N]`;
+    * targets of -100 are left out.
+
+    Not stackable: a stack gives each member its own.
+
+    Args:
+        function: the function, with other arguments bound (`functools.partial`, `_partial_` in a config). It returns a
+            number, an array, or several by name.
+        prefix: see `Metric`.
+
+    Raises:
+        ConfigError: its parameters do not tell which is the target.
+    """
+
+    selects = True
+
+    def __init__(self, function: Callable[..., Any], prefix: str | None = None) -> None:
+        super().__init__(prefix)
+        self.function = function
+        self.title = getattr(function, "__name__", getattr(getattr(function, "func", None), "__name__", "function"))
+        names = list(inspect.signature(function).parameters)
+        self._true = next((name for name in names if name in TRUE), "")
+        self._predicted = next((name for name in names if name in (*PREDICTED, *SCORES)), "")
+        if not self._true or not self._predicted:
+            accepted = (
+                f"a function with a parameter for targets ({', '.join(TRUE)}) and one for predictions "
+                f"({', '.join((*PREDICTED, *SCORES))}); it has {', '.join(names)}"
+            )
+            raise ConfigError("metric", self.title, accepted)
+        self.reset()
+
+    def process(self, batch: Any, outputs: Any) -> None:
+        """Keep the targets and outputs of a batch.
+
+        Raises:
+            TrainyardError: they are no tensors, or do not go together.
+        """
+        outputs, target = self.read(batch, outputs)
+        if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
+            raise self.refusal(outputs, target, "two tensors")
+        target = aligned(target, outputs)
+        if outputs.shape[: target.ndim] != target.shape or outputs.ndim > target.ndim + 1:
+            raise self.refusal(outputs, target, "outputs of the target's shape, or with one more axis, the classes")
+        # Copies: outputs may lie in memory that the next batch overwrites.
+        kind = torch.float32 if outputs.dtype in (torch.float16, torch.bfloat16) else outputs.dtype  # NumPy has not all
+        self.kept.append((target.detach().clone(), outputs.detach().to(kind, copy=True)))
+
+    def compute(self) -> Result:
+        """Return what the function returns, float64.
+
+        Raises:
+            TrainyardError: nothing was processed, or the function refuses the values or returns no numbers.
+        """
+        if not self.kept:
+            raise TrainyardError(f"{self.title}: no batch was processed, so there is nothing to compute.")
+        target, outputs = (torch.cat([pair[i].cpu() for pair in self.kept]) for i in range(2))
+        classes = outputs.ndim == target.ndim + 1
+        target, outputs = target.flatten(), outputs.flatten(0, -2) if classes else outputs.flatten()
+        if not target.is_floating_point() and bool((target == IGNORED).any()):
+            counts = target != IGNORED
+            target, outputs = target[counts], outputs[counts]
+        if classes and not target.is_floating_point():
+            outputs = self._of_classes(outputs)
+        values: dict[str, Any] = {self._true: target, self._predicted: outputs}
+        if self._true.startswith(("y_", "labels_")):
+            values = {name: value.numpy() for name, value in values.items()}
+        try:
+            result = self.function(**values)
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            given = f"{described(target)} and {described(outputs)}"
+            raise TrainyardError(f"{self.title} refuses targets and predictions, {given}: {error}") from error
+        if isinstance(result, Mapping):
+            return {str(name): self._tensor(value) for name, value in result.items()}
+        return self._tensor(result)
+
+    def _of_classes(self, outputs: Tensor) -> Tensor:
+        if self._predicted in SCORES:
+            shares = outputs.double().softmax(-1)
+            return shares[:, 1] if shares.shape[-1] == 2 else shares
+        return outputs.argmax(-1) if self._predicted in ("y_pred", "labels_pred") else outputs
+
+    def _tensor(self, value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(np.asarray(value.cpu() if isinstance(value, Tensor) else value, dtype=np.float64))
+        except (TypeError, ValueError):
+            kind = type(value).__name__
+            raise TrainyardError(f"{self.title} returned a {kind}; a number, an array or a dict is needed.") from None
+
+    def reset(self) -> None:
+        """Forget the targets and outputs."""
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def merge(self, other: Metric) -> None:
+        """Append the other's targets and outputs."""
+        if not isinstance(other, FunctionMetric):
+            raise TypeError(f"a {type(other).__name__} cannot be merged into a function's metric")
+        self.kept = [*self.kept, *other.kept]

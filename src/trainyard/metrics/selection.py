@@ -1,0 +1,73 @@
+"""Selection of what a metric reads: a part of the outputs, and a target of the batch, by their paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from trainyard.errors import ConfigError, TrainyardError
+
+SHOWN = 12  # entries in a description
+
+
+def path_of(key: str, given: Any) -> str | None:
+    """Return a path such as `logits`, `labels.kind` or `0`, after a check.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if given is None:
+        return None
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return str(given)
+    if not isinstance(given, str) or not all(given.split(".")):
+        raise ConfigError(key, given, "a path of keys, attributes and indices, such as logits, labels.kind or 0")
+    return given
+
+
+def select(value: Any, path: str, of: str) -> Any:
+    """Return the part of a value that a path leads to: keys of mappings, indices of sequences, else attributes.
+
+    Args:
+        value: outputs of a model, or a batch.
+        path: names between dots.
+        of: what the value is, for the message.
+
+    Raises:
+        TrainyardError: it leads nowhere.
+    """
+    found = value
+    for name in path.split("."):
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list | tuple) and name.isdigit() and int(name) < len(found):
+            found = found[int(name)]
+        elif not isinstance(found, Mapping | Tensor) and hasattr(found, name):
+            found = getattr(found, name)
+        else:
+            raise TrainyardError(f"There is no {path!r} in the {of}: it is {described(value)}.")
+    return found
+
+
+def described(value: Any) -> str:
+    """Describe outputs or a target by kinds and shapes: `a dict of logits [8, 2] float32, hidden [8, 16] float32`."""
+    if isinstance(value, Tensor):
+        return f"a tensor {_short(value)}"
+    if isinstance(value, Mapping):
+        entries = [f"{name} {_short(entry)}" for name, entry in list(value.items())[:SHOWN]]
+        return f"a {type(value).__name__} of {', '.join(entries) or 'nothing'}"
+    if isinstance(value, list | tuple):
+        entries = [_short(entry) for entry in value[:3]]
+        more = ", …" if len(value) > 3 else ""
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(entries)}{more}"
+    return f"a {type(value).__name__}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(map(str, list(value)[:SHOWN]))}}}"
+    return type(value).__name__

@@ -1,0 +1,154 @@
+"""Data preprocessor that makes the columns of a table into features of a model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainyard.errors import ConfigError
+from trainyard.models.preprocessor import DataPreprocessor
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+
+UNKNOWN = -1.0
+"""Code of a category that the training data do not have."""
+
+
+class TableEncoder(DataPreprocessor):
+    """Encodes rows of a table, float32 `[B, F]`: columns of numbers, and of categories by their codes.
+
+    A row becomes, in this order: each number, `(x - mean) / std`, where a gap (NaN) has the value of `fill`; for each
+    column of categories one 0 or 1 for each category, all of them 0 for a gap or an unknown category; and a 1 for each
+    gap in one of the columns `gaps`.
+
+    Its numbers, and the digest of the categories, are in the model's state: a checkpoint's are used wherever it is
+    loaded, and a table with other categories is refused.
+
+    Args:
+        columns: the names of the columns, in the order of the input.
+        mean, std, fill: one number for each column of numbers, in order.
+        categories: for each column of categories its categories, in the order of their codes.
+        gaps: the columns whose gaps are a feature of their own.
+    """
+
+    fill: Tensor
+    digest: Tensor
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        fill: Sequence[float],
+        categories: Mapping[str, Sequence[str]] | None = None,
+        gaps: Sequence[str] = (),
+    ) -> None:
+        self.columns = list(columns)
+        self.categories = {name: list(known) for name, known in (categories or {}).items()}
+        numbers = [name for name in self.columns if name not in self.categories]
+        for key, given in (("mean", mean), ("std", std), ("fill", fill)):
+            if len(given) != len(numbers):
+                raise ConfigError(key, list(given), f"{len(numbers)} numbers, one for each column of numbers")
+        super().__init__(list(mean) or 0.0, list(std) or 1.0, fitted=True)
+        self.register_buffer("fill", torch.tensor(list(fill), dtype=torch.float32))
+        self.register_buffer("digest", torch.tensor(_digest([self.columns, self.categories])))
+        self._numbers = _runs([self.columns.index(name) for name in numbers])
+        self._sizes = {self.columns.index(name): len(known) for name, known in self.categories.items()}
+        self._gaps = _runs([self.columns.index(name) for name in gaps])
+        self.out_features = len(numbers) + sum(self._sizes.values()) + len(list(gaps))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return the features `[B, out_features]` of rows `[B, F]`.
+
+        Raises:
+            ConfigError: the input is no table with these columns.
+        """
+        if x.ndim != 2 or x.shape[1] != len(self.columns):
+            accepted = f"rows [B, {len(self.columns)}] with the columns {', '.join(self.columns)}"
+            raise ConfigError("data_preprocessor", list(x.shape), accepted)
+        x = x if x.is_floating_point() else x.float()
+        parts = []
+        if self._numbers:
+            numbers = torch.cat([x[:, run] for run in self._numbers], 1)
+            parts.append((torch.where(numbers.isnan(), self.fill, numbers) - self.mean) / self.std)
+        for column, size in self._sizes.items():
+            codes = torch.arange(size, device=x.device, dtype=x.dtype)
+            parts.append((x[:, column : column + 1] == codes).to(x.dtype))
+        parts += [x[:, run].isnan().to(x.dtype) for run in self._gaps]
+        return torch.cat(parts, 1)
+
+    def encode_table(self, table: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """Return the rows of a table, `[B, F]`, from its columns by name; others are ignored.
+
+        Raises:
+            ConfigError: a column is missing, or holds a text in the place of a number.
+        """
+        table = table.rename(columns=str)
+        rows = np.empty((len(table), len(self.columns)), np.float32)
+        for index, name in enumerate(self.columns):
+            if name not in table.columns:
+                raise ConfigError("columns", list(table.columns), f"a table with the column {name!r}")
+            if name in self.categories:
+                rows[:, index] = codes_of(texts_of(table[name]), self.categories[name])
+                continue
+            try:
+                rows[:, index] = table[name].to_numpy(dtype=np.float32, na_value=np.nan)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(name, str(table[name].dtype), "a column of numbers", hint=f"{error}.") from error
+        return rows
+
+    def decode_table(self, rows: npt.NDArray[np.float32]) -> pd.DataFrame:
+        """Return rows `[B, F]` as the table that `encode_table` takes; an unknown category becomes a gap."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {}
+        for name, column in zip(self.columns, rows.T, strict=True):
+            known = self.categories.get(name)
+            columns[name] = column.astype(np.float64) if known is None else [_text(code, known) for code in column]
+        return pd.DataFrame(columns)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}digest")
+        if saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
+            accepted = "a table with the columns and categories that the checkpoint was trained with"
+            hint = "Give the table that it was trained with as data.path; other rows to test on are data.test_path."
+            raise ConfigError("data.path", "other columns or categories", accepted, hint=hint)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def texts_of(column: pd.Series) -> npt.NDArray[Any]:
+    """Return the values of a column of categories as texts; None for a gap."""
+    missing = column.isna().to_numpy()
+    return np.array([None if gap else str(value) for value, gap in zip(column, missing, strict=True)], dtype=object)
+
+
+def codes_of(texts: npt.NDArray[Any], categories: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the code of each text: its place in `categories`, `UNKNOWN`, or NaN for None."""
+    codes = {name: float(code) for code, name in enumerate(categories)}
+    return np.array([np.nan if text is None else codes.get(text, UNKNOWN) for text in texts], dtype=np.float32)
+
+
+def _text(code: float, categories: Sequence[str]) -> str | None:
+    return categories[int(code)] if code >= 0 else None
+
+
+def _digest(value: Any) -> int:
+    return zlib.crc32(repr(value).encode())
+
+
+def _runs(indices: Sequence[int]) -> list[slice]:
+    """Return indices as slices: neighbours are one slice, which costs one operation."""
+    runs: list[slice] = []
+    for index in indices:
+        if runs and runs[-1].stop == index:
+            runs[-1] = slice(runs[-1].start, index + 1)
+        else:
+            runs.append(slice(index, index + 1))
+    return runs

@@ -1,0 +1,166 @@
+"""Checks of the data against the model before the training: targets that are no class, a batch of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from trainyard.config.compiling import compile_arguments
+from trainyard.data.lengths import exact_length, first_batch, samples_hint
+from trainyard.data.tensor_loader import ImageLoader, TensorLoader
+from trainyard.data.transfer import to_device
+from trainyard.errors import TrainyardError
+from trainyard.models import Supervised, call
+from trainyard.models.transformer import token_cross_entropy
+from trainyard.runner.misfit import classes_of, no_class, one_sample
+
+if TYPE_CHECKING:
+    from trainyard.runner.parts import Parts
+
+_AS_THEY_ARE = (TensorLoader, ImageLoader)
+"""Loaders whose batches hold the last of their tensors as it is."""
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@contextmanager
+def in_range(parts: Parts, split: str) -> Iterator[None]:
+    """Check the classes and indices of a batch of `split` in the block, on CUDA.
+
+    There an index out of range is an assertion on the device, after which the process cannot use it; elsewhere torch
+    raises an error that names it.
+
+    Raises:
+        TrainyardError: a target is no class, or an Embedding does not have an index.
+    """
+    if parts.device.type != "cuda" or compile_arguments(parts.settings["compile"]) is not None:
+        yield
+        return
+    with IndexRanges(parts, split):
+        yield
+
+
+class IndexRanges(TorchFunctionMode):
+    """Mode in which losses by class and embeddings check their indices before they run."""
+
+    def __init__(self, parts: Parts, split: str) -> None:
+        super().__init__()
+        self._parts = parts
+        self._split = split
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func in (F.cross_entropy, F.nll_loss):
+            logits, target = _first_two(args, named, "input", "target")
+            check_targets(self._parts, self._split, target, classes_of(logits), named.get("ignore_index", -100))
+        elif func is F.embedding:
+            index, weight = _first_two(args, named, "input", "weight")
+            wrong = index[(index < 0) | (index >= len(weight))]
+            if wrong.numel():
+                raise TrainyardError(
+                    f"model and data do not fit, in a batch of {self._split!r}: an Embedding has the rows 0 to "
+                    f"{len(weight) - 1}, and was given {int(wrong[0])}."
+                )
+        return func(*args, **named)
+
+
+def check_targets(parts: Parts, split: str, target: Tensor, classes: int, ignored: int = -100) -> None:
+    """Check that targets are classes.
+
+    Args:
+        parts: those of the run.
+        split: for the message.
+        target: of any shape; shares of classes (floats) are not checked.
+        classes: how many there are.
+        ignored: a target that is left out.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    if target.dtype not in _INTEGERS or not target.numel():
+        return
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]
+    if wrong.numel():
+        raise no_class(parts, split, int(wrong.max()) if int(wrong.max()) >= classes else int(wrong.min()), classes)
+
+
+def check_resident_targets(parts: Parts, outputs: Any) -> None:
+    """Check all targets of sets that lie in memory, for a `Supervised` model with a loss by class.
+
+    Args:
+        parts: those of the run, for one member.
+        outputs: predictions for a batch.
+
+    Raises:
+        ConfigError: a target is no class.
+    """
+    model = parts.model
+    loss = model.loss if isinstance(model, Supervised) else None
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or parts.strategy.world_size > 1:
+        return
+    if loss is token_cross_entropy:
+        classes = outputs.shape[-1]
+    elif isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        classes = classes_of(outputs)
+    else:
+        return
+    for split, loader in parts.loaders.items():
+        tensors = loader.tensors if isinstance(loader, TensorLoader) and type(loader) in _AS_THEY_ARE else ()
+        if len(tensors) > 1 and tensors[-1].ndim == outputs.ndim - 1:
+            check_targets(parts, split, tensors[-1], classes, getattr(loss, "ignore_index", -100))
+
+
+def check_last_batch(parts: Parts, device: torch.device) -> None:
+    """Check that no training batch has one sample, where a BatchNorm would have one value of each channel.
+
+    It is known before the training where the loader orders the samples itself.
+
+    Args:
+        parts: those of the run, for one member.
+        device: where the model lies.
+
+    Raises:
+        ConfigError: one has.
+    """
+    loader = parts.loader("train")
+    samples, size = samples_hint(loader), loader.batch_size
+    if exact_length(loader) is None or samples is None or parts.strategy.world_size > 1:
+        return
+    if size > 1 and samples % size != 1:
+        return
+    model = parts.model.train()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    norms = {name: module for name, module in norms.items() if module.training}
+    if not norms:
+        return
+    alone: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any], None]:
+        def of(module: nn.Module, given: Any) -> None:
+            if given and given[0].numel() == given[0].shape[0] * given[0].shape[1]:
+                alone.append(f"layer {name} ({type(module).__name__})")
+
+        return of
+
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in norms.items()]
+    model.eval()
+    try:
+        predict = getattr(model, "val_step", partial(call, model, mode="predict"))
+        with torch.no_grad(), device:
+            predict(to_device(first_batch(loader, "train"), device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if alone:
+        raise one_sample(parts, alone[0], samples)
+
+
+def _first_two(args: Any, named: Any, *names: str) -> Any:
+    return [args[index] if index < len(args) else named[name] for index, name in enumerate(names)]

@@ -1,0 +1,345 @@
+"""Explanations of errors that torch raises where model, data, loss and optimizer do not fit together.
+
+The scene of an error is read from its traceback: the innermost module that was called, what it was given, the metric
+and the line of the user's own code. An error that is none of these kinds keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import trainyard
+from trainyard.config.build import AUTO
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.metrics import Metric
+from trainyard.runner.hook import Hook
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from trainyard.runner.parts import Parts
+
+_KINDS = (RuntimeError, ValueError, IndexError, TypeError)
+_TORCH, _OURS = (str(Path(str(package.__file__)).parent) for package in (torch, trainyard))
+_LONGEST = 300
+
+_OF_FORWARD = re.compile(r"forward\(\) (takes|missing|got)")
+_OF_TENSORS = re.compile(
+    r"shape|size|dimension|dtype|scalar type|out of bounds|out of range|not implemented for|same type|broadcast", re.I
+)
+_OF_INDEX = re.compile(r"[Tt]arget (-?\d+) is out of bounds|index out of range in self|device-side assert|Class values")
+_OF_NORM = "Expected more than 1 value per channel"
+_NO_GRAPH = "does not require grad and does not have a grad_fn"
+_SIZES = ("num_classes", "vocab_size", "out_features")
+"""Facts about the data that are numbers of classes."""
+
+
+@contextmanager
+def explained(parts: Parts) -> Iterator[None]:
+    """Explain what torch raises in the block because model, data, loss and optimizer do not fit together.
+
+    The error of a stack stays as it is: its members are tried alone.
+
+    Args:
+        parts: those of the run.
+
+    Raises:
+        TrainyardError: the explanation: the key of the config, or the layer with its name and what it was given.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if Scene(error, parts).module is None or error.key.partition(".")[0] in parts.settings:
+            raise
+        raise error.under("model") from error
+    except _KINDS as error:
+        other = isinstance(error, torch.OutOfMemoryError) or getattr(parts, "stacked", False)
+        told = None if other else _explanation(Scene(error, parts), parts)
+        if told is None:
+            raise
+        raise told from error
+
+
+class Scene:
+    """What a traceback tells about an error.
+
+    Attributes:
+        text: the first line of the message.
+        module: the innermost module that was called; None outside of all.
+        given: its arguments.
+        name: its name, for messages.
+        layer: its name and its settings.
+        part: the key of the metric that was processing, or of the hook that was called, or None.
+        logits, target: those of a loss by class, or None.
+        split: the set that was evaluated, or "train".
+        place: the innermost line of code that is neither torch's nor ours.
+        by_torch: whether code of torch raised the error.
+        clipping: whether gradients were clipped.
+        stepping: whether the optimizer stepped.
+    """
+
+    def __init__(self, error: BaseException, parts: Parts) -> None:
+        said = str(error).strip().partition("\n")[0]
+        self.text = (said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…").rstrip(".")
+        self.error = error
+        self.module: nn.Module | None = None
+        self.given: tuple[Any, ...] = ()
+        self.part: str | None = None
+        self.logits: Tensor | None = None
+        self.target: Tensor | None = None
+        self.split = "train"
+        self.place = ""
+        self.by_torch = self.clipping = self.stepping = False
+        frames = error.__traceback__
+        while frames is not None:
+            self._see(frames.tb_frame, frames.tb_lineno, parts)
+            frames = frames.tb_next
+        self.name = "" if self.module is None else name_of(self.module, parts)
+        self.layer = self.name and f"{self.name} ({_settings(self.module)})"
+
+    def _see(self, frame: FrameType, line: int, parts: Parts) -> None:
+        file, name, values = frame.f_code.co_filename, frame.f_code.co_name, frame.f_locals
+        own = values.get("self")
+        self.by_torch = file.startswith(_TORCH)
+        if name == "_call_impl" and isinstance(own, nn.Module):
+            self.module, self.given = own, (*values.get("args", ()), *values.get("kwargs", {}).values())
+        elif isinstance(own, Metric):
+            self._name("metric", own, parts.metrics)
+        elif isinstance(own, Hook):
+            self._name("hook", own, parts.dispatch.hooks)
+        elif name in ("sanity_check", "run_set"):
+            self.split = getattr(own, "current", self.split)
+        self.clipping |= file.endswith("clip.py") and file.startswith(_OURS)
+        self.stepping |= isinstance(own, torch.optim.Optimizer)
+        if name in ("cross_entropy", "nll_loss") and isinstance(values.get("target"), Tensor):
+            self.logits, self.target = values["input"], values["target"]
+        if not self.by_torch and not file.startswith((_OURS, sys.prefix, sys.base_prefix, "<")):
+            self.place = f"{Path(file).name}:{line}"
+
+    def _name(self, group: str, own: object, named: Mapping[str, object]) -> None:
+        for key, each in named.items():
+            if own is each or own is getattr(each, "metric", None):
+                self.part = f"{group}.{key}"
+
+    @property
+    def where(self) -> str:
+        """The layer, what it was given, and torch's words."""
+        whose = self.layer or self.part or "the model"
+        given = f" was given {_shown(self.given)}" if self.module is not None and self.given else ""
+        place = f" ({self.place})" if self.place else ""
+        return f"{whose}{given}; torch says: {self.text}{place}."
+
+
+def _explanation(scene: Scene, parts: Parts) -> TrainyardError | None:
+    if _OF_NORM in scene.text:
+        return one_sample(parts, scene.name)
+    if _NO_GRAPH in scene.text:
+        return _without_graph()
+    if "sparse" in scene.text.lower() and not scene.layer:
+        return _sparse(scene, parts)
+    if _OF_INDEX.search(scene.text):
+        return _out_of_range(scene, parts)
+    fits_not = scene.by_torch or _OF_TENSORS.search(scene.text) is not None
+    if isinstance(scene.error, TypeError):
+        fits_not = _OF_FORWARD.search(scene.text) is not None
+    in_metric = (scene.part or "").startswith("metric.")
+    if (scene.module is None and not in_metric) or not fits_not or scene.stepping:
+        return None
+    return _shapes(scene, parts)
+
+
+# -- kinds -------------------------------------------------------------------------------------------------------------
+
+
+def _shapes(scene: Scene, parts: Parts) -> TrainyardError:
+    """Explain shapes, types and signatures that do not fit."""
+    suspects = _suspects(parts)
+    hint = _capital(scene.where)
+    for key, given, fact in suspects:
+        if len(suspects) == 1 or re.search(rf"\b{given}\b", f"{scene.text} {scene.layer}"):
+            return ConfigError(key, given, f"auto, or {fact}, which the data have", hint=hint)
+    key = scene.part or "model"
+    advice = _types(scene)
+    return TrainyardError(f"{key} and data do not fit, in a batch of {scene.split!r}: {scene.where}{advice}")
+
+
+def _types(scene: Scene) -> str:
+    """Return what to do about a type, as a further sentence; nothing if types are not the cause."""
+    if not re.search(r"dtype|scalar type|not implemented for|same type|type \(", scene.text, re.I):
+        return ""
+    if scene.part is not None or isinstance(scene.module, nn.CrossEntropyLoss | nn.NLLLoss):
+        return " Classes are integers: targets of the type int64 (target.long())."
+    own = next((p.dtype for p in scene.module.parameters()), None) if scene.module is not None else None
+    if own is None:
+        return ""
+    if isinstance(scene.module, nn.Embedding):
+        return " An embedding takes integers (x.long())."
+    return f" The layer's weights are {_dtype(own)}: the data have to be so too (x.to(torch.{_dtype(own)}))."
+
+
+def _out_of_range(scene: Scene, parts: Parts) -> TrainyardError:
+    """Explain a class or an index that is out of range."""
+    if "device-side assert" in scene.text:
+        return TrainyardError(
+            "An index is out of range on the device: a target that is no class of the loss, or an index that an "
+            "Embedding does not have. With device=cpu the error names it. The process cannot use CUDA any more."
+        )
+    if isinstance(scene.module, nn.Embedding) and scene.given and isinstance(scene.given[0], Tensor):
+        largest, count = _extreme(scene.given[0], scene.module.num_embeddings), scene.module.num_embeddings
+        told = f"{scene.layer} has the rows 0 to {count - 1}, and was given {largest}."
+        return _wrong_count(parts, count) or TrainyardError(
+            f"model and data do not fit, in a batch of {scene.split!r}: {told}"
+        )
+    if scene.logits is None or scene.target is None:
+        return _shapes(scene, parts)
+    return no_class(parts, scene.split, _extreme(scene.target, classes_of(scene.logits)), classes_of(scene.logits))
+
+
+def no_class(parts: Parts, split: str, target: int, classes: int) -> ConfigError:
+    """Return the error for a target that is no class of the loss.
+
+    Args:
+        parts: those of the run.
+        split: of the batch.
+        target: the number.
+        classes: outputs of the model.
+    """
+    if (wrong := _wrong_count(parts, classes)) is not None:
+        return wrong
+    stated = {name: fact for name, fact in _facts(parts).items() if name in _SIZES and fact == classes}
+    hint = "".join(f" The data state {name}={fact} (`spec`)." for name, fact in stated.items())
+    if target < 0:
+        hint += " What is to be left out is named by ignore_index, of the loss and of the metrics."
+    accepted = f"targets from 0 to {classes - 1} in {split!r}: the model has {classes} outputs"
+    return ConfigError("data", target, accepted, hint=hint.strip())
+
+
+def _wrong_count(parts: Parts, count: int) -> ConfigError | None:
+    """Return the error for a number of classes in the model's config that is less than the data have."""
+    for key, given, fact in _suspects(parts):
+        if key.rpartition(".")[2] in _SIZES and given == count and given < fact:
+            return ConfigError(key, given, f"auto, or {fact}, which the data have")
+    return None
+
+
+def one_sample(parts: Parts, layer: str, samples: int | None = None) -> ConfigError:
+    """Return the error for a training batch of one sample, of which BatchNorm has no variance.
+
+    Args:
+        parts: those of the run.
+        layer: the BatchNorm, for the message.
+        samples: of an epoch, if they are known.
+    """
+    node = parts.settings["data"]
+    names = node if isinstance(node, Mapping) else {}
+    key = "data.batch_size" if "batch_size" in names else "data"
+    size = parts.loader("train").batch_size
+    drop = "data.drop_last=true" if "drop_last" in names else "drop_last=True of its DataLoader"
+    found = "the last batch has one sample" if samples is None else f"of {samples} samples the last batch has one"
+    why = f"{_capital(layer or 'BatchNorm')} needs several values for a variance, and {found}."
+    if size == 1:
+        accepted, why = "at least 2", f"{_capital(layer or 'BatchNorm')} needs several values for a variance."
+    else:
+        accepted = f"a batch size that leaves no single sample; {drop} leaves the last batch out"
+    given = size if key != "data" else f"a batch size of {size}"
+    return ConfigError(key, given, accepted, hint=f"{why} A norm over a sample (LayerNorm, GroupNorm) needs no batch.")
+
+
+def _without_graph() -> TrainyardError:
+    return TrainyardError(
+        "model: the loss depends on no parameter that is trained, so there is nothing to learn. A loss loses its graph "
+        "by .detach(), .item(), .data, torch.no_grad(), argmax or a conversion to NumPy; or all that it depends on is "
+        "frozen (`freeze`, requires_grad)."
+    )
+
+
+def _sparse(scene: Scene, parts: Parts) -> TrainyardError:
+    """Explain sparse gradients that clipping or the optimizer does not take."""
+    names = [name for name, p in parts.model.named_parameters() if p.grad is not None and p.grad.is_sparse]
+    whose = f"The gradient of {names[0]} is sparse" if names else "A gradient is sparse"
+    dense = "an Embedding without sparse=True has dense gradients"
+    if scene.clipping:
+        key = "clip_grad_value" if parts.settings["clip_grad_norm"] is None else "clip_grad_norm"
+        hint = f"{whose}, and torch clips dense ones only: {dense}."
+        return ConfigError(key, parts.settings[key], "null, with sparse gradients", hint=hint)
+    if not scene.stepping:
+        key = scene.part or "model"
+        return TrainyardError(
+            f"{key}: {whose}, which a part of the step does not take: {dense}. torch says: {scene.text}."
+        )
+    name = type(parts.optimizer).__name__
+    taken = "one for sparse gradients: SGD or Adagrad without momentum and weight decay, or torch.optim.SparseAdam"
+    return ConfigError("optim", name, taken, hint=f"{whose}: {dense}. {name} says: {scene.text}.")
+
+
+# -- what is told ------------------------------------------------------------------------------------------------------
+
+
+def _suspects(parts: Parts) -> list[tuple[str, int, int]]:
+    """Return the arguments of the model that have the name of a fact about the data and another value.
+
+    Returns:
+        For each its key, its value, and the fact.
+    """
+    facts = _facts(parts)
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, int, int]]:
+        for name, entry in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(entry, Mapping):
+                yield from walk(entry, f"{key}.{name}")
+            elif name in facts and entry != facts[name] and entry != AUTO and type(entry) is type(facts[name]) is int:
+                yield f"{key}.{name}", entry, facts[name]
+
+    return list(walk(parts.settings["model"], "model"))
+
+
+def _facts(parts: Parts) -> Mapping[str, Any]:
+    return parts.data.spec if parts.data is not None else {}
+
+
+def name_of(module: nn.Module, parts: Parts) -> str:
+    """Return the name of a module in the model, for messages."""
+    name = next((name for name, each in parts.model.named_modules() if each is module), "")
+    return f"layer {name}" if name else "the model"
+
+
+def _settings(module: nn.Module | None) -> str:
+    shown = repr(module)
+    return type(module).__name__ if "\n" in shown else shown
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{_dtype(value.dtype)} {list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items())
+    return type(value).__name__
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _extreme(indices: Tensor, count: int) -> int:
+    """Return the index that is farthest out of range."""
+    low, high = int(indices.min()), int(indices.max())
+    return high if high >= count else low
+
+
+def classes_of(logits: Tensor) -> int:
+    """Return the number of classes of logits `[C]` or `[B, C, ...]`."""
+    return int(logits.shape[min(1, logits.ndim - 1)])
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

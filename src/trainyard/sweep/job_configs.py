@@ -1,0 +1,161 @@
+"""Configs of a sweep's jobs: composed, checked and dropped one after the other; composed again when a job starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainyard.config.current_job import current_job
+from trainyard.config.plain import plain
+from trainyard.config.resolving import resolve
+from trainyard.errors import TrainyardError
+from trainyard.sweep.compose.composer import Composer
+from trainyard.sweep.directories import check_name, job_directory
+from trainyard.sweep.plan import Job, process_of
+from trainyard.sweep.sweep_wide import check_sweep_wide
+from trainyard.sweep.sweepable import Sweepable
+
+NUMBER = "${hydra.job.num}"  # the default of hydra.sweep.subdir
+
+
+class JobConfigs:
+    """Makes the jobs of a sweep from their overrides.
+
+    Of a job remains what the plan needs. Parts of configs that are equal in several jobs are kept once.
+
+    Args:
+        composer: composes configs.
+        application: checks them.
+        sweep: the config of the whole sweep.
+        directory: the sweep's directory.
+        capacity: the number of slots that a job can take.
+        max_jobs: the setting that limits it, for messages.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        application: Sweepable,
+        sweep: DictConfig,
+        directory: Path,
+        capacity: int,
+        max_jobs: int | None,
+    ) -> None:
+        self._composer = composer
+        self._application = application
+        self._sweep = sweep
+        self._directory = directory
+        self._capacity = capacity
+        self._max_jobs = max_jobs
+        self._parts: dict[tuple[str, str], Any] = {}
+
+    def checked(
+        self, overrides: Sequence[Sequence[str]], numbers: Iterable[int], subdirs: Mapping[int, str | None]
+    ) -> Iterator[tuple[Job, Exception | None]]:
+        """Yield each job, composed and checked, with the error in its config; None if it is right.
+
+        Args:
+            overrides: the overrides of each job.
+            numbers: their numbers.
+            subdirs: the recorded directories of jobs, which they keep.
+        """
+        composed = self._composer.attempt_each(overrides)
+        for num, own, config in zip(numbers, overrides, composed, strict=True):
+            unchecked = Job(num, tuple(own), self._sweep, self._directory)
+            if isinstance(config, Exception):
+                yield unchecked, config
+                continue
+            try:
+                check_sweep_wide(config, self._sweep)
+                yield self._checked(num, own, config, subdirs.get(num)), None
+            except (TrainyardError, OmegaConfBaseException) as error:
+                yield unchecked, error
+
+    def compose(self, job: Job, cache: Any = None) -> DictConfig:
+        """Compose the config of a job again: the one that was checked.
+
+        Args:
+            job: the job.
+            cache: what its interpolations gave that are followed once (`${now:…}`); None for those of the whole sweep.
+        """
+        config = self._composer.compose(job.overrides)
+        if cache is not None:
+            OmegaConf.set_cache(config, cache)
+        _set_place(config, job.num, job.directory)
+        if job.subdir is not None:
+            with current_job(config):
+                if str(config.hydra.sweep.subdir) != job.subdir:
+                    config.hydra.sweep.subdir = job.subdir
+        return config
+
+    def _checked(self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None) -> Job:
+        """Return a job whose config is right.
+
+        Raises:
+            TrainyardError, OmegaConfBaseException: its config is wrong.
+        """
+        _set_place(config, num)
+        with current_job(config):
+            sweep = config.hydra.sweep
+            subdir = str(num) if plain(sweep._get_node("subdir")) == NUMBER else str(sweep.subdir)
+            if recorded is not None and recorded != subdir:  # it depends on the time, say
+                config = self._composer.compose(overrides)  # one of its own, since another job would get the place
+                _set_place(config, num)
+                config.hydra.sweep.subdir = subdir = recorded
+        with current_job(config):
+            directory = job_directory(config, self._directory, subdir)
+            check_name(config, directory)
+            config.hydra.runtime.output_dir = str(directory)
+            values = self._application.check(config)
+            slots, work_dir = self._slots(values), self._work_dir(values)
+            if values is None and self._application.fuse is not None:
+                values = resolve(config)
+            process = process_of(config)
+        cache = OmegaConf.get_cache(config)
+        return Job(
+            num,
+            tuple(overrides),
+            self.compose if cache == OmegaConf.get_cache(self._sweep) else partial(self.compose, cache=deepcopy(cache)),
+            directory,
+            None if values is None else {key: self._part(key, value) for key, value in values.items()},
+            slots,
+            work_dir,
+            subdir,
+            {key: self._part(f"hydra {key}", value) for key, value in process.items()},
+        )
+
+    def _part(self, key: str, value: Any) -> Any:
+        """Return a part of a config, or the equal one that is kept already."""
+        return self._parts.setdefault((key, repr(value)), value)
+
+    def _slots(self, values: dict[str, Any] | None) -> int:
+        """Return the number of slots that a job takes.
+
+        Raises:
+            TrainyardError: the job needs more slots than there are.
+        """
+        count = self._application.slots(values)
+        if count > self._capacity:
+            few = "" if self._max_jobs is None else f" hydra.launcher.max_jobs={self._max_jobs} allows no more."
+            raise TrainyardError(
+                f"A job takes {count} slots, one for each device, of {self._capacity} that there are.{few}"
+            )
+        return count
+
+    def _work_dir(self, values: dict[str, Any] | None) -> str | None:
+        """Return the directory that a training's config names; the config of another application need not name one."""
+        own = (values or {}).get("work_dir") if self._application.resumes else None
+        return None if own is None else str(own)
+
+
+def _set_place(config: DictConfig, num: int, directory: Path | None = None) -> None:
+    config.hydra.job.id = str(num)
+    config.hydra.job.num = num
+    if directory is not None:
+        config.hydra.runtime.output_dir = str(directory)

@@ -1,0 +1,101 @@
+"""File of jobs: a CSV file with a column for each key and a row for each job."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from trainyard.checks import existing_file
+from trainyard.errors import ConfigError
+from trainyard.sweep.grid_settings import FILE
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """Jobs of a file.
+
+    Attributes:
+        path: the file.
+        keys: the keys of its columns, without the sign that adds one.
+        jobs: the overrides of each row. An empty cell is no override.
+    """
+
+    path: Path
+    keys: list[str]
+    jobs: list[list[str]]
+
+    @property
+    def lines(self) -> list[str]:
+        """All distinct overrides."""
+        return list(dict.fromkeys(line for job in self.jobs for line in job))
+
+    @classmethod
+    def read(cls, given: str) -> JobFile:
+        """Read a file: UTF-8, with a first row that names the keys (`optim.lr`, `model`, `+new.key`).
+
+        Cells are values in the grammar of Hydra's overrides, so that `1` is an integer and `'1'` a text.
+
+        Raises:
+            ConfigError: it cannot be read, has no row, a column twice, a row of another length, or what is no key or
+                no single value.
+        """
+        path = existing_file(FILE, given)
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, strict=True)
+                rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            what = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(FILE, given, "a CSV file that can be read", hint=f"{what}.") from error
+        if len(rows) < 2:
+            what = "It is empty." if not rows else "It has no row below the first."
+            raise ConfigError(
+                FILE, given, "a CSV file: the keys in the first row, a job in each further row", hint=what
+            )
+        (_, columns), *body = rows
+        parser = OverridesParser.create()
+        keys = [_key(column, parser, given) for column in columns]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ConfigError(FILE, given, "one column for each key", hint=f"{twice} has several.")
+        known: dict[str, str] = {}
+        jobs = []
+        for line, cells in body:
+            if len(cells) != len(columns):
+                hint = f"Line {line} has {len(cells)}, and there are {len(columns)} columns."
+                raise ConfigError(FILE, given, "a cell for each column in each row", hint=hint)
+            job = [f"{column}={cell}" for column, cell in zip(columns, cells, strict=True) if cell]
+            for text in job:
+                if text not in known:
+                    _check_cell(text, parser, given, line)
+                    known[text] = text
+            jobs.append([known[text] for text in job])
+        return cls(path, keys, jobs)
+
+
+def _key(column: str, parser: OverridesParser, given: str) -> str:
+    try:
+        override = parser.parse_override(f"{column}=0") if column and column[0] != "~" and "=" not in column else None
+    except HydraException:
+        override = None
+    if override is None:
+        hint = f"{column!r} is a column of it."
+        raise ConfigError(FILE, given, "a CSV file with keys in its first row, such as optim.lr", hint=hint)
+    return str(override.get_key_element()).lstrip("+")
+
+
+def _check_cell(text: str, parser: OverridesParser, given: str, line: int) -> None:
+    key, _, cell = text.partition("=")
+    try:
+        several = parser.parse_override(text).is_sweep_override()
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        hint = f"Line {line}, {key}: {cell!r} cannot be read: {reason}. A text with such characters is quoted."
+        raise ConfigError(FILE, given, "values as overrides have them", hint=hint) from error
+    if several:
+        hint = f"Line {line}, {key}: {cell!r} lists several. A list is [1,2], a text is 'a,b'."
+        raise ConfigError(FILE, given, "one value in each cell", hint=hint)

@@ -1,0 +1,205 @@
+"""Commands that steer a running sweep: files in `commands/` of its directory, which the head of the sweep takes.
+
+Who gives a command writes it under a temporary name, flushes and renames it; the file is never changed. The head reads
+the folder on its regular tick, acts on each command in the order of their numbers, and records an acknowledgement of
+each in the manifest, before it acts: a head that is killed in between finds the acknowledgement, and a head that starts
+later finds the commands that have none.
+
+    head:  for command in folder.pending(acknowledged):
+               manifest.append(acknowledgement(command, refusal))    # with fsync
+               …                                                     # unless it is refused
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+log = logging.getLogger(__name__)
+
+FOLDER = "commands"
+KIND = "command"
+"""Kind of the records of acknowledgements in the manifest."""
+
+Action = Literal["stop", "pause", "resume", "clone"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Command about one job.
+
+    Attributes:
+        id: its identity, which begins with its number: ids are ordered as the commands are.
+        action: stop for good, pause (a checkpoint and no process), resume a paused job, or clone: a new job that starts
+            from the newest checkpoint of this one.
+        job: the number of the job.
+        overrides: what is different in a clone.
+        time: when it was given, in seconds since 1970.
+    """
+
+    id: str
+    action: Action
+    job: int
+    overrides: tuple[str, ...] = ()
+    time: float = field(default=0.0, compare=False)
+
+    def is_same(self, action: Action, job: int, overrides: Sequence[str]) -> bool:
+        """Return whether this command asks for the same."""
+        return (self.action, self.job, self.overrides) == (action, job, tuple(overrides))
+
+    def __str__(self) -> str:
+        return " ".join([f"{self.action} #{self.job}", *self.overrides])
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """Answer of a head.
+
+    Attributes:
+        accepted: whether it acts on the command.
+        told: why not, or what becomes of the job, for people.
+    """
+
+    accepted: bool
+    told: str = ""
+
+
+def acknowledgement(command: Command, refusal: str = "", told: str = "") -> dict[str, Any]:
+    """Return the manifest's record of the answer to a command, without its time.
+
+    Args:
+        command: the command.
+        refusal: why it is refused; empty if it is accepted.
+        told: what becomes of the job if it is accepted: `is job #12`.
+    """
+    return {
+        "kind": KIND,
+        "id": command.id,
+        "action": command.action,
+        "num": command.job,
+        "overrides": list(command.overrides),
+        "accepted": not refusal,
+        "told": refusal or told,
+    }
+
+
+def acknowledged(record: Mapping[str, Any]) -> tuple[str, Acknowledgement] | None:
+    """Return the id of the command that a record of the manifest answers, and the answer; None for other records."""
+    if record.get("kind") != KIND:
+        return None
+    return str(record["id"]), Acknowledgement(bool(record["accepted"]), str(record.get("told", "")))
+
+
+class CommandFolder:
+    """Folder of the commands to one sweep. Several processes may give commands at once.
+
+    Args:
+        directory: the sweep's directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._folder = directory / FOLDER
+        self._known: dict[str, Command | None] = {}
+
+    def give(
+        self, action: Action, job: int, overrides: Sequence[str], acknowledged: Container[str]
+    ) -> tuple[Command, bool]:
+        """Write a command to disk. One that asks for the same as the last command to this job, and waits, is that one.
+
+        Args:
+            action: what is to be done.
+            job: with which job.
+            overrides: what is different in a clone.
+            acknowledged: the ids of the commands that are acknowledged.
+
+        Returns:
+            The command, and whether it is new.
+        """
+        self._folder.mkdir(exist_ok=True)
+        with self._locked():
+            waiting = [command for command in self.pending(acknowledged) if command.job == job]
+            if waiting and waiting[-1].is_same(action, job, overrides):
+                return waiting[-1], False
+            number = max((int(name.partition("-")[0]) for name in self._names()), default=0) + 1
+            command = Command(f"{number:06d}-{uuid.uuid4().hex[:8]}", action, job, tuple(overrides), time.time())
+            temporary = self._folder / f".{command.id}.tmp"
+            try:
+                with temporary.open("x", encoding="utf-8") as file:
+                    json.dump(asdict(command), file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(self._folder / f"{command.id}.json")
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(self._folder)
+        return command, True
+
+    def pending(self, acknowledged: Container[str]) -> list[Command]:
+        """Return the commands that are not acknowledged, in the order in which they were given.
+
+        It may be called on each tick: a file is read once, and without commands it is one call of the system.
+        """
+        found = []
+        for name in self._names():
+            if name not in acknowledged and (command := self._read(name)) is not None:
+                found.append(command)
+        return found
+
+    def clear(self) -> None:
+        """Remove all commands: those of a sweep whose manifest is cleared."""
+        for name in self._names():
+            (self._folder / f"{name}.json").unlink(missing_ok=True)
+        self._known.clear()
+
+    def _names(self) -> list[str]:
+        """Return the ids of the commands in order. Other files are left alone."""
+        try:
+            names = [entry[:-5] for entry in os.listdir(self._folder) if entry.endswith(".json")]  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted((name for name in names if name.partition("-")[0].isdecimal()), key=_place)
+
+    def _read(self, name: str) -> Command | None:
+        if name not in self._known:
+            try:
+                values = json.loads((self._folder / f"{name}.json").read_bytes())
+                command = Command(**{**values, "id": name, "overrides": tuple(values["overrides"])})
+                if command.action not in ACTIONS or not isinstance(command.job, int):
+                    raise ValueError(f"{command.action} {command.job}")
+                self._known[name] = command
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s is no command and is skipped: %s", self._folder / f"{name}.json", error)
+                self._known[name] = None
+        return self._known[name]
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # a file system without locks: of two commands at once, either may be the first
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _place(name: str) -> tuple[int, str]:
+    return int(name.partition("-")[0]), name
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

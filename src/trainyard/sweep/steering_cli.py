@@ -1,0 +1,261 @@
+"""Command line that steers a sweep from another terminal.
+
+    python -m trainyard.sweep stop multirun/2026-01-31/12-00-00 3          # for good
+    python -m trainyard.sweep pause multirun/2026-01-31/12-00-00 3         # a checkpoint stays, its slot is free
+    python -m trainyard.sweep resume multirun/2026-01-31/12-00-00 3
+    python -m trainyard.sweep clone multirun/2026-01-31/12-00-00 3 optim.lr=1e-4    # a new job, from its checkpoint
+
+Without a process that runs the sweep, the command waits until the sweep is continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_override
+from trainyard.redaction import check_overrides
+from trainyard.sweep.manifest import FILE
+from trainyard.sweep.plan import spans
+from trainyard.sweep.steering import Acknowledgement, Action, Command, CommandFolder, acknowledged
+
+FOR_GOOD = ("done", "stopped")
+"""States of jobs that do not run again."""
+HYDRA = ".hydra"
+_EVERY = 0.05  # seconds between two looks at the manifest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Give a command, wait for the answer, print it, and return the exit status.
+
+    Returns:
+        0 if it was accepted, or waits; 2 if it cannot be, or was refused.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m trainyard.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("stop", "pause", "resume", "clone"))
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the sweep's directory (hydra.sweep.dir)")
+    parser.add_argument("job", metavar="JOB", help="the number of the job")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="of a clone: what is different")
+    parser.add_argument(
+        "--wait", type=float, default=10.0, metavar="SECONDS", help="how long to wait for the answer (10)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        told = steer(options.directory, options.action, options.job, options.overrides, options.wait)
+    except TrainyardError as error:
+        print(textwrap.fill(str(error), 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        return error.status
+    print(told)
+    return 0
+
+
+def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = (), wait: float = 10.0) -> str:
+    """Give a command to a sweep and return what became of it, for people.
+
+    Args:
+        directory: the sweep's directory.
+        action: what is to be done.
+        job: the number of the job, `3` or `#3`.
+        overrides: what is different in a clone.
+        wait: seconds to wait for the answer of the process that runs the sweep, if there is one.
+
+    Raises:
+        TrainyardError: there is no such sweep or job, the job's state does not allow it, an override is wrong, or the
+            process that runs the sweep has refused it.
+    """
+    state = SweepState.read(directory)
+    folder = CommandFolder(directory)
+    num = _number(job, state)
+    waiting = [command for command in folder.pending(state.answers) if command.job == num]
+    if not (waiting and waiting[-1].is_same(action, num, overrides)):  # else it is given again
+        _check(action, num, state, waiting)
+        _check_overrides(action, num, directory, state, overrides)
+    command, _ = folder.give(action, num, overrides, state.answers)
+    if not is_run(directory):
+        state.read_on()
+        if command.id not in state.answers:
+            how = f"the same command as before with {shell_override('hydra.sweep.dir', directory.absolute())}"
+            return f"No process runs this sweep. It is carried out when the sweep is continued: {how}"
+    answer = _answer(command, state, wait)
+    if answer is None:
+        return f"Given, not yet answered: {command}. The process that runs the sweep will take it."
+    if not answer.accepted:
+        raise TrainyardError(f"{command} was refused: {answer.told}")
+    return f"Accepted: {command}{f' {answer.told}' if answer.told else ''}."
+
+
+def is_run(directory: Path) -> bool:
+    """Return whether a process runs the sweep in a directory: it holds the lock of the manifest."""
+    fd = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a file system without locks does not tell
+    finally:
+        os.close(fd)
+    return False
+
+
+@dataclass
+class SweepState:
+    """State of a sweep as its manifest has it, read while another process writes it.
+
+    Attributes:
+        states: the state of each job, by number.
+        subdirs: the directory of each job below the sweep's.
+        answers: the acknowledgements of commands, by id.
+    """
+
+    path: Path
+    states: dict[int, str] = field(default_factory=dict)
+    subdirs: dict[int, str | None] = field(default_factory=dict)
+    answers: dict[str, Acknowledgement] = field(default_factory=dict)
+    _read_to: int = 0
+
+    @classmethod
+    def read(cls, directory: Path) -> SweepState:
+        """Read the manifest in a directory.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        state = cls(directory / FILE)
+        if not state.path.is_file():
+            hint = "It is the hydra.sweep.dir of a sweep that has begun."
+            raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {FILE}", hint=hint)
+        state.read_on()
+        return state
+
+    def read_on(self) -> None:
+        """Read what was appended since; an incomplete last line is left for the next time."""
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.splitlines():
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+    def _take(self, record: dict[str, Any]) -> None:
+        answer = acknowledged(record)
+        if answer is not None:
+            self.answers[answer[0]] = answer[1]
+        elif record["kind"] == "job":
+            self.states.setdefault(record["num"], "waiting")
+            self.subdirs[record["num"]] = record.get("subdir")
+        elif record["kind"] == "state":
+            self.states[record["num"]] = record["state"]
+        elif record["kind"] == "queued":
+            for unit in record["units"]:
+                for num in unit if isinstance(unit, list) else unit["nums"]:
+                    self.states[num] = "waiting"
+
+
+def _number(job: str, state: SweepState) -> int:
+    """Return the number of a job.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
+    text = job.removeprefix("#")
+    if not text.isdecimal() or int(text) not in state.states:
+        jobs = spans(sorted(state.states)) if state.states else "none yet"
+        raise ConfigError("JOB", job, f"the number of a job of this sweep: {jobs}")
+    return int(text)
+
+
+def _check(action: Action, num: int, state: SweepState, waiting: Sequence[Command]) -> None:
+    """Check that the state of a job, as it is after the commands that wait, allows an action.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    then = {"stop": "stopped", "pause": "paused", "resume": "waiting"}
+    now = next((then[command.action] for command in reversed(waiting) if command.action in then), state.states[num])
+    if action == "clone":
+        return
+    if now in FOR_GOOD:
+        others = sorted(each for each, its in state.states.items() if its not in FOR_GOOD)
+        hint = f"Not finished: {spans(others)}." if others else "All jobs are finished."
+        raise ConfigError("JOB", num, f"a job that is not finished; #{num} is {now}", hint=hint)
+    if action == "pause" and now == "paused":
+        raise ConfigError("JOB", num, f"a job that is not paused; #{num} is", hint="resume lets it go on.")
+    if action == "resume" and now != "paused":
+        paused = sorted(each for each, its in state.states.items() if its == "paused")
+        hint = f"Paused: {spans(paused)}." if paused else "No job is paused."
+        raise ConfigError("JOB", num, f"a job that is paused; #{num} is {now}", hint=hint)
+
+
+def _check_overrides(action: Action, num: int, directory: Path, state: SweepState, overrides: Sequence[str]) -> None:
+    """Check the overrides of a clone by the config of the job, which has begun.
+
+    Raises:
+        ConfigError: there are none, or for another action; one is wrong; or the job has not begun.
+    """
+    if action != "clone":
+        if overrides:
+            raise ConfigError("KEY=VALUE", " ".join(overrides), f"none: {action} changes no value")
+        return
+    if not overrides:
+        raise ConfigError("KEY=VALUE", "", "one override or more: a clone is a job with other values")
+    check_overrides(list(overrides))
+    folder = directory / (state.subdirs[num] or str(num)) / HYDRA
+    try:
+        config, hydra = OmegaConf.load(folder / "config.yaml"), OmegaConf.load(folder / "hydra.yaml")
+    except OSError:
+        raise ConfigError("JOB", num, f"a job that has begun; #{num} has no checkpoint to start from") from None
+    groups = [str(group) for group in OmegaConf.select(hydra, "hydra.runtime.choices", default={})]
+    for line in overrides:
+        _check_override(line, config, groups)
+
+
+def _check_override(line: str, config: Any, groups: Sequence[str]) -> None:
+    try:
+        override = OverridesParser.create().parse_override(line)
+    except HydraException as error:
+        raise ConfigError("KEY=VALUE", line, "an override", hint=str(error).splitlines()[0]) from error
+    key = override.key_or_group
+    if override.is_sweep_override():
+        raise ConfigError(key, line.partition("=")[2], "one value: a clone is one job")
+    if key.partition(".")[0] == "hydra" or key.startswith("hydra/"):
+        raise ConfigError(key, line.partition("=")[2], "a key of the job; those of hydra are the whole sweep's")
+    if override.is_add() or key in groups:
+        return
+    node, before = config, ""
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118, `in node` resolves
+            options = [f"{before}{each!s}" for each in node.keys()] if isinstance(node, DictConfig) else []  # noqa: SIM118
+            where = f"a key of {before[:-1]}" if before else "a group or key of this job's config"
+            hint = f"A new key is added with +{key}=…"
+            raise ConfigError(key, f"{before}{name}", f"{where}: {', '.join(options)}", options=options, hint=hint)
+        node, before = node._get_node(name), f"{before}{name}."
+
+
+def _answer(command: Command, state: SweepState, wait: float) -> Acknowledgement | None:
+    """Wait for the answer to a command; return None if there is none in time."""
+    until = time.monotonic() + wait
+    while command.id not in state.answers and time.monotonic() < until:
+        time.sleep(_EVERY)
+        state.read_on()
+    return state.answers.get(command.id)

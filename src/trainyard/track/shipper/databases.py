@@ -1,0 +1,112 @@
+"""SQLite databases of MLflow: made at once or not at all, and opened so that readers do not wait."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from trainyard import temporary
+
+
+def client(uri: str, database: Path) -> MlflowClient:
+    """Open a database, which is made if it is missing.
+
+    Args:
+        uri: of the database, for MLflow.
+        database: its file.
+
+    Raises:
+        Exception: whatever SQLite or MLflow raises; trying again later may help.
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    _commit_quickly()
+    # MLflow puts the artifacts of a new database into `mlruns` in the current folder; that must be the database's.
+    with _alone_in(database.parent):
+        prefix = f".{database.name}.new-"
+        temporary.remove_left(database.parent, prefix)
+        if not database.exists():
+            _make(uri, database, database.with_name(temporary.marked(prefix)))
+        try:
+            execute(database, "PRAGMA journal_mode=WAL")  # readers and a writer don't wait for each other
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise  # this error is clear; MLflow would retry for minutes
+        return MlflowClient(uri)
+
+
+def execute(database: Path, pragma: str) -> None:
+    with contextlib.closing(sqlite3.connect(database, timeout=1.0)) as connection:
+        connection.execute(pragma)
+
+
+def _make(uri: str, database: Path, new: Path) -> None:
+    """Make a database in a folder of its own, and give it its place once it is whole.
+
+    MLflow makes its tables in some hundred steps. It cannot go on from one of them: a process that is killed meanwhile,
+    or a full disk, would leave a database that nobody can use. If another program has made the database by then,
+    that one stays.
+    """
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new.mkdir()
+    made = new / database.name
+    try:
+        made.touch()
+        execute(made, "PRAGMA journal_mode=WAL")  # faster, too
+        store = SqlAlchemyStore(f"{uri.partition(':///')[0]}:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
+        execute(made, "PRAGMA wal_checkpoint(TRUNCATE)")
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            _link(made, database)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _link(made: Path, database: Path) -> None:
+    try:
+        database.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        made.rename(database)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Lock the folder against other shippers: MLflow makes the tables of a new database, and two at once collide."""
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        os.close(lock)
+
+
+@functools.cache
+def _commit_quickly() -> None:
+    """Make SQLAlchemy's SQLite connections wait for the disk at checkpoints only, not at commits.
+
+    A commit then survives the end of the process, but perhaps not a power failure.
+    """
+    from sqlalchemy import Engine, event
+
+    def settings(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=4000")  # pages of 4 KB
+
+    event.listen(Engine, "connect", settings)

@@ -1,0 +1,68 @@
+"""What is not shipped of a run whose directory is from elsewhere: code is not run, and no other file is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainyard.errors import TrainyardError
+from trainyard.quoting import shell_path
+from trainyard.track import journal, run_info
+from trainyard.track.journal import Record
+from trainyard.track.shipped import FILE as SHIPPED
+from trainyard.track.shipped import LOCK, LOG
+
+_SHOWN = 3
+
+
+class HeldBack:
+    """Uploads of a run that wait until the user trusts its directory.
+
+    Args:
+        work_dir: the run's directory.
+
+    Attributes:
+        names: of the uploads.
+
+    Raises:
+        TrainyardError: a file that is read or written in the directory is a link.
+    """
+
+    def __init__(self, work_dir: Path) -> None:
+        self._work_dir = work_dir
+        self.names: set[str] = set()
+        for name in (run_info.FILE, journal.FILE, SHIPPED, LOCK, LOG):
+            if (work_dir / name).is_symlink():
+                raise TrainyardError(f"{work_dir} is from elsewhere, and its {name} is a link: {_how(work_dir)}")
+
+    def holds(self, name: str, record: Record) -> bool:
+        """Return whether this upload waits: the code of a model would run, or a path leads out of the directory."""
+        match record:
+            case {"kind": "model"}:
+                self.names.add(name)
+            case {"kind": "artifact", "path": path} if self._leads_out(path):
+                self.names.add(name)
+        return name in self.names
+
+    @property
+    def told(self) -> str | None:
+        """Message about what waits; None if nothing does."""
+        if not self.names:
+            return None
+        names = sorted(self.names)
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        return (
+            f"The directory is from elsewhere: its code is not run and no file outside it is sent. "
+            f"Left out: {shown}. {_how(self._work_dir)}"
+        )
+
+    def _leads_out(self, path: str) -> bool:
+        inside = self._work_dir.resolve()
+        start = self._work_dir / path
+        try:
+            return not all(found.resolve().is_relative_to(inside) for found in (start, *start.rglob("*")))
+        except (OSError, RuntimeError, ValueError):  # links in a circle
+            return True
+
+
+def _how(work_dir: Path) -> str:
+    return f"If you trust it: python scripts/sync.py --trust {shell_path(str(work_dir))}"

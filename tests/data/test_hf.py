@@ -1,0 +1,186 @@
+"""Data sets of Hugging Face: from memory as mappings of columns, and where `datasets` is installed as they are."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_runs import resumes_to_the_bits, stack_follows_members, trained, training
+from torch import Tensor, nn
+
+from trainyard.data import HuggingFace
+from trainyard.errors import ConfigError
+
+GOOD, BAD = ["fine", "great", "good", "lovely"], ["bad", "poor", "awful", "dull"]
+RNG = np.random.default_rng(0)
+LABELS = [int(label) for label in RNG.integers(0, 2, 120)]
+TEXTS = [f"it was {RNG.choice((BAD, GOOD)[label])} and {RNG.choice((BAD, GOOD)[label])}" for label in LABELS]
+COLUMNS = {"text": TEXTS, "label": LABELS, "stars": [float(2 * label) for label in LABELS]}
+CPU = torch.device("cpu")
+
+
+class Words:
+    """A tokenizer of words, called as those of transformers are."""
+
+    def __init__(self) -> None:
+        self.known = {word: number for number, word in enumerate(sorted({*" ".join(TEXTS).split()}), 1)}
+
+    def __len__(self) -> int:
+        return len(self.known) + 1
+
+    def __call__(self, texts: list[str], *, padding: str, truncation: bool, max_length: int) -> dict[str, Any]:
+        rows = [[self.known[word] for word in text.split()][:max_length] for text in texts]
+        ids = [row + [0] * (max_length - len(row)) for row in rows]
+        return {"input_ids": ids, "attention_mask": [[int(token > 0) for token in row] for row in ids]}
+
+
+class Bag(nn.Module):
+    def __init__(self, vocab_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(vocab_size, 8), nn.Linear(8, num_classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        weights = attention_mask.unsqueeze(-1).float()
+        out: Tensor = self.head((self.embedding(input_ids) * weights).sum(1) / weights.sum(1))
+        return out
+
+
+MODEL = {
+    "_target_": "trainyard.models.Supervised",
+    "net": {"_target_": Bag, "vocab_size": "auto", "num_classes": "auto"},
+}
+
+
+def data(dataset: Any, **more: Any) -> dict[str, Any]:
+    base = {"_target_": "trainyard.data.HuggingFace", "tokenizer": {"_target_": Words}, "columns": [], "max_length": 6}
+    return base | {"dataset": dataset, "batch_size": 16} | more
+
+
+class Given:
+    """A `_target_` that gives the columns."""
+
+    def __new__(cls) -> Any:
+        return COLUMNS
+
+
+def test_batches_are_dicts() -> None:
+    found = HuggingFace(dataset=COLUMNS, tokenizer=Words(), max_length=5)
+    assert found.spec == {"num_classes": 2, "vocab_size": len(Words()), "context_length": 5}
+    batch = next(found.loader("train", seed=0, device=CPU).batches())
+    shapes = {name: (list(values.shape), values.dtype) for name, values in batch.items()}
+    assert shapes == {
+        "input_ids": ([32, 5], torch.int64),
+        "attention_mask": ([32, 5], torch.int64),
+        "stars": ([32], torch.float32),
+        "labels": ([32], torch.int64),
+    }
+    sources: dict[str, Any] = found.sources
+    assert {split: len(source["labels"]) for split, source in sources.items()} == {
+        "train": 96,
+        "val": 12,
+        "test": 12,
+    }
+
+
+def test_splits_of_its_own_texts_as_labels_and_regression() -> None:
+    named = {"text": TEXTS, "label": ["good" if label else "bad" for label in LABELS]}
+    found = HuggingFace(dataset={"train": named, "validation": named}, tokenizer=Words(), test_fraction=0)
+    assert found.classes == ["bad", "good"]
+    assert found.splits == ("train", "val")
+    regression = HuggingFace(dataset=COLUMNS, tokenizer=Words(), target="stars", columns=[])
+    assert regression.spec["out_features"] == 1
+    assert HuggingFace(dataset=COLUMNS, text=None, columns=["stars"]).sources["train"].keys() == {"stars", "labels"}
+
+
+def refused(key: str, match: str, **kwargs: Any) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        HuggingFace(**kwargs)
+    assert caught.value.key == key
+
+
+def test_what_is_no_data_set(tmp_path: Path) -> None:
+    refused("tokenizer", "'text' holds texts.*AutoTokenizer", dataset=COLUMNS)
+    refused("columns", "holds texts", dataset=COLUMNS, text=None)
+    refused("columns", "holds texts", dataset=COLUMNS, text=None, columns=["text"])
+    refused("target", "Did you mean 'label'", dataset=COLUMNS, target="labl", tokenizer=Words())
+    refused("text", "one of the columns", dataset=COLUMNS, text="sentence", tokenizer=Words())
+    refused("path", "save_to_disk", dataset=None)
+    refused("dataset", "a mapping of columns", dataset=[1, 2])
+    refused("dataset", "a split train", dataset={"test": COLUMNS})
+    refused("fold", "from 0 to 4", dataset=COLUMNS, tokenizer=Words(), folds=5, fold=-1)
+    ragged = COLUMNS | {"list": [[1] * (1 + n % 2) for n in range(120)]}
+    refused("columns", "one length", dataset=ragged, tokenizer=Words())
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        refused("path", r"trainyard\[hf\]", path=str(tmp_path))
+    else:
+        refused("path", "save_to_disk wrote", path=str(tmp_path))
+
+
+def test_a_model_of_texts_learns() -> None:
+    metric = {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}}
+    loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 15}
+    runner = trained(training(data({"_target_": Given}), MODEL, metric=metric, objective="val/accuracy", loop=loop))
+    assert runner.members[0].metrics["val/accuracy"] > 0.9
+
+
+def test_it_resumes_to_the_bits(tmp_path: Path) -> None:
+    resumes_to_the_bits(training(data({"_target_": Given}), MODEL), tmp_path, 8)
+
+
+def test_a_stack_over_seeds_follows_its_members() -> None:
+    stack_follows_members(training(data({"_target_": Given}), MODEL))
+
+
+def test_data_sets_of_the_library(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (the extra hf has it)")
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["bad", "good", "none"]),
+            "stars": datasets.Value("float32"),
+        }
+    )
+    own = datasets.Dataset.from_dict(COLUMNS, features=features)
+    datasets.DatasetDict({"train": own, "test": own.select(range(10))}).save_to_disk(str(tmp_path / "saved"))
+    disk = HuggingFace(path=str(tmp_path / "saved"), tokenizer=Words(), columns=[])
+    assert disk.classes == ["bad", "good", "none"]
+    assert disk.splits == ("train", "val", "test")
+    memory = HuggingFace(dataset=own, tokenizer=Words(), columns=["stars"])
+    assert memory.spec["num_classes"] == 3
+    plain = HuggingFace(dataset=COLUMNS, tokenizer=Words(), columns=["stars"])
+    for name, values in plain.sources["train"].items():
+        assert torch.equal(values, memory.sources["train"][name])
+
+
+def test_a_tokenizer_and_a_model_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra hf has it)")
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=["[UNK]", "[PAD]"]))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+    fast.save_pretrained(str(tmp_path / "tokenizer"))
+    node = {"_target_": "transformers.AutoTokenizer.from_pretrained"}
+    tokenizer = node | {"pretrained_model_name_or_path": str(tmp_path / "tokenizer")}
+
+    class Bert(nn.Module):
+        def __init__(self, vocab_size: int) -> None:
+            super().__init__()
+            sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+            config = transformers.BertConfig(vocab_size=vocab_size, num_labels=2, **sizes)
+            self.bert = transformers.BertForSequenceClassification(config)
+
+        def forward(self, **inputs: Tensor) -> Any:
+            return self.bert(**inputs).logits
+
+    model = {"_target_": "trainyard.models.Supervised", "net": {"_target_": Bert, "vocab_size": "auto"}}
+    values = training(data({"_target_": Given}, tokenizer=tokenizer), model)
+    resumes_to_the_bits(values, tmp_path, 8)
+    metric = {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}}
+    loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 15}
+    runner = trained(values | {"metric": metric, "objective": "val/accuracy", "loop": loop})
+    assert runner.members[0].metrics["val/accuracy"] > 0.9

@@ -1,0 +1,176 @@
+"""Images in files: folders of classes and tables of paths."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from data_runs import resumes_to_the_bits, stack_follows_members, trained, training
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from trainyard.config.build import check_tree
+from trainyard.data import ImageFolder
+from trainyard.errors import ConfigError, TrainyardError
+
+CPU = torch.device("cpu")
+MODEL = {
+    "_target_": "trainyard.models.MLP",
+    "in_features": "auto",
+    "num_classes": "auto",
+    "hidden": [16],
+    "loss": "auto",
+}
+METRICS = {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}}
+
+
+class Noise:
+    """A transform that draws random numbers."""
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() / 255 + 0.1 * torch.rand(image.shape)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of three classes of scikit-learn's digits: root/<class>/<number>.png."""
+    root = tmp_path_factory.mktemp("digits")
+    found = load_digits()
+    for index in np.flatnonzero(found.target < 3)[:120]:
+        folder = root / ("zero", "one", "two")[found.target[index]]
+        folder.mkdir(exist_ok=True)
+        pixels = (found.images[index] * 15).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    (root / "one" / "notes.txt").write_text("no image")
+    return root
+
+
+def rows(data: ImageFolder) -> dict[str, int]:
+    sources: dict[str, Any] = data.sources
+    return {split: len(source) for split, source in sources.items()}
+
+
+def table(root: Path, **columns: Any) -> pd.DataFrame:
+    files = sorted(str(file.relative_to(root)) for file in root.rglob("*.png"))
+    frame = pd.DataFrame({"path": files, "label": [Path(file).parent.name for file in files]})
+    return frame.assign(**columns)
+
+
+def test_a_folder_for_each_class(digits: Path) -> None:
+    data = ImageFolder(str(digits), colour="grey", test_fraction=0.2)
+    assert data.classes == ["one", "two", "zero"]
+    assert data.spec == {
+        "input_shape": [1, 8, 8],
+        "in_features": 64,
+        "in_channels": 1,
+        "image_size": 8,
+        "num_classes": 3,
+    }
+    assert rows(data) == {"train": 84, "val": 12, "test": 24}
+    x, y = next(data.loader("test", seed=0, device=CPU).batches())
+    assert (x.shape, x.dtype, y.dtype) == ((24, 1, 8, 8), torch.float32, torch.int64)
+    assert 0.5 < x.max() <= 1
+    assert ImageFolder(str(digits)).spec["in_channels"] == 3
+
+
+def test_memory_serves_what_files_serve(digits: Path) -> None:
+    files = ImageFolder(str(digits), image_size=12, batch_size=16)
+    memory = ImageFolder(str(digits), image_size=12, batch_size=16, in_memory=True)
+    assert memory.sources["train"][0].dtype == torch.uint8
+    for split in files.splits:
+        batches = [list(data.loader(split, seed=3, device=CPU).batches(1)) for data in (files, memory)]
+        for one, other in zip(*batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_folders_for_the_splits(digits: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(digits)
+    data = ImageFolder(str(tmp_path), test_fraction=0.1)
+    assert rows(data) == {"train": 108, "val": 120, "test": 12}
+    assert rows(ImageFolder(str(digits), val_path=str(digits)))["val"] == 120
+
+
+def test_a_table_of_paths(digits: Path) -> None:
+    frame = table(digits, patient=np.arange(120) // 10, size=np.linspace(0, 1, 120))
+    frame.to_csv(digits / "table.csv", index=False)
+    data = ImageFolder(str(digits / "table.csv"), group="patient", folds=3, fold=1)
+    assert data.classes == ["one", "two", "zero"]
+    assert sum(rows(data).values()) == 120
+    regression = ImageFolder(str(digits / "table.csv"), target="size")
+    assert regression.spec["out_features"] == 1
+    assert regression.sources["train"][0][1].dtype == torch.float32
+
+
+def refused(key: str, match: str, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        ImageFolder(*args, **kwargs)
+    assert caught.value.key == key
+
+
+def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
+    refused("path", "a folder of images", str(tmp_path / "none"))
+    refused("path", "It holds 40 images and 0 folders.*table of their paths", str(digits / "zero"))
+    refused("path", "for each of two classes", str(tmp_path))
+    (tmp_path / "set" / "empty").mkdir(parents=True)
+    refused("path", "images of a class", str(tmp_path / "set"))
+    refused("colour", "rgb, grey", str(digits), colour="blue")
+    refused("transform", "torchvision.transforms.v2", str(digits), transform=["flip"])
+    refused("transform", "data_preprocessor", str(digits), transform=[Noise()], in_memory=True)
+    refused("fold", "from 0 to 4", str(digits), folds=5, fold=5)
+    refused("group", "column of groups", str(digits), group="patient")
+    frame = table(digits)
+    frame.to_csv(digits / "table.csv", index=False)
+    refused("target", "Did you mean 'label'", str(digits / "table.csv"), target="lable")
+    frame.assign(path="gone.png").to_csv(digits / "gone.csv", index=False)
+    refused("path", "relative to the folder of the table", str(digits / "gone.csv"))
+
+
+def test_files_that_are_no_images_of_one_size(digits: Path, tmp_path: Path) -> None:
+    for name, size in (("a", 4), ("b", 6)):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.new("RGB", (size, size)).save(tmp_path / name / f"{index}.png")
+    data = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0)
+    with pytest.raises(TrainyardError, match="image_size=64 resizes"):
+        next(data.loader("train", seed=0, device=CPU).batches())
+    assert ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, image_size=5).spec["image_size"] == 5
+    (tmp_path / "a" / "0.png").write_text("no image")
+    with pytest.raises(TrainyardError, match=r"0.png cannot be read"):
+        ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, image_size=5, in_memory=True)
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    if find_spec("torchvision"):
+        pytest.skip("torchvision is installed")
+    with pytest.raises(ConfigError, match=r"trainyard\[vision\]"):
+        check_tree({"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"}, "data.transform.0")
+
+
+def data(root: Path, **more: Any) -> dict[str, Any]:
+    return {"_target_": "trainyard.data.ImageFolder", "path": str(root), "batch_size": 16, **more}
+
+
+def test_images_train(digits: Path) -> None:
+    loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 15}
+    values = training(data(digits), MODEL, metric=METRICS, objective="val/accuracy", loop=loop)
+    assert trained(values).members[0].metrics["val/accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_images_resume_to_the_bits(digits: Path, tmp_path: Path, workers: int) -> None:
+    resumes_to_the_bits(training(data(digits, workers=workers, transform=[{"_target_": Noise}]), MODEL), tmp_path, 8)
+
+
+def test_a_stack_over_images_in_memory_follows_its_members(digits: Path) -> None:
+    stack_follows_members(training(data(digits, in_memory=True), MODEL))
+
+
+def test_transforms_of_torchvision(digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    v2 = "torchvision.transforms.v2"
+    transform = [{"_target_": f"{v2}.RandomResizedCrop", "size": 8}, {"_target_": f"{v2}.RandomHorizontalFlip"}]
+    resumes_to_the_bits(training(data(digits, transform=transform), MODEL), tmp_path, 8)

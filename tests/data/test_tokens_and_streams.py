@@ -1,0 +1,187 @@
+"""Tokens on disk, and streams of shards: what they serve, and where a resumed run goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from data_runs import resumes_to_the_bits, stack_follows_members, training
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainyard.data import Stream, Tokens, WindowLoader
+from trainyard.data import stream as streams
+from trainyard.errors import ConfigError, TrainyardError
+
+CPU = torch.device("cpu")
+IDS = np.random.default_rng(0).integers(0, 50, 1000)
+LANGUAGE = {
+    "_target_": "trainyard.models.Transformer",
+    "vocab_size": "auto",
+    "context_length": "auto",
+    "dim": 8,
+    "heads": 2,
+    "layers": 1,
+}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, Any]:
+    IDS.astype(np.uint16).tofile(tmp_path / "ids.bin")
+    return {
+        "_target_": "trainyard.data.Tokens",
+        "path": str(tmp_path / "ids.bin"),
+        "context_length": 8,
+        "batch_size": 16,
+    }
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "uint32", "int64"])
+def test_files_serve_the_windows_of_their_tokens(tmp_path: Path, dtype: str) -> None:
+    np.save(tmp_path / "ids.npy", IDS.astype(dtype))
+    IDS.astype(dtype).tofile(tmp_path / "ids.bin")
+    for name in ("ids.npy", "ids.bin"):
+        data = Tokens(str(tmp_path / name), dtype, context_length=8, batch_size=16)
+        assert data.spec == {"vocab_size": 50, "context_length": 8}
+        assert [len(data.sources[split][0]) for split in ("train", "val", "test")] == [900, 50, 50]
+        loader = data.loader("train", seed=3, device=CPU)
+        expected = WindowLoader(torch.from_numpy(IDS[:900]), 8, 8, 16, shuffle=True, seed=3)
+        for ours, theirs in zip(loader.batches(2, 3), expected.batches(2, 3), strict=True):
+            assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(ours, theirs, strict=True))
+        first, following = next(data.loader("test", seed=0, device=CPU).batches())
+        assert first[0].tolist() == IDS[950:958].tolist()
+        assert following[0].tolist() == IDS[951:959].tolist()
+
+
+def test_files_of_their_own_for_the_splits(tokens: dict[str, Any], tmp_path: Path) -> None:
+    np.save(tmp_path / "val.npy", IDS[:100].astype(np.uint16))
+    data = Tokens(tokens["path"], val_path=str(tmp_path / "val.npy"), test_fraction=0, context_length=8, vocab_size=64)
+    assert data.splits == ("train", "val")
+    assert data.spec["vocab_size"] == 64
+
+
+def refused(kind: Any, key: str, match: str, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        kind(*args, **kwargs)
+    assert caught.value.key == key
+
+
+def test_what_is_no_file_of_tokens(tokens: dict[str, Any], tmp_path: Path) -> None:
+    refused(Tokens, "path", "Did you mean", tokens["path"].replace("ids", "isd"))
+    refused(Tokens, "dtype", "uint16", tokens["path"], "float32")
+    refused(Tokens, "context_length", "less than 50", tokens["path"], context_length=100)
+    (tmp_path / "odd.bin").write_bytes(b"abc")
+    refused(Tokens, "path", "It has 3 bytes", str(tmp_path / "odd.bin"))
+    np.save(tmp_path / "floats.npy", np.zeros(9))
+    refused(Tokens, "path", "one axis of integers", str(tmp_path / "floats.npy"))
+    (tmp_path / "broken.npy").write_bytes(b"abc")
+    refused(Tokens, "path", "Reading it failed", str(tmp_path / "broken.npy"))
+
+
+def test_tokens_resume_to_the_bits(tokens: dict[str, Any], tmp_path: Path) -> None:
+    resumes_to_the_bits(training(tokens, LANGUAGE), tmp_path, 10)
+
+
+def test_a_stack_over_tokens_follows_its_members(tokens: dict[str, Any]) -> None:
+    stack_follows_members(training(tokens, LANGUAGE))
+
+
+# --- streams
+
+SIZES = [13, 0, 1, 40, 7, 29]
+
+
+def shards(folder: Path, sizes: Any = SIZES, suffix: str = ".npz") -> str:
+    first = 0
+    for number, size in enumerate(sizes):
+        x = np.arange(first, first + size, dtype=np.float32)[:, None] / 100
+        y = (np.arange(first, first + size) % 3).astype(np.int64)
+        first += size
+        path = folder / f"{number}{suffix}"
+        frame = pd.DataFrame({"x": x[:, 0], "y": y})
+        if suffix == ".npz":
+            np.savez(path, x=x, y=y)
+        elif suffix == ".csv":
+            frame.to_csv(path, index=False)
+        else:
+            frame.to_parquet(path)
+    return str(folder / f"*{suffix}")
+
+
+def numbers(batches: Any) -> list[int]:
+    return [round(float(value) * 100) for x, _ in batches for value in x[:, 0]]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+def test_an_epoch_serves_every_row_once(tmp_path: Path, suffix: str) -> None:
+    data = Stream(shards(tmp_path, suffix=suffix), target="y", num_classes=3, batch_size=8)
+    loader = data.loader("train", seed=1, device=CPU)
+    epochs = [list(loader.batches(epoch)) for epoch in range(2)]
+    for batches in epochs:
+        assert [len(x) for x, _ in batches] == [8] * 11 + [2]
+        assert sorted(numbers(batches)) == list(range(90))
+        assert all((y == (x[:, 0] * 100).round().long() % 3).all() for x, y in batches)
+    assert numbers(epochs[0]) != numbers(epochs[1])
+    assert data.spec == {"input_shape": [1], "in_features": 1, "num_classes": 3}
+
+
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any),
+    batch=st.integers(1, 9),
+    epoch=st.integers(0, 2),
+    drop=st.booleans(),
+)
+def test_a_start_at_any_batch_serves_the_rest(
+    sizes: Any, batch: int, epoch: int, drop: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    options: Any = {"target": "y", "num_classes": 3, "batch_size": batch, "drop_last": drop}
+    loader = Stream(shards(folder, sizes), **options).loader("train", seed=4, device=CPU)
+    whole = list(loader.batches(epoch))
+    for start in range(len(whole) + 1):
+        assert numbers(loader.batches(epoch, start)) == numbers(whole[start:])
+    with pytest.raises(TrainyardError, match="not the data that it began with"):
+        list(loader.batches(epoch, len(whole) + 2))
+
+
+def test_a_start_reads_no_shard_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    inner = streams.read_shard
+    monkeypatch.setattr(streams, "read_shard", lambda path, *rest: (read.append(path), inner(path, *rest))[1])  # type: ignore[func-returns-value]
+    data = Stream(shards(tmp_path, [8] * 10), num_classes=3, batch_size=8)
+    read.clear()
+    list(data.loader("train", seed=0, device=CPU).batches(0, 7))
+    assert len(read) == 3
+
+
+def test_what_is_no_stream(tmp_path: Path) -> None:
+    pattern = shards(tmp_path)
+    refused(Stream, "shards", "that are there", str(tmp_path / "none*"))
+    refused(Stream, "target", "classes from 0 to 1", pattern, num_classes=2)
+    (tmp_path / "notes.txt").write_text("no")
+    refused(Stream, "shards", "end in one of", str(tmp_path / "*"))
+    texts = pd.DataFrame({"word": ["a", "b"], "y": [0, 1]})
+    texts.to_csv(tmp_path / "texts.csv", index=False)
+    refused(Stream, "features", "have to be numbers", str(tmp_path / "texts.csv"), target="y", num_classes=2)
+    (tmp_path / "0.npz").write_bytes(b"broken")
+    refused(Stream, "shards", "Reading it failed", pattern, num_classes=3)
+
+
+MODEL = {
+    "_target_": "trainyard.models.MLP",
+    "in_features": "auto",
+    "num_classes": "auto",
+    "hidden": [8],
+    "loss": "auto",
+}
+
+
+@pytest.mark.parametrize("classes", [3, None])
+def test_streams_resume_to_the_bits(tmp_path: Path, classes: Any) -> None:
+    pattern = shards(tmp_path)
+    data = {"_target_": "trainyard.data.Stream", "shards": pattern, "val_shards": pattern, "num_classes": classes}
+    metric = {"_target_": f"trainyard.metrics.{'CrossEntropy' if classes else 'MeanSquaredError'}"}
+    values = training(data | {"batch_size": 8}, MODEL, metric={"loss": metric})
+    resumes_to_the_bits(values, tmp_path, 17)

@@ -1,0 +1,196 @@
+"""Commands to a running sweep: on disk, in order, each once; the command line that gives them."""
+
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from waiting import LIMIT, until
+
+from trainyard.errors import TrainyardError
+from trainyard.sweep import steering_cli
+from trainyard.sweep.manifest import FILE, Manifest
+from trainyard.sweep.steering import FOLDER, CommandFolder, acknowledged, acknowledgement
+from trainyard.sweep.steering_cli import SweepState, steer
+
+CONFIG = "optim: {lr: 0.1}\nmodel: {hidden: [8]}\nseed: 0\n"
+
+
+def _append(directory: Path, **record: Any) -> None:
+    with (directory / FILE).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A sweep without a head: #0 is done, #1 runs, #2 waits, #3 is paused, #4 has failed."""
+    directory = tmp_path / "a sweep"
+    directory.mkdir()
+    for num in range(5):
+        _append(directory, kind="job", num=num, overrides=[f"seed={num}"], subdir=f"{num}")
+    for num, state in {0: "done", 1: "running", 3: "paused", 4: "failed"}.items():
+        _append(directory, kind="state", num=num, state=state)
+    for num in (0, 1):
+        folder = directory / f"{num}/.hydra"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(CONFIG)
+        (folder / "hydra.yaml").write_text("hydra: {runtime: {choices: {model: mlp, hydra/launcher: local}}}\n")
+    return directory
+
+
+def test_a_command_waits_for_a_head_and_is_taken_once(sweep: Path) -> None:
+    told = steer(sweep, "pause", "#1")
+    assert told.startswith("No process runs this sweep. It is carried out when the sweep is continued: ")
+    assert f"'hydra.sweep.dir=\"{sweep}\"'" in told
+    assert steer(sweep, "pause", "1") == told, "the same command twice is one"
+    head = CommandFolder(sweep)
+    (command,) = head.pending(())
+    assert (command.action, command.job, str(command)) == ("pause", 1, "pause #1")
+    record = acknowledgement(command, told="pauses at its next checkpoint")
+    assert acknowledged(record) == (command.id, acknowledged(json.loads(json.dumps(record)))[1])
+    _append(sweep, **record)
+    answers = SweepState.read(sweep).answers
+    assert head.pending(answers) == CommandFolder(sweep).pending(answers) == []
+
+
+def test_commands_that_wait_count(sweep: Path) -> None:
+    for action in ("pause", "resume", "pause", "stop"):
+        steer(sweep, action, "2")
+    assert [str(each) for each in CommandFolder(sweep).pending(())] == ["pause #2", "resume #2", "pause #2", "stop #2"]
+    with pytest.raises(TrainyardError, match="#2 is stopped"):
+        steer(sweep, "resume", "2")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["stop", "pause", "resume", "clone", "answer", "again"]), st.integers(0, 2))))
+def test_every_command_is_taken_in_order_whatever_happens_to_the_head(
+    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[Any, int]]
+) -> None:
+    directory = tmp_path_factory.mktemp("sweep")
+    head = CommandFolder(directory)
+    expected: list[tuple[str, int]] = []
+    answered: list[tuple[str, int]] = []
+    answers: set[str] = set()
+    for action, job in events:
+        if action == "answer":  # the head takes one
+            for command in head.pending(answers)[:1]:
+                answers.add(command.id)
+                answered.append((command.action, command.job))
+        elif action == "again":  # the head is killed, and another starts
+            head = CommandFolder(directory)
+        else:
+            waiting = [each for each in expected[len(answered) :] if each[1] == job]
+            _, new = CommandFolder(directory).give(action, job, (), answers)
+            assert new == (waiting[-1:] != [(action, job)])
+            expected += [(action, job)] if new else []
+    assert answered + [(each.action, each.job) for each in head.pending(answers)] == expected
+
+
+def test_commands_of_several_terminals_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(lambda job: CommandFolder(tmp_path).give("stop", job % 10, (), ())[0].id, range(40)))
+    pending = CommandFolder(tmp_path).pending(())
+    assert sorted({*given}) == [each.id for each in pending]
+    assert sorted(each.job for each in pending) == list(range(10))
+    assert [int(each.id.partition("-")[0]) for each in pending] == list(range(1, 11))
+
+
+def test_what_is_no_command_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = CommandFolder(tmp_path)
+    assert folder.pending(()) == [], "there is no folder yet"
+    folder.give("stop", 1, (), ())
+    texts = {"000002-a": "", "000003-b": '{"action": "erase", "job": 1, "overrides": []}', "x": "{}", "000004-c": "[]"}
+    for name, text in texts.items():
+        (tmp_path / FOLDER / f"{name}.json").write_text(text)
+    (tmp_path / FOLDER / ".000009-d.tmp").write_text('{"action": "st')
+    for _ in range(2):
+        assert [str(each) for each in folder.pending(())] == ["stop #1"]
+    assert len(caplog.records) == 3, "each is told once"
+    assert folder.give("stop", 2, (), ())[0].id.startswith("000005-")
+    folder.clear()
+    assert folder.pending(()) == []
+
+
+@pytest.mark.parametrize("refusal", ["", "it trains in a stack"])
+def test_the_answer_of_a_head_is_waited_for(sweep: Path, refusal: str) -> None:
+    manifest = Manifest.open(sweep)
+    ready, taken = threading.Event(), []
+
+    def head() -> None:
+        with manifest.held():
+            ready.set()
+            folder = CommandFolder(sweep)
+            (command,) = until(lambda: folder.pending(()))
+            taken.append(command)
+            _append(sweep, **acknowledgement(command, refusal, "is job #5"))
+
+    thread = threading.Thread(target=head)
+    thread.start()
+    ready.wait()
+    if refusal:
+        with pytest.raises(TrainyardError, match=r"clone #1 optim\.lr=0\.2 was refused: it trains in a stack"):
+            steer(sweep, "clone", "1", ["optim.lr=0.2"], wait=LIMIT)
+    else:
+        told = steer(sweep, "clone", "1", ["optim.lr=0.2"], wait=LIMIT)
+        assert told == "Accepted: clone #1 optim.lr=0.2 is job #5."
+    thread.join()
+    assert taken[0].overrides == ("optim.lr=0.2",)
+
+
+def test_a_head_that_does_not_answer(sweep: Path) -> None:
+    with Manifest.open(sweep).held():
+        assert steer(sweep, "stop", "1", wait=0.0).startswith("Given, not yet answered: stop #1.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stop", "nowhere", "1"], "DIR: 'nowhere' given; accepted: the directory of a sweep"),
+        (["stop", ".", "9"], "JOB: '9' given; accepted: the number of a job of this sweep: #0-#4."),
+        (["stop", ".", "first"], "JOB: 'first' given"),
+        (["stop", ".", "0"], "a job that is not finished; #0 is done. Not finished: #1-#4."),
+        (["pause", ".", "3"], "a job that is not paused; #3 is. resume lets it go on."),
+        (["resume", ".", "1"], "a job that is paused; #1 is running. Paused: #3."),
+        (["pause", ".", "1", "seed=1"], "KEY=VALUE: 'seed=1' given; accepted: none: pause changes no value."),
+        (["clone", ".", "1"], "a clone is a job with other values"),
+        (["clone", ".", "2", "seed=1"], "a job that has begun; #2 has no checkpoint to start from"),
+        (["clone", ".", "1", "optim.lrr=1"], "accepted: a key of optim: optim.lr. Did you mean 'optim.lr'?"),
+        (["clone", ".", "1", "sed=1"], "Did you mean 'seed'?"),
+        (["clone", ".", "1", "seed=1,2"], "seed: '1,2' given; accepted: one value: a clone is one job."),
+        (["clone", ".", "1", "seed=["], "'seed=[' given; accepted: an override."),
+        (["clone", ".", "1", "hydra.launcher.fuse=off"], "those of hydra are the whole sweep's"),
+        (["clone", ".", "1", "+tracker.uri=http://me:secret@host"], "without a password"),
+    ],
+)
+def test_what_cannot_be_is_told_and_leaves_nothing(
+    sweep: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweep)
+    assert steering_cli.main(arguments) == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert not (sweep / FOLDER).exists()
+
+
+def test_groups_and_new_keys_of_a_clone(sweep: Path) -> None:
+    steer(sweep, "clone", "1", ["model=cnn", "+note=x", "model.hidden=[16]", "optim={lr:1}"])
+    assert len(CommandFolder(sweep).pending(())) == 1
+
+
+def test_it_starts_without_torch(sweep: Path) -> None:
+    code = (
+        "import sys; from trainyard.sweep.steering_cli import main; main(); "
+        "sys.exit([name for name in ('torch', 'mlflow', 'numpy') if name in sys.modules] or None)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "stop", str(sweep), "1"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert (result.returncode, result.stdout[:26]) == (0, "No process runs this sweep."[:26]), result.stderr

@@ -1,0 +1,20 @@
+"""What an error shows of what was given."""
+
+from __future__ import annotations
+
+import torch
+
+from trainyard.errors import ConfigError
+
+
+def test_of_tensors_the_shapes_are_shown() -> None:
+    batches = [(torch.randn(64, 2), torch.zeros(64, dtype=torch.int64))] * 30
+    said = str(ConfigError("data.train", batches, "a DataLoader"))
+    assert "[(Tensor of shape [64, 2], Tensor of shape [64]), (" in said
+    assert "\n" not in said
+    assert len(said) < 300
+
+
+def test_what_is_short_is_shown_whole() -> None:
+    given = {"lr": [0.1, 0.2, 0.3, 0.4], "name": "x" * 50}
+    assert str(ConfigError("optim", given, "numbers")) == f"optim: {given!r} given; accepted: numbers."

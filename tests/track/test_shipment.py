@@ -1,0 +1,24 @@
+"""What a command says at its end of the runs that it has tracked."""
+
+from pathlib import Path
+
+from trainyard.track import RunShipment, Shipment
+
+URI = "http://host:5000"
+
+
+def shipped(name: str, *, left: int = 0, run_id: str | None = "a") -> RunShipment:
+    return RunShipment(Path("/outputs", name), name, URI, "1", run_id, shipped=5, unshipped=left, error=None)
+
+
+def test_a_single_run() -> None:
+    assert Shipment().arrived == ""
+    assert Shipment((shipped("mlp"),)).arrived == f"run 'mlp'; {URI}/#/experiments/1/runs/a"
+    assert Shipment((shipped("mlp", left=6, run_id=None),)).arrived == ""
+
+
+def test_runs_that_have_not_arrived_are_not_counted() -> None:
+    sweep, jobs = shipped("sweep"), [shipped("0"), shipped("1", left=2), shipped("2", left=7, run_id=None)]
+    assert Shipment((sweep, *jobs)).arrived.startswith("1 of 3 runs below 'sweep'; ")
+    assert Shipment((sweep, jobs[0])).arrived.startswith("1 runs below 'sweep'; ")
+    assert Shipment((shipped("sweep", left=1, run_id=None), *jobs)).arrived == ""
