@@ -209,7 +209,7 @@ def test_the_class_of_a_skipped_object_is_not_imported(tmp_path: Path, monkeypat
     module = ModuleType("elsewhere")
     module.Buffer = type("Buffer", (), {"__module__": "elsewhere"})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "elsewhere", module)
-    torch.save({"state_dict": mlp(seed=1).state_dict(), "of": module.Buffer()}, tmp_path / "a.pth")  # type: ignore[attr-defined]
+    torch.save({"state_dict": mlp(seed=1).state_dict(), "of": module.Buffer()}, tmp_path / "a.pth")
     monkeypatch.delitem(sys.modules, "elsewhere")  # to import it would fail
     assert same(begun(tmp_path / "a.pth").model.state_dict(), mlp(seed=1).state_dict())
 

@@ -18,6 +18,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.optim import identity, without_dynamo
 from trainyard.runner import checkpoint, override, weights
 from trainyard.runner.member import Member
+from trainyard.runner.switching import evaluated, switches
 from trainyard.schedules.plateau import in_group_order
 from trainyard.track import journal
 
@@ -107,6 +108,9 @@ def capture(
     state = ranks.with_all(state, runner.strategy)
     if member.eval_model is not member.model:
         state["eval_model"] = member.eval_model.state_dict()
+    elif switches(member.optimizer):
+        with evaluated(member.optimizer):
+            state["eval_model"] = copy_tensors(member.model.state_dict())
     return state
 
 
