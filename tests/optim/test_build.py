@@ -19,8 +19,8 @@ from trainyard.errors import ConfigError
 from trainyard.optim import Lion, build
 
 CONF = Path(__file__).parents[2] / "conf" / "optim"
-CLOSURES = {"lbfgs", "sam"}  # tests/step/test_closure.py
-OPTIONS = sorted({path.stem for path in CONF.glob("*.yaml")} - CLOSURES)
+OTHERS = {"lbfgs", "sam", "muon"}  # tests/step/test_closure.py, tests/optim/test_muon.py
+OPTIONS = sorted({path.stem for path in CONF.glob("*.yaml")} - OTHERS)
 FUSED = {"sgd", "adam", "adamw", "adagrad"}
 
 

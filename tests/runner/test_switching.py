@@ -38,7 +38,7 @@ class Switching(torch.optim.Optimizer):
         self._go(True, -1.0)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             assert group["train_mode"], "not in train mode"
             for parameter in group["params"]:

@@ -1,8 +1,9 @@
-"""Optimizers of torch, Lion, SAM, and rules for single parameters (`docs/optim.md`)."""
+"""Optimizers of torch, Lion, SAM, Muon, and rules for single parameters (`docs/optim.md`)."""
 
 from trainyard.optim.build import build, from_config
 from trainyard.optim.for_model import for_model
 from trainyard.optim.lion import Lion
+from trainyard.optim.muon import Muon
 from trainyard.optim.paramwise import Paramwise
 from trainyard.optim.sam import SAM
 from trainyard.optim.several import OptimizerDict, ScheduleDict, build_several, schedules_of
@@ -10,6 +11,7 @@ from trainyard.optim.several import OptimizerDict, ScheduleDict, build_several, 
 __all__ = [
     "SAM",
     "Lion",
+    "Muon",
     "OptimizerDict",
     "Paramwise",
     "ScheduleDict",

@@ -35,7 +35,7 @@ from trainyard.runner.sanity_check import sanity_check as check
 from trainyard.runner.session import session
 from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
-from trainyard.runner.switching import switches
+from trainyard.runner.switching import end_training
 from trainyard.step.group import BY
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
@@ -349,8 +349,7 @@ class Runner(Parts):
                     unfreezing.check_none_missed(self)
                 self.call("after_train")
                 self.scalars.flush()
-                if switches(self.optimizer):
-                    self.optimizer.eval()
+                end_training(self.optimizer)
             except BaseException:
                 self.scalars.salvage()
                 raise

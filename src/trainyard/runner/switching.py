@@ -17,6 +17,12 @@ def switches(optimizer: Any) -> bool:
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
+def end_training(optimizer: Any) -> None:
+    """Leave the parameters at their values for evaluation, if the optimizer switches."""
+    if switches(optimizer):
+        optimizer.eval()
+
+
 @contextmanager
 def evaluated(optimizer: Any) -> Iterator[None]:
     """Give the parameters their values for evaluation inside the block, if the optimizer switches; then those before.
