@@ -82,10 +82,15 @@ def aligned(target: Any, output: Any) -> Any:
 
 
 def samples(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its first tensor, or its graphs; 1 where it has none."""
+    """Return the number of samples in a batch.
+
+    That is its graphs, or the length of its first tensor, or else of its first list; 1 where it has none of them.
+    """
     if is_graph(batch):
         return int(getattr(batch, "num_graphs", 1))
-    return next((len(part) for part in _parts(batch) if isinstance(part, Tensor) and part.ndim), 1)
+    parts = list(_parts(batch))
+    lengths = [len(part) for part in parts if isinstance(part, Tensor) and part.ndim]
+    return next(iter([*lengths, *(len(part) for part in parts if isinstance(part, list))]), 1)
 
 
 def samples_of_each(batch: Any) -> int:

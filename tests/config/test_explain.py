@@ -26,7 +26,7 @@ def told(*overrides: Any) -> Any:
     [
         (["model=mpl"], "model: 'mpl' given; accepted: one of cnn, mlp, resnet, timm, torchvision, transformer, "),
         (["model=mpl"], "Did you mean 'mlp'?"),
-        (["hook=[default,emma]"], "hook: 'emma' given; accepted: one of default, early_stop, ema, "),
+        (["hook=[default,emma]"], "hook: 'emma' given; accepted: one of default, detection_log, early_stop, ema, "),
         (["model="], "model: '' given; accepted: one of cnn, mlp, resnet, timm, torchvision, "),
         (["model=null"], "model: None given; accepted: one of cnn, mlp, resnet, timm, torchvision, "),
         (["tracker=null"], "tracker: None given; accepted: one of mlflow, none. Did you mean 'none'?"),

@@ -56,6 +56,24 @@ def test_from_cfg_without_a_model() -> None:
         _ = Runner.from_cfg({key: value for key, value in CFG.items() if key != "model"}).model
 
 
+@pytest.mark.parametrize(
+    ("cfg", "told"),
+    [
+        ({"model": {"type": "ResNet"}}, "model.type: 'ResNet' given"),
+        (
+            CFG | {"train_cfg": {"by_epoch": True, "max_epochs": 3}},
+            "train_cfg: {'by_epoch': True, 'max_epochs': 3} given",
+        ),
+    ],
+)
+def test_a_config_of_mmengine_is_told_the_page(cfg: Any, told: str) -> None:
+    for each in (cfg, OmegaConf.create(cfg)):
+        with pytest.raises(ConfigError) as error:
+            Runner.from_cfg(each)
+        assert str(error.value).startswith(told)
+        assert "This is a config of MMEngine. docs/coming-from-openmmlab.md" in str(error.value)
+
+
 QUICK = ["data=rings", "data.num_samples=100", "model.hidden=[4]", "loop.max_epochs=1", "tracker=none", "hook=[]"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from trainyard import evaluate, models, runner
+from trainyard import evaluate, inference, models, runner
 from trainyard.config.build import build
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.config.schema import check
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/coming-from-openmmlab.md").read_text()
 TABLES = PAGE[PAGE.index("## The tables") :]
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*(=.*)?")
-NAMES = {**vars(models), **vars(runner), "offline": evaluate.offline}
+NAMES = {**vars(models), **vars(runner), "offline": evaluate.offline, "Predictor": inference.Predictor}
 
 
 def rows() -> list[tuple[str, str]]:

@@ -32,11 +32,13 @@ def kept(folder: Any) -> Any:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("by", "names"), [("epoch", ["epoch_0004.pt"]), ("iter", ["iter_00000016.pt"])])
+@pytest.mark.parametrize(
+    ("by", "names"), [("epoch", ["epoch_0003.pt", "epoch_0005.pt"]), ("iter", ["iter_00000010.pt", "iter_00000018.pt"])]
+)
 def test_no_regular_one_before_begin(make: Any, scripted: Any, tmp_path: Path, by: str, names: Any) -> None:
     interval, begin = {"epoch": (2, 3), "iter": (8, 10)}[by]
     hook = Checkpoint(interval, by=by, begin=begin, save_last=False, max_keep=None)
-    make({"checkpoint": hook}, epochs=4 if by == "epoch" else 3, work_dir=tmp_path).train()
+    make({"checkpoint": hook}, epochs=6 if by == "epoch" else 3, work_dir=tmp_path).train()
     assert checkpoint.read_last(tmp_path / "checkpoints") == names
     assert (tmp_path / "checkpoints" / "best.pt").exists()
 
@@ -252,7 +254,7 @@ def test_copies_from_the_device(make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"begin": 0}, "begin: 0 given; accepted: an integer of at least 1"),
+        ({"begin": -1}, "begin: -1 given; accepted: an integer of at least 0"),
         ({"save_best": "val/loss"}, "save_best: 'val/loss' given; accepted: true, false, or a rule for each metric"),
         ({"save_best": {"val/a": "max"}}, "save_best.val/a.direction: 'max' given; accepted: maximize or minimize"),
         ({"save_best": {"val/a_b": "minimize", "val/a/b": "minimize"}}, "metrics whose best states have files of"),

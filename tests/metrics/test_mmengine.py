@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from trainyard.distributed.rank_metric import RankMetric
 from trainyard.errors import ConfigError, TrainyardError
@@ -152,3 +153,31 @@ def test_a_class_is_no_metric() -> None:
 
 def test_the_example_runs() -> None:
     assert doctest.testmod(mmengine).failed == 0
+
+
+class Named(torch.utils.data.Dataset[Any]):
+    def __init__(self, classes: tuple[str, ...] = ("cat", "dog")) -> None:
+        self.metainfo = {"classes": classes}
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.ones(3), torch.tensor(0)
+
+
+class OfClasses:
+    dataset_meta: Any = None
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(len(self.dataset_meta["classes"]))  # type: ignore[attr-defined]
+
+    def compute_metrics(self, results: Any) -> dict[str, float]:
+        return {"classes": float(max(results))}
+
+
+def test_the_metainfo_of_the_dataset_is_its_dataset_meta() -> None:
+    sets = {"pets": DataLoader(Named()), "birds": DataLoader(Named(("owl", "jay", "tit")))}
+    model = {"_target_": "trainyard.models.MLP", "in_features": 3, "num_classes": 2}
+    runner = Runner(model, {"val": sets}, metrics={"mine": OfClasses()}, device="cpu", objective="val/pets/classes")
+    assert runner.val() == [{"val/pets/classes": 2.0, "val/birds/classes": 3.0}]

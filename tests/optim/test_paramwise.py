@@ -73,7 +73,7 @@ def test_every_kind_of_rule() -> None:
     optimizer = optimizer_of(rules, model, lr=1.0, weight_decay=1.0)
     assert table(optimizer, model) == {
         "backbone.0.weight": ("dwconv", 1, 5),
-        "backbone.0.bias": ("bias+dwconv", 2, 5),
+        "backbone.0.bias": ("bias", 2, 3),
         "backbone.1.weight": ("norm", 1, 0),
         "backbone.1.bias": ("norm", 1, 0),
         "backbone.2.scale": ("norm", 1, 0),
@@ -82,6 +82,30 @@ def test_every_kind_of_rule() -> None:
         "temperature": ("flat", 1, 7),
     }
     assert optimizer.param_groups[0]["name"] == "default"
+
+
+def test_the_bias_of_a_layer_that_normalizes_is_a_bias_for_the_weight_decay_alone() -> None:
+    model = Net()
+    optimizer = optimizer_of({"bias_lr_mult": 2, "bias_decay_mult": 0}, model, lr=1.0, weight_decay=1.0)
+    found = table(optimizer, model)
+    assert found["backbone.1.bias"] == ("norm_bias", 1, 0)
+    assert found["head.bias"] == ("bias", 2, 0)
+    assert found["backbone.1.weight"] == ("default", 1, 1)
+
+
+def test_a_bias_is_what_its_module_calls_so() -> None:
+    model = nn.MultiheadAttention(4, 2)  # with an in_proj_bias
+    found = table(optimizer_of({"bias_decay_mult": 0}, model, weight_decay=1.0), model)
+    assert {name for name, (_, _, decay) in found.items() if decay == 0} == {"out_proj.bias"}
+
+
+def test_a_pattern_may_replace_any_argument_of_the_optimizer() -> None:
+    model = Net()
+    rules = {"custom_keys": {"head": {"lr_mult": 0.5, "betas": [0.8, 0.9]}, "backbone": {"lr": 0.3, "lr_mult": 2}}}
+    default, backbone, head = optimizer_of(rules, model).param_groups
+    assert (head["lr"], head["betas"]) == (0.05, [0.8, 0.9])
+    assert (backbone["lr"], backbone["betas"]) == (0.3, (0.9, 0.999))
+    assert (default["lr"], default["betas"]) == (0.1, (0.9, 0.999))
 
 
 def test_a_pattern_comes_before_all_else_and_the_longest_before_the_others() -> None:
@@ -199,7 +223,16 @@ def test_every_parameter_is_in_one_group_and_the_numbers_do_not_decide_in_which(
             "Did you mean 'backbone'?",
         ),
         ({"norm_decay_mul": 0}, "Did you mean 'norm_decay_mult'?"),
-        ({"custom_keys": {"head": {"lr_mul": 0}}}, "custom_keys.head: 'lr_mul' given; accepted: lr_mult or decay_mult"),
+        (
+            {"custom_keys": {"head": {"lr_mul": 0}}},
+            "custom_keys.head: 'lr_mul' given; accepted: lr_mult, decay_mult or an argument of the optimizer. "
+            "Did you mean 'lr_mult'?",
+        ),
+        (
+            {"custom_keys": {"head": {"betas": [0.9, 2]}}},
+            "paramwise.custom_keys.head.betas: [0.9, 2] given; accepted: two numbers of at least 0 and below 1.",
+        ),
+        ({"custom_keys": {"head": {"eps": "x"}}}, "paramwise.custom_keys.head.eps: 'x' given"),
         ({"custom_keys": {"head": 0.1}}, "paramwise.custom_keys.head: 0.1 given; accepted: a mapping with lr_mult"),
         ({"custom_keys": ["head"]}, "paramwise.custom_keys: ['head'] given; accepted: a mapping"),
         ({"norm_decay_mult": -1}, "paramwise.norm_decay_mult: -1 given; accepted: a number of at least 0, or null"),

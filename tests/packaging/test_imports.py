@@ -38,7 +38,7 @@ LAYERS = (
     ("runner",),
     ("hooks", "run"),
     ("fused",),
-    ("app", "evaluate"),
+    ("app", "evaluate", "inference"),
     ("train",),
     ("cli",),
     ("__main__",),

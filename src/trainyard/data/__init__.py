@@ -15,20 +15,24 @@ from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 from trainyard.data.text import Text, WindowLoader
 from trainyard.data.tokens import Tokens
 from trainyard.data.torchvision import Torchvision
+from trainyard.data.wrappers import ClassBalancedDataset, FirstSamples, RepeatDataset, pseudo_collate
 
 __all__ = [
     "SPLITS",
     "ArrayData",
     "Arrays",
     "Batch",
+    "ClassBalancedDataset",
     "Data",
     "Digits",
     "EpochBatchSampler",
+    "FirstSamples",
     "HuggingFace",
     "ImageFolder",
     "ImageLoader",
     "Loader",
     "Loaders",
+    "RepeatDataset",
     "Rings",
     "ShardLoader",
     "Stream",
@@ -42,4 +46,5 @@ __all__ = [
     "as_data",
     "epoch_order",
     "input_spec",
+    "pseudo_collate",
 ]

@@ -68,6 +68,10 @@ class Data(ABC):
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:
         """Return the loader of `split`. `seed` and the epoch give its order; its batches lie on `device`."""
 
+    def metainfo(self, split: str) -> Any:
+        """Return the facts that the dataset of a split states as its `metainfo`; None if it has none."""
+        return None
+
     def baselines(self, split: str) -> dict[str, float]:
         """Return losses, by name, that a model that learnt something beats on `split`; empty if none is known."""
         return {}

@@ -64,6 +64,10 @@ class Loaders(Data):
         loader = self.loaders[choice("split", split, self.splits)]
         return WorkerLoader(loader, seed=seed, device=device) if isinstance(loader, DataLoader) else loader
 
+    def metainfo(self, split: str) -> Any:
+        """Return the `metainfo` of the dataset of a DataLoader; None if it has none."""
+        return getattr(getattr(self.loaders[split], "dataset", None), "metainfo", None)
+
 
 def as_data(data: Data | Mapping[str, Any]) -> Data:
     """Return `data` itself, or the `Loaders` of a mapping `{"train": ..., "val": ..., "test": ...}`.

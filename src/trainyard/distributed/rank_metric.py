@@ -52,6 +52,10 @@ class RankMetric(Metric):
         self._batches = 0
         self._result: Result | None = None
 
+    def describe(self, metainfo: Any) -> None:
+        """Describe the set to the metric."""
+        self.metric.describe(metainfo)
+
     def process(self, batch: Any, outputs: Any) -> None:
         """Keep what a batch adds."""
         self._result = None

@@ -78,6 +78,11 @@ class MemberMetrics(Metric):
         for metric in self.metrics:
             metric.reset()
 
+    def describe(self, metainfo: Any) -> None:
+        """Describe the set to every member's metric."""
+        for metric in self.metrics:
+            metric.describe(metainfo)
+
     def merge(self, other: Metric) -> None:
         """Merge each member's metric with the other's of the same member."""
         if not isinstance(other, MemberMetrics) or len(other.metrics) != len(self.metrics):

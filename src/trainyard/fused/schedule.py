@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleL
 
 from trainyard.checks import is_number
 from trainyard.errors import Unfusable
-from trainyard.schedules import Plateau, Schedule, Several
+from trainyard.schedules import Plateau, Schedule, Several, floors
 from trainyard.schedules.part import Part
 from trainyard.schedules.standin import plain
 
@@ -30,6 +30,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 # Arrays of them, and of the numbers, give the same results as numbers, bit for bit. (Powers would not.)
 _ELEMENTWISE: dict[Any, tuple[str, ...]] = {
     CosineAnnealingLR: ("eta_min",),
+    floors.CosineAnnealingLR: ("eta_min",),
     ExponentialLR: ("gamma",),
     OneCycleLR: ("max_lr", "div_factor", "final_div_factor"),
     StepLR: ("gamma",),
@@ -191,27 +192,31 @@ class StackedPlateau:
         monitor: the metric's name; None for the run's objective.
 
     Raises:
-        Unfusable: they differ in what they monitor or in the number of parameter groups.
+        Unfusable: they differ in what they monitor, in unit or in the number of parameter groups.
     """
 
-    by: None = None
     constant = False
 
     def __init__(self, plateaus: Sequence[Plateau]) -> None:
         _check_one("metrics to monitor", [plateau.monitor for plateau in plateaus])
+        _check_one("units", [plateau.by for plateau in plateaus])
+        self.by = plateaus[0].by
         _check_one("numbers of parameter groups", [len(plateau.row(0)) for plateau in plateaus])
         _check_one("numbers to lower", [", ".join(plateau.row(0)[0]) for plateau in plateaus])
         self.monitor = plateaus[0].monitor
         self._members = list(plateaus)
         self._row: StackedRow = []
         self._current = False
+        self._at = 0
 
     def row(self, index: int) -> StackedRow:
-        """Return what each parameter group must hold now, whatever `index`: `[{"lr": float64 CPU [K]}, ...]`.
+        """Return what each parameter group must hold now, in epoch or iteration `index` of a warm-up.
 
-        A tensor is the object of the previous call if its values are equal.
+        `[{"lr": float64 CPU [K]}, ...]`; a tensor is the object of the previous call if its values are equal.
         """
-        if not self._current:
+        at = min(index, max(plateau.warmed for plateau in self._members))
+        if not self._current or at != self._at:
+            self._at = at
             rows = [plateau.row(index) for plateau in self._members]
             before = self._row or [{} for _ in rows[0]]
             self._row = [

@@ -12,6 +12,7 @@ from trainyard.hooks.nan_guard import NaNGuard
 from trainyard.hooks.norms import Norms
 from trainyard.hooks.param_schedule import ParamSchedule
 from trainyard.hooks.precise_bn import PreciseBN
+from trainyard.hooks.predictions.detections import DetectionLog
 from trainyard.hooks.predictions.dump import PredictionDump
 from trainyard.hooks.predictions.log import PredictionLog
 from trainyard.hooks.profiler import Profiler
@@ -26,6 +27,7 @@ from trainyard.runner.hook import Hook
 __all__ = [
     "EMA",
     "Checkpoint",
+    "DetectionLog",
     "EarlyStopping",
     "EmptyCache",
     "Hook",

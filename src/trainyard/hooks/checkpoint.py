@@ -42,7 +42,8 @@ class Checkpoint(Hook):
         interval: epochs (or iterations) between two checkpoints. None is the `val_interval` of the loop; 1 if the loop
             has none, or uses the other unit.
         by: "epoch" or "iter"; None is the unit of the loop.
-        begin: no regular checkpoint before this epoch (or iteration), counted from 1. The best is kept nevertheless.
+        begin: no regular checkpoint before this epoch (or iteration), and `interval` counts from it: 2 from 3 on are 3,
+            5, 7, … The best is kept nevertheless.
         max_keep: the number of newest checkpoints to keep; None keeps all.
         save_best: keep the state with the best objective as `best.pt`. A rule for each of several metrics, such as
             `{"val/accuracy": "maximize"}`, keeps the best of these too, as `best_accuracy.pt`.
@@ -62,7 +63,7 @@ class Checkpoint(Hook):
         self,
         interval: int | None = None,
         by: str | None = None,
-        begin: int = 1,
+        begin: int = 0,
         max_keep: int | None = 3,
         save_best: bool | Mapping[str, str] = True,
         save_last: bool = True,
@@ -80,7 +81,7 @@ class Checkpoint(Hook):
             interval = integer("interval", interval, at_least=1, other="null for the loop's val_interval")
         self.interval = interval
         self.by = by
-        self.begin = integer("begin", begin, at_least=1)
+        self.begin = integer("begin", begin, at_least=0)
         self.max_keep = max_keep
         self.save_best = save_best is not False
         self.save_last = boolean("save_last", save_last)
@@ -155,9 +156,8 @@ class Checkpoint(Hook):
 
     def _due(self, runner: Runner) -> bool:
         """Return whether this is the end of an `interval`-th epoch (or iteration), counted from `begin`."""
-        if self._unit == "iter":
-            return runner.iter % self._interval == 0 and runner.iter >= self.begin
-        return runner.epoch % self._interval == 0 and runner.epoch >= self.begin and self._between_epochs(runner)
+        since = (runner.iter if self._unit == "iter" else runner.epoch) - self.begin
+        return since >= 0 and since % self._interval == 0 and (self._unit == "iter" or self._between_epochs(runner))
 
     @staticmethod
     def _between_epochs(runner: Runner) -> bool:

@@ -45,8 +45,8 @@ class ModelSummary(Hook):
 
     For each module: its type, the shape of its output, its parameters, and the floating-point operations of its forward
     pass, as `torch.utils.flop_counter` counts them: those of matrix products, convolutions and attention, with an
-    addition and a multiplication as two. For shapes and FLOPs one batch is run through the model: a validation batch,
-    as in a validation, or, without validation data, a training batch.
+    addition and a multiplication as two (one MAC). For shapes and FLOPs one batch is run through the model: a
+    validation batch, as in a validation, or, without validation data, a training batch.
 
     Args:
         depth: the number of module levels below the model to show; null shows all.
@@ -80,7 +80,8 @@ class ModelSummary(Hook):
         shown = [row for row in rows if self.depth is None or _level(row.name) <= self.depth]
         root = rows[0]
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        flops = f", {_short(root.flops / count)}FLOPs a sample" if self.flops else ""
+        each = root.flops / count
+        flops = f", {_short(each)}FLOPs ({_short(each / 2)}MACs) a sample" if self.flops else ""
         title = f"{root.kind}: {root.parameters:,} parameters, {trained:,} of them trained{flops}"
         note = f"\n\nFLOPs of a forward pass, for one of the {count} samples of the batch." if self.flops else ""
         return f"{title}\n\n{_table(shown, count if self.flops else None)}{note}"

@@ -90,6 +90,9 @@ class Metric(ABC):
         """Reset to the state before the first batch."""
         self.state = {}
 
+    def describe(self, metainfo: Any) -> None:  # noqa: B027 - few metrics read it
+        """Take the facts about the set that is evaluated next: the `metainfo` of its dataset, where it has one."""
+
     def merge(self, other: Metric) -> None:
         """Add the state of another metric of the same kind, on any device."""
         if type(other) is not type(self):

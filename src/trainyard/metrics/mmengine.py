@@ -20,7 +20,7 @@ class MMEngineMetric(Metric):
     `process(data_batch, data_samples)` appends to `self.results` the values it needs of a batch and its predictions;
     `compute_metrics(results)` makes a dict of numbers (or arrays) from all of it, on the CPU. A class with these two is
     enough, such as one that derives from `mmengine.evaluator.BaseMetric`. `results` is kept here, and thus
-    collected across ranks. Not stackable.
+    collected across ranks. Where the dataset has a `metainfo`, it is the metric's `dataset_meta`. Not stackable.
 
     Args:
         metric: anything with `process` and `compute_metrics`.
@@ -68,6 +68,10 @@ class MMEngineMetric(Metric):
     def reset(self) -> None:
         """Clear the results."""
         self.metric.results = []
+
+    def describe(self, metainfo: Any) -> None:
+        """Give the metric the facts about the set as its `dataset_meta`."""
+        self.metric.dataset_meta = metainfo
 
     def merge(self, other: Metric) -> None:
         """Append the other's results to its own."""

@@ -1,4 +1,4 @@
-"""Data preprocessor that normalizes a batch on the device."""
+"""Data preprocessor that normalizes a batch on the device, and stacks images of different sizes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from trainyard.batch import TARGET_KEYS
-from trainyard.checks import boolean, is_number
-from trainyard.errors import ConfigError
+from trainyard.checks import boolean, integer, is_number, number
+from trainyard.errors import ConfigError, TrainyardError
 
 
 class DataPreprocessor(nn.Module):
     """Normalizes the input of a batch: `(x.float() - mean) / std`. The rest of the batch passes through.
 
     The input is the first element of a tuple or list, the first key of a mapping that is not a target, or the lone
-    tensor itself. Bytes (`uint8`) can thus be kept on the device and become floats here.
+    tensor itself. Bytes (`uint8`) can thus be kept on the device and become floats here. Where it is a list of images
+    `[C, H, W]` of different sizes (`trainyard.data.pseudo_collate`), they are padded at the right and the bottom, and
+    stacked: `[B, C, H, W]`.
 
     Args:
         mean: one number, or one per channel of `[B, C, ...]` (per feature of `[B, F]`), in the units of the input.
         std: likewise, above 0.
         fitted: whether both were measured on the training data: checkpoints then hold them, and a checkpoint's are used
             wherever it is loaded.
+        pad_size_divisor: height and width of images are padded to multiples of it; 1 pads a list alone.
+        pad_value: what is put there, after the normalization.
 
     Example:
         >>> DataPreprocessor(mean=127.5, std=127.5)((torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([1])))
@@ -34,7 +39,12 @@ class DataPreprocessor(nn.Module):
     std: Tensor
 
     def __init__(
-        self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, fitted: bool = False
+        self,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        fitted: bool = False,
+        pad_size_divisor: int = 1,
+        pad_value: float = 0.0,
     ) -> None:
         super().__init__()
         boolean("fitted", fitted)
@@ -44,6 +54,8 @@ class DataPreprocessor(nn.Module):
                 kind = "number" if above is None else f"number above {above}"
                 raise ConfigError(key, value, f"a {kind}, or a list of one {kind} per channel")
             self.register_buffer(key, torch.tensor(numbers, dtype=torch.float32), persistent=fitted)
+        self.pad_size_divisor = integer("pad_size_divisor", pad_size_divisor, at_least=1)
+        self.pad_value = number("pad_value", pad_value)
         if len(self.mean) != len(self.std) and 1 not in (len(self.mean), len(self.std)):
             raise ConfigError("std", std, f"as many numbers as `mean` has ({len(self.mean)}), or one")
 
@@ -51,10 +63,34 @@ class DataPreprocessor(nn.Module):
         """Return the batch with its input normalized."""
         if isinstance(batch, Mapping):
             name = next((key for key in batch if key not in TARGET_KEYS), None)
-            return batch if name is None else {**batch, name: self.normalise(batch[name])}
+            return batch if name is None else {**batch, name: self.prepare(batch[name])}
         if isinstance(batch, (tuple, list)):
-            return (self.normalise(batch[0]), *batch[1:])
-        return self.normalise(batch)
+            return (self.prepare(batch[0]), *batch[1:])
+        return self.prepare(batch)
+
+    def prepare(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """Normalize an input, `[B, C, ...]` or a list of images `[C, H, W]`, and pad it.
+
+        Raises:
+            TrainyardError: images of a list that differ in more than height and width.
+        """
+        if not isinstance(x, Tensor):
+            return self._stacked([self.normalise(image[None])[0] for image in x])
+        x = self.normalise(x)
+        return self._padded(x, x.shape[-2:]) if self.pad_size_divisor > 1 and x.ndim > 2 else x
+
+    def _stacked(self, images: Sequence[Tensor]) -> Tensor:
+        if len({image.shape[:-2] for image in images}) != 1 or any(image.ndim != 3 for image in images):
+            shapes = ", ".join(str(list(image.shape)) for image in images[:4])
+            raise TrainyardError(f"Images are stacked that differ in height and width alone, [C, H, W], not {shapes}.")
+        largest = [max(image.shape[axis] for image in images) for axis in (-2, -1)]
+        return torch.stack([self._padded(image, largest) for image in images])
+
+    def _padded(self, image: Tensor, size: Sequence[int]) -> Tensor:
+        """Return an image or several, padded to `size` `(H, W)` rounded up to the divisor."""
+        height, width = (-(-length // self.pad_size_divisor) * self.pad_size_divisor for length in size)
+        right, below = width - image.shape[-1], height - image.shape[-2]
+        return pad(image, (0, right, 0, below), value=self.pad_value) if right or below else image
 
     def normalise(self, x: Tensor) -> Tensor:
         """Normalize `x` `[B, C, ...]` of any number type, and return floats."""

@@ -112,9 +112,16 @@ def _ruled(rules: Paramwise, partial: Callable[..., Optimizer], params: Sequence
         raise TypeError("paramwise rules need the model")
     numbers = _defaults(partial) | getattr(partial, "keywords", {})
     try:
-        return rules.groups(model, params, numbers)
+        groups = rules.groups(model, params, numbers)
     except ConfigError as error:
         raise error.under("paramwise") from None
+    for group in groups:
+        if options := rules.options(group["name"]):
+            try:  # torch checks the numbers of the optimizer, not those of a group
+                _construct(functools.partial(partial, **options), [nn.Parameter(torch.zeros(1))])
+            except ConfigError as error:
+                raise error.under(f"paramwise.custom_keys.{group['name']}") from None
+    return groups
 
 
 def _split(partial: Callable[..., Optimizer]) -> tuple[Callable[..., Optimizer], Paramwise | None]:

@@ -87,4 +87,5 @@ class Muon(Optimizer):
 
 
 def _is_matrix(given: Any) -> bool:
-    return (given[1] if isinstance(given, tuple) else given).ndim == 2
+    parameter: torch.Tensor = given[1] if isinstance(given, tuple) else given
+    return parameter.ndim == 2

@@ -1,4 +1,4 @@
-"""Learning rates and weight decays by parameter."""
+"""Learning rates, weight decays and other numbers of an optimizer by parameter."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError
 
 MULTS = ("lr_mult", "decay_mult")
+_NO_OPTIONS = ("params", "paramwise", "name")
 REST = "default"
 """The name of the group of all parameters that no rule matches; it comes first."""
 
@@ -31,22 +32,23 @@ class Paramwise:
 
     The rules are those of MMEngine's `DefaultOptimWrapperConstructor`. A parameter whose name fits a pattern of
     `custom_keys` follows that entry and nothing else. For all others: `bias_lr_mult` is for the biases of layers that
-    do not normalize. Of the factors on the weight decay `norm_decay_mult`, `dwconv_decay_mult`,
-    `bias_decay_mult` and `flat_decay_mult`, the first that is given and matches the parameter applies. None is no
-    rule.
+    do not normalize. Of the factors on the weight decay `norm_decay_mult`, `bias_decay_mult`, `dwconv_decay_mult`
+    and `flat_decay_mult`, the first that is given and matches the parameter applies. None is no rule.
 
     Parameters under the same rules share one group, so that an optimizer still steps them together; the groups depend
     on the rules that are given, not on their numbers.
 
     Args:
-        custom_keys: by pattern a mapping with `lr_mult` and `decay_mult` (1 where left out). A pattern is a part of a
-            parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the whole of it
-            (`net.*.weight`). Where several match, the longest applies; of equal length, the alphabetically first.
-        bias_lr_mult: for the learning rate of biases (a name that ends in `bias`).
-        bias_decay_mult: for their weight decay.
-        norm_decay_mult: for the weights and biases of layers that normalize: torch's own, and classes whose name ends
-            in `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
-        dwconv_decay_mult: for the weights and biases of depthwise convolutions.
+        custom_keys: by pattern a mapping with `lr_mult`, `decay_mult` (1 where left out) and any argument of the
+            optimizer (`lr`, `momentum`, …), which replaces that of the optimizer, the product with a factor included.
+            A pattern is a part of a parameter's full name (`backbone.`), or, with one of `*?[`, a glob for the whole
+            of it (`net.*.weight`). Where several match, the longest applies; of equal length, the alphabetically
+            first.
+        bias_lr_mult: for the learning rate of biases: parameters that their module calls `bias`.
+        bias_decay_mult: for the weight decay of biases, those of layers that normalize included.
+        norm_decay_mult: for the parameters of layers that normalize: torch's own, and classes whose name ends in
+            `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
+        dwconv_decay_mult: for the weights and biases of depthwise convolutions: one group for each input channel.
         flat_decay_mult: for parameters of one dimension.
         bypass_duplicate: a parameter that stands in the model under several names (tied weights) follows the rules of
             the first. False: names whose rules differ are an error.
@@ -57,7 +59,7 @@ class Paramwise:
 
     def __init__(
         self,
-        custom_keys: Mapping[str, Mapping[str, float]] | None = None,
+        custom_keys: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         bias_lr_mult: float | None = None,
         bias_decay_mult: float | None = None,
@@ -70,8 +72,8 @@ class Paramwise:
         self._lr = {"bias": _factor("bias_lr_mult", bias_lr_mult)}
         self._decay = {
             "norm": _factor("norm_decay_mult", norm_decay_mult),
-            "dwconv": _factor("dwconv_decay_mult", dwconv_decay_mult),
             "bias": _factor("bias_decay_mult", bias_decay_mult),
+            "dwconv": _factor("dwconv_decay_mult", dwconv_decay_mult),
             "flat": _factor("flat_decay_mult", flat_decay_mult),
         }
         self._bypass_duplicate = boolean("bypass_duplicate", bypass_duplicate)
@@ -85,7 +87,7 @@ class Paramwise:
             numbers: the optimizer's arguments: `lr` and, where it has one, `weight_decay`.
 
         Returns:
-            `{"name", "params", "lr", "weight_decay"}`, the numbers where a rule changes them.
+            `{"name", "params", "lr", "weight_decay", …}`, the numbers where a rule changes them.
 
         Raises:
             ConfigError: a pattern that matches no name, a factor for a number that the optimizer does not have, or a
@@ -110,6 +112,11 @@ class Paramwise:
             for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
                 if mult in factors and field not in numbers:
                     raise _without(f"custom_keys.{pattern}.{mult}", factors[mult], field)
+            options = (*MULTS, *(name for name in numbers if name not in _NO_OPTIONS))
+            for name in factors:
+                if name not in options:
+                    accepted = "lr_mult, decay_mult or an argument of the optimizer"
+                    raise ConfigError(f"custom_keys.{pattern}", name, accepted, options=options)
         for kind, factor in self._lr.items():
             if factor is not None and "lr" not in numbers:
                 raise _without(f"{kind}_lr_mult", factor, "lr")
@@ -133,34 +140,46 @@ class Paramwise:
         if pattern is not None:
             return pattern, None, None
         norm = isinstance(module, _NORMS) or _NORM_NAME.search(type(module).__name__) is not None
-        bias = name.rpartition(".")[2].endswith("bias") and not norm
+        bias = name.rpartition(".")[2] == "bias"
         kinds = {
             "norm": norm,
-            "dwconv": isinstance(module, _CONVS) and module.in_channels == module.groups > 1,
             "bias": bias,
+            "dwconv": isinstance(module, _CONVS) and module.in_channels == module.groups,
             "flat": param.ndim == 1,
         }
         decay = next((kind for kind, factor in self._decay.items() if factor is not None and kinds[kind]), None)
-        return None, "bias" if bias and self._lr["bias"] is not None else None, decay
+        return None, "bias" if bias and not norm and self._lr["bias"] is not None else None, decay
 
     def _group(self, rules: tuple[str | None, ...], params: list[Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
         pattern, lr, decay = rules
-        factors: Mapping[str, float | None]
+        factors: Mapping[str, Any]
         if pattern is not None:
             factors = {mult: self._keys[pattern].get(mult) for mult in MULTS}
         else:
             factors = {"lr_mult": self._lr[lr] if lr else None, "decay_mult": self._decay[decay] if decay else None}
-        group: dict[str, Any] = {"params": params, "name": "+".join(dict.fromkeys(filter(None, rules))) or REST}
+        name = "+".join(dict.fromkeys(filter(None, rules))) or REST
+        if decay == "bias" and lr is None and self._lr["bias"] is not None:
+            name = "norm_bias"  # `bias_lr_mult` is not for it
+        group: dict[str, Any] = {"params": params, "name": name}
         for mult, field in zip(MULTS, ("lr", "weight_decay"), strict=True):
             factor, base = factors[mult], numbers.get(field)
             if factor is not None and isinstance(base, int | float | Tensor):  # else its constructor will raise
                 group[field] = base * factor
-        return group
+        return group | (self.options(pattern) if pattern is not None else {})
+
+    def options(self, pattern: str) -> dict[str, Any]:
+        """Return the arguments of the optimizer that an entry of `custom_keys` replaces."""
+        return {name: value for name, value in self._keys.get(pattern, {}).items() if name not in MULTS}
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Return whether a name contains a pattern, or matches it if that has one of `*?[`."""
-    return fnmatchcase(name, pattern) if any(sign in pattern for sign in "*?[") else pattern in name
+    """Return whether a name contains a pattern, or matches it if that has one of `*?[`.
+
+    The name of a parameter of the model itself begins with a dot, as in MMEngine.
+    """
+    if any(sign in pattern for sign in "*?["):
+        return fnmatchcase(name, pattern)
+    return pattern in (name if "." in name else f".{name}")
 
 
 def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
@@ -173,19 +192,19 @@ def _names(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     return found
 
 
-def _checked_keys(custom_keys: Any) -> dict[str, dict[str, float]]:
+def _checked_keys(custom_keys: Any) -> dict[str, dict[str, Any]]:
     """Return the patterns in the order in which they are tried."""
     if not isinstance(custom_keys, Mapping | None):
-        raise ConfigError("custom_keys", custom_keys, "a mapping of patterns, each to lr_mult and decay_mult")
+        raise ConfigError("custom_keys", custom_keys, "a mapping of patterns, each to lr_mult, decay_mult and others")
     checked = {}
     for pattern, factors in sorted((custom_keys or {}).items(), key=lambda item: (-len(str(item[0])), str(item[0]))):
         if not isinstance(factors, Mapping):
-            raise ConfigError(f"custom_keys.{pattern}", factors, "a mapping with lr_mult, decay_mult or both")
-        for mult, factor in factors.items():
-            if mult not in MULTS:
-                raise ConfigError(f"custom_keys.{pattern}", mult, "lr_mult or decay_mult", options=MULTS)
-            _factor(f"custom_keys.{pattern}.{mult}", factor)
-        checked[str(pattern)] = {mult: factor for mult, factor in factors.items() if factor is not None}
+            raise ConfigError(f"custom_keys.{pattern}", factors, "a mapping with lr_mult, decay_mult and others")
+        for mult in MULTS:
+            _factor(f"custom_keys.{pattern}.{mult}", factors.get(mult))
+        checked[str(pattern)] = {
+            name: value for name, value in factors.items() if value is not None or name not in MULTS
+        }
     return checked
 
 

@@ -154,8 +154,11 @@ class ValLoop:
         self.current = name
         runner.eval_model.eval()
         runner.strategy.before_evaluation(runner.eval_model)
+        metainfo = runner.metainfo(name)
         for metric in runner.metrics.values():
             metric.reset()
+            if metainfo is not None:
+                metric.describe(metainfo)
         return runner.predict_step(self.split)
 
     def _compute(self, runner: Runner, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

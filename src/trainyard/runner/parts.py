@@ -251,6 +251,10 @@ class Parts:
             self.loaders[split] = self.strategy.loader(loader, split)
         return self.loaders[split]
 
+    def metainfo(self, split: str) -> Any:
+        """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""
+        return None if self.data is None else self.data.metainfo(split)
+
     def has_split(self, split: str) -> bool:
         return bool(self.sets(split))
 

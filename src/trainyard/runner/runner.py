@@ -29,6 +29,7 @@ from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, member_arguments
 from trainyard.runner.misfit import explained
+from trainyard.runner.mmengine_config import check_not_mmengine
 from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check as check
@@ -80,8 +81,7 @@ class Runner(Parts):
             it (`trainyard.runner.weights.LoadFrom`).
         resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is none); a path
             continues from that checkpoint.
-        resume_override: keys (`optim.lr`, `data.batch_size`) that a resumed run takes from its config, not from the
-            checkpoint; what changes is recorded (`trainyard.runner.override`).
+        resume_override: keys (`optim.lr`, `data.batch_size`) that a resumed run takes from its config.
         tracker: uploads the journal to MLflow.
         env: a `trainyard.runner.Env`.
         val_loop, test_loop: custom validation and test loops; None for `ValLoop` and `TestLoop`.
@@ -173,8 +173,10 @@ class Runner(Parts):
             **overrides: arguments, or groups, that replace the config's before its interpolations are resolved.
 
         Raises:
-            ConfigError: an interpolation does not resolve. `work_dir` is one that only an application of Hydra's has.
+            ConfigError: an interpolation does not resolve (`work_dir` is one that only an application of Hydra's has),
+                or it is a config of MMEngine.
         """
+        check_not_mmengine(cfg)
         own = as_arguments(overrides)
         return cls(**(arguments(replaced(cfg, as_keys(overrides))) | own))
 

@@ -1,7 +1,8 @@
 """Schedules of the optimizer's numbers: torch's own schedulers, read as tables (`docs/optim.md`)."""
 
+from trainyard.schedules.floors import CosineAnnealingLR, PolynomialLR
 from trainyard.schedules.plateau import Plateau
 from trainyard.schedules.schedule import Schedule
 from trainyard.schedules.several import Several
 
-__all__ = ["Plateau", "Schedule", "Several"]
+__all__ = ["CosineAnnealingLR", "Plateau", "PolynomialLR", "Schedule", "Several"]

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCy
 
 from trainyard.checks import is_number, number
 from trainyard.errors import ConfigError
+from trainyard.schedules import floors
 from trainyard.schedules.standin import StandIn
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class Part:
 
     @property
     def _torchs(self) -> bool:
-        """True if the scheduler is one of torch's own, whose arguments are known by name."""
-        return getattr(self.make, "__module__", "") == LRScheduler.__module__
+        """True if the scheduler is one of torch's own, or of those with a floor: their arguments are known by name."""
+        return getattr(self.make, "__module__", "") in (LRScheduler.__module__, floors.__name__)
 
     def _check(self) -> None:
         taken = inspect.signature(self.make).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainyard.checks import choice, integer, number
 from trainyard.errors import ConfigError
+from trainyard.schedules.part import check_position, positions
 from trainyard.schedules.schedule import Row
 from trainyard.schedules.standin import PARAMS, entry, groups_of, joined_entry, numbers, plain, standin_of
 from trainyard.schedules.window import Unit
@@ -32,7 +34,7 @@ class Plateau:
     """`torch.optim.lr_scheduler.ReduceLROnPlateau`, with the interface of `Schedule`.
 
     It is stepped by `observe`, once for every value of its metric, so `patience` and `cooldown` count values of the
-    metric: as a rule, validations.
+    metric: as a rule, validations. A warm-up multiplies what it has set.
 
     Args:
         monitor: the metric's name (`val/loss`); None for the run's objective.
@@ -46,13 +48,18 @@ class Plateau:
         eps: smaller changes are not made.
         param: the number that is lowered: "lr", "momentum" (of Adam and its like the first of the betas) or
             "weight_decay".
+        warmup: the length of a linear warm-up at the start, as an integer or a share of the run.
+        warmup_factor: the share of the number at which the warm-up begins, in (0, 1].
+        by: the unit of the warm-up: "epoch", "iter", or None for the unit of the training loop.
 
     Raises:
         ConfigError: for a value that cannot work.
+
+    Attributes:
+        warmed: the epoch or iteration in which the warm-up has ended; 0 without one.
     """
 
-    by: None = None
-    """A plateau has no unit of its own: its rows change when it observes."""
+    by: Unit | None
     constant = False
 
     def __init__(
@@ -68,8 +75,18 @@ class Plateau:
         min_lr: float | Sequence[float] = 0,
         eps: float = 1e-8,
         param: str = "lr",
+        warmup: float = 0,
+        warmup_factor: float = 1e-3,
+        by: Unit | None = None,
     ) -> None:
         choice("param", param, PARAMS)
+        if by is not None:
+            choice("by", by, ("epoch", "iter"), other="null for the loop's own unit")
+        check_position("warmup", warmup, at_least=0)
+        self.by = by
+        self.warmed = 0
+        self._warmup = warmup
+        self._warmup_factor = number("warmup_factor", warmup_factor, above=0, at_most=1)
         if mode is not None:
             choice("mode", mode, ("min", "max"), other="null for the run's direction")
         floors: Any = min_lr
@@ -104,13 +121,18 @@ class Plateau:
 
         Args:
             optimizer: its groups' learning rates are the initial ones. It is read, not kept or changed.
-            length, unit, epoch_length, certain: not read here: `Schedule` has the same signature.
+            length: the length of the whole run, in this schedule's unit; None if it is unknown. A warm-up that is a
+                share of it needs it.
+            unit, epoch_length, certain: not read here: `Schedule` has the same signature.
             direction: that of the run's objective; it decides `mode` where that is None.
 
         Raises:
-            ConfigError: `direction` is neither, `min_lr` lacks a value for a group, or the optimizer does not have the
-                number that is to be lowered.
+            ConfigError: `direction` is neither, `min_lr` lacks a value for a group, the optimizer does not have the
+                number that is to be lowered, or the warm-up lasts as long as the run.
         """
+        self.warmed = positions("warmup", [self._warmup], inf if length is None else length)[0]
+        if length is not None and self.warmed >= length:
+            raise ConfigError("warmup", self._warmup, f"less than {length}, so that something follows it")
         if direction not in _MODES:
             raise ConfigError("direction", direction, "maximize or minimize", options=tuple(_MODES))
         groups = self._groups = groups_of(optimizer)
@@ -123,8 +145,14 @@ class Plateau:
         self._row = self._read()
 
     def row(self, index: int) -> Row:
-        """Return the current values for each parameter group, for any `index`: `[{"lr": …}, …]`."""
-        return self._row
+        """Return the current values for each parameter group in epoch or iteration `index`: `[{"lr": …}, …]`.
+
+        `index` is read in a warm-up alone; it is that of `torch.optim.lr_scheduler.LinearLR`.
+        """
+        if index >= self.warmed:
+            return self._row
+        first = self._warmup_factor
+        return self._read(first + (1 - first) * index / self.warmed)
 
     def follow(self, optimizer: Optimizer) -> None:
         """Take in the parameter groups that the optimizer was given since; each begins with its own number.
@@ -165,6 +193,6 @@ class Plateau:
         self._scheduler.load_state_dict(dict(state["history"]))
         self._row = self._read()
 
-    def _read(self) -> Row:
+    def _read(self, share: float = 1.0) -> Row:
         held = zip(self._groups, self._standin.param_groups, strict=True)
-        return [entry(base, self._param, group["lr"]) for base, group in held]
+        return [entry(base, self._param, group["lr"] * share) for base, group in held]

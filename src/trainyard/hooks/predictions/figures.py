@@ -44,9 +44,9 @@ def images(pictures: Array, labels: Sequence[tuple[str, str, bool]], notes: Sequ
     one_line = all(len(f"x {mine} / {true}") <= letters - 2 for mine, true, _ in labels)
     above, below, gap = (0.24 if one_line else 0.4) / inches, 0.2 / inches, 0.1
     width, height = 1 + gap, tall + above + below + gap / 2
-    figure, axes = _canvas(columns * width * inches, rows * height * inches, title)
+    figure, axes = canvas(columns * width * inches, rows * height * inches, title)
     axes.set_axis_off()
-    shown = _colours(pictures)
+    shown = colours(pictures)
     for k, (mine, true, right) in enumerate(labels):
         x, y = k % columns * width, k // columns * height + above
         axes.imshow(shown[k], extent=(x, x + 1, y + tall, y), interpolation="nearest", zorder=1)
@@ -54,8 +54,8 @@ def images(pictures: Array, labels: Sequence[tuple[str, str, bool]], notes: Sequ
         joined = f"{mine} / {true}" if one_line else f"{short(mine, letters - 3)} /\n{short(true, letters - 1)}"
         text = joined if right else f"✗ {joined}"
         where = (x + 0.5, y - 0.04)
-        _write(axes, where, text, ha="center", va="bottom", fontsize=10 if one_line else 8, linespacing=1.0, **style)
-        _write(axes, (x + 0.5, y + tall + 0.05), notes[k], ha="center", va="top", fontsize=7, color="0.45")
+        write(axes, where, text, ha="center", va="bottom", fontsize=10 if one_line else 8, linespacing=1.0, **style)
+        write(axes, (x + 0.5, y + tall + 0.05), notes[k], ha="center", va="top", fontsize=7, color="0.45")
         edge, line = (PLAIN, 0.5) if right else (WRONG, 3)
         corners = [x, x + 1, x + 1, x, x], [y, y, y + tall, y + tall, y]
         axes.plot(*corners, color=edge, linewidth=line, solid_joinstyle="miter", zorder=2)
@@ -69,7 +69,7 @@ def points(x: Array, predicted: Array, target: Array, names: Sequence[str], titl
     labels = [_plain(short(names[c], 14)) for c in present]
     columns = math.ceil((len(present) + 1) / 24)
     room = columns * (0.5 + 0.08 * max(map(len, [*labels, "predicted"])))
-    figure, axes = _canvas(6.2, 5.2, title, right=0.2 + room, left=0.75, bottom=0.55)
+    figure, axes = canvas(6.2, 5.2, title, right=0.2 + room, left=0.75, bottom=0.55)
     size = 26 if len(x) <= 500 else 12
     for c, label in zip(present, labels, strict=True):
         of = predicted == c
@@ -91,7 +91,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence
     """Return a table with a row for each sample; rows of wrong predictions are marked."""
     widths = [max(len(line[k]) for line in (header, *lines)) * 0.085 + 0.25 for k in range(len(header))]
     pitch = 0.23
-    figure, axes = _canvas(sum(widths) + 0.3, (len(lines) + 1.2) * pitch, title)
+    figure, axes = canvas(sum(widths) + 0.3, (len(lines) + 1.2) * pitch, title)
     axes.set_axis_off()
     starts = 0.25 + np.concatenate([[0], np.cumsum(widths)[:-1]])
     axes.set(xlim=(0, sum(widths) + 0.3), ylim=((len(lines) + 1.2) * pitch, 0))
@@ -102,9 +102,9 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence
         if wrong:
             style = {"color": WRONG, "weight": "bold"}
             axes.axhspan(y - pitch / 2, y + pitch / 2, color=WRONG, alpha=0.1, linewidth=0)
-            _write(axes, (0.03, y), "✗", va="center", fontsize=9, **style)
+            write(axes, (0.03, y), "✗", va="center", fontsize=9, **style)
         for start, width, cell in zip(starts, widths, line, strict=True):
-            _write(axes, (start + width - 0.2, y), cell, ha="right", va="center", fontsize=9, **style)
+            write(axes, (start + width - 0.2, y), cell, ha="right", va="center", fontsize=9, **style)
     axes.axhline(pitch, color=PLAIN, linewidth=0.8)
     return figure
 
@@ -112,7 +112,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence
 def numbers(predicted: Array, target: Array, title: str) -> Figure:
     """Return plots of predicted over true numbers, `[n, D]`: a panel with the diagonal for each of the first four."""
     panels = min(4, target.shape[1])
-    figure, first = _canvas(4.6 * panels - 0.9, 4.2, title, left=0.8, bottom=0.55)
+    figure, first = canvas(4.6 * panels - 0.9, 4.2, title, left=0.8, bottom=0.55)
     first.remove()
     top = 1 - _TITLE / figure.get_figheight()
     for panel in range(panels):
@@ -142,7 +142,7 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
     cell = 0.52 if classes <= 10 else 0.36 if classes <= 30 else max(0.04, 11 / classes)
     side = max(2.2, cell * classes)
     upright = longest * 0.085 > side / len(ticks) * 0.9
-    figure, axes = _canvas(
+    figure, axes = canvas(
         side,
         side,
         title,
@@ -159,7 +159,7 @@ def confusion(counts: Array, names: Sequence[str], title: str) -> Figure:
         for i, j in zip(*np.nonzero(counts), strict=True):
             percent = f"\n{_percent(shares[i, j])}" if classes <= 10 else ""
             colour = "white" if shares[i, j] > 0.55 else "black"
-            _write(axes, (j, i), f"{counts[i, j]}{percent}", ha="center", va="center", fontsize=size, color=colour)
+            write(axes, (j, i), f"{counts[i, j]}{percent}", ha="center", va="center", fontsize=size, color=colour)
     box = axes.get_position()
     width = figure.get_figwidth()
     bar = figure.add_axes((box.x1 + 0.15 / width, box.y0, 0.15 / width, box.height))
@@ -188,7 +188,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _canvas(
+def canvas(
     width: float, height: float, title: str, left: float = 0.1, bottom: float = 0.1, right: float = 0.1
 ) -> tuple[Figure, Axes]:
     """Return a figure around axes of this size in inches, with room at the sides and for two title lines above.
@@ -206,7 +206,8 @@ def _canvas(
     return figure, axes
 
 
-def _write(axes: Axes, where: tuple[float, float], text: str, **style: Any) -> None:
+def write(axes: Axes, where: tuple[float, float], text: str, **style: Any) -> None:
+    """Write a text as it is: dollar signs begin no formula."""
     axes.text(*where, text, parse_math=False, **style)
 
 
@@ -215,7 +216,7 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _colours(pictures: Array) -> npt.NDArray[np.uint8]:
+def colours(pictures: Array) -> npt.NDArray[np.uint8]:
     """Convert `[n, C, H, W]` to bytes `[n, H, W, 3]`, on one scale for all of them."""
     chosen = pictures[:, :3] if pictures.shape[1] in (3, 4) else pictures[:, :1].repeat(3, 1)
     finite = chosen[np.isfinite(chosen)]

@@ -1,0 +1,140 @@
+"""Detection log hook: pictures with boxes and masks, the predicted ones beside the true ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainyard.batch import target_of
+from trainyard.checks import integer, number
+from trainyard.hooks._batch import input_of
+from trainyard.hooks.predictions.boxes import Instances, figure
+from trainyard.runner import Member, Runner, checkpoint
+from trainyard.runner.hook import Hook
+
+if TYPE_CHECKING:
+    from trainyard.hooks.predictions.figures import Array
+
+log = logging.getLogger("trainyard")
+
+FOLDER = "figures"
+
+
+@dataclass
+class _Kept:
+    """What is to be drawn of a set."""
+
+    pictures: list[Array] = field(default_factory=list)
+    predicted: list[Instances] = field(default_factory=list)
+    true: list[Instances | None] = field(default_factory=list)
+
+
+class DetectionLog(Hook):
+    """Draws the first pictures of each set with predicted and true boxes or masks, at validations and tests.
+
+    Predictions and targets are a mapping for each picture, as torchvision's detectors have them: `boxes`, float
+    `[n, 4]`, `x1, y1, x2, y2` in pixels; and, where there are any, `labels` `[n]`, `scores` `[n]`, `masks` `[n, H, W]`
+    or `[n, 1, H, W]`. For segmentation they are scores `[B, C, H, W]` and classes `[B, H, W]`. The pictures are those
+    of the batch, before the `data_preprocessor`. Class names are read from `data.spec["classes"]` or `data.classes`.
+
+    The figures are `figures/<set>_<iteration>_detections.png`, artifacts of the run, drawn by a separate thread. A run
+    without a directory draws nothing.
+
+    Args:
+        count: pictures to draw.
+        interval: draw every `interval`-th validation of a training. Every test is drawn.
+        score_thr: predictions with a lower score are left out.
+    """
+
+    priority = "LOW"
+    ranks = "main"
+
+    def __init__(self, count: int = 8, interval: int = 1, score_thr: float = 0.3) -> None:
+        self.count = integer("count", count, at_least=1)
+        self.interval = integer("interval", interval, at_least=1)
+        self.score_thr = number("score_thr", score_thr, at_least=0, at_most=1)
+        self._validations = 0
+        self._complained = False
+        self._kept: dict[str, _Kept] | None = None
+        self._writer = checkpoint.Writer()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        if runner.training:
+            self._validations += 1
+        due = not runner.training or self._validations % self.interval == 0
+        self._kept = {} if due and runner.work_dir is not None else None
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._kept = {} if runner.work_dir is not None else None
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        self._take(runner.val_loop.current, data_batch, outputs)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        self._take(runner.test_loop.current, data_batch, outputs)
+
+    def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
+        self._draw(runner)
+
+    def after_test_epoch(self, runner: Runner, metrics: Any) -> None:
+        self._draw(runner)
+
+    def after_run(self, runner: Runner) -> None:
+        self._writer.wait()
+
+    def state_dict(self, member: int = 0) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
+        self._validations = state["validations"]
+
+    def _take(self, name: str, batch: Any, outputs: Any) -> None:
+        """Keep as many pictures of a batch as are missing, on the CPU."""
+        if self._kept is None:
+            return
+        kept = self._kept.setdefault(name, _Kept())
+        room = self.count - len(kept.pictures)
+        if room <= 0:
+            return
+        pictures = input_of(batch)
+        targets = target_of(batch) if not isinstance(batch, Tensor) else [None] * len(batch)
+        try:
+            for picture, mine, true in zip(list(pictures)[:room], outputs, targets, strict=False):
+                kept.predicted.append(Instances.of(mine, self.score_thr))
+                kept.true.append(None if true is None else Instances.of(true))
+                kept.pictures.append(picture.detach().cpu().numpy())
+        except (TypeError, ValueError, KeyError) as error:
+            self._kept = None
+            if not self._complained:
+                self._complained = True
+                log.warning("hook.detection_log draws boxes and masks of pictures; it cannot draw these: %s", error)
+
+    def _draw(self, runner: Runner) -> None:
+        kept, self._kept = self._kept, None
+        member = runner.members[0]
+        names = getattr(runner.data, "spec", {}).get("classes") or getattr(runner.data, "classes", None) or ()
+        jobs = []
+        for name, each in (kept or {}).items():
+            if each.pictures and member.journal.writes:
+                title = f"{name}, epoch {member.epoch}, iteration {member.iter}\npredicted | true"
+                stem = f"{name.replace('/', '_')}_{member.iter:08d}_detections"
+                jobs.append(partial(self._save, member, each, names, title, stem))
+        if jobs:
+            self._writer.submit(jobs)
+
+    @staticmethod
+    def _save(member: Member, kept: _Kept, names: Sequence[Any], title: str, stem: str) -> None:
+        """Write the figure; training continues if that fails."""
+        try:
+            folder = member.directory / FOLDER
+            folder.mkdir(exist_ok=True)
+            file = folder / f"{stem}.png"
+            figure(kept.pictures, kept.predicted, kept.true, names, title).savefig(file)
+            member.journal.artifact(file, to=FOLDER)
+        except Exception:  # a picture of a shape that cannot be drawn, or a missing font
+            log.warning("hook.detection_log could not draw %s.", stem, exc_info=True)

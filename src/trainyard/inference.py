@@ -1,0 +1,163 @@
+"""Predictions by the model of a run: `trainyard.load(run).predict(inputs)`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from trainyard.batch import to_device
+from trainyard.checks import choice, integer
+from trainyard.errors import ConfigError
+from trainyard.run.record import BEST, CONFIG, load_model, predict
+from trainyard.runner import checkpoint
+from trainyard.runner.env import find_device
+from trainyard.track import RunInfo, run_info
+from trainyard.track.shipper.stored_model import is_run_id, stored_model
+
+WHICH = ("best", "last")
+
+
+def load(
+    run: str | Path, *, which: str = "best", device: str | torch.device = "auto", uri: str | None = None
+) -> Predictor:
+    """Return the model of a run, ready to predict.
+
+    The model is built from the config in the run's directory, so its classes are imported, from the folders that the
+    run imported them from. A model in MLflow is unpickled by MLflow. Load what you trust.
+
+    Args:
+        run: the run's directory; a checkpoint in its `checkpoints/`; or the ID of a run in MLflow, or `runs:/<ID>`.
+        which: of a directory: `best`, the best checkpoint (the last where there is none), or `last`.
+        device: where it predicts; `auto` is CUDA if available.
+        uri: of MLflow; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the present folder.
+
+    Raises:
+        ConfigError: there is no such run, checkpoint or device.
+
+    Example:
+        >>> model = load("outputs/mine")  # doctest: +SKIP
+        >>> scores = model.predict(images, batch_size=256)  # doctest: +SKIP
+    """
+    choice("which", which, WHICH)
+    place = find_device(str(device))
+    path = Path(run)
+    if not path.exists():
+        if is_run_id(str(run)):
+            return Predictor(stored_model(str(run), uri), place)
+        accepted = "the directory of a run, a checkpoint in it, or the ID of a run in MLflow"
+        raise ConfigError("run", str(run), accepted, hint="There is no such file or folder.")
+    directory, file = (path, _checkpoint_in(path, which)) if path.is_dir() else (path.parent.parent, path)
+    if not (directory / CONFIG).exists():
+        accepted = f"the directory of a run, with its {CONFIG}, or a checkpoint in its checkpoints/"
+        raise ConfigError("run", str(run), accepted, hint="The weights alone do not say which model they are of.")
+    if (directory / run_info.FILE).exists():
+        sys.path += [folder for folder in RunInfo.read(directory).python_path if folder not in sys.path]
+    return Predictor(load_model(directory.resolve(), file.resolve())[0], place)
+
+
+class Predictor:
+    """A model in eval mode, which predicts in batches.
+
+    Args:
+        model: with Trainyard's `mode`.
+        device: where it predicts.
+
+    Attributes:
+        model: on the device.
+    """
+
+    def __init__(self, model: nn.Module, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+
+    def predict(self, inputs: Any, batch_size: int = 64) -> Any:
+        """Return the predictions for all samples, on the CPU: what metrics are given, with `data_preprocessor` before.
+
+        Args:
+            inputs: an array or tensor `[N, ...]`; a mapping of such by name; a list of samples, such as images of
+                different sizes; or a `DataLoader`, whose batches are used as they come (with targets too).
+            batch_size: samples at a time.
+
+        Returns:
+            The model's output for `N` samples, in its own structure: tensors are joined along their first axis, lists
+            (of detections, say) one after another.
+
+        Raises:
+            ConfigError: there are no samples.
+        """
+        batch_size = integer("batch_size", batch_size, at_least=1)
+        batches = iter(inputs) if isinstance(inputs, DataLoader) else _batches(inputs, batch_size)
+        with torch.inference_mode():
+            found = [to_device(predict(self.model, to_device(batch, self.device)), _CPU) for batch in batches]
+        if not found:
+            raise ConfigError("inputs", type(inputs).__name__, "at least one sample")
+        return joined(found)
+
+    __call__ = predict
+
+
+_CPU = torch.device("cpu")
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the outputs for several batches as one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.ndim else torch.stack(list(parts))
+    if isinstance(first, Mapping):
+        return {name: joined([part[name] for part in parts]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(joined(list(each)) for each in zip(*parts, strict=True))
+    return list(chain.from_iterable(parts)) if isinstance(first, list) else list(parts)
+
+
+def _batches(inputs: Any, size: int) -> Iterator[Any]:
+    """Yield batches of inputs without targets; a list of samples alike in shape is stacked."""
+    if isinstance(inputs, Mapping):
+        columns = {name: _tensor(column) for name, column in inputs.items()}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ConfigError("inputs", lengths, "as many samples under each name")
+        for begin in range(0, next(iter(lengths.values()), 0), size):
+            yield {name: column[begin : begin + size] for name, column in columns.items()}
+    elif isinstance(inputs, list | tuple):
+        samples = [_tensor(sample) for sample in inputs]
+        for begin in range(0, len(samples), size):
+            part = samples[begin : begin + size]
+            alike = len({sample.shape for sample in samples}) == 1
+            yield torch.stack(part) if alike else (part,)
+    else:
+        whole = _tensor(inputs)
+        for begin in range(0, len(whole), size):
+            yield whole[begin : begin + size]
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+        return torch.from_numpy(np.ascontiguousarray(array.astype(np.float32) if array.dtype == np.float64 else array))
+    except (TypeError, ValueError) as error:
+        accepted = "arrays or tensors, a mapping of them, a list of them, or a DataLoader"
+        raise ConfigError("inputs", type(value).__name__, accepted) from error
+
+
+def _checkpoint_in(directory: Path, which: str) -> Path:
+    """Return the file of the best or the last checkpoint of a run."""
+    folder = directory / "checkpoints"
+    saved = checkpoint.read_last(folder)
+    best = directory / BEST
+    if which == "best" and best.exists():
+        return best
+    if not saved:
+        raise ConfigError("run", str(directory), "the directory of a run that has saved a checkpoint")
+    return folder / saved[-1]

@@ -1,0 +1,42 @@
+"""Model of a run, read from MLflow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import ConfigError
+from trainyard.track.uri import resolve
+
+_ID = re.compile(r"(runs:/)?[0-9a-f]{32}")
+
+
+def is_run_id(name: str) -> bool:
+    """Return whether a name is the ID of a run in MLflow, or `runs:/` and one."""
+    return _ID.fullmatch(name) is not None
+
+
+def stored_model(run: str, uri: str | None) -> Any:
+    """Return the module that a run has logged as its model; MLflow unpickles it.
+
+    Args:
+        run: its ID.
+        uri: of MLflow; see `trainyard.track.uri.resolve`.
+
+    Raises:
+        ConfigError: there is no such run, or it has no model.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    where = resolve(uri, Path.cwd())
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(where)
+    try:
+        return mlflow.pytorch.load_model(f"runs:/{run.removeprefix('runs:/')}/model", map_location="cpu")
+    except MlflowException as error:
+        hint = f"MLflow says: {str(error).rstrip('.')}."
+        raise ConfigError("run", run, "the ID of a run in MLflow that has logged a model", hint=hint) from error
+    finally:
+        mlflow.set_tracking_uri(before)

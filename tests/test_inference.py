@@ -1,0 +1,130 @@
+"""`trainyard.load(run).predict(inputs)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import trainyard
+from trainyard.errors import ConfigError
+from trainyard.hooks import Checkpoint
+from trainyard.inference import Predictor, joined
+from trainyard.run import record
+from trainyard.runner import EpochBasedTrainLoop, Runner
+from trainyard.track.shipper.stored_model import is_run_id
+
+VALUES: dict[str, Any] = {
+    "mode": "train",
+    "model": {
+        "_target_": "trainyard.models.MLP",
+        "in_features": "auto",
+        "num_classes": "auto",
+        "hidden": [8],
+        "data_preprocessor": {"_target_": "trainyard.models.DataPreprocessor", "mean": 0.3, "std": 2.0},
+    },
+    "data": {"_target_": "trainyard.data.Rings", "num_samples": 100},
+    "optim": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
+    "metric": {"accuracy": {"_target_": "trainyard.metrics.Accuracy"}},
+    "seed": 3,
+}
+INPUTS = torch.linspace(-1, 1, 26).reshape(13, 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run's directory, and the predictions of its model."""
+    folder = tmp_path_factory.mktemp("run")
+    runner = Runner.from_cfg(
+        VALUES,
+        work_dir=folder,
+        hooks={"checkpoint": Checkpoint()},
+        loop=EpochBasedTrainLoop(2),
+        objective="val/accuracy",
+        direction="maximize",
+        device="cpu",
+    )
+    record.write_files(runner, [VALUES])
+    runner.train()
+    with torch.no_grad():
+        last = runner.model.eval().val_step((INPUTS,))
+    return folder, last
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_a_directory_and_a_checkpoint(run: Any, batch_size: int) -> None:
+    folder, last = run
+    for model in (trainyard.load(folder, which="last"), trainyard.load(folder / "checkpoints" / "epoch_0002.pt")):
+        for inputs in (INPUTS, INPUTS.numpy(), INPUTS.double().numpy(), list(INPUTS), {"x": INPUTS}):
+            torch.testing.assert_close(model.predict(inputs, batch_size=batch_size), last)
+    assert trainyard.load(str(folder), device="cpu")(INPUTS).shape == last.shape
+
+
+def test_a_loader(run: Any) -> None:
+    folder, last = run
+    loader = DataLoader(TensorDataset(INPUTS, torch.zeros(13, dtype=torch.int64)), 4)
+    torch.testing.assert_close(trainyard.load(folder, which="last").predict(loader), last)
+
+
+class Detector(nn.Module):
+    """Boxes of images of different sizes, a list for each image."""
+
+    def forward(self, images: Any, mode: str = "tensor") -> Any:
+        return [{"boxes": torch.tensor([[0, 0, *image.shape[-2:]]])} for image in images]
+
+
+def test_samples_of_different_sizes() -> None:
+    images = [torch.zeros(3, size, 4) for size in (2, 5, 3)]
+    found = Predictor(Detector()).predict(images, batch_size=2)
+    assert [each["boxes"].tolist() for each in found] == [[[0, 0, 2, 4]], [[0, 0, 5, 4]], [[0, 0, 3, 4]]]
+
+
+def test_outputs_of_several_batches() -> None:
+    parts: list[Any] = [
+        {"a": (torch.zeros(2), [1]), "b": torch.tensor(1)},
+        {"a": (torch.ones(1), [2]), "b": torch.tensor(2)},
+    ]
+    found = joined(parts)
+    assert found["a"][0].tolist() == [0, 0, 1]
+    assert found["a"][1] == [1, 2]
+    assert found["b"].tolist() == [1, 2]
+
+
+def test_what_cannot_be_loaded(run: Any, tmp_path: Path) -> None:
+    folder, _ = run
+    torch.save({}, tmp_path / "weights.pt")
+    (tmp_path / "empty").mkdir()
+    for given, told in (
+        (tmp_path / "nowhere", "There is no such file or folder."),
+        (tmp_path / "weights.pt", "The weights alone do not say which model they are of."),
+        (tmp_path / "empty", "accepted: the directory of a run that has saved a checkpoint."),
+        ("0" * 32, "accepted: the ID of a run in MLflow that has logged a model. MLflow says: "),
+    ):
+        with pytest.raises(ConfigError) as error:
+            trainyard.load(given, uri=f"sqlite:///{tmp_path}/mlflow.db")
+        assert str(error.value).startswith(f"run: '{given}' given")
+        assert told in str(error.value)
+    with pytest.raises(ConfigError, match="which: 'first' given"):
+        trainyard.load(folder, which="first")
+    model = trainyard.load(folder)
+    for inputs, told in (
+        ([], "at least one sample"),
+        ("text", "arrays or tensors"),
+        ({"a": [1], "b": [1, 2]}, "as many"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            model.predict(inputs)
+
+
+@pytest.mark.parametrize(("name", "is_one"), [("0" * 32, True), ("runs:/" + "a1" * 16, True), ("outputs/mine", False)])
+def test_ids(name: str, is_one: bool) -> None:
+    assert is_run_id(name) is is_one
+
+
+def test_a_name_that_the_package_does_not_have() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        _ = trainyard.laod
