@@ -1,5 +1,6 @@
 """Every option of every config group trains."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ SMALL = {
     "mlp": ["model.hidden=[8]"],
     "cnn": ["data=digits", "model.channels=[4,4]"],
     "resnet": ["data=digits", "model.depth=8", "model.width=4"],
+    "timm": ["data=digits", "model.name=resnet10t"],
+    "torchvision": ["data=digits", "model.name=mobilenet_v3_small"],
+    "transformers": [
+        *("data=text", "data.context_length=16", "model.task=causal_lm", "model.config.model_type=gpt2"),
+        *("+model.config={n_embd: 8, n_head: 2, n_layer: 1, bos_token_id: 0, eos_token_id: 0}",),
+    ],
     "transformer": ["data=text", "model.dim=8", "model.heads=2", "model.layers=1", "data.context_length=16"],
 }
+
+LIBRARIES = ("timm", "torchvision", "transformers")
 
 
 def _options(group: Any) -> Any:
@@ -50,6 +59,8 @@ def test_hooks(command: Any, option: Any) -> None:
 
 @pytest.mark.parametrize("option", _options("model"))
 def test_models(command: Any, option: Any) -> None:
+    if option in LIBRARIES and find_spec(option) is None:
+        pytest.skip(f"{option} is not installed")
     quick = ["loop=iter", "loop.max_iters=3", "tracker=none", "hydra.run.dir=run"]
     status, message = command(f"model={option}", *SMALL[option], quick=quick)
     assert status == 0, message

@@ -12,9 +12,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTION = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTION["huggingface_hub"] = "huggingface-hub"
 OURS = {"trainyard", "hydra_plugins"}
 # Imported only where somebody asks for what needs them, with a message that says what to install; triton if it is in.
-OPTIONAL = {"torchmetrics", "triton"}
+OPTIONAL = {"torchmetrics", "triton", "huggingface-hub"}
 
 
 def pins(file: str = "constraints.txt") -> dict[str, str]:
@@ -39,7 +40,8 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_source_imports_only_what_is_declared() -> None:
-    declared = {canonicalize_name(requirement.name) for requirement in requirements("hf", "vision")} | OPTIONAL
+    extras = requirements("hf", "vision", "timm", "transformers")
+    declared = {canonicalize_name(requirement.name) for requirement in extras} | OPTIONAL
     for path in (ROOT / "src").rglob("*.py"):
         outside = imported(path) - set(sys.stdlib_module_names) - OURS
         missing = {DISTRIBUTION.get(name, name) for name in outside} - declared

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import json
 import logging
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -175,8 +180,63 @@ class _Evil:
 def test_opening_a_file_runs_no_code(tmp_path: Path, zipped: bool) -> None:
     content = {"state_dict": mlp().state_dict(), "meta": _Evil(tmp_path / "ran")}
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-    assert "holds objects other than tensors" in failure(tmp_path / "a.pt")
+    if zipped:  # the object is skipped
+        assert same(begun(tmp_path / "a.pt").model.state_dict(), mlp().state_dict())
+    else:
+        assert "holds objects other than tensors" in failure(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()
+
+
+class HistoryBuffer:
+    """Holds arrays, as MMEngine's buffer of logged values does."""
+
+    def __init__(self) -> None:
+        self.history = np.ones(3)
+
+
+def test_objects_in_a_file_are_skipped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    state = mlp(seed=1).state_dict()
+    meta = {"time": datetime.datetime.now(datetime.UTC), "mmengine_version": "0.10.7", "epoch": 3}
+    logs = {"loss": HistoryBuffer(), "lr": HistoryBuffer()}
+    torch.save({"meta": meta, "state_dict": state, "message_hub": {"log_scalars": logs}}, tmp_path / "a.pth")
+    assert same(begun(tmp_path / "a.pth").model.state_dict(), state)
+    assert "Skipped in" in caplog.text
+    assert f"{HistoryBuffer.__module__}.HistoryBuffer" in caplog.text
+
+
+def test_the_class_of_a_skipped_object_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("elsewhere")
+    module.Buffer = type("Buffer", (), {"__module__": "elsewhere"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "elsewhere", module)
+    torch.save({"state_dict": mlp(seed=1).state_dict(), "of": module.Buffer()}, tmp_path / "a.pth")
+    monkeypatch.delitem(sys.modules, "elsewhere")  # to import it would fail
+    assert same(begun(tmp_path / "a.pth").model.state_dict(), mlp(seed=1).state_dict())
+
+
+def test_files_of_safetensors_and_folders_of_hugging_face(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = mlp(seed=1).state_dict()
+    safetensors.save_file(state, tmp_path / "model.safetensors")
+    assert same(begun(tmp_path / "model.safetensors").model.state_dict(), state)
+    assert same(begun(tmp_path).model.state_dict(), state)
+    names = list(state)
+    (tmp_path / "model.safetensors").unlink()
+    parts = {"a.safetensors": names[:2], "b.safetensors": names[2:]}
+    for file, own in parts.items():
+        safetensors.save_file({name: state[name] for name in own}, tmp_path / file)
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(begun(tmp_path).model.state_dict(), state)
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:20])
+    assert "not a whole file of safetensors" in failure(tmp_path / "a.safetensors")
+    assert "the path of a checkpoint file that exists" in failure(tmp_path / "c.safetensors")
+
+
+def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.safetensors").touch()
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert "safetensors is not. Install it with: pip install" in failure(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"epoch": 3}, {"model": {"layers": 3}}, [1], {}])

@@ -22,6 +22,7 @@ _CONTROLS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _REFUSALS = (TrainyardError, TypeError, ValueError, OSError)  # errors of a target for values that it does not accept
 _TOO_LARGE = (MemoryError, RuntimeError, OverflowError)  # among them those for a size that memory cannot hold
 AUTO = "auto"
+AUTO_OR_NULL = "auto_or_null"
 _AUTO_GROUPS = ("model", "metric", "schedule")  # `auto` in them stands for a fact about the data, or about the run
 
 _INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the data do not have: those of regression
@@ -168,6 +169,7 @@ def fill_auto(value: Any, key: str, facts: Mapping[str, Any] | None) -> Any:
     """Return a copy of a config in which each value `auto`, at any depth, is replaced by the fact of the same name.
 
     `num_classes` is `out_features` where the data are for regression; `loss` is None where the data name none.
+    `auto_or_null` is None where there is no such fact.
 
     Args:
         value: a config; an object is returned unchanged.
@@ -188,6 +190,9 @@ def _fill(entry: Any, key: str, name: str, facts: Mapping[str, Any] | None) -> A
         return fill_auto(entry, key, facts)
     if type(entry) in (list, tuple):
         return type(entry)(fill_auto(item, f"{key}.{index}", facts) for index, item in enumerate(entry))
+    if isinstance(entry, str) and entry == AUTO_OR_NULL:
+        found = facts or {}
+        return found.get(name, found.get(_INSTEAD.get(name, name)))
     if not (isinstance(entry, str) and entry == AUTO):
         return entry
     if name in _OWN_DEFAULT:
@@ -255,7 +260,9 @@ def _known(node: Mapping[str, Any] | DictConfig, key: str) -> dict[str, Any]:
         str(name): value
         for name, value in plain.items()
         if name not in _CONTROLS
-        and not (isinstance(value, str) and ("${" in value or value == "???" or (auto and value == AUTO)))
+        and not (
+            isinstance(value, str) and ("${" in value or value == "???" or (auto and value in (AUTO, AUTO_OR_NULL)))
+        )
     }
 
 

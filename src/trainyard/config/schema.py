@@ -46,6 +46,7 @@ class Settings:
     sanity_check: bool = True
     load_from: Any = None
     resume: Any = False
+    resume_override: Any = None
     name: str | None = None
     work_dir: str | None = None
 
@@ -64,6 +65,7 @@ _READERS = {
     "init": "trainyard.models.initialize.parse",
     "freeze": "trainyard.models.freeze.parse",
     "load_from": "trainyard.runner.weights.load_from",
+    "resume_override": "trainyard.runner.override.parse",
 }
 PRIORITY = "trainyard.runner.dispatch.priority"
 CLIP = "trainyard.step.clip.make_clip"

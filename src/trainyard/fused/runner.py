@@ -72,6 +72,8 @@ class FusedRunner(Runner):
         super().__init__(**arguments(configs[0]) | {"tracker": tracker})
         if compile_arguments(self.settings["compile"]) is not None:
             raise Unfusable("compile is for one model at a time")
+        if self.settings["resume_override"]:
+            raise Unfusable("resume_override is for one run at a time")
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is for one model at a time: vmap cannot repeat a forward pass")
         # Attention on the CPU has no batching rule: it runs member by member, correctly. The probe times it.

@@ -8,7 +8,10 @@ from trainyard.models.preprocessor import DataPreprocessor
 from trainyard.models.resnet import ResNet
 from trainyard.models.supervised import Supervised, has_mode_contract
 from trainyard.models.table_encoder import TableEncoder
+from trainyard.models.timm import Timm
+from trainyard.models.torchvision import TorchvisionModel
 from trainyard.models.transformer import Transformer
+from trainyard.models.transformers import Transformers
 
 __all__ = [
     "CNN",
@@ -21,7 +24,10 @@ __all__ = [
     "ResNet",
     "Supervised",
     "TableEncoder",
+    "Timm",
+    "TorchvisionModel",
     "Transformer",
+    "Transformers",
     "call",
     "has_mode_contract",
     "total_loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from trainyard._torch_internals import compiled_from
 from trainyard.batch import ITEMS, aligned, no_target, split_target
 from trainyard.checks import integer
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models.base import MODES, BaseModel, Preprocessor
+
+OWN_TARGET = "labels"
+"""The argument from which a network computes its own loss: that of transformers."""
+IGNORED = -100
+"""The label that torch's losses, and those of transformers, leave out."""
 
 
 class Supervised(BaseModel):
@@ -22,6 +27,9 @@ class Supervised(BaseModel):
     under `target`, `targets`, `label`, `labels` or `y`, and the others go to the network by name, or, if there is only
     one, as its first argument. For predictions the target may be missing; a lone tensor is an input. Numbers to predict
     may be `[B]` where the output is `[B, 1]`, and the other way round.
+
+    A network that computes its loss itself, as those of transformers do, is given the `labels` of a mapping, unless
+    there is a `loss`: its output then has `loss`. Of an output with `logits`, the loss and the metrics get these.
 
     Args:
         net: the network; its output is given to the loss and to the metrics.
@@ -52,25 +60,72 @@ class Supervised(BaseModel):
         if loss is not None and not callable(loss):
             raise ConfigError("loss", loss, "a function loss(output, target), or the `_target_` that builds one")
         self.net = net
+        given = loss
         if loss is None:
             loss = nn.CrossEntropyLoss() if ignore_index is None else nn.CrossEntropyLoss(ignore_index=ignore_index)
         own = getattr(loss, "ignore_index", ignore_index)
         if ignore_index is not None and own != ignore_index:
             raise ConfigError("ignore_index", ignore_index, f"{own}, as the loss has it")
         self.loss = loss
+        self.has_own_loss = given is None and takes(net, OWN_TARGET)
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
         """Return `{"loss": scalar}`, with `num_items` where targets are ignored, or the network's output."""
+        if self.has_own_loss and OWN_TARGET in kwargs:
+            return self.by_own_loss(kwargs, mode)
         inputs, named, target = split_target(args, kwargs)
         output = self.net(*inputs, **named)
         if mode == "loss":
             if target is None:
                 raise no_target(kwargs or args)
-            losses = {"loss": self.loss(output, aligned(target, output))}
+            read = logits_of(output)
+            losses = {"loss": self.loss(read, aligned(target, read))}
             return losses if self.ignore_index is None else losses | {ITEMS: (target != self.ignore_index).sum()}
-        if mode not in MODES:
-            raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
-        return output
+        return _in_mode(output, mode)
+
+    def by_own_loss(self, batch: Mapping[str, Any], mode: str) -> Any:
+        """Return the same for a batch with `labels`, from a network that computes its loss of them.
+
+        Raises:
+            TrainyardError: its output has no `loss`.
+        """
+        output = self.net(**batch)
+        if mode != "loss":
+            return _in_mode(output, mode)
+        loss = getattr(output, "loss", None)
+        if loss is None:
+            raise TrainyardError(
+                f"{type(self.net).__name__} takes {OWN_TARGET!r} and returned no loss, but {_described(output)}. "
+                f"Give Supervised a loss(output, target)."
+            )
+        labels = batch[OWN_TARGET]
+        each = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+        return {"loss": loss} | ({ITEMS: (labels != IGNORED).sum()} if each else {})
+
+
+def _in_mode(output: Any, mode: str) -> Any:
+    if mode not in MODES:
+        raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
+    return logits_of(output) if mode == "predict" else output
+
+
+def logits_of(output: Any) -> Any:
+    """Return the `logits` of an output that has some, as those of transformers do, or the output itself."""
+    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with {', '.join(map(str, output)) or 'nothing in it'}"
+    return f"a {type(output).__name__}" + (f" {list(output.shape)}" if isinstance(output, Tensor) else "")
+
+
+def takes(module: nn.Module, argument: str) -> bool:
+    """Return whether a module's `forward` has an argument of this name."""
+    try:
+        return argument in inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # a scripted forward has no Python signature
+        return False
 
 
 def has_mode_contract(module: nn.Module) -> bool:

@@ -1,13 +1,17 @@
-"""Optimizers of torch, Lion, and rules for single parameters (`docs/optim.md`)."""
+"""Optimizers of torch, Lion, SAM, Muon, and rules for single parameters (`docs/optim.md`)."""
 
 from trainyard.optim.build import build, from_config
 from trainyard.optim.for_model import for_model
 from trainyard.optim.lion import Lion
+from trainyard.optim.muon import Muon
 from trainyard.optim.paramwise import Paramwise
+from trainyard.optim.sam import SAM
 from trainyard.optim.several import OptimizerDict, ScheduleDict, build_several, schedules_of
 
 __all__ = [
+    "SAM",
     "Lion",
+    "Muon",
     "OptimizerDict",
     "Paramwise",
     "ScheduleDict",

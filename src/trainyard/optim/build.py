@@ -171,21 +171,16 @@ def _construct(partial: Callable[..., Optimizer], params: list[Any]) -> Optimize
 
 
 def _check(optimizer: Optimizer) -> None:
-    """Check what torch does not: that numbers are finite, and that the optimizer steps without a closure.
+    """Check what torch does not: that numbers are finite.
 
     Raises:
-        ConfigError: a number is infinite or NaN, or `step` needs a closure.
+        ConfigError: a number is infinite or NaN.
     """
-    name = type(optimizer).__name__
     for group in optimizer.param_groups:
         for key, value in group.items():
             for each in value if isinstance(value, tuple | list) and key != "params" else (value,):
                 if isinstance(each, float) and not math.isfinite(each):
                     raise ConfigError(key, value, "finite numbers" if each is not value else "a finite number")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        hint = "A step here is forward, backward and update, once each; a closure would repeat the first two."
-        raise ConfigError("_target_", name, "an optimizer whose step needs no closure", hint=hint)
 
 
 def _foreach_pays(optimizer: Optimizer) -> bool:

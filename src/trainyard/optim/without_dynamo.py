@@ -55,8 +55,8 @@ class UnwrappedStep:
         for name in _REGISTERS:
             setattr(optimizer, name, partial(self._register, getattr(optimizer, name)))
 
-    def __call__(self) -> None:
-        self._step()
+    def __call__(self, *closure: Callable[[], Any]) -> None:
+        self._step(*closure)
 
     def _register(self, register: Callable[..., Any], hook: Callable[..., Any]) -> Any:
         self._step = self.optimizer.step

@@ -12,6 +12,7 @@ from trainyard.data.lengths import no_batches
 from trainyard.metrics import results_of
 from trainyard.runner.batch_checks import check_resident_targets, in_range
 from trainyard.runner.member import read
+from trainyard.runner.switching import evaluated_in_training
 
 if TYPE_CHECKING:
     from trainyard.runner.runner import Runner
@@ -47,7 +48,8 @@ class ValLoop:
         runner.call(f"before_{split}")
         runner.call(f"before_{split}_epoch")
         for name in runner.sets(split):
-            self.run_set(runner, name)
+            with evaluated_in_training(runner):
+                self.run_set(runner, name)
             if runner.interrupted:
                 return []
             numbers, others = self._compute(runner, name)

@@ -88,6 +88,7 @@ class Member:
     stop_reason: str | None = field(default=None, init=False)
     failed: bool = field(default=False, init=False)
     paused: bool = field(default=False, init=False)
+    notes: dict[str, str] = field(default_factory=dict, init=False, compare=False)
     _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
 
     def join(self, runner: Runner) -> None:
@@ -203,6 +204,9 @@ class Member:
             if resume and changed:
                 told = ", ".join(changed)
                 log.info("Changed on resume, and a tag in MLflow: %s.", told, extra={"member": self})
+        if self.notes:
+            self.journal.tags(self.notes)
+            self.notes.clear()
         self.journal.status("RUNNING")
 
     def _tell_gap(self) -> None:

@@ -35,6 +35,7 @@ from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
 from trainyard.runner.preprocessor import with_preprocessor
+from trainyard.runner.switching import switches
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
 from trainyard.step.precision import make_precision
@@ -124,7 +125,10 @@ class Parts:
 
     def make_optimizer(self) -> Optimizer:
         """Return the optimizer of the model's parameters, as configured or given."""
-        return optimizers.for_model(self.settings["optim"], self.model)
+        optimizer: Any = optimizers.for_model(self.settings["optim"], self.model)
+        if switches(optimizer):
+            optimizer.train()
+        return optimizer  # type: ignore[no-any-return]
 
     @cached_property
     def beginning(self) -> Beginning:

@@ -15,6 +15,8 @@ from trainyard.data.lengths import exact_length, first_batch, no_batches
 from trainyard.distributed import Strategy
 from trainyard.step.step import Step
 
+HINT = " (resume_override=[data.batch_size] goes on with another batch size)"
+
 
 class TrainingReader:
     """Reads the training data for a loop, and knows what a resumed run needs to read on.
@@ -103,9 +105,9 @@ class TrainingReader:
         """
         length, size = exact_length(self.loader), self.loader.batch_size
         if None not in (state["batches"], length) and state["batches"] != length:
-            raise ValueError(f"its number of batches an epoch is {state['batches']}, here {length}")
+            raise ValueError(f"its number of batches an epoch is {state['batches']}, here {length}{HINT}")
         if done and state.get("batch_size", size) != size:
-            raise ValueError(f"it was saved within an epoch of batches of {state['batch_size']}, here of {size}")
+            raise ValueError(f"it was saved within an epoch of batches of {state['batch_size']}, here of {size}{HINT}")
         self._resumed = state if "place" in state else None
 
     def _opened(self, epoch: int, start: int, stream: Any = None) -> Iterator[Batch]:

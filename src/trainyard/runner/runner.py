@@ -36,6 +36,7 @@ from trainyard.runner.sanity_check import sanity_check as check
 from trainyard.runner.session import session
 from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, capture, restore, restore_best, starting_point
+from trainyard.runner.switching import end_training
 from trainyard.step.group import BY
 from trainyard.step.precision import make_precision
 from trainyard.track import NoTracker, RunInfo, Tracker
@@ -80,6 +81,7 @@ class Runner(Parts):
             it (`trainyard.runner.weights.LoadFrom`).
         resume: True continues from the newest checkpoint in `work_dir` (from the beginning if there is none); a path
             continues from that checkpoint.
+        resume_override: keys (`optim.lr`, `data.batch_size`) that a resumed run takes from its config.
         tracker: uploads the journal to MLflow.
         env: a `trainyard.runner.Env`.
         val_loop, test_loop: custom validation and test loops; None for `ValLoop` and `TestLoop`.
@@ -116,6 +118,7 @@ class Runner(Parts):
         work_dir: str | Path | None = None,
         load_from: str | Path | Mapping[str, Any] | None = None,
         resume: bool | str | Path = False,
+        resume_override: Sequence[str] | None = None,
         tracker: Any = None,
         env: Any = None,
         val_loop: Any = None,
@@ -348,6 +351,7 @@ class Runner(Parts):
                     unfreezing.check_none_missed(self)
                 self.call("after_train")
                 self.scalars.flush()
+                end_training(self.optimizer)
             except BaseException:
                 self.scalars.salvage()
                 raise

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 import trainyard
 from trainyard.distributed import rank_state as ranks
 from trainyard.distributed.shares import load_state, optimizer_state
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.optim import identity, without_dynamo
-from trainyard.runner import checkpoint, weights
+from trainyard.runner import checkpoint, override, weights
 from trainyard.runner.member import Member
+from trainyard.runner.switching import evaluated, switches
 from trainyard.schedules.plateau import in_group_order
 from trainyard.track import journal
 
@@ -108,6 +108,9 @@ def capture(
     state = ranks.with_all(state, runner.strategy)
     if member.eval_model is not member.model:
         state["eval_model"] = member.eval_model.state_dict()
+    elif switches(member.optimizer):
+        with evaluated(member.optimizer):
+            state["eval_model"] = copy_tensors(member.model.state_dict())
     return state
 
 
@@ -179,24 +182,24 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     """
     runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
     reading, done = _reading(state)
+    reading, done, other_batches = override.position(member, reading, done)
     runner.reader.load_state_dict(reading, done)
     _check_equal("optimizer", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     saved = _untyped(state["optimizer"])
     bound = identity.bind(member.model, optimizer, member.beginning, state.get("parameters"), saved)
-    rates = _rates(optimizer)
+    config = override.options_of(optimizer)
     saved = optimizer_state(bound.optimizer(saved), optimizer)
     without_dynamo.method(optimizer, "load_state_dict")(saved)
-    if getattr(schedule, "constant", True) and _rates(optimizer) != rates:
-        kept = ", ".join(f"{rate:g}" for rate in _rates(optimizer))
-        log.warning("The learning rate goes on as the checkpoint has it, %s: the config's is not read.", kept)
     if schedule is not None:
         schedule.load_state_dict(in_group_order(_untyped(state["schedule"]), bound.groups))
-    member.load_step_state(bound.step(state["step"]))
+    step = bound.step(state["step"])
+    member.load_step_state(override.without_pending(step) if other_batches else step)
     runner.train_loop.load_state_dict(state["loop"])
     member.load_state_dict(state["member"])
     member.load_hook_states(state["hooks"])
     runner.go_to(state["epoch"], done, state["iter"])
+    override.reconcile(member, config, (state["schedule"].get("start") or {}).get("groups", []))
 
 
 def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -207,10 +210,6 @@ def _reading(state: dict[str, Any]) -> tuple[dict[str, Any], int]:
     if "data" in state:
         return state["data"], state["batches_done"]
     return {"batches": state["batches"]}, max(0, state["iter"] - state["epoch"] * state["batches"])
-
-
-def _rates(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 def _name(part: object) -> str | None:

@@ -16,7 +16,7 @@ from trainyard.checks import boolean
 from trainyard.distributed.shares import like
 from trainyard.errors import ConfigError, nearest
 from trainyard.models.patterns import above_all, fits_within, listed
-from trainyard.runner import checkpoint
+from trainyard.runner import checkpoint, foreign_files
 
 KEY = "load_from"
 SHOWN = 3  # names in a message
@@ -91,7 +91,7 @@ def read(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         checkpoint.DamagedCheckpointError: the file is cut short or altered, or holds no weights.
     """
-    state = checkpoint.read(path)
+    state = foreign_files.read(path)
     found = [state[part] for part in PARTS if part in state] if isinstance(state, dict) else []
     for weights in (*found, state):
         if isinstance(weights, Mapping) and any(isinstance(value, Tensor) for value in weights.values()):

@@ -9,11 +9,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainyard.checks import choice
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models import call
 from trainyard.optim import OptimizerDict
 from trainyard.step.clip import NoClip
+from trainyard.step.closure import ClosureStep, check_closure, needs_closure
+from trainyard.step.group import BY
 from trainyard.step.precision import Losses, Precision
 from trainyard.step.step import Step, make_step
 
@@ -135,10 +138,16 @@ def step_of(
     if not isinstance(optimizer, OptimizerDict):
         train_step = getattr(model, "train_step", partial(call, model, mode="loss"))
         train_step = strategy.train_step(model, train_step)
+        held = precision()
+        if needs_closure(optimizer):
+            check_closure(optimizer, held, accumulate)
+            return ClosureStep(
+                train_step, optimizer, held, clip, by=choice("accumulate_by", by, BY), samples=strategy.samples
+            )
         return make_step(
             train_step,
             optimizer,
-            precision=precision(),
+            precision=held,
             clip=clip,
             accumulate=accumulate,
             by=by,
@@ -148,6 +157,10 @@ def step_of(
     if strategy.world_size > 1:
         hint = "A model with several optimizers trains on one device."
         raise ConfigError("strategy", type(strategy).__name__, "single", hint=hint)
+    for name, each in optimizer.optimizers.items():
+        if needs_closure(each):
+            accepted = "an optimizer whose step needs no closure, since several take turns"
+            raise ConfigError(f"optim.{name}", type(each).__name__, accepted)
     steps = {
         name: make_step(model.train_steps, each, precision=precision(), clip=clip, accumulate=accumulate, by=by)
         for name, each in optimizer.optimizers.items()

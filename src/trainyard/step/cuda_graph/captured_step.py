@@ -15,6 +15,7 @@ from trainyard import rng_state
 from trainyard._torch_internals import foreach
 from trainyard.data import Batch, Loader
 from trainyard.data.resident_epoch import LazyBatch, ServesLazily
+from trainyard.step.closure import ClosureStep
 from trainyard.step.cuda_graph.capture_limits import CaptureLimits
 from trainyard.step.cuda_graph.graph import CudaGraph, Graph, Uncapturable
 from trainyard.step.cuda_graph.graph_hyperparameters import (
@@ -370,6 +371,8 @@ def captured(step: Step, modules: Mapping[str, nn.Module], device: torch.device,
         device: a CUDA device.
         refusal: why it cannot be captured, if there is a reason outside of it.
     """
+    if refusal is None and isinstance(step, ClosureStep):
+        refusal = "the optimizer evaluates the loss itself"
     if refusal is None and type(step) not in (Step, AccumulatedStep):
         refusal = "several optimizers take turns"
     if refusal is not None:

@@ -1,0 +1,55 @@
+"""Models of other libraries: the library where it is installed, and errors where its weights are not at hand."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from trainyard.errors import ConfigError
+
+
+def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
+    """Import a library that a model needs and Trainyard does not bring.
+
+    Args:
+        name: of the module.
+        extra: of the extra of Trainyard that installs it.
+        key: what asks for it.
+
+    Raises:
+        ConfigError: it is not installed, or fails to import.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        hint = f"Install it with: pip install 'trainyard[{extra}]'"
+        missing = name if error.name == name else f"{name} with what it needs ({error.name} is missing)"
+        raise ConfigError(key, name, f"a library that is installed; {missing} is not", hint=hint) from error
+    except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
+        hint = f"Importing it failed: {error}. A version that was built for this torch is needed."
+        raise ConfigError(key, name, "a library that imports", hint=hint) from error
+
+
+def not_at_hand(key: str, given: object, file: str | Path, error: Exception) -> ConfigError:
+    """Return the error for pretrained weights that are not in the library's cache and could not be fetched.
+
+    Args:
+        key: the argument that asks for them.
+        given: its value.
+        file: the place in the cache where they would lie.
+        error: of the library.
+    """
+    said = str(error).strip().split("\n")[0].rstrip(".")
+    hint = (
+        f"Without a network the file has to lie at {file}, or anywhere as load_from=<file>. The library says: {said}."
+    )
+    return ConfigError(key, given, "weights that can be fetched, or lie in the library's cache", hint=hint)
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """Return where the cache of the Hugging Face hub has a file of a repository."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = f"models--{repository.replace('/', '--')}"
+    return Path(HF_HUB_CACHE) / folder / "snapshots" / "<commit>" / name

@@ -1,0 +1,77 @@
+"""Image models of timm by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainyard.checks import existing_file, integer
+from trainyard.errors import ConfigError
+from trainyard.models.base import Preprocessor
+from trainyard.models.libraries import hub_file, library, not_at_hand
+from trainyard.models.supervised import Supervised
+
+
+class Timm(Supervised):
+    """A model of `timm.create_model`: images `[B, in_channels, H, W]` to logits `[B, num_classes]`.
+
+    Args:
+        name: of the model, as `timm.list_models()` has it, with or without the tag of its weights (`resnet18.a1_in1k`).
+        num_classes: logits per sample.
+        in_channels: channels of the images.
+        pretrained: true: the weights of `name`, from timm's cache or the hub; a path: those of this file. The head is
+            new where `num_classes` is not that of the weights.
+        loss: see `Supervised`.
+        data_preprocessor: see `BaseModel`.
+        arguments: further arguments of the model (`drop_rate`, `img_size`, …).
+
+    Raises:
+        ConfigError: timm is not installed, there is no such model, the model does not take an argument, or its weights
+            are not at hand.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        in_channels: int = 3,
+        pretrained: bool | str = False,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        data_preprocessor: Preprocessor = None,
+        **arguments: Any,
+    ) -> None:
+        timm = library("timm", "timm")
+        if not isinstance(name, str) or not timm.is_model(name.removeprefix("timm/")):
+            raise ConfigError("name", name, "a model of timm (timm.list_models())", options=timm.list_models())
+        arguments |= {
+            "num_classes": integer("num_classes", num_classes, at_least=0),
+            "in_chans": integer("in_channels", in_channels, at_least=1),
+        }
+        if isinstance(pretrained, str):
+            arguments["pretrained_cfg_overlay"] = {"file": str(existing_file("pretrained", pretrained))}
+        elif not isinstance(pretrained, bool):
+            raise ConfigError("pretrained", pretrained, "true, false or the path of a file")
+        try:
+            net = timm.create_model(name, pretrained=bool(pretrained), **arguments)
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            key = unknown.group(1)
+            raise ConfigError(
+                key, arguments.get(key), f"an argument of timm's {name}; it has none of this name"
+            ) from None
+        except OSError as error:
+            raise not_at_hand("pretrained", pretrained, _place(timm, name), error) from error
+        super().__init__(net, loss, data_preprocessor)
+
+
+def _place(timm: Any, name: str) -> Path | str:
+    known = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
+    return (
+        hub_file(known.hf_hub_id, "model.safetensors") if known and known.hf_hub_id else "(timm has no weights of it)"
+    )

@@ -1,0 +1,137 @@
+"""Models of Hugging Face transformers, by task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainyard.batch import ITEMS
+from trainyard.checks import integer
+from trainyard.errors import ConfigError
+from trainyard.models.base import Preprocessor
+from trainyard.models.libraries import hub_file, library, not_at_hand
+from trainyard.models.supervised import IGNORED, OWN_TARGET, Supervised, takes
+
+AUTO = "AutoModelFor"
+
+
+class Transformers(Supervised):
+    """A model of one of transformers' Auto classes.
+
+    A batch that is a mapping goes to the model by name, and with `labels` the model computes its own loss. The target
+    of a tuple goes to `loss`. Metrics read the output's `logits`.
+
+    A model of `causal_lm` takes `labels` that are its inputs, and shifts them itself. Its predictions for such a batch
+    are shifted as well, so that they stand at the positions of `labels`; at the first position, for which there is no
+    prediction, the logits are all zero (let its label be -100). A target in a tuple is shifted already, as `data=text`
+    has it.
+
+    Args:
+        task: which Auto class: `sequence_classification` is `AutoModelForSequenceClassification`; likewise `causal_lm`,
+            `masked_lm`, `seq2seq_lm`, `token_classification`, `image_classification` and the others.
+        name: a folder that `save_pretrained` wrote, or a model of the hub: its config and its weights. None: weights
+            are drawn, and `config` says of which model.
+        config: entries of the model's config. Without `name`, `model_type` (`bert`, `gpt2`, …) is among them.
+        num_classes: `num_labels` of the config, where it is known.
+        vocab_size: of the config, where it is known and there is no `name`.
+        loss: `loss(logits, target)`. None: the model's own for `labels`, else cross-entropy over the last axis.
+        data_preprocessor: see `BaseModel`.
+
+    Raises:
+        ConfigError: transformers is not installed, there is no such task or entry of the config, or the weights are not
+            at hand.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        num_classes: int | None = None,
+        vocab_size: int | None = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        data_preprocessor: Preprocessor = None,
+    ) -> None:
+        transformers = library("transformers", "transformers")
+        auto = _auto_class(transformers, task)
+        entries = dict(config or {})
+        if num_classes is not None:
+            entries.setdefault("num_labels", integer("num_classes", num_classes, at_least=1))
+        if name is None and vocab_size is not None:
+            entries.setdefault("vocab_size", integer("vocab_size", vocab_size, at_least=1))
+        full = _config(transformers, name, entries)
+        net = auto.from_config(full) if name is None else _pretrained(auto, name, full)
+        super().__init__(net, cross_entropy if loss is None else loss, data_preprocessor)
+        self.has_own_loss = loss is None and takes(net, OWN_TARGET)
+        self.shifts = auto.__name__ == f"{AUTO}CausalLM"
+
+    def by_own_loss(self, batch: Mapping[str, Any], mode: str) -> Any:
+        """Return the losses or predictions of a model that takes `labels`."""
+        found = super().by_own_loss(batch, mode)
+        if not self.shifts:
+            return found
+        if mode == "loss" and ITEMS in found:
+            return found | {ITEMS: (batch["labels"][:, 1:] != IGNORED).sum()}
+        if mode == "predict":
+            return torch.cat([torch.zeros_like(found[:, :1]), found[:, :-1]], 1)
+        return found
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config and weights for `from_pretrained`, under the names that transformers gives them."""
+        self.net.save_pretrained(folder)  # type: ignore[operator]
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits `[..., C]` and classes `[...]`, of which -100 counts for nothing."""
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=IGNORED)
+
+
+def _auto_class(transformers: Any, task: str) -> Any:
+    auto = transformers.models.auto.modeling_auto
+    names = [name for name in vars(auto) if name.startswith(AUTO)]
+    tasks = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removeprefix(AUTO)).lower(): name for name in names}
+    found = tasks.get(task)
+    if found is None:
+        accepted = f"the name of an Auto class of transformers, such as causal_lm for {AUTO}CausalLM"
+        raise ConfigError("task", task, accepted, options=tasks)
+    return getattr(auto, found)
+
+
+def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any:
+    """Return the model's config: that of a pretrained model or a kind's defaults, with these entries."""
+    if name is None:
+        kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+        kind = entries.pop("model_type", None)
+        if kind not in kinds:
+            raise ConfigError("config.model_type", kind, "a kind of model, such as bert or gpt2", options=list(kinds))
+        default = kinds[kind]()
+    else:
+        try:
+            default = transformers.AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise _absent(name, error) from error
+        entries.pop("model_type", None)
+    for key in entries:
+        if not hasattr(default, key):
+            options = [*default.to_dict(), *default.attribute_map]
+            raise ConfigError("config", key, f"an entry of {type(default).__name__}", options=options)
+    if name is None:
+        return type(default)(**entries)
+    return transformers.AutoConfig.from_pretrained(name, **entries)
+
+
+def _pretrained(auto: Any, name: str, config: Any) -> Any:
+    try:
+        return auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    except OSError as error:
+        raise _absent(name, error) from error
+
+
+def _absent(name: str, error: Exception) -> ConfigError:
+    return not_at_hand("name", name, hub_file(name, "model.safetensors").parent, error)

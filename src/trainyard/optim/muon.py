@@ -1,0 +1,91 @@
+"""Muon for matrices, AdamW for the other parameters, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
+
+from trainyard.checks import number
+
+
+class Muon(Optimizer):
+    """`torch.optim.Muon` for parameters of two dimensions, and `torch.optim.AdamW` for all others.
+
+    Each parameter group becomes two. Both kinds share `lr` and `weight_decay`: the update of Muon is scaled to the size
+    of AdamW's (Liu et al., Muon is Scalable for LLM Training, 2025, arXiv:2502.16982, section 2.2).
+
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
+
+    Args:
+        params: parameters, or parameter groups.
+        lr: the learning rate.
+        weight_decay: decoupled, for both.
+        momentum: of Muon.
+        betas: of AdamW.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        number("lr", lr, at_least=0)
+        number("weight_decay", weight_decay, at_least=0)
+        self._options: dict[bool, dict[str, Any]] = {
+            True: {"momentum": number("momentum", momentum, at_least=0, below=1), "adjust_lr_fn": "match_rms_adamw"},
+            False: {"betas": tuple(betas)},
+        }
+        self._parts: dict[bool, Optimizer] = {}
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as one of matrices and one of the other parameters."""
+        given = param_group["params"]
+        listed = [given] if isinstance(given, torch.Tensor) else list(given)
+        for matrices in (True, False):
+            own = [each for each in listed if _is_matrix(each) is matrices]
+            if own:
+                super().add_param_group({**param_group, "params": own, "matrices": matrices})
+                group = self.param_groups[-1]
+                if matrices in self._parts:
+                    self._parts[matrices].add_param_group(group)
+                else:
+                    make: Callable[..., Optimizer] = torch.optim.Muon if matrices else AdamW
+                    self._parts[matrices] = make([group], **self._options[matrices])
+        self._share()
+
+    def _share(self) -> None:
+        for matrices, part in self._parts.items():
+            part.param_groups = [group for group in self.param_groups if group["matrices"] is matrices]
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step; `closure`, if given, is called first and its loss returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts.values():
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state from `state_dict`, for both."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def _is_matrix(given: Any) -> bool:
+    parameter: torch.Tensor = given[1] if isinstance(given, tuple) else given
+    return parameter.ndim == 2

@@ -1,0 +1,98 @@
+"""SAM: sharpness-aware minimization around another optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import ParamsT
+
+from trainyard.checks import number
+from trainyard.errors import ConfigError
+
+
+class SAM(Optimizer):
+    """Sharpness-aware minimization: the base optimizer steps by the gradient at a nearby point of higher loss.
+
+        e     = rho * grad / |grad|, the norm being that of all gradients
+        param = base step from `param`, by the gradient at `param + e`
+
+    A step evaluates the loss twice. The base optimizer's groups and state are this optimizer's own.
+
+    Source: Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, 2021, arXiv:2010.01412,
+    Algorithm 1.
+
+    Args:
+        params: parameters, or parameter groups.
+        lr: the learning rate of the base optimizer.
+        rho: the distance of the nearby point.
+        base: makes the base optimizer from groups and `lr`; None: `torch.optim.SGD`.
+
+    Raises:
+        ConfigError: a number out of its range, or a base that makes no optimizer.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = SAM([weight], lr=0.1, rho=0.5)
+        >>> def closure():
+        ...     weight.grad = None
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> float(optimizer.step(closure)), round(float(weight), 3)  # by the gradient at 1.5
+        (1.0, 0.7)
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float = 0.1, rho: float = 0.05, base: Callable[..., Optimizer] | None = None
+    ) -> None:
+        number("lr", lr, at_least=0)
+        number("rho", rho, at_least=0)
+        super().__init__(params, {"lr": lr, "rho": rho})
+        made = (SGD if base is None else base)(self.param_groups, lr=lr)
+        if not isinstance(made, Optimizer):
+            raise ConfigError("base", base, "a config with `_partial_: true` that makes an optimizer")
+        self.base = made
+        self.defaults |= {key: value for key, value in made.defaults.items() if key != "fused"}
+        self._share()
+
+    def _share(self) -> None:
+        self.base.param_groups = self.param_groups
+        self.base.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Make one step.
+
+        Args:
+            closure: computes the gradients and returns the loss; called twice.
+
+        Returns:
+            The loss at the parameters before the step.
+        """
+        with torch.enable_grad():
+            loss = closure()
+        groups = [(group["rho"], [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        gradients = [parameter.grad for _, group in groups for parameter in group]
+        if not gradients:
+            return loss
+        norm = torch.nn.utils.get_total_norm(gradients) + 1e-12
+        before: list[tuple[Tensor, Tensor]] = []
+        for rho, group in groups:
+            for parameter in group:
+                before.append((parameter, parameter.clone()))
+                parameter.add_(parameter.grad * (rho / norm))
+        with torch.enable_grad():
+            closure()
+        for parameter, kept in before:
+            parameter.copy_(kept)
+        self.base.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state from `state_dict`, for the base optimizer too."""
+        super().load_state_dict(state_dict)
+        self._share()

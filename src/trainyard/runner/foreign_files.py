@@ -1,0 +1,89 @@
+"""Files of weights that other programs wrote: safetensors, folders of Hugging Face, and files with objects in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainyard.models.libraries import library
+from trainyard.runner import checkpoint
+from trainyard.runner.checkpoint import DamagedCheckpointError
+
+log = logging.getLogger(__name__)
+
+SAFE = ".safetensors"
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights in a folder that `save_pretrained` wrote; each may be in several, which an index lists."""
+
+
+class Skipped:
+    """Stand-in for an object in a file. The class of the object is not imported, and none of its code runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read(path: Path) -> Any:
+    """Return what a file holds, or the tensors of the files of a folder, by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: a file is cut short or altered, or holds objects that cannot be skipped.
+        ConfigError: it is of safetensors, which is not installed.
+    """
+    if path.is_dir() and (files := _files(path)):
+        return {name: tensor for file in files for name, tensor in read(file).items()}
+    if path.suffix == SAFE:
+        return _safetensors(path)
+    try:
+        return checkpoint.read(path)
+    except DamagedCheckpointError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        return _without_objects(path, error)
+
+
+def _files(folder: Path) -> list[Path]:
+    for name in IN_FOLDER:
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return []
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    safetensors = library("safetensors", "transformers", "load_from")
+    load = library("safetensors.torch", "transformers", "load_from").load_file
+    try:
+        tensors: dict[str, Any] = load(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DamagedCheckpointError(f"{path}: not a whole file of safetensors ({error})") from error
+    return tensors
+
+
+def _without_objects(path: Path, refusal: DamagedCheckpointError) -> Any:
+    """Read a file of torch with stand-ins for the objects in it that are neither tensors nor plain values."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError):  # a file of torch before 1.6
+        raise refusal from None
+    standins = [(type(name.rpartition(".")[2], (Skipped,), {}), name) for name in names]
+    try:
+        with torch.serialization.safe_globals(standins):  # type: ignore[arg-type] # torch names pairs in its docs
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # an object that is built in yet another way
+        raise refusal from None
+    log.info("Skipped in %s: objects of %s.", path, ", ".join(names))
+    return state

@@ -1,0 +1,169 @@
+"""What a resumed run takes from its config instead of its checkpoint: the setting `resume_override`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.errors import ConfigError
+from trainyard.optim import SAM
+from trainyard.optim.identity import optimizers_of
+
+if TYPE_CHECKING:
+    from trainyard.runner.member import Member
+
+log = logging.getLogger(__name__)
+
+KEY = "resume_override"
+BATCH_SIZE = "data.batch_size"
+FLAGS = ("foreach", "fused", "capturable", "differentiable")
+"""Options of an optimizer that say how it computes, not what."""
+
+Options = dict[str, list[Any]]
+"""The options of an optimizer by their keys in the config, each with its value in every parameter group."""
+
+
+def parse(given: Any) -> tuple[str, ...]:
+    """Return the keys that the setting names.
+
+    Raises:
+        ConfigError: it is no list of keys that can be overridden.
+    """
+    keys = [] if given is None else given
+    accepted = f"a list of keys of optim and {BATCH_SIZE}, such as [optim.lr, {BATCH_SIZE}]"
+    if isinstance(keys, str) or not isinstance(keys, Sequence):
+        raise ConfigError(KEY, given, accepted)
+    for key in keys:
+        if not isinstance(key, str) or (key != BATCH_SIZE and not key.startswith("optim.")):
+            raise ConfigError(KEY, key, accepted, options=[BATCH_SIZE, "optim.lr", "optim.weight_decay"])
+    return tuple(keys)
+
+
+def options_of(optimizer: Any) -> Options:
+    """Return the options that an optimizer was built with, or has by now."""
+    found: Options = {}
+    for name, part in optimizers_of(optimizer).items():
+        place = ".".join(word for word in ("optim", name) if word)
+        taken = _arguments(part)
+        for key in part.param_groups[0] if part.param_groups else ():
+            if key in taken and key not in FLAGS:
+                found[f"{place}.{key}"] = [_plain(group[key]) for group in part.param_groups if key in group]
+    return found
+
+
+def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]) -> None:
+    """Give the optimizer, whose state was loaded, the options that the config overrides; tell of the others.
+
+    Args:
+        member: resumed, its schedule too.
+        config: the options of the optimizer as the config has built it.
+        base: the groups from which the saved schedule began; none if that is not known.
+    """
+    asked = [key for key in parse(member.runner.settings[KEY]) if key != BATCH_SIZE]
+    saved = options_of(member.optimizer)
+    for key in asked:
+        if key not in saved:
+            raise ConfigError(KEY, key, f"one of {', '.join([*saved, BATCH_SIZE])}", options=saved)
+    driven = _driven(member)
+    for key, own in config.items():
+        option = key.rpartition(".")[2]
+        theirs = saved.get(key, own)
+        if option in driven:
+            theirs = [_plain(group.get(option)) for group in base] or own
+        own = own[: len(theirs)]
+        if own == theirs[: len(own)]:
+            if key in asked:
+                log.info("%s is as the checkpoint has it: %s.", key, _shown(own), extra={"member": member})
+        elif key in asked:
+            note(member, key, _shown(theirs), _shown(own))
+            if option not in driven:
+                _write(member.optimizer, key, own)
+        elif option in driven:
+            log.warning(
+                "%s was %s, and the schedule goes on from the config's %s. %s=[%s] says that this is meant.",
+                *(key, _shown(theirs), _shown(own), KEY, key),
+                extra={"member": member},
+            )
+        else:
+            log.warning(
+                "%s goes on as the checkpoint has it, %s: the config's %s is not read. %s=[%s] takes it.",
+                *(key, _shown(theirs), _shown(own), KEY, key),
+                extra={"member": member},
+            )
+
+
+def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[str, Any], int, bool]:
+    """Return the state of the reader and the number of batches done in the epoch, for the config's batch size.
+
+    Within an epoch as many samples as before are done, rounded down to whole batches and groups of batches. The last
+    value says whether the size has changed.
+
+    Raises:
+        ValueError: it changes within an epoch of a stream, whose position is known in its own batches only.
+    """
+    own, saved = member.runner.reader.loader.batch_size, reading.get("batch_size")
+    if BATCH_SIZE not in parse(member.runner.settings[KEY]) or saved in (None, own):
+        return reading, done, False
+    if done and "place" in reading:
+        raise ValueError(f"its data are a stream, within whose epoch {BATCH_SIZE} cannot change")
+    group = member.runner.step.accumulate
+    batches = done * int(saved) // int(own)
+    note(member, BATCH_SIZE, str(saved), str(own))
+    return {"batches": None, "batch_size": own}, batches - batches % group, True
+
+
+def note(member: Member, key: str, old: str, new: str) -> None:
+    """Tell of a value that the config overrides, and record it with the run."""
+    log.warning(
+        "%s: %s from here on, instead of %s. The run is not exactly one of either.",
+        *(key, new, old),
+        extra={"member": member},
+    )
+    member.notes[f"{KEY}.{key}"] = f"{old} -> {new} at iteration {member.iter}"
+
+
+def without_pending(step: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a step without the gradients of a group of batches that was begun."""
+    group = step.get("group")
+    return step | {"gradients": None, "group": group and group | {"samples": None, "items": None}}
+
+
+def _arguments(optimizer: Any) -> set[str]:
+    """Return the names of the options: the arguments of its class; for a member of a stack, all entries of a group."""
+    if isinstance(optimizer, Optimizer):
+        parts = [optimizer, *([optimizer.base] if isinstance(optimizer, SAM) else [])]
+        return {key for part in parts for key in inspect.signature(type(part).__init__).parameters} - {"self", "params"}
+    return {key for key in optimizer.param_groups[0] if key not in ("params", "name", "initial_lr")}
+
+
+def _driven(member: Member) -> set[str]:
+    """Return the options that the schedule writes."""
+    schedule = member.schedule
+    if schedule is None or getattr(schedule, "constant", False):
+        return set()
+    unit = schedule.by or member.runner.train_loop.unit
+    rows = schedule.row(member.epoch if unit == "epoch" else member.iter)
+    return {key for row in rows for key in row}
+
+
+def _write(optimizer: Any, key: str, values: Sequence[Any]) -> None:
+    place, _, option = key.rpartition(".")
+    part = optimizers_of(optimizer)[place.partition(".")[2]]
+    for group, value in zip(part.param_groups, values, strict=False):
+        group[option] = tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def _shown(values: Sequence[Any]) -> str:
+    distinct = [each for index, each in enumerate(values) if each not in values[:index]]
+    return " and ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in distinct)

@@ -1,0 +1,65 @@
+"""Step of an optimizer that evaluates the loss itself, as often as it needs to: LBFGS, SAM."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainyard.errors import ConfigError
+from trainyard.models.base import total_loss
+from trainyard.step.precision import ScaledAutocast
+from trainyard.step.step import Step
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Return whether `optimizer.step` cannot be called without a closure."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+class ClosureStep(Step):
+    """Step in which forward, backward and clipping are a closure, which the optimizer calls.
+
+    The outputs are those of its first call, at the parameters before the step.
+    """
+
+    def __call__(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+
+        def closure() -> Tensor:
+            for parameter in self.parameters:
+                parameter.grad = None
+            losses = self.precision.forward(self.train_step, batch)
+            loss = total_loss(losses)
+            self.precision.backward(loss)
+            norms = self.clip(self.parameters)
+            if not outputs:
+                outputs.update(self.outputs(losses, loss) | norms)
+            return loss.detach()
+
+        self.precision.step(self.optimizer, partial(self.unwrapped_step, closure))
+        for parameter in self.parameters:
+            parameter.grad = None
+        return outputs
+
+    def uncaptured(self, batch: Any, position: int, total: int) -> dict[str, Tensor]:
+        return self(batch, position, total)  # it is never captured
+
+
+def check_closure(optimizer: Optimizer, precision: Any, accumulate: int) -> None:
+    """Check that what the run asks for goes with an optimizer that needs a closure.
+
+    Raises:
+        ConfigError: it accumulates gradients, or scales them.
+    """
+    name = type(optimizer).__name__
+    if accumulate > 1:
+        hint = "It evaluates the loss of one batch several times; data.batch_size makes that batch larger."
+        raise ConfigError("accumulate", accumulate, f"1 for {name}, whose step takes a closure", hint=hint)
+    if isinstance(precision, ScaledAutocast):
+        hint = "The gradient scaler steps without a closure."
+        raise ConfigError("precision", "fp16", f"fp32, tf32 or bf16 for {name}, whose step takes a closure", hint=hint)
