@@ -196,7 +196,7 @@ def test_its_way_to_mlflow(take: Take, tmp_path: Path, monkeypatch: pytest.Monke
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which `set_tracking_uri` sets too
     monkeypatch.setattr(sys, "path", [*sys.path])  # to which the shipper adds the folders in run.json
-    monkeypatch.setattr(sys, "argv", ["sync.py", str(directory)])
+    monkeypatch.setattr(sys, "argv", ["sync.py", "--trust", str(directory)])
     with pytest.raises(SystemExit, match="0"):  # in this process: MLflow is imported once
         runpy.run_path(str(ROOT / "scripts/sync.py"), run_name="__main__")
 

@@ -90,6 +90,7 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
                 extra={"member": member},
             )
         else:
+            member.info.params.pop(key, None)  # the run keeps the param that it has
             log.warning(
                 "%s goes on as the checkpoint has it, %s: the config's %s is not read. %s=[%s] takes it.",
                 *(key, _shown(theirs), _shown(own), KEY, key),
