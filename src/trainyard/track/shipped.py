@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainyard.track.uri import sqlite_file
 FILE = "shipped.json"
 LOCK = ".shipper.lock"
 LOG = "shipper.log"
+_TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
 """Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""
 
@@ -32,6 +34,7 @@ class Shipped:
     Args:
         run_id, experiment_id: MLflow's own.
         offset: bytes of the journal whose metrics, params and tags the store has.
+        tail: a checksum of the last of these bytes, by which a journal that was cut or replaced is told.
         uploads: what the journal names up to there and is not uploaded yet: name → offset of its record.
         status: the last status in the journal up to there.
         sent_status: the status last sent to the store.
@@ -44,6 +47,7 @@ class Shipped:
     run_id: str | None = None
     experiment_id: str | None = None
     offset: int = 0
+    tail: int = 0
     uploads: dict[str, int] = field(default_factory=dict)
     status: str = "RUNNING"
     sent_status: str | None = None
@@ -56,14 +60,36 @@ class Shipped:
     def load(cls, work_dir: Path, uri: str) -> Shipped:
         """Load from `work_dir`; a store that has nothing of the run yet, or an unreadable file, gives a fresh one."""
         try:
-            return cls(**_read(work_dir)[redact(uri)])
+            state = cls(**_read(work_dir)[redact(uri)])
         except (KeyError, TypeError):
             return cls()
+        state.check_journal(work_dir / journal.FILE)
+        return state
+
+    def check_journal(self, path: Path) -> bool:
+        """Begin again with a journal that is not the one that was shipped; return whether it is the one."""
+        if self.offset == 0 or _tail(path, self.offset) == self.tail:
+            return True
+        note = f"{journal.FILE} is not as it was shipped: it was cut or replaced. What it holds now is shipped anew."
+        self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
+        return False
+
+    def shipped_to(self, path: Path, offset: int) -> None:
+        """Record that the store has the journal up to `offset`."""
+        self.offset, self.tail = offset, _tail(path, offset)
 
     def save(self, work_dir: Path, uri: str) -> None:
         stores = _read(work_dir)
         stores[redact(uri)] = dataclasses.asdict(self)
         write_json(work_dir / FILE, stores)
+
+
+def _tail(path: Path, end: int) -> int:
+    """Return a checksum of the bytes of a file before `end`, of a few lines at most; of an absent file 0."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, end - _TAIL))
+        return zlib.crc32(file.read(end - file.tell()))
+    return 0
 
 
 def _read(work_dir: Path) -> dict[str, Any]:

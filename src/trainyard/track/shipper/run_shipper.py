@@ -152,6 +152,9 @@ class RunShipper:
             raise InUseError("another process is shipping this run")
         if self._connection is None:
             self._state = Shipped.load(self.work_dir, self.uri)  # an earlier holder of the lock may have gone further
+        elif not self._state.check_journal(self._path):
+            self._records.clear()
+            self._changed = True
         batch = self._next_batch()
         moved = batch is not None
         if self._connection is None:
@@ -272,7 +275,8 @@ class RunShipper:
         if batch.quiet and self._message:  # the message of an earlier end: the run went on
             store.take_back(run.run_id, MESSAGE_TAG)
             self._message = False
-        self._state.offset, self._state.status, self._state.time = batch.end, status, batch.time
+        self._state.shipped_to(self._path, batch.end)
+        self._state.status, self._state.time = status, batch.time
         for what, (start, record) in batch.uploads.items():
             if record["kind"] == "array":
                 self._names("array", record["name"])  # here, in the journal's order: uploads may fail and come later
