@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from trainyard.errors import TrainyardError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RESUME = "resume=true goes on from the last checkpoint"
 
 
 class DiskFullError(TrainyardError):
@@ -19,16 +21,21 @@ class DiskFullError(TrainyardError):
     Args:
         path: the file, or the folder that it was for.
         cause: what the system said.
+        then: what can be done once there is space.
     """
 
     status = 1
 
-    def __init__(self, path: str | Path, cause: OSError) -> None:
-        super().__init__(path, cause.strerror)
+    def __init__(self, path: str | Path, cause: OSError, then: str = _RESUME) -> None:
+        super().__init__(path, cause.strerror, then)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        path, said, then = self.args
+        return DiskFullError, (path, OSError(0, said), then)
 
     def __str__(self) -> str:
-        path, said = self.args
-        return f"{path} could not be written: {said}. Free space, then resume=true goes on from the last checkpoint."
+        path, said, then = self.args
+        return f"{path} could not be written: {said}. Free space, then {then}."
 
 
 class DirectoryGoneError(TrainyardError):
@@ -65,6 +72,29 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if cause is None or isinstance(error, DiskFullError):
             raise
         raise DiskFullError(path, cause) from error
+
+
+def append_whole(fd: int, lines: bytes, path: Path, then: str = _RESUME) -> None:
+    """Append lines to a file in one call, all of them or none: a reader, or a kill, sees at most a torn last one.
+
+    Args:
+        fd: the file, open for appending.
+        lines: what is written.
+        path: the file's path, for the error.
+        then: what can be done once there is space.
+
+    Raises:
+        DiskFullError: no space is left.
+    """
+    try:
+        written = os.write(fd, lines)
+        if written < len(lines):
+            os.ftruncate(fd, os.fstat(fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    except OSError as error:
+        if disk_full(error) is None:
+            raise
+        raise DiskFullError(path, error, then) from error
 
 
 def remove(path: Path) -> None:

@@ -102,3 +102,8 @@ def test_bad_options_of_rings_are_refused(option: str, value: float | str) -> No
     with pytest.raises(ConfigError) as caught:
         Rings(**{option: value})
     assert caught.value.key == option
+
+
+def test_thousands_of_workers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="workers: 1000000 given; accepted: an integer from 0 to 256"):
+        Rings(num_samples=60, workers=10**6)

@@ -46,7 +46,7 @@ LAYERS = (
 # Beside the layers: what these import, and who imports them.
 BESIDE = {
     "sweep": (
-        {"config", "track", "errors", "checks", "host_memory", "nvml", "quoting", "redaction"},
+        {"config", "track", "errors", "checks", "files", "host_memory", "nvml", "quoting", "redaction"},
         {"app", "cli"},
     )
 }

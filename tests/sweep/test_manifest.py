@@ -1,3 +1,5 @@
+import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import TrainyardError
+from trainyard.files import DiskFullError
 from trainyard.sweep.manifest import FILE, Manifest
 
 states = st.sampled_from(["running", "done", "failed", "interrupted", "lost", "timeout"])
@@ -57,3 +60,20 @@ def test_forgetting(tmp_path: Path) -> None:
     assert not manifest.is_done(range(4))
     manifest.clear()
     assert Manifest.open(tmp_path).entries == {}
+
+
+def test_a_full_disk_leaves_whole_lines_and_says_how_to_continue(tmp_path: Path) -> None:
+    manifest = Manifest.open(tmp_path)
+    manifest.define(0, ["seed=0"])
+    before = manifest.path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
+    try:
+        with pytest.raises(DiskFullError, match=r"manifest\.jsonl could not .* the same command") as error:
+            manifest.define(1, ["seed=1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert manifest.path.read_bytes() == before
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # as it comes from another process
+    manifest.define(1, ["seed=1"])
+    assert list(Manifest.open(tmp_path).entries) == [0, 1]

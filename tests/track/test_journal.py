@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.errors import TrainyardError
+from trainyard.files import DiskFullError
 from trainyard.track import Journal, read
 from trainyard.track.journal import FILE, being_written
 
@@ -214,7 +215,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
         size = path.stat().st_size
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
-            with pytest.raises(OSError, match="space"):
+            with pytest.raises(DiskFullError, match="space"):
                 journal.metrics(2, {"loss": 2.0})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -16,6 +16,9 @@ from trainyard.data.dataloader import dataset_loader, gathered_by_workers
 from trainyard.data.order import EpochBatchSampler
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 
+MOST_WORKERS = 256
+"""Processes for each split; thousands of them exhaust the memory of a machine, whatever they do."""
+
 Source = Sequence[Tensor] | Mapping[str, Tensor] | Dataset[Any]
 
 
@@ -33,8 +36,8 @@ class ArrayData(Data):
         batch_size: samples a training batch. More than there are makes one batch of them all.
         eval_batch_size: samples a validation or test batch. Default: the greater of `batch_size` and 256.
         drop_last: leave out the last training batch of an epoch if it is not full.
-        workers: processes that make the batches; 0 makes them in the training process, which for tensors is far
-            quicker.
+        workers: processes that make the batches, at most `MOST_WORKERS`; 0 makes them in the training process, which
+            for tensors is far quicker.
 
     Raises:
         ConfigError: a value that cannot work.
@@ -58,7 +61,7 @@ class ArrayData(Data):
             "eval_batch_size", max(self.batch_size, 256) if eval_batch_size is None else eval_batch_size, at_least=1
         )
         self.drop_last = boolean("drop_last", drop_last)
-        self.workers = integer("workers", workers, at_least=0)
+        self.workers = integer("workers", workers, at_least=0, at_most=MOST_WORKERS)
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}
 
     def loader(self, split: str, *, seed: int, device: torch.device) -> Loader:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import TrainyardError
+from trainyard.files import append_whole
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, events_of, to_record
@@ -32,6 +33,7 @@ FILE = "manifest.jsonl"
 FORMAT = 2
 """Version of the format that is written. Manifests without a version, of before, are read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
+_THEN = "the same command, or scripts/resume_sweep.py, continues the sweep"
 
 
 @dataclass
@@ -243,7 +245,7 @@ class Manifest:
     def _append(self, *records: Record, sync: bool = False) -> list[Record]:
         lines = [json.dumps(record, default=_plain) for record in records]
         with self.path.open("ab", buffering=0) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            append_whole(file.fileno(), "".join(f"{line}\n" for line in lines).encode(), self.path, _THEN)
             if sync:
                 os.fsync(file.fileno())
         found = [json.loads(line) for line in lines]

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from trainyard.errors import TrainyardError
-from trainyard.files import writing
+from trainyard.files import append_whole
 
 if TYPE_CHECKING:
     from trainyard.track.stacked_points import StackedPoints
@@ -256,16 +256,8 @@ class Journal:
     def _write(self, text: str) -> None:
         if not text or not self.writes:
             return
-        lines = text.encode()
         assert self.path is not None
-        with writing(self.path):
-            self._write_whole(lines)
-
-    def _write_whole(self, lines: bytes) -> None:
-        written = os.write(self._fd, lines)  # one call: a reader, or a kill, sees complete lines and a torn last one
-        if written < len(lines):
-            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        append_whole(self._fd, text.encode(), self.path)
 
     def _reopen(self) -> None:
         end = 0
