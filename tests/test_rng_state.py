@@ -76,7 +76,7 @@ def test_a_checkpoint_can_hold_the_state(tmp_path: Path) -> None:
     np.random.normal()
     checkpoint.save(tmp_path / "state.pt", {"model": {}, "random": copy_tensors(rng_state.state())})
     expected = draw()
-    rng_state.restore(checkpoint.load(tmp_path / "state.pt")["random"])
+    rng_state.restore(checkpoint.read(tmp_path / "state.pt")["random"])
     assert draw() == expected
 
 

@@ -22,7 +22,14 @@ def _left(folder: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["model=mpl"], ["model: 'mpl' given", "cnn, mlp, resnet, transformer", "Did you mean 'mlp'?"]),
+        (
+            ["model=mpl"],
+            [
+                "model: 'mpl' given",
+                "cnn, mlp, resnet, timm, torchvision, transformer, transformers",
+                "Did you mean 'mlp'?",
+            ],
+        ),
         (["hook=[default,emma]"], ["hook: 'emma' given", "Did you mean 'ema'?"]),
         (["experiment=digits"], ["Did you mean 'digits_cnn'?"]),
         (["optm.lr=1"], ["optm.lr", "Did you mean 'optim'?"]),

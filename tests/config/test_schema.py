@@ -35,6 +35,7 @@ GOOD = {
     "sanity_check": False,
     "load_from": "run/checkpoints/best.pt",
     "resume": True,
+    "resume_override": ["optim.lr", "data.batch_size"],
     "name": "mine",
     "work_dir": "outputs/run",
 }

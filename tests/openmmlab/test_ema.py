@@ -6,13 +6,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.hooks import EMAHook
 from oracle import ours, theirs
 
 from trainyard.hooks import EMA
+
+pytest.importorskip("mmengine", reason="MMEngine is not installed: bash scripts/test_openmmlab.sh")
+from mmengine.hooks import EMAHook
 
 KINDS = {
     "exponential": "ExponentialMovingAverage",

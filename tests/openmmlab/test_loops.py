@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.hooks import EarlyStoppingHook
 from oracle import ours, theirs
 
 from trainyard.hooks import Checkpoint, EarlyStopping
+
+pytest.importorskip("mmengine", reason="MMEngine is not installed: bash scripts/test_openmmlab.sh")
+from mmengine.hooks import EarlyStoppingHook
 
 _runs = count()
 

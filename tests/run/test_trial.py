@@ -210,7 +210,7 @@ def test_what_fails_on_the_meta_device_alone_is_no_error() -> None:
 def test_trying_stops_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "LIMIT", -1.0)
     configs, _ = DistinctConfigs.of([_values(f"optim.lr={rate}") for rate in (-1, 1)])
-    assert trial.try_jobs(configs) == TrialResult([None, None], left=2)
+    assert trial.try_jobs(configs) == TrialResult([None, None], left=2, sizes=[None, None])
 
 
 class FromTheEnvironment(MLP):

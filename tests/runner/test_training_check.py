@@ -147,7 +147,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             assert_equal(x, y, f"{where}.{i}")
     else:
-        assert a == b, where
+        assert a == b or (a != a and b != b), where  # NaN is NaN
 
 
 OPTIMS: list[tuple[str, dict[str, Any]]] = [

@@ -70,6 +70,7 @@ def test_over_http(
     (tmp_path / "over_http.py").write_text("import torch\ndef load(*_):\n    return torch.nn.Linear(2, 1), None\n")
     work_dir = new_run(server.uri, python_path=[str(tmp_path)], params={f"p{n}": "x" * 6000 for n in range(200)})
     (work_dir / "a.txt").write_text("a")
+    (work_dir / "best.pt").touch()
     with Journal(work_dir) as journal:
         for step in range(600):
             journal.metrics(step, {"loss": 1.0, "nan": math.nan})

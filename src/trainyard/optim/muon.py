@@ -9,7 +9,8 @@ import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-from trainyard.checks import number
+from trainyard.checks import is_number, number
+from trainyard.errors import ConfigError
 
 
 class Muon(Optimizer):
@@ -41,6 +42,9 @@ class Muon(Optimizer):
     ) -> None:
         number("lr", lr, at_least=0)
         number("weight_decay", weight_decay, at_least=0)
+        pair = isinstance(betas, list | tuple) and len(betas) == 2
+        if not pair or not all(is_number(beta, at_least=0, below=1) for beta in betas):
+            raise ConfigError("betas", betas, "two numbers of at least 0 and below 1")
         self._options: dict[bool, dict[str, Any]] = {
             True: {"momentum": number("momentum", momentum, at_least=0, below=1), "adjust_lr_fn": "match_rms_adamw"},
             False: {"betas": tuple(betas)},

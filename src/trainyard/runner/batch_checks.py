@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from trainyard.config.compiling import compile_arguments
@@ -45,6 +44,9 @@ def in_range(parts: Parts, split: str) -> Iterator[None]:
         return
     with IndexRanges(parts, split):
         yield
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class IndexRanges(TorchFunctionMode):
@@ -136,7 +138,7 @@ def check_last_batch(parts: Parts, device: torch.device) -> None:
     if size > 1 and samples % size != 1:
         return
     model = parts.model.train()
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)}
     norms = {name: module for name, module in norms.items() if module.training}
     if not norms:
         return

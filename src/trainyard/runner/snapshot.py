@@ -83,10 +83,14 @@ class Snapshot:
     def _take_tensor(self, tensor: Tensor) -> list[Any]:
         if not tensor.is_leaf or tensor.is_inference():
             return []
+        try:
+            values = tensor.detach()
+        except RuntimeError:  # of a `vmap` that has ended, as some layers keep: the next forward makes it anew
+            return []
         grad = tensor.grad
         self._undo.append(partial(_set_attributes, tensor, grad, tensor.requires_grad))
         if tensor.layout is torch.strided and not tensor.is_meta and not _overlaps(tensor):
-            self._undo.append(partial(tensor.detach().copy_, tensor.detach().to("cpu", copy=True)))
+            self._undo.append(partial(values.copy_, values.to("cpu", copy=True)))
         return [] if grad is None else [grad]
 
 
