@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from typing import Any
 
 import pytest
@@ -78,6 +79,7 @@ class Processes(Dataset[Any]):
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_start_as_they_are_told(method: str) -> None:
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # of another test: it keeps its environment
     Env(start_method=method, omp_num_threads=3).apply()
     loader = Loaders(train=DataLoader(Processes(), 2, num_workers=1, collate_fn=list))
     (batch,) = loader.loader("train", seed=0, device=torch.device("cpu")).batches()
