@@ -71,11 +71,12 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
         if known is None or whole:
             _print_traceback(error)
         sys.exit(1 if known is None else tell(known))
-    except KeyboardInterrupt:  # before the run, or the second in it: its traceback is of no use
+    except KeyboardInterrupt as error:  # before the run, or the second in it: its traceback is of no use
         if whole:
             raise
         print("\nEnded.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        # A handler of this project names its signal; Ctrl-C comes without one.
+        sys.exit(128 + next((each for each in error.args if isinstance(each, int)), signal.SIGINT))
 
 
 @dataclass(frozen=True)
