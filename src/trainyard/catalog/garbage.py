@@ -39,6 +39,11 @@ def freed(paths: Iterable[Path]) -> int:
     return sum(size for inode, (count, size) in sizes.items() if links[inode] >= count)
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in _files([path]))
+
+
 def _temporary(run: StoredRun) -> list[Path]:
     folder = run.directory / "checkpoints"
     return sorted(path for path in folder.glob(".*") if path.suffix in (".tmp", ".link", ".old"))

@@ -62,16 +62,6 @@ def number(value: object) -> str:
     return f"{value:.4g}" if not 1e-3 <= abs(value) < 1e4 else f"{value:.4f}"
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: `4.2 s`, `3 min 05 s`, `2 h 07 min`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    return (
-        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    )
-
-
 def date(seconds: float) -> str:
     """Format unix seconds in local time: `2026-01-31 12:00`."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

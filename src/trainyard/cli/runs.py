@@ -10,8 +10,9 @@ import click
 
 from trainyard.catalog import StoredRun, Where, find
 from trainyard.catalog.find import default_folders
-from trainyard.cli.output import SHORT, as_json, date, duration, number, print_json, print_table, progress
+from trainyard.cli.output import SHORT, as_json, date, number, print_json, print_table, progress
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.report.rows import duration
 
 
 @click.command("runs")

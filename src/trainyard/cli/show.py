@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from trainyard.catalog import Point, StoredRun, resolve
-from trainyard.cli.output import as_json, curve, date, duration, number, print_json, print_table, progress, size
+from trainyard.catalog.garbage import size_of
+from trainyard.cli.output import as_json, curve, date, number, print_json, print_table, progress, size
+from trainyard.sweep.report.rows import duration
 
 
 @click.command("show")
@@ -55,17 +55,12 @@ def _lines(run: StoredRun) -> list[tuple[str, str]]:
         ("machine", machine),
         ("versions", versions),
         ("tracked", run.info.uri or "nowhere"),
-        ("checkpoints", ", ".join(f"{path.name} ({size(_size(path))})" for path in run.checkpoints)),
+        ("checkpoints", ", ".join(f"{path.name} ({size(size_of(path))})" for path in run.checkpoints)),
     ]
 
 
 def _at(point: Point) -> str:
     return f"iteration {point.step}" if point.epoch is None else f"epoch {point.epoch} (iteration {point.step})"
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def _metrics(run: StoredRun) -> list[tuple[str, str, str]]:
