@@ -59,6 +59,11 @@ class Entry:
         """Whether the job is to run when the sweep is continued."""
         return self.state not in FINAL
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the job has not come to its end: it is neither done nor stopped, nor was it paused."""
+        return self.state not in (*FINAL, "paused")
+
 
 @dataclass
 class Manifest:
@@ -69,6 +74,7 @@ class Manifest:
         application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
+        next_num: the number after those of all jobs.
     """
 
     path: Path
@@ -76,6 +82,7 @@ class Manifest:
     application: StartedAs | None = None
     fits: dict[str, KnownFit] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    next_num: int = 0
 
     @classmethod
     def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
@@ -194,6 +201,7 @@ class Manifest:
         self.fits.clear()
         self.answered.clear()
         self.application = None
+        self.next_num = 0
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
         """Return the entry of a job, without recording anything."""
@@ -266,7 +274,9 @@ class Manifest:
             )
 
     def _take_job(self, record: Record) -> None:
-        self.entries.setdefault(record["num"], Entry(record["overrides"], record.get("subdir")))
+        num = record["num"]
+        self.entries.setdefault(num, Entry(record["overrides"], record.get("subdir")))
+        self.next_num = max(self.next_num, num + 1)
 
     def _take_application(self, record: Record) -> None:
         self.application = StartedAs(record["file"], record["module"])
