@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from trainyard.errors import TrainyardError
+from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.event_records import Record
-from trainyard.sweep.events import FINAL, Action, Asked, Ended, Event, JobState, Paused, Queued, Reported, Unit, Wish
+from trainyard.sweep.events import (
+    FINAL,
+    Action,
+    Asked,
+    Ended,
+    Event,
+    JobState,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    Unit,
+    Wish,
+)
 from trainyard.sweep.executor.base import Executor, Finished
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
@@ -30,8 +45,10 @@ TOLD = {
     "pause": "pauses at its next checkpoint",
     "resume": "goes on when a slot is free",
 }
-"""What becomes of a job by a command, for people."""
+"""What becomes of a job by a command, for people; of a clone, the answer says its number."""
 
+Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
+"""Makes a clone of a job, with some overrides that are different."""
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 """Composes, checks and records new jobs, and returns the units of those that are to run."""
 
@@ -51,6 +68,8 @@ class Head(Loop):
         progress: shows what happens.
         proposer: what is to run.
         admit: takes in its new jobs.
+        clone: makes clones.
+        adopt: takes in a clone that is recorded.
         reports: reads what jobs report.
         commands: what people ask for.
 
@@ -70,6 +89,8 @@ class Head(Loop):
         progress: SweepProgress,
         proposer: Proposer,
         admit: Admit,
+        clone: Clone,
+        adopt: Callable[[Job], Unit],
         reports: Reports,
         commands: CommandFolder,
     ) -> None:
@@ -81,6 +102,8 @@ class Head(Loop):
         self._progress = progress
         self._proposer = proposer
         self._admit = admit
+        self._clone = clone
+        self._adopt = adopt
         self._reports = reports
         self._commands = commands
         self._answer: Record | None = None
@@ -101,18 +124,48 @@ class Head(Loop):
     def obey(self) -> None:
         """Carry out the commands that are not answered yet. The answer and the event are written at once."""
         for command in self._commands.pending(self._manifest.answered):
+            if command.job in self._manifest.entries and command.job not in self._units.jobs:
+                continue  # it is of a later batch
             refusal = self._refusal(command)
-            told = "" if refusal else TOLD[command.action]
+            told = ""
+            if not refusal:
+                try:
+                    told = self._obeyed(command)
+                except TrainyardError as error:
+                    refusal = str(error)
             if refusal:
                 self._manifest.answer(command, refusal=refusal)
-            else:
-                self._answer = acknowledgement(command, told=told)
-                if command.action == "resume":
-                    self.queue([self._resumed(command.job)], "resumed")
-                else:
-                    assert command.action != "clone"
-                    self.ask_for(command.job, command.action, BY_HAND)
             self._progress.commanded(str(command), refusal or told)
+
+    def _obeyed(self, command: Command) -> str:
+        """Carry out a command that may be, and return what becomes of the job.
+
+        Raises:
+            TrainyardError: there can be no such clone.
+        """
+        if command.action == "clone":
+            return self._cloned(command)
+        told = TOLD[command.action]
+        self._answer = acknowledgement(command, told=told)
+        if command.action == "resume":
+            self.queue([self._resumed(command.job)], "resumed")
+        else:
+            self.ask_for(command.job, command.action, BY_HAND)
+        return told
+
+    def _cloned(self, command: Command) -> str:
+        """Let a clone of a job run, and return what becomes of it.
+
+        Raises:
+            TrainyardError: it cannot be.
+        """
+        job, proposed = self._clone(command.job, command.overrides)
+        assert proposed.origin is not None
+        told = f"is #{job.num}, from {proposed.origin.checkpoint} of #{command.job}"
+        self._answer = acknowledgement(command, told=told)
+        self.apply(proposed)
+        self.queue([self._adopt(job)], "cloned")
+        return told
 
     def _refusal(self, command: Command) -> str:
         """Return why a command cannot be carried out; empty if it can."""
@@ -120,7 +173,7 @@ class Head(Loop):
         if num not in self._units.jobs or state is None:
             return f"this sweep has no job #{num}"
         if command.action == "clone":
-            return "this version clones no jobs"
+            return "" if self._units.resumes else "its application cannot go on from a checkpoint"
         if state in FINAL:
             return f"#{num} is {state}"
         if command.action == "resume":
@@ -181,7 +234,7 @@ class Head(Loop):
 
     def _told(self, event: Event) -> list[Action]:
         actions = self._scheduler.handle(event)
-        self._proposer.told(event)
+        tell(self._proposer, event)
         self._reports.told(event)
         return actions
 

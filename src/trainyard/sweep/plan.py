@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.distinct import JobSize
 from trainyard.config.plain import is_open, plain
+from trainyard.sweep.events import Origin
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
 from trainyard.sweep.report.rows import duration
@@ -38,6 +39,7 @@ class Job:
         work_dir: the directory that its config names for what it writes; None if it names none.
         subdir: its `hydra.sweep.subdir`.
         known_process: its `process`, if that is known.
+        origin: what it begins from, if it is a clone.
     """
 
     num: int
@@ -49,6 +51,12 @@ class Job:
     work_dir: str | None = None
     subdir: str | None = None
     known_process: Mapping[str, Any] | None = None
+    origin: Origin | None = None
+
+    @property
+    def number(self) -> int:
+        """The `hydra.job.num` of its config: its own number, or that of the job that it is a clone of."""
+        return self.num if self.origin is None else self.origin.number
 
     @property
     def config(self) -> DictConfig:

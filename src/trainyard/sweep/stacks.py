@@ -140,7 +140,7 @@ class StackPlanner:
             self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
         stacks = []
         for key, members in several:
-            known = self._fits.get(key)
+            known = self._fits[key] if probing else self._fits.get(key)
             if known is None and self._width is not None:
                 known = KnownFit(self._width, "", "", len(members))
             if known is None:
@@ -267,6 +267,7 @@ def _key(kind: kinds.Kind) -> str:
 def _unstackable(jobs: Sequence[Job]) -> dict[int, str]:
     """Return the jobs that can be in no stack, by number, each with the reason."""
     found = {job.num: "hydra.job.chdir=true" for job in jobs if job.chdir}
+    found |= {job.num: f"a clone of #{job.origin.job}" for job in jobs if job.origin is not None}
     return found | {job.num: reason for job in jobs if (reason := _by_strategy(job))}
 
 

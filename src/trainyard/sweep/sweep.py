@@ -11,24 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
 from trainyard.sweep.application import StartedAs
+from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
+from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import Began, Ended, Event, Paused, Proposed, Unit
+from trainyard.sweep.events import FIRST_CLONE, Began, Ended, Event, Paused, Proposed, Unit
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import capacity, find_slots
 from trainyard.sweep.head import BY_HAND, Head
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
+from trainyard.sweep.job_returns import returned
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.progress import SweepProgress
@@ -43,7 +46,7 @@ from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
-from trainyard.sweep.worker_tasks import JobDone, LazyJobReturn
+from trainyard.sweep.worker_tasks import JobDone
 
 WORKER_TASKS = "trainyard.sweep.worker_tasks"  # imported once, in the process that workers are forked from
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
@@ -93,6 +96,7 @@ class Sweep:
             raise error.under("hydra.launcher") from None
         room = capacity(self._slots)
         self._configs = JobConfigs(composer, self.application, config, self.directory, room, settings.max_jobs)
+        self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
         self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
@@ -124,7 +128,8 @@ class Sweep:
         results = self.run(GridProposer(overrides, first), recorded=False)
         if results is None:
             return []
-        return [self._returned(num, results.get(num)) for num in range(first, first + len(overrides))]
+        nums = range(first, first + len(overrides))
+        return [returned(self._units.jobs[num], results.get(num), self._manifest) for num in nums]
 
     def run(self, proposer: Proposer, *, recorded: bool = True) -> dict[int, JobDone] | None:
         """Run what a proposer proposes, until that is nothing more.
@@ -143,8 +148,11 @@ class Sweep:
         self._executor.start()  # starts while this process composes
         self._proposer = proposer
         if type(proposer).told is not Proposer.told:
-            Manifest.open(self.directory, proposer.told)
-        proposals = [*(self._recorded() if recorded else ()), *proposer.ask(len(self._slots))]
+            Manifest.open(self.directory, partial(tell, proposer))
+        proposals = proposer.ask(len(self._slots))
+        if self._plan is None:
+            known = recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)
+            proposals = [*known, *proposals] if recorded else [*proposals, *known]
         plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)], at_rest=True)
         print(plan, flush=True)
         if self.settings.dry_run:
@@ -168,6 +176,8 @@ class Sweep:
             progress=self._progress,
             proposer=proposer,
             admit=self._admit,
+            clone=lambda num, changes: self._clones.make(self._units.jobs[num], changes),
+            adopt=self._adopted,
             reports=self._reports,
             commands=CommandFolder(self.directory),
         )
@@ -228,13 +238,6 @@ class Sweep:
         self._scheduler.handle(event)
         self._reports.told(event)
 
-    def _recorded(self) -> list[NewJob]:
-        """Return the recorded jobs: those that have neither ended nor paused are to run, all are ranked."""
-        return [
-            NewJob(tuple(entry.overrides), num, self._scheduler.rungs.get(num))
-            for num, entry in self._manifest.entries.items()
-        ]
-
     def _admit(self, new: Sequence[NewJob]) -> Sequence[Unit]:
         """Take in jobs that are proposed while others run, in the time of these jobs, however many there are."""
         if not new:
@@ -246,6 +249,22 @@ class Sweep:
         self._tracking.count(len(self._whole.jobs))
         self._progress.extend(plan.jobs)
         return units
+
+    def _adopted(self, job: Job) -> Unit:
+        """Take in a clone that is recorded, and return its unit."""
+        assert job.origin is not None
+        assert self._tracking is not None
+        assert self._progress is not None
+        note = f"a clone of #{job.origin.job}"
+        self._manifest.decide([Decision.here([job.num], self._slots[0], job.slots, note)])
+        keys = self._keys.add([job])
+        self._take_over(
+            SweepPlan([job], self._manifest.entries, self._slots, keys, self.directory, [], {job.num: note})
+        )
+        self._units.jobs[job.num] = job
+        self._tracking.count(len(self._whole.jobs))
+        self._progress.extend([job])
+        return Unit((job.num,), job.slots)
 
     def _admitted(self, new: Sequence[NewJob], *, at_rest: bool) -> tuple[SweepPlan, list[Unit]]:
         """Return the plan of new jobs, composed and checked, and the units of those that are to run.
@@ -260,8 +279,11 @@ class Sweep:
             TrainyardError: a config is wrong.
         """
         manifest = self._manifest
-        free = max([manifest.next_num, *(each.num + 1 for each in new if each.num is not None)])
+        given = [each.num for each in new if each.num is not None and each.num < FIRST_CLONE]
+        free = max(manifest.next_num, max(given, default=-1) + 1)
         numbers = [free + index if each.num is None else each.num for index, each in enumerate(new)]
+        if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
+            raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
         with rare_collections():
             jobs = self._checked([each.overrides for each in new], numbers, tried=at_rest)
         entries = self._entries(jobs)
@@ -285,10 +307,10 @@ class Sweep:
             self._begin(jobs)
         self._units.jobs.update({job.num: job for job in jobs})
         rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
-        proposed = [(Proposed(job.num, job.overrides, rungs[job.num]), job.subdir) for job in jobs]
+        proposed = [Proposed(job.num, job.overrides, rungs[job.num], job.subdir) for job in jobs]
         for event in manifest.define_all(proposed):
             self._scheduler.handle(event)
-            self._proposer.told(event)
+            tell(self._proposer, event)
         manifest.measured(self._stacks.fits)
         manifest.decide(decided)
         if self._plan is None:
@@ -316,7 +338,7 @@ class Sweep:
         fulfilled = [Paused(num) if wish == "pause" else Ended(num, "stopped", error=BY_HAND) for num, wish in wished]
         for event in self._manifest.log(Began(), *fulfilled):
             self._scheduler.handle(event)
-            self._proposer.told(event)
+            tell(self._proposer, event)
 
     def _is_done(self, job: Job) -> bool:
         entry = self._manifest.entries.get(job.num)
@@ -353,7 +375,8 @@ class Sweep:
         wrong: list[tuple[Job, Exception]] = []
         known = {} if self._starts_over(numbers) else self._manifest.entries
         subdirs = {num: known[num].subdir for num in numbers if num in known}
-        for job, error in self._configs.checked(overrides, numbers, subdirs):
+        origins = {num: it for num in numbers if num in known and (it := known[num].origin) is not None}
+        for job, error in self._configs.checked(overrides, numbers, subdirs, origins):
             jobs.append(job)
             if error is not None:
                 wrong.append((job, error))
@@ -372,19 +395,6 @@ class Sweep:
     def _command(self) -> list[str]:
         """Overrides of the command line."""
         return OmegaConf.to_container(self.config.hydra.overrides.task)  # type: ignore[return-value]
-
-    def _returned(self, num: int, done: JobDone | None) -> JobReturn:
-        """Return the job's return as Hydra's type; for a job done before, made from the manifest's entry."""
-        job = self._units.jobs[num]
-        if done is not None:
-            return LazyJobReturn(partial(getattr, job, "config"), done.return_value, done.working_dir, done.task_name)
-        result = JobReturn(overrides=list(filter_overrides(job.overrides)), working_dir=str(job.directory))
-        entry = self._manifest.entries[job.num]
-        if not entry.is_left:
-            result.status, result.return_value = JobStatus.COMPLETED, entry.objective
-        else:
-            result.status, result.return_value = JobStatus.FAILED, SweepFailedError(self._manifest)
-        return result
 
 
 __all__: list[Any] = ["InterruptedSweepError", "Sweep", "SweepFailedError"]

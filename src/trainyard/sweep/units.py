@@ -12,6 +12,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
+from trainyard.sweep.clones import start_of
 from trainyard.sweep.events import Unit
 from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Entry, Manifest
@@ -84,7 +85,10 @@ class UnitTasks:
         name = self.name(unit)
         if len(jobs) == 1:
             config = jobs[0].config
-            if resumes[0]:
+            if (origin := jobs[0].origin) is not None:
+                config.resume = start_of(jobs[0])
+                config.resume_override = [*(config.resume_override or ()), *origin.keys]
+            elif resumes[0]:
                 config.resume = True
             work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
             log = jobs[0].directory / "output.log"
