@@ -37,6 +37,7 @@ from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.units import UnitTasks, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
+from trainyard.track.sweep_position import Rungs
 
 FAILED = ("failed", "timeout", "lost")
 BY_HAND = "by hand"
@@ -204,8 +205,19 @@ class Head(Loop):
     def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
         """Let what was proposed run."""
         self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
-        promoted = [each for each in proposals if isinstance(each, Promote)]
-        self.queue([replace(self._alone(each.num), rungs=each.rungs) for each in promoted], "promoted")
+        promoted: dict[tuple[Rungs | None, Rungs | None], list[int]] = {}  # by where they go, and where they paused
+        for each in proposals:
+            if isinstance(each, Promote):
+                promoted.setdefault((each.rungs, self._scheduler.rungs.get(each.num)), []).append(each.num)
+        units = []
+        for (rungs, paused), nums in promoted.items():
+            alike = [num for num in nums if paused is not None and self._reports.is_known(num, paused.until)]
+            stacks = self._units.stacks_of(alike)
+            self._decide(stacks, "promoted together")
+            units += [Unit(own, rungs=rungs) for own in stacks]
+            stacked = {num for own in stacks for num in own}
+            units += [replace(self._alone(num), rungs=rungs) for num in nums if num not in stacked]
+        self.queue(units, "promoted")
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""
@@ -217,7 +229,7 @@ class Head(Loop):
         decided = []
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
-            if before.nums != nums:
+            if any(self._decision(num).nums != nums for num in nums):
                 decided.append(replace(before, nums=nums, note=note))
         self._manifest.decide(decided)
 
@@ -298,12 +310,11 @@ class Head(Loop):
         # Before the ends of the others: a stack of which some are done goes on with the rest.
         self._decide([[num] for num in again], "tried again after it failed in a stack")
         self._decide([staying] if staying else [], "goes on without a job that was asked to end")
-        for num, own in outcomes.items():
-            if num in again:
-                self._progress.again(self._units.jobs[num], own.error)
-                self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
-            elif num not in staying:
-                self._end(self._units.jobs[num], own, unit, running.wishes.get(num))
+        for num in again:
+            self._progress.again(self._units.jobs[num], outcomes[num].error)
+            self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
+        ends = {num: own for num, own in outcomes.items() if num not in again and num not in staying}
+        self._end(unit, ends, dict(running.wishes))
         if staying:
             self.queue([replace(unit, nums=tuple(staying))], "divided")
 
@@ -313,25 +324,27 @@ class Head(Loop):
             return []
         return [num for num, own in outcomes.items() if own.state == "interrupted" and num not in running.wishes]
 
-    def _end(self, job: Job, outcome: TaskOutcome, unit: Unit, wish: Wish | None) -> None:
-        """Note how a job ended: for good, paused, or without having begun."""
-        state, width = outcome.state, len(unit.nums)
-        if state == "interrupted" and not outcome.attempts and wish is None:
-            self.queue([unit], "again")  # nothing is queued any more
-            self._progress.dropped(job)
-            return
-        if state == "paused" or (wish == "pause" and state in ("interrupted", "lost")):
-            self.apply(Paused(job.num, outcome.seconds, width))
-            self._tracking.paused(job)
-            self._progress.paused(job)
-            return
-        value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
-        ended: JobState = "stopped" if wish == "stop" and state in ("interrupted", "lost") else state
-        self.apply(Ended(job.num, ended, outcome.seconds, value, outcome.error, width))
-        if isinstance(outcome.value, JobDone):
-            self.results[job.num] = outcome.value
-        self._tracking.ended(job)
-        self._progress.ended(job, ended, outcome, job.directory / "output.log" if width == 1 else None)
+    def _end(self, unit: Unit, outcomes: Mapping[int, TaskOutcome], wishes: Mapping[int, Wish]) -> None:
+        """Note how jobs ended, at once: for good or paused; or that they have not begun, and wait."""
+        events: dict[int, Ended | Paused] = {}
+        for num, outcome in outcomes.items():
+            if outcome.state == "interrupted" and not outcome.attempts and num not in wishes:
+                self.queue([unit], "again")  # nothing is queued any more
+                self._progress.dropped(self._units.jobs[num])
+            else:
+                events[num] = _event_of(num, outcome, len(unit.nums), wishes.get(num))
+        self.apply(*events.values())
+        for num, event in events.items():
+            job, outcome = self._units.jobs[num], outcomes[num]
+            if isinstance(event, Paused):
+                self._tracking.paused(job)
+                self._progress.paused(job)
+                continue
+            if isinstance(outcome.value, JobDone):
+                self.results[num] = outcome.value
+            self._tracking.ended(job)
+            log = job.directory / "output.log" if event.width == 1 else None
+            self._progress.ended(job, event.state, outcome, log)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
@@ -343,3 +356,20 @@ class Head(Loop):
         else:
             self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
         self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")
+
+
+def _event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
+    """Return the event of a job's end.
+
+    Args:
+        num: its number.
+        outcome: its outcome.
+        width: the number of jobs of its unit.
+        wish: what it was asked to do.
+    """
+    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
+    if state == "paused" or (wish == "pause" and asked):
+        return Paused(num, outcome.seconds, width)
+    value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
+    ended: JobState = "stopped" if wish == "stop" and asked else state
+    return Ended(num, ended, outcome.seconds, value, outcome.error, width)

@@ -119,6 +119,10 @@ class StackPlanner:
         stacks = sorted([*kept.stacks, *chosen.stacks], key=lambda stack: stack.jobs[0].num)
         return Stacking(stacks, kept.alone | chosen.alone, kept.followed)
 
+    def known(self, jobs: Sequence[Job]) -> Stacking:
+        """Put jobs into stacks by kind, as far as the widths of the kinds are known: nothing is measured."""
+        return self._choose(jobs, probing=False)
+
     def _are_stackable(self, jobs: Sequence[Job]) -> bool:
         """Return whether jobs that were a stack can still be one."""
         if self._fuse is None or _unstackable(jobs):

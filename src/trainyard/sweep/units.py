@@ -68,6 +68,12 @@ class UnitTasks:
         """Return jobs by their numbers."""
         return [self.jobs[num] for num in nums]
 
+    def stacks_of(self, nums: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the jobs among these that train as one program from here on, as far as widths are known."""
+        if len(nums) < 2:
+            return []
+        return [tuple(job.num for job in stack.jobs) for stack in self._stacks.known(self.of(nums)).stacks]
+
     def name(self, unit: Unit) -> str:
         """Return the name of a unit in messages."""
         return spans(unit.nums)
