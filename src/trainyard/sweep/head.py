@@ -333,7 +333,8 @@ class Head(Loop):
                 self._progress.dropped(self._units.jobs[num])
             else:
                 events[num] = _event_of(num, outcome, len(unit.nums), wishes.get(num))
-        self.apply(*events.values())
+        if events:
+            self.apply(*events.values())
         for num, event in events.items():
             job, outcome = self._units.jobs[num], outcomes[num]
             if isinstance(event, Paused):
