@@ -1,4 +1,4 @@
-"""Hydra plugins: the launcher `local` and the sweeper `grid`.
+"""Hydra plugins: the launchers `local` and `slurm`, and the sweeper `grid`.
 
 They are thin, since Hydra imports this module at every start. The work is in `trainyard.sweep`.
 """
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from trainyard.sweep.proposers import Proposer
+    from trainyard.sweep.settings import SweepSettings
     from trainyard.sweep.sweep import Sweep
 
 
@@ -68,11 +69,10 @@ class LocalLauncher(Launcher):
         self._begun().run(proposer)
 
     def _begun(self) -> Sweep:
-        from trainyard.sweep.settings import SweepSettings
         from trainyard.sweep.sweep import Sweep
 
         if self.sweep is None:
-            settings = SweepSettings.from_config(self.settings)
+            settings = self._checked_settings()
             self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
             # After an error of the sweeper this runs at exit. Modules that are imported then may need this one, which
             # cannot be imported then.
@@ -81,10 +81,28 @@ class LocalLauncher(Launcher):
             weakref.finalize(self, self.sweep.close)
         return self.sweep
 
+    def _checked_settings(self) -> SweepSettings:
+        from trainyard.sweep.settings import SweepSettings
+
+        return SweepSettings.from_config(self.settings)
+
     def close(self) -> None:
         """End the sweep: rank its jobs, report, wait for the shipper."""
         if self.sweep is not None:
             self.sweep.close()
+
+
+class SlurmLauncher(LocalLauncher):
+    """Runs the jobs of a sweep on the nodes of a Slurm cluster.
+
+    Args:
+        **settings: the settings that `trainyard.sweep.slurm_settings.SlurmSettings` documents.
+    """
+
+    def _checked_settings(self) -> SweepSettings:
+        from trainyard.sweep.slurm_settings import SlurmSettings
+
+        return SlurmSettings.from_config(self.settings)
 
 
 class GridSweeper(BasicSweeper):
