@@ -167,3 +167,54 @@ def test_a_sweep_has_the_bits_of_the_local_launcher(slurm: Any, tmp_path: Path, 
     facts = json.loads((directory / "0" / "run.json").read_text())["facts"]
     assert facts["slurm.node"] in ("n1", "n2")
     assert facts["slurm.job"].endswith(("_0", "_1"))
+
+
+def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "sweep"
+    status, text = run(directory, slurm, "loop.max_epochs=100000", "hydra.launcher.max_slots=1", DETACH)
+    assert status == 0, text
+    assert "4 jobs; 4 to run" in text
+    assert "runs this sweep." in text
+    steer = [sys.executable, "-m", "trainyard.sweep"]
+    wait_for(lambda: begun(directory, 0))
+    attached = subprocess.Popen([*steer, "attach", directory], env=slurm, stdout=subprocess.PIPE, text=True)
+    assert attached.stdout is not None
+    while "started  #0" not in attached.stdout.readline():
+        pass
+    attached.send_signal(signal.SIGINT)
+    assert "The sweep goes on." in output(attached)
+    assert "has ended; " in ask(slurm, *steer, "cancel", str(directory))
+    wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
+    assert not ends(directory)
+    gone = subprocess.run([*steer, "attach", directory], env=slurm, capture_output=True, text=True, check=False)
+    assert gone.returncode == 2
+    assert "which ran this sweep, has ended, and" in gone.stderr
+    assert "To finish what is left: the same command with hydra.sweep.dir=" in gone.stderr
+
+
+DETACH = "hydra.launcher.detach=true"
+
+
+# Bad input
+
+
+def test_what_slurm_refuses_is_said_once_before_anything_starts(slurm: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "sweep"
+    for setting, told in (
+        ("partition=nowhere", "Slurm accepts no such agents: invalid partition specified: nowhere. There is: low: 2"),
+        ("cpus_per_task=64", "Slurm accepts no such agents: Requested node configuration is not available. There is:"),
+    ):
+        status, text = run(directory, slurm, f"hydra.launcher.{setting}", "hydra.launcher.max_slots=64")
+        assert status == 2, text
+        assert told in " ".join(text.split())
+        assert "Traceback" not in text
+        assert not (directory / "manifest.jsonl").exists()
+    assert ask(slurm, "squeue", "-h").strip() == ""
+
+
+def test_agents_that_end_before_they_reach_the_head_end_the_sweep(slurm: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "sweep"
+    status, text = run(directory, slurm, "hydra.launcher.setup=[echo no such module,exit 1]")
+    assert status == 2, text
+    assert "3 agents ended before they reached the head. Slurm's job " in " ".join(text.split())
+    assert "said: no such module" in " ".join(text.split())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from trainyard.sweep.proposers import Proposer
     from trainyard.sweep.settings import SweepSettings
+    from trainyard.sweep.slurm_settings import SlurmSettings
     from trainyard.sweep.sweep import Sweep
 
 
@@ -99,10 +101,36 @@ class SlurmLauncher(LocalLauncher):
         **settings: the settings that `trainyard.sweep.slurm_settings.SlurmSettings` documents.
     """
 
-    def _checked_settings(self) -> SweepSettings:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self._given_settings().detach:
+            self._begun().launch(job_overrides, initial_job_idx)  # checks the jobs, and shows the plan
+            self._submit_head()
+        return super().launch(job_overrides, initial_job_idx)
+
+    def run(self, proposer: Proposer) -> None:
+        super().run(proposer)
+        if self._given_settings().detach:
+            self._submit_head()
+
+    def _submit_head(self) -> NoReturn:
+        """Submit the process that runs the sweep, unless only the plan was wanted, and end this one."""
+        from trainyard.sweep.detached import submit_head
+
+        settings = self._given_settings()
+        assert self.sweep is not None
+        self.sweep.close()
+        if not settings.dry_run:
+            print(submit_head(settings, self.sweep.directory))
+        sys.exit()
+
+    def _given_settings(self) -> SlurmSettings:
         from trainyard.sweep.slurm_settings import SlurmSettings
 
         return SlurmSettings.from_config(self.settings)
+
+    def _checked_settings(self) -> SweepSettings:
+        settings = self._given_settings()
+        return replace(settings, dry_run=True, fuse="off") if settings.detach else settings
 
 
 class GridSweeper(BasicSweeper):

@@ -17,7 +17,7 @@ import pytest
 from agent_processes import AgentProcesses
 
 from trainyard.errors import TrainyardError
-from trainyard.sweep.executor import Policy, cluster, meeting
+from trainyard.sweep.executor import Policy, cluster, lease, meeting
 from trainyard.sweep.executor.cluster import ClusterExecutor, ClusterSettings
 from trainyard.sweep.executor.remote_agent import main
 from trainyard.sweep.executor.slots import Slot
@@ -195,6 +195,7 @@ def test_without_its_head_an_agent_has_its_tasks_end_and_ends(tmp_path: Path, tr
         assert (tmp_path / "asked0").exists()
         assert process.returncode == 0
         assert meeting.left_agents(tmp_path / "sweep") == {}
+        executor._lease.release()
         executor._transport = None
 
 
@@ -208,6 +209,7 @@ def test_a_head_waits_for_the_agents_of_the_one_before(tmp_path: Path) -> None:
         while not attempts(tmp_path, 0) or not meeting.left_agents(tmp_path / "sweep"):
             first.wait(0.1)
         first._transport.close(flush=0)
+        first._lease.release()
         first._transport = None
         with an_executor(tmp_path, 1) as (_, _, told):
             assert (tmp_path / "asked0").exists()
@@ -241,6 +243,45 @@ def test_an_agent_without_work_ends_and_another_is_placed_when_there_is_some(tmp
             executor.wait(0.1)
         assert executor.ready == ()
         assert [it.value for it in outcomes(executor, [Task(0, abs, -3)])] == [3]
+
+
+# One head
+
+
+def test_a_second_head_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the lock, and where a file system has none, by the first one's sign of life."""
+    with an_executor(tmp_path, 1):
+        with pytest.raises(TrainyardError, match="another process is running this sweep"), an_executor(tmp_path, 1):
+            pass
+        monkeypatch.setattr("fcntl.flock", no_locks)
+        while not (tmp_path / "sweep" / "agents" / "of_the_head").exists():
+            time.sleep(0.05)
+        with pytest.raises(TrainyardError, match="another process is running this sweep"), an_executor(tmp_path, 1):
+            pass
+
+
+def no_locks(fd: int, operation: int) -> None:
+    raise OSError(95, "Operation not supported")
+
+
+def test_the_lease_of_a_head_that_was_killed_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "WATCHED", 0.1)
+    (tmp_path / "sweep" / "agents").mkdir(parents=True)
+    (tmp_path / "sweep" / "agents" / "of_the_head").write_text("killed 12")
+    with an_executor(tmp_path, 1) as (executor, _, _):
+        assert executor.started
+
+
+def test_a_head_that_another_has_replaced_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was held up for so long that the other one saw no sign of it."""
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr(lease, "WATCHED", 0.0)
+    with an_executor(tmp_path, 1) as (first, _, _), an_executor(tmp_path, 1):
+        while not first._lease.lost:
+            time.sleep(0.05)
+        first._next_look = 0
+        with pytest.raises(TrainyardError, match="another process has taken over this sweep"):
+            first.wait(0)
 
 
 # Bad input

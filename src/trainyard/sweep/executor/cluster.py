@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor.agent import ExecutorError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
 from trainyard.sweep.executor.code_version import code_version
+from trainyard.sweep.executor.lease import HeadLease
 from trainyard.sweep.executor.meeting import forget_agent, left_agents, open_head
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
@@ -142,10 +143,19 @@ class ClusterExecutor(Executor):
             return
         self._version = code_version()
         self._pool.check()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lease = HeadLease(self._directory)
+        self._lease.take()
+        try:
+            self._open()
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _open(self) -> None:
         before = left_agents(self._directory)
         self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
         self._fence = address.fence
+        self._lease.fenced(self._fence)
         if self._pool.start([sys.executable, "-c", CODE, str(self._directory), *map(str, sys.path)]):
             for name in before:
                 forget_agent(self._directory, name)
@@ -227,6 +237,7 @@ class ClusterExecutor(Executor):
             self._transport.forget(name)
         self._transport.close(flush=2.0)
         self._pool.close()
+        self._lease.release()
         self._transport = None
         self._agents.clear()
         self._of.clear()
@@ -253,6 +264,8 @@ class ClusterExecutor(Executor):
             return
         self._next_look = time.monotonic() + _LOOK
         assert self._transport is not None
+        if self._lease.lost:
+            raise TrainyardError(f"{self._directory}: another process has taken over this sweep.")
         limit = self._settings.patience + self._grace + _MARGIN
         for agent in [it for it in self._agents.values() if self._transport.silence(it.name) > limit]:
             self._lose(agent, "there is no sign of it")

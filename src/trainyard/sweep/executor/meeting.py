@@ -122,20 +122,29 @@ def own_address() -> str:
 
 
 class AliveFile:
-    """Sign of life of an agent, for the heads after its own."""
+    """Sign of life of an agent, for the heads after its own.
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self._path = directory / FOLDER / _ALIVE / name
+    Args:
+        directory: the sweep's directory.
+        name: the agent's name.
+        path: another file than that of an agent.
+        every: seconds between two signs.
+    """
+
+    def __init__(self, directory: Path, name: str, path: Path | None = None, every: float = ALIVE_EVERY) -> None:
+        self._path = path or directory / FOLDER / _ALIVE / name
+        self._every = every
+        self._mark = secrets.token_hex(4)
         self._count = 0
         self._next = 0.0
 
     def tick(self) -> None:
         """Show that the agent lives; call it every second or so."""
         if time.monotonic() >= self._next:
-            self._next = time.monotonic() + ALIVE_EVERY
+            self._next = time.monotonic() + self._every
             self._count += 1
             with suppress(OSError):
-                _replace(self._path, str(self._count))
+                _replace(self._path, f"{self._mark} {self._count}")
 
     def remove(self) -> None:
         """Show that it has ended."""
