@@ -45,6 +45,7 @@ def an_executor(tmp_path: Path, agents: int = 2, **options: Any) -> Iterator[Any
     )
     executor.start()
     try:
+        executor.wait(0)
         yield executor, pool, told
     finally:
         executor.close()

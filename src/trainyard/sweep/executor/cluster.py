@@ -91,8 +91,8 @@ class ClusterExecutor(Executor):
         tell: takes what happens to agents, in words.
 
     Raises:
-        ConfigError: from `start`, this machine has no such address.
-        TrainyardError: from `start` and `wait`, no agent can be placed.
+        ConfigError: from `wait`, this machine has no such address.
+        TrainyardError: from `start` and `wait`, no agent can be placed; from `wait`, another process runs this sweep.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class ClusterExecutor(Executor):
         self._grace = grace
         self._settings = settings
         self._tell = tell
+        self._started = False
         self._version = ""
         self._fence = 0
         self._transport: Transport | None = None
@@ -132,17 +133,20 @@ class ClusterExecutor(Executor):
 
     @property
     def started(self) -> bool:
-        return self._transport is not None
+        return self._started
 
     @property
     def room(self) -> int:
         return self._per_agent if len(self.slots) <= self._per_agent else 1
 
     def start(self) -> None:
-        if self._transport is not None:
-            return
+        """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
+        if not self._started:
+            self._pool.check()
+            self._started = True
+
+    def _begin(self) -> None:
         self._version = code_version()
-        self._pool.check()
         self._lease = HeadLease(self._directory)
         self._lease.take()
         try:
@@ -219,7 +223,9 @@ class ClusterExecutor(Executor):
         self._workers.end(numbers, grace)
 
     def wait(self, timeout: float) -> list[ExecutorEvent]:
-        assert self._transport is not None
+        if self._transport is None:
+            self._begin()
+            assert self._transport is not None
         self._workers.end_late()
         self._look()
         now = time.monotonic()
@@ -230,6 +236,7 @@ class ClusterExecutor(Executor):
         return events
 
     def close(self) -> None:
+        self._started = False
         if self._transport is None:
             return
         for name in self._agents:

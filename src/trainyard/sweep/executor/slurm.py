@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -119,15 +120,13 @@ class SlurmPool(Pool):
 
     def check(self) -> None:
         slurm_commands.check_installed()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        trial = self._folder / "trial.sh"
-        trial.write_text(script(["true"], self._options()))
-        try:
-            slurm_commands.check_script(trial)
-        except SlurmError as error:
-            raise self._refusal(error) from None
-        finally:
-            trial.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder) / "agent.sh"
+            trial.write_text(script(["true"], self._options()))
+            try:
+                slurm_commands.check_script(trial)
+            except SlurmError as error:
+                raise self._refusal(error) from None
 
     def _refusal(self, error: SlurmError) -> TrainyardError:
         told = f"Slurm accepts no such agents: {error}."

@@ -14,9 +14,7 @@ from trainyard.errors import ConfigError, TrainyardError
 
 TIMEOUT = 20.0
 """Seconds that a command may take."""
-_PREFIX = re.compile(
-    r"^(sbatch|squeue|scancel|sinfo|scontrol): (error: )?(allocation failure: |Batch job submission failed: )?"
-)
+_PREFIX = re.compile(r"^(s\w+: )?(error: )?(allocation failure: |Batch job submission failed: )?")
 _AGAIN = re.compile(r"Unable to contact|Socket timed out|try again|temporarily", re.IGNORECASE)
 
 
