@@ -18,8 +18,13 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
-LONG = ["loop.max_epochs=15", "hook.checkpoint.interval=1", "hook.checkpoint.min_seconds=0.3"]
-"""Some seconds for each job, and a checkpoint at each epoch."""
+LONG = [
+    "loop.max_epochs=150",
+    "hook.checkpoint.interval=1",
+    "hook.checkpoint.min_seconds=0.3",
+    "+hook.slow._target_=slow_epochs.SlowEpochs",
+]
+"""A minute for each job until the file `go` beside the sweep's directory is there, then a moment."""
 
 
 def command(directory: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
@@ -32,7 +37,7 @@ def start(directory: Path, slurm: Any, *arguments: str, **options: Any) -> subpr
     return subprocess.Popen(
         command(directory, *arguments, **options),
         cwd=directory.parent,
-        env=slurm,
+        env={**slurm, "PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -104,6 +109,7 @@ def begun(directory: Path, num: int) -> bool:
 def local(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The bits of the sweep of long jobs on this machine."""
     directory = tmp_path_factory.mktemp("local") / "sweep"
+    (directory.parent / "go").touch()
     status, text = run(directory, slurm, *LONG, launcher="local")
     assert status == 0, text
     return bits(directory)
@@ -139,27 +145,60 @@ def agents(directory: Path) -> dict[str, int]:
     return found
 
 
-def test_faults_change_no_bit_and_each_job_ends_once(slurm: Any, tmp_path: Path, local: Any) -> None:
-    """An agent is killed, then a node is taken away by a job of more importance, then the head is killed."""
+def lost(directory: Path) -> int:
+    """How many slots have been lost so far."""
+    return sum(len(record["lost"]) for record in records(directory) if record["kind"] == "slots" and "lost" in record)
+
+
+def finish(directory: Path, slurm: Any, process: subprocess.Popen[str] | None = None) -> str:
+    """Let a sweep end, and return what it printed."""
+    (directory.parent / "go").touch()
+    process = process or start(directory, slurm, *LONG)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert ends(directory) == dict.fromkeys(range(4), 1)
+    wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
+    return text
+
+
+def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Path, local: Any) -> None:
+    """An agent is killed, one nears its time limit, and then the head is killed and started again."""
     directory = tmp_path / "sweep"
     with a_sweep(directory, slurm) as process:
-        os.kill(next(iter(agents(directory).values())), signal.SIGKILL)
-        wait_for(lambda: sum(it["kind"] == "slots" and "lost" in json.dumps(it) for it in records(directory)), process)
-        place = wait_for(lambda: ask(slurm, "squeue", "-h", "-r", "-t", "R", "-o", "%i").split(), process)[0]
-        ask(slurm, "scancel", "--signal=USR2", place)  # what Slurm sends before the time limit
-        time.sleep(2)
+        place, pid = next(iter(agents(directory).items()))
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: lost(directory) == 1, process)
+        other = wait_for(lambda: [each for each in agents(directory) if each != place], process)[0]
+        ask(slurm, "scancel", "--signal=USR2", other)  # what Slurm sends before the time limit
+        wait_for(lambda: lost(directory) == 2, process)
+        wait_for(lambda: len(agents(directory)) == 2, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    status, text = run(directory, slurm, *LONG)
-    assert status == 0, text
-    assert ends(directory) == dict.fromkeys(range(4), 1)
+    text = finish(directory, slurm)
+    assert "agents of the head before this one to end." in text
     assert_same(bits(directory), local)
-    assert ask(slurm, "squeue", "-h").strip() == ""
+
+
+def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, local: Any) -> None:
+    """A job of more importance takes a node, and the other node is removed."""
+    directory = tmp_path / "sweep"
+    with a_sweep(directory, slurm) as process:
+        ask(slurm, "sbatch", "-p", "high", "-w", "n1", "-o", "/dev/null", "--wrap", "sleep 3")
+        wait_for(lambda: lost(directory) == 1, process)
+        ask(slurm, "scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+        try:
+            wait_for(lambda: lost(directory) == 2, process)
+        finally:
+            ask(slurm, "scontrol", "update", "NodeName=n2", "State=RESUME")
+        text = finish(directory, slurm, process)
+    assert "leaves: it got SIGTERM" in text
+    assert_same(bits(directory), local)
 
 
 def test_a_sweep_has_the_bits_of_the_local_launcher(slurm: Any, tmp_path: Path, local: Any) -> None:
     """It submits as many jobs as it has slots, and each run knows where it ran."""
     directory = tmp_path / "sweep"
+    (tmp_path / "go").touch()
     status, text = run(directory, slurm, *LONG, "hydra.launcher.transport=files")
     assert status == 0, text
     assert_same(bits(directory), local)
