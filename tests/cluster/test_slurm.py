@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
 LONG = [
-    "loop.max_epochs=150",
+    "loop.max_epochs=60",
     "hook.checkpoint.interval=1",
     "hook.checkpoint.min_seconds=0.3",
     "+hook.slow._target_=slow_epochs.SlowEpochs",

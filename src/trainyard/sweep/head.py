@@ -144,9 +144,14 @@ class Head(Loop):
     def _goes_on(self) -> bool:
         if not self._scheduler.busy:
             self.obey()  # a paused job may be to go on
-        while (free := self._scheduler.vacant) and (proposals := self._proposer.ask(free)):
+        while (free := self._vacant()) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
         return self._scheduler.busy
+
+    def _vacant(self) -> int:
+        """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
+        idle = not self._scheduler.busy and not self._scheduler.stopping and not self._scheduler.slots
+        return max(self._scheduler.vacant, idle)
 
     def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
         """Let what was proposed run."""

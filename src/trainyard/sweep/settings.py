@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
+from omegaconf import OmegaConf
+
 from trainyard.config.annotations import fits
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
@@ -50,6 +52,7 @@ class SweepSettings:
         kinds = get_type_hints(cls)
         if values.get("fuse") is False:  # YAML reads `off` as False
             values = {**values, "fuse": "off"}
+        values = {name: _to_plain(value) for name, value in values.items()}
         for name, value in values.items():
             if name not in kinds:
                 raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
@@ -97,6 +100,11 @@ class SweepSettings:
         return executor
 
 
+def _to_plain(value: Any) -> Any:
+    """Return a list or mapping of a config as Python's."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
 _ACCEPTED = {
     bool: "true or false",
     int: "an integer",
@@ -105,4 +113,8 @@ _ACCEPTED = {
     float | None: "a number of seconds, or null",
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
+    str | None: "a text, or null",
+    list[str] | None: "a list of texts, or null",
+    dict[str, Any] | None: "options by their names, or null",
+    Literal["tcp", "files"]: "tcp or files",
 }

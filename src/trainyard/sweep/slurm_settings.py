@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class SlurmSettings(SweepSettings):
     constraint: str | None = None
     signal_delay_s: int = 120
     setup: list[str] | None = None
-    additional_parameters: dict[str, Any] | None = field(default=None)
+    additional_parameters: dict[str, Any] | None = None
     transport: Literal["tcp", "files"] = "tcp"
     address: str | None = None
     patience: float = 60.0
