@@ -49,9 +49,10 @@ def to_record(event: Event) -> Record:
             return {**own, "objective": objective, "error": error}
         case Stopping(why):
             return {"kind": "stopping", "why": why}
-        case Proposed(num, overrides, rungs):
+        case Proposed(num, overrides, rungs, note):
             own = {"kind": "job", "num": num, "overrides": list(overrides)}
-            return own if rungs is None else {**own, "rungs": record_of(rungs)}
+            own |= {} if rungs is None else {"rungs": record_of(rungs)}
+            return own if note is None else {**own, "note": note}
 
 
 def events_of(record: Mapping[str, Any]) -> Iterator[Event]:
@@ -123,7 +124,9 @@ def _state(record: Mapping[str, Any]) -> Event:
 _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
     "began": lambda record: Began(),
     "slots": _slots,
-    "job": lambda record: Proposed(record["num"], tuple(record["overrides"]), rungs_of(record.get("rungs"))),
+    "job": lambda record: Proposed(
+        record["num"], tuple(record["overrides"]), rungs_of(record.get("rungs")), record.get("note")
+    ),
     "queued": lambda record: Queued(tuple(map(_unit_of, record["units"])), record["why"]),
     "state": _state,
     "report": lambda record: Reported(record["num"], record["at"], float(record["value"])),

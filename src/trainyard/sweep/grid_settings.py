@@ -41,7 +41,7 @@ class GridSettings:
         """
         if file is not None and not (isinstance(file, str) and file):
             raise ConfigError(FILE, file, "the path of a CSV file, or null")
-        return cls(_zip(_plain(zip)), _blocks(_plain(blocks)), file, _when(_plain(when)))
+        return cls(_zip(_plain(zip)), _blocks(_plain(blocks)), file, when_of(_plain(when)))
 
 
 def _plain(value: Any) -> Any:
@@ -92,7 +92,12 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _when(value: Any) -> dict[str, tuple[str, ...]]:
+def when_of(value: Any) -> dict[str, tuple[str, ...]]:
+    """Return `hydra.sweeper.when`, with its form checked.
+
+    Raises:
+        ConfigError: it has another form.
+    """
     if value is None:
         return {}
     form = "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of them, which must all hold"

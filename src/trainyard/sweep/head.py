@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from trainyard.sweep.checkpoints import remove_regular
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.event_records import Record
-from trainyard.sweep.events import FINAL, Action, Asked, Ended, Event, JobState, Paused, Queued, Reported, Unit, Wish
+from trainyard.sweep.events import (
+    END_OF_WISH,
+    FINAL,
+    Action,
+    Asked,
+    Ended,
+    Event,
+    JobState,
+    Paused,
+    Queued,
+    Reported,
+    Unit,
+    Wish,
+)
 from trainyard.sweep.executor.base import Executor, Finished
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
@@ -15,7 +29,7 @@ from trainyard.sweep.loop import Loop
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
 from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
@@ -93,8 +107,10 @@ class Head(Loop):
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
         """Let a job end at its next checkpoint, or not start if it waits."""
         if self._scheduler.unit_of(num) is not None:
-            self._grace = self._policy.grace if wish == "stop" else None
+            self._grace = None if wish == "pause" else self._policy.grace
             self.apply(Asked(num, wish, why))
+        elif wish == "prune":
+            self._prune(num, why)
         else:
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
@@ -148,10 +164,15 @@ class Head(Loop):
             self.take_in(proposals)
         return self._scheduler.busy
 
-    def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
-        """Let what was proposed run."""
+    def take_in(self, proposals: Sequence[Proposal]) -> None:
+        """Let what was proposed run, and what is pruned end."""
+        for each in proposals:
+            if isinstance(each, Prune):
+                self.ask_for(each.num, "prune", each.why)
         self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
         promoted = [each for each in proposals if isinstance(each, Promote)]
+        for each in promoted:
+            self._progress.promoted(self._units.jobs[each.num])
         self.queue([replace(self._alone(each.num), rungs=each.rungs) for each in promoted], "promoted")
 
     def _alone(self, num: int) -> Unit:
@@ -273,12 +294,31 @@ class Head(Loop):
             self._progress.paused(job)
             return
         value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
-        ended: JobState = "stopped" if wish == "stop" and state in ("interrupted", "lost") else state
+        ended: JobState = END_OF_WISH[wish] if wish is not None and state in ("interrupted", "lost") else state
+        if ended == "pruned":
+            self._prune(job.num, "", (outcome.seconds, width))
+            return
         self.apply(Ended(job.num, ended, outcome.seconds, value, outcome.error, width))
         if isinstance(outcome.value, JobDone):
             self.results[job.num] = outcome.value
         self._tracking.ended(job)
         self._progress.ended(job, ended, outcome, job.directory / "output.log" if width == 1 else None)
+
+    def _prune(self, num: int, why: str, span: tuple[float, int] | None = None) -> None:
+        """Note that a job has no process and is not to go on. What it has reported last is its objective.
+
+        Args:
+            num: the job.
+            why: the reason; empty for none but its last report.
+            span: what its last attempt took, and the jobs of its stack; None for what is recorded.
+        """
+        job, (at, value) = self._units.jobs[num], self._reports.last.get(num, (0, None))
+        entry = self._manifest.entries[num]
+        seconds, width = (entry.seconds or 0.0, entry.width) if span is None else span
+        self.apply(Ended(num, "pruned", seconds, value, why or f"pruned at {at}", width))
+        remove_regular(job.directory)
+        self._tracking.pruned(job, at)
+        self._progress.pruned(job, at, value)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""

@@ -69,6 +69,7 @@ class Manifest:
         application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
+        proposer: the identity of the proposer whose jobs these are; None if it has none.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Manifest:
     application: StartedAs | None = None
     fits: dict[str, KnownFit] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    proposer: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
@@ -106,12 +108,32 @@ class Manifest:
                 continue  # a line of something else, left by a crash of the machine
         return manifest
 
-    def begin(self, application: StartedAs | None) -> None:
-        """Record the version of the format, and how this process was started, the first time."""
+    def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None) -> None:
+        """Record the version of the format, how this process was started, and what proposes, the first time."""
         if not self.entries and self.application is None:
             self._append({"kind": "manifest", "format": FORMAT})
         if self.application is None and application is not None:
             self._append({"kind": "application", "file": application.file, "module": application.module})
+
+        if self.proposer is None and proposer:
+            self._append({"kind": "proposer", "identity": dict(proposer)})
+
+    def check_proposer(self, identity: Mapping[str, Any]) -> None:
+        """Check that the recorded jobs were proposed by what proposes now. `versions` in it are for people.
+
+        Raises:
+            TrainyardError: they were not, or by another search than this one.
+        """
+        known = (self.proposer or {}) if self.entries else identity
+        for key in dict.fromkeys([*known, *identity]):
+            if key == "versions":
+                continue
+            before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
+            if before != now:
+                raise TrainyardError(
+                    f"{self.path.parent} was begun with {key}: {_told(before)}, here it is {_told(now)}. To go on, "
+                    f"give the same; for another search, a hydra.sweep.dir of its own."
+                )
 
     def check_application(self, application: StartedAs | None) -> None:
         """Check that this process was started as the sweep was.
@@ -193,7 +215,7 @@ class Manifest:
         self.entries.clear()
         self.fits.clear()
         self.answered.clear()
-        self.application = None
+        self.application = self.proposer = None
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
         """Return the entry of a job, without recording anything."""
@@ -271,6 +293,9 @@ class Manifest:
     def _take_application(self, record: Record) -> None:
         self.application = StartedAs(record["file"], record["module"])
 
+    def _take_proposer(self, record: Record) -> None:
+        self.proposer = record["identity"]
+
     def _take_fit(self, record: Record) -> None:
         self.fits[record["key"]] = KnownFit(*(record[each.name] for each in fields(KnownFit)))
 
@@ -301,6 +326,7 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
     "manifest": Manifest._take_format,
     "application": Manifest._take_application,
     "job": Manifest._take_job,
+    "proposer": Manifest._take_proposer,
     "fit": Manifest._take_fit,
     "decisions": Manifest._take_decisions,
     "queued": Manifest._take_queued,
@@ -323,6 +349,10 @@ def _parsed(content: bytes) -> Iterator[Record]:
                     yield json.loads(line)
                 except ValueError:
                     continue
+
+
+def _told(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _plain(value: Any) -> Any:

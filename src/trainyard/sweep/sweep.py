@@ -22,7 +22,7 @@ from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collect
 from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.directories import collisions
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import Began, Ended, Event, Paused, Proposed, Unit
+from trainyard.sweep.events import END_OF_WISH, Began, Ended, Event, Paused, Proposed, Unit
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import capacity, find_slots
@@ -32,7 +32,7 @@ from trainyard.sweep.job_errors import told
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan, varying
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposer
+from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposal, Proposer
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
@@ -97,6 +97,7 @@ class Sweep:
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._tracking: SweepTracking | None = None
         self._progress: SweepProgress | None = None
+        self._from_proposer = False  # whether what was recorded tells a proposer what comes next
         self._interrupted = False
         self._open = ExitStack()
         self._open.callback(self._executor.close)
@@ -141,7 +142,10 @@ class Sweep:
         self._proposer = proposer
         if type(proposer).told is not Proposer.told:
             Manifest.open(self.directory, proposer.told)
-        proposals = [*(self._recorded() if recorded else ()), *proposer.ask(len(self._slots))]
+        self._manifest.check_proposer(proposer.identity)
+        self._from_proposer = recorded
+        # Where jobs are recorded the head asks, when it knows how many of them are left to run.
+        proposals = (self._recorded() if recorded else []) or [*proposer.ask(len(self._slots))]
         plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)])
         if self.settings.dry_run:
             print(plan)
@@ -216,7 +220,7 @@ class Sweep:
         self._scheduler.handle(event)
         self._reports.told(event)
 
-    def _recorded(self) -> list[NewJob]:
+    def _recorded(self) -> list[Proposal]:
         """Return the recorded jobs: those that have neither ended nor paused are to run, all are ranked."""
         return [
             NewJob(tuple(entry.overrides), num, self._scheduler.rungs.get(num))
@@ -270,7 +274,8 @@ class Sweep:
             self._begin(jobs)
         self._units.jobs.update({job.num: job for job in jobs})
         rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
-        proposed = [(Proposed(job.num, job.overrides, rungs[job.num]), job.subdir) for job in jobs]
+        notes = {num: each.note for num, each in zip(numbers, new, strict=True)}
+        proposed = [(Proposed(job.num, job.overrides, rungs[job.num], notes[job.num]), job.subdir) for job in jobs]
         for event in manifest.define_all(proposed):
             self._scheduler.handle(event)
             self._proposer.told(event)
@@ -293,10 +298,15 @@ class Sweep:
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
-        self._manifest.begin(StartedAs.now())
+        self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
         wished = self._scheduler.wished.items()
-        fulfilled = [Paused(num) if wish == "pause" else Ended(num, "stopped", error=BY_HAND) for num, wish in wished]
+        fulfilled = [
+            Paused(num)
+            if wish == "pause"
+            else Ended(num, END_OF_WISH[wish], 0.0, self._reports.last.get(num, (0, None))[1], BY_HAND)
+            for num, wish in wished
+        ]
         for event in self._manifest.log(Began(), *fulfilled):
             self._scheduler.handle(event)
             self._proposer.told(event)
@@ -306,7 +316,8 @@ class Sweep:
         return entry is not None and not entry.is_left
 
     def _starts_over(self, nums: Iterable[int]) -> bool:
-        return self._plan is None and not self.application.resumes and self._manifest.is_done(nums)
+        at_start = self._plan is None and not self.application.resumes and not self._from_proposer
+        return at_start and self._manifest.is_done(nums)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
         """Return the manifest's entries of these jobs, before anything is written to it.
