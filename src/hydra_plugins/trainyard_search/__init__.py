@@ -48,4 +48,3 @@ class SearchSweeper(Sweeper):
         settings = SearchSettings.from_config(self.settings, self.config)
         loader = self.hydra_context.config_loader
         self.launcher.run(settings.proposer(arguments, loader, self.config))
-        self.launcher.close()

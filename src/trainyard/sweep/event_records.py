@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from trainyard.sweep.events import (
@@ -10,6 +11,7 @@ from trainyard.sweep.events import (
     Began,
     Ended,
     Event,
+    Origin,
     Paused,
     Proposed,
     Queued,
@@ -49,9 +51,10 @@ def to_record(event: Event) -> Record:
             return {**own, "objective": objective, "error": error}
         case Stopping(why):
             return {"kind": "stopping", "why": why}
-        case Proposed(num, overrides, rungs, note):
-            own = {"kind": "job", "num": num, "overrides": list(overrides)}
+        case Proposed(num, overrides, rungs, subdir, origin, note):
+            own = {"kind": "job", "num": num, "overrides": list(overrides), "subdir": subdir}
             own |= {} if rungs is None else {"rungs": record_of(rungs)}
+            own |= {} if origin is None else {"origin": asdict(origin)}
             return own if note is None else {**own, "note": note}
 
 
@@ -70,6 +73,11 @@ def record_of(rungs: Rungs) -> Record:
 def rungs_of(value: Mapping[str, Any] | None) -> Rungs | None:
     """Return the rungs of a mapping."""
     return None if value is None else Rungs(tuple(value["at"]), value["by"], value["until"])
+
+
+def origin_of(value: Mapping[str, Any] | None) -> Origin | None:
+    """Return the origin of a mapping."""
+    return None if value is None else Origin(**{**value, "keys": tuple(value["keys"])})
 
 
 def _unit(unit: Unit) -> Any:
@@ -125,7 +133,12 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
     "began": lambda record: Began(),
     "slots": _slots,
     "job": lambda record: Proposed(
-        record["num"], tuple(record["overrides"]), rungs_of(record.get("rungs")), record.get("note")
+        record["num"],
+        tuple(record["overrides"]),
+        rungs_of(record.get("rungs")),
+        record.get("subdir"),
+        origin_of(record.get("origin")),
+        record.get("note"),
     ),
     "queued": lambda record: Queued(tuple(map(_unit_of, record["units"])), record["why"]),
     "state": _state,

@@ -19,6 +19,9 @@ JobState = Literal[
 Wish = Literal["pause", "stop", "prune"]
 """What a running job can be asked to do: end at a checkpoint, to be resumed or for good."""
 
+FIRST_CLONE = 1_000_000
+"""Number of a sweep's first clone; its other jobs have lower ones."""
+
 FINAL: frozenset[str] = frozenset({"done", "stopped", "pruned"})
 
 END_OF_WISH: Mapping[Wish, JobState] = {"pause": "paused", "stop": "stopped", "prune": "pruned"}
@@ -66,16 +69,40 @@ class SlotsLost:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
-    """There is a job of this number, with these overrides, which reports at these rungs.
+class Origin:
+    """What a clone begins from.
 
     Attributes:
+        job: the number of the job that was cloned.
+        number: the `hydra.job.num` of its config, which the clone's has too: values may depend on it.
+        keys: the keys of what its config has otherwise than the checkpoint.
+        checkpoint: the name of the checkpoint.
+    """
+
+    job: int
+    number: int
+    keys: tuple[str, ...] = ()
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """There is a job.
+
+    Attributes:
+        num: its number.
+        overrides: its overrides.
+        rungs: where it reports; None if nobody asks.
+        subdir: its directory below the sweep's; None if it is not known.
+        origin: what it begins from, if it is a clone.
         note: what its proposer wants to be told of it again (`trainyard.sweep.proposers.NewJob`).
     """
 
     num: int
     overrides: tuple[str, ...] = ()
     rungs: Rungs | None = None
+    subdir: str | None = None
+    origin: Origin | None = None
     note: Mapping[str, Any] | None = None
 
 

@@ -25,8 +25,8 @@ from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
-from trainyard.sweep.event_records import Record, events_of, to_record
-from trainyard.sweep.events import FINAL, Event, Proposed
+from trainyard.sweep.event_records import Record, events_of, origin_of, to_record
+from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
 from trainyard.sweep.steering import KIND, Command, acknowledgement
 
 FILE = "manifest.jsonl"
@@ -38,7 +38,7 @@ _THEN = "the same command, or scripts/resume_sweep.py, continues the sweep"
 
 @dataclass
 class Entry:
-    """Entry of a job: its overrides, its directory, how it trains, its last state and its result."""
+    """Entry of a job: its overrides, its directory, how it trains, its last state and its result, its origin."""
 
     overrides: list[str]
     subdir: str | None = None
@@ -48,6 +48,7 @@ class Entry:
     objective: Any = None
     error: str | None = None
     width: int = 1
+    origin: Origin | None = None
 
     @property
     def cost(self) -> float | None:
@@ -58,6 +59,11 @@ class Entry:
     def is_left(self) -> bool:
         """Whether the job is to run when the sweep is continued."""
         return self.state not in FINAL
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the job has not come to its end: it is not done, stopped, pruned or paused."""
+        return self.state not in (*FINAL, "paused")
 
 
 @dataclass
@@ -70,6 +76,8 @@ class Manifest:
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
         proposer: the identity of the proposer whose jobs these are; None if it has none.
+        next_num: the number after those of all jobs but clones.
+        next_clone: the number of the next clone.
     """
 
     path: Path
@@ -78,6 +86,8 @@ class Manifest:
     fits: dict[str, KnownFit] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     proposer: Mapping[str, Any] | None = None
+    next_num: int = 0
+    next_clone: int = FIRST_CLONE
 
     @classmethod
     def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
@@ -155,21 +165,15 @@ class Manifest:
         Raises:
             TrainyardError: the job of this number was another one.
         """
-        self.check(num, overrides)
-        if num not in self.entries:
-            self._append({"kind": "job", "num": num, "overrides": list(overrides), "subdir": subdir})
+        self.define_all([Proposed(num, tuple(overrides), subdir=subdir)])
 
-    def define_all(self, jobs: Iterable[tuple[Proposed, str | None]]) -> list[Event]:
-        """Record jobs as `define` does, and return the events of those that are new.
-
-        Args:
-            jobs: each with its directory below the sweep's.
-        """
+    def define_all(self, jobs: Iterable[Proposed]) -> list[Event]:
+        """Record jobs as `define` does, and return the events of those that are new."""
         new: dict[int, Record] = {}
-        for job, subdir in jobs:
+        for job in jobs:
             self.check(job.num, job.overrides)
             if job.num not in self.entries:
-                new[job.num] = {**to_record(job), "subdir": subdir}
+                new[job.num] = to_record(job)
         return [event for record in self._append(*new.values()) for event in events_of(record)]
 
     def check(self, num: int, overrides: Sequence[str]) -> None:
@@ -216,6 +220,7 @@ class Manifest:
         self.fits.clear()
         self.answered.clear()
         self.application = self.proposer = None
+        self.next_num, self.next_clone = 0, FIRST_CLONE
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
         """Return the entry of a job, without recording anything."""
@@ -288,7 +293,13 @@ class Manifest:
             )
 
     def _take_job(self, record: Record) -> None:
-        self.entries.setdefault(record["num"], Entry(record["overrides"], record.get("subdir")))
+        num = record["num"]
+        origin = origin_of(record.get("origin"))
+        self.entries.setdefault(num, Entry(record["overrides"], record.get("subdir"), origin=origin))
+        if origin is not None:
+            self.next_clone = max(self.next_clone, num + 1)
+        else:
+            self.next_num = max(self.next_num, num + 1)
 
     def _take_application(self, record: Record) -> None:
         self.application = StartedAs(record["file"], record["module"])

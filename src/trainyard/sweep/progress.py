@@ -37,28 +37,27 @@ LOOKED_AT = 16  # journals of a stack that are read at each look
 
 
 class SweepProgress:
-    """Shows the events of a plan's jobs as they happen."""
+    """Shows the events of jobs as they happen.
 
-    def __init__(self, plan: SweepPlan) -> None:
+    Args:
+        plan: the plan of the whole sweep, which grows.
+        jobs: the jobs to show.
+    """
+
+    def __init__(self, plan: SweepPlan, jobs: Sequence[Job]) -> None:
         self.plan = plan
-        self._jobs = {job.num: job for job in plan.jobs}
-        self._objective = OmegaConf.select(plan.jobs[0].config, "objective", throw_on_resolution_failure=False)
+        self._jobs = {job.num: job for job in jobs}
+        self._objective = OmegaConf.select(jobs[0].config, "objective", throw_on_resolution_failure=False)
         self._running: dict[int, _Row] = {}  # by the number of the task
-        self._ended = len(plan.jobs) - len(plan.left)
+        self._ended = sum(not plan.entries[job.num].is_left for job in jobs)
         self._before = self._ended
         self._begin = time.monotonic()
         self._next = 0.0
         self._live: Live | None = None
 
-    def extend(self, plan: SweepPlan) -> None:
-        """Take over a plan of further jobs.
-
-        Args:
-            plan: the plan of all jobs.
-        """
-        new = [job for job in plan.jobs if job.num not in self._jobs]
-        self.plan = plan
-        self._jobs.update({job.num: job for job in new})
+    def extend(self, jobs: Sequence[Job]) -> None:
+        """Take over further jobs."""
+        self._jobs.update({job.num: job for job in jobs})
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():

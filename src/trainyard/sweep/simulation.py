@@ -125,7 +125,7 @@ class SimulatedSweep:
             case NewJob(overrides, _, rungs, note):
                 num = len(self._overrides)
                 self._overrides[num], self._jobs[num] = overrides, self._job(num, overrides)
-                self._tell(Proposed(num, overrides, rungs, note))
+                self._tell(Proposed(num, overrides, rungs, note=note))
                 self._tell(Queued((Unit((num,), rungs=rungs),)))
             case Promote(num, rungs):
                 self._tell(Queued((Unit((num,), rungs=rungs),), "promoted"))

@@ -145,6 +145,21 @@ class Sweepable(Protocol):
     def slots(self, values: dict[str, Any] | None) -> int:
         """Return how many slots a job takes, given what `check` returned."""
 
+    def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
+        """Return the keys of a clone's config that differ from its job's, and that the checkpoint has too.
+
+        A clone begins from the newest checkpoint of its job: its config has the path of that file as `resume`, and
+        these keys as `resume_override`.
+
+        Args:
+            before: what `check` returned of the job.
+            after: what `check` returned of the clone.
+            ended: whether the job has come to its end.
+
+        Raises:
+            TrainyardError: a value cannot be changed in the course of a job, or the application clones no jobs.
+        """
+
     def at(self, position: SweepPosition) -> TaskFunction:
         """Return the task function of the job at this position of the sweep."""
 
@@ -189,6 +204,9 @@ class SweepableTask:
 
     def slots(self, values: dict[str, Any] | None) -> int:
         return 1
+
+    def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
+        raise TrainyardError("its application clones no jobs")
 
     def at(self, position: SweepPosition) -> TaskFunction:
         return self

@@ -148,7 +148,7 @@ class SearchProposer(Proposer):
         match event:
             case SlotsGained(slots) if self._width is None:
                 self._width = len(slots)
-            case Proposed(num, overrides, rungs, note):
+            case Proposed(num, overrides, rungs, note=note):
                 self._choice()  # takes notice of what this decision was made by
                 self._of[num] = Trial(len(self._trials), num, tuple(overrides), note or {})
                 self._trials.append(self._of[num])
