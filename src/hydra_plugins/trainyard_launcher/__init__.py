@@ -179,7 +179,7 @@ class GridSweeper(BasicSweeper):
 
     def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
         from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.search_settings import PRUNER, grid_proposer, pruner_node
+        from trainyard.sweep.proposers.search_settings import PRUNER, check_application, grid_proposer, pruner_node
 
         assert self.config is not None
         if launcher is None or self.max_batch_size is not None:
@@ -187,6 +187,7 @@ class GridSweeper(BasicSweeper):
             raise ConfigError(PRUNER, self.pruner.get("_target_"), accepted)
         node = pruner_node(self.pruner, self.config)
         assert node is not None
+        check_application(launcher.task_function, node)
         launcher.run(grid_proposer(jobs, node, self.direction, self.order, self.config))
 
     def _batches(self, lines: list[str]) -> list[list[list[str]]]:

@@ -38,7 +38,7 @@ class SearchSweeper(Sweeper):
         """
         from hydra_plugins.trainyard_launcher import LocalLauncher
         from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.search_settings import SearchSettings
+        from trainyard.sweep.proposers.search_settings import SearchSettings, check_application
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -46,5 +46,6 @@ class SearchSweeper(Sweeper):
             given = self.config.hydra.runtime.choices.get("hydra/launcher")
             raise ConfigError("hydra/launcher", given, "local, with hydra/sweeper=search", options=["local"])
         settings = SearchSettings.from_config(self.settings, self.config)
+        check_application(self.launcher.task_function, settings.pruner)
         loader = self.hydra_context.config_loader
         self.launcher.run(settings.proposer(arguments, loader, self.config))

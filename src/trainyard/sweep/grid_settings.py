@@ -75,20 +75,20 @@ def _blocks(value: Any) -> tuple[tuple[str, ...], ...]:
 
 def _lines(block: Any, form: str) -> tuple[str, ...]:
     if isinstance(block, dict) and all(isinstance(key, str) for key in block):
-        return tuple(f"{key}={_text(value)}" for key, value in block.items())
+        return tuple(f"{key}={text_of(value)}" for key, value in block.items())
     if isinstance(block, list) and all(isinstance(line, str) for line in block):
         return tuple(block)
     raise ConfigError(BLOCKS, block, form)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return a value of a config as the text that the command line would have; a text may list several values."""
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(text_of, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_text(each)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{key}:{text_of(each)}' for key, each in value.items())}}}"
     return str(value)
 
 

@@ -343,8 +343,9 @@ class Head(Loop):
                 self._progress.dropped(self._units.jobs[num])
             else:
                 event = _event_of(num, outcome, len(unit.nums), wishes.get(num))
-                is_pruned = isinstance(event, Ended) and event.state == "pruned"
-                events[num] = self._of_pruned(event) if is_pruned else event
+                if isinstance(event, Ended) and event.state == "pruned":
+                    event = self._of_pruned(event)
+                events[num] = event
         self.apply(*events.values())
         for num, event in events.items():
             job, outcome = self._units.jobs[num], outcomes[num]

@@ -103,8 +103,8 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
     assert Counter(entry.state for entry in entries[0].values()).keys() == {"done", "pruned"}
 
     # Another search is refused there, and says in what it differs.
-    other = [*command(*SEARCH), "hydra.sweep.dir=killed", "hydra/sweeper/sampler=random"]
-    refused = run([line for line in other if "n_startup" not in line], LIMIT, cwd=tmp_path, env=environment())
+    another = [*command(*SEARCH), "hydra.sweep.dir=killed", "hydra/sweeper/sampler=random"]
+    refused = run([line for line in another if "n_startup" not in line], LIMIT, cwd=tmp_path, env=environment())
     assert refused.returncode == 2
     assert "killed was begun with sampler: " in refused.stderr
     assert "TPESampler" in refused.stderr

@@ -9,11 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trainyard.errors import TrainyardError
 from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported, SlotsGained, Wish
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
 from trainyard.track.sweep_position import Rungs
+
+HOPELESS = 5
+"""A search ends when so many trials have failed, and all were the first ones."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class SearchProposer(Proposer):
         sign: 1 where less of the objective is better, -1 where more is.
         limits: when the search ends.
         order: `any` or `job`.
+        together: the new trials that are asked for together for each free slot, as many as train as one stack.
         width: the segments at work at a time that `job` allows for; None for the number of slots at the start.
         identity: what the search is recorded by.
         clock: seconds, for `timeout`.
@@ -96,6 +101,7 @@ class SearchProposer(Proposer):
         sign: float = 1.0,
         limits: Limits | None = None,
         order: Literal["any", "job"] = "any",
+        together: int = 1,
         width: int | None = None,
         identity: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -107,6 +113,7 @@ class SearchProposer(Proposer):
         self._sign = sign
         self._limits = Limits() if limits is None else limits
         self._in_order = order == "job"
+        self._together = together
         self._width = width
         self._clock = clock
         self._began: float | None = None
@@ -119,6 +126,7 @@ class SearchProposer(Proposer):
         self._running = 0  # trials that are `running`
         self._wishes: set[int] = set()  # jobs that are to be pruned while they run
         self._is_over = False
+        self._without: tuple[int, Any] | None = None  # a job that is done without an objective, and what it returned
 
     @property
     def trials(self) -> Sequence[Trial]:
@@ -130,16 +138,27 @@ class SearchProposer(Proposer):
             self._began = self._clock()
         if self._out_of_time:
             return []
+        self._check_objectives()
         chosen = self._choice()
         if prunings := self._prunings(chosen == "none"):
             return prunings
         if isinstance(chosen, Trial):
             return [Promote(chosen.num, self._pruner.rungs(chosen.index, chosen.rung))]
-        if chosen == "new":
-            index = len(self._trials)
-            found = self._source.suggest(index, self._trials)
-            return [NewJob(found.overrides, rungs=self._pruner.rungs(index, 0), note=found.note)]
-        return []
+        return self._new(free) if chosen == "new" else []
+
+    def _check_objectives(self) -> None:
+        """Check that the trials that are done have an objective to learn from.
+
+        Raises:
+            TrainyardError: one has not.
+        """
+        if self._without is not None:
+            num, value = self._without
+            given = "nothing" if value is None else repr(value)
+            raise TrainyardError(
+                f"#{num} returned {given}, and a search learns from one number: the objective, which the task function "
+                "returns."
+            )
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         return "prune" if num in self._wishes else None
@@ -147,7 +166,7 @@ class SearchProposer(Proposer):
     def told(self, event: Event) -> None:
         match event:
             case SlotsGained(slots) if self._width is None:
-                self._width = len(slots)
+                self._width = len(slots) * self._together
             case Proposed(num, overrides, rungs, note=note):
                 self._choice()  # takes notice of what this decision was made by
                 self._of[num] = Trial(len(self._trials), num, tuple(overrides), note or {})
@@ -171,6 +190,8 @@ class SearchProposer(Proposer):
                     self._choice()
                     self._out(self._of[num])
                 elif state == "done":
+                    if _number(objective) is None:
+                        self._without = num, objective
                     self._end(num, Outcome("done", None, _number(objective)))
                 elif state != "interrupted":
                     self._end(num, Outcome("failed"))
@@ -181,12 +202,11 @@ class SearchProposer(Proposer):
         """Return what is decided next, after taking notice of no more than that needs."""
         made = len(self._segments)
         while True:
-            due = 0 if self._width is None else made - self._width + 1
-            if not self._in_order or self._noticed >= due:
+            if not self._in_order or self._noticed >= self._due(made):
                 trial = None if self._is_over else self._pruner.promotable()
                 if trial is not None:
                     return trial
-                if self._more and not self._is_over:
+                if self._has_more() and not self._is_over:
                     return "new"
             if not self._notice_next():
                 break
@@ -194,15 +214,38 @@ class SearchProposer(Proposer):
             return self._pruner.best_paused() or "none"  # so that one is trained to its end
         return "none"
 
-    @property
-    def _more(self) -> bool:
-        """Whether there is a trial that was not suggested yet."""
-        return self._limits.n_trials is None or len(self._trials) < self._limits.n_trials
+    def _has_more(self, pending: int = 0) -> bool:
+        """Return whether there is a trial that was not suggested yet: none after the first ones have all failed.
+
+        Args:
+            pending: the number of trials that are about to be proposed.
+        """
+        if len(self._trials) >= HOPELESS and all(each.state == "failed" for each in self._trials[:HOPELESS]):
+            return False
+        return self._limits.n_trials is None or len(self._trials) + pending < self._limits.n_trials
 
     @property
     def _out_of_time(self) -> bool:
         timeout = self._limits.timeout
         return timeout is not None and self._began is not None and self._clock() - self._began >= timeout
+
+    def _new(self, free: int) -> list[Proposal]:
+        """Return new trials for the free slots, as far as nothing has to be noticed between them."""
+        found: list[Proposal] = []
+        pending: list[Trial] = []
+        made = len(self._segments)
+        while len(found) < free * self._together and self._has_more(len(pending)):
+            if self._in_order and self._noticed < self._due(made + len(found)):
+                break
+            index = len(self._trials) + len(pending)
+            own = self._source.suggest(index, [*self._trials, *pending])
+            found.append(NewJob(own.overrides, rungs=self._pruner.rungs(index, 0), note=own.note))
+            pending.append(Trial(index, -1, own.overrides, own.note))
+        return found
+
+    def _due(self, decision: int) -> int:
+        """Return how many results have to be noticed before a decision, with `order=job`."""
+        return 0 if self._width is None else decision - self._width + 1
 
     def _prunings(self, nothing_else: bool) -> list[Proposal]:
         """Return the trials that cannot be promoted any more: all that are paused, once the search has come to its end.

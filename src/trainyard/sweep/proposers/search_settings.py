@@ -9,17 +9,20 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
 from trainyard.sweep.grid_settings import when_of
+from trainyard.sweep.proposers.earlier import Earlier, given_points
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.sampling import MakeSampler, SamplerSource
 from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer
 from trainyard.sweep.proposers.space import Space
+from trainyard.sweep.sweepable import as_sweepable
 
 SWEEPER = "hydra.sweeper"
 PRUNER = f"{SWEEPER}.pruner"
@@ -53,6 +56,9 @@ class SearchSettings:
         n_jobs: the trials at work at a time that `order=job` allows for; None for the number of slots.
         params: overrides that stand in the config.
         when: conditional keys.
+        together: the trials that are asked for together for each free slot.
+        enqueue: points to try first.
+        warm_start: the directory of a sweep to learn from.
     """
 
     sampler: Mapping[str, Any]
@@ -64,6 +70,9 @@ class SearchSettings:
     n_jobs: int | None
     params: Mapping[str, Any]
     when: Mapping[str, tuple[str, ...]]
+    together: int = 1
+    enqueue: Any = None
+    warm_start: Any = None
 
     @classmethod
     def from_config(cls, given: Mapping[str, Any], config: DictConfig) -> SearchSettings:
@@ -102,6 +111,9 @@ class SearchSettings:
             None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the slots"),
             values.get("params") or {},
             when_of(values.get("when")),
+            integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
+            values.get("enqueue"),
+            values.get("warm_start"),
         )
 
     def proposer(self, arguments: Sequence[str], loader: ConfigLoader, config: DictConfig) -> SearchProposer:
@@ -120,12 +132,17 @@ class SearchSettings:
         )
         sign = DIRECTIONS[self.direction]
         target = str(self.sampler["_target_"])
+        given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space)
+        for line in earlier.told:
+            print(line, flush=True)
         source = SamplerSource(
             space,
             self._sampler(),
             seed=self.seed,
             sign=sign,
             one_seed=target.endswith(".QMCSampler"),
+            given=given,
+            earlier=earlier.frozen(space),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
         )
         identity = {
@@ -137,6 +154,9 @@ class SearchSettings:
             "order": self.order,
             "direction": self.direction,
             "n_jobs": self.n_jobs,
+            "together": self.together,
+            "enqueue": given,
+            "warm_start": [list(each) for each in earlier.trials],
             "versions": {"optuna": version("optuna")},
         }
         return SearchProposer(
@@ -145,6 +165,7 @@ class SearchSettings:
             sign=sign,
             limits=self.limits,
             order=self.order,
+            together=self.together,
             width=self.n_jobs,
             identity=identity,
         )
@@ -158,7 +179,10 @@ class SearchSettings:
         return make
 
 
-KNOWN = ("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when")
+KNOWN = (
+    *("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when"),
+    *("together", "enqueue", "warm_start"),
+)
 
 
 def grid_proposer(
@@ -184,6 +208,21 @@ def grid_proposer(
         order=which,
         identity={"pruner": pruner, "order": which, "direction": own},
     )
+
+
+def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) -> None:
+    """Check that the jobs of an application can pause, if a pruner lets them.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if pruner is not None and not as_sweepable(function).resumes:
+        raise ConfigError(
+            "hydra/sweeper/pruner",
+            str(pruner["_target_"]).rpartition(".")[2],
+            "none, with an application that cannot go on from a checkpoint",
+            hint="See docs/sweeps.md on `resumes`.",
+        )
 
 
 def require_optuna(key: str, given: object) -> None:
