@@ -67,8 +67,23 @@ class LocalLauncher(Launcher):
         return returns
 
     def run(self, proposer: Proposer) -> None:
-        """Run what a `trainyard.sweep.proposers.Proposer` proposes: the way of sweepers of this project's own."""
-        self._begun().run(proposer)
+        """Run what a `trainyard.sweep.proposers.Proposer` proposes, and `finish`: the way of sweepers of our own."""
+        try:
+            self._begun().run(proposer)
+        except BaseException:
+            self.close()
+            raise
+        self.finish()
+
+    def finish(self) -> None:
+        """Close the sweep, and give the command its status.
+
+        Raises:
+            SweepFailedError: a job has failed.
+        """
+        self.close()
+        if self.sweep is not None:
+            self.sweep.raise_if_failed()
 
     def _begun(self) -> Sweep:
         from trainyard.sweep.sweep import Sweep
@@ -163,7 +178,7 @@ class GridSweeper(BasicSweeper):
         """Launch all batches.
 
         Raises:
-            Exception: the error of the first job that failed, or the launcher's error about it.
+            SweepFailedError: a job has failed; with a launcher of others, the error of the first one that has.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -185,9 +200,13 @@ class GridSweeper(BasicSweeper):
             for batch in batches:
                 returns.append(self.launcher.launch(batch, initial_job_idx=first))
                 first += len(batch)
-        finally:
+        except BaseException:
             if ours is not None:
                 ours.close()
+            raise
+        if ours is not None:
+            ours.finish()
+            return returns
         for result in (each for results in returns for each in results):
             if result.status is JobStatus.FAILED:
                 raise result._return_value  # its getter would name a job that may have failed for another reason

@@ -16,6 +16,9 @@ JobState = Literal["waiting", "running", "paused", "done", "failed", "interrupte
 Wish = Literal["pause", "stop"]
 """What a running job can be asked to do: end at a checkpoint, to be resumed or for good."""
 
+FIRST_CLONE = 1_000_000
+"""Number of a sweep's first clone; its other jobs have lower ones."""
+
 FINAL: frozenset[str] = frozenset({"done", "stopped"})
 
 
@@ -60,12 +63,39 @@ class SlotsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a clone begins from.
+
+    Attributes:
+        job: the number of the job that was cloned.
+        number: the `hydra.job.num` of its config, which the clone's has too: values may depend on it.
+        keys: the keys of what its config has otherwise than the checkpoint.
+        checkpoint: the name of the checkpoint.
+    """
+
+    job: int
+    number: int
+    keys: tuple[str, ...] = ()
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposed:
-    """There is a job of this number, with these overrides, which reports at these rungs."""
+    """There is a job.
+
+    Attributes:
+        num: its number.
+        overrides: its overrides.
+        rungs: where it reports; None if nobody asks.
+        subdir: its directory below the sweep's; None if it is not known.
+        origin: what it begins from, if it is a clone.
+    """
 
     num: int
     overrides: tuple[str, ...] = ()
     rungs: Rungs | None = None
+    subdir: str | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Reports:
         elif isinstance(event, Ended | Paused):
             self._readers.pop(event.num, None)
 
-    def is_known(self, num: int, at: int) -> bool:
+    def is_known(self, num: int, at: int | None) -> bool:
         """Return whether the report of a job at a place is in the manifest."""
         return (num, at) in self._known
 

@@ -50,13 +50,16 @@ class SweepTracking:
         )
         self.parent = self._tracker.open(directory, info, resume=True).id
         self._journal.status("RUNNING")
-        self.extend(plan)
 
-    def extend(self, plan: SweepPlan) -> None:
-        """Take over the plan of all jobs so far, since a sweeper may launch batch after batch."""
+    def write_plan(self, plan: SweepPlan) -> None:
+        """Write the plan of all jobs so far."""
         if self._tracker is not None:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")
-            self._journal.tags({"jobs": len(plan.jobs)})  # a param could not grow
+
+    def count(self, jobs: int) -> None:
+        """Note the number of jobs so far."""
+        if self._tracker is not None:
+            self._journal.tags({"jobs": jobs})  # a param could not grow
 
     def expect(self, jobs: Iterable[Job]) -> None:
         """Add jobs that are about to run: each is followed once it has written its `run.json`."""
