@@ -62,6 +62,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
 CredType=cred/none
+AuthInfo=cred_expire=5
 PluginDir=$lib/slurm-wlm
 SlurmctldPort=${ports[0]}
 SlurmctldPidFile=$state/ctld.pid

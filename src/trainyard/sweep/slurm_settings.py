@@ -10,7 +10,8 @@ from typing import Any, Literal
 from trainyard.checks import integer, number
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
-from trainyard.sweep.executor.cluster import ClusterExecutor, ClusterSettings
+from trainyard.sweep.executor.cluster import ClusterExecutor
+from trainyard.sweep.executor.remotes import ClusterSettings
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.slurm import Resources, SlurmPool
 from trainyard.sweep.settings import SweepSettings

@@ -18,8 +18,9 @@ from agent_processes import AgentProcesses
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.executor import Policy, cluster, lease, meeting
-from trainyard.sweep.executor.cluster import ClusterExecutor, ClusterSettings
+from trainyard.sweep.executor.cluster import ClusterExecutor
 from trainyard.sweep.executor.remote_agent import main
+from trainyard.sweep.executor.remotes import ClusterSettings
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.run_tasks import Callbacks, run_tasks

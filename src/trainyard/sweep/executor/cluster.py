@@ -9,9 +9,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor.agent import ExecutorError, in_words
@@ -22,6 +21,7 @@ from trainyard.sweep.executor.meeting import forget_agent, left_agents, open_hea
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
@@ -32,47 +32,6 @@ LOSSES = 5
 """So often a task may lose its agent before it counts as what ends them."""
 _LOOK = 0.5  # seconds between two looks at the pool and at silent agents
 _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """How a head and its agents find and lose each other.
-
-    Args:
-        transport: over TCP, or as files in the sweep's directory.
-        address: the address that the head listens at; None for that of its machine's name.
-        patience: seconds of silence after which an agent gives its head up; the head waits so long and `grace` more.
-        idle: seconds after which an agent ends for which there is no task.
-        slots: the arguments of `find_slots` on each node.
-    """
-
-    transport: Literal["tcp", "files"] = "tcp"
-    address: str | None = None
-    patience: float = 60.0
-    idle: float = 30.0
-    slots: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Remote:
-    """Agent, as the head knows it.
-
-    Attributes:
-        slots: the agent's own number of each of its slots, by index.
-        busy: the slots of each of its workers.
-        tasks: the task's own number of each of its workers.
-        leaving: why it takes no more tasks; empty while it does.
-        idle_since: when its last worker ended, by `time.monotonic`; None while it has one.
-    """
-
-    name: str
-    place: str
-    node: str
-    slots: dict[int, int] = field(default_factory=dict)
-    busy: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    tasks: dict[int, int] = field(default_factory=dict)
-    leaving: str = ""
-    idle_since: float | None = None
 
 
 class ClusterExecutor(Executor):
@@ -104,7 +63,7 @@ class ClusterExecutor(Executor):
         per_agent: int = 1,
         preload: Sequence[str] = ("torch",),
         grace: float = 30.0,
-        settings: ClusterSettings = ClusterSettings(),
+        settings: ClusterSettings = ClusterSettings(),  # noqa: B008 - it is frozen
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.slots = tuple(slots)
@@ -119,8 +78,8 @@ class ClusterExecutor(Executor):
         self._version = ""
         self._fence = 0
         self._transport: Transport | None = None
-        self._agents: dict[str, _Remote] = {}
-        self._of: dict[int, _Remote] = {}  # by slot
+        self._agents: dict[str, Remote] = {}
+        self._of: dict[int, Remote] = {}  # by slot
         self._devices: dict[int, Slot] = {}
         self._indices = itertools.count()
         self._numbers = itertools.count()
@@ -289,16 +248,16 @@ class ClusterExecutor(Executor):
             self._dismiss(agent)
         self._pool.want(needed)
 
-    def _is_idle(self, agent: _Remote) -> bool:
+    def _is_idle(self, agent: Remote) -> bool:
         return agent.idle_since is not None and time.monotonic() - agent.idle_since > self._settings.idle
 
-    def _dismiss(self, agent: _Remote) -> None:
+    def _dismiss(self, agent: Remote) -> None:
         assert self._transport is not None
         agent.leaving = "there is nothing to do"
         self._send(agent.name, ["close"])
         self._remove(agent)
 
-    def _lose(self, agent: _Remote, why: str) -> None:
+    def _lose(self, agent: Remote, why: str) -> None:
         """Take note that an agent is gone, without having told how its workers ended."""
         self._tell(f"The agent on {agent.node} is lost: {why}.")
         for worker, num in agent.tasks.items():
@@ -308,7 +267,7 @@ class ClusterExecutor(Executor):
                 self._events.append(self._workers.ended((agent.name, worker), how))
         self._remove(agent)
 
-    def _remove(self, agent: _Remote) -> None:
+    def _remove(self, agent: Remote) -> None:
         assert self._transport is not None
         for worker in agent.tasks:
             self._workers.forget((agent.name, worker))
@@ -317,7 +276,7 @@ class ClusterExecutor(Executor):
         del self._agents[agent.name]
         self._transport.forget(agent.name)
 
-    def _lose_slots(self, agent: _Remote, indices: Sequence[int]) -> None:
+    def _lose_slots(self, agent: Remote, indices: Sequence[int]) -> None:
         lost = tuple(self._devices.pop(index) for index in indices if agent.slots.pop(index, None) is not None)
         for slot in lost:
             del self._of[slot.index]
@@ -367,7 +326,7 @@ class ClusterExecutor(Executor):
             return
         for agent in [it for it in self._agents.values() if it.place == hello["place"]]:
             self._lose(agent, "it was started again")
-        self._agents[name] = _Remote(name, hello["place"], hello["node"])
+        self._agents[name] = Remote(name, hello["place"], hello["node"])
         welcome = {
             "preload": self.preload,
             "settings": dict(self._settings.slots),
@@ -376,7 +335,7 @@ class ClusterExecutor(Executor):
         }
         self._send(name, ["welcome", welcome])
 
-    def _gain(self, agent: _Remote, slots: Sequence[tuple[str, int]]) -> None:
+    def _gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> None:
         gained = []
         for own, (device, threads) in enumerate(slots):
             index = next(self._indices)
@@ -389,7 +348,7 @@ class ClusterExecutor(Executor):
         self._pool.arrived(agent.place)
         self._events.append(Gained(tuple(gained)))
 
-    def _happened(self, agent: _Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
+    def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
         name: Hashable = (agent.name, worker)
         if kind == "forked":
             self._events.append(self._workers.forked(name, rest[0]))
@@ -399,7 +358,7 @@ class ClusterExecutor(Executor):
         else:
             self._ended(agent, kind, worker, rest, report)
 
-    def _ended(self, agent: _Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
+    def _ended(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
         slots = agent.busy.pop(worker)
         del agent.tasks[worker]
         if kind == "refused":
