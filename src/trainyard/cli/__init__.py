@@ -23,6 +23,8 @@ COMMANDS = {
     "show": "Show one run: its numbers, settings, code and files.",
     "compare": "Compare runs: settings, code, environment, numbers.",
     "tail": "Print the numbers of a run as they come.",
+    "rerun": "Run a run again with changes.",
+    "reproduce": "Run a run again, and compare curves and weights.",
     "rm": "Remove runs.",
     "gc": "Remove checkpoints that nobody will need.",
     "doctor": "Check the installation, the device and MLflow.",
