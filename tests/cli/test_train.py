@@ -32,7 +32,7 @@ def test_a_sweep_records_the_module_so_that_it_can_be_resumed(tmp_path: Path) ->
     manifest = next(tmp_path.glob("multirun/*/*/manifest.jsonl"))
     modules = [line["module"] for line in map(json.loads, manifest.read_text().splitlines()) if line.get("module")]
     assert modules == ["trainyard.train"]
-    resume = [sys.executable, str(ROOT / "scripts" / "resume_sweep.py"), str(manifest.parent)]
+    resume = [sys.executable, "-m", "trainyard", "sweep", "resume", str(manifest.parent)]
     done = forked.run(resume, cwd=tmp_path, env=environment, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "2 of them done already; 0 to run" in done.stdout

@@ -25,6 +25,7 @@ COMMANDS = {
     "tail": "Print the numbers of a run as they come.",
     "rerun": "Run a run again with changes.",
     "reproduce": "Run a run again, and compare curves and weights.",
+    "sweep": "List, watch, continue, steer and report sweeps.",
     "sync": "Ship runs to MLflow that it does not have.",
     "rm": "Remove runs.",
     "gc": "Remove checkpoints that nobody will need.",
