@@ -26,6 +26,7 @@ COMMANDS = {
     "rerun": "Run a run again with changes.",
     "reproduce": "Run a run again, and compare curves and weights.",
     "sweep": "List, watch, continue, steer and report sweeps.",
+    "export": "Write the model of a run as safetensors, with a model card.",
     "sync": "Ship runs to MLflow that it does not have.",
     "rm": "Remove runs.",
     "gc": "Remove checkpoints that nobody will need.",
