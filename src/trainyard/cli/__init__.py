@@ -18,6 +18,7 @@ from trainyard.errors import TrainyardError, nearest
 
 # In the order of a day's work, with the line that the list of commands shows.
 COMMANDS = {
+    "new": "Make a project of your own.",
     "train": "Train, or run a sweep with -m; takes Hydra's overrides.",
     "runs": "List runs, with a condition and an order.",
     "show": "Show one run: its numbers, settings, code and files.",
