@@ -31,7 +31,9 @@ def test_a_new_project_tests_builds_and_sweeps(trainyard: Any, tmp_path: Path) -
     assert "cd own_waves" in text
     project = tmp_path / "own_waves"
     for tool in (["check"], ["format", "--check"]):
-        done = subprocess.run(["ruff", *tool, "."], cwd=project, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ruff", *tool, "."], cwd=project, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=project, path=project)
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "sync": "Ship runs to MLflow that it does not have.",
     "rm": "Remove runs.",
     "gc": "Remove checkpoints that nobody will need.",
+    "schema": "Write JSON schemas of the configs, for editors.",
     "doctor": "Check the installation, the device and MLflow.",
 }
 

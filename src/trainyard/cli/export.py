@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from trainyard.catalog import StoredRun, resolve
+from trainyard.cli.completion import RUN
 from trainyard.cli.output import date, number
 from trainyard.errors import ConfigError, TrainyardError
 
@@ -14,7 +15,7 @@ BEST = "best.pt"
 
 
 @click.command("export")
-@click.argument("run")
+@click.argument("run", type=RUN)
 @click.option(
     "--to",
     "folder",

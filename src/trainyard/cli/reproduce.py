@@ -14,6 +14,7 @@ import click
 from trainyard.catalog import StoredRun, resolve
 from trainyard.catalog.again import Launch, check_trust, from_config, new_directory
 from trainyard.catalog.reproduction import Reproduction, check
+from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, number, print_json
 from trainyard.cli.store import store
 from trainyard.errors import TrainyardError
@@ -25,7 +26,7 @@ _IDS = 32  # characters of an id of MLflow's
 
 
 @click.command("reproduce")
-@click.argument("run")
+@click.argument("run", type=RUN)
 @click.option("--uri", metavar="URI", help="The MLflow store of a RUN that is not here; else MLFLOW_TRACKING_URI.")
 @click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR", help="The new run's directory.")
 @click.option("--trust", is_flag=True, help="Also a RUN from elsewhere: its config names code that runs.")

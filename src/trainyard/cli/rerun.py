@@ -9,11 +9,12 @@ from contextlib import ExitStack
 import click
 
 from trainyard.catalog.again import with_changes
+from trainyard.cli.completion import RUN
 from trainyard.cli.reproduce import start, stored
 
 
 @click.command("rerun")
-@click.argument("run")
+@click.argument("run", type=RUN)
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
 @click.option("--multirun", "-m", is_flag=True, help="A sweep over the changes.")
 @click.option("--uri", metavar="URI", help="The MLflow store of a RUN that is not here; else MLFLOW_TRACKING_URI.")
