@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainyard.catalog import Point
-from trainyard.catalog.reproduction import _changed_files, _first_difference, check
+from trainyard.reproduction import _changed_files, _first_difference, check
 from trainyard.runner import checkpoint
 
 DIFF = """diff --git a/src/net.py b/src/net.py

@@ -13,11 +13,11 @@ import click
 
 from trainyard.catalog import StoredRun, resolve
 from trainyard.catalog.again import Launch, check_trust, from_config, new_directory
-from trainyard.catalog.reproduction import Reproduction, check
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, number, print_json
 from trainyard.cli.store import store
 from trainyard.errors import TrainyardError
+from trainyard.reproduction import Reproduction, check
 from trainyard.track.run_info import RunInfo
 
 DIFFERS = 3  # the exit status
