@@ -14,9 +14,9 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
