@@ -143,12 +143,13 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
     is_main = runner.strategy.is_main
     with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
+        inputs = record.begin_inputs(runner, configs[0]) if is_main else None
         if is_main:
             record.write_files(runner, configs)
             _warn_of_missing_hooks(runner, configs[0])
         _run(runner, configs[0]["mode"])
         if is_main:
-            record.name_artifacts(runner)
+            record.name_artifacts(runner, inputs() if inputs is not None else [])
     return caught
 
 
@@ -176,6 +177,8 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
 
 
 def _run(runner: Runner, mode: str) -> None:
+    from trainyard.run import record
+
     if mode == "val":
         runner.val()
     elif mode == "test":
@@ -186,7 +189,10 @@ def _run(runner: Runner, mode: str) -> None:
         failed = all(member.failed for member in going)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
+            for member in runner.members:
+                member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
             runner.test()
+            record.tell_tested(runner)
         for member in going if runner.strategy.is_main else ():
             _summarize(member)
 

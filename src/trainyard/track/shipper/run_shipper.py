@@ -9,19 +9,24 @@ from pathlib import Path
 
 from trainyard.errors import TrainyardError
 from trainyard.track import journal, own
-from trainyard.track.journal import Record
+from trainyard.track.lines import Record, encode
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
 from trainyard.track.shipper.held_back import HeldBack
-from trainyard.track.shipper.logged_model import BuiltModel, build_model, warm_model
+from trainyard.track.shipper.logged_model import warm_model
+from trainyard.track.shipper.model_records import EPOCH, of_evaluation, planned_model
 from trainyard.track.shipper.names import Names
+from trainyard.track.shipper.registry import ModelAwaitedError, register
 from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
+_REGISTER = "register"
+DIGEST_TAG = "data.digest"
+"""Tag of a run with the digest of each set of its data: `train=8fa6… val=e359…`."""
 _MAX_RECORDS = 5000  # read into one batch
 _MAX_NOTES = 20
 _SAVE_EVERY = 1.0  # seconds, in a long step
@@ -131,7 +136,7 @@ class RunShipper:
     @property
     def idle(self) -> bool:
         """True if a step would find nothing to do; reading it checks the journal's size."""
-        waiting = self._waiting - {_MODEL}
+        waiting = [what for what in self._waiting if not _order(what)]
         if self.gone or self._connection is None or self._state.error or waiting:
             return False
         try:
@@ -244,6 +249,8 @@ class RunShipper:
         match record:
             case {"kind": "metrics", "time": at, "step": step, "values": values}:
                 batch.metrics += [(name, value, at, step) for name, value in values.items()]
+                if "epoch" in record and EPOCH not in values and of_evaluation(values):
+                    batch.metrics.append((EPOCH, record["epoch"], at, step))
             case {"kind": "params", "params": params}:
                 batch.params += params.items()
             case {"kind": "tags", "tags": tags}:
@@ -253,7 +260,14 @@ class RunShipper:
             case {"kind": "artifact", "path": path, "to": to}:
                 batch.uploads[f"artifact {Path(to) / Path(path).name}"] = batch.end, record
             case {"kind": "model"}:
-                batch.uploads[_MODEL] = batch.end, record
+                name = record.get("name", _MODEL)
+                batch.uploads[_MODEL if name == _MODEL else f"{_MODEL} {name}"] = batch.end, record
+            case {"kind": "inputs", "inputs": inputs}:
+                batch.tags[DIGEST_TAG] = " ".join(f"{each['context']}={each['digest']}" for each in inputs)
+                if self.info.parent is None:  # a sweep's own run has those of its jobs: a request less for each
+                    batch.uploads["inputs"] = batch.end, record
+            case {"kind": "register"}:
+                batch.uploads[_REGISTER] = batch.end, record
             case {"kind": "status", "status": status, "message": message}:
                 batch.status, batch.quiet = status, not message
                 if message:
@@ -285,9 +299,9 @@ class RunShipper:
 
     def _upload(self, store: Store, run: StoredRun) -> bool:
         moved = False
-        for what, start in sorted(self._state.uploads.items(), key=lambda item: item[0] == _MODEL):
-            if what == _MODEL and self._state.status != "FINISHED":
-                self._await_model()
+        for what, start in sorted(self._state.uploads.items(), key=lambda item: _order(item[0])):
+            if _order(what) and self._state.status != "FINISHED":
+                self._await_model(what)
                 continue
             if not self.uploading.due:
                 break
@@ -299,6 +313,8 @@ class RunShipper:
                     self._upload_one(store, run, record)
             except LeftOutError as error:
                 self.note(f"{what}: {error}")
+            except ModelAwaitedError:
+                continue
             except Exception as error:
                 self.uploading.failed()
                 self.failed(error)
@@ -315,21 +331,19 @@ class RunShipper:
             case {"kind": "artifact", "path": path, "to": to}:
                 run.artifacts.add(self.work_dir / path, to)
             case {"kind": "array", "name": name, "step": step, "value": value}:
-                run.artifacts.array(
-                    self._names("array", name), {"name": name, "step": step, "value": journal.encode(value)}
-                )
-            case {"kind": "model", "checkpoint": checkpoint, "loader": loader, "time": at}:
-
-                def build() -> BuiltModel:
-                    return build_model(self.work_dir, self.info, checkpoint, loader, record.get("predict"))
-
+                run.artifacts.array(self._names("array", name), {"name": name, "step": step, "value": encode(value)})
+            case {"kind": "inputs", "inputs": inputs}:
+                store.inputs(run, inputs)
+            case {"kind": "model"}:
                 self._save()  # a model takes time
-                store.model(run, build, f"{checkpoint}@{at}")
+                store.model(run, planned_model(self.work_dir, self.info, record), self._names)
+            case {"kind": "register", "name": name, "alias": alias}:
+                register(store, run, name, alias, (self.work_dir / record["of"]) if "of" in record else None)
 
-    def _await_model(self) -> None:
+    def _await_model(self, what: str) -> None:
         # A trainer that resumes the run may be writing by now.
         if self.gone and (self._state.status in _FINAL or not journal.being_written(self._path)):
-            del self._state.uploads[_MODEL]  # the run did not finish: it has no model
+            del self._state.uploads[what]  # the run did not finish: it has no model
             self._changed = True
         elif self._held is None:
             with contextlib.suppress(Exception):  # an error will show again, and be reported, when the model is logged
@@ -358,3 +372,9 @@ class RunShipper:
         self._changed = True
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self._save()
+
+
+def _order(what: str) -> int:
+    """Return when something is uploaded: a model after all files and only of a finished run, then its registration."""
+    kind = what.partition(" ")[0]
+    return 2 if kind == _REGISTER else 1 if kind == _MODEL else 0
