@@ -77,10 +77,17 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
         parent=position.parent if position else None,
         params={group: choice for group, choice in choices.items() if group not in NOT_PARAMS} | chosen,
         settings={} if position is not None else choices | settings,
-        tags={"overrides": " ".join(overrides)},
+        tags={"overrides": " ".join(overrides)} | ({} if position is None else _place(position)),
+        experiment=position.experiment if position else None,
         facts=dict(facts),
         config=CONFIG,
     )
+
+
+def _place(position: SweepPosition) -> dict[str, str]:
+    """Return the tags that tell a job from the others of its sweep, and the stack and lane in which it trains."""
+    places = {"varies": position.name, "stack": position.stack, "lane": position.lane}
+    return {key: str(value) for key, value in places.items() if value is not None}
 
 
 def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:

@@ -277,7 +277,7 @@ class Head(Loop):
         self.apply(Ended(job.num, ended, outcome.seconds, value, outcome.error, width))
         if isinstance(outcome.value, JobDone):
             self.results[job.num] = outcome.value
-        self._tracking.ended(job)
+        self._tracking.ended(job, value if ended == "done" else None)
         self._progress.ended(job, ended, outcome, job.directory / "output.log" if width == 1 else None)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:

@@ -39,13 +39,12 @@ from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
-from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.tracking import MULTIRUN, SweepTracking
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, units_of
 from trainyard.sweep.worker_tasks import JobDone, LazyJobReturn
 
 WORKER_TASKS = "trainyard.sweep.worker_tasks"  # imported once, in the process that workers are forked from
-MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
 class Sweep:
@@ -152,7 +151,7 @@ class Sweep:
             self._tracking = SweepTracking(self.directory, config, self._whole)
         else:
             self._tracking.extend(self._whole)
-        self._units.parent = self._tracking.parent
+        self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
         self._progress = SweepProgress(plan)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(

@@ -225,6 +225,13 @@ class Journal:
     def tags(self, tags: Mapping[str, Any]) -> None:
         self._add("tags", tags={key: str(value) for key, value in tags.items()})
 
+    def linked_tags(self, tags: Mapping[str, Any]) -> None:
+        """Record tags that name other runs, as `run:ID`, by the IDs of their `RunInfo`.
+
+        In MLflow the ID of such a run there stands in its place; in `[a link](run:ID)` it is a link to its page.
+        """
+        self._add("linked_tags", tags={key: str(value) for key, value in tags.items()})
+
     def status(self, status: Status, message: str = "") -> None:
         """Record the run's status: RUNNING when it starts and when it is resumed, one of the others when it ends."""
         self._add("status", status=status, message=message)

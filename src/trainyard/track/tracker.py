@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainyard import temporary
-from trainyard.checks import choice, number, text
+from trainyard.checks import boolean, choice, number, text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import facts, own, run_info
@@ -46,12 +46,14 @@ class Tracker(ABC):
     Attributes:
         log_model: whether a finished run's best model is to be logged; `kept`: every checkpoint that it keeps.
         model_format: `pickle`, or `export` for a program of `torch.export`.
+        experiment_per_sweep: whether the runs of each sweep have an experiment of their own.
         register: the name and the alias under which the best model of a run, or of a sweep, is registered.
         log_checkpoints: which checkpoints are to be uploaded, of "best" and "last".
     """
 
     log_model: bool | str = False
     model_format: str = "pickle"
+    experiment_per_sweep: bool = False
     register: tuple[str, str] | None = None
     log_checkpoints: tuple[str, ...] = ()
 
@@ -145,6 +147,7 @@ class MLflowTracker(Tracker):
             from which the command was started.
         experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the one with the id MLFLOW_EXPERIMENT_ID, else
             `trainyard`.
+        experiment_per_sweep: give each sweep an experiment of its own, `<experiment>/<the sweep's directory>`.
         run_name: by default the name that the run has without it.
         tags: more MLflow tags, for every run.
         log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it. `kept` logs each
@@ -170,6 +173,7 @@ class MLflowTracker(Tracker):
         log_model: bool | str = True,
         model_format: str = "pickle",
         register: str | None = None,
+        experiment_per_sweep: bool = False,
         log_checkpoints: Sequence[str] = _CHECKPOINTS,
         wait: float = 60.0,
     ) -> None:
@@ -185,6 +189,7 @@ class MLflowTracker(Tracker):
             choice("log_model", log_model, ("kept",), other="true or false")
         self.log_model = log_model
         self.model_format = choice("model_format", model_format, FORMATS)
+        self.experiment_per_sweep = boolean("experiment_per_sweep", experiment_per_sweep)
         self.register = None if register is None else registered(register)
         if self.register and not log_model:
             raise ConfigError("register", register, "null, as log_model=false logs no model to register")
@@ -274,8 +279,8 @@ class MLflowTracker(Tracker):
             super()._complete(info),
             name=self.run_name or info.name,
             tags=self.tags | info.tags,
-            experiment=self.experiment,
-            experiment_id=self.experiment_id,
+            experiment=info.experiment or self.experiment,
+            experiment_id=None if info.experiment else self.experiment_id,
             uri=redact(self.uri),
         )
 

@@ -14,6 +14,7 @@ from trainyard.errors import TrainyardError
 from trainyard.track import journal
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import Shipped
+from trainyard.track.shipper.other_runs import AwaitedError
 from trainyard.track.shipper.sanitize import first_line
 from trainyard.track.shipper.uploads import LeftOutError
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 _MODEL = "model"
 _TAG = "trainyard.model_id"
-
-
-class ModelAwaitedError(Exception):
-    """The model that is to be registered is still being shipped."""
 
 
 def register(store: Store, run: StoredRun, name: str, alias: str, other: Path | None) -> None:
@@ -38,7 +35,7 @@ def register(store: Store, run: StoredRun, name: str, alias: str, other: Path | 
         other: the directory of the run whose model it is; None: `run`.
 
     Raises:
-        ModelAwaitedError: the model is not there yet, but will be.
+        AwaitedError: the model is not there yet, but will be.
         LeftOutError: it will not be there, or MLflow refuses the name.
     """
     run_id = run.run_id if other is None else _shipped_run(store, other)
@@ -88,5 +85,5 @@ def _shipped_run(store: Store, work_dir: Path) -> str:
     state = Shipped.load(work_dir, store.uri)
     unread = next(journal.read(work_dir / journal.FILE, state.offset), None)
     if state.run_id is None or unread is not None or any(what.startswith(_MODEL) for what in state.uploads):
-        raise ModelAwaitedError(f"the model of {info.name} is not shipped yet")
+        raise AwaitedError(f"the model of {info.name} is not shipped yet")
     return state.run_id

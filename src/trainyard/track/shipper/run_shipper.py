@@ -17,7 +17,8 @@ from trainyard.track.shipper.held_back import HeldBack
 from trainyard.track.shipper.logged_model import warm_model
 from trainyard.track.shipper.model_records import EPOCH, of_evaluation, planned_model
 from trainyard.track.shipper.names import Names
-from trainyard.track.shipper.registry import ModelAwaitedError, register
+from trainyard.track.shipper.other_runs import AwaitedError, linked
+from trainyard.track.shipper.registry import register
 from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
@@ -78,6 +79,7 @@ class RunShipper:
         done: the trainer is gone, and everything is shipped.
         looked: when the last step began, by `time.monotonic`.
         trying, uploading: when to continue after a failure of this run itself.
+        awaiting: when to look again for another run that this one refers to.
 
     Raises:
         TrainyardError: there is no run here, its `run.json` does not name where it is tracked, or a directory from
@@ -107,6 +109,8 @@ class RunShipper:
         self.looked = 0.0
         self.trying = Backoff()
         self.uploading = Backoff()
+        self.awaiting = Backoff()
+        self._awaited = ""
         self._state = Shipped.load(work_dir, where)
         self._stores = stores
         self._search = search
@@ -172,6 +176,8 @@ class RunShipper:
         moved |= self._upload(store, run)
         moved |= self._settle(store, run)
         error = self._state.error if self.uploading.failing else None if self._held is None else self._held.told
+        if self.awaiting.failing:
+            error = error or self._awaited
         if self._state.error != error:
             self._state.error = error
             self._changed = True
@@ -255,6 +261,8 @@ class RunShipper:
                 batch.params += params.items()
             case {"kind": "tags", "tags": tags}:
                 batch.tags |= tags
+            case {"kind": "linked_tags"}:
+                batch.uploads["links"] = batch.end, record
             case {"kind": "array", "name": name}:
                 batch.uploads[f"array {name}"] = batch.end, record
             case {"kind": "artifact", "path": path, "to": to}:
@@ -305,6 +313,8 @@ class RunShipper:
                 continue
             if not self.uploading.due:
                 break
+            if _awaits_others(what) and not self.awaiting.due:
+                continue
             record = self._records.get(what) or next(journal.read(self._path, start), (None, 0))[0]
             if record is not None and self._held is not None and self._held.holds(what, record):
                 continue
@@ -313,7 +323,9 @@ class RunShipper:
                     self._upload_one(store, run, record)
             except LeftOutError as error:
                 self.note(f"{what}: {error}")
-            except ModelAwaitedError:
+            except AwaitedError as error:
+                self.awaiting.failed()
+                self._awaited = str(error)
                 continue
             except Exception as error:
                 self.uploading.failed()
@@ -323,6 +335,8 @@ class RunShipper:
             self._records.pop(what, None)
             self._save_if_due()
             self.uploading.succeeded()
+            if _awaits_others(what):
+                self.awaiting.succeeded()
             moved = True
         return moved
 
@@ -334,6 +348,8 @@ class RunShipper:
                 run.artifacts.array(self._names("array", name), {"name": name, "step": step, "value": encode(value)})
             case {"kind": "inputs", "inputs": inputs}:
                 store.inputs(run, inputs)
+            case {"kind": "linked_tags", "tags": tags}:
+                store.log(run.run_id, self._names, tags=linked(store, run.experiment_id, tags), note=self.note)
             case {"kind": "model"}:
                 self._save()  # a model takes time
                 store.model(run, planned_model(self.work_dir, self.info, record), self._names)
@@ -372,6 +388,11 @@ class RunShipper:
         self._changed = True
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self._save()
+
+
+def _awaits_others(what: str) -> bool:
+    """Return whether an upload refers to another run, which may have to be shipped first."""
+    return what in (_REGISTER, "links")
 
 
 def _order(what: str) -> int:

@@ -260,6 +260,15 @@ class Store:
                 raise
             return found  # another process was faster
 
+    def known(self, experiment_id: str, own_id: str) -> str | None:
+        """Return MLflow's ID of a run by its own; None if there is no such run."""
+        if own_id not in self._runs:
+            found = self._find(experiment_id, own_id)
+            if found is None:
+                return None
+            self._runs[own_id] = found.info.run_id
+        return self._runs[own_id]
+
     def _find(self, experiment_id: str, own_id: str) -> Run | None:
         found = self._client.search_runs(
             [experiment_id], f"tags.`{RUN_TAG}` = '{own_id}'", ViewType.ACTIVE_ONLY, max_results=1
@@ -275,11 +284,7 @@ class Store:
             tags["mlflow.user"] = info.user
         if info.parent:
             tags["trainyard.parent_id"] = info.parent
-            parent = self._runs.get(info.parent)
-            if parent is None:
-                found = self._find(self._experiment(info), info.parent)
-                parent = found.info.run_id if found else None
-            if parent:
+            if parent := self._runs.get(info.parent) or self.known(self._experiment(info), info.parent):
                 tags["mlflow.parentRunId"] = parent
         return tags | info.tags | info.changes
 
