@@ -41,6 +41,8 @@ def test_the_winner_is_named_and_linked(tmp_path: Path) -> None:
     tags = summary_tags(order, "val/accuracy", "python train.py -m model=a,b", "multirun/1")
     note = tags.pop("mlflow.note.content")
     assert tags == {"winner.job": "#1", "winner.value": "0.9", "winner.model": "a|1", "winner.run": f"run:{'1' * 32}"}
+    first, _, note = note.partition("\n\n")
+    assert first == f"**Best: [#1](run:{'1' * 32})**, val/accuracy 0.9, with `model=a|1`"
     assert note.startswith("2 of 3 jobs are done.\n\n`python train.py -m model=a,b`\n\nin `multirun/1`\n")
     assert f"| 1 | [#1](run:{'1' * 32}) | a\\|1 | 0.9 | done |\n" in note
     assert note.endswith("| a\\|2 | - | failed |")

@@ -174,7 +174,10 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> N
     assert float(tags["winner.value"]) == value == parent.data.metrics["best/val/accuracy"]
     winner = client.get_run(tags["winner.run"])
     assert winner.data.metrics["best/val/accuracy"] == value
-    assert f"](#/experiments/{experiment.experiment_id}/runs/{winner.info.run_id})" in tags["mlflow.note.content"]
+    assert (
+        f"](#/experiments/{experiment.experiment_id}/runs/{winner.info.run_id}?workflowType=machine_learning)"
+        in tags["mlflow.note.content"]
+    )
     assert "-m" in tags["command"]
     so_far = client.get_metric_history(parent.info.run_id, "best/val/accuracy")
     assert [point.step for point in so_far] == [1, 2, 3, 4]

@@ -34,6 +34,8 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
+from trainyard.runner.model_losses import NAME as LOSSES
+from trainyard.runner.model_losses import ModelLosses, evaluates_itself
 from trainyard.runner.preprocessor import with_preprocessor
 from trainyard.runner.switching import switches
 from trainyard.schedules import Plateau, Schedule
@@ -182,7 +184,14 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
-        return {name: self.strategy.metric(metric) for name, metric in configured(config).items()}
+        found = {LOSSES: ModelLosses()} if self.validates_by_loss else configured(config)
+        return {name: self.strategy.metric(metric) for name, metric in found.items()}
+
+    @cached_property
+    def validates_by_loss(self) -> bool:
+        """Whether the losses of the model are its validation: there is no metric, and no `val_step` of the model's."""
+        given = self.settings["metrics"] or {}
+        return not any(metric is not None for metric in given.values()) and not evaluates_itself(self.model)
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:

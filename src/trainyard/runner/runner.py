@@ -30,6 +30,7 @@ from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, member_arguments
 from trainyard.runner.misfit import explained
 from trainyard.runner.mmengine_config import check_not_mmengine
+from trainyard.runner.model_losses import loss_step
 from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check as check
@@ -269,14 +270,20 @@ class Runner(Parts):
         """
         return unfreezing.unfreeze(self, patterns)
 
-    def predict_step(self, split: str, model: nn.Module | None = None) -> Callable[[Any], Any]:
+    def predict_step(self, split: str, model: nn.Module | None = None, *, losses: bool = True) -> Callable[[Any], Any]:
         """Return the function from a batch to predictions: `val_step` or `test_step`, under the run's precision.
+
+        In a run that validates by the losses of its model it returns these.
 
         Args:
             split: "val" or "test".
             model: the model to run; by default the evaluated one.
+            losses: whether losses may take the place of predictions.
         """
         model = self.eval_model if model is None else model
+        if losses and self.validates_by_loss:
+            step = loss_step(model)
+            return Prediction(model, split, step, make_precision(self.settings["precision"], self.device))
         predict = getattr(model, f"{split}_step", partial(call, model, mode="predict"))
         return Prediction(model, split, predict, make_precision(self.settings["precision"], self.device))
 

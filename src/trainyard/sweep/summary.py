@@ -66,6 +66,10 @@ def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, dire
     best = order[0] if order and order[0].ranked else None
     done = sum(row.state == "done" for row in order)
     lines = [f"{done} of {len(order)} jobs are done.", "", f"`{said}`", "", f"in `{directory}`", ""]
+    if best is not None:
+        name = f"#{best.num}" if ids[best.num] is None else f"[#{best.num}](run:{ids[best.num]})"
+        varied = ", ".join(f"`{key}={value}`" for key, value in best.overrides.items())
+        lines[:0] = [f"**Best: {name}**, {objective or 'objective'} {number(best.objective)}, with {varied}", ""]
     if keys or objective:
         lines += [_row(["rank", "job", *keys, objective or "objective", "state"]), _row(["---"] * (len(keys) + 4))]
     for place, row in zip(places(order), shown, strict=False):

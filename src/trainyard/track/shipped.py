@@ -22,6 +22,8 @@ from trainyard.track.uri import sqlite_file
 FILE = "shipped.json"
 LOCK = ".shipper.lock"
 LOG = "shipper.log"
+TRAINING = "workflowType=machine_learning"
+"""Query of MLflow's pages that shows runs as trainings, not as those of language models."""
 _UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves, if it is not told otherwise
 _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
@@ -175,7 +177,8 @@ class RunShipment:
         if self.uri is None:
             return ""
         if self.uri.startswith(("http://", "https://")):
-            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else self.uri
+            page = f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
+            return page if self.run_id else self.uri
         if file := sqlite_file(self.uri):
             with suppress(ValueError):
                 file = file.relative_to(Path.cwd())
@@ -188,7 +191,7 @@ class RunShipment:
         if self.experiment_id is None or self.uri is None:
             return ""
         server = self.uri if self.uri.startswith(("http://", "https://")) else _UI if sqlite_file(self.uri) else ""
-        return server and f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        return server and f"{server}/#/experiments/{self.experiment_id}/runs?{TRAINING}"
 
     def __str__(self) -> str:
         text = f"{self.name} ({self.work_dir}): {self.shipped} records shipped"

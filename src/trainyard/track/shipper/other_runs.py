@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from trainyard.track.shipped import TRAINING
+
 if TYPE_CHECKING:
     from trainyard.track.shipper.store import Store
 
@@ -37,7 +39,7 @@ def linked(store: Store, experiment_id: str, tags: Mapping[str, str]) -> dict[st
     def replaced(text: str) -> str:
         text = re.sub(
             rf"\]\({_REFERENCE.pattern}\)",
-            lambda match: f"](#/experiments/{experiment_id}/runs/{run_id(match[1])})",
+            lambda match: f"](#/experiments/{experiment_id}/runs/{run_id(match[1])}?{TRAINING})",
             text,
         )
         return _REFERENCE.sub(lambda match: run_id(match[1]), text)
