@@ -48,7 +48,8 @@ def config(seed: int = 0, lr: float = 0.1, **others: Any) -> dict[str, Any]:
 
 
 def expected(model: nn.Module, split: str) -> dict[str, float]:
-    x, _ = Rings(num_samples=130).sources[split]
+    source: Any = Rings(num_samples=130).sources[split]
+    x = source[0]
     items, sums = torch.tensor(0.0), {"loss_code": torch.tensor(0.0), "loss_back": torch.tensor(0.0)}
     for part in torch.as_tensor(x).split(5):
         losses = model.eval()(part, mode="loss")

@@ -41,7 +41,8 @@ PREDICT = f"{__name__}:predict"
 NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
 """Settings of where a run is kept and how it is named and continued, not of what it does."""
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Runner.__init__).parameters.items()} | {
-    "mode": "train"
+    "mode": "train",
+    "quick": False,
 }
 """Defaults of the settings at the top of the config."""
 

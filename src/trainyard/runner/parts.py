@@ -15,7 +15,7 @@ from trainyard import optim as optimizers
 from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
-from trainyard.data import SPLITS, Data, Loader, as_data
+from trainyard.data import SPLITS, Data, Loader, as_data, limits
 from trainyard.data.lengths import exact_length, length_hint, no_batches
 from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
@@ -252,17 +252,30 @@ class Parts:
         """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
         if split not in self.loaders:
-            if self.data is None or split not in self.data.splits:
-                known = ", ".join(self.data.splits) if self.data else "none"
-                raise ConfigError("data", split, f"a split that the data has: {known}")
-            try:
-                loader = self.data.loader(split, seed=self.seed, device=self.device)
-            except EmptyDataError as error:
-                raise no_batches(split) from error
-            except ConfigError as error:
-                raise error.under("data") from None
-            self.loaders[split] = self.strategy.loader(loader, split)
+            limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
+            overfit = limits.batches_to_overfit(self.settings["overfit"])
+            if (limit or overfit) and self.strategy.world_size > 1:
+                raise ConfigError("limit" if limit else "overfit", limit or overfit, "null, on several devices")
+            if overfit is None or split.startswith("test"):
+                self.loaders[split] = limits.limited(self.whole_loader(split), limit, split)
+            elif split == "train":
+                self.loaders[split] = limits.FirstBatches(self.whole_loader(split), overfit, repeat=True)
+            else:
+                self.loaders[split] = self.loader("train")
         return self.loaders[split]
+
+    def whole_loader(self, split: str) -> Loader:
+        """Return a new loader of all batches of a set."""
+        if self.data is None or split not in self.data.splits:
+            known = ", ".join(self.data.splits) if self.data else "none"
+            raise ConfigError("data", split, f"a split that the data has: {known}")
+        try:
+            loader = self.data.loader(split, seed=self.seed, device=self.device)
+        except EmptyDataError as error:
+            raise no_batches(split) from error
+        except ConfigError as error:
+            raise error.under("data") from None
+        return self.strategy.loader(loader, split)
 
     def metainfo(self, split: str) -> Any:
         """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""

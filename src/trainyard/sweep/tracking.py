@@ -49,7 +49,7 @@ class SweepTracking:
         self._began = 0.0
         self._tracker: Tracker | None = None
         node = None if config is None else OmegaConf.select(config, "tracker")
-        if config is None or not is_node(node):
+        if config is None or not is_node(node) or OmegaConf.select(config, "quick"):
             return
         self._tracker = build(node, "tracker")
         assert self._tracker is not None
