@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainyard.errors import TrainyardError
+from trainyard.sweep.checkpoints import remove_regular
 from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.event_records import Record
@@ -15,7 +16,6 @@ from trainyard.sweep.events import (
     Asked,
     Ended,
     Event,
-    JobState,
     Paused,
     Proposed,
     Queued,
@@ -30,12 +30,12 @@ from trainyard.sweep.loop import Loop
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
 from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
 from trainyard.sweep.tracking import SweepTracking
-from trainyard.sweep.units import UnitTasks, outcomes_of
+from trainyard.sweep.units import UnitTasks, event_of, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
 from trainyard.track.sweep_position import Rungs
 
@@ -117,8 +117,12 @@ class Head(Loop):
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
         """Let a job end at its next checkpoint, or not start if it waits."""
         if self._scheduler.unit_of(num) is not None:
-            self._grace = self._policy.grace if wish == "stop" else None
+            self._grace = None if wish == "pause" else self._policy.grace
             self.apply(Asked(num, wish, why))
+        elif wish == "prune":
+            entry = self._manifest.entries[num]
+            self.apply(self._of_pruned(Ended(num, "pruned", entry.seconds or 0.0, None, why, entry.width)))
+            self._pruned(num)
         else:
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
@@ -198,16 +202,25 @@ class Head(Loop):
     def _goes_on(self) -> bool:
         if not self._scheduler.busy:
             self.obey()  # a paused job may be to go on
-        while (free := self._scheduler.vacant) and (proposals := self._proposer.ask(free)):
+        while (free := self._vacant()) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
         return self._scheduler.busy
 
-    def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
-        """Let what was proposed run."""
+    def _vacant(self) -> int:
+        """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
+        idle = not self._scheduler.busy and not self._scheduler.stopping and not self._scheduler.slots
+        return max(self._scheduler.vacant, idle)
+
+    def take_in(self, proposals: Sequence[Proposal]) -> None:
+        """Let what was proposed run, and what is pruned end."""
+        for each in proposals:
+            if isinstance(each, Prune):
+                self.ask_for(each.num, "prune", each.why)
         self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
         promoted: dict[tuple[Rungs | None, Rungs | None], list[int]] = {}  # by where they go, and where they paused
         for each in proposals:
             if isinstance(each, Promote):
+                self._progress.promoted(self._units.jobs[each.num])
                 promoted.setdefault((each.rungs, self._scheduler.rungs.get(each.num)), []).append(each.num)
         units = []
         for (rungs, paused), nums in promoted.items():
@@ -302,7 +315,7 @@ class Head(Loop):
         again: list[int] = []
         if isinstance(value, StackReturn) and running.attempt <= self._policy.retries:
             again = [num for num, own in outcomes.items() if own.state == "failed"]
-        staying = self._interrupted_for_others(running, outcomes)
+        staying = self._interrupted_for_others(running, outcome, outcomes)
         failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
         if failed and self._policy.fail_fast:  # before a slot is free
             who = f"#{failed[0]}" if isinstance(value, StackReturn) else self._units.name(unit)
@@ -318,9 +331,11 @@ class Head(Loop):
         if staying:
             self.queue([replace(unit, nums=tuple(staying))], "divided")
 
-    def _interrupted_for_others(self, running: RunningUnit, outcomes: Mapping[int, TaskOutcome]) -> list[int]:
-        """Return the jobs that ended because another job of their stack was asked to."""
-        if not running.wishes or self._scheduler.stopping:
+    def _interrupted_for_others(
+        self, running: RunningUnit, outcome: TaskOutcome, outcomes: Mapping[int, TaskOutcome]
+    ) -> list[int]:
+        """Return the jobs that ended because another job of their stack was asked to, or their slot is taken away."""
+        if not (running.wishes or outcome.moved) or self._scheduler.stopping:
             return []
         return [num for num, own in outcomes.items() if own.state == "interrupted" and num not in running.wishes]
 
@@ -332,7 +347,10 @@ class Head(Loop):
                 self.queue([unit], "again")  # nothing is queued any more
                 self._progress.dropped(self._units.jobs[num])
             else:
-                events[num] = _event_of(num, outcome, len(unit.nums), wishes.get(num))
+                event = event_of(num, outcome, len(unit.nums), wishes.get(num))
+                if isinstance(event, Ended) and event.state == "pruned":
+                    event = self._of_pruned(event)
+                events[num] = event
         if events:
             self.apply(*events.values())
         for num, event in events.items():
@@ -343,9 +361,24 @@ class Head(Loop):
                 continue
             if isinstance(outcome.value, JobDone):
                 self.results[num] = outcome.value
-            self._tracking.ended(job)
+            if event.state == "pruned":
+                self._pruned(num)
+                continue
+            self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
             self._progress.ended(job, event.state, outcome, log)
+
+    def _of_pruned(self, event: Ended) -> Ended:
+        """Return the end of a job that is pruned with what it has reported last as its objective."""
+        at, value = self._reports.last.get(event.num, (0, None))
+        return replace(event, objective=value, error=event.error or f"pruned at {at}")
+
+    def _pruned(self, num: int) -> None:
+        """Do what follows from the end of a job that is pruned."""
+        job, (at, value) = self._units.jobs[num], self._reports.last.get(num, (0, None))
+        remove_regular(job.directory)
+        self._tracking.pruned(job, at)
+        self._progress.pruned(job, at, value)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
@@ -357,20 +390,3 @@ class Head(Loop):
         else:
             self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
         self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")
-
-
-def _event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
-    """Return the event of a job's end.
-
-    Args:
-        num: its number.
-        outcome: its outcome.
-        width: the number of jobs of its unit.
-        wish: what it was asked to do.
-    """
-    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
-    if state == "paused" or (wish == "pause" and asked):
-        return Paused(num, outcome.seconds, width)
-    value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
-    ended: JobState = "stopped" if wish == "stop" and asked else state
-    return Ended(num, ended, outcome.seconds, value, outcome.error, width)

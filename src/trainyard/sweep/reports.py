@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainyard.sweep.events import Ended, Event, Paused, Reported
+from trainyard.sweep.events import END_OF_WISH, Ended, Event, Paused, Reported, Wish
 from trainyard.sweep.plan import Job
 from trainyard.track import journal
 from trainyard.track.sweep_position import Rungs
@@ -38,9 +38,14 @@ class _Reader:
 
 
 class Reports:
-    """Values that jobs report, each once."""
+    """Values that jobs report, each once.
+
+    Attributes:
+        last: what each job has reported last: the place, and the value.
+    """
 
     def __init__(self) -> None:
+        self.last: dict[int, tuple[int, float]] = {}
         self._readers: dict[int, _Reader] = {}
         self._known: set[tuple[int, int]] = set()
 
@@ -55,6 +60,7 @@ class Reports:
         """Take notice of a report that is in the manifest, and of a job that reports no more."""
         if isinstance(event, Reported):
             self._known.add((event.num, event.at))
+            self.last[event.num] = event.at, event.value
         elif isinstance(event, Ended | Paused):
             self._readers.pop(event.num, None)
 
@@ -68,3 +74,15 @@ class Reports:
         if reader is None or at not in reader.rungs.at or (num, at) in self._known:
             return None
         return reader.value(at)
+
+    def fulfilled(self, num: int, wish: Wish, why: str) -> Ended | Paused:
+        """Return the end of a job whose process has died after it was asked for something.
+
+        Args:
+            num: its number.
+            wish: what it was asked for, which has come true.
+            why: the reason.
+        """
+        if wish == "pause":
+            return Paused(num)
+        return Ended(num, END_OF_WISH[wish], 0.0, self.last.get(num, (0, None))[1], why)

@@ -13,7 +13,7 @@ from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.clones import start_of
-from trainyard.sweep.events import Unit
+from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
 from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
@@ -50,6 +50,7 @@ class UnitTasks:
         begun: the numbers of jobs that have a state to go on from.
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
+        experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class UnitTasks:
         self.begun: set[int] = set()
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
+        self.experiment: str | None = None
         self._context = context
         self._application = application
         self._stacks = stacks
@@ -96,7 +98,7 @@ class UnitTasks:
         self.begun.update(unit.nums)
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
-        positions = [self._position(job, unit.rungs) for job in jobs]
+        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         decision = self._manifest.entries[jobs[0].num].decision
         assert decision is not None, "recorded before the jobs are run"
         name = self.name(unit)
@@ -119,9 +121,18 @@ class UnitTasks:
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
         return Task(jobs[0].num, worker_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
 
-    def _position(self, job: Job, rungs: Rungs | None) -> SweepPosition:
+    def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
-        return SweepPosition(self.parent, tuple(self.plan.keys), self.plan.name(job), rungs)
+        stacked = len(unit.nums) > 1
+        return SweepPosition(
+            self.parent,
+            tuple(self.plan.keys),
+            self.plan.name(job),
+            experiment=self.experiment,
+            stack=spans(unit.nums) if stacked else None,
+            lane=lane if stacked else None,
+            rungs=unit.rungs,
+        )
 
 
 def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:
@@ -146,6 +157,23 @@ def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict
                 state, error = "timeout", f"took longer than {timeout:g} s"
         found[num] = replace(outcome, num=num, state=state, value=value, error=error)
     return found
+
+
+def event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
+    """Return the event of a job's end.
+
+    Args:
+        num: its number.
+        outcome: its outcome.
+        width: the number of jobs of its unit.
+        wish: what it was asked to do.
+    """
+    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
+    if state == "paused" or (wish == "pause" and asked):
+        return Paused(num, outcome.seconds, width)
+    value = outcome.value.return_value if isinstance(outcome.value, worker_tasks.JobDone) else None
+    ended: JobState = END_OF_WISH[wish] if wish is not None and asked else state
+    return Ended(num, ended, outcome.seconds, value, None if ended == "pruned" else outcome.error, width)
 
 
 def units_of(
