@@ -29,6 +29,9 @@ _INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the 
 _EXTRAS = {
     "torchvision": "vision",
     "datasets": "hf",
+    "lightning": "lightning",
+    "pytorch_lightning": "lightning",
+    "timm": "timm",
     "tokenizers": "hf",
     "transformers": "hf",
 }  # packages that an extra of this one installs

@@ -21,7 +21,7 @@ from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, configured
-from trainyard.models import has_mode_contract
+from trainyard.models import BaseModel, has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
@@ -117,6 +117,8 @@ class Parts:
         model = self.strategy.place(model)
         if (compiling := compile_arguments(self.settings["compile"])) is not None:
             model.compile(**compiling)
+        if isinstance(model, BaseModel):
+            model.attach(self)
         return model
 
     @cached_property
@@ -197,7 +199,9 @@ class Parts:
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        hooks = build_hooks(self.hook_settings) | self.added_hooks
+        hooks = build_hooks(self.hook_settings)
+        _ = self.model  # which may add some
+        hooks |= self.added_hooks
         if self.strategy.world_size > 1:
             hooks = hooks_of_rank(hooks, self.strategy)
         return Dispatch(hooks, self.own_stages)
@@ -221,7 +225,7 @@ class Parts:
             return step
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
-        refusal = None
+        refusal = None if getattr(code, "capturable", True) else f"{type(code).__name__} says that it is not capturable"
         compiling = compile_arguments(self.settings["compile"])
         if compiling is not None and has_cuda_graphs(compiling):
             refusal = "compile makes CUDA graphs of its own"
