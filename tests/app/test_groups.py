@@ -74,6 +74,11 @@ def test_every_model_has_a_small_version_here() -> None:
 def test_experiments(command: Any, option: Any) -> None:
     """The presets as they are, but for three iterations."""
     small = {"text_transformer": "transformer", "rings_gan": "mlp", "beginner": "mlp"}.get(option, "cnn")
+    if option == "cartpole_dqn":
+        pytest.importorskip("gymnasium")
+        small_run = ["loop.max_iters=3", "loop.episodes=1", "loop.warm_up=5", "tracker=none", "hydra.run.dir=run"]
+        assert command(f"experiment={option}", quick=small_run) == (0, "")
+        return
     loop = ["loop=iter", "loop.max_iters=3"] if "text" in option else ["loop.max_epochs=2"]
     quick = [f"experiment={option}", "tracker=none", "hydra.run.dir=run"]
     status, message = command(*loop, *[entry for entry in SMALL[small] if not entry.startswith("data=")], quick=quick)

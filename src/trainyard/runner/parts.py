@@ -17,6 +17,7 @@ from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data
 from trainyard.data.lengths import exact_length, length_hint, no_batches
+from trainyard.data.nothing import NoLoader
 from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
@@ -35,6 +36,7 @@ from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
 from trainyard.runner.preprocessor import with_preprocessor
+from trainyard.runner.simulation import needs_data
 from trainyard.runner.switching import switches
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
@@ -247,6 +249,9 @@ class Parts:
         """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
         if split not in self.loaders:
+            if split == "train" and self.data is None and not needs_data(self.train_loop):
+                self.loaders[split] = NoLoader()
+                return self.loaders[split]
             if self.data is None or split not in self.data.splits:
                 known = ", ".join(self.data.splits) if self.data else "none"
                 raise ConfigError("data", split, f"a split that the data has: {known}")
