@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
 LONG = [
-    "loop.max_epochs=60",
+    "loop.max_epochs=40",
     "hook.checkpoint.interval=1",
     "hook.checkpoint.min_seconds=0.3",
     "+hook.slow._target_=slow_epochs.SlowEpochs",
@@ -173,7 +173,9 @@ def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Pa
         wait_for(lambda: lost(directory) == 2, process)
         wait_for(lambda: len(agents(directory)) == 2, process)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        text = output(process)
+        assert "leaves: it got SIGUSR2" in text
+        assert "its fork server ended" not in text  # which Slurm sends the signal too
     text = finish(directory, slurm)
     assert "agents of the head before this one to end." in text
     assert_same(bits(directory), local)
@@ -192,6 +194,7 @@ def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, loc
             ask(slurm, "scontrol", "update", "NodeName=n2", "State=RESUME")
         text = finish(directory, slurm, process)
     assert "leaves: it got SIGTERM" in text
+    assert "its fork server ended" not in text
     assert_same(bits(directory), local)
 
 
