@@ -160,6 +160,8 @@ class GridSweeper(BasicSweeper):
         max_batch_size: jobs handed to the launcher at once; None for all.
         params: overrides that stand in the config.
         zip, blocks, file, when: the settings that `trainyard.sweep.grid_settings.GridSettings` documents.
+        pruner: node of the pruner that decides which jobs go on; None for none. It needs our launcher.
+        direction, order: what it goes by: `trainyard.sweep.proposers.search_settings.grid_proposer`.
     """
 
     def __init__(
@@ -170,9 +172,15 @@ class GridSweeper(BasicSweeper):
         blocks: Any = None,
         file: Any = None,
         when: Any = None,
+        pruner: Any = None,
+        direction: str | None = None,
+        order: str = "any",
     ) -> None:
         super().__init__(max_batch_size, params)
         self.further = {"zip": zip, "blocks": blocks, "file": file, "when": when}
+        self.pruner = pruner
+        self.direction = direction
+        self.order = order
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all batches.
@@ -190,6 +198,9 @@ class GridSweeper(BasicSweeper):
             integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
+        if not (self.pruner is None or str(self.pruner.get("_target_")).endswith(".NoPruner")):
+            self._prune([job for batch in batches for job in batch], ours)
+            return []
         if ours is None:  # our launcher writes the command itself, once the sweep is certain to run
             directory = Path(self.config.hydra.sweep.dir)
             directory.mkdir(parents=True, exist_ok=True)
@@ -211,6 +222,19 @@ class GridSweeper(BasicSweeper):
             if result.status is JobStatus.FAILED:
                 raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
+
+    def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
+        from trainyard.errors import ConfigError
+        from trainyard.sweep.proposers.search_settings import PRUNER, check_application, grid_proposer, pruner_node
+
+        assert self.config is not None
+        if launcher is None or self.max_batch_size is not None:
+            accepted = "null, without hydra/launcher=local or with hydra.sweeper.max_batch_size"
+            raise ConfigError(PRUNER, self.pruner.get("_target_"), accepted)
+        node = pruner_node(self.pruner, self.config)
+        assert node is not None
+        check_application(launcher.task_function, node)
+        launcher.run(grid_proposer(jobs, node, self.direction, self.order, self.config))
 
     def _batches(self, lines: list[str]) -> list[list[list[str]]]:
         from trainyard.sweep.grid import grid_jobs

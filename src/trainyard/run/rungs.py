@@ -34,6 +34,12 @@ class RungReports(Hook):
 
     def sanity_check(self, runner: Runner) -> None:
         self._checkpoint(runner)
+        loop = runner.train_loop
+        for rungs in (each.rungs for each in self._positions if each.rungs is not None):
+            unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
+            if loop.unit == rungs.by and unseen:
+                accepted = f"an interval that validates after {rungs.by} {unseen[0]}, a rung of its sweep"
+                raise ConfigError("loop.val_interval", loop.val_interval, accepted)
 
     def before_train(self, runner: Runner) -> None:
         self._is_main = runner.strategy.is_main
@@ -54,6 +60,7 @@ class RungReports(Hook):
             rungs, at = self._rungs(member), self._place(runner, member)
             if rungs is None or at not in rungs.at or member.failed:
                 continue
+            member.journal.tags({"rung": at})
             self._pause_if_due(runner, member, rungs, at)
             if member.paused and self._is_main:
                 checkpoint.save_next(partial(checkpoint.keep_one, member.checkpoints))

@@ -1,29 +1,22 @@
-"""Sweep whose head is a job of Slurm too: submitted, watched and ended from a terminal.
-
-python -m trainyard.sweep attach multirun/2026-01-31/12-00-00     # shows what it prints; Ctrl-C leaves it
-python -m trainyard.sweep cancel multirun/2026-01-31/12-00-00     # its jobs save a checkpoint, and all of it ends
-"""
+"""Sweep whose head is a job of Slurm too: submitted, watched and ended from a terminal."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.executor import slurm_commands
 from trainyard.sweep.executor.slurm import FOLDER, name_of
 from trainyard.sweep.slurm_settings import SlurmSettings
 from trainyard.sweep.steering_cli import SweepState
 
-ACTIONS = ("attach", "cancel")
 _JOB, _SCRIPT, _OUTPUT = "head", "head.sh", "head.out"
 _EVERY = 0.5  # seconds between two looks
 
@@ -80,8 +73,8 @@ def submit_head(settings: SlurmSettings, directory: Path) -> str:
     place = shlex.quote(str(directory))
     return (
         f"Slurm's job {number} runs this sweep.\n"
-        f"  to watch it:  python -m trainyard.sweep attach {place}\n"
-        f"  to end it:    python -m trainyard.sweep cancel {place}"
+        f"  to watch it:  trainyard sweep attach {place}\n"
+        f"  to end it:    trainyard sweep cancel {place}"
     )
 
 
@@ -90,22 +83,9 @@ def head_name(directory: Path) -> str:
     return f"{name_of(directory)}-head"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Attach to a detached sweep, or cancel it, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m trainyard.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the sweep's directory (hydra.sweep.dir)")
-    options = parser.parse_args(arguments)
-    try:
-        (attach if options.action == "attach" else cancel)(options.directory.absolute())
-    except TrainyardError as error:
-        print(error, file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        print("\nThe sweep goes on.")
-    return 0
+def is_detached(directory: Path) -> bool:
+    """Return whether the head of a sweep was submitted."""
+    return (directory / FOLDER / _JOB).is_file()
 
 
 def attach(directory: Path) -> None:

@@ -51,10 +51,11 @@ def to_record(event: Event) -> Record:
             return {**own, "objective": objective, "error": error}
         case Stopping(why):
             return {"kind": "stopping", "why": why}
-        case Proposed(num, overrides, rungs, subdir, origin):
+        case Proposed(num, overrides, rungs, subdir, origin, note):
             own = {"kind": "job", "num": num, "overrides": list(overrides), "subdir": subdir}
             own |= {} if rungs is None else {"rungs": record_of(rungs)}
-            return own | ({} if origin is None else {"origin": asdict(origin)})
+            own |= {} if origin is None else {"origin": asdict(origin)}
+            return own if note is None else {**own, "note": note}
 
 
 def event_of(record: Mapping[str, Any]) -> Event | None:
@@ -136,6 +137,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
         rungs_of(record.get("rungs")),
         record.get("subdir"),
         origin_of(record.get("origin")),
+        record.get("note"),
     ),
     "queued": lambda record: Queued(tuple(map(_unit_of, record["units"])), record["why"]),
     "state": _state,

@@ -5,21 +5,27 @@ Each event has a record in the manifest, from which it is read back: `trainyard.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.track.sweep_position import Rungs
 
-JobState = Literal["waiting", "running", "paused", "done", "failed", "interrupted", "timeout", "lost", "stopped"]
-"""State of a job. `done` and `stopped` are for good; the other ends are tried again when the sweep is continued."""
+JobState = Literal[
+    "waiting", "running", "paused", "done", "failed", "interrupted", "timeout", "lost", "stopped", "pruned"
+]
+"""State of a job. `done`, `stopped` and `pruned` are for good. Others are tried again when the sweep is continued."""
 
-Wish = Literal["pause", "stop"]
+Wish = Literal["pause", "stop", "prune"]
 """What a running job can be asked to do: end at a checkpoint, to be resumed or for good."""
 
 FIRST_CLONE = 1_000_000
 """Number of a sweep's first clone; its other jobs have lower ones."""
 
-FINAL: frozenset[str] = frozenset({"done", "stopped"})
+FINAL: frozenset[str] = frozenset({"done", "stopped", "pruned"})
+
+END_OF_WISH: Mapping[Wish, JobState] = {"pause": "paused", "stop": "stopped", "prune": "pruned"}
+"""The state of a job that has done what it was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class Proposed:
         rungs: where it reports; None if nobody asks.
         subdir: its directory below the sweep's; None if it is not known.
         origin: what it begins from, if it is a clone.
+        note: what its proposer wants to be told of it again (`trainyard.sweep.proposers.NewJob`).
     """
 
     num: int
@@ -96,6 +103,7 @@ class Proposed:
     rungs: Rungs | None = None
     subdir: str | None = None
     origin: Origin | None = None
+    note: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainyard.errors import TrainyardError
+from trainyard.sweep.checkpoints import remove_regular
 from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.event_records import Record
 from trainyard.sweep.events import (
+    END_OF_WISH,
     FINAL,
     Action,
     Asked,
@@ -30,7 +32,7 @@ from trainyard.sweep.loop import Loop
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
 from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
@@ -117,8 +119,12 @@ class Head(Loop):
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
         """Let a job end at its next checkpoint, or not start if it waits."""
         if self._scheduler.unit_of(num) is not None:
-            self._grace = self._policy.grace if wish == "stop" else None
+            self._grace = None if wish == "pause" else self._policy.grace
             self.apply(Asked(num, wish, why))
+        elif wish == "prune":
+            entry = self._manifest.entries[num]
+            self.apply(self._of_pruned(Ended(num, "pruned", entry.seconds or 0.0, None, why, entry.width)))
+            self._pruned(num)
         else:
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
@@ -207,12 +213,16 @@ class Head(Loop):
         idle = not self._scheduler.busy and not self._scheduler.stopping and not self._scheduler.slots
         return max(self._scheduler.vacant, idle)
 
-    def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
-        """Let what was proposed run."""
+    def take_in(self, proposals: Sequence[Proposal]) -> None:
+        """Let what was proposed run, and what is pruned end."""
+        for each in proposals:
+            if isinstance(each, Prune):
+                self.ask_for(each.num, "prune", each.why)
         self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
         promoted: dict[tuple[Rungs | None, Rungs | None], list[int]] = {}  # by where they go, and where they paused
         for each in proposals:
             if isinstance(each, Promote):
+                self._progress.promoted(self._units.jobs[each.num])
                 promoted.setdefault((each.rungs, self._scheduler.rungs.get(each.num)), []).append(each.num)
         units = []
         for (rungs, paused), nums in promoted.items():
@@ -339,7 +349,10 @@ class Head(Loop):
                 self.queue([unit], "again")  # nothing is queued any more
                 self._progress.dropped(self._units.jobs[num])
             else:
-                events[num] = _event_of(num, outcome, len(unit.nums), wishes.get(num))
+                event = _event_of(num, outcome, len(unit.nums), wishes.get(num))
+                if isinstance(event, Ended) and event.state == "pruned":
+                    event = self._of_pruned(event)
+                events[num] = event
         if events:
             self.apply(*events.values())
         for num, event in events.items():
@@ -350,9 +363,24 @@ class Head(Loop):
                 continue
             if isinstance(outcome.value, JobDone):
                 self.results[num] = outcome.value
-            self._tracking.ended(job)
+            if event.state == "pruned":
+                self._pruned(num)
+                continue
+            self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
             self._progress.ended(job, event.state, outcome, log)
+
+    def _of_pruned(self, event: Ended) -> Ended:
+        """Return the end of a job that is pruned with what it has reported last as its objective."""
+        at, value = self._reports.last.get(event.num, (0, None))
+        return replace(event, objective=value, error=event.error or f"pruned at {at}")
+
+    def _pruned(self, num: int) -> None:
+        """Do what follows from the end of a job that is pruned."""
+        job, (at, value) = self._units.jobs[num], self._reports.last.get(num, (0, None))
+        remove_regular(job.directory)
+        self._tracking.pruned(job, at)
+        self._progress.pruned(job, at, value)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
@@ -379,5 +407,5 @@ def _event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> 
     if state == "paused" or (wish == "pause" and asked):
         return Paused(num, outcome.seconds, width)
     value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
-    ended: JobState = "stopped" if wish == "stop" and asked else state
-    return Ended(num, ended, outcome.seconds, value, outcome.error, width)
+    ended: JobState = END_OF_WISH[wish] if wish is not None and asked else state
+    return Ended(num, ended, outcome.seconds, value, None if ended == "pruned" else outcome.error, width)

@@ -22,19 +22,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
-from trainyard.sweep.steering import KIND, Command, acknowledgement
+from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
-FILE = "manifest.jsonl"
+FILE = MANIFEST
 FORMAT = 2
 """Version of the format that is written. Manifests without a version, of before, are read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
-_THEN = "the same command, or scripts/resume_sweep.py, continues the sweep"
+_THEN = "the same command, or `trainyard sweep resume`, continues the sweep"
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Entry:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the job has not come to its end: it is neither done nor stopped, nor was it paused."""
+        """Whether the job has not come to its end: it is not done, stopped, pruned or paused."""
         return self.state not in (*FINAL, "paused")
 
 
@@ -76,6 +76,7 @@ class Manifest:
         application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
+        proposer: the identity of the proposer whose jobs these are; None if it has none.
         next_num: the number after those of all jobs but clones.
         next_clone: the number of the next clone.
     """
@@ -85,6 +86,7 @@ class Manifest:
     application: StartedAs | None = None
     fits: dict[str, KnownFit] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    proposer: Mapping[str, Any] | None = None
     next_num: int = 0
     next_clone: int = FIRST_CLONE
 
@@ -117,12 +119,32 @@ class Manifest:
                     continue  # a line of something else, left by a crash of the machine
         return manifest
 
-    def begin(self, application: StartedAs | None) -> None:
-        """Record the version of the format, and how this process was started, the first time."""
+    def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None) -> None:
+        """Record the version of the format, how this process was started, and what proposes, the first time."""
         if not self.entries and self.application is None:
             self._append({"kind": "manifest", "format": FORMAT})
         if self.application is None and application is not None:
             self._append({"kind": "application", "file": application.file, "module": application.module})
+
+        if self.proposer is None and proposer:
+            self._append({"kind": "proposer", "identity": dict(proposer)})
+
+    def check_proposer(self, identity: Mapping[str, Any]) -> None:
+        """Check that the recorded jobs were proposed by what proposes now. `versions` in it are for people.
+
+        Raises:
+            TrainyardError: they were not, or by another search than this one.
+        """
+        known = (self.proposer or {}) if self.entries else identity
+        for key in dict.fromkeys([*known, *identity]):
+            if key == "versions":
+                continue
+            before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
+            if before != now:
+                raise TrainyardError(
+                    f"{self.path.parent} was begun with {key}: {_told(before)}, here it is {_told(now)}. To go on, "
+                    f"give the same; for another search, a hydra.sweep.dir of its own."
+                )
 
     def check_application(self, application: StartedAs | None) -> None:
         """Check that this process was started as the sweep was.
@@ -198,7 +220,7 @@ class Manifest:
         self.entries.clear()
         self.fits.clear()
         self.answered.clear()
-        self.application = None
+        self.application = self.proposer = None
         self.next_num, self.next_clone = 0, FIRST_CLONE
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
@@ -283,6 +305,9 @@ class Manifest:
     def _take_application(self, record: Record) -> None:
         self.application = StartedAs(record["file"], record["module"])
 
+    def _take_proposer(self, record: Record) -> None:
+        self.proposer = record["identity"]
+
     def _take_fit(self, record: Record) -> None:
         self.fits[record["key"]] = KnownFit(
             **{each.name: record[each.name] for each in fields(KnownFit) if each.name in record}
@@ -315,6 +340,7 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
     "manifest": Manifest._take_format,
     "application": Manifest._take_application,
     "job": Manifest._take_job,
+    "proposer": Manifest._take_proposer,
     "fit": Manifest._take_fit,
     "decisions": Manifest._take_decisions,
     "queued": Manifest._take_queued,
@@ -353,6 +379,10 @@ def _parsed(content: bytes) -> Iterator[Record]:
 
 def _events(records: Iterable[Record]) -> list[Event]:
     return [event for record in records if (event := event_of(record)) is not None]
+
+
+def _told(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _plain(value: Any) -> Any:

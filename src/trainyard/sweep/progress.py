@@ -119,6 +119,22 @@ class SweepProgress:
         """Show that a job has been paused."""
         print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
 
+    def promoted(self, job: Job) -> None:
+        """Show that a paused job goes on."""
+        print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
+
+    def pruned(self, job: Job, at: int, value: float | None) -> None:
+        """Show that a job will not go on.
+
+        Args:
+            job: the job.
+            at: the place at which it has reported last.
+            value: what it reported there; None if nothing.
+        """
+        self._ended += 1
+        reported = "" if value is None else f"  {value:.4f} at {at}"
+        print(f"pruned   #{job.num} {self.plan.name(job)}{reported}", flush=True)
+
     def commanded(self, command: str, told: str) -> None:
         """Show a command of people, and the answer."""
         print(f"asked    {command}: {told}", flush=True)

@@ -38,9 +38,14 @@ class _Reader:
 
 
 class Reports:
-    """Values that jobs report, each once."""
+    """Values that jobs report, each once.
+
+    Attributes:
+        last: what each job has reported last: the place, and the value.
+    """
 
     def __init__(self) -> None:
+        self.last: dict[int, tuple[int, float]] = {}
         self._readers: dict[int, _Reader] = {}
         self._known: set[tuple[int, int]] = set()
 
@@ -55,6 +60,7 @@ class Reports:
         """Take notice of a report that is in the manifest, and of a job that reports no more."""
         if isinstance(event, Reported):
             self._known.add((event.num, event.at))
+            self.last[event.num] = event.at, event.value
         elif isinstance(event, Ended | Paused):
             self._readers.pop(event.num, None)
 

@@ -14,16 +14,16 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import FIRST_CLONE, Began, Ended, Event, Paused, Proposed, Unit
+from trainyard.sweep.events import END_OF_WISH, FIRST_CLONE, Began, Ended, Event, Paused, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.head import BY_HAND, Head
 from trainyard.sweep.job_configs import JobConfigs
@@ -32,20 +32,18 @@ from trainyard.sweep.job_returns import returned
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposer
+from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposal, Proposer
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
-from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.tracking import MULTIRUN, SweepTracking
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, preloaded, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
 from trainyard.sweep.worker_tasks import JobDone
-
-MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
 class Sweep:
@@ -100,6 +98,7 @@ class Sweep:
         self._keys = VaryingKeys(self._command)
         self._tracking: SweepTracking | None = None
         self._progress: SweepProgress | None = None
+        self._from_proposer = False  # whether what was recorded tells a proposer what comes next
         self._interrupted = False
         self._open = ExitStack()
         self._open.callback(self._executor.close)
@@ -145,10 +144,14 @@ class Sweep:
         self._proposer = proposer
         if type(proposer).told is not Proposer.told:
             Manifest.open(self.directory, partial(tell, proposer))
-        proposals = proposer.ask(len(self._slots))
+        self._manifest.check_proposer(proposer.identity)
+        self._from_proposer = recorded
+        known: list[Proposal] = []
         if self._plan is None:
-            known = recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)
-            proposals = [*known, *proposals] if recorded else [*proposals, *known]
+            known = [*recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)]
+        # Where jobs are recorded the head asks, when it knows how many of them are left to run.
+        asked = [] if recorded and known else proposer.ask(len(self._slots))
+        proposals = [*known, *asked] if recorded else [*asked, *known]
         plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)], at_rest=True)
         print(plan, flush=True)
         if self.settings.dry_run:
@@ -159,7 +162,7 @@ class Sweep:
             self._tracking = SweepTracking(self.directory, config, self._whole)
             self._tracking.write_plan(self._whole)
         self._tracking.count(len(self._whole.jobs))
-        self._units.parent = self._tracking.parent
+        self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
         self._progress = SweepProgress(self._whole, plan.jobs)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(
@@ -293,14 +296,15 @@ class Sweep:
         )
         for line in not_followed:
             print(line, flush=True)
-        self._units.begun.update(job.num for job in left if entries[job.num].state != "waiting" or job.num in begun)
+        self._units.begun.update(job.num for job in jobs if entries[job.num].state != "waiting" or job.num in begun)
         if self.settings.dry_run:
             return plan, []
         if self._plan is None:
             self._begin(jobs)
         self._units.jobs.update({job.num: job for job in jobs})
         rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
-        proposed = [Proposed(job.num, job.overrides, rungs[job.num], job.subdir) for job in jobs]
+        notes = {num: each.note for num, each in zip(numbers, new, strict=True)}
+        proposed = [Proposed(job.num, job.overrides, rungs[job.num], job.subdir, note=notes[job.num]) for job in jobs]
         for event in manifest.define_all(proposed):
             self._scheduler.handle(event)
             tell(self._proposer, event)
@@ -325,10 +329,15 @@ class Sweep:
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
-        self._manifest.begin(StartedAs.now())
+        self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
         wished = self._scheduler.wished.items()
-        fulfilled = [Paused(num) if wish == "pause" else Ended(num, "stopped", error=BY_HAND) for num, wish in wished]
+        fulfilled = [
+            Paused(num)
+            if wish == "pause"
+            else Ended(num, END_OF_WISH[wish], 0.0, self._reports.last.get(num, (0, None))[1], BY_HAND)
+            for num, wish in wished
+        ]
         for event in self._manifest.log(Began(), *fulfilled):
             self._scheduler.handle(event)
             tell(self._proposer, event)
@@ -338,7 +347,8 @@ class Sweep:
         return entry is not None and not entry.is_left
 
     def _starts_over(self, nums: Iterable[int]) -> bool:
-        return self._plan is None and not self.application.resumes and self._manifest.is_done(nums)
+        at_start = self._plan is None and not self.application.resumes and not self._from_proposer
+        return at_start and self._manifest.is_done(nums)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
         """Return the manifest's entries of these jobs, before anything is written to it.
