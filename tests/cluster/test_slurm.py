@@ -231,8 +231,9 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     assert not ends(directory)
     gone = subprocess.run([*steer, "attach", directory], env=slurm, capture_output=True, text=True, check=False)
     assert gone.returncode == 2
-    assert "which ran this sweep, has ended, and" in gone.stderr
-    assert "To finish what is left: the same command with hydra.sweep.dir=" in gone.stderr
+    told = " ".join(gone.stderr.split())
+    assert "which ran this sweep, has ended, and" in told
+    assert "To finish what is left: the same command with hydra.sweep.dir=" in told
 
 
 DETACH = "hydra.launcher.detach=true"
