@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.annotations import fits
 from trainyard.errors import ConfigError
@@ -62,6 +62,16 @@ class SweepSettings:
             return cls(**values)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
+
+    def check(self, config: DictConfig) -> None:
+        """Check what a sweep with these settings cannot have.
+
+        Args:
+            config: the config of the whole sweep.
+
+        Raises:
+            ConfigError: it has it.
+        """
 
     def slots(self, continued: bool) -> list[Slot]:
         """Return the slots that there may be at once.

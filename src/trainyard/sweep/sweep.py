@@ -72,6 +72,7 @@ class Sweep:
         self.config = config
         self.settings = settings
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
+        settings.check(config)
         loader = context.config_loader
         composer = loader.composer if isinstance(loader, SweepLoader) else Composer(loader, config)
         self._scheduler = Scheduler()
