@@ -70,11 +70,20 @@ def ls(folders: Sequence[Path], json_: bool) -> None:
 def attach(directory: Path) -> None:
     """Watch a sweep that runs, in this or another terminal, until it ends: a live table, or a line for each change.
 
-    The sweep does not notice, and Ctrl-C ends this command only. At the end the ranking is printed.
+    The sweep does not notice, and Ctrl-C ends this command only. At the end the ranking is printed. Of a sweep that was
+    started with hydra.launcher.detach=true, what its process prints is shown.
     """
     from trainyard.catalog.stored_sweep import StoredSweep
     from trainyard.cli.watching import watch
+    from trainyard.sweep import detached
 
+    directory = directory.absolute()
+    if detached.is_detached(directory):
+        try:
+            detached.attach(directory)
+        except KeyboardInterrupt:
+            click.echo("\nThe sweep goes on.")
+        return
     sweep = StoredSweep.read(directory)
     if watch(sweep):
         _print_ranking(sweep)
@@ -124,6 +133,18 @@ def stop(directory: Path, job: str, wait: float) -> None:
     Ctrl-C in its terminal, or SIGTERM, ends a sweep as a whole, which can be continued.
     """
     _steer(directory, "stop", job, (), wait)
+
+
+@command.command("cancel")
+@_DIRECTORY
+def cancel(directory: Path) -> None:
+    """End a sweep that was started with hydra.launcher.detach=true: its jobs save a checkpoint first.
+
+    The same command, or `trainyard sweep resume`, continues it.
+    """
+    from trainyard.sweep import detached
+
+    detached.cancel(directory.absolute())
 
 
 @command.command("clone")

@@ -31,6 +31,7 @@ _EXTRAS = {
     "datasets": "hf",
     "tokenizers": "hf",
     "transformers": "hf",
+    "optuna": "search",
 }  # packages that an extra of this one installs
 _OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 
