@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import Journal, RunInfo, facts
-from trainyard.track.journal import FILE
+from trainyard.track.journal import FILE, Status
 from trainyard.track.shipper.sanitize import first_line
 from trainyard.track.shipper.store import RUN_TAG
 from trainyard.track.uri import sqlite_file, with_password
@@ -112,4 +112,5 @@ def _write_journal(client: MlflowClient, run: Run, folder: Path) -> None:
         journal.tags({key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")})
         for step in sorted(known):
             journal.metrics(step, known[step])
-        journal.status("FAILED" if run.info.status == "FAILED" else "FINISHED")
+        ended: dict[str, Status] = {"FINISHED": "FINISHED", "FAILED": "FAILED"}
+        journal.status(ended.get(run.info.status, "KILLED"))
