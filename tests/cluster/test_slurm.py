@@ -214,7 +214,7 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     assert status == 0, text
     assert "4 jobs; 4 to run" in text
     assert "runs this sweep." in text
-    steer = [sys.executable, "-m", "trainyard.sweep"]
+    steer = [sys.executable, "-m", "trainyard", "sweep"]
     wait_for(lambda: begun(directory, 0))
     attached = subprocess.Popen([*steer, "attach", directory], env=slurm, stdout=subprocess.PIPE, text=True)
     assert attached.stdout is not None

@@ -366,7 +366,7 @@ class Head(Loop):
             if event.state == "pruned":
                 self._pruned(num)
                 continue
-            self._tracking.ended(job)
+            self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
             self._progress.ended(job, event.state, outcome, log)
 

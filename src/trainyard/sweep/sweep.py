@@ -39,13 +39,11 @@ from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
-from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.tracking import MULTIRUN, SweepTracking
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, preloaded, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
 from trainyard.sweep.worker_tasks import JobDone
-
-MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
 class Sweep:
@@ -163,7 +161,7 @@ class Sweep:
             self._tracking = SweepTracking(self.directory, config, self._whole)
             self._tracking.write_plan(self._whole)
         self._tracking.count(len(self._whole.jobs))
-        self._units.parent = self._tracking.parent
+        self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
         self._progress = SweepProgress(self._whole, plan.jobs)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(
