@@ -101,7 +101,7 @@ def _write_journal(client: MlflowClient, run: Run, folder: Path) -> None:
     """Write the numbers of a run as its journal had them, in the order of their steps."""
     known: dict[int, dict[str, float]] = {}
     for name in run.data.metrics:
-        if name == "epoch" or name.startswith("best/"):  # the shipper's
+        if name == "epoch":  # the shipper's: no journal has it
             continue
         for point in client.get_metric_history(run.info.run_id, name):
             infinite = abs(point.value) == sys.float_info.max  # as a database has it
