@@ -34,7 +34,7 @@ LAYERS = (
     ),
     ("config",),
     ("models", "data", "optim", "schedules", "metrics", "track"),
-    ("distributed", "catalog", "project"),
+    ("distributed", "catalog"),
     ("step",),
     ("runner",),
     ("hooks", "run"),
