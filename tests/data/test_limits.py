@@ -59,7 +59,7 @@ def test_a_share_of_no_length_is_refused() -> None:
         def batches(self, epoch: int = 0, start: int = 0) -> Any:
             return iter([])
 
-    assert length_hint(Endless()) is None  # type: ignore[arg-type]
+    assert length_hint(Endless()) is None
     with pytest.raises(ConfigError, match=r"limit.val_batches: 0.5 given; accepted: a number of batches"):
         limited(Endless(), 0.5, "val/easy")
     assert limited(Endless(), 3, "val").count == 3

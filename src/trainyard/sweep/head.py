@@ -278,7 +278,8 @@ class Head(Loop):
         if isinstance(outcome.value, JobDone):
             self.results[job.num] = outcome.value
         self._tracking.ended(job, value if ended == "done" else None)
-        self._progress.ended(job, ended, outcome, job.directory / "output.log" if width == 1 else None)
+        output = job.directory / "output.log" if width == 1 else None
+        self._progress.ended(job, ended, outcome, output, width=width)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
