@@ -149,7 +149,7 @@ def test_no_mlflow_server_never_stops_training(train: Any, tmp_path: Path) -> No
     result = train("tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env=env)
     assert result.returncode == 0, result.stderr
     assert "Best val/accuracy" in result.stdout
-    assert "scripts/sync.py" in result.stdout
+    assert "trainyard sync" in result.stdout
     info = json.loads((tmp_path / "run/run.json").read_text())
     assert [info[key] for key in ("uri", "experiment_id", "name")] == list(env.values())
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from markdown_tables import codes, names, page, table
 
+from trainyard.application import StartedAs
 from trainyard.runner import Runner
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.events import (
     Asked,

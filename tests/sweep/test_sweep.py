@@ -81,7 +81,7 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     other = sweep("optim.lr=0.01,0.05", "seed=0,1")
     assert other.returncode == 2
     assert "holds another sweep: its job 2" in other.stderr
-    assert (folder / "multirun.yaml").read_text() == command, "which scripts/resume_sweep.py repeats"
+    assert (folder / "multirun.yaml").read_text() == command, "which `trainyard sweep resume` repeats"
 
 
 def test_a_dry_run_leaves_nothing(sweep: Any, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_killed_at_random_until_it_is_done(tmp_path: Path) -> None:
         assert _points(tmp_path / f"sweep/{num}") == _points(tmp_path / f"undisturbed/{num}")
 
 
-def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
+def test_sweep_resume_repeats_the_command(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(COUNTING)
     process = _start(tmp_path)
     for line in process.stdout:
@@ -339,7 +339,7 @@ def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
     process.communicate()
     (tmp_path / "go").touch()
     folder = (tmp_path / "sweep").rename(tmp_path / "lr=1, seed=(2) #ø'[x&")
-    script = [sys.executable, str(ROOT / "scripts/resume_sweep.py")]
+    script = [sys.executable, "-m", "trainyard", "sweep", "resume"]
     resumed = subprocess.run(
         [*script, str(folder)], env=_environment(tmp_path), capture_output=True, text=True, check=False
     )

@@ -135,7 +135,10 @@ class FusedRunner(Runner):
     @cached_property
     def model(self) -> nn.Module:
         own_batches = getattr(self.loader("train"), "stacked", False)
-        return StackedModel([member.model for member in self.members], own_batches=own_batches, lanes=self.lanes)
+        models = [member.model for member in self.members]
+        if not getattr(models[0], "capturable", True):
+            raise Unfusable(f"a step of {type(models[0]).__name__} leaves something behind on the host")
+        return StackedModel(models, own_batches=own_batches, lanes=self.lanes)
 
     @cached_property
     def lanes(self) -> Lanes:

@@ -23,7 +23,7 @@ from trainyard.files import writing
 from trainyard.models import call
 from trainyard.redaction import redacted
 from trainyard.run import params
-from trainyard.runner import Member, Runner, checkpoint
+from trainyard.runner import Member, Runner, checkpoint, foreign_files
 from trainyard.runner.training_check import writes_checkpoints
 from trainyard.track import RunInfo, Tracker, facts
 from trainyard.track.sweep_position import SweepPosition
@@ -38,6 +38,7 @@ BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 PREDICT = f"{__name__}:predict"
 
+_WORK_DIR = "${hydra:runtime.output_dir}"  # so that a training from this config gets a directory of its own
 NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
 """Settings of where a run is kept and how it is named and continued, not of what it does."""
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Runner.__init__).parameters.items()} | {
@@ -102,7 +103,7 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     model = runner.model_config
     sections: dict[tuple[str, str], str] = {}
     for member, values in zip(runner.members, configs, strict=True):
-        shown = redacted(dict(values) | ({"model": model} if "model" in values else {}))
+        shown = redacted(dict(values) | ({"model": model} if "model" in values else {}) | {"work_dir": _WORK_DIR})
         text = [_section(key, value, sections) for key, value in shown.items()]
         with writing(member.directory / CONFIG):
             (member.directory / CONFIG).write_text("".join(text))
@@ -236,7 +237,7 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
 
     Args:
         work_dir: the run's directory.
-        file: the checkpoint.
+        file: the checkpoint, or the file of safetensors that `trainyard export` wrote.
 
     Returns:
         The model, and one input for it (None if none was kept).
@@ -244,8 +245,11 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
     # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
-    state = checkpoint.read(file)
-    model.load_state_dict(state.get("eval_model", state["model"]))
+    if file.suffix == foreign_files.SAFE:  # what `trainyard export` wrote
+        model.load_state_dict(foreign_files.read(file))
+    else:
+        state = checkpoint.read(file)
+        model.load_state_dict(state.get("eval_model", state["model"]))
     example = work_dir / EXAMPLE
     return model.eval(), np.load(example) if example.exists() else None
 

@@ -106,8 +106,10 @@ def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
     return RankJob(whole(cfg), train_rank, position)
 
 
-def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | None:
+def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | JobPaused | None:
     """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
+
+    A job that pauses has not failed: it returns how it paused, and does not raise it.
 
     Args:
         cfg: the config, checked.
@@ -121,7 +123,10 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
     from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
-    return _trained(_prepared(values, tracker, collected, position, own), values)
+    try:
+        return _trained(_prepared(values, tracker, collected, position, own), values)
+    except JobPaused as paused:
+        return paused
 
 
 def _prepared(

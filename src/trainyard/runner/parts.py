@@ -17,11 +17,12 @@ from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
 from trainyard.data import SPLITS, Data, Loader, as_data, limits
 from trainyard.data.lengths import exact_length, length_hint, no_batches
+from trainyard.data.nothing import NoLoader
 from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, configured
-from trainyard.models import has_mode_contract
+from trainyard.models import BaseModel, has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
@@ -37,6 +38,7 @@ from trainyard.runner.member import Member
 from trainyard.runner.model_losses import NAME as LOSSES
 from trainyard.runner.model_losses import ModelLosses, evaluates_itself
 from trainyard.runner.preprocessor import with_preprocessor
+from trainyard.runner.simulation import needs_data
 from trainyard.runner.switching import switches
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
@@ -119,6 +121,8 @@ class Parts:
         model = self.strategy.place(model)
         if (compiling := compile_arguments(self.settings["compile"])) is not None:
             model.compile(**compiling)
+        if isinstance(model, BaseModel):
+            model.attach(self)
         return model
 
     @cached_property
@@ -206,7 +210,9 @@ class Parts:
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        hooks = build_hooks(self.hook_settings) | self.added_hooks
+        hooks = build_hooks(self.hook_settings)
+        _ = self.model  # which may add some
+        hooks |= self.added_hooks
         if self.strategy.world_size > 1:
             hooks = hooks_of_rank(hooks, self.strategy)
         return Dispatch(hooks, self.own_stages)
@@ -230,7 +236,7 @@ class Parts:
             return step
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
-        refusal = None
+        refusal = None if getattr(code, "capturable", True) else f"{type(code).__name__} says that it is not capturable"
         compiling = compile_arguments(self.settings["compile"])
         if compiling is not None and has_cuda_graphs(compiling):
             refusal = "compile makes CUDA graphs of its own"
@@ -252,6 +258,9 @@ class Parts:
         """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
         if split not in self.loaders:
+            if split == "train" and self.data is None and not needs_data(self.train_loop):
+                self.loaders[split] = NoLoader()
+                return self.loaders[split]
             limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
             overfit = limits.batches_to_overfit(self.settings["overfit"])
             if (limit or overfit) and self.strategy.world_size > 1:

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.report.ranking import places
 from trainyard.sweep.report.rows import Direction, JobRow, number, varying
 from trainyard.track.journal import FILE as JOURNAL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,16 @@ class SweepTracking:
             if not entry.is_left:
                 self._best.add(entry.objective)
         self._journal.status("RUNNING")
-        self.extend(plan)
 
-    def extend(self, plan: SweepPlan) -> None:
-        """Take over the plan of all jobs so far, since a sweeper may launch batch after batch."""
+    def write_plan(self, plan: SweepPlan) -> None:
+        """Write the plan of all jobs so far."""
         if self._tracker is not None:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")
-            self._journal.tags({"jobs": len(plan.jobs)})  # a param could not grow
+
+    def count(self, jobs: int) -> None:
+        """Note the number of jobs so far."""
+        if self._tracker is not None:
+            self._journal.tags({"jobs": jobs})  # a param could not grow
 
     def expect(self, jobs: Iterable[Job]) -> None:
         """Add jobs that are about to run: each is followed once it has written its `run.json`."""
@@ -117,6 +120,18 @@ class SweepTracking:
         if self._tracker is not None:
             self.look()
             _note(job.directory, "RUNNING")
+
+    def pruned(self, job: Job, at: int) -> None:
+        """Mark the run of a job that will not go on: it has not failed.
+
+        Args:
+            job: the job.
+            at: the place at which it has reported last.
+        """
+        if self._tracker is not None:
+            self.look()
+            _note(job.directory, "FINISHED", "pruned", {"pruned": True, "rung": at})
+            self.ended(job)
 
     def abort(self) -> Shipment:
         """End shipping at once, and report what is left."""
@@ -192,8 +207,10 @@ class SweepTracking:
         return self._tracker.finish()
 
 
-def _note(directory: Path, status: Status, message: str = "") -> None:
-    """Write a status into the journal of a job that has no process."""
+def _note(directory: Path, status: Status, message: str = "", tags: Mapping[str, Any] | None = None) -> None:
+    """Write a status, and tags, into the journal of a job that has no process."""
     if (directory / JOURNAL).exists():
         with Journal(directory) as journal:
+            if tags:
+                journal.tags(tags)
             journal.status(status, message)

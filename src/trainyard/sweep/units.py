@@ -12,6 +12,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
+from trainyard.sweep.clones import start_of
 from trainyard.sweep.events import Unit
 from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Entry, Manifest
@@ -21,6 +22,17 @@ from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import Rungs, SweepPosition
 
 STACKS = "stacks"  # folder of the output of stacks
+
+
+def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
+    """Return what is imported once, in the process that workers are forked from.
+
+    Args:
+        application: the jobs' application.
+        fuse: the setting: whether there are stacks.
+    """
+    stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
+    return [*application.preload, *stacked, worker_tasks.__name__]
 
 
 class UnitTasks:
@@ -69,6 +81,12 @@ class UnitTasks:
         """Return jobs by their numbers."""
         return [self.jobs[num] for num in nums]
 
+    def stacks_of(self, nums: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the jobs among these that train as one program from here on, as far as widths are known."""
+        if len(nums) < 2:
+            return []
+        return [tuple(job.num for job in stack.jobs) for stack in self._stacks.known(self.of(nums)).stacks]
+
     def name(self, unit: Unit) -> str:
         """Return the name of a unit in messages."""
         return spans(unit.nums)
@@ -86,7 +104,10 @@ class UnitTasks:
         name = self.name(unit)
         if len(jobs) == 1:
             config = jobs[0].config
-            if resumes[0]:
+            if (origin := jobs[0].origin) is not None:
+                config.resume = start_of(jobs[0])
+                config.resume_override = [*(config.resume_override or ()), *origin.keys]
+            elif resumes[0]:
                 config.resume = True
             work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
             log = jobs[0].directory / "output.log"

@@ -1,4 +1,4 @@
-"""Run description: `run.json` in the run's directory; the shipper and `scripts/sync.py` make the MLflow run from it."""
+"""Run description: `run.json` in the run's directory; the shipper and `trainyard sync` make the MLflow run from it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class RunInfo:
         experiment_id: MLflow's own, of an experiment that is chosen by it and not by its name.
         start_time: unix seconds.
         user, source: who started which program.
+        program: the arguments of Python that start that program (`-m trainyard.train`); empty where it has no file, or
+            another process started the run.
         python_path: folders from which the shipper imports the user's model.
         mark: what makes its directory one of the user's own (`trainyard.track.own`).
     """
@@ -56,6 +58,7 @@ class RunInfo:
     start_time: float = field(default_factory=time.time)
     user: str | None = None
     source: str | None = None
+    program: list[str] = field(default_factory=list)
     python_path: list[str] = field(default_factory=list)
     mark: str | None = None
 

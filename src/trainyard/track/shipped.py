@@ -253,7 +253,7 @@ class Shipment:
         if self.running:
             lines.append("They are being shipped in the background.")
         lines.append(
-            "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
+            "Nothing is lost: the journal has them. To ship them later: trainyard sync "
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)

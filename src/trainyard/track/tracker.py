@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainyard import temporary
+from trainyard.application import StartedAs
 from trainyard.checks import boolean, choice, number, text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
@@ -116,7 +117,7 @@ class Tracker(ABC):
     def abort(self) -> Shipment:
         """End shipping within two seconds, whatever is left, and return how far it went. Never raise.
 
-        For a command that must end now; `scripts/sync.py` ships the rest.
+        For a command that must end now; `trainyard sync` ships the rest.
         """
         return Shipment()
 
@@ -125,6 +126,7 @@ class Tracker(ABC):
             info,
             user=info.user or _user(),
             source=info.source or Path(sys.argv[0]).name or None,
+            program=info.program or _program(),
             python_path=info.python_path or _python_path(),
         )
 
@@ -133,7 +135,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Tracker without MLflow. It writes the journal and `run.json`: `scripts/sync.py --uri` can ship them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can ship them later."""
 
     def finish(self) -> Shipment:
         return Shipment()
@@ -375,6 +377,14 @@ def _user() -> str | None:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name
         return str(os.getuid()) if hasattr(os, "getuid") else None
+
+
+def _program() -> list[str]:
+    """Return the arguments of Python that start this process's program; empty for a worker of a sweep, and a rank."""
+    started = StartedAs.now()
+    if started is None or (started.module or "").startswith(("trainyard.sweep.", "trainyard.distributed.")):
+        return []
+    return started.command
 
 
 def _python_path() -> list[str]:

@@ -246,7 +246,7 @@ class Store:
             if found.lifecycle_stage != "active":
                 raise MlflowException(
                     f"The experiment {found.name} was deleted in MLflow: restore it there, or choose another one with "
-                    "sync.py --experiment."
+                    "`trainyard sync --experiment`."
                 )
             self._experiments[key] = found.experiment_id
         return self._experiments[key]
