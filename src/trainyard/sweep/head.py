@@ -366,7 +366,7 @@ class Head(Loop):
                 continue
             self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
-            self._progress.ended(job, event.state, outcome, log)
+            self._progress.ended(job, event.state, outcome, log, width=event.width)
 
     def _of_pruned(self, event: Ended) -> Ended:
         """Return the end of a job that is pruned with what it has reported last as its objective."""

@@ -154,7 +154,7 @@ class SweepProgress:
             flush=True,
         )
 
-    def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None) -> None:
+    def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None, *, width: int = 1) -> None:
         """Show how a job ended.
 
         Args:
@@ -162,6 +162,7 @@ class SweepProgress:
             state: its state.
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
+            width: the number of jobs that trained with it: it took a share of the time.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
@@ -169,7 +170,8 @@ class SweepProgress:
             value = getattr(outcome.value, "return_value", None)
             number = f"  {value:.4f}" if isinstance(value, float) else ""
             print(
-                f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True
+                f"done     {title}{number}  in {outcome.seconds / width:.1f} s  ({self._ended}/{len(self._jobs)})",
+                flush=True,
             )
             self._tell_time_left()
         elif outcome.attempts:
