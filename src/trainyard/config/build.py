@@ -35,6 +35,7 @@ _EXTRAS = {
     "timm": "timm",
     "tokenizers": "hf",
     "transformers": "hf",
+    "optuna": "search",
 }  # packages that an extra of this one installs
 _OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 

@@ -68,6 +68,11 @@ class BaseModel(nn.Module):
         losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
         return losses
 
+    def loss_step(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a batch of a run without metrics, whose validation they are: see `total_loss`."""
+        losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
+        return losses
+
     def val_step(self, batch: Any) -> Any:
         """Return the predictions for a batch of the validation data. The loop sets `eval()` and turns gradients off."""
         return call(self, self.preprocess(batch), "predict")

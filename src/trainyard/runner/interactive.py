@@ -87,7 +87,7 @@ class Interactive(Parts):
         self.prepare(loader if isinstance(loader, str) else self._any_split())
         batches = self.loader(loader).batches() if isinstance(loader, str) else iter(loader)
         model = self.eval_model
-        training, step = model.training, self.predict_step(split)
+        training, step = model.training, self.predict_step(split, losses=False)
         model.eval()
         try:
             with torch.no_grad():

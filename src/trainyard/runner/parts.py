@@ -15,7 +15,7 @@ from trainyard import optim as optimizers
 from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
-from trainyard.data import SPLITS, Data, Loader, as_data
+from trainyard.data import SPLITS, Data, Loader, as_data, limits
 from trainyard.data.lengths import exact_length, length_hint, no_batches
 from trainyard.data.nothing import NoLoader
 from trainyard.data.order import EmptyDataError
@@ -35,6 +35,8 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
+from trainyard.runner.model_losses import NAME as LOSSES
+from trainyard.runner.model_losses import ModelLosses, evaluates_itself
 from trainyard.runner.preprocessor import with_preprocessor
 from trainyard.runner.simulation import needs_data
 from trainyard.runner.switching import switches
@@ -186,7 +188,14 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
-        return {name: self.strategy.metric(metric) for name, metric in configured(config).items()}
+        found = {LOSSES: ModelLosses()} if self.validates_by_loss else configured(config)
+        return {name: self.strategy.metric(metric) for name, metric in found.items()}
+
+    @cached_property
+    def validates_by_loss(self) -> bool:
+        """Whether the losses of the model are its validation: there is no metric, and no `val_step` of the model's."""
+        given = self.settings["metrics"] or {}
+        return not any(metric is not None for metric in given.values()) and not evaluates_itself(self.model)
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:
@@ -252,17 +261,30 @@ class Parts:
             if split == "train" and self.data is None and not needs_data(self.train_loop):
                 self.loaders[split] = NoLoader()
                 return self.loaders[split]
-            if self.data is None or split not in self.data.splits:
-                known = ", ".join(self.data.splits) if self.data else "none"
-                raise ConfigError("data", split, f"a split that the data has: {known}")
-            try:
-                loader = self.data.loader(split, seed=self.seed, device=self.device)
-            except EmptyDataError as error:
-                raise no_batches(split) from error
-            except ConfigError as error:
-                raise error.under("data") from None
-            self.loaders[split] = self.strategy.loader(loader, split)
+            limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
+            overfit = limits.batches_to_overfit(self.settings["overfit"])
+            if (limit or overfit) and self.strategy.world_size > 1:
+                raise ConfigError("limit" if limit else "overfit", limit or overfit, "null, on several devices")
+            if overfit is None or split.startswith("test"):
+                self.loaders[split] = limits.limited(self.whole_loader(split), limit, split)
+            elif split == "train":
+                self.loaders[split] = limits.FirstBatches(self.whole_loader(split), overfit, repeat=True)
+            else:
+                self.loaders[split] = self.loader("train")
         return self.loaders[split]
+
+    def whole_loader(self, split: str) -> Loader:
+        """Return a new loader of all batches of a set."""
+        if self.data is None or split not in self.data.splits:
+            known = ", ".join(self.data.splits) if self.data else "none"
+            raise ConfigError("data", split, f"a split that the data has: {known}")
+        try:
+            loader = self.data.loader(split, seed=self.seed, device=self.device)
+        except EmptyDataError as error:
+            raise no_batches(split) from error
+        except ConfigError as error:
+            raise error.under("data") from None
+        return self.strategy.loader(loader, split)
 
     def metainfo(self, split: str) -> Any:
         """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""
