@@ -1,10 +1,12 @@
 """For all tests: one thread a process, so that tests in parallel do not wait for each other's spinning threads."""
 
+import gc
 import logging
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Take what is imported and collected out of the garbage collector's sight: it looks through all of it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu") is not None:  # not a keyword: those have the names of folders too
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_before() -> Iterator[None]:
+    """What a Hydra application of a test configures for its process is taken back after the test."""
+    root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, ("trainyard", "hydra"))]
+    before = [(each, each.level, each.disabled, each.propagate, each.handlers[:]) for each in loggers]
+    threshold = root.manager.disable
+    yield
+    logging.disable(threshold)
+    for each, level, disabled, propagate, handlers in before:
+        each.setLevel(level)
+        each.disabled, each.propagate, each.handlers[:] = disabled, propagate, handlers
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -58,11 +58,10 @@ def to_record(event: Event) -> Record:
             return own if note is None else {**own, "note": note}
 
 
-def events_of(record: Mapping[str, Any]) -> Iterator[Event]:
-    """Yield the events that a record of a manifest stands for: one, or none."""
+def event_of(record: Mapping[str, Any]) -> Event | None:
+    """Return the event that a record of a manifest stands for; None if it is of another kind."""
     make = _EVENTS.get(record["kind"])
-    if make is not None:
-        yield make(record)
+    return None if make is None else make(record)
 
 
 def record_of(rungs: Rungs) -> Record:

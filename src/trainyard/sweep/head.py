@@ -346,7 +346,8 @@ class Head(Loop):
                 if isinstance(event, Ended) and event.state == "pruned":
                     event = self._of_pruned(event)
                 events[num] = event
-        self.apply(*events.values())
+        if events:
+            self.apply(*events.values())
         for num, event in events.items():
             job, outcome = self._units.jobs[num], outcomes[num]
             if isinstance(event, Paused):

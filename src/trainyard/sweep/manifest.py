@@ -12,6 +12,7 @@ without them is planned anew.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import time
@@ -25,7 +26,7 @@ from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
 from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
-from trainyard.sweep.event_records import Record, events_of, origin_of, to_record
+from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
 from trainyard.sweep.steering import KIND, Command, acknowledgement
 
@@ -108,14 +109,14 @@ class Manifest:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(manifest.path, len(whole))
-        for record in _parsed(whole):
-            try:
-                manifest._take(record)
-                if follow is not None:
-                    for event in events_of(record):
+        with _kept():
+            for record in _parsed(whole):
+                try:
+                    manifest._take(record)
+                    if follow is not None and (event := event_of(record)) is not None:
                         follow(event)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # a line of something else, left by a crash of the machine
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # a line of something else, left by a crash of the machine
         return manifest
 
     def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None) -> None:
@@ -174,7 +175,7 @@ class Manifest:
             self.check(job.num, job.overrides)
             if job.num not in self.entries:
                 new[job.num] = to_record(job)
-        return [event for record in self._append(*new.values()) for event in events_of(record)]
+        return _events(self._append(*new.values()))
 
     def check(self, num: int, overrides: Sequence[str]) -> None:
         """Check that a job is the recorded one, if there is one.
@@ -253,7 +254,7 @@ class Manifest:
         now = time.time()
         records = [to_record(event) for event in events] if answer is None else [answer, *map(to_record, events)]
         lines = self._append(*({**record, "time": now} for record in records), sync=answer is not None)
-        return [event for record in lines for event in events_of(record)]
+        return _events(lines)
 
     def answer(self, command: Command, *, refusal: str = "", told: str = "") -> None:
         """Record the answer to a command, on disk: it is acted on after that, and never again.
@@ -308,7 +309,9 @@ class Manifest:
         self.proposer = record["identity"]
 
     def _take_fit(self, record: Record) -> None:
-        self.fits[record["key"]] = KnownFit(*(record[each.name] for each in fields(KnownFit)))
+        self.fits[record["key"]] = KnownFit(
+            **{each.name: record[each.name] for each in fields(KnownFit) if each.name in record}
+        )
 
     def _take_decisions(self, record: Record) -> None:
         for task in record["tasks"]:
@@ -346,6 +349,18 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
 }
 
 
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Collect no garbage meanwhile: nearly all that is read is kept, and would be looked at again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _parsed(content: bytes) -> Iterator[Record]:
     """Yield the records in whole lines; a line that is none is left out."""
     lines = content.splitlines()
@@ -360,6 +375,10 @@ def _parsed(content: bytes) -> Iterator[Record]:
                     yield json.loads(line)
                 except ValueError:
                     continue
+
+
+def _events(records: Iterable[Record]) -> list[Event]:
+    return [event for record in records if (event := event_of(record)) is not None]
 
 
 def _told(value: Any) -> str:

@@ -145,6 +145,7 @@ class SweepPlan:
         alone: why other jobs run alone, by number.
         begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
         sizes: what jobs will leave, by number, as far as it is known.
+        seconds: of slot time that jobs take without validation, by number, as far as it was measured.
     """
 
     jobs: list[Job]
@@ -156,6 +157,7 @@ class SweepPlan:
     alone: dict[int, str] = field(default_factory=dict)
     begun: frozenset[int] = frozenset()
     sizes: Mapping[int, JobSize] = field(default_factory=dict)
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Job]:
@@ -204,16 +206,23 @@ class SweepPlan:
         """Return a line with the time, the disk space and the rows of MLflow that the jobs to run will take."""
         left = self.left
         known = [cost for entry in self.entries.values() if entry.state == "done" and (cost := entry.cost) is not None]
-        told = []
+        told: list[str] = []
+        slots = max(1, len(self.slots))
         if known and left:
-            seconds = sum(known) / len(known) * sum(job.slots for job in left) / max(1, len(self.slots))
+            seconds = sum(known) / len(known) * sum(job.slots for job in left) / slots
             told.append(f"{duration(seconds)}, as the {len(known)} done took")
+        elif left and all(job.num in self.seconds for job in left):
+            seconds = sum(self.seconds[job.num] for job in left) / min(slots, len(left))
+            told.append(f"{duration(seconds)} of training, as measured, without validation")
+        timed = bool(told)
         sizes = [self.sizes[job.num] for job in left if job.num in self.sizes]
         if sizes:
             scale = len(left) / len(sizes)
             told.append(f"{amount(scale * sum(size.checkpoints for size in sizes))} of checkpoints")
             rows = scale * sum(size.rows for size in sizes)
             told += [f"{rows:,.0f} rows of metrics in MLflow"] if rows else []
+            if not timed:
+                told.append("no time is known before the first job has ended")
         return [f"About {'; '.join(told)}."] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
 from trainyard.sweep.plan import Job, Stack, SweepPlan
+from trainyard.sweep.report.rows import duration
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _WORDS = {
     "interrupted": "interrupted",
     "stopped": "stopped",
 }
+WORTH_TELLING = 60.0  # seconds
 LOOKED_AT = 16  # journals of a stack that are read at each look
 
 
@@ -169,6 +171,7 @@ class SweepProgress:
             print(
                 f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True
             )
+            self._tell_time_left()
         elif outcome.attempts:
             print(f"{_WORDS[state]}  {title}: {outcome.error}", flush=True)
             if state == "failed" and outcome.traceback:
@@ -187,9 +190,7 @@ class SweepProgress:
         from rich.table import Table
         from rich.text import Text
 
-        done, total = self._ended - self._before, len(self._jobs) - self._before
-        spent = time.monotonic() - self._begin
-        left = f", {timedelta(seconds=round(spent / done * (total - done)))} left" if done else ""
+        left = f", {timedelta(seconds=round(self._left))} left" if self._ended > self._before else ""
         table = Table(title=f"{self._ended}/{len(self._jobs)} jobs{left}", title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
@@ -197,6 +198,17 @@ class SweepProgress:
             title = Text(row.title)  # a Text: rich would read `[...]` in a plain string as markup
             table.add_row(row.label, title, str(row.slot), *row.tail.look())
         return table
+
+    @property
+    def _left(self) -> float:
+        """Seconds that are left, as the jobs that have ended took."""
+        done, total = self._ended - self._before, len(self._jobs) - self._before
+        return (time.monotonic() - self._begin) / done * (total - done)
+
+    def _tell_time_left(self) -> None:
+        """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
+        if self._live is None and self._ended - self._before == 1 and self._left >= WORTH_TELLING:
+            print(f"left     about {duration(self._left)}, as this one took", flush=True)
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, _Tail(jobs, self._objective))

@@ -39,11 +39,13 @@ class Stacking:
         stacks: in the order of their first jobs.
         alone: by number, the reason why other jobs are in none.
         followed: the numbers of the jobs that train together as recorded.
+        seconds: by number, the slot time that jobs take, as a probe has measured.
     """
 
     stacks: list[Stack]
     alone: dict[int, str]
     followed: set[int] = field(default_factory=set)
+    seconds: dict[int, float] = field(default_factory=dict)
 
 
 class StackPlanner:
@@ -117,7 +119,7 @@ class StackPlanner:
             kept.followed.update(nums)
         chosen = self._choose([job for job in jobs if job.num not in kept.followed], probing)
         stacks = sorted([*kept.stacks, *chosen.stacks], key=lambda stack: stack.jobs[0].num)
-        return Stacking(stacks, kept.alone | chosen.alone, kept.followed)
+        return Stacking(stacks, kept.alone | chosen.alone, kept.followed, chosen.seconds)
 
     def known(self, jobs: Sequence[Job]) -> Stacking:
         """Put jobs into stacks by kind, as far as the widths of the kinds are known: nothing is measured."""
@@ -143,6 +145,7 @@ class StackPlanner:
         if probing:
             self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
         stacks = []
+        seconds: dict[int, float] = {}
         for key, members in several:
             known = self._fits[key] if probing else self._fits.get(key)
             if known is None and self._width is not None:
@@ -150,6 +153,8 @@ class StackPlanner:
             if known is None:
                 alone |= {job.num: "how many train best as one program was not measured" for job in members}
                 continue
+            if known.seconds is not None:
+                seconds |= dict.fromkeys((job.num for job in members), known.seconds)
             if known.width < 2:
                 alone |= {job.num: known.reason for job in members}
                 continue
@@ -159,7 +164,7 @@ class StackPlanner:
                     stacks.append(Stack(tuple(chunk), known.note))
                 else:
                     alone[chunk[0].num] = f"left over by stacks of {known.width}"
-        return Stacking(stacks, alone)
+        return Stacking(stacks, alone, seconds=seconds)
 
     def _knows(self, key: str, count: int) -> bool:
         known = self._fits.get(key)
@@ -194,7 +199,8 @@ class StackPlanner:
             TrainyardError: these jobs cannot be stacked although a width was given.
         """
         if outcome.state == "done":
-            fit = KnownFit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
+            found = outcome.value
+            fit = KnownFit(found.width, found.reason or "", found.note, len(jobs), found.seconds)
         else:
             what = "took too long" if outcome.state == "timeout" else f"ended with: {outcome.error}"
             fit = KnownFit(1, f"the probe {what}", "", len(jobs))

@@ -44,11 +44,10 @@ from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.trial import Trials
-from trainyard.sweep.units import UnitTasks, units_of
+from trainyard.sweep.units import UnitTasks, preloaded, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
 from trainyard.sweep.worker_tasks import JobDone
 
-WORKER_TASKS = "trainyard.sweep.worker_tasks"  # imported once, in the process that workers are forked from
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
@@ -89,7 +88,7 @@ class Sweep:
         try:
             self._slots = find_slots(settings.jobs_per_gpu, threads, settings.max_jobs)
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
-            self._executor = LocalExecutor(self._slots, preload=self._preload())
+            self._executor = LocalExecutor(self._slots, preload=preloaded(self.application, settings.fuse))
             self._trials = Trials(self.application, self._executor)
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
@@ -229,11 +228,6 @@ class Sweep:
         if not self.settings.dry_run and any(entry.has_failed for entry in self._manifest.entries.values()):
             raise SweepFailedError(self._manifest)
 
-    def _preload(self) -> list[str]:
-        fuse = self.application.fuse
-        stacked = fuse.PRELOAD if fuse is not None and self.settings.fuse != "off" else ()
-        return [*self.application.preload, *stacked, WORKER_TASKS]
-
     @property
     def _whole(self) -> SweepPlan:
         assert self._plan is not None
@@ -302,7 +296,9 @@ class Sweep:
         keys = self._keys.add(jobs)
         begun = frozenset(job.num for job in left if job.num in recorded and any(job.directory.glob("*")))
         sizes, stacks = self._trials.sizes, stacking.stacks
-        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes)
+        plan = SweepPlan(
+            jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes, stacking.seconds
+        )
         for line in not_followed:
             print(line, flush=True)
         self._units.begun.update(job.num for job in jobs if entries[job.num].state != "waiting" or job.num in begun)

@@ -24,6 +24,7 @@ class StackFit(Protocol):
         width: jobs in a stack; 1 if they run one by one.
         reason: why they run one by one; None if they are stacked.
         note: what was measured, for the plan. A width of 1 with a note means that a stack is possible but not faster.
+        seconds: of slot time that a job takes so; None if that is unknown.
     """
 
     @property
@@ -32,6 +33,8 @@ class StackFit(Protocol):
     def reason(self) -> str | None: ...
     @property
     def note(self) -> str: ...
+    @property
+    def seconds(self) -> float | None: ...
 
 
 class JobResult(Protocol):

@@ -24,6 +24,17 @@ from trainyard.track.sweep_position import Rungs, SweepPosition
 STACKS = "stacks"  # folder of the output of stacks
 
 
+def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
+    """Return what is imported once, in the process that workers are forked from.
+
+    Args:
+        application: the jobs' application.
+        fuse: the setting: whether there are stacks.
+    """
+    stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
+    return [*application.preload, *stacked, worker_tasks.__name__]
+
+
 class UnitTasks:
     """Makes the tasks of units, when they start: until then a job is no more than its overrides.
 

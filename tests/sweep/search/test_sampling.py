@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
-from trainyard.sweep.event_records import events_of, to_record
+from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed
 from trainyard.sweep.proposers.pruners import Asha
 from trainyard.sweep.proposers.search import Limits, SearchProposer
@@ -84,7 +84,7 @@ def test_what_is_killed_and_restored_suggests_what_it_would_have_suggested(hydra
     other = SimulatedSweep(make, lambda num, own: SimulatedJob(job(num, own).values), 2)
     for stop in (3, 8):
         other.run(lambda: len(other.reports) >= stop)  # noqa: B023
-        other.log = [read for event in other.log for read in events_of(json.loads(json.dumps(to_record(event))))]
+        other.log = [read for event in other.log if (read := event_of(json.loads(json.dumps(to_record(event)))))]
         other.kill()
     assert other.run()
     assert lines_of(other.log) == lines_of(undisturbed.log)

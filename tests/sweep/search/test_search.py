@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep.event_records import events_of, to_record
+from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed, Queued, Reported
 from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
 from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer
@@ -101,8 +101,9 @@ def test_a_restored_search_decides_as_the_one_before(seed: int, order: str, prun
     def compare() -> bool:
         restored = living._make()
         for event in living.log:
-            (read,) = events_of(json.loads(json.dumps(to_record(event))))
+            read = event_of(json.loads(json.dumps(to_record(event))))
             assert read == event
+            assert read is not None
             restored.told(read)
         assert restored.ask(1) == living.proposer.ask(1)
         return False
