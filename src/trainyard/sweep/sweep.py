@@ -154,8 +154,9 @@ class Sweep:
         known: list[Proposal] = []
         if self._plan is None:
             known = [*recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)]
-        # Where jobs are recorded the head asks, when it knows how many of them are left to run.
-        asked = [] if recorded and known else proposer.ask(len(self._slots))
+        # Where recorded jobs are left to run the head asks, when it knows how many slots they leave.
+        left = any(each.is_left and each.state != "paused" for each in self._manifest.entries.values())
+        asked = [] if recorded and left else proposer.ask(len(self._slots))
         proposals = [*known, *asked] if recorded else [*asked, *known]
         plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)], at_rest=True)
         print(plan, flush=True)
