@@ -24,7 +24,7 @@ from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import END_OF_WISH, FIRST_CLONE, Began, Ended, Event, Paused, Proposed, Unit
+from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import capacity, find_slots
@@ -35,7 +35,8 @@ from trainyard.sweep.job_returns import returned
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposal, Proposer
+from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposer
+from trainyard.sweep.pruned import fulfilled
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
@@ -151,9 +152,7 @@ class Sweep:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)
         self._from_proposer = recorded
-        known: list[Proposal] = []
-        if self._plan is None:
-            known = [*recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)]
+        known = recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded) if self._plan is None else []
         # Where recorded jobs are left to run the head asks, when it knows how many slots they leave.
         left = any(each.is_left and each.state != "paused" for each in self._manifest.entries.values())
         asked = [] if recorded and left else proposer.ask(len(self._slots))
@@ -337,14 +336,8 @@ class Sweep:
             CommandFolder(self.directory).clear()
         self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
-        wished = self._scheduler.wished.items()
-        fulfilled = [
-            Paused(num)
-            if wish == "pause"
-            else Ended(num, END_OF_WISH[wish], 0.0, self._reports.last.get(num, (0, None))[1], BY_HAND)
-            for num, wish in wished
-        ]
-        for event in self._manifest.log(Began(), *fulfilled):
+        ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)
+        for event in self._manifest.log(Began(), *ends):
             self._scheduler.handle(event)
             tell(self._proposer, event)
 
