@@ -201,8 +201,8 @@ class SweepProgress:
         from rich.text import Text
 
         left = f", {timedelta(seconds=round(self._left))} left" if self._ended > self._before else ""
-        title = f"{self._ended}/{len(self._jobs)} jobs{left}{self._further}"
-        table = Table(title=title, title_justify="left")
+        heading = f"{self._ended}/{len(self._jobs)} jobs{left}{self._further}"
+        table = Table(title=heading, title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
         for _, row in sorted(self._running.items(), key=lambda each: each[1].first):
