@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
 
 
 def pytest_collection_finish() -> None:
-    """Take what is imported and collected out of the garbage collector's sight: it looks through all of it again and again."""
+    """Hide what is imported and collected from the garbage collector, which would look through it again and again."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Hydra plugins: the launcher `local` and the sweeper `grid`.
+"""Hydra plugins: the launchers `local` and `slurm`, and the sweeper `grid`.
 
 They are thin, since Hydra imports this module at every start. The work is in `trainyard.sweep`.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from trainyard.sweep.proposers import Proposer
+    from trainyard.sweep.settings import SweepSettings
+    from trainyard.sweep.slurm_settings import SlurmSettings
     from trainyard.sweep.sweep import Sweep
 
 
@@ -83,11 +86,10 @@ class LocalLauncher(Launcher):
             self.sweep.raise_if_failed()
 
     def _begun(self) -> Sweep:
-        from trainyard.sweep.settings import SweepSettings
         from trainyard.sweep.sweep import Sweep
 
         if self.sweep is None:
-            settings = SweepSettings.from_config(self.settings)
+            settings = self._checked_settings()
             self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
             # After an error of the sweeper this runs at exit. Modules that are imported then may need this one, which
             # cannot be imported then.
@@ -96,10 +98,54 @@ class LocalLauncher(Launcher):
             weakref.finalize(self, self.sweep.close)
         return self.sweep
 
+    def _checked_settings(self) -> SweepSettings:
+        from trainyard.sweep.settings import SweepSettings
+
+        return SweepSettings.from_config(self.settings)
+
     def close(self) -> None:
         """End the sweep: rank its jobs, report, wait for the shipper."""
         if self.sweep is not None:
             self.sweep.close()
+
+
+class SlurmLauncher(LocalLauncher):
+    """Runs the jobs of a sweep on the nodes of a Slurm cluster.
+
+    Args:
+        **settings: the settings that `trainyard.sweep.slurm_settings.SlurmSettings` documents.
+    """
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self._given_settings().detach:
+            self._begun().launch(job_overrides, initial_job_idx)  # checks the jobs, and shows the plan
+            self._submit_head()
+        return super().launch(job_overrides, initial_job_idx)
+
+    def run(self, proposer: Proposer) -> None:
+        super().run(proposer)
+        if self._given_settings().detach:
+            self._submit_head()
+
+    def _submit_head(self) -> NoReturn:
+        """Submit the process that runs the sweep, unless only the plan was wanted, and end this one."""
+        from trainyard.sweep.detached import submit_head
+
+        settings = self._given_settings()
+        assert self.sweep is not None
+        self.sweep.close()
+        if not settings.dry_run:
+            print(submit_head(settings, self.sweep.directory))
+        sys.exit()
+
+    def _given_settings(self) -> SlurmSettings:
+        from trainyard.sweep.slurm_settings import SlurmSettings
+
+        return SlurmSettings.from_config(self.settings)
+
+    def _checked_settings(self) -> SweepSettings:
+        settings = self._given_settings()
+        return replace(settings, dry_run=True, fuse="off") if settings.detach else settings
 
 
 class GridSweeper(BasicSweeper):

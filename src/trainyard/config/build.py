@@ -29,6 +29,10 @@ _INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the 
 _EXTRAS = {
     "torchvision": "vision",
     "datasets": "hf",
+    "gymnasium": "rl",
+    "lightning": "lightning",
+    "pytorch_lightning": "lightning",
+    "timm": "timm",
     "tokenizers": "hf",
     "transformers": "hf",
     "optuna": "search",

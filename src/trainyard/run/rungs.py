@@ -60,6 +60,7 @@ class RungReports(Hook):
             rungs, at = self._rungs(member), self._place(runner, member)
             if rungs is None or at not in rungs.at or member.failed:
                 continue
+            member.journal.tags({"rung": at})
             self._pause_if_due(runner, member, rungs, at)
             if member.paused and self._is_main:
                 checkpoint.save_next(partial(checkpoint.keep_one, member.checkpoints))

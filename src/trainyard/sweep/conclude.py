@@ -54,6 +54,8 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool, interrupted:
             print(ranking.text(table))
     with _reported("results"):
         files += result_files.write(rows, directory, direction)
+    with _reported("summary"):
+        tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
         files.append(html.write(rows, directory, title=title, objective=name, direction=direction))

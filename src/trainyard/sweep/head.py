@@ -205,9 +205,14 @@ class Head(Loop):
     def _goes_on(self) -> bool:
         if not self._scheduler.busy:
             self.obey()  # a paused job may be to go on
-        while (free := self._scheduler.vacant) and (proposals := self._proposer.ask(free)):
+        while (free := self._vacant()) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
         return self._scheduler.busy
+
+    def _vacant(self) -> int:
+        """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
+        idle = not self._scheduler.busy and not self._scheduler.stopping and not self._scheduler.slots
+        return max(self._scheduler.vacant, idle)
 
     def take_in(self, proposals: Sequence[Proposal]) -> None:
         """Let what was proposed run, and what is pruned end."""
@@ -313,7 +318,7 @@ class Head(Loop):
         again: list[int] = []
         if isinstance(value, StackReturn) and running.attempt <= self._policy.retries:
             again = [num for num, own in outcomes.items() if own.state == "failed"]
-        staying = self._interrupted_for_others(running, outcomes)
+        staying = self._interrupted_for_others(running, outcome, outcomes)
         failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
         if failed and self._policy.fail_fast:  # before a slot is free
             who = f"#{failed[0]}" if isinstance(value, StackReturn) else self._units.name(unit)
@@ -329,9 +334,11 @@ class Head(Loop):
         if staying:
             self.queue([replace(unit, nums=tuple(staying))], "divided")
 
-    def _interrupted_for_others(self, running: RunningUnit, outcomes: Mapping[int, TaskOutcome]) -> list[int]:
-        """Return the jobs that ended because another job of their stack was asked to."""
-        if not running.wishes or self._scheduler.stopping:
+    def _interrupted_for_others(
+        self, running: RunningUnit, outcome: TaskOutcome, outcomes: Mapping[int, TaskOutcome]
+    ) -> list[int]:
+        """Return the jobs that ended because another job of their stack was asked to, or their slot is taken away."""
+        if not (running.wishes or outcome.moved) or self._scheduler.stopping:
             return []
         return [num for num, own in outcomes.items() if own.state == "interrupted" and num not in running.wishes]
 
@@ -358,7 +365,7 @@ class Head(Loop):
             if event.state == "pruned":
                 self._pruned(num)
                 continue
-            self._tracking.ended(job)
+            self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
             self._progress.ended(job, event.state, outcome, log)
 

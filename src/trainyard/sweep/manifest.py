@@ -22,19 +22,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
-from trainyard.sweep.steering import KIND, Command, acknowledgement
+from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
-FILE = "manifest.jsonl"
+FILE = MANIFEST
 FORMAT = 2
 """Version of the format that is written. Manifests without a version, of before, are read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
-_THEN = "the same command, or scripts/resume_sweep.py, continues the sweep"
+_THEN = "the same command, or `trainyard sweep resume`, continues the sweep"
 
 
 @dataclass

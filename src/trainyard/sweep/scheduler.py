@@ -124,6 +124,11 @@ class Scheduler:
         return 0 if len(self._waiting) or self.stopping else self._slots.vacant
 
     @property
+    def demand(self) -> int:
+        """Number of slots that units run on, and of units that wait for some."""
+        return sum(len(it.slots) for it in self.running.values()) + len(self._waiting)
+
+    @property
     def slots(self) -> tuple[int, ...]:
         """Indices of all slots."""
         return self._slots.indices

@@ -19,7 +19,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import decisions, kinds, worker_tasks
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
 from trainyard.sweep.errors import InterruptedSweepError
-from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task, TaskOutcome
@@ -66,7 +66,7 @@ class StackPlanner:
         context: HydraContext,
         application: Sweepable,
         setting: int | Literal["auto", "off"],
-        executor: LocalExecutor,
+        executor: Executor,
     ) -> None:
         self._context = context
         self._application = application

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,9 +14,9 @@ from hydra.core.utils import JobReturn, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
@@ -25,9 +24,7 @@ from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
-from trainyard.sweep.executor.local import LocalExecutor
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.executor.slots import capacity, find_slots
 from trainyard.sweep.head import BY_HAND, Head
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
@@ -43,13 +40,11 @@ from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
-from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.tracking import MULTIRUN, SweepTracking
 from trainyard.sweep.trial import Trials
 from trainyard.sweep.units import UnitTasks, preloaded, units_of
 from trainyard.sweep.varying import VaryingKeys, varying
 from trainyard.sweep.worker_tasks import JobDone
-
-MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 
 
 class Sweep:
@@ -83,19 +78,18 @@ class Sweep:
         self._scheduler = Scheduler()
         self._reports = Reports()
         self._manifest = Manifest.open(self.directory, self._replay)
-        threads = settings.threads_per_job
-        if threads != "auto" and self._manifest.decisions:  # continued, perhaps where there are fewer cores
-            threads = min(threads, len(os.sched_getaffinity(0)))
         try:
-            self._slots = find_slots(settings.jobs_per_gpu, threads, settings.max_jobs)
+            self._slots = settings.slots(continued=bool(self._manifest.decisions))
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
-            self._executor = LocalExecutor(self._slots, preload=preloaded(self.application, settings.fuse))
-            self._trials = Trials(self.application, self._executor)
+            preload = preloaded(self.application, settings.fuse)
+            self._executor = settings.executor(self._slots, self.directory, preload)
+            self._trials = Trials(self.application, settings.trial_executor(self._executor, preload))
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        room = capacity(self._slots)
-        self._configs = JobConfigs(composer, self.application, config, self.directory, room, settings.max_jobs)
+        self._configs = JobConfigs(
+            composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
+        )
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
         self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
@@ -167,7 +161,7 @@ class Sweep:
             self._tracking = SweepTracking(self.directory, config, self._whole)
             self._tracking.write_plan(self._whole)
         self._tracking.count(len(self._whole.jobs))
-        self._units.parent = self._tracking.parent
+        self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
         self._progress = SweepProgress(self._whole, plan.jobs)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(

@@ -50,6 +50,7 @@ class UnitTasks:
         begun: the numbers of jobs that have a state to go on from.
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
+        experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class UnitTasks:
         self.begun: set[int] = set()
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
+        self.experiment: str | None = None
         self._context = context
         self._application = application
         self._stacks = stacks
@@ -96,7 +98,7 @@ class UnitTasks:
         self.begun.update(unit.nums)
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
-        positions = [self._position(job, unit.rungs) for job in jobs]
+        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         decision = self._manifest.entries[jobs[0].num].decision
         assert decision is not None, "recorded before the jobs are run"
         name = self.name(unit)
@@ -119,9 +121,18 @@ class UnitTasks:
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
         return Task(jobs[0].num, worker_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
 
-    def _position(self, job: Job, rungs: Rungs | None) -> SweepPosition:
+    def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
-        return SweepPosition(self.parent, tuple(self.plan.keys), self.plan.name(job), rungs)
+        stacked = len(unit.nums) > 1
+        return SweepPosition(
+            self.parent,
+            tuple(self.plan.keys),
+            self.plan.name(job),
+            experiment=self.experiment,
+            stack=spans(unit.nums) if stacked else None,
+            lane=lane if stacked else None,
+            rungs=unit.rungs,
+        )
 
 
 def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:

@@ -84,7 +84,8 @@ def test_what_is_killed_and_restored_suggests_what_it_would_have_suggested(hydra
     other = SimulatedSweep(make, lambda num, own: SimulatedJob(job(num, own).values), 2)
     for stop in (3, 8):
         other.run(lambda: len(other.reports) >= stop)  # noqa: B023
-        other.log = [read for event in other.log if (read := event_of(json.loads(json.dumps(to_record(event)))))]
+        records = [json.loads(json.dumps(to_record(event))) for event in other.log]
+        other.log = [event for record in records if (event := event_of(record)) is not None]
         other.kill()
     assert other.run()
     assert lines_of(other.log) == lines_of(undisturbed.log)
