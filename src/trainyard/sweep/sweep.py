@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -274,7 +275,8 @@ class Sweep:
         manifest = self._manifest
         given = [each.num for each in new if each.num is not None and each.num < FIRST_CLONE]
         free = max(manifest.next_num, max(given, default=-1) + 1)
-        numbers = [free + index if each.num is None else each.num for index, each in enumerate(new)]
+        numbered = itertools.count(free)
+        numbers = [next(numbered) if each.num is None else each.num for each in new]
         if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
             raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
         with rare_collections():
