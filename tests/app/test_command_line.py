@@ -37,7 +37,7 @@ def _last(folder: Any) -> Any:
 def test_help_shows_the_groups(train: Any) -> None:
     result = train("--help", quick=False)
     assert result.returncode == 0
-    for group in ("model: cnn, mlp, resnet, ", "data: ", "optim: ", "schedule: ", "hook: ", "experiment: "):
+    for group in ("model: cnn, lightning, mlp, resnet, ", "data: ", "optim: ", "schedule: ", "hook: ", "experiment: "):
         assert group in result.stdout, result.stdout
 
 
