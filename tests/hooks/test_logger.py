@@ -111,7 +111,8 @@ class Clock(Hook):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
         self.now = 0.0
         self.seconds = seconds
-        monkeypatch.setattr("trainyard.hooks.logger.perf_counter", lambda: self.now)
+        for module in ("logger", "_time_left"):
+            monkeypatch.setattr(f"trainyard.hooks.{module}.perf_counter", lambda: self.now)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any) -> None:
         self.now += self.seconds

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainyard.hooks import Checkpoint, RuntimeInfo
 from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -23,7 +24,8 @@ def test_what_the_run_is_made_of(make: Any, caplog: pytest.LogCaptureFixture, tm
         "192 samples, 6 batches of 32 an epoch; 3 epochs, 18 iterations.",
     ]
     tags = [record["tags"] for record, _ in read(tmp_path / "metrics.jsonl") if record["kind"] == "tags"]
-    assert tags == [{"model": "MLP", "parameters": str(count), "device": "cpu"}]
+    threads = str(torch.get_num_threads())
+    assert tags == [{"model": "MLP", "parameters": str(count), "device": "cpu", "threads": threads}]
 
 
 def test_a_run_that_only_validates(make: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -93,11 +93,11 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def points(directory: Path) -> dict[str, float]:
-    """The numbers in a journal by name and step, without the times."""
+    """The numbers in a journal by name and step, without the times, and without those that are recorded since."""
     found: dict[str, float] = {}
     for record, _ in read(directory / "metrics.jsonl"):
         for name, value in record.get("values", {}).items():
-            if "time" not in name:
+            if "time" not in name and not name.startswith("best/"):
                 key = f"{name} {record['step']}"
                 assert key not in found, f"{key} was recorded twice"
                 found[key] = value

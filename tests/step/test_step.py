@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from trainyard.data import ArrayData, Rings
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint, Hook
+from trainyard.metrics import Accuracy
 from trainyard.models import MLP, BaseModel
 from trainyard.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
 
@@ -144,7 +145,8 @@ def test_evaluation_runs_in_the_precision_of_the_training() -> None:
         def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
             seen.append(outputs.dtype)
 
-    runner = Runner(mlp(), rings(), precision="bf16", hooks={"dtype": Dtype()}, device="cpu")
+    metrics = {"accuracy": Accuracy()}
+    runner = Runner(mlp(), rings(), precision="bf16", metrics=metrics, hooks={"dtype": Dtype()}, device="cpu")
     runner.val()
     assert set(seen) == {torch.bfloat16}
 

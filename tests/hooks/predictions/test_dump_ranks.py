@@ -55,6 +55,8 @@ class Fails(nn.Module):
     """Its predictions do not fit for the batches of one rank."""
 
     def forward(self, x: Any, y: Any, mode: Any) -> Any:
+        if mode == "loss":
+            return {"loss": x.sum()}
         return x[1:] if 8 in y else x
 
 
@@ -88,7 +90,7 @@ def predicted_by(ranks: Any, folder: Any, model: Any, rows: int = 20, **options:
 
 @pytest.mark.parametrize(("ranks", "rows"), [(2, 20), (3, 18), (3, 6)])  # of 5 batches, 5 and 2: a rank may have none
 def test_they_write_one_file(tmp_path: Path, ranks: int, rows: int) -> None:
-    model = Supervised(nn.Linear(2, 2))
+    model = Supervised(nn.Linear(2, rows))
     alone = Predictions.read(predicted_by(1, tmp_path / "alone", model, rows))
     (tmp_path / "ranks").mkdir()
     together = Predictions.read(predicted_by(ranks, tmp_path / "ranks", model, rows))
@@ -102,6 +104,6 @@ def test_they_write_one_file(tmp_path: Path, ranks: int, rows: int) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"max_mb": 0.0001}])
 def test_where_one_cannot_none_does(tmp_path: Path, caplog: pytest.LogCaptureFixture, options: Any) -> None:
-    assert not predicted_by(2, tmp_path, Fails() if not options else Supervised(nn.Linear(2, 2)), **options).exists()
+    assert not predicted_by(2, tmp_path, Fails() if not options else Supervised(nn.Linear(2, 20)), **options).exists()
     assert caplog.text.count("not written") == 1
     assert not list(tmp_path.glob(".*"))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from trainyard.sweep.executor.transport import Transport, TransportError
 from trainyard.sweep.executor.transport.base import HEAD
@@ -175,7 +176,7 @@ def test_a_wrong_token_is_refused_at_both_ends() -> None:
         with pytest.raises(TransportError, match="the token is not that of the head"):
             agent.receive(30)
         assert head.receive(0) == []
-        assert head.refused == ["an agent has another token"]
+        assert until(lambda: head.refused) == ["an agent has another token"]
 
 
 def test_a_head_without_the_token_is_refused() -> None:
