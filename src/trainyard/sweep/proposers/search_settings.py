@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
-from trainyard.sweep.grid_settings import when_of
+from trainyard.sweep.grid_settings import text_of, when_of
 from trainyard.sweep.proposers.earlier import Earlier, given_points
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
@@ -109,7 +109,7 @@ class SearchSettings:
             limits,
             order_of(values.get("order")),
             None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the slots"),
-            values.get("params") or {},
+            _params(values.get("params")),
             when_of(values.get("when")),
             integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
             values.get("enqueue"),
@@ -128,7 +128,7 @@ class SearchSettings:
             ConfigError: an override, the sampler or the pruner cannot work.
         """
         space = Space(
-            [*(f"{key}={value}" for key, value in self.params.items()), *arguments], self.when, loader, config
+            [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments], self.when, loader, config
         )
         sign = DIRECTIONS[self.direction]
         target = str(self.sampler["_target_"])
@@ -310,9 +310,22 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
 
     rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
     try:
-        return StoppingPruner(build({key: node[key] for key in node.keys() - rungs.keys()}, PRUNER), **rungs)
+        with quiet():
+            pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
+        return StoppingPruner(pruner, **rungs)
     except ConfigError as error:
         raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None
+
+
+def _params(value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{SWEEPER}.params", value, "a mapping: {optim.lr: 'tag(log,interval(1e-5,1e-1))'}, or null")
+    for key, own in (value or {}).items():
+        if isinstance(own, dict):
+            raise ConfigError(
+                f"{SWEEPER}.params.{key}", own, "the text of an override", hint="A key has its dots in it: optim.lr."
+            )
+    return value or {}
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:
