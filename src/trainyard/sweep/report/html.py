@@ -81,15 +81,16 @@ def _means(rows: Sequence[JobRow], objective: str, direction: Direction) -> Iter
     if not found:
         return
     names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
-    numbers = [f"mean {objective}", "std", "n"]
+    numbers = [f"mean {objective}", "95 %", "std", "n"]
     heads = [f"<th>{escape(name)}</th>" for name in names]
     heads += [f'<th class="number">{escape(name)}</th>' for name in numbers]
     lines = []
     for each in found:
         cells = [_cell(each.overrides.get(name, ""), escape(each.overrides.get(name, "-"))) for name in names]
-        for value in (each.mean, each.std):
-            cells.append(_cell("" if value is None else repr(value), number(value), numeric=True))
-        cells.append(_cell(str(each.n), str(each.n) if each.n == len(each.rows) else f"{each.n}/{len(each.rows)}"))
+        for value, sign in ((each.mean, ""), (each.margin, "±"), (each.std, "")):
+            shown = "-" if value is None else f"{sign}{number(value)}"
+            cells.append(_cell("" if value is None else repr(value), shown, numeric=True))
+        cells.append(_cell(str(each.n), each.count))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     yield f"<h2>Means over {escape(', '.join(repeated(rows)))}</h2>"
     yield (
