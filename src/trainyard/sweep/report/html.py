@@ -22,11 +22,18 @@ _TRAIN_LOSS = "train/loss"
 
 
 def write(
-    rows: Sequence[JobRow], directory: str | Path, *, title: str, objective: str | None, direction: Direction
+    rows: Sequence[JobRow],
+    directory: str | Path,
+    *,
+    title: str,
+    objective: str | None,
+    direction: Direction,
+    searched: bool = False,
 ) -> Path:
     """Write `report.html`.
 
-    It shows the ranking, learning curves, parallel coordinates, each parameter against the objective, and importance.
+    It shows the ranking, of a search the optimization history, learning curves, parallel coordinates, each parameter
+    against the objective, and importance.
 
     Args:
         rows: the jobs, in any order. Their curves are read from `metrics.jsonl` in their directories.
@@ -34,6 +41,7 @@ def write(
         title: the page's heading.
         objective: the name of the metric that ranks; None if the objective is not a metric.
         direction: whether a high or a low objective is better.
+        searched: whether the values of later jobs were chosen by the objectives of earlier ones.
 
     Returns:
         The file.
@@ -46,6 +54,7 @@ def write(
         _summary(ranking, title, shown, direction),
         *_means(rows, shown, direction),
         _ranking(ranking, shown, Path(directory)),
+        *(_history(ranking, shown, direction, shade) if searched else ()),
         _curves(ranking, objective, shade),
         *_parameters(ranking, names, shown, shade),
     ]
@@ -135,6 +144,13 @@ def _line(row: JobRow, place: int | None, names: Sequence[str], directory: Path)
 def _cell(value: str, content: str, *, numeric: bool = False) -> str:
     """Return a cell that sorts by `value` and shows `content`, which is HTML."""
     return f'<td{" class=number" if numeric else ""} data-value="{escape(value)}">{content}</td>'
+
+
+def _history(ranking: Sequence[JobRow], objective: str, direction: Direction, shade: dict[int, str]) -> Iterator[str]:
+    if any(row.ranked for row in ranking):
+        yield "<h2>Optimization history</h2>"
+        yield '<p class="note">The finished jobs in order; the line is the best so far.</p>'
+        yield f'<div class="charts">{charts.history(ranking, objective, direction, shade)}</div>'
 
 
 def _curves(ranking: Sequence[JobRow], objective: str | None, shade: dict[int, str]) -> str:
