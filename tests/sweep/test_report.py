@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
+from trainyard.sweep.report.charts import history
 from trainyard.sweep.report.curves import POINTS, read_curves
 from trainyard.sweep.report.importance import importance
 from trainyard.sweep.report.rows import Direction, duration, number, parse, varying
+from trainyard.sweep.report.svg import shades
 from trainyard.track import Journal
 
 SOME = settings(max_examples=100)
@@ -118,6 +120,37 @@ def test_rank_is_a_sorted_permutation(rows: list[JobRow], direction: Direction) 
             assert before.objective is not None
             assert after.objective is not None
             assert (before.objective > after.objective) == (direction == "maximize")
+
+
+@settings(max_examples=30)
+@given(rows=sweeps(), direction=DIRECTIONS)
+def test_the_history_of_a_search_has_the_finished_jobs_and_a_line_that_never_gets_worse(
+    rows: list[JobRow], direction: Direction
+) -> None:
+    ranked = [each for each in rows if each.ranked]
+    if not ranked:
+        return
+    page = Page(history(rank(rows, direction), "x", direction, shades(rows, direction)))
+    drawable = [
+        str(each.num) for each in sorted(ranked, key=lambda each: each.num) if math.isfinite(each.objective or 0)
+    ]
+    assert [num for num in page.jobs("circle") if num in drawable] == page.jobs("circle")
+    heights = [
+        (float(attributes["y1"] or 0), float(attributes["y2"] or 0))
+        for name, attributes in page.tags
+        if name == "line" and attributes["class"] == "median"
+    ]
+    for before, after in heights:  # pixels from the top
+        assert after <= before if direction == "maximize" else after >= before
+    for (_, end), (start, _) in itertools.pairwise(heights):
+        assert end == start
+
+
+def test_a_search_has_a_history_and_a_grid_has_none(tmp_path: Path) -> None:
+    rows = grid(tmp_path, {"optim.lr": ["0.1", "0.01", "0.001"]})
+    for searched in (True, False):
+        file = html.write(rows, tmp_path, title="s", objective="val/accuracy", direction="maximize", searched=searched)
+        assert ("Optimization history of val/accuracy" in file.read_text()) == searched
 
 
 def test_table_shows_what_varies() -> None:

@@ -32,11 +32,11 @@ def test_configurations_are_ranked_by_their_means() -> None:
     shown = text(table(ROWS, "val/accuracy", "maximize"))
     means, jobs = shown.split("Means over seed")
     lines = [line.split() for line in means.splitlines() if line.strip()]
-    assert lines[0] == ["rank", "optim.lr", "mean", "val/accuracy", "std", "n"]
+    assert lines[0] == ["rank", "optim.lr", "mean", "val/accuracy", "95", "%", "std", "n"]
     assert lines[2:] == [
-        ["1", "0.01", "0.7", "0.1", "3"],
-        ["2", "0.1", "0.6", "0.26", "3"],
-        ["-", "1", "0.995", "0.0071", "2/3"],  # a job of it failed
+        ["1", "0.01", "0.7", "±0.25", "0.1", "3"],
+        ["2", "0.1", "0.6", "±0.66", "0.26", "3"],
+        ["-", "1", "0.995", "±0.064", "0.0071", "2/3"],  # a job of it failed
     ]
     assert [line.split()[:2] for line in jobs.splitlines() if line.strip()][2:5] == [["1", "6"], ["2", "8"], ["3", "0"]]
 
@@ -48,6 +48,8 @@ def test_result_files_hold_them(tmp_path: Path) -> None:
         assert own["mean"].tolist() == pytest.approx([0.7] * 3)
         assert own["std"].tolist() == pytest.approx([0.1] * 3)
         assert own["n"].tolist() == [3] * 3
+        # Student's t for 2 degrees of freedom is 4.303 at 97.5 %.
+        assert own["margin"].tolist() == pytest.approx([4.303 * 0.1 / math.sqrt(3)] * 3, rel=1e-3)
 
 
 def test_the_page_shows_them(tmp_path: Path) -> None:
@@ -66,6 +68,18 @@ def test_folds_and_seeds_are_repeats_together() -> None:
     alone = configurations([row(fold, {"data.fold": str(fold)}, fold) for fold in range(5)], "minimize")
     assert [(each.overrides, each.mean, each.n) for each in alone] == [({}, 2.0, 5)]
     assert "Means over data.fold" in text(table([row(f, {"data.fold": str(f)}, f) for f in range(2)], None, "minimize"))
+
+
+def test_a_configuration_with_fewer_seeds_than_the_others_has_no_place() -> None:
+    """It was raced out, or the sweep has ended before."""
+    rows = [row(num, {"optim.lr": "0.1", "seed": str(num)}, 0.9) for num in range(3)]
+    rows.append(row(3, {"optim.lr": "0.2", "seed": "0"}, 0.95))
+    found = configurations(rows, "maximize")
+    assert [(each.overrides["optim.lr"], each.count, each.is_whole) for each in found] == [
+        ("0.1", "3", True),
+        ("0.2", "1/3", False),
+    ]
+    assert found[1].margin is None
 
 
 def test_nothing_is_added_without_repeats(tmp_path: Path) -> None:

@@ -56,11 +56,13 @@ class StoredSweep:
     Attributes:
         jobs: the jobs by number, as of the last `read_on`.
         started: when it was first started, in unix seconds.
+        searched: whether a search chooses the jobs.
     """
 
     directory: Path
     jobs: dict[int, SweepJob] = field(default_factory=dict)
     started: float | None = None
+    searched: bool = False
     _read_to: int = 0
 
     @classmethod
@@ -148,6 +150,8 @@ class StoredSweep:
 
     def _take(self, record: dict[str, Any]) -> list[SweepJob]:
         kind = record["kind"]
+        if kind == "proposer":
+            self.searched = "sampler" in record["identity"]
         if kind == "began":
             self.started = record["time"] if self.started is None else self.started
             running = [job for job in self.jobs.values() if job.state == "running"]

@@ -172,7 +172,9 @@ def report(directory: Path, json_: bool) -> None:
     rows = sweep.rows()
     files = list(result_files.write(rows, directory, sweep.direction))
     title = f"{directory.absolute().parent.name} {directory.absolute().name}"
-    files.append(html.write(rows, directory, title=title, objective=sweep.objective, direction=sweep.direction))
+    of, better = sweep.objective, sweep.direction
+    page = html.write(rows, directory, title=title, objective=of, direction=better, searched=sweep.searched)
+    files.append(page)
     if json_:
         ranking = [vars(row) | {"directory": str(row.directory)} for row in rank(rows, sweep.direction)]
         print_json({**_record(sweep), "jobs": ranking, "files": [str(file) for file in files]})

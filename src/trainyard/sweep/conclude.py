@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -30,13 +31,16 @@ def warm_up() -> None:
     )
 
 
-def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool, interrupted: bool = False) -> None:
+def conclude(
+    plan: SweepPlan, tracking: SweepTracking, named: bool, proposer: Mapping[str, Any], interrupted: bool = False
+) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 
     Args:
         plan: the plan of all jobs so far.
         tracking: the sweep's tracking.
         named: whether the config names the `objective` and its `direction`. If not, lower is better.
+        proposer: the identity of what has chosen the jobs.
         interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
     """
     from trainyard.sweep.report import html, result_files
@@ -58,7 +62,9 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool, interrupted:
         tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
-        files.append(html.write(rows, directory, title=title, objective=name, direction=direction))
+        searched = "sampler" in proposer
+        page = html.write(rows, directory, title=title, objective=name, direction=direction, searched=searched)
+        files.append(page)
         print(f"Report: {files[-1]}")
     tracking.write_plan(plan)  # with the jobs that came while others ran
     paused = [job for job in plan.left if plan.entries[job.num].state == "paused"]

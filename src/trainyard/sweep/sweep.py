@@ -213,7 +213,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes, self._interrupted)
+                conclude(plan, tracking, self.application.resumes, self._proposer.identity, self._interrupted)
 
     def raise_if_failed(self) -> None:
         """Raise for the status of the command.

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
 from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed
+from trainyard.sweep.proposers.base import NewJob
 from trainyard.sweep.proposers.pruners import Asha
 from trainyard.sweep.proposers.search import Limits, SearchProposer
-from trainyard.sweep.proposers.search_settings import SearchSettings
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
 
@@ -29,24 +26,6 @@ LINES = [
     "model.hidden=[16],[32],[64]",
     "seed=3",
 ]
-
-
-@pytest.fixture(scope="module")
-def composed() -> Any:
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        config = compose("train", overrides=["hydra/sweeper=search"], return_hydra_config=True)
-        yield GlobalHydra.instance().config_loader(), config
-
-
-@pytest.fixture
-def hydra(composed: Any) -> Any:
-    """Return the loader, and a config of a whole sweep."""
-    return composed[0], deepcopy(composed[1])
-
-
-def settings_of(config: DictConfig, **changed: Any) -> SearchSettings:
-    given = {key: value for key, value in config.hydra.sweeper.items() if not key.startswith("_")}
-    return SearchSettings.from_config({**given, **changed}, config)
 
 
 def sampler(name: str, **changed: Any) -> DictConfig:
@@ -65,7 +44,9 @@ def job(num: int, overrides: tuple[str, ...]) -> SimulatedJob:
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "qmc", "cmaes", "gp", "nsgaii"])
-def test_what_is_killed_and_restored_suggests_what_it_would_have_suggested(hydra: Any, name: str) -> None:
+def test_what_is_killed_and_restored_suggests_what_it_would_have_suggested(
+    hydra: Any, settings_of: Any, name: str
+) -> None:
     loader, config = hydra
     small = {"gp": {"n_startup_trials": 4}, "tpe": {"n_startup_trials": 4}, "cmaes": {"popsize": 3}}
     small["nsgaii"] = {"population_size": 4}
@@ -145,6 +126,11 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ({"order": "jobs"}, "hydra.sweeper.order: 'jobs' given; accepted: one of any, job. Did you mean 'job'?"),
         ({"direction": "max"}, "hydra.sweeper.direction: 'max' given; accepted: one of minimize, maximize."),
         ({"n_trial": 5}, "hydra.sweeper: 'n_trial' given; accepted: a setting of the search"),
+        ({"params": ["optim.lr=1"]}, "hydra.sweeper.params: ['optim.lr=1'] given; accepted: a mapping"),
+        (
+            {"params": {"optim": {"lr": "interval(0,1)"}}},
+            "hydra.sweeper.params.optim: {'lr': 'interval(0,1)'} given; accepted: the text of an override. A key has",
+        ),
         ({"storage": "sqlite:///a.db"}, "hydra.sweeper.storage: 'sqlite:///a.db' given; accepted: null. The sweep's"),
         ({"sampler": "tpe"}, "hydra.sweeper.sampler: 'tpe' given; accepted: a sampler: hydra/sweeper/sampler=tpe"),
         ({"pruner": "asha"}, "hydra.sweeper.pruner: 'asha' given; accepted: a pruner: hydra/sweeper/pruner=none"),
@@ -160,14 +146,14 @@ def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> Non
         ),
     ],
 )
-def test_a_wrong_setting_is_told(hydra: Any, changed: dict[str, Any], told: str) -> None:
+def test_a_wrong_setting_is_told(hydra: Any, settings_of: Any, changed: dict[str, Any], told: str) -> None:
     loader, config = hydra
     with pytest.raises(ConfigError) as error:
         settings_of(config, **changed).proposer(LINES, loader, config)
     assert str(error.value).startswith(told), error.value
 
 
-def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any) -> None:
+def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any, settings_of: Any) -> None:
     _, config = hydra
     config.loop.val_interval = 2
     asha = {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "auto", "first": "auto", "eta": 3}
@@ -190,14 +176,47 @@ def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any) -> None:
         (["seed=range(3,3)"], "seed: 'range(3,3)' given; accepted: a range with values in it."),
     ],
 )
-def test_a_space_without_values_is_refused(hydra: Any, lines: list[str], told: str) -> None:
+def test_a_space_without_values_is_refused(hydra: Any, settings_of: Any, lines: list[str], told: str) -> None:
     loader, config = hydra
     with pytest.raises(ConfigError) as error:
         settings_of(config).proposer(lines, loader, config)
     assert str(error.value).startswith(told)
 
 
-def test_a_search_without_limits_has_a_hundred_trials(hydra: Any) -> None:
+def test_params_of_a_config_are_overrides_before_those_of_the_command_line(hydra: Any, settings_of: Any) -> None:
+    loader, config = hydra
+    params = {
+        "optim.lr": "interval(0.1,0.5)",
+        "model.hidden": "[16],[32]",
+        "seed": 3,
+        "loop.max_iters": None,
+        "optim.betas": [0.9, None],
+        "data.shuffle": True,
+    }
+    proposer = settings_of(config, params=OmegaConf.create(params)).proposer(["model.hidden=[8],[64]"], loader, config)
+    assert proposer.identity["space"] == ["optim.lr=interval(0.1,0.5)", "model.hidden=[8],[64]"]
+    (first,) = proposer.ask(1)
+    assert isinstance(first, NewJob)
+    own = dict(line.split("=") for line in first.overrides)
+    assert 0.1 <= float(own.pop("optim.lr")) <= 0.5
+    assert own.pop("model.hidden") in ("[8]", "[64]")
+    assert own == {"seed": "3", "loop.max_iters": "null", "optim.betas": "[0.9,null]", "data.shuffle": "True"}
+
+
+@pytest.mark.parametrize("name", ["median", "patient", "percentile", "threshold", "wilcoxon"])
+def test_what_is_experimental_in_optuna_is_not_warned_of(hydra: Any, settings_of: Any, name: str) -> None:
+    loader, config = hydra
+    node = OmegaConf.merge(OmegaConf.load(CONF / f"hydra/sweeper/pruner/{name}.yaml"), {"n_startup_trials": 1})
+    if name in ("patient", "threshold", "wilcoxon"):
+        del node["n_startup_trials"]
+    if name == "threshold":
+        node["lower"] = 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings_of(config, pruner=node).proposer(LINES, loader, config)
+
+
+def test_a_search_without_limits_has_a_hundred_trials(hydra: Any, settings_of: Any) -> None:
     _, config = hydra
     assert settings_of(config).limits == Limits(100)
     assert settings_of(config, timeout=5).limits == Limits(None, 5.0)

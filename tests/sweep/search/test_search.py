@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed, Queued, Reported
 from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
+from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer
+from trainyard.sweep.proposers.stopping import StoppingPruner
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
 
 EPOCHS = 9
@@ -26,12 +28,33 @@ Values = dict[int, list[float]]
 def median() -> Pruner:
     from optuna.pruners import MedianPruner
 
-    from trainyard.sweep.proposers.stopping import StoppingPruner
-
     return StoppingPruner(MedianPruner(n_startup_trials=2), EPOCHS, every=2)
 
 
-PRUNERS: list[Callable[[], Pruner]] = [NoPruner, Asha, lambda: Asha(first=2, eta=2), lambda: Hyperband(EPOCHS), median]
+def percentile() -> Pruner:
+    from optuna.pruners import PercentilePruner
+
+    return StoppingPruner(PercentilePruner(25.0, n_startup_trials=3), EPOCHS)
+
+
+def wilcoxon() -> Pruner:
+    from optuna.pruners import WilcoxonPruner
+
+    with quiet():
+        return StoppingPruner(WilcoxonPruner(p_threshold=0.2, n_startup_steps=2), EPOCHS)
+
+
+def patient() -> Pruner:
+    from optuna.pruners import PatientPruner
+
+    with quiet():
+        return StoppingPruner(PatientPruner(None, patience=2), EPOCHS)
+
+
+PRUNERS: list[Callable[[], Pruner]] = [
+    *(NoPruner, Asha, lambda: Asha(first=2, eta=2), lambda: Hyperband(EPOCHS)),
+    *(median, percentile, wilcoxon, patient),
+]
 
 
 def curves(count: int, seed: int) -> Values:
@@ -153,6 +176,32 @@ def test_a_job_whose_objective_is_nan_is_not_promoted() -> None:
     found = sweep(values, lambda: Asha(eta=2), "any", 2, lambda num: 1.0)
     assert found.run()
     assert [found.state(num) for num in values] == ["pruned"] * 3 + ["done"] + ["pruned"] * 2
+
+
+FALLS = [10.0 - epoch for epoch in range(EPOCHS)]
+
+
+@pytest.mark.parametrize("order", ["any", "job"])
+@pytest.mark.parametrize(
+    ("make", "values", "trained"),
+    [
+        # The best quarter of those that are done: up to 9.5 at the first rung, 9 at the second, 8.5 at the third.
+        (percentile, [FALLS, [9.0] * 9, FALLS, [11.0] * 9, [9.0] + [8.9] * 8], [9, 9, 9, 1, 3]),
+        # Worse than the best one at 3 rungs of 3: that happens by chance with p = 1/8, which is below 0.2.
+        (wilcoxon, [FALLS, [value + 0.5 for value in FALLS], [value - 0.5 for value in FALLS]], [9, 3, 9]),
+        # No improvement for two rungs after the one with the best value.
+        (patient, [FALLS, [5.0, 4.0, 4.5, 4.5, 4.5, 3.0, 2.0, 1.0, 0.0]], [9, 5]),
+    ],
+)
+def test_pruners_of_optuna_end_jobs_at_the_rung_at_which_they_say_so(
+    order: str, make: Callable[[], Pruner], values: list[list[float]], trained: list[int]
+) -> None:
+    found = sweep(dict(enumerate(values)), make, order, 1, lambda num: 1.0)
+    assert found.run()
+    assert list(found.epochs.values()) == trained
+    assert [found.state(num) for num in range(len(values))] == [
+        "done" if epochs == EPOCHS else "pruned" for epochs in trained
+    ]
 
 
 def test_a_search_ends_at_its_target() -> None:

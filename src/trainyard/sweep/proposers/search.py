@@ -40,6 +40,23 @@ class Source(ABC):
             trials: all trials before it, with what the search has taken notice of.
         """
 
+    def has_more(self, trials: Sequence[Trial], limit: int | None) -> bool:
+        """Return whether there is a trial to suggest now.
+
+        Args:
+            trials: all trials so far.
+            limit: `Limits.n_trials`.
+        """
+        return limit is None or len(trials) < limit
+
+    def place(self, trial: Trial) -> Trial:
+        """Return a trial that was suggested, with the number under which pruners know it."""
+        return trial
+
+    def known(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
+        """Return what is known of the objective of a trial's configuration, for `Limits.target`."""
+        return trial.value
+
 
 class ListSource(Source):
     """Trials that are known from the start: a grid.
@@ -60,7 +77,7 @@ class Limits:
     """When a search ends.
 
     Attributes:
-        n_trials: the number of trials; None for no limit.
+        n_trials: the number of trials, where repeats of a configuration are one; None for no limit.
         timeout: seconds, from the first question of a command, after which nothing more begins; None for no limit.
         target: the value of the objective at which the search is over; None for none.
     """
@@ -118,6 +135,7 @@ class SearchProposer(Proposer):
         self._clock = clock
         self._began: float | None = None
         self._trials: list[Trial] = []
+        self._configurations = 0  # trials that are no repeats
         self._of: dict[int, Trial] = {}  # by the number of the job
         self._segments: list[Segment] = []
         self._latest: dict[int, Segment] = {}  # by the number of the job
@@ -169,8 +187,9 @@ class SearchProposer(Proposer):
                 self._width = len(slots) * self._together
             case Proposed(num, overrides, rungs, note=note):
                 self._choice()  # takes notice of what this decision was made by
-                self._of[num] = Trial(len(self._trials), num, tuple(overrides), note or {})
+                self._of[num] = self._source.place(Trial(len(self._trials), num, tuple(overrides), note or {}))
                 self._trials.append(self._of[num])
+                self._configurations += self._of[num].repeat == 0
                 self._running += 1
                 self._begin(num, rungs)
             case Queued(units, "promoted" | "resumed" as why):
@@ -214,15 +233,16 @@ class SearchProposer(Proposer):
             return self._pruner.best_paused() or "none"  # so that one is trained to its end
         return "none"
 
-    def _has_more(self, pending: int = 0) -> bool:
-        """Return whether there is a trial that was not suggested yet: none after the first ones have all failed.
+    def _has_more(self, pending: Sequence[Trial] = ()) -> bool:
+        """Return whether there is a trial to suggest now: none after the first ones have all failed.
 
         Args:
-            pending: the number of trials that are about to be proposed.
+            pending: the trials that are about to be proposed.
         """
         if len(self._trials) >= HOPELESS and all(each.state == "failed" for each in self._trials[:HOPELESS]):
             return False
-        return self._limits.n_trials is None or len(self._trials) + pending < self._limits.n_trials
+        trials = [*self._trials, *pending] if pending else self._trials
+        return self._source.has_more(trials, self._limits.n_trials)
 
     @property
     def _out_of_time(self) -> bool:
@@ -234,13 +254,14 @@ class SearchProposer(Proposer):
         found: list[Proposal] = []
         pending: list[Trial] = []
         made = len(self._segments)
-        while len(found) < free * self._together and self._has_more(len(pending)):
+        while len(found) < free * self._together and self._has_more(pending):
             if self._in_order and self._noticed < self._due(made + len(found)):
                 break
             index = len(self._trials) + len(pending)
             own = self._source.suggest(index, [*self._trials, *pending])
-            found.append(NewJob(own.overrides, rungs=self._pruner.rungs(index, 0), note=own.note))
-            pending.append(Trial(index, -1, own.overrides, own.note))
+            pending.append(self._source.place(Trial(index, -1, own.overrides, own.note)))
+            rungs = None if pending[-1].repeat else self._pruner.rungs(pending[-1].index, 0)
+            found.append(NewJob(own.overrides, rungs=rungs, note=own.note))
         return found
 
     def _due(self, decision: int) -> int:
@@ -257,7 +278,7 @@ class SearchProposer(Proposer):
             left = [trial for trial in self._trials if trial.state == "paused"]
         else:
             total = self._limits.n_trials
-            coming = math.inf if total is None else total - len(self._trials) + self._running
+            coming = math.inf if total is None else total - self._configurations + self._running
             left = [trial for trial in self._pruner.hopeless(coming) if trial.state == "paused"]
         return [Prune(trial.num, f"pruned at {max(trial.reports)}") for trial in left]
 
@@ -307,7 +328,7 @@ class SearchProposer(Proposer):
             self._report(trial, outcome.at, outcome.value)
             return
         trial.result = outcome.value
-        self._judge_target(outcome.value)
+        self._judge_target(trial)
         self._pruner.ended(trial)
 
     def _report(self, trial: Trial, at: int, value: float) -> None:
@@ -317,11 +338,13 @@ class SearchProposer(Proposer):
         trial.rung += 1
         if not self._pruner.reported(trial, at) and trial.state == "running":
             self._wishes.add(trial.num)
-        self._judge_target(value)
+        self._judge_target(trial)
 
-    def _judge_target(self, value: float | None) -> None:
+    def _judge_target(self, trial: Trial) -> None:
         target = self._limits.target
-        if target is not None and loss(value, self._sign) <= self._sign * target:
+        if target is None:
+            return
+        if loss(self._source.known(trial, self._trials), self._sign) <= self._sign * target:
             self._is_over = True
 
     def _out(self, trial: Trial) -> None:

@@ -15,18 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
-from trainyard.sweep.grid_settings import when_of
+from trainyard.sweep.grid_settings import text_of, when_of
 from trainyard.sweep.proposers.earlier import Earlier, given_points
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
+from trainyard.sweep.proposers.repeats import SEED, RepeatedSource
 from trainyard.sweep.proposers.sampling import MakeSampler, SamplerSource
-from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer
+from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer, Source
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.sweepable import as_sweepable
 
 SWEEPER = "hydra.sweeper"
 PRUNER = f"{SWEEPER}.pruner"
 SAMPLER = f"{SWEEPER}.sampler"
+REPEATS = f"{SWEEPER}.repeats"
 DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 ORDERS = ("any", "job")
 TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
@@ -59,6 +61,7 @@ class SearchSettings:
         together: the trials that are asked for together for each free slot.
         enqueue: points to try first.
         warm_start: the directory of a sweep to learn from.
+        repeats: the seeds of each configuration.
     """
 
     sampler: Mapping[str, Any]
@@ -73,6 +76,7 @@ class SearchSettings:
     together: int = 1
     enqueue: Any = None
     warm_start: Any = None
+    repeats: int = 1
 
     @classmethod
     def from_config(cls, given: Mapping[str, Any], config: DictConfig) -> SearchSettings:
@@ -109,11 +113,12 @@ class SearchSettings:
             limits,
             order_of(values.get("order")),
             None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the slots"),
-            values.get("params") or {},
+            _params(values.get("params")),
             when_of(values.get("when")),
             integer(f"{SWEEPER}.together", values.get("together", 1), at_least=1),
             values.get("enqueue"),
             values.get("warm_start"),
+            integer(REPEATS, values.get("repeats", 1), at_least=1),
         )
 
     def proposer(self, arguments: Sequence[str], loader: ConfigLoader, config: DictConfig) -> SearchProposer:
@@ -128,14 +133,14 @@ class SearchSettings:
             ConfigError: an override, the sampler or the pruner cannot work.
         """
         space = Space(
-            [*(f"{key}={value}" for key, value in self.params.items()), *arguments], self.when, loader, config
+            [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments], self.when, loader, config
         )
         sign = DIRECTIONS[self.direction]
         target = str(self.sampler["_target_"])
         given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space)
         for line in earlier.told:
             print(line, flush=True)
-        source = SamplerSource(
+        source: Source = SamplerSource(
             space,
             self._sampler(),
             seed=self.seed,
@@ -145,6 +150,8 @@ class SearchSettings:
             earlier=earlier.frozen(space),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
         )
+        if self.repeats > 1:
+            source = RepeatedSource(source, self.repeats, self._first_seed(space, config), sign)
         identity = {
             "sampler": self.sampler,
             "seed": self.seed,
@@ -155,6 +162,7 @@ class SearchSettings:
             "direction": self.direction,
             "n_jobs": self.n_jobs,
             "together": self.together,
+            "repeats": self.repeats,
             "enqueue": given,
             "warm_start": [list(each) for each in earlier.trials],
             "versions": {"optuna": version("optuna")},
@@ -170,6 +178,22 @@ class SearchSettings:
             identity=identity,
         )
 
+    def _first_seed(self, space: Space, config: DictConfig) -> int:
+        """Return the seed of the first repeat of a configuration: that of the command line, or else of the config.
+
+        Raises:
+            ConfigError: the seed is searched, or there is none.
+        """
+        if SEED in space.parameters:
+            hint = "Repeats are the seeds of each configuration."
+            raise ConfigError(REPEATS, self.repeats, f"1, where {SEED} is searched", hint=hint)
+        given: Any = space.fixed.get(SEED)
+        if given is None:
+            given = OmegaConf.select(config, SEED, throw_on_resolution_failure=False)
+        if given is None:
+            raise ConfigError(REPEATS, self.repeats, f"1, with an application whose config has no {SEED}")
+        return seed_number(SEED, int(given) if isinstance(given, str) and given.isdecimal() else given)
+
     def _sampler(self) -> MakeSampler:
         def make(seed: int) -> Any:
             return build({**self.sampler, "seed": seed}, SAMPLER)
@@ -181,7 +205,7 @@ class SearchSettings:
 
 KNOWN = (
     *("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when"),
-    *("together", "enqueue", "warm_start"),
+    *("together", "enqueue", "warm_start", "repeats"),
 )
 
 
@@ -310,9 +334,22 @@ def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
 
     rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
     try:
-        return StoppingPruner(build({key: node[key] for key in node.keys() - rungs.keys()}, PRUNER), **rungs)
+        with quiet():
+            pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
+        return StoppingPruner(pruner, **rungs)
     except ConfigError as error:
         raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None
+
+
+def _params(value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{SWEEPER}.params", value, "a mapping: {optim.lr: 'tag(log,interval(1e-5,1e-1))'}, or null")
+    for key, own in (value or {}).items():
+        if isinstance(own, dict):
+            raise ConfigError(
+                f"{SWEEPER}.params.{key}", own, "the text of an override", hint="A key has its dots in it: optim.lr."
+            )
+    return value or {}
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:

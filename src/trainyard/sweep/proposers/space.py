@@ -97,6 +97,12 @@ class Space:
         """Whether some keys are parameters only of some trials."""
         return self._conditions is not None
 
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The values, as texts, of the keys that all trials share."""
+        lines = [each.partition("=") for each in self._lines if isinstance(each, str)]
+        return {key.lstrip("+"): text for key, _, text in lines}
+
     def ask(self, ask: Ask) -> tuple[str, ...]:
         """Return the overrides of a trial, asking for the value of each parameter that it has.
 

@@ -15,7 +15,7 @@ class Trial:
     """A configuration of a search, as far as the search has taken notice of it.
 
     Attributes:
-        index: its number among the trials, from 0.
+        index: its number among the trials, from 0; repeats of a configuration share one.
         num: the number of its job.
         overrides: the overrides of that job.
         note: what was recorded with it.
@@ -23,6 +23,7 @@ class Trial:
         reports: the values of the objective, by place.
         result: the objective of the whole training; None before it ends, and if there is none.
         rung: the number of rungs that it has reached.
+        repeat: its number among the repeats of its configuration, from 0.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Trial:
     reports: dict[int, float] = field(default_factory=dict)
     result: float | None = None
     rung: int = 0
+    repeat: int = 0
 
     @property
     def value(self) -> float | None:

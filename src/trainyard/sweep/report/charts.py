@@ -1,4 +1,4 @@
-"""Charts of parameters: parallel coordinates, one parameter against the objective, importance."""
+"""Charts: optimization history, parallel coordinates, one parameter against the objective, importance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
-from trainyard.sweep.report.axes import Axis, of_parameter
-from trainyard.sweep.report.rows import JobRow, number
+from trainyard.sweep.report.axes import Axis, Tick, of_parameter
+from trainyard.sweep.report.rows import Direction, JobRow, number
 from trainyard.sweep.report.svg import Frame, dot, drawing, line, objective_axis, path, spaced, text
 
 
@@ -88,6 +88,40 @@ def _medians(frame: Frame, across: Axis, up: Axis) -> list[str]:
             columns[x].append(y)
     shared = ((frame.x(x), frame.y(median(values))) for x, values in columns.items() if len(values) > 1)
     return [line((x - 11, y), (x + 11, y), "median") for x, y in shared]
+
+
+def history(ranking: Sequence[JobRow], objective: str, direction: Direction, shade: Mapping[int, str]) -> str:
+    """Draw the objectives of the finished jobs in the order of their numbers, and a line of the best so far.
+
+    Args:
+        ranking: the jobs, of which at least one finished with an objective.
+        objective: the objective's name.
+        direction: whether a high or a low objective is better.
+        shade: the class that colours each job, by its number.
+    """
+    rows = sorted((row for row in ranking if row.ranked), key=lambda row: row.num)
+    up = objective_axis(rows, objective)
+    last = max(len(rows) - 1, 1)
+    ticks = [Tick(index / last, str(row.num)) for index, row in enumerate(rows)]
+    frame = Frame(540, 320)
+    parts = frame.axes(ticks, up.ticks, "job", objective)
+    better = max if direction == "maximize" else min
+    best: tuple[float, float] | None = None
+    dots = []
+    for index, (row, place) in enumerate(zip(rows, up.places, strict=True)):
+        if place is None:
+            continue
+        x, y = frame.x(index / last), frame.y(place)
+        dots.append(dot((x, y), row, shade[row.num], _tip(row)))
+        if best is None:
+            best = x, place
+            continue
+        before, held = best
+        best = x, better(held, place)
+        parts.append(line((before, frame.y(held)), (x, frame.y(held)), "median"))
+        parts.append(line((x, frame.y(held)), (x, frame.y(best[1])), "median"))
+    parts += dots
+    return drawing(frame.width, frame.height, parts, f"Optimization history of {objective}")
 
 
 def bars(shares: Mapping[str, float | None]) -> str:

@@ -22,11 +22,18 @@ _TRAIN_LOSS = "train/loss"
 
 
 def write(
-    rows: Sequence[JobRow], directory: str | Path, *, title: str, objective: str | None, direction: Direction
+    rows: Sequence[JobRow],
+    directory: str | Path,
+    *,
+    title: str,
+    objective: str | None,
+    direction: Direction,
+    searched: bool = False,
 ) -> Path:
     """Write `report.html`.
 
-    It shows the ranking, learning curves, parallel coordinates, each parameter against the objective, and importance.
+    It shows the ranking, of a search the optimization history, learning curves, parallel coordinates, each parameter
+    against the objective, and importance.
 
     Args:
         rows: the jobs, in any order. Their curves are read from `metrics.jsonl` in their directories.
@@ -34,6 +41,7 @@ def write(
         title: the page's heading.
         objective: the name of the metric that ranks; None if the objective is not a metric.
         direction: whether a high or a low objective is better.
+        searched: whether the values of later jobs were chosen by the objectives of earlier ones.
 
     Returns:
         The file.
@@ -46,6 +54,7 @@ def write(
         _summary(ranking, title, shown, direction),
         *_means(rows, shown, direction),
         _ranking(ranking, shown, Path(directory)),
+        *(_history(ranking, shown, direction, shade) if searched else ()),
         _curves(ranking, objective, shade),
         *_parameters(ranking, names, shown, shade),
     ]
@@ -81,15 +90,16 @@ def _means(rows: Sequence[JobRow], objective: str, direction: Direction) -> Iter
     if not found:
         return
     names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
-    numbers = [f"mean {objective}", "std", "n"]
+    numbers = [f"mean {objective}", "95 %", "std", "n"]
     heads = [f"<th>{escape(name)}</th>" for name in names]
     heads += [f'<th class="number">{escape(name)}</th>' for name in numbers]
     lines = []
     for each in found:
         cells = [_cell(each.overrides.get(name, ""), escape(each.overrides.get(name, "-"))) for name in names]
-        for value in (each.mean, each.std):
-            cells.append(_cell("" if value is None else repr(value), number(value), numeric=True))
-        cells.append(_cell(str(each.n), str(each.n) if each.n == len(each.rows) else f"{each.n}/{len(each.rows)}"))
+        for value, sign in ((each.mean, ""), (each.margin, "±"), (each.std, "")):
+            shown = "-" if value is None else f"{sign}{number(value)}"
+            cells.append(_cell("" if value is None else repr(value), shown, numeric=True))
+        cells.append(_cell(str(each.n), each.count))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     yield f"<h2>Means over {escape(', '.join(repeated(rows)))}</h2>"
     yield (
@@ -134,6 +144,13 @@ def _line(row: JobRow, place: int | None, names: Sequence[str], directory: Path)
 def _cell(value: str, content: str, *, numeric: bool = False) -> str:
     """Return a cell that sorts by `value` and shows `content`, which is HTML."""
     return f'<td{" class=number" if numeric else ""} data-value="{escape(value)}">{content}</td>'
+
+
+def _history(ranking: Sequence[JobRow], objective: str, direction: Direction, shade: dict[int, str]) -> Iterator[str]:
+    if any(row.ranked for row in ranking):
+        yield "<h2>Optimization history</h2>"
+        yield '<p class="note">The finished jobs in order; the line is the best so far.</p>'
+        yield f'<div class="charts">{charts.history(ranking, objective, direction, shade)}</div>'
 
 
 def _curves(ranking: Sequence[JobRow], objective: str | None, shade: dict[int, str]) -> str:

@@ -85,7 +85,8 @@ def table(
 def means_table(
     rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20
 ) -> Table | None:
-    """Return the configurations by the means of their repeats: rank, what varied, mean, std, n; None without repeats.
+    """Return the configurations by the means of their repeats: rank, what varied, mean, 95 %
+    confidence interval, std, n; None without repeats.
 
     Args:
         rows, objective, direction: see `table`.
@@ -99,16 +100,18 @@ def means_table(
     names = [key for key in keys(rows) if len({each.overrides.get(key) for each in found}) > 1]
     over = ", ".join(repeated(rows))
     more = f". Best {limit} of {len(found)} configurations" if limit is not None and limit < len(found) else ""
-    result = _empty(["rank"], names, [f"mean {objective or 'objective'}", "std", "n"], f"Means over {over}{more}")
+    result = _empty(
+        ["rank"], names, [f"mean {objective or 'objective'}", "95 %", "std", "n"], f"Means over {over}{more}"
+    )
     for place, each in enumerate(found[:limit], 1):
-        jobs = len(each.rows)
         result.add_row(
-            str(place) if each.n == jobs else "-",
+            str(place) if each.is_whole else "-",
             *(Text(each.overrides.get(name, "-")) for name in names),
             number(each.mean),
+            "-" if each.margin is None else f"±{number(each.margin, 2)}",
             number(each.std, 2),
-            str(each.n) if each.n == jobs else f"{each.n}/{jobs}",
-            style=None if each.n == jobs else "dim",
+            each.count,
+            style=None if each.is_whole else "dim",
         )
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from trainyard.sweep.report.rows import Direction, JobRow
@@ -20,10 +20,22 @@ class Configuration:
     Attributes:
         overrides: those that they share.
         rows: the jobs.
+        most: the number of jobs of the configuration that has most.
     """
 
     overrides: dict[str, str]
     rows: list[JobRow]
+    most: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether as many jobs finished with an objective as any configuration has; others have no rank."""
+        return self.n == max(self.most, len(self.rows))
+
+    @property
+    def count(self) -> str:
+        """`n` for people: `3`, or `2/3` where jobs failed, or the configuration was raced out before they began."""
+        return str(self.n) if self.is_whole else f"{self.n}/{max(self.most, len(self.rows))}"
 
     @property
     def objectives(self) -> list[float]:
@@ -49,6 +61,16 @@ class Configuration:
         centre = fmean(found)
         return math.sqrt(math.fsum((value - centre) ** 2 for value in found) / (len(found) - 1))
 
+    @property
+    def margin(self) -> float | None:
+        """Half of the width of the 95 % confidence interval of the mean, by Student's t; None for fewer than two."""
+        std = self.std
+        if std is None:
+            return None
+        from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
+
+        return float(stdtrit(self.n - 1, 0.975)) * std / math.sqrt(self.n)
+
 
 def repeated(rows: Sequence[JobRow]) -> list[str]:
     """Return the keys of repeats that vary between these jobs."""
@@ -58,7 +80,7 @@ def repeated(rows: Sequence[JobRow]) -> list[str]:
 def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configuration]:
     """Return the configurations, best mean first; empty if no two jobs are repeats of one another.
 
-    Those with a job that has not finished with an objective come after those without.
+    Those with fewer jobs that finished with an objective than the others have jobs come last.
 
     Args:
         rows: the jobs, in any order.
@@ -72,11 +94,12 @@ def configurations(rows: Sequence[JobRow], direction: Direction) -> list[Configu
         found.setdefault(tuple(sorted(shared.items())), Configuration(shared, [])).rows.append(row)
     if len(found) == len(rows):
         return []
+    most = max(len(each.rows) for each in found.values())
     sign = -1.0 if direction == "maximize" else 1.0
 
     def order(each: Configuration) -> tuple[bool, bool, float, int]:
         mean = each.mean
         missing = mean is None or math.isnan(mean)
-        return missing, each.n < len(each.rows), 0.0 if missing else sign * (mean or 0.0), each.rows[0].num
+        return missing, not each.is_whole, 0.0 if missing else sign * (mean or 0.0), each.rows[0].num
 
-    return sorted(found.values(), key=order)
+    return sorted((replace(each, most=most) for each in found.values()), key=order)

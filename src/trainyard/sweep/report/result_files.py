@@ -10,16 +10,17 @@ from trainyard.sweep.report.ranking import places, rank
 from trainyard.sweep.report.repeats import configurations
 from trainyard.sweep.report.rows import Direction, JobRow, Value, keys, parse
 
-_OWN = ("rank", "job", "objective", "mean", "std", "n", "seconds", "state", "error", "directory")
+_OWN = ("rank", "job", "objective", "mean", "margin", "std", "n", "seconds", "state", "error", "directory")
 
 
 def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -> tuple[Path, Path]:
     """Write `results.csv` and `results.parquet`, best job first.
 
     Columns: rank (empty without an objective), job, every override, objective, seconds, state, error, directory
-    (relative to `directory`). Where jobs are repeats of one another (`repeats`), mean, std and n are those of the job's
-    configuration. A column of overrides holds numbers or bools if all its values are such. An override
-    with the name of another column is called `override.<name>`.
+    (relative to `directory`). Where jobs are repeats of one another (`repeats`), mean, margin (half of the width of the
+    mean's 95 % confidence interval), std and n are those of the job's configuration. A column of overrides holds
+    numbers or bools if all its values are such. An override with the name of another column is called
+    `override.<name>`.
 
     Args:
         rows: the jobs, in any order.
@@ -45,6 +46,7 @@ def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -
         own = {row.num: each for each in found for row in each.rows}
         columns |= {
             "mean": pd.array([own[row.num].mean for row in ranking], dtype="float64"),
+            "margin": pd.array([own[row.num].margin for row in ranking], dtype="float64"),
             "std": pd.array([own[row.num].std for row in ranking], dtype="float64"),
             "n": pd.array([own[row.num].n for row in ranking], dtype="int64"),
         }
