@@ -37,7 +37,7 @@ LAYERS = (
     ("distributed", "catalog"),
     ("step",),
     ("runner",),
-    ("hooks", "run"),
+    ("hooks", "reinforcement", "run"),
     ("fused",),
     ("app", "evaluate", "inference", "reproduction"),
     ("train",),

@@ -243,6 +243,8 @@ class Logger(Hook):
         """Restore the windows of a resumed run, with the members' values side by side."""
         states = [self._loaded[member] for member in sorted(self._loaded)]
         self._loaded = {}
+        if not states:
+            return
         windows = [state["window"] for state in states]
         # Members of a stack have batches of one size; what they return under `num_items` is their own.
         weights = [state.get("weights", [None] * len(state["window"])) for state in states]
@@ -254,9 +256,8 @@ class Logger(Hook):
                 {key: torch.stack([outputs[key] for outputs in column]).to(runner.device) for key in column[0]}
                 for column in zip(*windows, strict=True)
             ]
-        if states:
-            self._begins = [(iteration, epoch) for iteration, epoch in states[0].get("begins", [])]
-        for key in states[0].get("windows", {}) if states else ():
+        self._begins = [(iteration, epoch) for iteration, epoch in states[0].get("begins", [])]
+        for key in states[0].get("windows", {}):
             kind = self._kinds.get(key, self._kinds.get(EVERY))
             if kind is not None:
                 self._windows[key] = kind.loaded([state["windows"][key] for state in states], runner.device)
