@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainyard.data import Rings
 from trainyard.errors import ConfigError
 from trainyard.fused.runner import FusedRunner
-from trainyard.hooks import Checkpoint, EarlyStopping
+from trainyard.hooks import Checkpoint, EarlyStopping, ParamSchedule
 from trainyard.models import BaseModel
 from trainyard.runner import EpochBasedTrainLoop, Runner
 from trainyard.runner.hook import Hook
@@ -91,6 +91,22 @@ def test_best_checkpoint_early_stop_and_plateau_read_it(tmp_path: Path) -> None:
     assert runner.members[0].stop_reason is not None
     assert runner.epoch < 9
     assert (tmp_path / "checkpoints/best.pt").exists()
+
+
+def test_a_plateau_follows_it() -> None:
+    """In mode max, a loss that falls is no improvement: the second and third validation halve the learning rate."""
+    schedule = {"_target_": "trainyard.schedules.Plateau", "mode": "max", "factor": 0.5, "patience": 0}
+    losses = []
+
+    class Note(Hook):
+        def after_val_epoch(self, runner: Any, metrics: Any) -> None:
+            losses.append(metrics["val/loss"])
+
+    hooks = {"note": Note(), "param_schedule": ParamSchedule()}
+    runner = Runner.from_cfg(config(schedule=schedule, lr=0.08), hooks=hooks, loop=EpochBasedTrainLoop(4))
+    runner.train()
+    assert losses == sorted(losses, reverse=True)
+    assert runner.learning_rates() == [pytest.approx(0.02)]
 
 
 def test_an_unknown_objective_names_the_losses() -> None:

@@ -70,7 +70,8 @@ def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
         raise TrainyardError(f"{text!r}: no run of this name or id among the {len(runs)} in {where}.{hint}")
     shown = "".join(f"\n    {run.info.id[:_SHOWN]}  {run.info.name}  {run.directory}" for run in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise TrainyardError(f"{text!r} is the name or id of {len(found)} runs in {where}; their ids:{shown}{more}")
+    what = f"{text!r} is the name or id of {len(found)} runs in {where}"
+    raise TrainyardError(f"{what}; give the id or the directory of one:{shown}{more}")
 
 
 def _is_meant(run: StoredRun, text: str) -> bool:

@@ -135,12 +135,16 @@ def cancel(directory: Path) -> None:
 
 
 def _number(directory: Path) -> str:
-    slurm_commands.check_installed()
     try:
-        return (directory / FOLDER / _JOB).read_text().strip()
+        number = (directory / FOLDER / _JOB).read_text().strip()
     except OSError:
-        hint = "It is the hydra.sweep.dir of a sweep that was started with hydra.launcher.detach=true."
+        hint = (
+            "It is the hydra.sweep.dir of a sweep that was started with hydra.launcher.detach=true. Any other sweep is "
+            "ended by Ctrl-C where it runs."
+        )
         raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint) from None
+    slurm_commands.check_installed()
+    return number
 
 
 def _left(directory: Path) -> str:

@@ -48,7 +48,7 @@ def create(name: str, parent: Path) -> Path:
 
 
 def _check(name: str, parent: Path) -> None:
-    accepted = "a name of letters, digits and _, which does not begin with a digit"
+    accepted = "a name of letters, digits and _ that is no word of Python and does not begin with a digit"
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
         valid = "".join(
             character if f"_{character}".isidentifier() else "_" for character in name if character.isascii()
