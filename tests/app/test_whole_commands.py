@@ -19,7 +19,7 @@ QUICK = ["loop.max_epochs=1", "limit.train_batches=2", "limit.val_batches=1", "t
 LIBRARIES = ["transformers", "timm", "sklearn"]
 
 
-@pytest.mark.parametrize(("library", "words"), zip(LIBRARIES, COMMANDS, strict=True), ids=LIBRARIES)
+@pytest.mark.parametrize(("library", "words"), list(zip(LIBRARIES, COMMANDS, strict=True)), ids=LIBRARIES)
 def test_a_whole_command(command: Any, library: str, words: list[str]) -> None:
     try:
         importlib.import_module(library)
