@@ -216,7 +216,7 @@ class Logger(Hook):
                 )
                 if numbers or name == split:
                     line = (name, member.epoch, member.iter, numbers, mark)
-                    log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
+                    log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member, "best": bool(mark)})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         window = [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]
