@@ -1,5 +1,7 @@
 """Data sets of Hugging Face: from memory as mappings of columns, and where `datasets` is installed as they are."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from data_runs import resumes_to_the_bits, stack_follows_members, trained, training
 from torch import Tensor, nn
 
-from trainyard.data import HuggingFace
+from trainyard.data import BytePairs, HuggingFace, help_topics
 from trainyard.errors import ConfigError
 
 GOOD, BAD = ["fine", "great", "good", "lovely"], ["bad", "poor", "awful", "dull"]
@@ -81,6 +83,51 @@ def test_batches_are_dicts() -> None:
         "val": 12,
         "test": 12,
     }
+
+
+class Fitted:
+    """Makes the tokenizer from the texts that it is given."""
+
+    def fit(self, texts: Iterable[str]) -> Words:
+        self.texts = list(texts)
+        return Words()
+
+
+def test_a_tokenizer_is_made_of_the_training_texts() -> None:
+    fitted = Fitted()
+    found = HuggingFace(dataset=COLUMNS, tokenizer=fitted, max_length=5, columns=[])
+    plain = HuggingFace(dataset=COLUMNS, tokenizer=Words(), max_length=5, columns=[])
+    train: Any = found.sources["train"]
+    for name, values in plain.sources["train"].items():
+        assert torch.equal(values, train[name])
+    own = [Words()([text], padding="", truncation=True, max_length=5)["input_ids"][0] for text in fitted.texts]
+    assert torch.equal(torch.tensor(own), train["input_ids"])
+
+
+def test_paragraphs_of_the_help_topics() -> None:
+    found = help_topics(3)
+    assert len({*found["label"]}) == 3
+    assert len(found["text"]) == len(found["label"]) == len({*found["text"]}) > 100
+    with pytest.raises(ConfigError, match="count: 1 given"):
+        help_topics(1)
+
+
+def test_byte_pairs_of_texts() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed (the extra hf has it)")
+    tokenizer = BytePairs(300).fit(TEXTS)
+    ids = tokenizer(["It was good", "dull"], padding="max_length", truncation=True, max_length=8)["input_ids"]
+    assert [row[0] for row in ids] == [2, 2]
+    assert ids[1].count(0) > 0
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "it was good"
+    assert BytePairs(300).fit(TEXTS).get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(ConfigError, match=r"vocab_size: 100 given; accepted: .* 261"):
+        BytePairs(100)
+
+
+def test_byte_pairs_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'trainyard\[hf\]'"):
+        BytePairs()
 
 
 def test_splits_of_its_own_texts_as_labels_and_regression() -> None:

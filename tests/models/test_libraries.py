@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import trainyard
 from trainyard.config.build import fill_auto
+from trainyard.data import ArrayData
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.fused.runner import FusedRunner
 from trainyard.models import Supervised, Timm, TorchvisionModel, Transformers
 from trainyard.models.transformers import cross_entropy
+from trainyard.runner import Runner
 
 BERT = {
     "model_type": "bert",
@@ -182,6 +188,52 @@ def test_a_causal_model_predicts_at_the_positions_of_its_labels() -> None:
     torch.testing.assert_close(losses["loss"], cross_entropy(predicted, labels))
     shifted = model.train_step((tokens[:, :-1], tokens[:, 1:]))["loss"]
     torch.testing.assert_close(shifted, losses["loss"])
+
+
+@pytest.mark.parametrize("entries", [BERT, GPT2 | {"pad_token_id": 0}], ids=["bert", "gpt2"])
+def test_seeds_stack_whatever_their_masks(entries: dict[str, Any]) -> None:
+    installed("transformers")
+    lengths = torch.arange(16) % 5 + 2
+    mask = (torch.arange(6) < lengths[:, None]).long()
+    columns = {"input_ids": torch.randint(1, 20, (16, 6)) * mask, "attention_mask": mask, "labels": lengths % 3}
+
+    def config(seed: int) -> dict[str, Any]:
+        return {
+            "model": {"_target_": Transformers, "task": "sequence_classification", "config": entries, "num_classes": 3},
+            "data": {"_target_": ArrayData, "sources": {"train": columns}, "spec": {}, "batch_size": 4},
+            "optim": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
+            "loop": {"_target_": "trainyard.runner.IterBasedTrainLoop", "max_iters": 4},
+            "metric": {},
+            "hook": {},
+            "device": "cpu",
+            "seed": seed,
+            "work_dir": None,
+        }
+
+    fused = FusedRunner([config(seed) for seed in (1, 2)])
+    fused.train()
+    for seed, member in zip((1, 2), fused.all_members, strict=True):
+        single = Runner.from_cfg(config(seed))
+        single.train()
+        state = member.model.state_dict()
+        for name, value in single.model.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pickled_model_attends_in_a_new_process(tmp_path: Path) -> None:
+    installed("transformers")
+    model = Transformers("sequence_classification", config=BERT, num_classes=3).eval()
+    ids, mask = torch.randint(1, 20, (2, 6)), (torch.arange(6) < 3).long().expand(2, 6)
+    with torch.no_grad():
+        torch.save((model, ids, mask, model(input_ids=ids, attention_mask=mask, mode="predict")), tmp_path / "model.pt")
+    program = """if True:
+        import sys, torch
+        model, ids, mask, expected = torch.load(sys.argv[1], weights_only=False)
+        with torch.no_grad():
+            torch.testing.assert_close(model(input_ids=ids, attention_mask=mask, mode="predict"), expected)
+    """
+    path = os.environ | {"PYTHONPATH": str(Path(trainyard.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "model.pt"], check=True, env=path)
 
 
 def test_save_pretrained_and_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from trainyard.data.array_data import ArrayData, input_spec
 from trainyard.data.arrays import Arrays
 from trainyard.data.base import SPLITS, Batch, Data, Loader, arranged
+from trainyard.data.byte_pairs import BytePairs
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.data.digits import Digits
 from trainyard.data.hf import HuggingFace
@@ -14,6 +15,7 @@ from trainyard.data.stream import ShardLoader, Stream
 from trainyard.data.tensor_loader import ImageLoader, TensorLoader
 from trainyard.data.text import Text, WindowLoader
 from trainyard.data.tokens import Tokens
+from trainyard.data.topics import help_topics
 from trainyard.data.torchvision import Torchvision
 from trainyard.data.wrappers import ClassBalancedDataset, FirstSamples, RepeatDataset, pseudo_collate
 
@@ -22,6 +24,7 @@ __all__ = [
     "ArrayData",
     "Arrays",
     "Batch",
+    "BytePairs",
     "ClassBalancedDataset",
     "Data",
     "Digits",
@@ -45,6 +48,7 @@ __all__ = [
     "arranged",
     "as_data",
     "epoch_order",
+    "help_topics",
     "input_spec",
     "pseudo_collate",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class HuggingFace(ArrayData):
         target: the column to predict; classes are integers or texts, floats are for regression. None: there is none.
         columns: further columns of the inputs. None: all that hold numbers; [] for none.
         tokenizer: called as `tokenizer(texts, padding="max_length", truncation=True, max_length=...)`, returns lists by
-            name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`.
+            name: `{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: ...}`. Or what
+            makes one of the training texts, with `fit(texts)`: `{_target_: trainyard.data.BytePairs}`.
         max_length: T, in tokens.
         val_fraction, test_fraction, split_seed, folds, fold: see `Arrays`.
         batch_size, eval_batch_size, drop_last: see `ArrayData`.
@@ -62,7 +63,7 @@ class HuggingFace(ArrayData):
         text: str | Sequence[str] | None = "text",
         target: str | None = "label",
         columns: Sequence[str] | None = None,
-        tokenizer: Callable[..., Mapping[str, Any]] | None = None,
+        tokenizer: Any = None,
         max_length: int = 128,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -77,7 +78,7 @@ class HuggingFace(ArrayData):
         shares, chosen_fold = fractions(val_fraction, test_fraction), fold_of(folds, fold)
         if (path is None) == (dataset is None):
             raise ConfigError("path", path, "a folder that save_to_disk wrote, or `dataset` in its place")
-        if tokenizer is not None and not callable(tokenizer):
+        if not (tokenizer is None or callable(tokenizer) or hasattr(tokenizer, "fit")):
             raise ConfigError("tokenizer", tokenizer, "a tokenizer, or the `_target_` that builds one")
         self.tokenizer = tokenizer
         self.classes: list[Any] = []
@@ -91,23 +92,27 @@ class HuggingFace(ArrayData):
                 if name not in train:
                     held = f"one of the columns {', '.join(train)}"
                     raise ConfigError(argument, name, held, options=list(train))
-        tensors = {split: self._inputs(part, texts, target, columns) for split, part in parts.items()}
-        if target is not None:
-            for split, values in self._targets(parts, target).items():
-                tensors[split][TARGET] = values
-
-        labels = tensors["train"].get(TARGET)
-        drawn = {split: share for split, share in shares.items() if split not in tensors}
+        targets = {} if target is None else self._targets(parts, target)
+        labels = targets.get("train")
+        drawn = {split: share for split, share in shares.items() if split not in parts}
         stratified = labels.numpy() if labels is not None and self.classes else None
+        samples = len(train[next(iter(texts), target or next(iter(train)))])
+        rows = split_rows(samples, drawn, split_seed, stratified, fold=chosen_fold)
+        if texts and hasattr(self.tokenizer, "fit"):
+            read = [train[name] for name in texts]
+            self.tokenizer = self.tokenizer.fit(str(column[row]) for column in read for row in rows["train"])
+
+        tensors = {split: self._inputs(part, texts, target, columns) for split, part in parts.items()}
+        for split, values in targets.items():
+            tensors[split][TARGET] = values
         whole = tensors["train"]
-        rows = split_rows(len(next(iter(whole.values()))), drawn, split_seed, stratified, fold=chosen_fold)
         for split, own in rows.items():
             tensors[split] = {name: values[own] for name, values in whole.items()}
         spec: dict[str, Any] = {"num_classes": len(self.classes)} if self.classes else {}
         if labels is not None and not self.classes:
             spec = {"out_features": 1 if labels.ndim == 1 else labels.shape[1], "loss": dict(REGRESSION_LOSS)}
-        if tokenizer is not None and texts:
-            size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+        if self.tokenizer is not None and texts:
+            size = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None
             known = max(int(part["input_ids"].max()) for part in tensors.values()) + 1 if size is None else size
             spec |= {"vocab_size": known, "context_length": self.max_length}
         super().__init__(tensors, spec, batch_size=batch_size, eval_batch_size=eval_batch_size, drop_last=drop_last)
@@ -120,7 +125,8 @@ class HuggingFace(ArrayData):
         if texts:
             if self.tokenizer is None:
                 hint = (
-                    "{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: …} is one; "
+                    "{_target_: transformers.AutoTokenizer.from_pretrained, pretrained_model_name_or_path: …} is one, "
+                    "{_target_: trainyard.data.BytePairs} makes one of the training texts; "
                     "text=null leaves the column out."
                 )
                 raise ConfigError("tokenizer", None, f"a tokenizer, since {texts[0]!r} holds texts", hint=hint)

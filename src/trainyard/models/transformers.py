@@ -19,6 +19,8 @@ from trainyard.models.libraries import hub_file, library, not_at_hand
 from trainyard.models.supervised import IGNORED, OWN_TARGET, Supervised, takes
 
 AUTO = "AutoModelFor"
+ATTENTION = "sdpa_of_any_mask"
+"""Name of the attention that `attention_of_any_mask` registers."""
 
 
 class Transformers(Supervised):
@@ -31,6 +33,9 @@ class Transformers(Supervised):
     are shifted as well, so that they stand at the positions of `labels`; at the first position, for which there is no
     prediction, the logits are all zero (let its label be -100). A target in a tuple is shifted already, as `data=text`
     has it.
+
+    A model whose attention is torch's `scaled_dot_product_attention` has its masks made without a look at their values
+    (`attention_of_any_mask`), so that it stacks.
 
     Args:
         task: which Auto class: `sequence_classification` is `AutoModelForSequenceClassification`; likewise `causal_lm`,
@@ -67,6 +72,9 @@ class Transformers(Supervised):
             entries.setdefault("vocab_size", integer("vocab_size", vocab_size, at_least=1))
         full = _config(transformers, name, entries)
         net = auto.from_config(full) if name is None else _pretrained(auto, name, full)
+        if getattr(net.config, "_attn_implementation", None) == "sdpa":
+            attention_of_any_mask(transformers)
+            net.set_attn_implementation(ATTENTION)
         super().__init__(net, cross_entropy if loss is None else loss, data_preprocessor)
         self.has_own_loss = loss is None and takes(net, OWN_TARGET)
         self.shifts = auto.__name__ == f"{AUTO}CausalLM"
@@ -82,6 +90,11 @@ class Transformers(Supervised):
             return torch.cat([torch.zeros_like(found[:, :1]), found[:, :-1]], 1)
         return found
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled model, whose attention may not be known in this process."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        attention_of_any_mask(library("transformers", "transformers"))
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config and weights for `from_pretrained`, under the names that transformers gives them."""
         self.net.save_pretrained(folder)  # type: ignore[operator]
@@ -90,6 +103,25 @@ class Transformers(Supervised):
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross-entropy of logits `[..., C]` and classes `[...]`, of which -100 counts for nothing."""
     return F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=IGNORED)
+
+
+def attention_of_any_mask(transformers: Any) -> None:
+    """Register the attention `sdpa` of transformers under `ATTENTION`, with masks that are made whatever their values.
+
+    `sdpa` leaves out a mask in which nothing is masked, for which it reads the mask on the host. `torch.func.vmap`
+    cannot do that, where each member has a mask of its own, and on CUDA the host would wait.
+    """
+    make_mask = transformers.masking_utils.sdpa_mask
+
+    def mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        if attention_mask is not None:
+            kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        made: Tensor | None = make_mask(*args, attention_mask=attention_mask, **kwargs)
+        return made
+
+    attend = transformers.AttentionInterface()["sdpa"]
+    transformers.AttentionInterface.register(ATTENTION, attend)
+    transformers.AttentionMaskInterface.register(ATTENTION, mask)
 
 
 def _auto_class(transformers: Any, task: str) -> Any:

@@ -40,6 +40,7 @@ class RunInfo:
         program: the arguments of Python that start that program (`-m trainyard.train`); empty where it has no file, or
             another process started the run.
         python_path: folders from which the shipper imports the user's model.
+        copies: further copies of its metrics: `tensorboard`, `wandb=offline`.
         mark: what makes its directory one of the user's own (`trainyard.track.own`).
     """
 
@@ -60,6 +61,7 @@ class RunInfo:
     source: str | None = None
     program: list[str] = field(default_factory=list)
     python_path: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
     mark: str | None = None
 
     def continuing(self, earlier: RunInfo, step: int, *, there: bool) -> RunInfo:

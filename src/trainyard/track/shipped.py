@@ -71,7 +71,7 @@ class Shipped:
 
     def check_journal(self, path: Path) -> bool:
         """Begin again with a journal that is not the one that was shipped; return whether it is the one."""
-        if self.offset == 0 or _tail(path, self.offset) == self.tail:
+        if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
         note = f"{journal.FILE} is not as it was shipped: it was cut or replaced. What it holds now is shipped anew."
         self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
@@ -79,7 +79,7 @@ class Shipped:
 
     def shipped_to(self, path: Path, offset: int) -> None:
         """Record that the store has the journal up to `offset`."""
-        self.offset, self.tail = offset, _tail(path, offset)
+        self.offset, self.tail = offset, checksum_before(path, offset)
 
     def save(self, work_dir: Path, uri: str) -> None:
         stores = _read(work_dir)
@@ -87,7 +87,7 @@ class Shipped:
         write_json(work_dir / FILE, stores)
 
 
-def _tail(path: Path, end: int) -> int:
+def checksum_before(path: Path, end: int) -> int:
     """Return a checksum of the bytes of a file before `end`, of a few lines at most; of an absent file 0."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(max(0, end - _TAIL))

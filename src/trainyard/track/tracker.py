@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,14 +25,15 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import facts, own, run_info
 from trainyard.track import uri as uris
+from trainyard.track.registered import registered
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import EXIT_STATUS, LOG, Shipment, summary
 from trainyard.track.shipped import FILE as SHIPPED
 from trainyard.track.shipper.sanitize import MAX_RUN_NAME
+from trainyard.track.viewers import copies
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
 FORMATS = ("pickle", "export")
-DEFAULT_ALIAS = "best"
 _CHECKPOINTS = ("best", "last")
 _PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
 
@@ -160,10 +160,12 @@ class MLflowTracker(Tracker):
             gives the version an alias, which else is `best`.
         log_checkpoints: which checkpoints to upload, of "best" and "last".
         wait: seconds that `finish()` waits at most.
+        tensorboard: write an event file of TensorBoard into the run's directory, too.
+        wandb: `offline` writes an offline run of Weights & Biases into it, once it ends.
 
     Raises:
         ConfigError: an invalid MLflow URI, an experiment that cannot be logged to, a name that MLflow does not take, an
-            unknown name in `log_checkpoints`, a negative `wait`.
+            unknown name in `log_checkpoints`, a negative `wait`, a viewer that is not installed.
     """
 
     def __init__(
@@ -178,6 +180,8 @@ class MLflowTracker(Tracker):
         experiment_per_sweep: bool = False,
         log_checkpoints: Sequence[str] = _CHECKPOINTS,
         wait: float = 60.0,
+        tensorboard: bool = False,
+        wandb: str | None = None,
     ) -> None:
         for name in log_checkpoints:
             if name not in _CHECKPOINTS:
@@ -197,6 +201,7 @@ class MLflowTracker(Tracker):
             raise ConfigError("register", register, "null, as log_model=false logs no model to register")
         self.log_checkpoints = tuple(log_checkpoints)
         self.wait = number("wait", wait, at_least=0, unit="seconds")
+        self.copies = copies(tensorboard, wandb)
         self._ships = True
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -284,6 +289,7 @@ class MLflowTracker(Tracker):
             experiment=info.experiment or self.experiment,
             experiment_id=None if info.experiment else self.experiment_id,
             uri=redact(self.uri),
+            copies=self.copies,
         )
 
     def _track(self, work_dir: Path) -> None:
@@ -353,23 +359,6 @@ class MLflowTracker(Tracker):
             said = self._output.read().decode(errors="replace").strip().splitlines()
             error = f"The shipper ended early: {redact(said[-1])}" if said else f"The shipper ended early; see {LOG}."
         return Shipment(tuple(runs), running, error)
-
-
-def registered(given: object) -> tuple[str, str]:
-    """Return the name and the alias of `NAME` or `NAME@ALIAS`.
-
-    Raises:
-        ConfigError: MLflow takes no such name or alias.
-    """
-    whole = text("register", given, at_most=MAX_RUN_NAME)
-    name, at, alias = whole.partition("@")
-    alias = alias if at else DEFAULT_ALIAS
-    accepted = "NAME or NAME@ALIAS: a name without / and :, an alias of letters, digits, - and _"
-    if not name or re.search(r"[/:]", name) or not re.fullmatch(r"[\w\-]+", alias):
-        raise ConfigError("register", given, accepted)
-    if re.fullmatch(r"[vV]\d+", alias) or alias.lower() == "latest":
-        raise ConfigError("register", given, accepted, hint=f"MLflow keeps the alias {alias} for itself.")
-    return name, alias
 
 
 def _user() -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from trainyard.errors import TrainyardError
 from trainyard.track import journal, own
 from trainyard.track.shipped import RunShipment, summary
+from trainyard.track.shipper.copies import Copies
 from trainyard.track.shipper.exchange import Exchanges
 from trainyard.track.shipper.run_shipper import InUseError, RunShipper
 from trainyard.track.shipper.store import RunLostError, Stores
@@ -33,6 +34,7 @@ class Fleet:
     def __init__(self, exchanges: Exchanges | None = None) -> None:
         self._stores = Stores(exchanges)
         self._runs: dict[Path, RunShipper] = {}
+        self._copies: dict[Path, Copies] = {}
         self._next_turn = 0.0  # of the active runs; by `time.monotonic`
         self.ending = False
 
@@ -40,7 +42,8 @@ class Fleet:
         """Add a run, also one that was there before and is resumed."""
         self._drop(work_dir)
         try:
-            self._runs[work_dir] = RunShipper(work_dir, self._stores, trust=not own.can_be_told())
+            run = self._runs[work_dir] = RunShipper(work_dir, self._stores, trust=not own.can_be_told())
+            self._copies[work_dir] = run.copies()
         except TrainyardError as error:
             print(error, flush=True)
 
@@ -98,6 +101,7 @@ class Fleet:
             return
         store = self._stores.backoff(run.uri)
         if not (store.due and run.trying.due):
+            self._copy(run)
             return
         for other in list(self._runs.values()) if run.info.parent and not run.connected else []:
             if other.info.id == run.info.parent and not other.connected:
@@ -113,6 +117,7 @@ class Fleet:
             run.failed(error)
             store.failed()
             self._runs[run.work_dir] = self._runs.pop(run.work_dir)  # let another one try first next time
+        self._copy(run)
         if run.done:
             self._drop(run.work_dir)
             for other in self._runs.values():
@@ -131,7 +136,12 @@ class Fleet:
         own = (run.trying, run.uploading, run.awaiting)
         return any(backoff.hopeless for backoff in (*own, self._stores.backoff(run.uri)))
 
+    def _copy(self, run: RunShipper) -> None:
+        if run.locked:
+            self._copies[run.work_dir].step(run.gone)
+
     def _drop(self, work_dir: Path) -> None:
+        self._copies.pop(work_dir, None)
         if run := self._runs.pop(work_dir, None):
             run.release()
 
@@ -160,5 +170,7 @@ def ship_now(
     except Exception as error:
         run.failed(error)
     finally:
+        if run.locked:
+            run.copies().step(run.gone)
         run.release()
     return summary(work_dir, uri)

@@ -13,6 +13,7 @@ from trainyard.track.lines import Record, encode
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
+from trainyard.track.shipper.copies import Copies
 from trainyard.track.shipper.held_back import HeldBack
 from trainyard.track.shipper.logged_model import warm_model
 from trainyard.track.shipper.model_records import EPOCH, of_evaluation, planned_model
@@ -129,6 +130,11 @@ class RunShipper:
         return self._left is not None
 
     @property
+    def locked(self) -> bool:
+        """True if no other process ships the run now."""
+        return self._lock.held
+
+    @property
     def connected(self) -> bool:
         """True if the run is known in MLflow."""
         return self._connection is not None
@@ -194,6 +200,10 @@ class RunShipper:
             self._state.error, self._changed = text, True
             if self._lock.held:
                 self._save()
+
+    def copies(self) -> Copies:
+        """Return the copies that the run asks for; a directory from elsewhere has none."""
+        return Copies(self.work_dir, self.info if self._held is None else replace(self.info, copies=[]), self.log)
 
     def release(self) -> None:
         """Let another process ship the run."""

@@ -1,0 +1,36 @@
+"""Paragraphs of Python's help topics, a small set of labelled texts that every Python brings."""
+
+from __future__ import annotations
+
+from trainyard.checks import integer
+
+SHORTEST = 60
+"""Characters of the shortest paragraph that is taken; shorter ones are headings and signatures."""
+
+
+def help_topics(count: int = 8) -> dict[str, list[str]]:
+    """Return paragraphs of the help topics (`pydoc_data.topics`), as columns `text` and `label`.
+
+    A paragraph that stands in several topics is left out. The label is the name of the topic. Texts and topics differ a
+    little from one version of Python to the next.
+
+    Args:
+        count: of topics: those with the most paragraphs.
+
+    Raises:
+        ConfigError: `count` is less than 2.
+    """
+    from pydoc_data.topics import topics
+
+    count = integer("count", count, at_least=2)
+    found: dict[str, set[str]] = {}
+    for name, text in topics.items():
+        for block in text.split("\n\n"):
+            paragraph = " ".join(block.split())
+            if len(paragraph) >= SHORTEST:
+                found.setdefault(paragraph, set()).add(name)
+    own = [(paragraph, min(names)) for paragraph, names in found.items() if len(names) == 1]
+    labels = [label for _, label in own]
+    largest = set(sorted({*labels}, key=lambda label: (-labels.count(label), label))[:count])
+    chosen = sorted((label, paragraph) for paragraph, label in own if label in largest)
+    return {"text": [paragraph for _, paragraph in chosen], "label": [label for label, _ in chosen]}

@@ -1,0 +1,31 @@
+"""Viewers beside MLflow for which a run's metrics are copied."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from trainyard.checks import boolean, choice
+from trainyard.errors import ConfigError
+
+
+def copies(tensorboard: object, wandb: object) -> list[str]:
+    """Return the copies that the shipper makes, as a run's record names them.
+
+    Raises:
+        ConfigError: no such setting, or a viewer that is not installed.
+    """
+    found = []
+    if boolean("tensorboard", tensorboard):
+        _check("tensorboard", tensorboard)
+        found.append("tensorboard")
+    if wandb is not None:
+        choice("wandb", wandb, ("offline",), other="null")
+        _check("wandb", wandb)
+        found.append(f"wandb={wandb}")
+    return found
+
+
+def _check(name: str, given: object) -> None:
+    if find_spec(name) is None:
+        hint = f"Install it with: pip install 'trainyard[{name}]'"
+        raise ConfigError(name, given, f"{name}, which is not installed", hint=hint)
