@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainyard.sweep.events import END_OF_WISH, Ended, Event, Paused, Reported, Wish
+from trainyard.sweep.events import Ended, Event, Paused, Reported
 from trainyard.sweep.plan import Job
 from trainyard.track import journal
 from trainyard.track.sweep_position import Rungs
@@ -74,15 +74,3 @@ class Reports:
         if reader is None or at not in reader.rungs.at or (num, at) in self._known:
             return None
         return reader.value(at)
-
-    def fulfilled(self, num: int, wish: Wish, why: str) -> Ended | Paused:
-        """Return the end of a job whose process has died after it was asked for something.
-
-        Args:
-            num: its number.
-            wish: what it was asked for, which has come true.
-            why: the reason.
-        """
-        if wish == "pause":
-            return Paused(num)
-        return Ended(num, END_OF_WISH[wish], 0.0, self.last.get(num, (0, None))[1], why)

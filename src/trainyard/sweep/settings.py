@@ -30,6 +30,7 @@ class SweepSettings:
         grace: seconds that a job has to end when `timeout` or `fail_fast` ends it; then it is killed.
         fuse: train jobs that differ only in numbers as stacks: `auto` for the fastest width, `off`, or the width.
         dry_run: print the plan and stop.
+        debug: run the first job alone, in this process, where a debugger can stop it.
     """
 
     jobs_per_gpu: int | Literal["auto"] = "auto"
@@ -41,6 +42,7 @@ class SweepSettings:
     grace: float = 30.0
     fuse: int | Literal["auto", "off"] = "auto"
     dry_run: bool = False
+    debug: bool = False
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:

@@ -132,16 +132,19 @@ class RemoteAgent:
     def _look(self) -> None:
         """Look for signals, and whether there is a head."""
         self._alive.tick()
-        if self._told is not None:
-            # Slurm sends it to all processes of its job. A worker that gets it twice ends without a checkpoint.
-            known = self._told == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
-            self._leave(f"it got {signal.Signals(self._told).name}", ask=not known)
+        self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
             self._lose_head("there is no sign of the head")
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._kill_at = None
             self._signal(list(self._reports), signal.SIGKILL)
+
+    def _obey_signal(self) -> None:
+        if self._told is not None:
+            # Slurm sends it to all processes of its job. A worker that gets it twice ends without a checkpoint.
+            known = self._told == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+            self._leave(f"it got {signal.Signals(self._told).name}", ask=not known)
 
     def _is_replaced(self) -> bool:
         with suppress(OSError, ValueError):
@@ -173,6 +176,8 @@ class RemoteAgent:
         if self._agent is not None:
             sources.append(self._agent)
         connection.wait(sources, _EVERY)
+        # Before the ends of workers that got it too: the head has to know why they were interrupted.
+        self._obey_signal()
         if not self._lost:
             try:
                 for received in self._transport.receive(0):
