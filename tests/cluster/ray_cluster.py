@@ -8,6 +8,7 @@ its input.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 
@@ -21,6 +22,7 @@ def free_port() -> int:
 
 
 def main() -> None:
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name) - others do not starve the agents
     port = free_port()
     head = {"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)

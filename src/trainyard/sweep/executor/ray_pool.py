@@ -26,8 +26,8 @@ FOLDER = "ray"
 FAILURES = 3
 """So many agents in a row may end before they reach the head."""
 _IMPORT, _START = 120.0, 90.0  # seconds to import Ray, and to start a cluster here
-REACH = 30.0
-"""Seconds within which a cluster is reached: Ray's client needs a process there. Where nothing is, 10 are waited."""
+REACH = 60.0
+"""Seconds to reach a cluster that answers: Ray's client starts a process there. Where nothing does, 10 are waited."""
 _END = 20.0  # seconds that the process may take for its end
 ADDRESSES = "that of a running cluster: auto, HOST:PORT or ray://HOST:PORT; or local for one that is started here"
 
