@@ -8,24 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-ROOT = Path(__file__).parents[2]
-JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
-LONG = [
-    "loop.max_epochs=40",
-    "hook.checkpoint.interval=1",
-    "hook.checkpoint.min_seconds=0.3",
-    "+hook.slow._target_=slow_epochs.SlowEpochs",
-]
-"""A minute for each job until the file `go` beside the sweep's directory is there, then a moment."""
+from cluster_sweeps import JOBS, LONG, ROOT, assert_same, begun, bits, ends, output, slots, wait_for
 
 
 def command(directory: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
@@ -47,11 +36,6 @@ def start(directory: Path, slurm: Any, *arguments: str, **options: Any) -> subpr
     )
 
 
-def output(process: subprocess.Popen[str]) -> str:
-    text, _ = process.communicate(timeout=300)
-    return text
-
-
 def run(directory: Path, slurm: Any, *arguments: str, **options: Any) -> tuple[int, str]:
     process = start(directory, slurm, *arguments, **options)
     text = output(process)
@@ -60,50 +44,6 @@ def run(directory: Path, slurm: Any, *arguments: str, **options: Any) -> tuple[i
 
 def ask(slurm: Any, *words: str) -> str:
     return subprocess.run(words, env=slurm, capture_output=True, text=True, check=False, timeout=60).stdout
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
-    until = time.monotonic() + 120
-    while not (found := condition()):
-        assert time.monotonic() < until, "it did not happen"
-        if process is not None and process.poll() is not None:
-            pytest.fail(f"the sweep ended: {output(process)}")
-        time.sleep(0.05)
-    return found
-
-
-def records(directory: Path) -> list[Any]:
-    path = directory / "manifest.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def bits(directory: Path) -> Any:
-    """What each job ended with: its last weights and all of its metrics, without their times."""
-    found = {}
-    for job in sorted(path for path in directory.iterdir() if path.name.isdecimal()):
-        last = json.loads((job / "checkpoints" / "last.json").read_text())["last"]
-        found[job.name] = torch.load(job / "checkpoints" / last, weights_only=True)["model"]
-    return found
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert one.keys() == other.keys()
-    for job in one:
-        torch.testing.assert_close(one[job], other[job], rtol=0, atol=0)
-
-
-def ends(directory: Path) -> dict[int, int]:
-    """How often each job is recorded as done."""
-    found: dict[int, int] = {}
-    for record in records(directory):
-        if record["kind"] == "state" and record["state"] == "done":
-            found[record["num"]] = found.get(record["num"], 0) + 1
-    return found
-
-
-def begun(directory: Path, num: int) -> bool:
-    """Whether a job has a checkpoint."""
-    return (directory / str(num) / "checkpoints" / "last.json").exists()
 
 
 @pytest.fixture(scope="session")
@@ -146,11 +86,6 @@ def agents(directory: Path) -> dict[str, int]:
     return found
 
 
-def lost(directory: Path) -> int:
-    """How many slots have been lost so far."""
-    return sum(len(record["lost"]) for record in records(directory) if record["kind"] == "slots" and "lost" in record)
-
-
 def finish(directory: Path, slurm: Any, process: subprocess.Popen[str] | None = None) -> str:
     """Let a sweep end, and return what it printed."""
     (directory.parent / "go").touch()
@@ -168,10 +103,10 @@ def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Pa
     with a_sweep(directory, slurm) as process:
         place, pid = next(iter(agents(directory).items()))
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: lost(directory) == 1, process)
+        wait_for(lambda: slots(directory, "lost") == 1, process)
         other = wait_for(lambda: [each for each in agents(directory) if each != place], process)[0]
         ask(slurm, "scancel", "--signal=USR2", other)  # what Slurm sends before the time limit
-        wait_for(lambda: lost(directory) == 2, process)
+        wait_for(lambda: slots(directory, "lost") == 2, process)
         wait_for(lambda: len(agents(directory)) == 2, process)
         os.killpg(process.pid, signal.SIGKILL)
         text = output(process)
@@ -187,10 +122,10 @@ def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, loc
     directory = tmp_path / "sweep"
     with a_sweep(directory, slurm) as process:
         ask(slurm, "sbatch", "-p", "high", "-w", "n1", "-o", "/dev/null", "--wrap", "sleep 3")
-        wait_for(lambda: lost(directory) == 1, process)
+        wait_for(lambda: slots(directory, "lost") == 1, process)
         ask(slurm, "scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
         try:
-            wait_for(lambda: lost(directory) == 2, process)
+            wait_for(lambda: slots(directory, "lost") == 2, process)
         finally:
             ask(slurm, "scontrol", "update", "NodeName=n2", "State=RESUME")
         text = finish(directory, slurm, process)

@@ -47,7 +47,8 @@ def imported(path: Path) -> set[str]:
 
 def test_the_source_imports_only_what_is_declared() -> None:
     extras = requirements(
-        "hf", "lightning", "rl", "safetensors", "search", "vision", "timm", "transformers", "tensorboard", "wandb"
+        *("hf", "lightning", "ray", "rl", "safetensors", "search", "vision", "timm", "transformers", "tensorboard"),
+        "wandb",
     )
     declared = {canonicalize_name(requirement.name) for requirement in extras} | OPTIONAL
     for path in (ROOT / "src").rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Hydra plugins: the launchers `local` and `slurm`, and the sweeper `grid`.
+"""Hydra plugins: the launchers `local`, `slurm` and `ray`, and the sweeper `grid`.
 
 They are thin, since Hydra imports this module at every start. The work is in `trainyard.sweep`.
 """
@@ -172,6 +172,19 @@ class SlurmLauncher(LocalLauncher):
     def _checked_settings(self) -> SweepSettings:
         settings = self._given_settings()
         return replace(settings, dry_run=True, fuse="off") if settings.detach else settings
+
+
+class RayLauncher(LocalLauncher):
+    """Runs the jobs of a sweep on the nodes of a Ray cluster.
+
+    Args:
+        **settings: the settings that `trainyard.sweep.ray_settings.RaySettings` documents.
+    """
+
+    def _checked_settings(self) -> SweepSettings:
+        from trainyard.sweep.ray_settings import RaySettings
+
+        return RaySettings.from_config(self.settings)
 
 
 class GridSweeper(BasicSweeper):

@@ -25,7 +25,6 @@ PACKAGES = {
     },
     "hydra/launcher": {
         "joblib": "hydra-joblib-launcher",
-        "ray": "hydra-ray-launcher",
         "ray_aws": "hydra-ray-launcher",
         "rq": "hydra-rq-launcher",
         "submitit_local": "hydra-submitit-launcher",

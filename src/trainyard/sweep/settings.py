@@ -125,6 +125,7 @@ _ACCEPTED = {
     float | None: "a number of seconds, or null",
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
+    str: "a text",
     str | None: "a text, or null",
     list[str] | None: "a list of texts, or null",
     dict[str, Any] | None: "options by their names, or null",

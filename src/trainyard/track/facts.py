@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainyard.redaction import redact
-from trainyard.track.variables import VARIABLES
+from trainyard.track.variables import RAY_NODE, VARIABLES
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "trainyard")
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
@@ -169,7 +169,7 @@ def _machine() -> dict[str, str]:
     with suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["host.memory"] = f"{memory / 2**30:.1f} GiB"
-    return facts | _slurm(os.environ)
+    return facts | _slurm(os.environ) | _ray(os.environ)
 
 
 def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
@@ -181,6 +181,11 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '0')}"
     node = environ.get("SLURMD_NODENAME")
     return {"slurm.job": job} | ({"slurm.node": node} if node else {})
+
+
+def _ray(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the node of a Ray cluster that the agent of this process is on, by Ray's own name for it."""
+    return {"ray.node": environ[RAY_NODE]} if RAY_NODE in environ else {}
 
 
 def cpu_model() -> str:

@@ -1,5 +1,7 @@
 """Environment variables that are recorded with a run."""
 
+RAY_NODE = "TRAINYARD_RAY_NODE"
+"""That with the node of a Ray cluster that an agent is on."""
 VARIABLES = frozenset(
     (
         "CUDA_VISIBLE_DEVICES",

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
-from trainyard.sweep import slurm_settings
+from trainyard.sweep import agent_settings
 from trainyard.sweep.executor.slurm import Resources, name_of, script
 from trainyard.sweep.executor.slurm_commands import check_installed, clean
 from trainyard.sweep.slurm_settings import SlurmSettings
@@ -97,7 +97,7 @@ def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_database_on_a_network_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused with what to do instead; a server, and a disk of this machine, are not."""
-    monkeypatch.setattr(slurm_settings, "network_disk", lambda path: f"nfs4 at {path}" if "home" in str(path) else None)
+    monkeypatch.setattr(agent_settings, "network_disk", lambda path: f"nfs4 at {path}" if "home" in str(path) else None)
     settings = SlurmSettings()
     for uri in ("sqlite:////var/mlflow.db", "http://home:5000"):
         settings.check(OmegaConf.create({"tracker": {"uri": uri}}))

@@ -197,6 +197,7 @@ class ClusterExecutor(Executor):
     def close(self) -> None:
         self._started = False
         if self._transport is None:
+            self._pool.close()
             return
         for name in self._agents:
             self._send(name, ["close"])

@@ -1,0 +1,136 @@
+"""Settings of a sweep whose jobs run on agents of a cluster."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.checks import integer, number
+from trainyard.errors import ConfigError
+from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
+from trainyard.sweep.executor.cluster import ClusterExecutor
+from trainyard.sweep.executor.pool import Pool
+from trainyard.sweep.executor.remotes import ClusterSettings
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.settings import SweepSettings
+from trainyard.track.network_disk import network_disk
+from trainyard.track.uri import launch_folder, resolve
+
+
+@dataclass(frozen=True)
+class AgentSettings(SweepSettings):
+    """Settings of a sweep whose jobs run on agents: those of every sweep, and those of agents.
+
+    Args:
+        max_slots: maximum number of slots.
+        transport, patience, idle: see `trainyard.sweep.executor.remotes.ClusterSettings`.
+    """
+
+    max_slots: int = 8
+    transport: Literal["tcp", "files"] = "tcp"
+    patience: float = 60.0
+    idle: float = 30.0
+
+    def __post_init__(self) -> None:
+        integer("max_slots", self.max_slots, at_least=1)
+        number("patience", self.patience, at_least=10, unit="seconds")
+        number("idle", self.idle, at_least=0, unit="seconds")
+
+    @property
+    @abstractmethod
+    def agent_gpus(self) -> int:
+        """GPUs of each agent."""
+
+    @property
+    @abstractmethod
+    def agent_cpus(self) -> int:
+        """CPUs of each agent."""
+
+    @property
+    @abstractmethod
+    def listens_at(self) -> str | None:
+        """The address that the head listens at; None for that of its machine's name."""
+
+    @abstractmethod
+    def pool(self, directory: Path, most: int) -> Pool:
+        """Return what places agents.
+
+        Args:
+            directory: the sweep's directory.
+            most: so many agents at a time at most.
+        """
+
+    @property
+    def slots_per_agent(self) -> int:
+        """Slots that each agent brings."""
+        if self.agent_gpus:
+            return self.agent_gpus * (1 if self.jobs_per_gpu == "auto" else self.jobs_per_gpu)
+        return max(1, self.agent_cpus // (1 if self.threads_per_job == "auto" else self.threads_per_job))
+
+    def check(self, config: DictConfig) -> None:
+        tracker = OmegaConf.select(config, "tracker", throw_on_resolution_failure=False)
+        if not isinstance(tracker, DictConfig) or "uri" not in tracker:
+            return
+        uri = resolve(tracker.uri, launch_folder())
+        dialect, _, path = uri.partition(":///")
+        if dialect.partition("+")[0] == "sqlite" and (disk := network_disk(Path(path.partition("?")[0]))) is not None:
+            hint = (
+                f"It is on a network disk ({disk}), where a SQLite database is damaged once two machines write to it. "
+                "Runs tracked in a file of this machine can be shipped to a server later: scripts/sync.py."
+            )
+            accepted = "a server (http://HOST:PORT), or a file on a disk of this machine: sqlite:////var/tmp/mlflow.db"
+            raise ConfigError("tracker.uri", uri, accepted, hint=hint)
+
+    def slots(self, continued: bool) -> list[Slot]:
+        if self.threads_per_job != "auto":
+            integer("threads_per_job", self.threads_per_job, at_least=1, at_most=self.agent_cpus, other="auto")
+        if self.jobs_per_gpu != "auto":
+            integer("jobs_per_gpu", self.jobs_per_gpu, at_least=1, other="auto")
+        if self.max_jobs is not None:
+            integer("max_jobs", self.max_jobs, at_least=1, other="null")
+        gpus = self.agent_gpus
+        threads: int = 1 if self.threads_per_job == "auto" else self.threads_per_job
+        if gpus and self.threads_per_job == "auto":
+            threads = max(1, self.agent_cpus // self.slots_per_agent)
+        count = min(self.max_slots, self.max_jobs or self.max_slots)
+        return [Slot(index, f"cuda:{index % gpus}" if gpus else "cpu", None, threads) for index in range(count)]
+
+    def executor(self, slots: Sequence[Slot], directory: Path, preload: Sequence[str]) -> Executor:
+        per_agent = self.slots_per_agent
+        if per_agent > len(slots):
+            accepted = f"at least the {per_agent} slots that an agent brings"
+            raise ConfigError("max_slots", len(slots), accepted)
+        return ClusterExecutor(
+            slots,
+            self.pool(directory, len(slots) // per_agent),
+            directory,
+            per_agent=per_agent,
+            preload=preload,
+            grace=self.grace,
+            settings=ClusterSettings(
+                self.transport,
+                self.listens_at,
+                self.patience,
+                self.idle,
+                {
+                    "jobs_per_gpu": self.jobs_per_gpu,
+                    "threads_per_job": slots[0].threads,
+                    "max_jobs": per_agent,
+                    "cores": self.agent_cpus,
+                },
+            ),
+            tell=tell,
+        )
+
+    def trial_executor(self, executor: Executor, preload: Sequence[str]) -> Executor:
+        return LocalExecutor(find_slots(max_jobs=1), preload=preload)
+
+
+def tell(line: str) -> None:
+    """Show what happens to agents."""
+    print(f"agents   {line}", flush=True)

@@ -1,0 +1,247 @@
+"""Pool of agents on a Ray cluster: actors, each of which starts one agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.executor.pool import Pool
+from trainyard.sweep.executor.ray_process import CODE
+from trainyard.sweep.executor.remote_agent import PLACE
+
+FOLDER = "ray"
+FAILURES = 3
+"""So many agents in a row may end before they reach the head."""
+_IMPORT, _START = 120.0, 90.0  # seconds to import Ray, and to start a cluster here
+REACH = 60.0
+"""Seconds to reach a cluster that answers: Ray's client starts a process there. Where nothing does, 10 are waited."""
+_END = 20.0  # seconds that the process may take for its end
+ADDRESSES = "that of a running cluster: auto, HOST:PORT or ray://HOST:PORT; or local for one that is started here"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an agent asks a Ray cluster for: the options of its actors.
+
+    Args:
+        num_cpus, num_gpus: CPUs and GPUs of an agent.
+        resources: amounts of the cluster's own resources by their names.
+    """
+
+    num_cpus: int = 1
+    num_gpus: int = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """The amount of each resource, by Ray's names."""
+        return {name: amount for name, amount in {"CPU": self.num_cpus, "GPU": self.num_gpus}.items() if amount} | {
+            **self.resources
+        }
+
+    def fits(self, node: Mapping[str, float]) -> bool:
+        """Return whether a node could ever have it."""
+        return all(node.get(name, 0) >= amount for name, amount in self.amounts.items())
+
+
+class RayPool(Pool):
+    """Keeps as many actors as are wanted. A process of its own talks to Ray.
+
+    Args:
+        directory: the sweep's directory; what agents print is in `ray/` of it.
+        address: of the cluster.
+        request: what each agent asks for.
+        most: so many agents at a time at most.
+        autoscaling: whether the cluster adds nodes.
+        patience: seconds within which agents end whose head is gone.
+        tell: takes what happens, in words.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        address: str,
+        request: Request,
+        most: int,
+        autoscaling: bool = False,
+        patience: float = 90.0,
+        tell: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self._folder = directory / FOLDER
+        self._address = address
+        self._request = request
+        self._most = most
+        self._autoscaling = autoscaling
+        self._patience = patience
+        self._tell = tell
+        self._command: Sequence[str] = ()
+        self._placed = 0
+        self._places: set[str] = set()
+        self._arrived: set[str] = set()
+        self._taken_back: set[str] = set()
+        self._failures = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._messages: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
+        self._errors: IO[str]
+
+    def check(self) -> None:
+        nodes = self._connect()
+        if not self._autoscaling and not any(self._request.fits(node) for node in nodes):
+            self.close()
+            raise TrainyardError(
+                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, which hydra.launcher asks for. "
+                f"There is: {_nodes_in_words(nodes)}. Where it adds such nodes: hydra.launcher.autoscaling=true."
+            )
+
+    def _connect(self) -> list[dict[str, float]]:
+        """Start the process that talks to Ray, and return the resources of each node."""
+        options = {
+            "num_cpus": self._request.num_cpus,
+            "num_gpus": self._request.num_gpus,
+            "resources": dict(self._request.resources),
+        }
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the pool)
+        self._messages = queue.SimpleQueue()
+        given = [self._address, json.dumps(options), str(self._patience), *map(str, sys.path)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CODE, *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the head
+        )
+        threading.Thread(target=self._read, args=(self._process.stdout,), name="trainyard ray", daemon=True).start()
+        self._answer(_IMPORT)
+        match self._answer(_START if self._address == "local" else REACH):
+            case ["connected", nodes]:
+                return list(nodes)
+            case ["failed", why]:
+                self._refuse(why)
+        raise AssertionError
+
+    def _answer(self, timeout: float) -> list[Any]:
+        try:
+            message = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            self._refuse(f"There was no answer for {timeout:.0f} seconds")
+        if message is None:
+            self._refuse(self._last_words())
+        return message
+
+    def _refuse(self, why: str) -> NoReturn:
+        self._kill()
+        raise ConfigError("hydra.launcher.address", self._address, ADDRESSES, hint=f"{why.rstrip('.')}.") from None
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._messages.put(json.loads(line))
+        self._messages.put(None)
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()]
+        return lines[-1] if lines else "its process ended"
+
+    def start(self, command: Sequence[str]) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._command = command
+        return False  # they show by themselves whether they live
+
+    def want(self, count: int) -> None:
+        missing = min(count, self._most) - len(self._places)
+        for _ in range(missing):
+            place = str(self._placed)
+            self._placed += 1
+            self._places.add(place)
+            given = {
+                "command": list(self._command),
+                "cwd": str(Path.cwd()),
+                "log": str(self._folder / f"{place}.out"),
+                "environ": {**os.environ, PLACE: place},
+            }
+            self._send("place", place, given)
+        waiting = sorted(self._places - self._arrived - self._taken_back, key=int)
+        for place in waiting[len(waiting) + missing :] if missing < 0 else ():
+            self._taken_back.add(place)
+            self._send("take", place)
+
+    def _send(self, *message: Any) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # `gone` tells
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def gone(self) -> dict[str, str]:
+        found = {}
+        while not self._messages.empty():
+            match self._messages.get():
+                case ["ended", place, why, said]:
+                    found[place] = why
+                    self._places.discard(place)
+                    self._left(place, why, said)
+                case None:
+                    raise TrainyardError(f"The connection to the Ray cluster is lost: {self._last_words()}.")
+        return found
+
+    def _left(self, place: str, why: str, said: str) -> None:
+        if place in self._arrived or place in self._taken_back:
+            return
+        self._failures += 1
+        if self._failures >= FAILURES:
+            told = f"{why}, and said: {said}" if said else f"{why}."
+            raise TrainyardError(f"{self._failures} agents ended before they reached the head. The last: {told}")
+
+    def arrived(self, place: str) -> None:
+        self._arrived.add(place)
+        self._failures = 0
+
+    def close(self) -> None:
+        if self._process is None:
+            return
+        self._send("close")
+        until = time.monotonic() + _END
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, until - time.monotonic()))
+        self._kill()
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process = None
+        self._places.clear()
+
+
+def _in_words(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}: {amount:g}" for name, amount in amounts.items())
+
+
+def _nodes_in_words(nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return the resources of nodes that an agent may ask for, each kind of nodes once."""
+    kinds = Counter(
+        _in_words({name: amount for name, amount in sorted(node.items()) if not _is_ray_own(name)}) or "no resources"
+        for node in nodes
+    )
+    return "; ".join(f"{count} x ({kind})" for kind, count in kinds.items())
+
+
+def _is_ray_own(name: str) -> bool:
+    return name in ("memory", "object_store_memory") or name.startswith(("node:", "accelerator_type:"))

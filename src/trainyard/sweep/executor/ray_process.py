@@ -1,0 +1,206 @@
+"""Process that holds the connection to a Ray cluster: one actor for each agent, which starts it as a process on a node.
+
+A process of its own, since Ray starts threads and handles signals in the process that uses it, and ends that process
+when its cluster is lost. Messages are JSON lists, one a line. In, on stdin:
+
+    ["place", place, {command, cwd, log, environ}]      start an agent
+    ["take", place]                                     end one
+    ["close"]                                           end all, and this process
+
+Out, on stdout: `["imported"]`, then `["connected", nodes]` with the resources of each node, or `["failed", why]`; then
+`["ended", place, why, said]` for each agent, with the last line that it printed.
+
+When its head is gone without a word, this process stays while agents do: they end at a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainyard.track.variables import RAY_NODE
+
+CODE = (
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from trainyard.sweep.executor.ray_process import main; main(*sys.argv[1:4])"
+)
+"""What starts this process with the arguments ADDRESS, OPTIONS, LINGER and the entries of `sys.path`."""
+_PROBE = 10.0  # seconds to wait for a connection
+_EVERY = 0.3  # seconds between two looks at the actors
+_LAST = 8.0  # seconds that agents have to end when this process closes
+_OF_NODE = ("RAY_", "SLURM", "SBATCH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+_DIES_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == {parent} or sys.exit(1); "
+
+
+class AgentActor:
+    """Actor that starts an agent on its node. Pickled by value: nodes need nothing of Trainyard to unpickle it."""
+
+    def run(
+        self, command: Sequence[str], cwd: str, log: str, environ: Mapping[str, str], gpus: int
+    ) -> tuple[str, int, str]:
+        """Run an agent to its end, and return its host, its status and the last line that it has printed.
+
+        Ray ends the process of an actor with SIGKILL. The agent ends with it, and its workers with the agent.
+        """
+        import ray
+
+        host = socket.gethostname()
+        own = {name: value for name, value in os.environ.items() if name.startswith(_OF_NODE)}
+        own.pop("OMP_NUM_THREADS", None)  # Ray's own idea
+        if not gpus:
+            own["CUDA_VISIBLE_DEVICES"] = ""
+        given = {name: value for name, value in environ.items() if name not in own}
+        given[RAY_NODE] = ray.get_runtime_context().get_node_id()
+        program, option, code, *arguments = command
+        code = _DIES_WITH_PARENT.format(parent=os.getpid()) + code
+        try:
+            with Path(log).open("a") as file:
+                begin = file.tell()
+                status = subprocess.call(
+                    [program, option, code, *arguments],
+                    cwd=cwd,
+                    env=given | own,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            with Path(log).open(errors="replace") as file:
+                file.seek(begin)
+                lines = [line.strip() for line in file if line.strip()]
+        except OSError as error:
+            return host, 1, f"it does not see {error.filename}: {error.strerror}"
+        return host, status, lines[-1] if lines else ""
+
+    def wait(self) -> tuple[str, int, str]:
+        """Return after `run`, whose own result was lost on its way."""
+        return socket.gethostname(), 0, ""
+
+
+class Placer:
+    """Places actors, and tells what becomes of them.
+
+    Args:
+        options: of each actor.
+        linger: seconds to stay for agents whose head is gone.
+        say: tells the head.
+    """
+
+    def __init__(self, options: Mapping[str, Any], linger: float, say: Callable[..., None]) -> None:
+        import ray
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        self._ray = ray
+        self._actor = ray.remote(AgentActor).options(**options, max_restarts=0)
+        self._gpus = options.get("num_gpus", 0)
+        self._linger = linger
+        self._say = say
+        self._actors: dict[str, Any] = {}
+        self._runs: dict[Any, str] = {}  # the place of each result that is to come
+        self._head = os.getppid()
+
+    def serve(self) -> None:
+        """Serve the head until it closes this process, or is gone."""
+        rest = b""
+        while os.getppid() == self._head:
+            self._look()
+            if not select.select([0], [], [], _EVERY)[0]:
+                continue
+            data = os.read(0, 1 << 16)
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if message[0] == "close":
+                    self._stay(_LAST)
+                    return
+                self._obey(message)
+        self._stay(self._linger)
+
+    def _obey(self, message: list[Any]) -> None:
+        match message:
+            case ["place", place, given]:
+                actor = self._actors[place] = self._actor.remote()
+                self._runs[actor.run.remote(**given, gpus=self._gpus)] = place
+            case ["take", place] if place in self._actors:
+                self._ray.kill(self._actors[place])
+
+    def _stay(self, limit: float) -> None:
+        """Stay for agents that work, at most for some seconds."""
+        waiting = time.monotonic() + limit
+        while self._runs and time.monotonic() < waiting:
+            self._look()
+            time.sleep(0.05)
+
+    def _look(self) -> None:
+        if not self._runs:
+            return
+        ended, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
+        for run in ended:
+            place = self._runs.pop(run)
+            said = ""
+            try:
+                host, status, said = self._ray.get(run)
+                why = f"its process on {host} ended with status {status}"
+            except self._ray.exceptions.ActorUnavailableError:  # it may live: only the connection broke
+                self._runs[self._actors[place].wait.remote()] = place
+                continue
+            except Exception as error:  # Ray's own, of several kinds
+                why = reason(str(error))
+            del self._actors[place]
+            self._say("ended", place, why, said)
+
+
+def reason(told: str) -> str:
+    """Return what Ray tells of an actor's end, in one line."""
+    because = re.search(r"because (its [^.\n]+|[^.\n]+)", told)
+    return because[1] if because else told.strip().partition("\n")[0].rstrip(".")
+
+
+def probe(address: str) -> None:
+    """Check that something answers at an address.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), _PROBE).close()
+
+
+def main(address: str, options: str, linger: str) -> None:
+    """Connect to a cluster and serve the head."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Ray prints is no message
+
+    def say(*message: Any) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    say("imported")
+    try:
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS", "auto")
+        if address not in ("auto", "local"):
+            probe(address)
+        own = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address, log_to_driver=False, **own)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    except Exception as error:  # Ray's own, of many kinds
+        told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        say("failed", " ".join(told.split()))
+        return
+    say("connected", nodes)
+    Placer(json.loads(options), float(linger), say).serve()
+    ray.shutdown()

@@ -1,0 +1,73 @@
+"""Settings of a sweep whose jobs run on a Ray cluster."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from trainyard.checks import integer, number
+from trainyard.errors import ConfigError
+from trainyard.sweep.agent_settings import AgentSettings, tell
+from trainyard.sweep.executor.pool import Pool
+from trainyard.sweep.executor.ray_pool import ADDRESSES, RayPool, Request
+
+
+@dataclass(frozen=True)
+class RaySettings(AgentSettings):
+    """Settings of a sweep whose jobs run on a Ray cluster: those of a sweep on agents, and those of Ray's actors.
+
+    Args:
+        address: of the cluster: `auto` for that of this machine or of `RAY_ADDRESS`, `local` for one on this machine
+            that is started for the sweep, `HOST:PORT`, or `ray://HOST:PORT`.
+        num_gpus, num_cpus, resources: what each agent asks for, as of Ray's actors; `resources` by their names.
+        autoscaling: the cluster adds nodes: what no node has now may come.
+        head_address: the address that the head listens at; None for that of its machine's name.
+    """
+
+    address: str = "auto"
+    num_gpus: int | None = None
+    num_cpus: int = 1
+    resources: dict[str, Any] | None = None
+    autoscaling: bool = False
+    head_address: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.address not in ("auto", "local") and not re.fullmatch(r"(ray://)?[^/]+:\d+", self.address):
+            raise ConfigError("address", self.address, ADDRESSES, options=("auto", "local"))
+        integer("num_cpus", self.num_cpus, at_least=1)
+        if self.num_gpus is not None:
+            integer("num_gpus", self.num_gpus, at_least=0, other="null")
+        for name, amount in (self.resources or {}).items():
+            if name in ("CPU", "GPU"):
+                raise ConfigError(
+                    "resources", name, "resources of the cluster's own", hint=f"num_{name.lower()}s is one."
+                )
+            number(f"resources.{name}", amount, above=0)
+
+    @property
+    def agent_gpus(self) -> int:
+        return self.num_gpus or 0
+
+    @property
+    def agent_cpus(self) -> int:
+        return self.num_cpus
+
+    @property
+    def listens_at(self) -> str | None:
+        return self.head_address or ("127.0.0.1" if self.address == "local" else None)
+
+    def check(self, config: DictConfig) -> None:
+        if find_spec("ray") is None:
+            hint = "It needs Ray: pip install 'trainyard[ray]'."
+            raise ConfigError("hydra/launcher", "ray", "what is installed", hint=hint)
+        super().check(config)
+
+    def pool(self, directory: Path, most: int) -> Pool:
+        request = Request(self.num_cpus, self.num_gpus or 0, self.resources or {})
+        return RayPool(directory, self.address, request, most, self.autoscaling, self.patience + self.grace, tell)

@@ -1,0 +1,188 @@
+"""Sweeps on a real Ray cluster of three nodes: they give the bits of the local launcher, whatever happens to nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_sweeps import JOBS, LONG, ROOT, assert_same, begun, bits, ends, output, slots, wait_for
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.executor import ray_pool
+from trainyard.sweep.executor.ray_pool import RayPool, Request
+
+if find_spec("ray") is None:
+    pytest.skip("Ray is not installed: bash scripts/test_ray.sh", allow_module_level=True)
+
+
+class RayCluster:
+    """A cluster of which one node has no CPU, and each other one."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "ray_cluster.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.address, self.client = json.loads(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def do(self, command: str) -> None:
+        """Add a node (`add`), or remove the one of an id."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        assert self._answer() == "done\n"
+
+    def end(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    made = RayCluster()
+    yield made
+    made.end()
+
+
+def start(directory: Path, address: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a sweep of long jobs; an empty address stands for the local launcher."""
+    own = [f"hydra.launcher.address={address}", "hydra.launcher.head_address=127.0.0.1", "hydra.launcher.max_slots=2"]
+    launcher = ["hydra/launcher=ray", *own] if address else ["hydra/launcher=local"]
+    sweep = [f"hydra.sweep.dir={directory}", "tracker=none", "hydra.launcher.fuse=off"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *launcher, *sweep, *JOBS, *LONG, *arguments],
+        cwd=directory.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(directory: Path, process: subprocess.Popen[str]) -> str:
+    """Let a sweep end, and return what it printed."""
+    (directory.parent / "go").touch()
+    text = output(process)
+    assert process.returncode == 0, text
+    assert ends(directory) == dict.fromkeys(range(4), 1)
+    return text
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The bits of the sweep on this machine."""
+    directory = tmp_path_factory.mktemp("local") / "sweep"
+    finish(directory, start(directory, ""))
+    return bits(directory)
+
+
+def agents(directory: Path) -> dict[int, str]:
+    """The node of each process of an agent of a sweep, its fork server and its workers included."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        variables = dict(line.split(b"=", 1) for line in environ if b"=" in line)
+        if variables.get(b"GO") == os.fsencode(directory.parent / "go") and b"TRAINYARD_RAY_NODE" in variables:
+            found[int(path.name)] = variables[b"TRAINYARD_RAY_NODE"].decode()
+    return found
+
+
+def node_of(directory: Path, num: int) -> str:
+    """The node that a job ran on, as its `run.json` says."""
+    return str(json.loads((directory / str(num) / "run.json").read_text())["facts"]["ray.node"])
+
+
+def test_a_sweep_has_the_bits_of_the_local_launcher(cluster: RayCluster, tmp_path: Path, local: Any) -> None:
+    """Over Ray's client, too. It takes as many actors as it has slots, and each run knows where it ran."""
+    directory = tmp_path / "sweep"
+    finish(directory, start(directory, cluster.client))
+    assert_same(bits(directory), local)
+    assert sorted(path.name for path in (directory / "ray").iterdir()) == ["0.out", "1.out"]
+    assert len({node_of(directory, num) for num in range(4)}) == 2
+    assert not agents(directory)
+
+
+def test_what_nodes_and_heads_meet_with_changes_no_bit(cluster: RayCluster, tmp_path: Path, local: Any) -> None:
+    """A node is removed, another one comes, and then the head is killed and started again."""
+    directory = tmp_path / "sweep"
+    process = start(directory, cluster.address)
+    try:
+        wait_for(lambda: begun(directory, 0) and begun(directory, 1), process)
+        removed = node_of(directory, 0)
+        cluster.do(removed)
+        wait_for(lambda: slots(directory, "lost") == 1, process)
+        assert removed not in agents(directory).values()
+        cluster.do("add")
+        wait_for(lambda: slots(directory, "gained") == 3, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        text = output(process)
+    assert "is lost: its node has died" in text or "is lost: its node was" in text, text
+    text = finish(directory, start(directory, cluster.address))
+    assert "agents of the head before this one to end." in text
+    assert_same(bits(directory), local)
+    assert not agents(directory)
+
+
+# Bad input
+
+
+def test_resources_that_no_node_has(cluster: RayCluster, tmp_path: Path) -> None:
+    """What there is, is told; with autoscaling they may come."""
+    request = Request(num_gpus=1, resources={"disk": 2})
+    with pytest.raises(TrainyardError) as error:
+        RayPool(tmp_path, cluster.address, request, 1).check()
+    assert "No node of the Ray cluster has CPU: 1, GPU: 1, disk: 2" in str(error.value)
+    assert "1 x (no resources)" in str(error.value)
+    assert "x (CPU: 1)" in str(error.value)
+    pool = RayPool(tmp_path, cluster.address, request, 1, autoscaling=True)
+    pool.check()
+    pool.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing answers, or what answers is not Ray: neither hangs."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"address: '{address}' given; accepted: .* Connection refused"):
+            RayPool(tmp_path, address, Request(), 1).check()
+        silent.listen()
+        monkeypatch.setattr(ray_pool, "REACH", 2.0)
+        with pytest.raises(ConfigError, match="There was no answer for 2 seconds"):
+            RayPool(tmp_path, f"ray://{address}", Request(), 1).check()
+
+
+def test_agents_that_end_before_they_reach_the_head_end_the_sweep(cluster: RayCluster, tmp_path: Path) -> None:
+    pool = RayPool(tmp_path, cluster.address, Request(), 2)
+    pool.check()
+    pool.start([sys.executable, "-c", "print('no such module'); raise SystemExit(1)"])
+
+    def again() -> bool:
+        pool.want(2)
+        return bool(pool.gone()) and False
+
+    with pytest.raises(TrainyardError, match=r"3 agents ended .* ended with status 1, and said: no such module"):
+        wait_for(again)
+    pool.close()
