@@ -29,6 +29,7 @@ class Progress(Hook):
     priority = "LOW"
     ranks = "main"
     stackable = True
+    own_places = True
 
     def __init__(self, refresh: float = 0.1) -> None:
         self.refresh = number("refresh", refresh, at_least=0, finite=False, unit="seconds")
