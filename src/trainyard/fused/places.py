@@ -23,11 +23,12 @@ Found = tuple[Path, dict[str, Any]]
 
 
 def places(configs: Sequence[Values]) -> list[list[int]]:
-    """Group members, by index, that can continue as one stack: those at one place, and those that have ended.
+    """Group members, by index, that certainly can continue as one stack: those at one place, and those that have ended.
 
     All files of a stack's checkpoint are written before the first is recorded. If a stack was killed meanwhile, its
     members return to the newest checkpoint that all of them have, or to the beginning if none was recorded yet: so the
-    stack is restored bit for bit. Only members that did not train together until now can be at several places.
+    stack is restored bit for bit. Only members that did not train together until now can be at several places; most
+    trainings can continue these together too (see `check_lanes`).
 
     Args:
         configs: of the members, resolved. `resume` of those that return to an earlier checkpoint is set to its path.
