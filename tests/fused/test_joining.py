@@ -23,6 +23,8 @@ from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
+from trainyard.runner.default_hooks import default_hooks
+from trainyard.runner.dispatch import build_hooks
 from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
 
 Config = dict[str, Any]
@@ -349,3 +351,7 @@ def watched(runner: FusedRunner, addresses: list[int]) -> Any:
         assert [parameter.data_ptr() for parameter in runner.stack.parameters()] == addresses
 
     return checked
+
+
+def test_default_hooks_keep_a_place_for_each_member() -> None:
+    assert all(hook.own_places for hook in build_hooks(default_hooks()).values())
