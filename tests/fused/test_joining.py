@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -355,3 +356,19 @@ def watched(runner: FusedRunner, addresses: list[int]) -> Any:
 
 def test_default_hooks_keep_a_place_for_each_member() -> None:
     assert all(hook.own_places for hook in build_hooks(default_hooks()).values())
+
+
+def test_lines_of_text_count_as_the_member_does(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    hook = {"logger": {"_target_": "trainyard.hooks.Logger", "interval": 5, "line_every": 0}}
+    jobs = [config(seed, epochs, hook=hook, schedule=None) for seed, epochs in enumerate((3, 1, 2))]
+    FusedRunner(jobs[:2], feed=LaneQueue(jobs[2:])).train()
+    lines = [record.getMessage().partition("  loss")[0] for record in caplog.records if "eta" in record.getMessage()]
+    assert lines == [
+        "epoch 1/3  iter 5/15",
+        "epoch 1/1  iter 5/5",
+        "epoch 2/3  iter 10/15",
+        "epoch 1/2  iter 5/10",
+        "epoch 3/3  iter 15/15",
+        "epoch 2/2  iter 10/10",
+    ]

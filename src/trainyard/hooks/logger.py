@@ -15,7 +15,7 @@ from trainyard.checks import choice, integer, number
 from trainyard.data.lengths import length_hint, of_total
 from trainyard.hooks._log_phases import LogPhase, log_phases
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
-from trainyard.runner import Runner
+from trainyard.runner import Member, Runner
 from trainyard.runner.hook import Hook
 from trainyard.step.group import means
 
@@ -173,30 +173,42 @@ class Logger(Hook):
         begin, epoch = begun[-1] if begun else (0, 0)
         return epoch, iteration - begin
 
-    def _place(self, iteration: int) -> str:
-        """Return the position of an iteration in the training as text, counted from 1."""
-        epoch, index = self._position(iteration)
-        of_epochs = f"epoch {of_total(epoch + 1, self._epochs)}"
+    def _ends(self, runner: Runner, member: Member) -> tuple[int | None, int | None]:
+        """Return the epochs and the iterations of the member's whole training, as far as they are known."""
+        if not runner.lanes_differ:
+            return self._epochs, self._total
+        length, of_epoch = member.loop.length, self._length
+        if member.loop.unit == "epoch":
+            return length, None if of_epoch is None else length * of_epoch
+        return None if of_epoch is None else -(-length // of_epoch), length
+
+    def _place(self, runner: Runner, member: Member) -> str:
+        """Return the member's position in the training as text, counted from 1."""
+        epoch, index = self._position(runner.iter)
+        epochs, total = self._ends(runner, member)
+        of_epochs = f"epoch {of_total(epoch + member.epoch - runner.epoch + 1, epochs)}"
         if self.by == "epoch":
             return f"{of_epochs}  iter {of_total(index, self._length)}"
-        of_run = f"iter {of_total(iteration, self._total)}"
+        of_run = f"iter {of_total(member.iter, total)}"
         return of_run if self.by == "iter" else f"{of_epochs}  {of_run}"
 
     def _line(self, runner: Runner) -> None:
         now = perf_counter()
         self._next_line = now + self.line_every
         pace = (now - self._begin) / (runner.iter - self._begin_iter)
-        known = self._total is not None and self._total >= runner.iter
-        left = str(timedelta(seconds=round(pace * ((self._total or 0) - runner.iter)))) if known else "unknown"
         for member in runner.members:
+            if member.vacant:
+                continue
+            _, total = self._ends(runner, member)
+            known = total is not None and total >= member.iter
+            left = str(timedelta(seconds=round(pace * ((total or 0) - member.iter)))) if known else "unknown"
             numbers = "  ".join(
                 f"{key.removeprefix('train/')} {value:.4g}"
                 for key, value in member.metrics.items()
                 if key[:6] == "train/"
             )
-            line = (self._place(runner.iter), numbers, left)
-            if not member.vacant:
-                log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
+            line = (self._place(runner, member), numbers, left)
+            log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
 
     def _results(self, runner: Runner, split: str) -> None:
         for member in runner.members:
