@@ -1,5 +1,6 @@
 """For all tests: one thread a process, so that tests in parallel do not wait for each other's spinning threads."""
 
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,12 @@ settings.load_profile("trainyard")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; what tests start would ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Hide what is imported and collected from the garbage collector, which would look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,7 +96,7 @@ def attempt(trial: Trial) -> None:
         if kill is None and _is_done(directory):
             break
         if (directory / "multirun.yaml").exists():
-            command = [sys.executable, str(ROOT / "scripts" / "resume_sweep.py"), str(directory)]
+            command = [sys.executable, "-m", "trainyard", "sweep", "resume", str(directory)]
     else:
         raise FaultError(f"not done after {ATTEMPTS} starts:\n{_tail(trial.folder)}")
     decided = any(record["kind"] == DECISIONS for record in _records(directory))

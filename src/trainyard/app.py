@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from trainyard.files import DiskFullError, disk_full
 from trainyard.fused import train as stack_trainer
 from trainyard.redaction import check_overrides
 from trainyard.run import ranks
+from trainyard.run.changed import changed
 from trainyard.run.rank_job import follow
 from trainyard.run.train import train
 from trainyard.sweep.sweepable import SweepableTask
@@ -148,6 +150,14 @@ class Application(SweepableTask):
             hint = "A sweep is started by itself, without torchrun or another launcher."
             raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
         return over.devices
+
+    def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
+        """Return what a clone takes from its config, not from the checkpoint: see `trainyard.run.changed`.
+
+        Raises:
+            TrainyardError: a value cannot be changed in the course of a training, or nothing is left to train.
+        """
+        return changed(before or {}, after or {}, ended=ended)
 
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""

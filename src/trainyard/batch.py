@@ -102,7 +102,11 @@ def _parts(batch: Any) -> Iterable[Any]:
     return batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
 
 
-def no_target(batch: Any) -> TrainyardError:
+class NoTargetError(TrainyardError):
+    """A batch holds no target."""
+
+
+def no_target(batch: Any) -> NoTargetError:
     """Return the error for a batch in which no target is found."""
     if isinstance(batch, Mapping):
         what = f"a mapping with the keys {', '.join(map(str, batch)) or '(none)'}"
@@ -110,7 +114,7 @@ def no_target(batch: Any) -> TrainyardError:
         what = f"a {type(batch).__name__} of {len(batch)}"
     else:
         what = f"a lone {type(batch).__name__}"
-    return TrainyardError(
+    return NoTargetError(
         f"The batch holds no target: it is {what}. The target is the last element of a tuple of at least two, "
         f"or stands under one of the keys {', '.join(TARGET_KEYS)}."
     )

@@ -23,6 +23,7 @@ from trainyard.track import RunInfo, run_info
 from trainyard.track.shipper.stored_model import is_run_id, stored_model
 
 WHICH = ("best", "last")
+EXPORTED = "model.safetensors"  # of `trainyard export`
 
 
 def load(
@@ -34,7 +35,8 @@ def load(
     run imported them from. A model in MLflow is unpickled by MLflow. Load what you trust.
 
     Args:
-        run: the run's directory; a checkpoint in its `checkpoints/`; or the ID of a run in MLflow, or `runs:/<ID>`.
+        run: the run's directory, or a folder of `trainyard export`; a checkpoint in its `checkpoints/`; or the ID of a
+            run in MLflow, or `runs:/<ID>`.
         which: of a directory: `best`, the best checkpoint (the last where there is none), or `last`.
         device: where it predicts; `auto` is CUDA if available.
         uri: of MLflow; None is `MLFLOW_TRACKING_URI`, or `mlflow.db` in the present folder.
@@ -154,6 +156,9 @@ def _tensor(value: Any) -> Tensor:
 def _checkpoint_in(directory: Path, which: str) -> Path:
     """Return the file of the best or the last checkpoint of a run."""
     folder = directory / "checkpoints"
+    exported = directory / EXPORTED
+    if exported.exists() and not folder.exists():
+        return exported
     saved = checkpoint.read_last(folder)
     best = directory / BEST
     if which == "best" and best.exists():

@@ -11,10 +11,15 @@ from trainyard.app import main
 
 
 def config_folder() -> Path:
-    """Return the folder of the configs: `conf` here, the package's, or that of the repository that it lies in."""
+    """Return the folder of the configs: `conf` here, or Trainyard's own."""
+    here = Path("conf")
+    return here if (here / "train.yaml").is_file() else own_configs()
+
+
+def own_configs() -> Path:
+    """Return the folder of Trainyard's own configs: in the package, or in the repository that it lies in."""
     package = Path(__file__).parent
-    candidates = (Path("conf"), package / "conf", package.parents[1] / "conf")
-    return next(folder for folder in candidates if (folder / "train.yaml").is_file())
+    return next(folder for folder in (package / "conf", package.parents[1] / "conf") if folder.is_dir())
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _left(folder: Any) -> Any:
         (["model.in_features=10"], ["model.in_features: 10 given; accepted: auto, or 2", "Layer net.1 (Linear("]),
         (["model.batch_norm=true", "data.batch_size=1"], ["data.batch_size: 1 given; accepted: at least 2."]),
         (["model.hidden=[1000000000000000]"], ["model.hidden.0: 1000000000000000 given", "GiB are asked for"]),
-        (["-m", "optim.lr=interval(0,1)"], ["optim.lr: 'interval(0,1)' given; accepted: values", "hydra/sweeper="]),
+        (["-m", "optim.lr=interval(0,1)"], ["optim.lr: 'interval(0,1)' given; accepted: values", "=search"]),
         (["model=transformer"], ["model.vocab_size: 'auto' given", "num_classes"]),
         (["optim.lr=-1"], ["optim.lr: -1 given", "at least 0"]),
         (["schedule=step", "schedule.scheduler.step_size=0"], ["schedule.scheduler.step_size"]),

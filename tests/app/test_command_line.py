@@ -114,6 +114,19 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     assert {key.partition(".")[0] for key in run.data.params}.isdisjoint(NOT_PARAMS)
     assert "experiment" not in run.data.params  # nothing of that group was chosen
 
+    assert run.data.metrics["best/val/accuracy"] == max(
+        point.value for point in client.get_metric_history(run.info.run_id, "val/accuracy")
+    )
+    (best,) = {
+        p.step
+        for p in client.get_metric_history(run.info.run_id, "best/val/accuracy")
+        if p.step == run.data.metrics["best/step"]
+    }
+    assert run.data.tags["test.checkpoint"] == f"best.pt, epoch {run.data.metrics['best/epoch']:.0f}, step {best}"
+    assert {each.dataset.name for each in run.inputs.dataset_inputs} == {"rings/train", "rings/val", "rings/test"}
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert {"val/accuracy", "val/loss", "test/accuracy"} <= {metric.key for metric in model.metrics}
+
     journal = _points(tmp_path / "run")
     assert {step for key, step in journal if key == "train/loss"} == {2, 4, 6, 8, 9}
     for name in ("train/loss", "val/accuracy", "val/loss"):
@@ -136,7 +149,7 @@ def test_no_mlflow_server_never_stops_training(train: Any, tmp_path: Path) -> No
     result = train("tracker=mlflow", "hydra.run.dir=run", "tracker.wait=2", env=env)
     assert result.returncode == 0, result.stderr
     assert "Best val/accuracy" in result.stdout
-    assert "scripts/sync.py" in result.stdout
+    assert "trainyard sync" in result.stdout
     info = json.loads((tmp_path / "run/run.json").read_text())
     assert [info[key] for key in ("uri", "experiment_id", "name")] == list(env.values())
 

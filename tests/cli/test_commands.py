@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("train", "runs", "show", "compare", "tail", "rm", "gc", "doctor")
+from trainyard.catalog import find
+from trainyard.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -129,13 +130,43 @@ def test_what_a_user_has_to_change_is_one_paragraph_and_status_2(
     assert "Traceback" not in said
 
 
+def test_runs_commands_and_files_are_completed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def completed(words: str, at: int) -> list[str]:
+        monkeypatch.chdir(trained)
+        monkeypatch.setenv("_TRAINYARD_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(at))
+        with pytest.raises(SystemExit, match="0"):
+            main([])
+        return capsys.readouterr().out.split()
+
+    assert completed("trainyard rep", 1) == ["plain,reproduce"]
+    assert completed("trainyard sweep rep", 2) == ["plain,report"]
+    ids = {run.info.id[:8] for run in find([trained])}
+    assert ids == {word.removeprefix("plain,") for word in completed("trainyard show ", 2)} & ids
+    assert completed(f"trainyard compare {min(ids)}", 2) == [f"plain,{min(ids)}"]
+    assert completed("trainyard show ./outp", 2)[0].startswith("file,")
+
+
+def test_every_command_has_a_help_that_begins_as_the_list_does(trainyard: Any, tmp_path: Path) -> None:
+    for name in COMMANDS.keys() - {"train"}:
+        status, text, _ = trainyard(name, "--help", cwd=tmp_path)
+        assert status == 0
+        assert text.startswith("Usage: trainyard")
+    status, text, _ = trainyard("--help", cwd=tmp_path)
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert trainyard("--version", cwd=tmp_path)[1].startswith("trainyard, version ")
+
+
 def test_the_command_imports_neither_torch_nor_mlflow_nor_hydra(trained: Path) -> None:
     code = (
         "import sys; from trainyard.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "print([name for name in ('torch', 'mlflow', 'hydra', 'numpy') if name in sys.modules], file=sys.stderr)"
     )
-    for arguments in (["--help"], ["runs"], ["gc", "--dry-run"]):
+    for arguments in (["--help"], ["runs"], ["gc", "--dry-run"], ["sweep", "ls"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=trained, capture_output=True, text=True, check=False
         )

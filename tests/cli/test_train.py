@@ -32,7 +32,20 @@ def test_a_sweep_records_the_module_so_that_it_can_be_resumed(tmp_path: Path) ->
     manifest = next(tmp_path.glob("multirun/*/*/manifest.jsonl"))
     modules = [line["module"] for line in map(json.loads, manifest.read_text().splitlines()) if line.get("module")]
     assert modules == ["trainyard.train"]
-    resume = [sys.executable, str(ROOT / "scripts" / "resume_sweep.py"), str(manifest.parent)]
+    resume = [sys.executable, "-m", "trainyard", "sweep", "resume", str(manifest.parent)]
     done = forked.run(resume, cwd=tmp_path, env=environment, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "2 of them done already; 0 to run" in done.stdout
+
+
+def test_classes_in_the_current_folder_are_found(tmp_path: Path) -> None:
+    """The installed command is a program in another folder, which is where Python looks by itself."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "trainyard").write_text("from trainyard.cli import main\nmain()\n")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "only_mine.py").write_text("from trainyard.models import MLP\n\n\nclass Net(MLP): ...\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "bin" / "trainyard"), "train", *QUICK, "model._target_=only_mine.Net"]
+    done = forked.run([*command, "hydra.run.dir=r"], cwd=tmp_path / "here", env=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert "Net with" in done.stdout

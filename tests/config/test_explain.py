@@ -24,11 +24,11 @@ def told(*overrides: Any) -> Any:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=mpl"], "model: 'mpl' given; accepted: one of cnn, mlp, resnet, timm, torchvision, transformer, "),
+        (["model=mpl"], "model: 'mpl' given; accepted: one of cnn, lightning, mlp, resnet, timm, torchvision, "),
         (["model=mpl"], "Did you mean 'mlp'?"),
         (["hook=[default,emma]"], "hook: 'emma' given; accepted: one of default, detection_log, early_stop, ema, "),
-        (["model="], "model: '' given; accepted: one of cnn, mlp, resnet, timm, torchvision, "),
-        (["model=null"], "model: None given; accepted: one of cnn, mlp, resnet, timm, torchvision, "),
+        (["model="], "model: '' given; accepted: one of cnn, lightning, mlp, resnet, timm, torchvision, "),
+        (["model=null"], "model: None given; accepted: one of cnn, lightning, mlp, resnet, timm, torchvision, "),
         (["tracker=null"], "tracker: None given; accepted: one of mlflow, none. Did you mean 'none'?"),
         (["seed=3", "optim=0.1"], "optim: 0.1 given; accepted: one of adagrad, adam, "),
         (["optm=adam"], "optm: 'optm' given; accepted: a group or key of this config. Did you mean 'optim'?"),

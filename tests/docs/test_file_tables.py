@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from markdown_tables import codes, names, page, table
 
+from trainyard.application import StartedAs
 from trainyard.runner import Runner
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.events import (
     Asked,
@@ -46,16 +46,19 @@ def test_every_entry_of_a_checkpoint_has_a_row(tmp_path: Path) -> None:
 
 def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
-        journal.metrics(1, {"train/loss": 0.5}, epoch=1)
+        journal.metrics(1, {"train/loss": 0.5}, epoch=1, of="model")
         journal.array("val/confusion", 1, [[1, 0], [0, 1]])
         journal.artifact("figures", "figures")
-        journal.model("checkpoints/best.pt", "mine:load", "mine:predict")
+        journal.model("checkpoints/best.pt", "mine:load", "mine:predict", name="last", step=1, form="export")
+        journal.inputs([{"name": "digits/train", "digest": "0f", "context": "train"}])
+        journal.register("digits", "best", of="3")
+        journal.linked_tags({"winner.run": "run:" + "0" * 32})
         journal.params({"optim.lr": 0.1})
         journal.tags({"team": "vision"})
         journal.status("FINISHED")
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     records = {record["kind"]: set(record) - {"kind", "time"} for record in found}
-    assert len(records) == len(found) == 7
+    assert len(records) == len(found) == 10
     rows = table(page("tracking.md"), "kind")
     assert {codes(row["kind"])[0]: set(codes(row["fields"])) for row in rows} == records
 

@@ -23,6 +23,7 @@ from trainyard.runner import Env, EpochBasedTrainLoop, IterBasedTrainLoop, Runne
 from trainyard.runner.weights import LoadFrom
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.precision import make_precision
+from trainyard.sweep.proposers.search_settings import KNOWN
 from trainyard.sweep.settings import SweepSettings
 from trainyard.track import MLflowTracker
 
@@ -119,6 +120,10 @@ def test_every_group_has_a_row_with_its_default() -> None:
     for entry in OmegaConf.load(CONF / "train.yaml").defaults:
         for key, choice in entry.items() if OmegaConf.is_config(entry) else ():
             chosen[key.removeprefix("override ")] = plain(choice)
+    for sweeper in ("grid", "search"):
+        for entry in OmegaConf.load(CONF / f"hydra/sweeper/{sweeper}.yaml").defaults:
+            for key, choice in entry.items() if OmegaConf.is_config(entry) else ():
+                chosen[f"hydra/sweeper/{key}"] = plain(choice)
     shown = {
         codes(row["group"])[0]: value(codes(row["default"])[0]) for row in table(page("configuration.md"), "group")
     }
@@ -144,7 +149,17 @@ def test_every_option_of_the_launcher_has_a_row() -> None:
 def test_every_option_of_the_sweeper_has_a_row() -> None:
     shown = defaults(table(page("sweeps.md"), "`hydra.sweeper.`"), "default", "`hydra.sweeper.`")
     assert set(shown) == set(arguments(GridSweeper))
+    assert shown.pop("pruner") == "null", "a group of its own"
     assert_defaults(shown, option("hydra/sweeper/grid"))
+
+
+def test_every_option_of_a_search_has_a_row() -> None:
+    shown = defaults(table(page("search.md"), "`hydra.sweeper.`"), "default", "`hydra.sweeper.`")
+    assert set(shown) == set(KNOWN) - {"sampler", "pruner"}
+    assert_defaults(shown, option("hydra/sweeper/search"))
+    for group in ("sampler", "pruner"):
+        rows = table(section(page("search.md"), f"{group.title()}s"), "option")
+        assert set(names(rows, "option")) == options(f"hydra/sweeper/{group}")
 
 
 def test_every_option_of_the_tracker_has_a_row() -> None:
@@ -212,7 +227,7 @@ def test_the_numbers_of_optimizers_are_keys_of_their_options() -> None:
     for row in table(page("optim.md"), "`optim=`"):
         keys = option(f"optim/{codes(row['`optim=`'])[0]}")
         assert set(codes(row["numbers to tune first"])) <= set(keys)
-        assert row["implementation"] in (*keys, "closure", "loop"), row
+        assert row["implementation"] in (*keys, "closure", "loop", "its own"), row
 
 
 @pytest.mark.parametrize(("schedule", "column"), [(Schedule, "key"), (Plateau, "`schedule.`")])

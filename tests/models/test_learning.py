@@ -37,7 +37,12 @@ def configured(name: str, **overrides: Any) -> BaseModel:
     return instantiate(OmegaConf.merge(node, overrides), _convert_="all")
 
 
-LIBRARIES = ("timm", "torchvision", "transformers")  # tests/models/test_libraries.py, tests/app/test_groups.py
+LIBRARIES = (
+    "lightning",
+    "timm",
+    "torchvision",
+    "transformers",
+)  # tests/models
 OWN = sorted(path for path in CONF.glob("*.yaml") if path.stem not in LIBRARIES)
 
 

@@ -19,7 +19,12 @@ from trainyard.errors import ConfigError
 from trainyard.optim import Lion, build
 
 CONF = Path(__file__).parents[2] / "conf" / "optim"
-OTHERS = {"lbfgs", "sam", "muon"}  # tests/step/test_closure.py, tests/optim/test_muon.py
+OTHERS = {
+    "lbfgs",
+    "sam",
+    "muon",
+    "model",
+}  # tests/step/test_closure.py, test_muon.py, tests/models
 OPTIONS = sorted({path.stem for path in CONF.glob("*.yaml")} - OTHERS)
 FUSED = {"sgd", "adam", "adamw", "adagrad"}
 

@@ -21,8 +21,8 @@ from trainyard.step.step import Step
 CONF = Path(__file__).parents[2] / "conf/optim"
 MORE = {"sgd": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
                 {"momentum": 0.9, "dampening": 0.5}], "rmsprop": [{"momentum": 0.9}]}  # fmt: skip
-CLOSURES = ("lbfgs", "sam")  # tests/step/test_closure.py
-FILES = [file for file in sorted(CONF.glob("*.yaml")) if file.stem not in CLOSURES]
+OTHERS = ("lbfgs", "sam", "model")  # tests/step/test_closure.py, tests/models/test_lightning.py
+FILES = [file for file in sorted(CONF.glob("*.yaml")) if file.stem not in OTHERS]
 CASES = [(file.stem, more) for file in FILES for more in MORE.get(file.stem, [{}])]
 
 

@@ -19,6 +19,7 @@ LAYERS = (
     (
         "_torch_internals",
         "_torch_vmap",
+        "application",
         "batch",
         "checks",
         "console",
@@ -33,12 +34,12 @@ LAYERS = (
     ),
     ("config",),
     ("models", "data", "optim", "schedules", "metrics", "track"),
-    ("distributed", "catalog"),
+    ("distributed", "catalog", "project"),
     ("step",),
     ("runner",),
     ("hooks", "run"),
     ("fused",),
-    ("app", "evaluate", "inference"),
+    ("app", "evaluate", "inference", "reproduction"),
     ("train",),
     ("cli",),
     ("__main__",),
@@ -46,8 +47,8 @@ LAYERS = (
 # Beside the layers: what these import, and who imports them.
 BESIDE = {
     "sweep": (
-        {"config", "track", "errors", "checks", "files", "host_memory", "nvml", "quoting", "redaction"},
-        {"app", "cli"},
+        {"application", "config", "track", "errors", "checks", "files", "host_memory", "nvml", "quoting", "redaction"},
+        {"app", "catalog", "cli"},
     )
 }
 # Names of before, for configs and journals that hold them. They import what they stand for, and nobody imports them.

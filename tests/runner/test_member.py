@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from trainyard import temporary
 from trainyard.errors import ConfigError
 from trainyard.runner import Member, Objective, Runner, read
+from trainyard.track import read as read_journal
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -77,3 +78,18 @@ def test_a_start_removes_what_a_killed_process_was_writing(parts: Any, tmp_path:
         assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
         assert not list((tmp_path / "checkpoints").iterdir())
         assert (tmp_path / "notes.tmp").exists()
+
+
+def test_the_best_is_recorded_once_where_it_was_reached(parts: Any, tmp_path: Path) -> None:
+    runner = Runner(**{**parts, "work_dir": tmp_path})
+    for value, step in ((0.5, 10), (0.9, 20), (0.7, 30)):
+        with runner.session():
+            (member,) = runner.members
+            member.record({member.objective.name: value}, step=step, epoch=step // 10)
+            member.judge(step=step, epoch=step // 10)
+    found = [record for record, _ in read_journal(tmp_path / "metrics.jsonl") if record["kind"] == "metrics"]
+    best = f"best/{member.objective.name}"
+    recorded = [(record["step"], record["values"]) for record in found if best in record["values"]]
+    maximize = member.objective.direction == "maximize"
+    expected = [(10, 0.5), (20, 0.9)] if maximize else [(10, 0.5)]
+    assert recorded == [(at, {best: value, "best/epoch": at // 10, "best/step": at}) for at, value in expected]

@@ -131,6 +131,22 @@ def test_an_empty_beginning_is_put_before_all(tmp_path: Path) -> None:
     assert same(runner.model.net.state_dict(), state)
 
 
+def test_the_weights_of_the_network_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As timm, torchvision and transformers save them: without the `net.` that a model of ours has before them."""
+    state = mlp(seed=1).net.state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    with caplog.at_level(logging.INFO, "trainyard"):
+        runner = begun(tmp_path / "a.pt")
+    assert same(runner.model.net.state_dict(), state)
+    assert "4 of 4 tensors loaded; with net. before their names." in caplog.text
+    other = mlp(num_classes=5)
+    begun({"path": tmp_path / "a.pt", "exclude": ["net.3"]}, other)
+    assert same(other.net[1].state_dict(), {"weight": state["1.weight"], "bias": state["1.bias"]})
+    assert "net.3.weight has shape [3, 4], here [5, 4]" in failure(tmp_path / "a.pt", mlp(5))
+    torch.save({f"a.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
+    assert 'revise_keys: {"a.": "net."} makes 4 of the 4' in failure(tmp_path / "a.pt")
+
+
 def test_groups_of_a_pattern(tmp_path: Path) -> None:
     torch.save({f"layer{name[4:]}": value for name, value in mlp(seed=1).state_dict().items()}, tmp_path / "a.pt")
     runner = begun({"path": tmp_path / "a.pt", "revise_keys": [[r"^layer(\d+)\.", r"net.\1."]]})
@@ -154,8 +170,6 @@ def test_what_does_not_fit_names_the_nearest(tmp_path: Path, file: Path) -> None
     assert 'revise_keys: {"nets.": "net."} makes 4 of the 4 missing ones fit.' in told
     torch.save({f"a.b.{name}": value for name, value in read(file).items()}, tmp_path / "a.pt")
     assert 'revise_keys: {"a.b.": ""} makes 4 of the 4' in failure({"path": tmp_path / "a.pt", "strict": False})
-    torch.save(mlp(seed=1).net.state_dict(), tmp_path / "a.pt")
-    assert 'revise_keys: {"": "net."} makes 4 of the 4' in failure(tmp_path / "a.pt")
     weights = read(file)
     weights["net.1.wieght"] = weights.pop("net.1.weight")
     torch.save(weights, tmp_path / "a.pt")

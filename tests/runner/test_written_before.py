@@ -21,7 +21,6 @@ import hashlib
 import importlib
 import json
 import os
-import runpy
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from trainyard.cli import main
 from trainyard.runner import Runner, checkpoint
 from trainyard.track import RunInfo, read
 
@@ -65,12 +65,12 @@ def take(tmp_path: Path) -> Take:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run one of the project's scripts in the test's folder."""
+    """Run one of the project's programs in the test's folder."""
 
     def execute(script: str, *arguments: str) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
         done = forked.run(
-            [sys.executable, str(ROOT / script), *arguments],
+            [sys.executable, str(ROOT / script) if script.endswith(".py") else script, *arguments],
             cwd=tmp_path,
             env=clean | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         )
@@ -162,7 +162,7 @@ def test_a_member_of_a_stack_goes_on_alone(take: Take) -> None:
 def test_a_sweep(take: Take, run: Run) -> None:
     directory = take("sweep")
     done = {num: (directory / f"{num}/checkpoints/best.pt").read_bytes() for num in (0, 1)}
-    run("scripts/resume_sweep.py", str(directory), "--app", str(ROOT / "train.py"))
+    run("-m", "trainyard", "sweep", "resume", str(directory), "--app", str(ROOT / "train.py"))
     for num in range(4):
         assert_ended(directory / str(num), f"sweep/{num}")
     assert done == {num: (directory / f"{num}/checkpoints/best.pt").read_bytes() for num in (0, 1)}
@@ -196,9 +196,8 @@ def test_its_way_to_mlflow(take: Take, tmp_path: Path, monkeypatch: pytest.Monke
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which `set_tracking_uri` sets too
     monkeypatch.setattr(sys, "path", [*sys.path])  # to which the shipper adds the folders in run.json
-    monkeypatch.setattr(sys, "argv", ["sync.py", "--trust", str(directory)])
     with pytest.raises(SystemExit, match="0"):  # in this process: MLflow is imported once
-        runpy.run_path(str(ROOT / "scripts/sync.py"), run_name="__main__")
+        main(["sync", "--trust", str(directory)])
 
     import mlflow
 

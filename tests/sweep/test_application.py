@@ -1,4 +1,4 @@
-"""Application of a sweep: recorded in the manifest, refused if it is another, found again by `resume_sweep.py`."""
+"""Application of a sweep: recorded in the manifest, refused if it is another, started again to continue it."""
 
 import csv
 import os
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from waiting import LIMIT
 
-from trainyard.sweep.application import StartedAs
+from trainyard.application import StartedAs
 from trainyard.sweep.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
-RESUME = ROOT / "scripts/resume_sweep.py"
+RESUME = ("-m", "trainyard", "sweep", "resume")
 SINE = """
 import math
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_the_application_that_began_the_sweep_goes_on(python: Any, tmp_path: Pat
     assert Manifest.open(tmp_path / "project/s").application == StartedAs(str(tmp_path / "project/waves/sine.py"))
     assert _objectives(tmp_path) == ["84.1", "90.9"]
     (tmp_path / "project/s/results.csv").unlink()
-    resumed = python(RESUME, tmp_path / "project/s", cwd=".")
+    resumed = python(*RESUME, tmp_path / "project/s", cwd=".")
     assert resumed.returncode == 0, resumed.stderr
     assert _objectives(tmp_path) == ["84.1", "90.9"]
     assert sorted((tmp_path / "project/calls").read_text().split()) == ["100", "100", "200", "200"]
@@ -75,7 +75,7 @@ def test_a_module_goes_on_as_a_module(python: Any, tmp_path: Path) -> None:
     assert application is not None
     assert (application.module, str(application)) == ("waves.sine", "python -m waves.sine")
     for further in ([], ["--app", tmp_path / "project/waves/sine.py"]):
-        assert python(RESUME, tmp_path / "project/s", *further, cwd=".").returncode == 0
+        assert python(*RESUME, tmp_path / "project/s", *further, cwd=".").returncode == 0
     assert len((tmp_path / "project/calls").read_text().split()) == 6
 
 
@@ -84,7 +84,7 @@ def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
     before = (tmp_path / "project/s/manifest.jsonl").read_bytes()
     sentence = f"s holds a sweep of {tmp_path}/project/waves/sine.py; this is {ROOT / 'train.py'}."
     for other in (
-        python(RESUME, "s", "--app", ROOT / "train.py"),
+        python(*RESUME, "s", "--app", ROOT / "train.py"),
         python(ROOT / "train.py", "-m", "tracker=none", "seed=1,2", "hydra.sweep.dir=s"),
     ):
         assert other.returncode == 2, other.stdout
@@ -95,10 +95,10 @@ def test_another_application_is_refused(python: Any, tmp_path: Path) -> None:
 def test_an_application_that_was_moved(python: Any, tmp_path: Path) -> None:
     assert python("waves/sine.py", "-m", "x=1,2", "hydra.sweep.dir=s").returncode == 0
     (tmp_path / "project/waves").rename(tmp_path / "project/oceans")
-    lost = python(RESUME, "s")
+    lost = python(*RESUME, "s")
     assert lost.returncode == 2
     assert f"holds a sweep of {tmp_path}/project/waves/sine.py, which is not there: name it with --app" in lost.stderr
-    assert python(RESUME, "s", "--app", "oceans/sine.py").returncode == 0
+    assert python(*RESUME, "s", "--app", "oceans/sine.py").returncode == 0
     assert len((tmp_path / "project/calls").read_text().split()) == 4
 
 
@@ -107,10 +107,10 @@ def test_a_manifest_without_an_application(python: Any, tmp_path: Path) -> None:
     manifest = tmp_path / "project/s/manifest.jsonl"
     lines = [line for line in manifest.read_text().splitlines(keepends=True) if '"application"' not in line]
     manifest.write_text("".join(lines))
-    nameless = python(RESUME, "s")
+    nameless = python(*RESUME, "s")
     assert nameless.returncode == 2
     assert "names no application: name it with --app" in nameless.stderr
-    assert python(RESUME, "s", "--app", "waves/sine.py").returncode == 0
+    assert python(*RESUME, "s", "--app", "waves/sine.py").returncode == 0
     assert Manifest.open(tmp_path / "project/s").application is not None, "and then it has one"
 
 
@@ -123,7 +123,7 @@ def test_a_grid_of_a_file_goes_on_as_it_was(python: Any, tmp_path: Path) -> None
     assert "#2    x=1 scale=3 row=b\n  #3    x=2 row=b\n" in shown.stdout
     assert not (tmp_path / "project/s").exists()
     assert python(*command, *further).returncode == 0
-    assert python(RESUME, "s").returncode == 0
+    assert python(*RESUME, "s").returncode == 0
     assert [entry.overrides for entry in Manifest.open(tmp_path / "project/s").entries.values()] == [
         ["x=1", "scale=3", "+row=a"], ["x=2", "+row=a"], ["x=1", "scale=3", "+row=b"], ["x=2", "+row=b"],
     ]  # fmt: skip

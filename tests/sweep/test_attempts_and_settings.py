@@ -15,8 +15,9 @@ from waiting import LIMIT
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.manifest import Manifest
-from trainyard.sweep.plan import Job, varying
+from trainyard.sweep.plan import Job
 from trainyard.sweep.settings import SweepSettings
+from trainyard.sweep.varying import varying
 from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]

@@ -166,7 +166,7 @@ def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("2 of them done already; 0 to run") == 3
     (tmp_path / "s/results.csv").unlink()
-    resume = [sys.executable, str(ROOT / "scripts/resume_sweep.py"), str(tmp_path / "s")]
+    resume = [sys.executable, "-m", "trainyard", "sweep", "resume", str(tmp_path / "s")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path)))}
     resumed = forked.run(resume, env=env)
     assert resumed.returncode == 0, resumed.stderr

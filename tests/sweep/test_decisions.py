@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit, room, tasks
-from trainyard.sweep.executor.local import _setting
 from trainyard.sweep.executor.slots import Slot
-from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.worker import Place, worker_setting
 from trainyard.sweep.manifest import FILE, Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.stacks import Stacking, StackPlanner, decide
@@ -131,9 +130,10 @@ def test_the_room_of_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_task_has_the_recorded_threads() -> None:
-    own = _setting(Task(0, print, threads=1), [SLOT])
+    place = Place("/", [], [])
+    own = worker_setting([SLOT], 1, None, place)
     assert (own.threads, own.environ["OMP_NUM_THREADS"], own.cpus) == (1, "1", (0, 1))
-    assert _setting(Task(0, print), [SLOT]).threads == 2
+    assert worker_setting([SLOT], None, None, place).threads == 2
 
 
 class Trainer:
@@ -219,6 +219,6 @@ def test_the_promise_is_the_same_everywhere() -> None:
         root / "README.md",
         *(root / "docs" / name for name in ("sweeps.md", "fused.md", "resume.md", "glossary.md")),
     ]
-    sources = [root / "src/trainyard/sweep" / name for name in ("decisions.py", "manifest.py")]
-    for file in (*pages, *sources, root / "scripts/resume_sweep.py"):
+    sources = [root / "src/trainyard/sweep" / name for name in ("decisions.py", "manifest.py", "continuing.py")]
+    for file in (*pages, *sources):
         assert PROMISE in " ".join(file.read_text().split()), file

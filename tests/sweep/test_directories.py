@@ -13,7 +13,7 @@ from waiting import LIMIT
 from trainyard.config.current_job import current_job
 from trainyard.config.hydra_versions import VERSION_BASE
 from trainyard.errors import ConfigError
-from trainyard.sweep.directories import collisions, job_directory
+from trainyard.sweep.directories import Places, job_directory
 from trainyard.sweep.plan import Job
 
 ROOT = Path(__file__).parents[2]
@@ -41,33 +41,35 @@ def test_a_directory_inside_the_sweep(tmp_path: Path) -> None:
 
 def test_two_jobs_in_one_directory(tmp_path: Path) -> None:
     jobs = [_job(tmp_path, num, f"seed={num}", "optim.lr=0.1", subdir="lr${optim.lr}") for num in range(3)]
-    (one, error), (other, same) = collisions(jobs, [])
+    (one, error), (other, same) = Places().take(jobs)
     assert (one.num, other.num) == (1, 2)
     assert same is error, "one report for all"
     assert str(error) == (
         "hydra.sweep.subdir: 'lr${optim.lr}' given; accepted: a directory of its own for each job. #0 seed=0 and #1 "
         f"seed=1 would both write to {tmp_path}/lr0.1. Add ${{hydra:job.num}} or ${{seed}} to hydra.sweep.subdir."
     )
-    assert [job.num for job, _ in collisions(jobs[1:2], jobs[:1])] == [1], "of a later batch"
-    assert collisions([_job(tmp_path, num, "seed=0") for num in range(3)], []) == []
+    places = Places()
+    assert places.take(jobs[:1]) == []
+    assert [job.num for job, _ in places.take(jobs[1:2])] == [1], "of a later batch"
+    assert Places().take([_job(tmp_path, num, "seed=0") for num in range(3)]) == []
 
 
 def test_two_models_in_one_directory(tmp_path: Path) -> None:
     jobs = [_job(tmp_path, num, f"model={name}", subdir="a") for num, name in enumerate(("mlp", "cnn"))]
-    ((_, error),) = collisions(jobs, [])
+    ((_, error),) = Places().take(jobs)
     assert "Add ${hydra:job.num} or ${hydra:runtime.choices.model} to hydra.sweep.subdir." in str(error)
 
 
 def test_two_trainings_in_one_work_dir(tmp_path: Path) -> None:
     jobs = [_job(tmp_path, num, f"seed={num}", work_dir="outputs/mine") for num in range(2)]
-    ((_, error),) = collisions(jobs, [])
+    ((_, error),) = Places().take(jobs)
     assert str(error).startswith("work_dir: 'outputs/mine' given; accepted: a directory of its own for each job.")
     other = _job(tmp_path, 1, "seed=1", work_dir=str(tmp_path / "0"))
-    assert [job.num for job, _ in collisions([_job(tmp_path, 0, "seed=0"), other], [])] == [1]
+    assert [job.num for job, _ in Places().take([_job(tmp_path, 0, "seed=0"), other])] == [1]
     apart = [
         _job(tmp_path, num, f"seed={num}", "hydra.job.chdir=true", work_dir="outputs/mine") for num in range(2)
     ]  # fmt: skip
-    assert collisions(apart, []) == [], "each job changes to its own directory first"
+    assert Places().take(apart) == [], "each job changes to its own directory first"
 
 
 def test_nothing_starts(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Gives the executor a clock that stands still until something holds."""
 
     def give(*arguments: Any) -> None:
-        monkeypatch.setattr("trainyard.sweep.executor.local.time", Clock(*arguments))
+        clock = Clock(*arguments)
+        for module in ("local", "workers"):
+            monkeypatch.setattr(f"trainyard.sweep.executor.{module}.time", clock)
 
     return give
 

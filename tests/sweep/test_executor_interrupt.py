@@ -19,7 +19,7 @@ from waiting import LIMIT, until
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-from trainyard.sweep.executor import LocalExecutor, Policy, local
+from trainyard.sweep.executor import LocalExecutor, Policy, local, workers
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
@@ -59,7 +59,7 @@ def note(event):
 tasks = [Task(num, globals()[name], num) for num, name in enumerate(sys.argv[2].split(","))]
 options = json.loads(sys.argv[4])
 if "timeout" in options:
-    local.time = Clock()
+    local.time = workers.time = Clock()
 executor = LocalExecutor([Slot(0), Slot(1)], preload=sys.argv[3].split())
 try:
     results = run_tasks(executor, tasks, Policy(**options), Callbacks(note, (folder / "begun").touch))

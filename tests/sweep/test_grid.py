@@ -101,8 +101,11 @@ def test_the_plan_estimates_what_is_left() -> None:
     told = "About 40 min 00 s, as the 2 done took; 400 MB of checkpoints; 8,000 rows of metrics in MLflow."
     assert str(plan).splitlines()[2] == told
     entries |= {num: Entry([]) for num in range(2)}
-    assert "About 500 MB of checkpoints" in str(replace(plan, entries=entries)), (
-        "no time is known before a job has ended"
-    )
-    assert "About" not in str(replace(plan, entries=entries, sizes={}))
+    plan = replace(plan, entries=entries)
+    told = "500 MB of checkpoints; 10,000 rows of metrics in MLflow; no time is known before the first job has ended."
+    assert str(plan).splitlines()[2] == f"About {told}"
+    measured = replace(plan, seconds=dict.fromkeys(range(10), 12.0))
+    assert "About 1 min 00 s of training, as measured, without validation; 500 MB" in str(measured)
+    assert "no time" not in str(measured)
+    assert "About" not in str(replace(plan, sizes={}))
     assert [amount(size) for size in (5, 5e3, 12_345_678, 3.4e9, 2e12)] == ["5 B", "5 kB", "12.3 MB", "3.4 GB", "2 TB"]

@@ -127,6 +127,19 @@ def tried(start: Any, folder: Path, directory: str, *more: str) -> None:
     assert process.returncode == 0, err
 
 
+def test_a_job_of_several_devices_pauses_and_is_promoted(start: Any, tmp_path: Path) -> None:
+    process = start(
+        "w", "strategy=ddp", "strategy.devices=2", "hydra.launcher.max_jobs=2", "+hydra.sweeper.rates=[0.1]"
+    )
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    kinds = [(record["kind"], record.get("state"), record.get("at")) for record in records(tmp_path / "w")]
+    told = [each for each in kinds if each[0] == "report" or each[1] in ("running", "paused", "done")]
+    states = [("state", state, None) for state in ("running", "paused", "running", "done")]
+    assert told == [states[0], ("report", None, RUNG), *states[1:]]
+    assert {step for key, step in points(tmp_path / "w/0") if key.startswith("val/")} == {3, 6, 9, 12}
+
+
 @pytest.mark.parametrize("fuse", ["off", "4"])
 def test_killed_at_random_it_ends_as_if_it_had_not_been(start: Any, tmp_path: Path, fuse: str) -> None:
     more = [f"hydra.launcher.fuse={fuse}", "hydra.launcher.retries=9"]
@@ -134,6 +147,8 @@ def test_killed_at_random_it_ends_as_if_it_had_not_been(start: Any, tmp_path: Pa
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert ("a stack of 4" in out) == (fuse == "4")
+    (promoted,) = (record["units"] for record in records(tmp_path / "undisturbed") if record.get("why") == "promoted")
+    assert (len(promoted), len(promoted[0])) == ((1, 2) if fuse == "4" else (2, 1))
     (tmp_path / "slow").touch()
     tried(start, tmp_path / "s", "s", *more)
 

@@ -10,7 +10,7 @@ from halving import HalvingProposer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard.sweep.event_records import events_of, to_record
+from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Began, Ended, Event, Paused, Proposed, Queued, Reported, SlotsGained, Start, Unit
 from trainyard.sweep.proposers import GridProposer, NewJob, Promote
 from trainyard.sweep.scheduler import Scheduler
@@ -34,7 +34,8 @@ def test_a_restored_proposer_decides_as_the_one_before(values: list[int], slots:
     at_work: list[Unit] = []
 
     def tell(event: Event) -> None:
-        (read,) = events_of(json.loads(json.dumps(to_record(event))))
+        read = event_of(json.loads(json.dumps(to_record(event))))
+        assert read is not None
         log.append(read)
         at_work.extend(action.unit for action in scheduler.handle(read) if isinstance(action, Start))
         living.told(read)

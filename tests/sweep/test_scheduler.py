@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trainyard.sweep.event_records import events_of, to_record
+from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import (
     FINAL,
     Asked,
@@ -58,8 +58,9 @@ class Sweeps(RuleBasedStateMachine):
         self.jobs = 0
 
     def tell(self, event: Event) -> None:
-        (read,) = events_of(json.loads(json.dumps(to_record(event))))
+        read = event_of(json.loads(json.dumps(to_record(event))))
         assert read == event
+        assert read is not None
         self.log.append(read)
         for action in self.scheduler.handle(read):
             self.act(action)

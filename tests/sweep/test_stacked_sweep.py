@@ -36,6 +36,7 @@ class Fit:
     width: int
     reason: str | None = None
     note: str = ""
+    seconds: float | None = None
 
 @dataclass
 class Result:

@@ -130,7 +130,7 @@ def test_a_plan_of_many_jobs_is_short() -> None:
 
 def test_a_row_for_each_stack(tmp_path: Path) -> None:
     plan = _plan(257, [range(128), range(128, 256)], directory=tmp_path)
-    progress = SweepProgress(plan)
+    progress = SweepProgress(plan, plan.jobs)
     for num in range(257):
         (tmp_path / str(num)).mkdir()
         with Journal(tmp_path / str(num)) as journal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from forked import Forked
 from waiting import LIMIT, until
 
+from trainyard.runner import checkpoint
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.steering_cli import steer
@@ -88,7 +90,8 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     until(lambda: state(tmp_path, 1) == "stopped", process)
     folder = CommandFolder(tmp_path / "s")
     for num, action in ((99, "stop"), (1, "pause"), (0, "clone")):
-        folder.give(action, num, ["seed=7"] if action == "clone" else [], Manifest.open(tmp_path / "s").answered)
+        changes = ["model.hidden=[16]"] if action == "clone" else []
+        folder.give(action, num, changes, Manifest.open(tmp_path / "s").answered)
     until(lambda: len(Manifest.open(tmp_path / "s").answered) == 6, process)
     (tmp_path / "go").touch()
     out, err = process.communicate(timeout=LIMIT)
@@ -97,6 +100,7 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
     assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "stopped"}
     assert "asked    stop #99: this sweep has no job #99" in out
     assert "asked    pause #1: #1 is stopped" in out
+    assert "asked    clone #0 model.hidden=[16]: model.hidden: [16] given; accepted: in a clone as in its job" in out
     undisturbed = start("hydra.sweep.dir=u", "hydra.launcher.fuse=off", "seed=0")
     assert undisturbed.communicate(timeout=LIMIT)
     if fuse == "off":
@@ -125,6 +129,29 @@ def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path
     process.communicate(timeout=LIMIT)
     assert process.returncode == 0
     assert (state(tmp_path, 0), state(tmp_path, 1)) == ("stopped", "done")
+
+
+def test_a_clone_goes_on_from_a_checkpoint_with_another_value_through_a_dead_head(start: Any, tmp_path: Path) -> None:
+    process = start("hydra.launcher.fuse=off")
+    until(lambda: state(tmp_path, 0) == "running", process)
+    until((tmp_path / "s/0/checkpoints/last.json").exists, process)
+    told = steer(tmp_path / "s", "clone", "0", ["optim.lr=0.5"], wait=LIMIT)
+    assert told == "Accepted: clone #0 optim.lr=0.5 is #1000000, from epoch_0001.pt of #0."
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "go").touch()
+    process = start("hydra.launcher.fuse=off")
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    entries = Manifest.open(tmp_path / "s").entries
+    assert {num: entry.state for num, entry in entries.items()} == {0: "done", 1: "done", 1_000_000: "done"}
+    assert re.search(r"1000000 +0 +0\.5 ", out), "it is ranked"
+    folder = tmp_path / "s/1000000"
+    tags = [record["tags"] for record, _ in read(folder / "metrics.jsonl") if record["kind"] == "tags"]
+    assert {"resume_override.optim.lr": "0.001 -> 0.5 at iteration 3"} in tags
+    last = checkpoint.load(folder / "checkpoints/epoch_0003.pt")
+    assert last["optimizer"]["param_groups"][0]["lr"] == 0.5
+    assert min(step for _, step in points(folder)) > 3
 
 
 def test_two_heads_in_one_directory(start: Any, tmp_path: Path) -> None:

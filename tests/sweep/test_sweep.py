@@ -81,7 +81,7 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     other = sweep("optim.lr=0.01,0.05", "seed=0,1")
     assert other.returncode == 2
     assert "holds another sweep: its job 2" in other.stderr
-    assert (folder / "multirun.yaml").read_text() == command, "which scripts/resume_sweep.py repeats"
+    assert (folder / "multirun.yaml").read_text() == command, "which `trainyard sweep resume` repeats"
 
 
 def test_a_dry_run_leaves_nothing(sweep: Any, tmp_path: Path) -> None:
@@ -147,10 +147,17 @@ def test_a_failing_job_is_told_and_the_others_go_on(sweep: Any, tmp_path: Path) 
 def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    result = sweep(*GRID, tracker="mlflow")
+    result = sweep(*GRID, "tracker.experiment_per_sweep=true", "tracker.register=rings@prod", tracker="mlflow")
     assert result.returncode == 0, result.stderr
+    assert "not in MLflow" not in result.stdout
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("trainyard").experiment_id])
+    (experiment,) = client.search_experiments(filter_string="name LIKE 'trainyard%'")
+    assert experiment.name == f"trainyard/{tmp_path.name} sweep"
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    assert page in result.stdout
+    runs = [*client.search_runs([experiment.experiment_id])]
+    means = [run for run in runs if run.data.tags.get("kind") == "configuration"]
+    runs = [run for run in runs if run not in means]
     (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(runs) == 5
@@ -161,7 +168,27 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> N
     assert {"optim.lr", "seed", "model", "optim"} <= set(children[0].data.params)
     assert "loop.max_epochs" not in children[0].data.params, "what does not vary is in the config artifact"
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"plan.txt", "results.csv", "report.html"} <= files
+    assert {"plan.txt", "results.csv", "report.html", "ranking.txt", "multirun.yaml"} <= files
+    best = max(children, key=lambda run: (run.data.metrics["best/val/accuracy"], -int(run.data.params["seed"])))
+    tags, value = parent.data.tags, best.data.metrics["best/val/accuracy"]
+    assert float(tags["winner.value"]) == value == parent.data.metrics["best/val/accuracy"]
+    winner = client.get_run(tags["winner.run"])
+    assert winner.data.metrics["best/val/accuracy"] == value
+    assert (
+        f"](#/experiments/{experiment.experiment_id}/runs/{winner.info.run_id}?workflowType=machine_learning)"
+        in tags["mlflow.note.content"]
+    )
+    assert "-m" in tags["command"]
+    so_far = client.get_metric_history(parent.info.run_id, "best/val/accuracy")
+    assert [point.step for point in so_far] == [1, 2, 3, 4]
+    assert client.get_model_version_by_alias("rings", "prod").run_id == winner.info.run_id
+    assert {run.data.tags["varies"] for run in children} == {run.info.run_name for run in children}
+    assert {run.data.params["optim.lr"]: run.data.metrics["n"] for run in means} == {"0.01": 2, "0.03": 2}
+    for mean in means:
+        own = [run for run in children if run.data.params["optim.lr"] == mean.data.params["optim.lr"]]
+        expected = sum(run.data.metrics["best/val/accuracy"] for run in own) / 2
+        assert mean.data.metrics["mean/val/accuracy"] == pytest.approx(expected)
+        assert mean.data.tags["mlflow.parentRunId"] == parent.info.run_id
     for run in children:
         assert client.get_metric_history(run.info.run_id, "val/accuracy")
 
@@ -302,7 +329,7 @@ def test_killed_at_random_until_it_is_done(tmp_path: Path) -> None:
         assert _points(tmp_path / f"sweep/{num}") == _points(tmp_path / f"undisturbed/{num}")
 
 
-def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
+def test_sweep_resume_repeats_the_command(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(COUNTING)
     process = _start(tmp_path)
     for line in process.stdout:
@@ -312,7 +339,7 @@ def test_resume_sweep_repeats_the_command(tmp_path: Path) -> None:
     process.communicate()
     (tmp_path / "go").touch()
     folder = (tmp_path / "sweep").rename(tmp_path / "lr=1, seed=(2) #ø'[x&")
-    script = [sys.executable, str(ROOT / "scripts/resume_sweep.py")]
+    script = [sys.executable, "-m", "trainyard", "sweep", "resume"]
     resumed = subprocess.run(
         [*script, str(folder)], env=_environment(tmp_path), capture_output=True, text=True, check=False
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -17,12 +16,12 @@ from pathlib import Path
 import pytest
 from waiting import LIMIT, until
 
+from trainyard.cli import main
 from trainyard.track import Journal, RunInfo, Status, own, read
 from trainyard.track.shipper.__main__ import configure
 
 configure()  # before anything here imports mlflow
 
-SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
 Points = dict[tuple[str, int], list[str]]
 
 
@@ -126,17 +125,13 @@ def stored() -> Callable[[str, str], Points]:
 
 @pytest.fixture
 def sync(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """scripts/sync.py, in this process; it returns the exit status."""
-    spec = importlib.util.spec_from_file_location("sync", SYNC)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """`trainyard sync`, in this process; it returns the exit status."""
     monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
 
     def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["sync.py", *arguments])
-        return int(module.main())
+        with pytest.raises(SystemExit) as end:
+            main(["sync", *arguments])
+        return int(end.value.code or 0)
 
     return run
 

@@ -16,7 +16,6 @@ from trainyard.track.shipped import EXIT_STATUS, LOG
 from trainyard.track.shipper import exchange
 from trainyard.track.shipper.exchange import Exchanges, counted
 
-SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
 HANGS, TRICKLES = b"", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000
 
 
@@ -92,7 +91,7 @@ def test_sync_with_a_server_that_trickles(
 ) -> None:
     with serving(TRICKLES, trickles=True) as server:
         fill(new_run(server.uri))
-        command = [sys.executable, str(SYNC), "outputs"]
+        command = [sys.executable, "-m", "trainyard", "sync", "outputs"]
         done = forked.run(command, cwd=".", env=environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}, timeout=LIMIT)
         assert not server.end.is_set()
     assert done.returncode == 1

@@ -71,7 +71,7 @@ def test_amid_its_start(uri: str, environment: dict[str, str]) -> None:
         said = end(process, shipper)
     assert "1001 records of run 0 are not in MLflow" in said
     assert "The shipper was stopped." in said
-    assert "python scripts/sync.py" in said
+    assert "trainyard sync" in said
 
 
 def test_amid_its_work(

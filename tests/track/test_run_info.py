@@ -211,3 +211,17 @@ main()
     command = [sys.executable, "app.py", "hydra.job.chdir=true"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == f"sqlite:///{os.path.realpath(tmp_path)}/mlflow.db\n"
+
+
+def test_a_setting_that_was_no_param_is_one_with_its_first_value(tmp_path: Path) -> None:
+    def begun_at(step: int, params: dict[str, str], **settings: str) -> RunInfo:
+        info = RunInfo("a", params=params, settings=settings)
+        return NoTracker().open(tmp_path, info, resume=True, step=step)
+
+    begun_at(0, {"lr": "0.1"}, lr="0.1", clip="None", decay="0")
+    resumed = begun_at(10, {"lr": "0.1", "clip": "5"}, lr="0.1", clip="5", decay="0")
+    assert (resumed.params, resumed.changes) == ({"lr": "0.1", "clip": "None"}, {"clip@10": "5"})
+    again = begun_at(20, {"lr": "0.1", "decay": "1"}, lr="0.1", clip="5", decay="1")
+    assert again.params == {"lr": "0.1", "clip": "None", "decay": "0"}
+    assert again.changes == {"clip@10": "5", "decay@20": "1"}
+    assert begun_at(30, {"lr": "0.1"}, lr="0.1", clip="5", decay="1").changes == again.changes

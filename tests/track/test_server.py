@@ -30,7 +30,6 @@ class Server(Protocol):
 
 
 pytestmark = pytest.mark.xdist_group("mlflow server")  # one worker starts it
-SYNC = Path(__file__).resolve().parents[2] / "scripts" / "sync.py"
 
 
 def test_a_server_that_comes_later(
@@ -50,11 +49,13 @@ def test_a_server_that_comes_later(
         pytest.skip("an earlier test has started the server")
     shipment = tracker.finish()
     assert not shipment.complete
-    (command,) = [line.partition("python scripts/")[2] for line in str(shipment).splitlines() if "sync.py" in line]
-    assert command == f"sync.py {work_dir}"
+    (command,) = [line.partition("later: ")[2] for line in str(shipment).splitlines() if "trainyard sync" in line]
+    assert command == f"trainyard sync {work_dir}"
 
     server = request.getfixturevalue("server")
-    sync = subprocess.run([sys.executable, SYNC, work_dir], env=environment, capture_output=True, text=True, check=True)
+    sync = subprocess.run(
+        [sys.executable, "-m", *command.split()], env=environment, capture_output=True, text=True, check=True
+    )
     assert "3 of them now" in sync.stdout
     client = MlflowClient(server.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])

@@ -13,7 +13,9 @@ def shipped(name: str, *, left: int = 0, run_id: str | None = "a") -> RunShipmen
 
 def test_a_single_run() -> None:
     assert Shipment().arrived == ""
-    assert Shipment((shipped("mlp"),)).arrived == f"run 'mlp'; {URI}/#/experiments/1/runs/a"
+    first, second = Shipment((shipped("mlp"),)).arrived.splitlines()
+    assert first == f"run 'mlp'; {URI}/#/experiments/1/runs/a?workflowType=machine_learning"
+    assert second.strip() == f"all runs: {URI}/#/experiments/1/runs?workflowType=machine_learning"
     assert Shipment((shipped("mlp", left=6, run_id=None),)).arrived == ""
 
 

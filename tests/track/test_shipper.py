@@ -349,7 +349,7 @@ def test_training_does_not_notice(
         (run,) = shipment.runs
         assert (run.shipped, run.unshipped) == (0, 101)
         assert f"101 records of run {name} are not in MLflow ({no_servers[name]}) yet." in str(shipment)
-        assert f"python scripts/sync.py {run.work_dir}" in str(shipment)
+        assert f"trainyard sync {run.work_dir}" in str(shipment)
         assert sum(1 for _ in read(run.work_dir / "metrics.jsonl")) == 101
     assert "refused" in str(shipments["nothing"])
     assert "MLflow gave no answer." in str(shipments["silence"])

@@ -1,4 +1,4 @@
-"""scripts/sync.py, run in this process where a test does not need it to be one of its own."""
+"""`trainyard sync`, run in this process where a test does not need it to be one of its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -65,10 +65,8 @@ def test_what_stays_unshipped_is_a_failure(
 
 
 def test_wrong_arguments(sync: Sync, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, message in ((["no"], "no is not a folder"), ([str(tmp_path), "--uri", "mlruns"], "--uri: 'mlruns'")):
-        with pytest.raises(SystemExit) as stop:
-            sync(*arguments)
-        assert stop.value.code == 2
+    for arguments, message in ((["no"], "no: no such folder"), ([str(tmp_path), "--uri", "mlruns"], "--uri: 'mlruns'")):
+        assert sync(*arguments) == 2
         assert message in capsys.readouterr().err
     assert sync(str(tmp_path)) == 0
     assert capsys.readouterr().out == "No runs here.\n"

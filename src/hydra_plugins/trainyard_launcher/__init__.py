@@ -1,4 +1,4 @@
-"""Hydra plugins: the launcher `local` and the sweeper `grid`.
+"""Hydra plugins: the launchers `local` and `slurm`, and the sweeper `grid`.
 
 They are thin, since Hydra imports this module at every start. The work is in `trainyard.sweep`.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from trainyard.sweep.proposers import Proposer
+    from trainyard.sweep.settings import SweepSettings
+    from trainyard.sweep.slurm_settings import SlurmSettings
     from trainyard.sweep.sweep import Sweep
 
 
@@ -64,15 +67,29 @@ class LocalLauncher(Launcher):
         return returns
 
     def run(self, proposer: Proposer) -> None:
-        """Run what a `trainyard.sweep.proposers.Proposer` proposes: the way of sweepers of this project's own."""
-        self._begun().run(proposer)
+        """Run what a `trainyard.sweep.proposers.Proposer` proposes, and `finish`: the way of sweepers of our own."""
+        try:
+            self._begun().run(proposer)
+        except BaseException:
+            self.close()
+            raise
+        self.finish()
+
+    def finish(self) -> None:
+        """Close the sweep, and give the command its status.
+
+        Raises:
+            SweepFailedError: a job has failed.
+        """
+        self.close()
+        if self.sweep is not None:
+            self.sweep.raise_if_failed()
 
     def _begun(self) -> Sweep:
-        from trainyard.sweep.settings import SweepSettings
         from trainyard.sweep.sweep import Sweep
 
         if self.sweep is None:
-            settings = SweepSettings.from_config(self.settings)
+            settings = self._checked_settings()
             self.sweep = Sweep(self.hydra_context, self.task_function, self.config, settings)
             # After an error of the sweeper this runs at exit. Modules that are imported then may need this one, which
             # cannot be imported then.
@@ -81,10 +98,54 @@ class LocalLauncher(Launcher):
             weakref.finalize(self, self.sweep.close)
         return self.sweep
 
+    def _checked_settings(self) -> SweepSettings:
+        from trainyard.sweep.settings import SweepSettings
+
+        return SweepSettings.from_config(self.settings)
+
     def close(self) -> None:
         """End the sweep: rank its jobs, report, wait for the shipper."""
         if self.sweep is not None:
             self.sweep.close()
+
+
+class SlurmLauncher(LocalLauncher):
+    """Runs the jobs of a sweep on the nodes of a Slurm cluster.
+
+    Args:
+        **settings: the settings that `trainyard.sweep.slurm_settings.SlurmSettings` documents.
+    """
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self._given_settings().detach:
+            self._begun().launch(job_overrides, initial_job_idx)  # checks the jobs, and shows the plan
+            self._submit_head()
+        return super().launch(job_overrides, initial_job_idx)
+
+    def run(self, proposer: Proposer) -> None:
+        super().run(proposer)
+        if self._given_settings().detach:
+            self._submit_head()
+
+    def _submit_head(self) -> NoReturn:
+        """Submit the process that runs the sweep, unless only the plan was wanted, and end this one."""
+        from trainyard.sweep.detached import submit_head
+
+        settings = self._given_settings()
+        assert self.sweep is not None
+        self.sweep.close()
+        if not settings.dry_run:
+            print(submit_head(settings, self.sweep.directory))
+        sys.exit()
+
+    def _given_settings(self) -> SlurmSettings:
+        from trainyard.sweep.slurm_settings import SlurmSettings
+
+        return SlurmSettings.from_config(self.settings)
+
+    def _checked_settings(self) -> SweepSettings:
+        settings = self._given_settings()
+        return replace(settings, dry_run=True, fuse="off") if settings.detach else settings
 
 
 class GridSweeper(BasicSweeper):
@@ -99,6 +160,8 @@ class GridSweeper(BasicSweeper):
         max_batch_size: jobs handed to the launcher at once; None for all.
         params: overrides that stand in the config.
         zip, blocks, file, when: the settings that `trainyard.sweep.grid_settings.GridSettings` documents.
+        pruner: node of the pruner that decides which jobs go on; None for none. It needs our launcher.
+        direction, order: what it goes by: `trainyard.sweep.proposers.search_settings.grid_proposer`.
     """
 
     def __init__(
@@ -109,15 +172,21 @@ class GridSweeper(BasicSweeper):
         blocks: Any = None,
         file: Any = None,
         when: Any = None,
+        pruner: Any = None,
+        direction: str | None = None,
+        order: str = "any",
     ) -> None:
         super().__init__(max_batch_size, params)
         self.further = {"zip": zip, "blocks": blocks, "file": file, "when": when}
+        self.pruner = pruner
+        self.direction = direction
+        self.order = order
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Launch all batches.
 
         Raises:
-            Exception: the error of the first job that failed, or the launcher's error about it.
+            SweepFailedError: a job has failed; with a launcher of others, the error of the first one that has.
         """
         assert self.config is not None
         assert self.launcher is not None
@@ -129,6 +198,9 @@ class GridSweeper(BasicSweeper):
             integer("hydra.sweeper.max_batch_size", size, at_least=1, other="null for one batch")
         batches = self._batches([*self._parse_config(), *arguments])
         ours = self.launcher if isinstance(self.launcher, LocalLauncher) else None
+        if not (self.pruner is None or str(self.pruner.get("_target_")).endswith(".NoPruner")):
+            self._prune([job for batch in batches for job in batch], ours)
+            return []
         if ours is None:  # our launcher writes the command itself, once the sweep is certain to run
             directory = Path(self.config.hydra.sweep.dir)
             directory.mkdir(parents=True, exist_ok=True)
@@ -139,13 +211,30 @@ class GridSweeper(BasicSweeper):
             for batch in batches:
                 returns.append(self.launcher.launch(batch, initial_job_idx=first))
                 first += len(batch)
-        finally:
+        except BaseException:
             if ours is not None:
                 ours.close()
+            raise
+        if ours is not None:
+            ours.finish()
+            return returns
         for result in (each for results in returns for each in results):
             if result.status is JobStatus.FAILED:
                 raise result._return_value  # its getter would name a job that may have failed for another reason
         return returns
+
+    def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
+        from trainyard.errors import ConfigError
+        from trainyard.sweep.proposers.search_settings import PRUNER, check_application, grid_proposer, pruner_node
+
+        assert self.config is not None
+        if launcher is None or self.max_batch_size is not None:
+            accepted = "null, without hydra/launcher=local or with hydra.sweeper.max_batch_size"
+            raise ConfigError(PRUNER, self.pruner.get("_target_"), accepted)
+        node = pruner_node(self.pruner, self.config)
+        assert node is not None
+        check_application(launcher.task_function, node)
+        launcher.run(grid_proposer(jobs, node, self.direction, self.order, self.config))
 
     def _batches(self, lines: list[str]) -> list[list[list[str]]]:
         from trainyard.sweep.grid import grid_jobs

@@ -31,7 +31,9 @@ def find(folders: Sequence[Path]) -> list[StoredRun]:
     """
     runs = {}
     for folder in folders:
-        for directory in _directories(folder):
+        for directory in directories(folder, run_info.FILE):
+            if (directory / SWEEP).exists():
+                continue
             try:
                 runs[directory.resolve()] = StoredRun(directory, RunInfo.read(directory))
             except TrainyardError:
@@ -76,8 +78,9 @@ def _is_meant(run: StoredRun, text: str) -> bool:
     return of_id or text in (run.info.name, run.directory.name)
 
 
-def _directories(folder: Path) -> Iterator[Path]:
+def directories(folder: Path, file: str) -> Iterator[Path]:
+    """Yield the directories in a folder, and below, that hold a file of this name."""
     for root, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if name[:1] != "." and name not in _NO_RUNS_BELOW)
-        if run_info.FILE in files and SWEEP not in files:
+        if file in files:
             yield Path(root)

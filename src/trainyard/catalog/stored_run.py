@@ -44,12 +44,16 @@ class History:
         status: the last status, in MLflow's words; empty if there is none.
         message: the message with it.
         series: the points of each metric, in the order of the journal.
+        tags: what the run noted about itself.
+        digests: the digest of each data set, by its name.
         seconds: the time that the run trained, over all its attempts.
     """
 
     status: str = ""
     message: str = ""
     series: dict[str, list[Point]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @classmethod
@@ -62,6 +66,10 @@ class History:
                 for name, value in record["values"].items():
                     point = Point(record["step"], record.get("epoch"), value)
                     history.series.setdefault(name, []).append(point)
+            elif record["kind"] == "tags":
+                history.tags |= record["tags"]
+            elif record["kind"] == "inputs":
+                history.digests |= {each["name"]: each["digest"] for each in record["inputs"]}
             elif record["kind"] == "status":
                 if begun is not None and last is not None:  # an attempt ended, or was killed before this one
                     until = last if record["status"] == "RUNNING" else record["time"]

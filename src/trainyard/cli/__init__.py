@@ -18,13 +18,20 @@ from trainyard.errors import TrainyardError, nearest
 
 # In the order of a day's work, with the line that the list of commands shows.
 COMMANDS = {
+    "new": "Make a project of your own.",
     "train": "Train, or run a sweep with -m; takes Hydra's overrides.",
     "runs": "List runs, with a condition and an order.",
     "show": "Show one run: its numbers, settings, code and files.",
     "compare": "Compare runs: settings, code, environment, numbers.",
     "tail": "Print the numbers of a run as they come.",
+    "rerun": "Run a run again with changes.",
+    "reproduce": "Run a run again, and compare curves and weights.",
+    "sweep": "List, watch, continue, steer and report sweeps.",
+    "export": "Write the model of a run as safetensors, with a model card.",
+    "sync": "Ship runs to MLflow that it does not have.",
     "rm": "Remove runs.",
     "gc": "Remove checkpoints that nobody will need.",
+    "schema": "Write JSON schemas of the configs, for editors.",
     "doctor": "Check the installation, the device and MLflow.",
 }
 

@@ -9,12 +9,13 @@ import click
 
 from trainyard.catalog import compare, resolve
 from trainyard.catalog.compare import Rows
+from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, curve, number, print_json, print_table
 from trainyard.errors import TrainyardError
 
 
 @click.command("compare")
-@click.argument("runs", nargs=-1, metavar="RUN RUN...")
+@click.argument("runs", type=RUN, nargs=-1, metavar="RUN RUN...")
 @as_json
 def command(runs: Sequence[str], json_: bool) -> None:
     """Compare RUNs: the settings, code and environment that differ, all numbers, and the curve of the objective."""

@@ -9,12 +9,13 @@ import click
 
 from trainyard.catalog import resolve
 from trainyard.catalog.garbage import freed
+from trainyard.cli.completion import RUN
 from trainyard.cli.output import size
 from trainyard.errors import TrainyardError
 
 
 @click.command("rm")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN...")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def command(runs: Sequence[str], yes: bool) -> None:
     """Remove the directories of RUNs, with their checkpoints. What is in MLflow stays.

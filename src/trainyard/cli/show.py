@@ -6,12 +6,13 @@ import click
 
 from trainyard.catalog import Point, StoredRun, resolve
 from trainyard.catalog.garbage import size_of
+from trainyard.cli.completion import RUN
 from trainyard.cli.output import as_json, curve, date, number, print_json, print_table, progress, size
 from trainyard.sweep.report.rows import duration
 
 
 @click.command("show")
-@click.argument("run")
+@click.argument("run", type=RUN)
 @as_json
 def command(run: str, json_: bool) -> None:
     """Show a RUN: how it stands, its numbers and curves, its overrides, code, machine and checkpoints."""

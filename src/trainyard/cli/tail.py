@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from trainyard.catalog import resolve
+from trainyard.cli.completion import RUN
 from trainyard.cli.output import number
 from trainyard.track import journal
 
@@ -17,7 +18,7 @@ _PAUSE = 0.3  # seconds between two readings
 
 
 @click.command("tail")
-@click.argument("run")
+@click.argument("run", type=RUN)
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="Begin with the last N lines."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -18,5 +19,7 @@ import click
 def command(arguments: Sequence[str]) -> None:
     """Train, or run a sweep with -m, with the configs in ./conf where there are some, else with Trainyard's own."""
     sys.argv[1:] = arguments
+    if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109, as `python -m` does: the user's own classes
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
     # As `python -m trainyard.train`: what it starts and prints is then that, too.
     runpy.run_module("trainyard.train", run_name="__main__", alter_sys=True)

@@ -18,8 +18,8 @@ from trainyard.errors import ConfigError
 UNKNOWN = object()
 """Annotation of an argument that has none, or one that does not resolve."""
 
-_LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
-_MAPPINGS = (dict, Mapping, MutableMapping)
+LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
+MAPPINGS = (dict, Mapping, MutableMapping)
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
 _PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "texts"}
 _TRUTH = dict.fromkeys(("no", "off", "n", "false"), "false") | dict.fromkeys(("yes", "on", "y", "true"), "true")
@@ -86,7 +86,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if hint in (int, float):
         return isinstance(value, int | hint) and not isinstance(value, bool)
-    if _is_tensor(hint):
+    if is_tensor(hint):
         return False
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -94,11 +94,11 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(option) and value == option for option in arguments)
     kind = origin or hint
-    if kind in _LISTS:
+    if kind in LISTS:
         return _fits_list(value, kind, arguments)
-    if kind in _MAPPINGS:
+    if kind in MAPPINGS:
         entry = arguments[-1] if arguments else Any
-        nested = (get_origin(entry) or entry) in _MAPPINGS
+        nested = (get_origin(entry) or entry) in MAPPINGS
         return isinstance(value, Mapping) and (nested or all(fits(each, entry) for each in value.values()))
     return True
 
@@ -126,7 +126,7 @@ def annotation(target: Callable[..., Any], name: str) -> Any:
 
 def in_words(hint: Any) -> str:
     """Describe the values of a config that fit an annotation: `an integer, or null`."""
-    options = [option for option in _options(hint) if not _is_tensor(option)]
+    options = [option for option in options_of(hint) if not is_tensor(option)]
     options.sort(key=lambda option: option is type(None))
     names = [str(_yaml(option)) for each in options if get_origin(each) is Literal for option in get_args(each)]
     words = [_word(option) for option in options if get_origin(option) is not Literal]
@@ -136,8 +136,8 @@ def in_words(hint: Any) -> str:
 
 
 def _refusal(key: str, value: Any, hint: Any) -> ConfigError:
-    names = [option for each in _options(hint) if get_origin(each) is Literal for option in get_args(each)]
-    spelled = _TRUTH.get(value.lower()) if isinstance(value, str) and bool in _options(hint) else None
+    names = [option for each in options_of(hint) if get_origin(each) is Literal for option in get_args(each)]
+    spelled = _TRUTH.get(value.lower()) if isinstance(value, str) and bool in options_of(hint) else None
     guess = f"Did you mean {spelled}? A text is not a truth value." if spelled else ""
     return ConfigError(key, value, in_words(hint), hint=guess, options=[str(name) for name in names])
 
@@ -164,13 +164,13 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list | tuple)
 
 
-def _is_tensor(hint: Any) -> bool:
+def is_tensor(hint: Any) -> bool:
     return getattr(hint, "__module__", "") == "torch" and getattr(hint, "__qualname__", "") == "Tensor"
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def options_of(hint: Any) -> tuple[Any, ...]:
     if get_origin(hint) in (Union, types.UnionType):
-        return tuple(option for each in get_args(hint) for option in _options(each))
+        return tuple(option for each in get_args(hint) for option in options_of(each))
     return (type(None) if hint is None else hint,)
 
 
@@ -178,14 +178,14 @@ def _word(hint: Any) -> str:
     if hint in _WORDS:
         return _WORDS[hint]
     kind, arguments = get_origin(hint) or hint, get_args(hint)
-    if kind in _MAPPINGS:
+    if kind in MAPPINGS:
         return "a mapping"
     if kind is tuple and arguments and arguments[-1] is not ...:
         count, entries = f"{len(arguments)} ", set(arguments)
     else:
         count, entries = "", set(arguments[:1])
     entry = next(iter(entries)) if len(entries) == 1 else None
-    plain = [option for option in _options(entry) if not _is_tensor(option)]
+    plain = [option for option in options_of(entry) if not is_tensor(option)]
     return (
         f"a list of {count}{_PLURALS.get(plain[0], 'values') if len(plain) == 1 else 'values'}" if entries else "a list"
     )

@@ -29,8 +29,13 @@ _INSTEAD = {"num_classes": "out_features"}  # facts that stand for one that the 
 _EXTRAS = {
     "torchvision": "vision",
     "datasets": "hf",
+    "gymnasium": "rl",
+    "lightning": "lightning",
+    "pytorch_lightning": "lightning",
+    "timm": "timm",
     "tokenizers": "hf",
     "transformers": "hf",
+    "optuna": "search",
 }  # packages that an extra of this one installs
 _OWN_DEFAULT = ("loss",)  # arguments whose `auto` is null where the data have no such fact
 

@@ -147,7 +147,7 @@ def _explain_interval(error: HydraException, overrides: Sequence[str]) -> Config
         return None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_interval_sweep():
-            hint = "A range of numbers is for a sweeper that draws from it: hydra/sweeper=…"
+            hint = "A range of numbers is searched with hydra/sweeper=search."
             given = str(override.input_line).partition("=")[2]
             return ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
     return None

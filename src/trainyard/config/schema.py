@@ -44,6 +44,9 @@ class Settings:
     objective: str = "val/loss"
     direction: str = "minimize"
     sanity_check: bool = True
+    quick: bool = False
+    limit: Any = None
+    overfit: Any = None
     load_from: Any = None
     resume: Any = False
     resume_override: Any = None
@@ -65,6 +68,8 @@ _READERS = {
     "init": "trainyard.models.initialize.parse",
     "freeze": "trainyard.models.freeze.parse",
     "load_from": "trainyard.runner.weights.load_from",
+    "limit": "trainyard.data.limits.parse",
+    "overfit": "trainyard.data.limits.batches_to_overfit",
     "resume_override": "trainyard.runner.override.parse",
 }
 PRIORITY = "trainyard.runner.dispatch.priority"
@@ -225,6 +230,8 @@ def _check_settings(values: dict[str, Any]) -> None:
     integer("accumulate", settings["accumulate"], at_least=1)
     choice("accumulate_by", settings["accumulate_by"], ("items", "batches"))
     boolean("sanity_check", settings["sanity_check"])
+    if boolean("quick", settings["quick"]) and mode != "train":
+        raise ConfigError("quick", True, f"false, as mode={mode} trains nothing")
     compile_arguments(settings["compile"])
     check_capture(settings["capture"])
     if not isinstance(resume, bool | str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainyard.data.lengths import exact_length
 from trainyard.errors import PlacesDiffer
@@ -63,9 +63,11 @@ class LaneClock:
             loop.validates_after = self._validates_after
         if runner.schedule is not None:
             runner.schedule.place([member.ahead[self.schedule_unit] for member in members])
-        loader = runner.loader("train")
-        if isinstance(loader, StackedLoader):
-            loader.place([member.ahead[1] for member in members], [member.data_seed for member in members])
+        loader: Any = runner.loader("train")
+        if isinstance(getattr(loader, "whole", loader), StackedLoader):
+            repeats = getattr(loader, "repeat", False)  # the batches of one epoch, for all members
+            ahead = [0 if repeats else member.ahead[1] for member in members]
+            loader.place(ahead, [member.data_seed for member in members])
 
     @property
     def schedule_unit(self) -> int:

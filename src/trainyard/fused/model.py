@@ -114,6 +114,10 @@ class StackedModel(nn.Module):
         """Return the losses of every member, each `[K]`, for a batch that all members share."""
         return self._vmap("train", batch, None)  # type: ignore[no-any-return]
 
+    def loss_step(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of every member, each `[K]`, for a batch of the validation."""
+        return self._vmap("loss", batch, None)  # type: ignore[no-any-return]
+
     def val_step(self, batch: Any) -> Any:
         """Return predictions `[K, ...]` for a batch that all members share."""
         return self._vmap("val", batch, None)

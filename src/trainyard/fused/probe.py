@@ -66,11 +66,13 @@ class Fit:
         width: members to a stack; 1: they train one by one.
         reason: why they do; None if they are stacked.
         note: what was measured, for the plan.
+        seconds: of slot time for a member to build and train so, without validation; None if that is unknown.
     """
 
     width: int
     reason: str | None = None
     note: str = ""
+    seconds: float | None = None
 
 
 def probe(configs: Sequence[Values], of: int) -> Fit:
@@ -99,7 +101,8 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     runner = Runner.from_cfg(configs[0])
     runner.prepare()
     # What a stack costs to build counts little in a long run; a run of unknown length is taken for one.
-    steps = runner.train_loop.max_iters(runner) or UNKNOWN_STEPS
+    known = runner.train_loop.max_iters(runner)
+    steps = known or UNKNOWN_STEPS
     alone = (perf_counter() - began) + steps * _seconds(runner)
     times: dict[int, float] = {}
     width, free = min(len(configs), FIRST), _memory(runner.device)
@@ -126,8 +129,9 @@ def _measured(configs: Sequence[Values], of: int) -> Fit:
     gain = alone / times[best]
     figures = f"{gain:.1f} times as fast as one by one"
     if gain < PAYS:
-        return Fit(1, reason=f"fusing does not pay: {best} wide it is {figures}", note=figures)
-    return Fit(best, note=f"{figures}, measured {best} wide")
+        reason = f"fusing does not pay: {best} wide it is {figures}"
+        return Fit(1, reason=reason, note=figures, seconds=alone if known else None)
+    return Fit(best, note=f"{figures}, measured {best} wide", seconds=times[best] if known else None)
 
 
 def _fused(configs: Sequence[Values]) -> Runner:

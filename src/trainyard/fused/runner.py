@@ -172,6 +172,8 @@ class FusedRunner(Runner):
     def model(self) -> nn.Module:
         own_batches = getattr(self.loader("train"), "stacked", False)
         models = [member.model for member in self.members]
+        if not getattr(models[0], "capturable", True):
+            raise Unfusable(f"a step of {type(models[0]).__name__} leaves something behind on the host")
         return StackedModel(models, own_batches=own_batches, lanes=self.lanes, joinable=self._fed)
 
     @cached_property
@@ -235,14 +237,14 @@ class FusedRunner(Runner):
         return self.captured(step, self.stack.code)
 
     def loader(self, split: str) -> Loader:
-        split = next(iter(self.sets(split)), split)
-        if split not in self.loaders:
-            loader = super().loader(split)
-            apart = split == "train" and (self._fed or len(set(self._epochs)) > 1)
-            self.loaders[split] = stack_loader(loader, [member.seed for member in self.members], apart=apart)
-            if split != "train" and getattr(self.loaders[split], "stacked", False):
-                raise Unfusable(f"the {split} batches come in an order of each member's own")
-        return self.loaders[split]
+        loader = super().loader(split)
+        if split != "train" and getattr(loader, "stacked", False):
+            raise Unfusable(f"the {split} batches come in an order of each member's own")
+        return loader
+
+    def whole_loader(self, split: str) -> Loader:
+        apart = split == "train" and (self._fed or len(set(self._epochs)) > 1)
+        return stack_loader(super().whole_loader(split), [member.seed for member in self.members], apart=apart)
 
     def learning_rates(self) -> list[float]:
         rates: list[float] = self.optimizer.param_groups[0]["lr"].tolist()

@@ -114,7 +114,8 @@ def train_stack(
 
     temporary.for_multiprocessing()
     collected = facts.begin(Path.cwd())
-    tracker: Tracker = build(configs[0].get("tracker"), "tracker") or NoTracker()
+    quick = bool(configs[0].get("quick"))
+    tracker: Tracker = (None if quick else build(configs[0].get("tracker"), "tracker")) or NoTracker()
     tracker.leave_shipping()
     tracker.start()
     members = []
@@ -140,11 +141,14 @@ def _train(
 
     from trainyard.fused.places import places
     from trainyard.fused.runner import FusedRunner
+    from trainyard.run.quick import EndEarly, quickly
     from trainyard.run.rungs import reporting
     from trainyard.run.train import conduct
     from trainyard.runner import Runner
 
     configs, infos = [values for values, _ in members], [info for _, info in members]
+    if configs[0]["quick"]:
+        configs = [quickly(values) for values in configs]
     groups = places(configs)
     try:
         runner: Runner
@@ -154,6 +158,8 @@ def _train(
             runner = FusedRunner(configs, infos=infos, tracker=tracker, feed=feed)
             log.info("%d jobs as one program.", len(members))
         runner.added_hooks |= reporting(positions)
+        if configs[0]["quick"]:  # its checkpoint is tried before the training begins (`sanity_check`)
+            runner.added_hooks["quick"] = EndEarly(resumes=False)
         runner.prepare(configs[0]["mode"])
         conduct(runner, configs)
     except PlacesDiffer as error:

@@ -26,6 +26,9 @@ class RuntimeInfo(Hook):
         parameters = sum(parameter.numel() for parameter in model.parameters())
         kind = type(model).__name__
         tags = {"model": kind, "parameters": str(parameters), "device": str(runner.device)}
+        tags["threads"] = str(torch.get_num_threads())
+        if runner.stacked:
+            tags["stack"] = str(len(runner.members))
         if runner.device.type == "cuda":
             tags["gpu"] = torch.cuda.get_device_name(runner.device)
         log.info("%s with %s parameters.", kind, f"{parameters:,}")

@@ -5,6 +5,7 @@ from trainyard.metrics.confusion import ConfusionMatrix
 from trainyard.metrics.function import FunctionMetric
 from trainyard.metrics.given import as_metric, configured
 from trainyard.metrics.language import BitsPerCharacter, Perplexity
+from trainyard.metrics.logged import Logged
 from trainyard.metrics.loss import CrossEntropy
 from trainyard.metrics.metric import Metric, SumMetric
 from trainyard.metrics.mmengine import MMEngineMetric
@@ -18,6 +19,7 @@ __all__ = [
     "ConfusionMatrix",
     "CrossEntropy",
     "FunctionMetric",
+    "Logged",
     "MMEngineMetric",
     "MeanAbsoluteError",
     "MeanSquaredError",

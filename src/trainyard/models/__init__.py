@@ -2,6 +2,7 @@
 
 from trainyard.models.base import BaseModel, call, total_loss
 from trainyard.models.cnn import CNN
+from trainyard.models.lightning import Lightning
 from trainyard.models.mixing import CutMix, Mixup, RandomChoice
 from trainyard.models.mlp import MLP
 from trainyard.models.preprocessor import DataPreprocessor
@@ -19,6 +20,7 @@ __all__ = [
     "BaseModel",
     "CutMix",
     "DataPreprocessor",
+    "Lightning",
     "Mixup",
     "RandomChoice",
     "ResNet",

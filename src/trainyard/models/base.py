@@ -13,6 +13,8 @@ from trainyard.batch import to_device
 from trainyard.errors import ConfigError, TrainyardError
 
 MODES = ("loss", "predict", "tensor")
+LOGGED = "logged"
+"""Key under which a model returns, beside its losses, a mapping of numbers that are recorded and not minimised."""
 
 Preprocessor = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module | None] | None
 
@@ -24,6 +26,7 @@ class BaseModel(nn.Module):
 
     * `"loss"`: a dict of scalar losses; those whose key contains `loss` are summed and back-propagated. If they are
       means over something else than the samples (tokens that are not ignored), their number as `num_items`, a tensor;
+      under `logged` a mapping of further numbers, which are recorded and not minimised, whatever they are called;
     * `"predict"`: what metrics read, e.g. logits `[B, num_classes]`;
     * `"tensor"`: the raw output of the network.
 
@@ -48,6 +51,9 @@ class BaseModel(nn.Module):
         ['loss']
     """
 
+    capturable: bool = True
+    """Whether its steps may be captured into CUDA graphs: they only compute, and leave nothing behind on the host."""
+
     def __init__(self, data_preprocessor: Preprocessor = None) -> None:
         super().__init__()
         self.data_preprocessor = as_module(data_preprocessor)
@@ -62,6 +68,11 @@ class BaseModel(nn.Module):
         losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
         return losses
 
+    def loss_step(self, batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a batch of a run without metrics, whose validation they are: see `total_loss`."""
+        losses: dict[str, Tensor] = call(self, self.preprocess(batch), "loss")
+        return losses
+
     def val_step(self, batch: Any) -> Any:
         """Return the predictions for a batch of the validation data. The loop sets `eval()` and turns gradients off."""
         return call(self, self.preprocess(batch), "predict")
@@ -69,6 +80,9 @@ class BaseModel(nn.Module):
     def test_step(self, batch: Any) -> Any:
         """Return the predictions for a batch of the test data."""
         return self.val_step(batch)
+
+    def attach(self, parts: Any) -> None:
+        """Belong to a run, whose parts are `parts`: called once, when the run has built the model."""
 
     def preprocess(self, batch: Any) -> Any:
         """Move the batch to the model's device, and pass it through `data_preprocessor` if there is one."""

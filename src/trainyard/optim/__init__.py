@@ -1,7 +1,7 @@
 """Optimizers of torch, Lion, SAM, Muon, and rules for single parameters (`docs/optim.md`)."""
 
 from trainyard.optim.build import build, from_config
-from trainyard.optim.for_model import for_model
+from trainyard.optim.for_model import ByModel, for_model
 from trainyard.optim.lion import Lion
 from trainyard.optim.muon import Muon
 from trainyard.optim.paramwise import Paramwise
@@ -10,6 +10,7 @@ from trainyard.optim.several import OptimizerDict, ScheduleDict, build_several, 
 
 __all__ = [
     "SAM",
+    "ByModel",
     "Lion",
     "Muon",
     "OptimizerDict",

@@ -15,6 +15,23 @@ from trainyard.optim.identity import optimizers_of
 from trainyard.optim.several import OptimizerDict, build_several, owner
 
 
+class ByModel:
+    """Stands for the optimizer that the model itself configures (`optim=model`)."""
+
+    def of(self, model: nn.Module) -> Optimizer:
+        """Return it.
+
+        Raises:
+            ConfigError: the model configures none.
+        """
+        make: Any = getattr(model, "configured_optimizer", None)
+        if make is None:
+            hint = "A LightningModule does: model=lightning."
+            raise ConfigError("optim", "model", f"an optimizer: {type(model).__name__} configures none", hint=hint)
+        made: Optimizer = make()
+        return made
+
+
 def for_model(given: Any, model: nn.Module) -> Optimizer:
     """Return the optimizer of the trainable parameters of `model`; an `OptimizerDict` if it has `train_steps`.
 
@@ -27,6 +44,8 @@ def for_model(given: Any, model: nn.Module) -> Optimizer:
         ConfigError: under `optim`, or under `model` if there is no such parameter.
     """
     part = from_config(given)
+    if isinstance(part, ByModel):
+        part = part.of(model)
     several = hasattr(model, "train_steps")
     if several != isinstance(part, Mapping | OptimizerDict):
         names = ", ".join(getattr(model, "optimizer_groups", ()))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from trainyard._torch_internals import own_parameters
 from trainyard.checks import boolean, number
 from trainyard.errors import ConfigError
+from trainyard.models.patterns import listed
+from trainyard.optim.layers import layer_numbers
 
 MULTS = ("lr_mult", "decay_mult")
 _NO_OPTIONS = ("params", "paramwise", "name")
@@ -50,6 +52,10 @@ class Paramwise:
             `Norm`, `Norm1d`, `Norm2d` or `Norm3d`.
         dwconv_decay_mult: for the weights and biases of depthwise convolutions: one group for each input channel.
         flat_decay_mult: for parameters of one dimension.
+        layer_decay: for the learning rate of each layer, to the power of the number of layers that follow it (Clark et
+            al., ELECTRA, 2020; Bao et al., BEiT, 2022): the head keeps the learning rate, embeddings have the smallest.
+            It multiplies what the other rules give, but for an `lr` of `custom_keys`.
+        layers: globs for the modules of the layers, in order; None: see `layer_numbers`.
         bypass_duplicate: a parameter that stands in the model under several names (tied weights) follows the rules of
             the first. False: names whose rules differ are an error.
 
@@ -66,6 +72,8 @@ class Paramwise:
         norm_decay_mult: float | None = None,
         dwconv_decay_mult: float | None = None,
         flat_decay_mult: float | None = None,
+        layer_decay: float | None = None,
+        layers: Sequence[str] | None = None,
         bypass_duplicate: bool = False,
     ) -> None:
         self._keys = _checked_keys(custom_keys)
@@ -76,6 +84,10 @@ class Paramwise:
             "dwconv": _factor("dwconv_decay_mult", dwconv_decay_mult),
             "flat": _factor("flat_decay_mult", flat_decay_mult),
         }
+        self._layer_decay = None if layer_decay is None else number("layer_decay", layer_decay, above=0, at_most=1)
+        self._layers = None if layers is None else listed("layers", layers)
+        if layer_decay is None and layers is not None:
+            raise ConfigError("layers", list(layers), "null without a layer_decay")
         self._bypass_duplicate = boolean("bypass_duplicate", bypass_duplicate)
 
     def groups(self, model: nn.Module, params: Iterable[Tensor], numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -99,10 +111,23 @@ class Paramwise:
             raise ValueError("paramwise rules are for parameters of the model alone")
         known = [name for places in names.values() for name, _ in places]
         self._check(known, numbers)
-        found: dict[tuple[str | None, ...], list[Tensor]] = {(None, None, None): []}
+        found: dict[tuple[str | None, ...], list[Tensor]] = {}
+        if self._layer_decay is None:
+            found[None, None, None] = []
+            for param in params:
+                found.setdefault(self._rules_of(param, names[id(param)]), []).append(param)
+            return [self._group(rules, members, numbers) for rules, members in found.items() if members]
+        depths, last = layer_numbers(model, self._layers)
         for param in params:
-            found.setdefault(self._rules_of(param, names[id(param)]), []).append(param)
-        return [self._group(rules, members, numbers) for rules, members in found.items() if members]
+            name = next(name for name, _ in names[id(param)] if name in depths)
+            found.setdefault((*self._rules_of(param, names[id(param)]), str(depths[name])), []).append(param)
+        made = []
+        for (*rules, depth), members in found.items():
+            group = self._group(tuple(rules), members, numbers)
+            if "lr" not in self.options(rules[0] or ""):
+                group["lr"] = group.get("lr", numbers["lr"]) * self._layer_decay ** (last - int(str(depth)))
+            made.append(group | {"name": f"layer_{depth}" + ("" if group["name"] == REST else f"+{group['name']}")})
+        return made
 
     def _check(self, known: Sequence[str], numbers: Mapping[str, Any]) -> None:
         for pattern, factors in self._keys.items():
@@ -117,6 +142,8 @@ class Paramwise:
                 if name not in options:
                     accepted = "lr_mult, decay_mult or an argument of the optimizer"
                     raise ConfigError(f"custom_keys.{pattern}", name, accepted, options=options)
+        if self._layer_decay is not None and "lr" not in numbers:
+            raise _without("layer_decay", self._layer_decay, "lr")
         for kind, factor in self._lr.items():
             if factor is not None and "lr" not in numbers:
                 raise _without(f"{kind}_lr_mult", factor, "lr")

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import ConfigError, JobPaused, TrainyardError
 from trainyard.quoting import shell_override
 from trainyard.run.rank_job import RankJob, run_started, where
 from trainyard.track import Journal, Status, Tracker
@@ -140,6 +140,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
 
     Raises:
         TrainyardError: a rank failed, or all were interrupted.
+        JobPaused: it has paused, for its sweep.
     """
     from trainyard.distributed.launch import launch
 
@@ -176,7 +177,9 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
 
 def _told(outcome: Outcome, following: _Following, further: str) -> float | None:
     if outcome.state == "done":
-        value: float | None = outcome.value
+        value: float | JobPaused | None = outcome.value
+        if isinstance(value, JobPaused):
+            raise value
         return value
     if outcome.state == "interrupted":
         raise InterruptedRunError(outcome.error, outcome.status - 128)

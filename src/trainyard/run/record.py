@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +18,38 @@ from torch import Tensor, nn
 
 from trainyard import rng_state
 from trainyard.batch import split_target
+from trainyard.data.digest import digests
 from trainyard.files import writing
 from trainyard.models import call
 from trainyard.redaction import redacted
-from trainyard.runner import Runner, checkpoint
+from trainyard.run import params
+from trainyard.runner import Member, Runner, checkpoint, foreign_files
 from trainyard.runner.training_check import writes_checkpoints
-from trainyard.track import RunInfo, facts
+from trainyard.track import RunInfo, Tracker, facts
 from trainyard.track.sweep_position import SweepPosition
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 EXAMPLE = "example.npy"
+MODEL = "model"
+"""Name of a run's model in MLflow: its best checkpoint, or the last one if no best is kept."""
 BEST = Path("checkpoints", "best.pt")
 LOADER = f"{__name__}:load_model"
 PREDICT = f"{__name__}:predict"
 
+_WORK_DIR = "${hydra:runtime.output_dir}"  # so that a training from this config gets a directory of its own
 NOT_PARAMS = ("name", "work_dir", "resume", "tracker")
 """Settings of where a run is kept and how it is named and continued, not of what it does."""
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Runner.__init__).parameters.items()} | {
+    "mode": "train",
+    "quick": False,
+}
+"""Defaults of the settings at the top of the config."""
 
 
 def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: SweepPosition | None = None) -> RunInfo:
-    """Return the record of a run: its settings but `NOT_PARAMS` as params, and the option chosen of each group.
+    """Return the record of a run, with the option chosen of each group and the chosen settings as params.
 
     Args:
         values: the resolved config of the job that Hydra's config describes.
@@ -44,10 +59,14 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     job = HydraConfig.get()
     values = redacted(values)
     overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
-    params = dict(_flat({key: value for key, value in values.items() if key not in NOT_PARAMS}))
+    what = {key: value for key, value in values.items() if key not in NOT_PARAMS}
+    settings = dict(params.flat(what))
     if position is not None:  # a sweep's job is named by its own overrides; a chosen option implies its values
         varying = [key for key in position.varying if key not in job.runtime.choices]
-        params = {key: value for key, value in params.items() if _is_below(key, varying)}
+        chosen = {key: value for key, value in settings.items() if params.below(key, varying)}
+    else:
+        named = [override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides]
+        chosen = params.chosen(what, [key for key in named if key not in job.runtime.choices], DEFAULTS)
     choices = {
         str(group): str(choice)
         for group, choice in job.runtime.choices.items()
@@ -58,24 +77,19 @@ def describe(values: Mapping[str, Any], facts: Mapping[str, str], position: Swee
     return RunInfo(
         name=values["name"] or (position.name if position else os.environ.get("MLFLOW_RUN_NAME") or " ".join(own)),
         parent=position.parent if position else None,
-        params={group: choice for group, choice in choices.items() if group not in NOT_PARAMS} | params,
-        tags={"overrides": " ".join(overrides)},
+        params={group: choice for group, choice in choices.items() if group not in NOT_PARAMS} | chosen,
+        settings={} if position is not None else choices | settings,
+        tags={"overrides": " ".join(overrides)} | ({} if position is None else _place(position)),
+        experiment=position.experiment if position else None,
         facts=dict(facts),
         config=CONFIG,
     )
 
 
-def _is_below(key: str, keys: Iterable[str]) -> bool:
-    return any(f"{key}.".startswith(f"{other}.") for other in keys)
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield flat params: `{"optim": {"lr": 0.1}}` gives `("optim.lr", "0.1")`; lists stay whole."""
-    if isinstance(value, Mapping) and value:
-        for name, entry in value.items():
-            yield from _flat(entry, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, str(value)
+def _place(position: SweepPosition) -> dict[str, str]:
+    """Return the tags that tell a job from the others of its sweep, and the stack and lane in which it trains."""
+    places = {"varies": position.name, "stack": position.stack, "lane": position.lane}
+    return {key: str(value) for key, value in places.items() if value is not None}
 
 
 def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
@@ -89,7 +103,7 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
     model = runner.model_config
     sections: dict[tuple[str, str], str] = {}
     for member, values in zip(runner.members, configs, strict=True):
-        shown = redacted(dict(values) | ({"model": model} if "model" in values else {}))
+        shown = redacted(dict(values) | ({"model": model} if "model" in values else {}) | {"work_dir": _WORK_DIR})
         text = [_section(key, value, sections) for key, value in shown.items()]
         with writing(member.directory / CONFIG):
             (member.directory / CONFIG).write_text("".join(text))
@@ -98,7 +112,7 @@ def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
                 np.save(member.directory / EXAMPLE, example)
         if values["mode"] == "train" and runner.tracker.log_model and writes_checkpoints(runner):
             # Named early, so that the shipper has imported torch when the run ends; it reads the file only then.
-            member.journal.model(BEST, LOADER, PREDICT)
+            member.journal.model(BEST, LOADER, PREDICT, form=runner.tracker.model_format)
 
 
 def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
@@ -126,8 +140,57 @@ def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
     return own[:1].cpu().numpy()
 
 
-def name_artifacts(runner: Runner) -> None:
-    """Name in the journal the files that belong to the run, and the checkpoint that is its model."""
+def tell_tested(runner: Runner) -> None:
+    """Record which checkpoint the numbers of the test are of."""
+    for member in runner.members:
+        if member.evaluated is not None and member.best is not None:
+            best = member.best
+            member.journal.tags({"test.checkpoint": f"{BEST.name}, epoch {best.epoch}, step {best.iter}"})
+            member.evaluated = None
+
+
+def begin_inputs(runner: Runner, config: Mapping[str, Any]) -> Callable[[], list[dict[str, Any]]]:
+    """Begin to compute the digests of the data, in a thread; return the function that waits for them.
+
+    It returns the data sets for `Journal.inputs`.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="digests")
+    found = pool.submit(digests, runner.data)
+    pool.shutdown(wait=False)
+    node = redacted(config.get("data"))
+    name = runner.members[0].info.params.get("data") or type(runner.data).__name__.lower()
+
+    def result() -> list[dict[str, Any]]:
+        try:
+            sets = found.result()
+        except Exception as error:  # a data set of the user's that looks like one of ours
+            log.warning("The data have no digest: %s: %s", type(error).__name__, error)
+            return []
+        source = dict(params.flat(node)) if isinstance(node, Mapping) else {"class": type(runner.data).__name__}
+        source = {key: value for key, value in source.items() if value != "None"}
+        return [
+            {
+                "name": f"{name}/{each.name}",
+                "digest": each.digest,
+                "context": each.name,
+                "source": source,
+                "covers": each.covers,
+                "rows": each.rows,
+                "shapes": each.shapes,
+            }
+            for each in sets
+        ]
+
+    return result
+
+
+def name_artifacts(runner: Runner, inputs: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Name in the journal the files that belong to the run, its data, and the checkpoints that are its models.
+
+    Args:
+        runner: the Runner, whose run has ended.
+        inputs: the data sets, as `begin_inputs` gives them.
+    """
     for member in runner.all_members:
         if member.paused:
             continue
@@ -145,8 +208,28 @@ def name_artifacts(runner: Runner) -> None:
         for kind in runner.tracker.log_checkpoints:
             if kind in saved and saved[kind].exists():
                 member.journal.artifact(saved[kind], to="checkpoints")
-        if runner.tracker.log_model and not saved["best"].exists() and "last" in saved:
-            member.journal.model(saved["last"], LOADER, PREDICT)
+        if inputs:
+            member.journal.inputs(inputs)
+        if runner.tracker.log_model:
+            _name_models(member, runner.tracker, history)
+
+
+def _name_models(member: Member, tracker: Tracker, history: Sequence[str]) -> None:
+    """Name the checkpoints that are models in MLflow: the best one, or else the last; all that are kept, if asked."""
+    steps: dict[str, tuple[Path, int]] = {}
+    best = member.checkpoints / BEST.name
+    if best.exists() and member.best is not None:
+        steps[MODEL] = best, member.best.iter
+    elif history:
+        steps[MODEL] = member.checkpoints / history[-1], member.iter
+    if tracker.log_model == "kept":
+        for name in history:
+            file = member.checkpoints / name
+            steps[file.stem] = file, checkpoint.read(file)["iter"]
+    for name, (file, step) in steps.items():
+        member.journal.model(file, LOADER, PREDICT, name=name, step=step, form=tracker.model_format)
+    if steps and tracker.register is not None and member.info.parent is None:  # a sweep registers its best job's
+        member.journal.register(*tracker.register)
 
 
 def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, Any] | None]:
@@ -154,7 +237,7 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
 
     Args:
         work_dir: the run's directory.
-        file: the checkpoint.
+        file: the checkpoint, or the file of safetensors that `trainyard export` wrote.
 
     Returns:
         The model, and one input for it (None if none was kept).
@@ -162,8 +245,11 @@ def load_model(work_dir: Path, file: Path) -> tuple[nn.Module, np.ndarray[Any, A
     # libyaml, and only the keys needed: OmegaConf's own reading of the file would take longer than all the rest.
     config = yaml.load((work_dir / CONFIG).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     model = Runner(OmegaConf.create(config["model"]), seed=config["seed"], device="cpu").model
-    state = checkpoint.read(file)
-    model.load_state_dict(state.get("eval_model", state["model"]))
+    if file.suffix == foreign_files.SAFE:  # what `trainyard export` wrote
+        model.load_state_dict(foreign_files.read(file))
+    else:
+        state = checkpoint.read(file)
+        model.load_state_dict(state.get("eval_model", state["model"]))
     example = work_dir / EXAMPLE
     return model.eval(), np.load(example) if example.exists() else None
 

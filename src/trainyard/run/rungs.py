@@ -18,6 +18,8 @@ Wake = Callable[[int], None]
 class RungReports(Hook):
     """Tells the sweep when a member has reached a rung, once its checkpoint is renamed and its journal is written.
 
+    Of several ranks all pause, and the main one, which has written both, tells.
+
     Args:
         positions: of the members, in order.
     """
@@ -29,14 +31,19 @@ class RungReports(Hook):
     def __init__(self, positions: Sequence[SweepPosition]) -> None:
         self._positions = positions
         self._of: dict[int, SweepPosition] = {}
+        self._is_main = True
 
     def sanity_check(self, runner: Runner) -> None:
-        if runner.strategy.world_size > 1:
-            kind = type(runner.strategy).__name__
-            raise ConfigError("strategy", kind, "one device, for a job that reports to its sweep")
         self._checkpoint(runner)
+        loop = runner.train_loop
+        for rungs in (each.rungs for each in self._positions if each.rungs is not None):
+            unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
+            if loop.unit == rungs.by and unseen:
+                accepted = f"an interval that validates after {rungs.by} {unseen[0]}, a rung of its sweep"
+                raise ConfigError("loop.val_interval", loop.val_interval, accepted)
 
     def before_train(self, runner: Runner) -> None:
+        self._is_main = runner.strategy.is_main
         self._of = {id(member): each for member, each in zip(runner.all_members, self._positions, strict=True)}
         if runner.train_loop.val_due:
             return
@@ -54,8 +61,9 @@ class RungReports(Hook):
             rungs, at = self._rungs(member), self._place(runner, member)
             if rungs is None or at not in rungs.at or member.failed or not member.due:
                 continue
+            member.journal.tags({"rung": at})
             self._pause_if_due(runner, member, rungs, at)
-            if member.paused:
+            if member.paused and self._is_main:
                 checkpoint.save_next(partial(checkpoint.keep_one, member.checkpoints))
             checkpoint.save_next(partial(self._tell, member, at))
 
@@ -77,7 +85,7 @@ class RungReports(Hook):
 
     def _tell(self, member: Member, at: int) -> None:
         wake = self._of[id(member)].wake
-        if wake is not None:
+        if wake is not None and self._is_main:
             wake(at)
 
     def _checkpoint(self, runner: Runner) -> Checkpoint:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from trainyard import temporary
 from trainyard.config.build import build
-from trainyard.errors import JobPaused, TrainyardError
+from trainyard.errors import ConfigError, JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
@@ -28,6 +28,7 @@ from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
+    from trainyard.run.quick import EndEarly
     from trainyard.runner import Member, Runner
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
     directory = Path(HydraConfig.get().runtime.output_dir)
     runner: Runner | None = None
     with _nothing_left_behind(directory):
-        tracker = build(cfg.get("tracker"), "tracker") or NoTracker()
+        tracker = (None if cfg.get("quick") else build(cfg.get("tracker"), "tracker")) or NoTracker()
         if position is not None:
             tracker.leave_shipping()
         tracker.start()  # its process imports MLflow while this one imports torch
@@ -67,6 +68,10 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
         over = ranks.spread(values)
+        if values["quick"] and (over.devices > 1 or over.world is not None):
+            raise ConfigError("quick", True, "false, on several devices")
+        if values["quick"]:
+            return _tried(values, collected, position)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
                 lead(_rank_job(cfg, position), over.world, over.strategy.timeout)
@@ -80,12 +85,31 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         _report(_ship(tracker))
 
 
+def _tried(
+    values: Mapping[str, Any], collected: Callable[[], dict[str, str]], position: SweepPosition | None
+) -> float | None:
+    """Make the quick check of a run: see `trainyard.run.quick`."""
+    from trainyard.run.quick import EndEarly, quickly
+
+    runner: Runner
+    for resumes in (True, False):
+        own = quickly(values) | ({} if resumes else {"resume": True})
+        runner = _prepared(own, NoTracker(), collected, position, None, EndEarly(resumes=resumes))
+        caught = conduct(runner, [own])
+        if caught or not resumes:
+            _raise_if_ended_early(runner, caught)
+    log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
+    return objective(runner.members[0])
+
+
 def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
     return RankJob(whole(cfg), train_rank, position)
 
 
-def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | None:
+def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | JobPaused | None:
     """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
+
+    A job that pauses has not failed: it returns how it paused, and does not raise it.
 
     Args:
         cfg: the config, checked.
@@ -99,7 +123,10 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
     from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
-    return _trained(_prepared(values, tracker, collected, position, own), values)
+    try:
+        return _trained(_prepared(values, tracker, collected, position, own), values)
+    except JobPaused as paused:
+        return paused
 
 
 def _prepared(
@@ -108,6 +135,7 @@ def _prepared(
     collected: Callable[[], dict[str, str]],
     position: SweepPosition | None,
     own: World | None,
+    last: EndEarly | None = None,
 ) -> Runner:
     from trainyard.run import record
     from trainyard.run.rungs import reporting
@@ -116,6 +144,8 @@ def _prepared(
     found = collected() | ({} if own is None else {"world_size": str(own.world_size)})
     runner = Runner.from_cfg(values, tracker=tracker, info=record.describe(values, found, position))
     runner.added_hooks |= reporting([] if position is None else [position])
+    if last is not None:
+        runner.added_hooks["quick"] = last
     runner.prepare(values["mode"])
     for name in runner.sets("test"):  # is tested after the training
         runner.loader(name)
@@ -143,12 +173,13 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
     is_main = runner.strategy.is_main
     with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
+        inputs = record.begin_inputs(runner, configs[0]) if is_main else None
         if is_main:
             record.write_files(runner, configs)
             _warn_of_missing_hooks(runner, configs[0])
         _run(runner, configs[0]["mode"])
         if is_main:
-            record.name_artifacts(runner)
+            record.name_artifacts(runner, inputs() if inputs is not None else [])
     return caught
 
 
@@ -176,6 +207,8 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
 
 
 def _run(runner: Runner, mode: str) -> None:
+    from trainyard.run import record
+
     if mode == "val":
         runner.val()
     elif mode == "test":
@@ -186,7 +219,10 @@ def _run(runner: Runner, mode: str) -> None:
         failed = all(member.failed for member in going)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
+            for member in runner.members:
+                member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
             runner.test()
+            record.tell_tested(runner)
         for member in going if runner.strategy.is_main else ():
             _summarize(member)
 

@@ -43,6 +43,7 @@ from trainyard.runner.batch_checks import check_last_batch, check_resident_targe
 from trainyard.runner.env import find_device
 from trainyard.runner.member import Member, member_arguments
 from trainyard.runner.misfit import explained
+from trainyard.runner.model_losses import loss_step
 from trainyard.runner.parts import Parts
 from trainyard.runner.sanity_check import watched
 from trainyard.step.precision import make_precision
@@ -200,7 +201,7 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
     yield _load_from, ("load_from",), ""
     yield _data, ("data", "mode"), ""
     yield _model, _MODEL, ""
-    yield _metrics, ("data", "metric"), ""
+    yield _metrics, (*_MODEL, "metric"), ""  # without one, the model may be its own
     loops = ("loop", "val_loop", "test_loop")
     yield _loops, (*loops, "mode"), ""
     yield _hooks, ("hook", *loops), ""
@@ -350,6 +351,8 @@ def _validation(parts: _Parts) -> None:
 def _results(parts: _Parts, split: str) -> list[str]:
     model = parts.model.eval()
     predict = getattr(model, f"{split.partition('/')[0]}_step", partial(call, model, mode="predict"))
+    if parts.validates_by_loss:
+        predict = loss_step(model)
     batch = first_batch(parts.loader(split), split)
     device = META if parts.meta else CPU
     with torch.no_grad(), device:

@@ -7,6 +7,7 @@ from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import EpochBasedTrainLoop, IterBasedTrainLoop, TrainLoop
 from trainyard.runner.member import Best, Member, Objective, read
 from trainyard.runner.runner import Runner
+from trainyard.runner.simulation import SimulationTrainLoop
 from trainyard.runner.state import copy_tensors
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Member",
     "Objective",
     "Runner",
+    "SimulationTrainLoop",
     "TestLoop",
     "TrainLoop",
     "ValLoop",

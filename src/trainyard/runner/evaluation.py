@@ -119,6 +119,8 @@ class Evaluator:
         if not isinstance(predict, Prediction):
             self._tell("The evaluation is not captured: a loop or a hook replaces the prediction.")
             return PlainEvaluation(predict, metrics)
+        if not getattr(predict.model, "capturable", True):
+            return PlainEvaluation(predict, metrics)
         from trainyard.step.cuda_graph.captured_eval import CapturedEvaluation
 
         runner, model = self._runner, predict.model

@@ -64,8 +64,8 @@ def _files(folder: Path) -> list[Path]:
 def _safetensors(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(path)
-    safetensors = library("safetensors", "transformers", "load_from")
-    load = library("safetensors.torch", "transformers", "load_from").load_file
+    safetensors = library("safetensors", "safetensors", "load_from")
+    load = library("safetensors.torch", "safetensors", "load_from").load_file
     try:
         tensors: dict[str, Any] = load(path)
     except (safetensors.SafetensorError, OSError) as error:

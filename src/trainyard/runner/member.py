@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,6 +77,7 @@ class Member:
         failed: whether it ended because of a failure.
         paused: whether it ends here to go on later, from its last checkpoint.
         vacant: whether this is no run, but stands for a free lane of a stack.
+        evaluated: the name of the logged model that is evaluated; None: the one that is trained.
     """
 
     seed: int
@@ -92,6 +93,8 @@ class Member:
     paused: bool = field(default=False, init=False)
     vacant: bool = field(default=False, init=False)
     notes: dict[str, str] = field(default_factory=dict, init=False, compare=False)
+    evaluated: str | None = field(default=None, init=False, compare=False)
+    _told: Best | None = field(default=None, init=False, compare=False, repr=False)
     _runner: Runner | None = field(default=None, init=False, compare=False, repr=False)
 
     def join(self, runner: Runner) -> None:
@@ -253,8 +256,9 @@ class Member:
     def close(self, status: Status, message: str = "") -> None:
         """Record how the run ended, as failed if the member failed; the journal can be opened again.
 
-        A run that pauses has not ended.
+        The best objective so far is recorded, at its iteration. A run that pauses has not ended.
         """
+        self._tell_best()
         if self.paused:
             return
         if self.failed and status == "FINISHED":
@@ -267,6 +271,13 @@ class Member:
                 gone,
                 extra={"member": self},
             )
+
+    def _tell_best(self) -> None:
+        best = self.best
+        if best is not None and best != self._told:
+            self._told = replace(best)
+            values = {f"best/{self.objective.name}": best.value, "best/epoch": best.epoch, "best/step": best.iter}
+            self.journal.metrics(best.iter, values, epoch=best.epoch)
 
     def stop(self, reason: str, *, failed: bool = False) -> None:
         """End this member's training after the current iteration; `failed` marks its run as failed."""
@@ -281,7 +292,7 @@ class Member:
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Store the values as the latest and append them to the journal."""
         self.metrics.update(values)
-        self.journal.metrics(step, values, epoch=epoch)
+        self.journal.metrics(step, values, epoch=epoch, of=self.evaluated)
 
     def record_array(self, name: str, value: Tensor) -> None:
         """Append a result that is not one number, such as a confusion matrix, to the journal."""

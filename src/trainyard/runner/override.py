@@ -90,7 +90,8 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
                 extra={"member": member},
             )
         else:
-            member.info.params.pop(key, None)  # the run keeps the param that it has
+            for kept in (member.info.params, member.info.settings):  # the run keeps the param that it has
+                kept.pop(key, None)
             log.warning(
                 "%s goes on as the checkpoint has it, %s: the config's %s is not read. %s=[%s] takes it.",
                 *(key, _shown(theirs), _shown(own), KEY, key),

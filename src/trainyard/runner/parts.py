@@ -15,13 +15,14 @@ from trainyard import optim as optimizers
 from trainyard import rng_state
 from trainyard.config.build import build, build_all, fill_auto
 from trainyard.config.compiling import compile_arguments, has_cuda_graphs
-from trainyard.data import SPLITS, Data, Loader, as_data
+from trainyard.data import SPLITS, Data, Loader, as_data, limits
 from trainyard.data.lengths import exact_length, length_hint, no_batches
+from trainyard.data.nothing import NoLoader
 from trainyard.data.order import EmptyDataError
 from trainyard.distributed import Strategy
 from trainyard.errors import ConfigError
 from trainyard.metrics import Metric, configured
-from trainyard.models import has_mode_contract
+from trainyard.models import BaseModel, has_mode_contract
 from trainyard.models.activation_checkpointing import checkpoint_activations
 from trainyard.models.freeze import freeze
 from trainyard.models.initialize import initialize
@@ -34,7 +35,10 @@ from trainyard.runner.dispatch import Dispatch, build_hooks, stages_of
 from trainyard.runner.eval_loops import TestLoop, ValLoop
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member
+from trainyard.runner.model_losses import NAME as LOSSES
+from trainyard.runner.model_losses import ModelLosses, evaluates_itself
 from trainyard.runner.preprocessor import with_preprocessor
+from trainyard.runner.simulation import needs_data
 from trainyard.runner.switching import switches
 from trainyard.schedules import Plateau, Schedule
 from trainyard.step.clip import make_clip
@@ -120,6 +124,8 @@ class Parts:
         model = self.strategy.place(model)
         if (compiling := compile_arguments(self.settings["compile"])) is not None:
             model.compile(**compiling)
+        if isinstance(model, BaseModel):
+            model.attach(self)
         return model
 
     @cached_property
@@ -189,7 +195,14 @@ class Parts:
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         config = fill_auto(self.settings["metrics"] or {}, "metric", self.data.spec if self.data else None)
-        return {name: self.strategy.metric(metric) for name, metric in configured(config).items()}
+        found = {LOSSES: ModelLosses()} if self.validates_by_loss else configured(config)
+        return {name: self.strategy.metric(metric) for name, metric in found.items()}
+
+    @cached_property
+    def validates_by_loss(self) -> bool:
+        """Whether the losses of the model are its validation: there is no metric, and no `val_step` of the model's."""
+        given = self.settings["metrics"] or {}
+        return not any(metric is not None for metric in given.values()) and not evaluates_itself(self.model)
 
     @property
     def hook_settings(self) -> Mapping[str, Any]:
@@ -204,7 +217,9 @@ class Parts:
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        hooks = build_hooks(self.hook_settings) | self.added_hooks
+        hooks = build_hooks(self.hook_settings)
+        _ = self.model  # which may add some
+        hooks |= self.added_hooks
         if self.strategy.world_size > 1:
             hooks = hooks_of_rank(hooks, self.strategy)
         return Dispatch(hooks, self.own_stages)
@@ -228,7 +243,7 @@ class Parts:
             return step
         from trainyard.step.cuda_graph import captured_step  # imported here because only CUDA needs it
 
-        refusal = None
+        refusal = None if getattr(code, "capturable", True) else f"{type(code).__name__} says that it is not capturable"
         compiling = compile_arguments(self.settings["compile"])
         if compiling is not None and has_cuda_graphs(compiling):
             refusal = "compile makes CUDA graphs of its own"
@@ -250,17 +265,33 @@ class Parts:
         """Return the loader of a split; if the split has several sets, that of the first."""
         split = next(iter(self.sets(split)), split)
         if split not in self.loaders:
-            if self.data is None or split not in self.data.splits:
-                known = ", ".join(self.data.splits) if self.data else "none"
-                raise ConfigError("data", split, f"a split that the data has: {known}")
-            try:
-                loader = self.data.loader(split, seed=self.seed, device=self.device)
-            except EmptyDataError as error:
-                raise no_batches(split) from error
-            except ConfigError as error:
-                raise error.under("data") from None
-            self.loaders[split] = self.strategy.loader(loader, split)
+            if split == "train" and self.data is None and not needs_data(self.train_loop):
+                self.loaders[split] = NoLoader()
+                return self.loaders[split]
+            limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
+            overfit = limits.batches_to_overfit(self.settings["overfit"])
+            if (limit or overfit) and self.strategy.world_size > 1:
+                raise ConfigError("limit" if limit else "overfit", limit or overfit, "null, on several devices")
+            if overfit is None or split.startswith("test"):
+                self.loaders[split] = limits.limited(self.whole_loader(split), limit, split)
+            elif split == "train":
+                self.loaders[split] = limits.FirstBatches(self.whole_loader(split), overfit, repeat=True)
+            else:
+                self.loaders[split] = self.loader("train")
         return self.loaders[split]
+
+    def whole_loader(self, split: str) -> Loader:
+        """Return a new loader of all batches of a set."""
+        if self.data is None or split not in self.data.splits:
+            known = ", ".join(self.data.splits) if self.data else "none"
+            raise ConfigError("data", split, f"a split that the data has: {known}")
+        try:
+            loader = self.data.loader(split, seed=self.seed, device=self.device)
+        except EmptyDataError as error:
+            raise no_batches(split) from error
+        except ConfigError as error:
+            raise error.under("data") from None
+        return self.strategy.loader(loader, split)
 
     def metainfo(self, split: str) -> Any:
         """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""

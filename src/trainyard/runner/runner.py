@@ -18,6 +18,8 @@ from trainyard.checks import boolean, choice, integer, seed_number
 from trainyard.config.build import build
 from trainyard.config.compiling import check_capture, compile_arguments
 from trainyard.config.resolving import replaced
+from trainyard.data.limits import batches_to_overfit
+from trainyard.data.limits import parse as parse_limits
 from trainyard.distributed import as_strategy
 from trainyard.errors import ConfigError
 from trainyard.models import call
@@ -30,6 +32,7 @@ from trainyard.runner.evaluation import Evaluator, Prediction
 from trainyard.runner.member import Direction, Member, member_arguments
 from trainyard.runner.misfit import explained
 from trainyard.runner.mmengine_config import check_not_mmengine
+from trainyard.runner.model_losses import loss_step
 from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check as check
@@ -89,6 +92,9 @@ class Runner(Parts):
         objective: the metric that ranks runs.
         direction: `maximize` or `minimize`.
         sanity_check: make a step and a checkpoint before the training begins; a batch is validated in any case.
+        limit: of each epoch the first batches only: `train_batches`, `val_batches`, `test_batches`, as counts or
+            as shares.
+        overfit: train on the first batches of the first epoch again and again, and validate on them.
         name: the run's name in MLflow; by default the directory's name.
         info: the run's record for MLflow, instead of one that holds only its name.
     """
@@ -127,6 +133,8 @@ class Runner(Parts):
         objective: str = "val/loss",
         direction: Direction = "minimize",
         sanity_check: bool = True,
+        limit: Mapping[str, Any] | None = None,
+        overfit: int | None = None,
         name: str | None = None,
         info: RunInfo | None = None,
     ) -> None:
@@ -135,6 +143,7 @@ class Runner(Parts):
         settings = {name: given for name, given in locals().items() if name not in ("self", "__class__")}
         choice("accumulate_by", accumulate_by, BY)
         boolean("sanity_check", sanity_check)
+        parse_limits(limit), batches_to_overfit(overfit)
         compile_arguments(compile)  # a wrong value is an error before anything is built
         self.tracker: Tracker = build(tracker, "tracker") or NoTracker()
         (build(env, "env") or Env()).apply()
@@ -264,14 +273,20 @@ class Runner(Parts):
         """
         return unfreezing.unfreeze(self, patterns)
 
-    def predict_step(self, split: str, model: nn.Module | None = None) -> Callable[[Any], Any]:
+    def predict_step(self, split: str, model: nn.Module | None = None, *, losses: bool = True) -> Callable[[Any], Any]:
         """Return the function from a batch to predictions: `val_step` or `test_step`, under the run's precision.
+
+        In a run that validates by the losses of its model it returns these.
 
         Args:
             split: "val" or "test".
             model: the model to run; by default the evaluated one.
+            losses: whether losses may take the place of predictions.
         """
         model = self.eval_model if model is None else model
+        if losses and self.validates_by_loss:
+            step = loss_step(model)
+            return Prediction(model, split, step, make_precision(self.settings["precision"], self.device))
         predict = getattr(model, f"{split}_step", partial(call, model, mode="predict"))
         return Prediction(model, split, predict, make_precision(self.settings["precision"], self.device))
 

@@ -42,6 +42,8 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
             names = runner.val_loop.sanity_check(runner)
             further = [getattr(hook, "metric_names", _nothing)(names) for hook in runner.dispatch.hooks.values()]
             known = [*names, *(name for more in further for name in more)]
+        elif results := getattr(runner.train_loop, "results", ()):  # of a loop without data
+            known = names = [f"val/{name}" for name in results]
     for name, hook in runner.dispatch.hooks.items():
         try:
             getattr(hook, "sanity_check", _nothing)(runner)
@@ -49,7 +51,7 @@ def sanity_check(runner: Runner, *, resumes: bool = False) -> None:
             raise error.under(f"hook.{name}") from None
     for key, name in watched(runner):
         if key == "objective":
-            if runner.has_split("val") and name not in names:
+            if (runner.has_split("val") or names) and name not in names:
                 raise ConfigError(key, name, f"a metric of this run: {', '.join(names) or none}", options=names)
         elif name not in known and not name.startswith("train/"):
             raise ConfigError(key, name, f"a metric of this run: {', '.join(known) or none}", options=known)

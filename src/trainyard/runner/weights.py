@@ -120,6 +120,8 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
     """
     own = model.state_dict()
     weights = _renamed(weights, asked.revise_keys, f"{key}.revise_keys")
+    before = "" if asked.revise_keys else _within(weights, own)
+    weights = {before + name: value for name, value in weights.items()} if before else weights
     chosen = _filter(asked, {*own, *weights}, key)
     wanted = [name for name in own if chosen(name)]
     missing = [name for name in wanted if name not in weights]
@@ -139,6 +141,7 @@ def load(model: nn.Module, weights: Weights, asked: LoadFrom, key: str = KEY) ->
         raise ConfigError(key, str(asked.path), accepted, hint=f"{what}{_advice(missing, foreign)}")
     model.load_state_dict({name: like(value, own[name]) for name, value in taken.items()}, strict=False)
     told = [f"{len(taken)} of {len(own)} tensors loaded"]
+    told += [f"with {before} before their names"] if before else []
     told += [f"left out: {len(own) - len(wanted)}"] if len(wanted) < len(own) else []
     told += [f"missing: {_some(missing)}"] if missing else []
     told += [f"not in this model: {_some(foreign)}"] if foreign else []
@@ -193,6 +196,17 @@ def _renamed(weights: Weights, keys: Any, key: str) -> Weights:
     if twice is not None:
         raise ConfigError(key, keys, f"names that stay apart; two tensors of the file would be called {twice}")
     return dict(zip(names, weights.values(), strict=True))
+
+
+def _within(weights: Weights, own: Weights) -> str:
+    """Return what stands before the names of the file's tensors in the model: `net.`, where the file is of the network.
+
+    That is the part of the model in which a name of the file is found; nothing where one is found in the model itself.
+    """
+    if any(name in own for name in weights):
+        return ""
+    parts = dict.fromkeys(f"{name.partition('.')[0]}." for name in own if "." in name)
+    return next((part for part in parts if any(part + name in own for name in weights)), "")
 
 
 def _filter(asked: LoadFrom, names: Iterable[str], key: str) -> Callable[[str], bool]:

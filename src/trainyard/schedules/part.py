@@ -17,6 +17,7 @@ from trainyard.checks import is_number, number
 from trainyard.errors import ConfigError
 from trainyard.schedules import floors
 from trainyard.schedules.standin import StandIn
+from trainyard.schedules.timms import is_timms, timms
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class Part:
         make, keywords = (given.func, given.keywords) if isinstance(given, functools.partial) else (given, {})
         if isinstance(make, type) and issubclass(make, ReduceLROnPlateau):
             raise ConfigError(key, make.__name__, "a scheduler that needs no metric", hint="Use schedule=plateau.")
+        if is_timms(make):
+            make = functools.partial(timms, make)
+            functools.update_wrapper(make, make.args[0])
         if not callable(make) or (isinstance(make, type) and not issubclass(make, LRScheduler)):
             accepted = "a torch.optim.lr_scheduler class with `_partial_: true`"
             raise ConfigError(key, getattr(make, "__name__", make), accepted)

@@ -15,7 +15,7 @@ from trainyard.batch import ITEMS
 from trainyard.checks import choice, integer
 from trainyard.data import Batch, Loader
 from trainyard.distributed.shares import like
-from trainyard.models.base import not_one_number, total_loss
+from trainyard.models.base import LOGGED, not_one_number, total_loss
 from trainyard.optim.without_dynamo import UnwrappedStep
 from trainyard.step.clip import NoClip
 from trainyard.step.group import BY, GroupPosition, GroupWeights, items_of, multiply
@@ -137,13 +137,15 @@ class Step:
 
     @staticmethod
     def outputs(losses: Losses, loss: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of a batch: `loss`, the sum, and the other numbers that the model returns.
+        """Return the outputs of a batch: `loss`, the sum, and the other numbers that the model returns or has logged.
 
         Raises:
             TrainyardError: a tensor has more than one number for each member.
         """
         outputs: dict[str, Tensor] = {}
-        for key, value in losses.items():
+        logged = losses.get(LOGGED)
+        numbers = losses.items() if not isinstance(logged, Mapping) else {**losses, **logged}.items()
+        for key, value in numbers:
             if key != "loss" and isinstance(value, Tensor):
                 if value.numel() != loss.numel():
                     raise not_one_number(key, value.shape[loss.dim() :], "It is recorded as train/" + key)

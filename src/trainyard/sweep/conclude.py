@@ -54,10 +54,13 @@ def conclude(plan: SweepPlan, tracking: SweepTracking, named: bool, interrupted:
             print(ranking.text(table))
     with _reported("results"):
         files += result_files.write(rows, directory, direction)
+    with _reported("summary"):
+        tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
         files.append(html.write(rows, directory, title=title, objective=name, direction=direction))
         print(f"Report: {files[-1]}")
+    tracking.write_plan(plan)  # with the jobs that came while others ran
     paused = [job for job in plan.left if plan.entries[job.num].state == "paused"]
     status: Status = "FINISHED" if len(paused) == len(plan.left) else "KILLED" if interrupted else "FAILED"
     shipment = tracking.finish(files, status, paused=[job.directory for job in paused])

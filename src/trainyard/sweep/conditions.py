@@ -65,6 +65,11 @@ class Conditions:
         known: dict[str, bool] = {}
         return [line for line in job if (own := self._owner(self._key(line))) is None or self._applies(own, job, known)]
 
+    def depth(self, key: str) -> int:
+        """Return how many conditions follow from one another before it is known whether a key is a parameter."""
+        owner = self._owner(key)
+        return 0 if owner is None else 1 + max(self.depth(name) for name, _ in self._conditions[owner])
+
     def _applies(self, key: str, job: Sequence[str], known: dict[str, bool]) -> bool:
         if key not in known:
             known[key] = all(self._holds(condition, job, known) for condition in self._conditions[key])

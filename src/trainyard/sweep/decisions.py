@@ -70,12 +70,14 @@ class KnownFit:
         reason: why they do; else empty.
         note: what was measured, for people.
         tried: the number of jobs of the kind.
+        seconds: of slot time that a job takes so, without validation; None if unknown.
     """
 
     width: int
     reason: str
     note: str
     tried: int
+    seconds: float | None = None
 
 
 def room(slot: Slot) -> int:

@@ -62,26 +62,28 @@ def check_name(config: DictConfig, directory: Path) -> None:
             raise ConfigError(key, written, f"names of at most {LONGEST} bytes between slashes", hint=f"{hint}.")
 
 
-def collisions(jobs: Iterable[Job], before: Iterable[Job]) -> list[tuple[Job, ConfigError]]:
-    """Return the jobs that would write to the directory of another job, each with the error to report.
+class Places:
+    """Directories that the jobs of a sweep write to, each with its job."""
 
-    Args:
-        jobs: some jobs of a sweep.
-        before: its earlier jobs.
-    """
-    owners: dict[str, Job] = {}
-    for job in before:
-        owners |= dict.fromkeys(_places(job).values(), job)
-    found = []
-    error: ConfigError | None = None  # of the first two, which is reported once for all
-    for job in jobs:
-        for key, place in _places(job).items():
-            owner = owners.setdefault(place, job)
-            if owner is not job:
-                error = error or _error(owner, job, key, place)
-                found.append((job, error))
-                break
-    return found
+    def __init__(self) -> None:
+        self._owners: dict[str, Job] = {}
+
+    def take(self, jobs: Iterable[Job]) -> list[tuple[Job, ConfigError]]:
+        """Add jobs, and return those that would write to the directory of another job, each with the error to report.
+
+        Args:
+            jobs: some jobs of the sweep; those of before are not looked at again.
+        """
+        found = []
+        error: ConfigError | None = None  # of the first two, which is reported once for all
+        for job in jobs:
+            for key, place in _places(job).items():
+                owner = self._owners.setdefault(place, job)
+                if owner is not job:
+                    error = error or _error(owner, job, key, place)
+                    found.append((job, error))
+                    break
+        return found
 
 
 def _template(config: DictConfig) -> str:

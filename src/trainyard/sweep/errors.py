@@ -19,7 +19,7 @@ class SweepFailedError(TrainyardError):
 
     def __str__(self) -> str:
         entries = self.manifest.entries
-        left = [f"#{num}" for num, entry in entries.items() if entry.is_left]
+        left = [f"#{num}" for num, entry in entries.items() if entry.has_failed]
         shown = ", ".join(left[:SHOWN]) + (", …" if len(left) > SHOWN else "")
         return (
             f"{len(left)} of {len(entries)} jobs did not come to their end: {shown}. "

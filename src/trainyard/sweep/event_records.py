@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from trainyard.sweep.events import (
@@ -10,6 +11,7 @@ from trainyard.sweep.events import (
     Began,
     Ended,
     Event,
+    Origin,
     Paused,
     Proposed,
     Queued,
@@ -49,16 +51,17 @@ def to_record(event: Event) -> Record:
             return {**own, "objective": objective, "error": error}
         case Stopping(why):
             return {"kind": "stopping", "why": why}
-        case Proposed(num, overrides, rungs):
-            own = {"kind": "job", "num": num, "overrides": list(overrides)}
-            return own if rungs is None else {**own, "rungs": record_of(rungs)}
+        case Proposed(num, overrides, rungs, subdir, origin, note):
+            own = {"kind": "job", "num": num, "overrides": list(overrides), "subdir": subdir}
+            own |= {} if rungs is None else {"rungs": record_of(rungs)}
+            own |= {} if origin is None else {"origin": asdict(origin)}
+            return own if note is None else {**own, "note": note}
 
 
-def events_of(record: Mapping[str, Any]) -> Iterator[Event]:
-    """Yield the events that a record of a manifest stands for: one, or none."""
+def event_of(record: Mapping[str, Any]) -> Event | None:
+    """Return the event that a record of a manifest stands for; None if it is of another kind."""
     make = _EVENTS.get(record["kind"])
-    if make is not None:
-        yield make(record)
+    return None if make is None else make(record)
 
 
 def record_of(rungs: Rungs) -> Record:
@@ -69,6 +72,11 @@ def record_of(rungs: Rungs) -> Record:
 def rungs_of(value: Mapping[str, Any] | None) -> Rungs | None:
     """Return the rungs of a mapping."""
     return None if value is None else Rungs(tuple(value["at"]), value["by"], value["until"])
+
+
+def origin_of(value: Mapping[str, Any] | None) -> Origin | None:
+    """Return the origin of a mapping."""
+    return None if value is None else Origin(**{**value, "keys": tuple(value["keys"])})
 
 
 def _unit(unit: Unit) -> Any:
@@ -123,7 +131,14 @@ def _state(record: Mapping[str, Any]) -> Event:
 _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
     "began": lambda record: Began(),
     "slots": _slots,
-    "job": lambda record: Proposed(record["num"], tuple(record["overrides"]), rungs_of(record.get("rungs"))),
+    "job": lambda record: Proposed(
+        record["num"],
+        tuple(record["overrides"]),
+        rungs_of(record.get("rungs")),
+        record.get("subdir"),
+        origin_of(record.get("origin")),
+        record.get("note"),
+    ),
     "queued": lambda record: Queued(tuple(map(_unit_of, record["units"])), record["why"]),
     "state": _state,
     "report": lambda record: Reported(record["num"], record["at"], float(record["value"])),

@@ -5,18 +5,27 @@ Each event has a record in the manifest, from which it is read back: `trainyard.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.track.sweep_position import Rungs
 
-JobState = Literal["waiting", "running", "paused", "done", "failed", "interrupted", "timeout", "lost", "stopped"]
-"""State of a job. `done` and `stopped` are for good; the other ends are tried again when the sweep is continued."""
+JobState = Literal[
+    "waiting", "running", "paused", "done", "failed", "interrupted", "timeout", "lost", "stopped", "pruned"
+]
+"""State of a job. `done`, `stopped` and `pruned` are for good. Others are tried again when the sweep is continued."""
 
-Wish = Literal["pause", "stop"]
+Wish = Literal["pause", "stop", "prune"]
 """What a running job can be asked to do: end at a checkpoint, to be resumed or for good."""
 
-FINAL: frozenset[str] = frozenset({"done", "stopped"})
+FIRST_CLONE = 1_000_000
+"""Number of a sweep's first clone; its other jobs have lower ones."""
+
+FINAL: frozenset[str] = frozenset({"done", "stopped", "pruned"})
+
+END_OF_WISH: Mapping[Wish, JobState] = {"pause": "paused", "stop": "stopped", "prune": "pruned"}
+"""The state of a job that has done what it was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +69,41 @@ class SlotsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a clone begins from.
+
+    Attributes:
+        job: the number of the job that was cloned.
+        number: the `hydra.job.num` of its config, which the clone's has too: values may depend on it.
+        keys: the keys of what its config has otherwise than the checkpoint.
+        checkpoint: the name of the checkpoint.
+    """
+
+    job: int
+    number: int
+    keys: tuple[str, ...] = ()
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposed:
-    """There is a job of this number, with these overrides, which reports at these rungs."""
+    """There is a job.
+
+    Attributes:
+        num: its number.
+        overrides: its overrides.
+        rungs: where it reports; None if nobody asks.
+        subdir: its directory below the sweep's; None if it is not known.
+        origin: what it begins from, if it is a clone.
+        note: what its proposer wants to be told of it again (`trainyard.sweep.proposers.NewJob`).
+    """
 
     num: int
     overrides: tuple[str, ...] = ()
     rungs: Rungs | None = None
+    subdir: str | None = None
+    origin: Origin | None = None
+    note: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from trainyard.errors import ConfigError
@@ -38,7 +37,7 @@ def grid_jobs(
 
     Raises:
         ConfigError: a setting, a pattern or the file is invalid.
-        HydraException: an override cannot be read, or lists no discrete values.
+        HydraException: an override cannot be read.
     """
     parser = OverridesParser.create(config_loader=loader)
 
@@ -83,8 +82,8 @@ def combinations(
         rows: overrides that are taken together, one row of them in each job, behind the others.
 
     Raises:
-        ConfigError: a pattern (`glob(adm*)`) fits no option, or zipped keys have different numbers of values.
-        HydraException: an override lists no discrete values (`interval(0,1)`), which only other sweepers can use.
+        ConfigError: a pattern (`glob(adm*)`) fits no option, zipped keys have different numbers of values, or an
+            override is an `interval`, which only a search can use.
     """
     jobs = []
     for chosen in itertools.product(*_axes(effective(overrides, is_group), zipped, rows)):
@@ -191,8 +190,9 @@ def _values(override: Override) -> Sequence[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        kind = getattr(override.value_type, "name", "")
-        raise HydraException(f"GridSweeper does not support sweep type : {kind}")
+        given = str(override.input_line).partition("=")[2]
+        hint = "A range of numbers is searched with hydra/sweeper=search."
+        raise ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
     return list(override.sweep_string_iterator())
 
 

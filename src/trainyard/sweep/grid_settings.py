@@ -41,7 +41,7 @@ class GridSettings:
         """
         if file is not None and not (isinstance(file, str) and file):
             raise ConfigError(FILE, file, "the path of a CSV file, or null")
-        return cls(_zip(_plain(zip)), _blocks(_plain(blocks)), file, _when(_plain(when)))
+        return cls(_zip(_plain(zip)), _blocks(_plain(blocks)), file, when_of(_plain(when)))
 
 
 def _plain(value: Any) -> Any:
@@ -75,24 +75,29 @@ def _blocks(value: Any) -> tuple[tuple[str, ...], ...]:
 
 def _lines(block: Any, form: str) -> tuple[str, ...]:
     if isinstance(block, dict) and all(isinstance(key, str) for key in block):
-        return tuple(f"{key}={_text(value)}" for key, value in block.items())
+        return tuple(f"{key}={text_of(value)}" for key, value in block.items())
     if isinstance(block, list) and all(isinstance(line, str) for line in block):
         return tuple(block)
     raise ConfigError(BLOCKS, block, form)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return a value of a config as the text that the command line would have; a text may list several values."""
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(text_of, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_text(each)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{key}:{text_of(each)}' for key, each in value.items())}}}"
     return str(value)
 
 
-def _when(value: Any) -> dict[str, tuple[str, ...]]:
+def when_of(value: Any) -> dict[str, tuple[str, ...]]:
+    """Return `hydra.sweeper.when`, with its form checked.
+
+    Raises:
+        ConfigError: it has another form.
+    """
     if value is None:
         return {}
     form = "a mapping of keys to conditions, {model.hidden: model=mlp}, or to lists of them, which must all hold"

@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from trainyard.errors import TrainyardError
+from trainyard.sweep.checkpoints import remove_regular
+from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.event_records import Record
-from trainyard.sweep.events import FINAL, Action, Asked, Ended, Event, JobState, Paused, Queued, Reported, Unit, Wish
+from trainyard.sweep.events import (
+    END_OF_WISH,
+    FINAL,
+    Action,
+    Asked,
+    Ended,
+    Event,
+    JobState,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    Unit,
+    Wish,
+)
 from trainyard.sweep.executor.base import Executor, Finished
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
@@ -15,13 +32,14 @@ from trainyard.sweep.loop import Loop
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
 from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.units import UnitTasks, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
+from trainyard.track.sweep_position import Rungs
 
 FAILED = ("failed", "timeout", "lost")
 BY_HAND = "by hand"
@@ -30,8 +48,10 @@ TOLD = {
     "pause": "pauses at its next checkpoint",
     "resume": "goes on when a slot is free",
 }
-"""What becomes of a job by a command, for people."""
+"""What becomes of a job by a command, for people; of a clone, the answer says its number."""
 
+Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
+"""Makes a clone of a job, with some overrides that are different."""
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 """Composes, checks and records new jobs, and returns the units of those that are to run."""
 
@@ -51,6 +71,8 @@ class Head(Loop):
         progress: shows what happens.
         proposer: what is to run.
         admit: takes in its new jobs.
+        clone: makes clones.
+        adopt: takes in a clone that is recorded.
         reports: reads what jobs report.
         commands: what people ask for.
 
@@ -70,6 +92,8 @@ class Head(Loop):
         progress: SweepProgress,
         proposer: Proposer,
         admit: Admit,
+        clone: Clone,
+        adopt: Callable[[Job], Unit],
         reports: Reports,
         commands: CommandFolder,
     ) -> None:
@@ -81,6 +105,8 @@ class Head(Loop):
         self._progress = progress
         self._proposer = proposer
         self._admit = admit
+        self._clone = clone
+        self._adopt = adopt
         self._reports = reports
         self._commands = commands
         self._answer: Record | None = None
@@ -93,26 +119,60 @@ class Head(Loop):
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
         """Let a job end at its next checkpoint, or not start if it waits."""
         if self._scheduler.unit_of(num) is not None:
-            self._grace = self._policy.grace if wish == "stop" else None
+            self._grace = None if wish == "pause" else self._policy.grace
             self.apply(Asked(num, wish, why))
+        elif wish == "prune":
+            entry = self._manifest.entries[num]
+            self.apply(self._of_pruned(Ended(num, "pruned", entry.seconds or 0.0, None, why, entry.width)))
+            self._pruned(num)
         else:
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
     def obey(self) -> None:
         """Carry out the commands that are not answered yet. The answer and the event are written at once."""
         for command in self._commands.pending(self._manifest.answered):
+            if command.job in self._manifest.entries and command.job not in self._units.jobs:
+                continue  # it is of a later batch
             refusal = self._refusal(command)
-            told = "" if refusal else TOLD[command.action]
+            told = ""
+            if not refusal:
+                try:
+                    told = self._obeyed(command)
+                except TrainyardError as error:
+                    refusal = str(error)
             if refusal:
                 self._manifest.answer(command, refusal=refusal)
-            else:
-                self._answer = acknowledgement(command, told=told)
-                if command.action == "resume":
-                    self.queue([self._resumed(command.job)], "resumed")
-                else:
-                    assert command.action != "clone"
-                    self.ask_for(command.job, command.action, BY_HAND)
             self._progress.commanded(str(command), refusal or told)
+
+    def _obeyed(self, command: Command) -> str:
+        """Carry out a command that may be, and return what becomes of the job.
+
+        Raises:
+            TrainyardError: there can be no such clone.
+        """
+        if command.action == "clone":
+            return self._cloned(command)
+        told = TOLD[command.action]
+        self._answer = acknowledgement(command, told=told)
+        if command.action == "resume":
+            self.queue([self._resumed(command.job)], "resumed")
+        else:
+            self.ask_for(command.job, command.action, BY_HAND)
+        return told
+
+    def _cloned(self, command: Command) -> str:
+        """Let a clone of a job run, and return what becomes of it.
+
+        Raises:
+            TrainyardError: it cannot be.
+        """
+        job, proposed = self._clone(command.job, command.overrides)
+        assert proposed.origin is not None
+        told = f"is #{job.num}, from {proposed.origin.checkpoint} of #{command.job}"
+        self._answer = acknowledgement(command, told=told)
+        self.apply(proposed)
+        self.queue([self._adopt(job)], "cloned")
+        return told
 
     def _refusal(self, command: Command) -> str:
         """Return why a command cannot be carried out; empty if it can."""
@@ -120,7 +180,7 @@ class Head(Loop):
         if num not in self._units.jobs or state is None:
             return f"this sweep has no job #{num}"
         if command.action == "clone":
-            return "this version clones no jobs"
+            return "" if self._units.resumes else "its application cannot go on from a checkpoint"
         if state in FINAL:
             return f"#{num} is {state}"
         if command.action == "resume":
@@ -144,15 +204,35 @@ class Head(Loop):
     def _goes_on(self) -> bool:
         if not self._scheduler.busy:
             self.obey()  # a paused job may be to go on
-        while (free := self._scheduler.vacant) and (proposals := self._proposer.ask(free)):
+        while (free := self._vacant()) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
         return self._scheduler.busy
 
-    def take_in(self, proposals: Sequence[NewJob | Promote]) -> None:
-        """Let what was proposed run."""
+    def _vacant(self) -> int:
+        """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
+        idle = not self._scheduler.busy and not self._scheduler.stopping and not self._scheduler.slots
+        return max(self._scheduler.vacant, idle)
+
+    def take_in(self, proposals: Sequence[Proposal]) -> None:
+        """Let what was proposed run, and what is pruned end."""
+        for each in proposals:
+            if isinstance(each, Prune):
+                self.ask_for(each.num, "prune", each.why)
         self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
-        promoted = [each for each in proposals if isinstance(each, Promote)]
-        self.queue([replace(self._alone(each.num), rungs=each.rungs) for each in promoted], "promoted")
+        promoted: dict[tuple[Rungs | None, Rungs | None], list[int]] = {}  # by where they go, and where they paused
+        for each in proposals:
+            if isinstance(each, Promote):
+                self._progress.promoted(self._units.jobs[each.num])
+                promoted.setdefault((each.rungs, self._scheduler.rungs.get(each.num)), []).append(each.num)
+        units = []
+        for (rungs, paused), nums in promoted.items():
+            alike = [num for num in nums if paused is not None and self._reports.is_known(num, paused.until)]
+            stacks = self._units.stacks_of(alike)
+            self._decide(stacks, "promoted together")
+            units += [Unit(own, rungs=rungs) for own in stacks]
+            stacked = {num for own in stacks for num in own}
+            units += [replace(self._alone(num), rungs=rungs) for num in nums if num not in stacked]
+        self.queue(units, "promoted")
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""
@@ -164,7 +244,7 @@ class Head(Loop):
         decided = []
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
-            if before.nums != nums:
+            if any(self._decision(num).nums != nums for num in nums):
                 decided.append(replace(before, nums=nums, note=note))
         self._manifest.decide(decided)
 
@@ -181,7 +261,7 @@ class Head(Loop):
 
     def _told(self, event: Event) -> list[Action]:
         actions = self._scheduler.handle(event)
-        self._proposer.told(event)
+        tell(self._proposer, event)
         self._reports.told(event)
         return actions
 
@@ -237,7 +317,7 @@ class Head(Loop):
         again: list[int] = []
         if isinstance(value, StackReturn) and running.attempt <= self._policy.retries:
             again = [num for num, own in outcomes.items() if own.state == "failed"]
-        staying = self._interrupted_for_others(running, outcomes)
+        staying = self._interrupted_for_others(running, outcome, outcomes)
         failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
         if failed and self._policy.fail_fast:  # before a slot is free
             who = f"#{failed[0]}" if isinstance(value, StackReturn) else self._units.name(unit)
@@ -245,40 +325,62 @@ class Head(Loop):
         # Before the ends of the others: a stack of which some are done goes on with the rest.
         self._decide([[num] for num in again], "tried again after it failed in a stack")
         self._decide([staying] if staying else [], "goes on without a job that was asked to end")
-        for num, own in outcomes.items():
-            if num in again:
-                self._progress.again(self._units.jobs[num], own.error)
-                self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
-            elif num not in staying:
-                self._end(self._units.jobs[num], own, unit, running.wishes.get(num))
+        for num in again:
+            self._progress.again(self._units.jobs[num], outcomes[num].error)
+            self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
+        ends = {num: own for num, own in outcomes.items() if num not in again and num not in staying}
+        self._end(unit, ends, dict(running.wishes))
         if staying:
             self.queue([replace(unit, nums=tuple(staying))], "divided")
 
-    def _interrupted_for_others(self, running: RunningUnit, outcomes: Mapping[int, TaskOutcome]) -> list[int]:
-        """Return the jobs that ended because another job of their stack was asked to."""
-        if not running.wishes or self._scheduler.stopping:
+    def _interrupted_for_others(
+        self, running: RunningUnit, outcome: TaskOutcome, outcomes: Mapping[int, TaskOutcome]
+    ) -> list[int]:
+        """Return the jobs that ended because another job of their stack was asked to, or their slot is taken away."""
+        if not (running.wishes or outcome.moved) or self._scheduler.stopping:
             return []
         return [num for num, own in outcomes.items() if own.state == "interrupted" and num not in running.wishes]
 
-    def _end(self, job: Job, outcome: TaskOutcome, unit: Unit, wish: Wish | None) -> None:
-        """Note how a job ended: for good, paused, or without having begun."""
-        state, width = outcome.state, len(unit.nums)
-        if state == "interrupted" and not outcome.attempts and wish is None:
-            self.queue([unit], "again")  # nothing is queued any more
-            self._progress.dropped(job)
-            return
-        if state == "paused" or (wish == "pause" and state in ("interrupted", "lost")):
-            self.apply(Paused(job.num, outcome.seconds, width))
-            self._tracking.paused(job)
-            self._progress.paused(job)
-            return
-        value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
-        ended: JobState = "stopped" if wish == "stop" and state in ("interrupted", "lost") else state
-        self.apply(Ended(job.num, ended, outcome.seconds, value, outcome.error, width))
-        if isinstance(outcome.value, JobDone):
-            self.results[job.num] = outcome.value
-        self._tracking.ended(job)
-        self._progress.ended(job, ended, outcome, job.directory / "output.log" if width == 1 else None)
+    def _end(self, unit: Unit, outcomes: Mapping[int, TaskOutcome], wishes: Mapping[int, Wish]) -> None:
+        """Note how jobs ended, at once: for good or paused; or that they have not begun, and wait."""
+        events: dict[int, Ended | Paused] = {}
+        for num, outcome in outcomes.items():
+            if outcome.state == "interrupted" and not outcome.attempts and num not in wishes:
+                self.queue([unit], "again")  # nothing is queued any more
+                self._progress.dropped(self._units.jobs[num])
+            else:
+                event = _event_of(num, outcome, len(unit.nums), wishes.get(num))
+                if isinstance(event, Ended) and event.state == "pruned":
+                    event = self._of_pruned(event)
+                events[num] = event
+        if events:
+            self.apply(*events.values())
+        for num, event in events.items():
+            job, outcome = self._units.jobs[num], outcomes[num]
+            if isinstance(event, Paused):
+                self._tracking.paused(job)
+                self._progress.paused(job)
+                continue
+            if isinstance(outcome.value, JobDone):
+                self.results[num] = outcome.value
+            if event.state == "pruned":
+                self._pruned(num)
+                continue
+            self._tracking.ended(job, event.objective if event.state == "done" else None)
+            log = job.directory / "output.log" if event.width == 1 else None
+            self._progress.ended(job, event.state, outcome, log)
+
+    def _of_pruned(self, event: Ended) -> Ended:
+        """Return the end of a job that is pruned with what it has reported last as its objective."""
+        at, value = self._reports.last.get(event.num, (0, None))
+        return replace(event, objective=value, error=event.error or f"pruned at {at}")
+
+    def _pruned(self, num: int) -> None:
+        """Do what follows from the end of a job that is pruned."""
+        job, (at, value) = self._units.jobs[num], self._reports.last.get(num, (0, None))
+        remove_regular(job.directory)
+        self._tracking.pruned(job, at)
+        self._progress.pruned(job, at, value)
 
     def _regroup(self, unit: Unit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
@@ -290,3 +392,20 @@ class Head(Loop):
         else:
             self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
         self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")
+
+
+def _event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
+    """Return the event of a job's end.
+
+    Args:
+        num: its number.
+        outcome: its outcome.
+        width: the number of jobs of its unit.
+        wish: what it was asked to do.
+    """
+    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
+    if state == "paused" or (wish == "pause" and asked):
+        return Paused(num, outcome.seconds, width)
+    value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
+    ended: JobState = END_OF_WISH[wish] if wish is not None and asked else state
+    return Ended(num, ended, outcome.seconds, value, None if ended == "pruned" else outcome.error, width)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from trainyard.config.resolving import resolve
 from trainyard.errors import TrainyardError
 from trainyard.sweep.compose.composer import Composer
 from trainyard.sweep.directories import check_name, job_directory
+from trainyard.sweep.events import Origin
 from trainyard.sweep.plan import Job, process_of
 from trainyard.sweep.sweep_wide import check_sweep_wide
 from trainyard.sweep.sweepable import Sweepable
@@ -56,7 +58,11 @@ class JobConfigs:
         self._parts: dict[tuple[str, str], Any] = {}
 
     def checked(
-        self, overrides: Sequence[Sequence[str]], numbers: Iterable[int], subdirs: Mapping[int, str | None]
+        self,
+        overrides: Sequence[Sequence[str]],
+        numbers: Iterable[int],
+        subdirs: Mapping[int, str | None],
+        origins: Mapping[int, Origin] = MappingProxyType({}),
     ) -> Iterator[tuple[Job, Exception | None]]:
         """Yield each job, composed and checked, with the error in its config; None if it is right.
 
@@ -64,6 +70,7 @@ class JobConfigs:
             overrides: the overrides of each job.
             numbers: their numbers.
             subdirs: the recorded directories of jobs, which they keep.
+            origins: of the jobs that are clones.
         """
         composed = self._composer.attempt_each(overrides)
         for num, own, config in zip(numbers, overrides, composed, strict=True):
@@ -73,7 +80,7 @@ class JobConfigs:
                 continue
             try:
                 check_sweep_wide(config, self._sweep)
-                yield self._checked(num, own, config, subdirs.get(num)), None
+                yield self._checked(num, own, config, subdirs.get(num), origins.get(num)), None
             except (TrainyardError, OmegaConfBaseException) as error:
                 yield unchecked, error
 
@@ -87,26 +94,29 @@ class JobConfigs:
         config = self._composer.compose(job.overrides)
         if cache is not None:
             OmegaConf.set_cache(config, cache)
-        _set_place(config, job.num, job.directory)
+        _set_place(config, job.number, job.directory)
         if job.subdir is not None:
             with current_job(config):
                 if str(config.hydra.sweep.subdir) != job.subdir:
                     config.hydra.sweep.subdir = job.subdir
         return config
 
-    def _checked(self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None) -> Job:
+    def _checked(
+        self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None, origin: Origin | None
+    ) -> Job:
         """Return a job whose config is right.
 
         Raises:
             TrainyardError, OmegaConfBaseException: its config is wrong.
         """
-        _set_place(config, num)
+        number = num if origin is None else origin.number
+        _set_place(config, number)
         with current_job(config):
             sweep = config.hydra.sweep
-            subdir = str(num) if plain(sweep._get_node("subdir")) == NUMBER else str(sweep.subdir)
+            subdir = str(number) if plain(sweep._get_node("subdir")) == NUMBER else str(sweep.subdir)
             if recorded is not None and recorded != subdir:  # it depends on the time, say
                 config = self._composer.compose(overrides)  # one of its own, since another job would get the place
-                _set_place(config, num)
+                _set_place(config, number)
                 config.hydra.sweep.subdir = subdir = recorded
         with current_job(config):
             directory = job_directory(config, self._directory, subdir)
@@ -128,6 +138,7 @@ class JobConfigs:
             work_dir,
             subdir,
             {key: self._part(f"hydra {key}", value) for key, value in process.items()},
+            origin,
         )
 
     def _part(self, key: str, value: Any) -> Any:

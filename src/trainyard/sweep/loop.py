@@ -144,6 +144,7 @@ class Loop(ABC):
     def _tick(self) -> None:
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
+            self._executor.expect(self._scheduler.demand)
             self._on_tick()
 
     def _obey(self, caught: Sequence[int]) -> None:
@@ -198,6 +199,7 @@ class Loop(ABC):
             event.seconds,
             attempts,
             slot,
+            event.moved,
         )
         self._conclude(running, outcome, pid)
 

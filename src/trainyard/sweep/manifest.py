@@ -12,6 +12,7 @@ without them is planned anew.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import time
@@ -21,24 +22,24 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.decisions import Decision, KnownFit
-from trainyard.sweep.event_records import Record, events_of, to_record
-from trainyard.sweep.events import FINAL, Event, Proposed
-from trainyard.sweep.steering import KIND, Command, acknowledgement
+from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
+from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
+from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
-FILE = "manifest.jsonl"
+FILE = MANIFEST
 FORMAT = 2
 """Version of the format that is written. Manifests without a version, of before, are read."""
 _BLOCK = 1 << 20  # bytes that are parsed at once
-_THEN = "the same command, or scripts/resume_sweep.py, continues the sweep"
+_THEN = "the same command, or `trainyard sweep resume`, continues the sweep"
 
 
 @dataclass
 class Entry:
-    """Entry of a job: its overrides, its directory, how it trains, its last state and its result."""
+    """Entry of a job: its overrides, its directory, how it trains, its last state and its result, its origin."""
 
     overrides: list[str]
     subdir: str | None = None
@@ -48,6 +49,7 @@ class Entry:
     objective: Any = None
     error: str | None = None
     width: int = 1
+    origin: Origin | None = None
 
     @property
     def cost(self) -> float | None:
@@ -59,6 +61,11 @@ class Entry:
         """Whether the job is to run when the sweep is continued."""
         return self.state not in FINAL
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the job has not come to its end: it is not done, stopped, pruned or paused."""
+        return self.state not in (*FINAL, "paused")
+
 
 @dataclass
 class Manifest:
@@ -69,6 +76,9 @@ class Manifest:
         application: how the sweep was started; None if it was not with a file, or nothing was recorded yet.
         fits: the measured fits, by kind.
         answered: the ids of the commands that are answered.
+        proposer: the identity of the proposer whose jobs these are; None if it has none.
+        next_num: the number after those of all jobs but clones.
+        next_clone: the number of the next clone.
     """
 
     path: Path
@@ -76,6 +86,9 @@ class Manifest:
     application: StartedAs | None = None
     fits: dict[str, KnownFit] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    proposer: Mapping[str, Any] | None = None
+    next_num: int = 0
+    next_clone: int = FIRST_CLONE
 
     @classmethod
     def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
@@ -96,22 +109,42 @@ class Manifest:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(manifest.path, len(whole))
-        for record in _parsed(whole):
-            try:
-                manifest._take(record)
-                if follow is not None:
-                    for event in events_of(record):
+        with _kept():
+            for record in _parsed(whole):
+                try:
+                    manifest._take(record)
+                    if follow is not None and (event := event_of(record)) is not None:
                         follow(event)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # a line of something else, left by a crash of the machine
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # a line of something else, left by a crash of the machine
         return manifest
 
-    def begin(self, application: StartedAs | None) -> None:
-        """Record the version of the format, and how this process was started, the first time."""
+    def begin(self, application: StartedAs | None, proposer: Mapping[str, Any] | None = None) -> None:
+        """Record the version of the format, how this process was started, and what proposes, the first time."""
         if not self.entries and self.application is None:
             self._append({"kind": "manifest", "format": FORMAT})
         if self.application is None and application is not None:
             self._append({"kind": "application", "file": application.file, "module": application.module})
+
+        if self.proposer is None and proposer:
+            self._append({"kind": "proposer", "identity": dict(proposer)})
+
+    def check_proposer(self, identity: Mapping[str, Any]) -> None:
+        """Check that the recorded jobs were proposed by what proposes now. `versions` in it are for people.
+
+        Raises:
+            TrainyardError: they were not, or by another search than this one.
+        """
+        known = (self.proposer or {}) if self.entries else identity
+        for key in dict.fromkeys([*known, *identity]):
+            if key == "versions":
+                continue
+            before, now = known.get(key), json.loads(json.dumps(identity.get(key)))
+            if before != now:
+                raise TrainyardError(
+                    f"{self.path.parent} was begun with {key}: {_told(before)}, here it is {_told(now)}. To go on, "
+                    f"give the same; for another search, a hydra.sweep.dir of its own."
+                )
 
     def check_application(self, application: StartedAs | None) -> None:
         """Check that this process was started as the sweep was.
@@ -133,22 +166,16 @@ class Manifest:
         Raises:
             TrainyardError: the job of this number was another one.
         """
-        self.check(num, overrides)
-        if num not in self.entries:
-            self._append({"kind": "job", "num": num, "overrides": list(overrides), "subdir": subdir})
+        self.define_all([Proposed(num, tuple(overrides), subdir=subdir)])
 
-    def define_all(self, jobs: Iterable[tuple[Proposed, str | None]]) -> list[Event]:
-        """Record jobs as `define` does, and return the events of those that are new.
-
-        Args:
-            jobs: each with its directory below the sweep's.
-        """
+    def define_all(self, jobs: Iterable[Proposed]) -> list[Event]:
+        """Record jobs as `define` does, and return the events of those that are new."""
         new: dict[int, Record] = {}
-        for job, subdir in jobs:
+        for job in jobs:
             self.check(job.num, job.overrides)
             if job.num not in self.entries:
-                new[job.num] = {**to_record(job), "subdir": subdir}
-        return [event for record in self._append(*new.values()) for event in events_of(record)]
+                new[job.num] = to_record(job)
+        return _events(self._append(*new.values()))
 
     def check(self, num: int, overrides: Sequence[str]) -> None:
         """Check that a job is the recorded one, if there is one.
@@ -193,7 +220,8 @@ class Manifest:
         self.entries.clear()
         self.fits.clear()
         self.answered.clear()
-        self.application = None
+        self.application = self.proposer = None
+        self.next_num, self.next_clone = 0, FIRST_CLONE
 
     def entry(self, num: int, overrides: Sequence[str]) -> Entry:
         """Return the entry of a job, without recording anything."""
@@ -226,7 +254,7 @@ class Manifest:
         now = time.time()
         records = [to_record(event) for event in events] if answer is None else [answer, *map(to_record, events)]
         lines = self._append(*({**record, "time": now} for record in records), sync=answer is not None)
-        return [event for record in lines for event in events_of(record)]
+        return _events(lines)
 
     def answer(self, command: Command, *, refusal: str = "", told: str = "") -> None:
         """Record the answer to a command, on disk: it is acted on after that, and never again.
@@ -266,13 +294,24 @@ class Manifest:
             )
 
     def _take_job(self, record: Record) -> None:
-        self.entries.setdefault(record["num"], Entry(record["overrides"], record.get("subdir")))
+        num = record["num"]
+        origin = origin_of(record.get("origin"))
+        self.entries.setdefault(num, Entry(record["overrides"], record.get("subdir"), origin=origin))
+        if origin is not None:
+            self.next_clone = max(self.next_clone, num + 1)
+        else:
+            self.next_num = max(self.next_num, num + 1)
 
     def _take_application(self, record: Record) -> None:
         self.application = StartedAs(record["file"], record["module"])
 
+    def _take_proposer(self, record: Record) -> None:
+        self.proposer = record["identity"]
+
     def _take_fit(self, record: Record) -> None:
-        self.fits[record["key"]] = KnownFit(*(record[each.name] for each in fields(KnownFit)))
+        self.fits[record["key"]] = KnownFit(
+            **{each.name: record[each.name] for each in fields(KnownFit) if each.name in record}
+        )
 
     def _take_decisions(self, record: Record) -> None:
         for task in record["tasks"]:
@@ -301,12 +340,25 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
     "manifest": Manifest._take_format,
     "application": Manifest._take_application,
     "job": Manifest._take_job,
+    "proposer": Manifest._take_proposer,
     "fit": Manifest._take_fit,
     "decisions": Manifest._take_decisions,
     "queued": Manifest._take_queued,
     KIND: Manifest._take_answer,
     "state": Manifest._take_state,
 }
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Collect no garbage meanwhile: nearly all that is read is kept, and would be looked at again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _parsed(content: bytes) -> Iterator[Record]:
@@ -323,6 +375,14 @@ def _parsed(content: bytes) -> Iterator[Record]:
                     yield json.loads(line)
                 except ValueError:
                     continue
+
+
+def _events(records: Iterable[Record]) -> list[Event]:
+    return [event for record in records if (event := event_of(record)) is not None]
+
+
+def _told(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _plain(value: Any) -> Any:

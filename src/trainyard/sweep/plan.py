@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.distinct import JobSize
 from trainyard.config.plain import is_open, plain
+from trainyard.sweep.events import Origin
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.manifest import Entry
 from trainyard.sweep.report.rows import duration
@@ -40,6 +39,7 @@ class Job:
         work_dir: the directory that its config names for what it writes; None if it names none.
         subdir: its `hydra.sweep.subdir`.
         known_process: its `process`, if that is known.
+        origin: what it begins from, if it is a clone.
     """
 
     num: int
@@ -51,6 +51,12 @@ class Job:
     work_dir: str | None = None
     subdir: str | None = None
     known_process: Mapping[str, Any] | None = None
+    origin: Origin | None = None
+
+    @property
+    def number(self) -> int:
+        """The `hydra.job.num` of its config: its own number, or that of the job that it is a clone of."""
+        return self.num if self.origin is None else self.origin.number
 
     @property
     def config(self) -> DictConfig:
@@ -90,29 +96,6 @@ def process_of(config: DictConfig) -> dict[str, Any]:
     return {"compared": own, "environment": variables, "chdir": hydra.job.chdir}
 
 
-def _has_one_value(override: Override) -> bool:
-    value: Any = override.value()
-    return not override.is_sweep_override() or (isinstance(value, ChoiceSweep) and len(value.list) == 1)
-
-
-def varying(jobs: Sequence[Job], command: Sequence[str]) -> list[str]:
-    """Return the keys of overrides that distinguish jobs, in order: those the sweeper chose, and those that differ.
-
-    Values that it chose need not differ between these jobs: a sweeper may launch one job at a time.
-
-    Args:
-        jobs: some jobs of the sweep.
-        command: the overrides of the command line, in which `optim.lr=0.1` is fixed and `optim.lr=0.1,0.2` is not.
-    """
-    parsed = OverridesParser.create().parse_overrides(list(command))
-    fixed = {override.get_key_element().lstrip("+") for override in parsed if _has_one_value(override)}
-    values: dict[str, set[str | None]] = {key: set() for job in jobs for key in job.choices}
-    for choices in (job.choices for job in jobs):
-        for key, seen in values.items():
-            seen.add(choices.get(key))
-    return [key for key, seen in values.items() if key not in fixed or len(seen) > 1]
-
-
 @dataclass(frozen=True)
 class Stack:
     """Jobs that train as one program.
@@ -148,9 +131,9 @@ def spans(nums: Sequence[int]) -> str:
     return f"#{first}, #{nums[1]}, … #{last}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class SweepPlan:
-    """Jobs of a sweep, those among them that are to run, and the slots that they run on.
+    """Jobs of a sweep, those among them that are to run, and the slots that they run on. It grows with the sweep.
 
     Args:
         jobs: in the order of their numbers.
@@ -162,31 +145,31 @@ class SweepPlan:
         alone: why other jobs run alone, by number.
         begun: the numbers of the jobs that an earlier process may have begun, even if it was killed before it noted so.
         sizes: what jobs will leave, by number, as far as it is known.
+        seconds: of slot time that jobs take without validation, by number, as far as it was measured.
     """
 
-    jobs: Sequence[Job]
+    jobs: list[Job]
     entries: dict[int, Entry]
     slots: Sequence[Slot]
     keys: Sequence[str]
     directory: Path
-    stacks: Sequence[Stack] = ()
-    alone: Mapping[int, str] = field(default_factory=dict)
+    stacks: list[Stack] = field(default_factory=list)
+    alone: dict[int, str] = field(default_factory=dict)
     begun: frozenset[int] = frozenset()
     sizes: Mapping[int, JobSize] = field(default_factory=dict)
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def left(self) -> list[Job]:
         """Jobs that are not done."""
         return [job for job in self.jobs if self.entries[job.num].is_left]
 
-    def followed_by(self, later: SweepPlan) -> SweepPlan:
-        """Return this and a later plan of the same sweep merged into one."""
-        return replace(
-            later,
-            jobs=(*self.jobs, *later.jobs),
-            stacks=(*self.stacks, *later.stacks),
-            alone={**self.alone, **later.alone},
-        )
+    def extend(self, later: SweepPlan) -> None:
+        """Add a later plan of the same sweep, in the time of its own jobs."""
+        self.jobs += later.jobs
+        self.stacks += later.stacks
+        self.alone |= later.alone
+        self.entries, self.keys, self.begun, self.sizes = later.entries, later.keys, later.begun, later.sizes
 
     def name(self, job: Job) -> str:
         """Return a job's name: the overrides chosen for it, or its number if there are none."""
@@ -223,16 +206,23 @@ class SweepPlan:
         """Return a line with the time, the disk space and the rows of MLflow that the jobs to run will take."""
         left = self.left
         known = [cost for entry in self.entries.values() if entry.state == "done" and (cost := entry.cost) is not None]
-        told = []
+        told: list[str] = []
+        slots = max(1, len(self.slots))
         if known and left:
-            seconds = sum(known) / len(known) * sum(job.slots for job in left) / max(1, len(self.slots))
+            seconds = sum(known) / len(known) * sum(job.slots for job in left) / slots
             told.append(f"{duration(seconds)}, as the {len(known)} done took")
+        elif left and all(job.num in self.seconds for job in left):
+            seconds = sum(self.seconds[job.num] for job in left) / min(slots, len(left))
+            told.append(f"{duration(seconds)} of training, as measured, without validation")
+        timed = bool(told)
         sizes = [self.sizes[job.num] for job in left if job.num in self.sizes]
         if sizes:
             scale = len(left) / len(sizes)
             told.append(f"{amount(scale * sum(size.checkpoints for size in sizes))} of checkpoints")
             rows = scale * sum(size.rows for size in sizes)
             told += [f"{rows:,.0f} rows of metrics in MLflow"] if rows else []
+            if not timed:
+                told.append("no time is known before the first job has ended")
         return [f"About {'; '.join(told)}."] if told else []
 
     def _sections(self) -> list[tuple[str, Sequence[Job], bool]]:

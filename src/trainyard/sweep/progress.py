@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
 from trainyard.sweep.plan import Job, Stack, SweepPlan
+from trainyard.sweep.report.rows import duration
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -33,32 +34,32 @@ _WORDS = {
     "interrupted": "interrupted",
     "stopped": "stopped",
 }
+WORTH_TELLING = 60.0  # seconds
 LOOKED_AT = 16  # journals of a stack that are read at each look
 
 
 class SweepProgress:
-    """Shows the events of a plan's jobs as they happen."""
+    """Shows the events of jobs as they happen.
 
-    def __init__(self, plan: SweepPlan) -> None:
+    Args:
+        plan: the plan of the whole sweep, which grows.
+        jobs: the jobs to show.
+    """
+
+    def __init__(self, plan: SweepPlan, jobs: Sequence[Job]) -> None:
         self.plan = plan
-        self._jobs = {job.num: job for job in plan.jobs}
-        self._objective = OmegaConf.select(plan.jobs[0].config, "objective", throw_on_resolution_failure=False)
+        self._jobs = {job.num: job for job in jobs}
+        self._objective = OmegaConf.select(jobs[0].config, "objective", throw_on_resolution_failure=False)
         self._running: dict[int, _Row] = {}  # by the number of the task
-        self._ended = len(plan.jobs) - len(plan.left)
+        self._ended = sum(not plan.entries[job.num].is_left for job in jobs)
         self._before = self._ended
         self._begin = time.monotonic()
         self._next = 0.0
         self._live: Live | None = None
 
-    def extend(self, plan: SweepPlan) -> None:
-        """Take over a plan of further jobs.
-
-        Args:
-            plan: the plan of all jobs.
-        """
-        new = [job for job in plan.jobs if job.num not in self._jobs]
-        self.plan = plan
-        self._jobs.update({job.num: job for job in new})
+    def extend(self, jobs: Sequence[Job]) -> None:
+        """Take over further jobs."""
+        self._jobs.update({job.num: job for job in jobs})
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
@@ -118,6 +119,22 @@ class SweepProgress:
         """Show that a job has been paused."""
         print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
 
+    def promoted(self, job: Job) -> None:
+        """Show that a paused job goes on."""
+        print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
+
+    def pruned(self, job: Job, at: int, value: float | None) -> None:
+        """Show that a job will not go on.
+
+        Args:
+            job: the job.
+            at: the place at which it has reported last.
+            value: what it reported there; None if nothing.
+        """
+        self._ended += 1
+        reported = "" if value is None else f"  {value:.4f} at {at}"
+        print(f"pruned   #{job.num} {self.plan.name(job)}{reported}", flush=True)
+
     def commanded(self, command: str, told: str) -> None:
         """Show a command of people, and the answer."""
         print(f"asked    {command}: {told}", flush=True)
@@ -154,6 +171,7 @@ class SweepProgress:
             print(
                 f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True
             )
+            self._tell_time_left()
         elif outcome.attempts:
             print(f"{_WORDS[state]}  {title}: {outcome.error}", flush=True)
             if state == "failed" and outcome.traceback:
@@ -172,9 +190,7 @@ class SweepProgress:
         from rich.table import Table
         from rich.text import Text
 
-        done, total = self._ended - self._before, len(self._jobs) - self._before
-        spent = time.monotonic() - self._begin
-        left = f", {timedelta(seconds=round(spent / done * (total - done)))} left" if done else ""
+        left = f", {timedelta(seconds=round(self._left))} left" if self._ended > self._before else ""
         table = Table(title=f"{self._ended}/{len(self._jobs)} jobs{left}", title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
@@ -182,6 +198,17 @@ class SweepProgress:
             title = Text(row.title)  # a Text: rich would read `[...]` in a plain string as markup
             table.add_row(row.label, title, str(row.slot), *row.tail.look())
         return table
+
+    @property
+    def _left(self) -> float:
+        """Seconds that are left, as the jobs that have ended took."""
+        done, total = self._ended - self._before, len(self._jobs) - self._before
+        return (time.monotonic() - self._begin) / done * (total - done)
+
+    def _tell_time_left(self) -> None:
+        """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
+        if self._live is None and self._ended - self._before == 1 and self._left >= WORTH_TELLING:
+            print(f"left     about {duration(self._left)}, as this one took", flush=True)
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, _Tail(jobs, self._objective))

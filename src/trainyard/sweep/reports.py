@@ -38,9 +38,14 @@ class _Reader:
 
 
 class Reports:
-    """Values that jobs report, each once."""
+    """Values that jobs report, each once.
+
+    Attributes:
+        last: what each job has reported last: the place, and the value.
+    """
 
     def __init__(self) -> None:
+        self.last: dict[int, tuple[int, float]] = {}
         self._readers: dict[int, _Reader] = {}
         self._known: set[tuple[int, int]] = set()
 
@@ -55,10 +60,11 @@ class Reports:
         """Take notice of a report that is in the manifest, and of a job that reports no more."""
         if isinstance(event, Reported):
             self._known.add((event.num, event.at))
+            self.last[event.num] = event.at, event.value
         elif isinstance(event, Ended | Paused):
             self._readers.pop(event.num, None)
 
-    def is_known(self, num: int, at: int) -> bool:
+    def is_known(self, num: int, at: int | None) -> bool:
         """Return whether the report of a job at a place is in the manifest."""
         return (num, at) in self._known
 

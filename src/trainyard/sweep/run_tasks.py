@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from trainyard.errors import ConfigError
 from trainyard.sweep.events import Ended, Proposed, Queued, Unit
-from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.executor.slots import capacity
 from trainyard.sweep.executor.task import EventKind, Task, TaskEvent, TaskOutcome
 from trainyard.sweep.loop import Loop
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
@@ -43,7 +42,7 @@ class TaskResults:
 
 
 def run_tasks(
-    executor: LocalExecutor,
+    executor: Executor,
     tasks: Sequence[Task],
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     callbacks: Callbacks = Callbacks(),
@@ -63,7 +62,7 @@ def run_tasks(
     """
     if len({task.num for task in tasks}) < len(tasks):
         raise ConfigError("tasks", [task.num for task in tasks], "tasks with a number of their own each")
-    widest, limit = max((task.slots for task in tasks), default=1), capacity(executor.slots)
+    widest, limit = max((task.slots for task in tasks), default=1), executor.room
     if widest > limit:
         raise ConfigError("tasks", widest, f"tasks of at most {limit} slots")
     keep = executor.started
@@ -83,7 +82,7 @@ def run_tasks(
 class _TaskLoop(Loop):
     """Loop whose units are tasks."""
 
-    def __init__(self, executor: LocalExecutor, tasks: Sequence[Task], policy: Policy, callbacks: Callbacks) -> None:
+    def __init__(self, executor: Executor, tasks: Sequence[Task], policy: Policy, callbacks: Callbacks) -> None:
         super().__init__(executor, Scheduler(), policy)
         self.outcomes: dict[int, TaskOutcome] = {}
         self._tasks = {task.num: task for task in tasks}

@@ -35,6 +35,9 @@ from trainyard.sweep.events import (
 from trainyard.sweep.waiting import Slots, WaitingUnits, device_names
 from trainyard.track.sweep_position import Rungs
 
+_NO_CHANGE = frozenset({Proposed, Started, Reported})
+"""Events after which no unit can start that could not before."""
+
 
 @dataclass
 class RunningUnit:
@@ -98,6 +101,8 @@ class Scheduler:
             ValueError: the event cannot be: it is about a job that is unknown, or queues one that is done.
         """
         actions = list(self._handlers[type(event)](event))
+        if type(event) in _NO_CHANGE:
+            return actions
         while not self.stopping and (taken := self._waiting.take()) is not None:
             number, unit, slots = taken
             self.running[number] = RunningUnit(unit, dict.fromkeys(unit.nums), slots)
@@ -117,6 +122,11 @@ class Scheduler:
     def vacant(self) -> int:
         """Number of slots for which there is no unit."""
         return 0 if len(self._waiting) or self.stopping else self._slots.vacant
+
+    @property
+    def demand(self) -> int:
+        """Number of slots that units run on, and of units that wait for some."""
+        return sum(len(it.slots) for it in self.running.values()) + len(self._waiting)
 
     @property
     def slots(self) -> tuple[int, ...]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, Self, get_type_hints
+
+from omegaconf import OmegaConf
 
 from trainyard.config.annotations import fits
 from trainyard.errors import ConfigError
+from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
+from trainyard.sweep.executor.slots import Slot
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class SweepSettings:
     dry_run: bool = False
 
     @classmethod
-    def from_config(cls, values: Mapping[str, Any]) -> SweepSettings:
+    def from_config(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings in `hydra.launcher`.
 
         Raises:
@@ -46,12 +52,57 @@ class SweepSettings:
         kinds = get_type_hints(cls)
         if values.get("fuse") is False:  # YAML reads `off` as False
             values = {**values, "fuse": "off"}
+        values = {name: _to_plain(value) for name, value in values.items()}
         for name, value in values.items():
             if name not in kinds:
                 raise ConfigError("hydra.launcher", name, f"a setting of it: {', '.join(kinds)}", options=kinds)
             if not fits(value, kinds[name]):
                 raise ConfigError(f"hydra.launcher.{name}", value, _ACCEPTED[kinds[name]])
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise error.under("hydra.launcher") from None
+
+    def slots(self, continued: bool) -> list[Slot]:
+        """Return the slots that there may be at once.
+
+        Args:
+            continued: whether the sweep was begun before, perhaps where there are more cores.
+
+        Raises:
+            ConfigError: a setting is out of range here.
+        """
+        threads = self.threads_per_job
+        if threads != "auto" and continued:
+            threads = min(threads, len(os.sched_getaffinity(0)))
+        return find_slots(self.jobs_per_gpu, threads, self.max_jobs)
+
+    def executor(self, slots: Sequence[Slot], directory: Path, preload: Sequence[str]) -> Executor:
+        """Return the executor of the jobs.
+
+        Args:
+            slots: what `slots` returned.
+            directory: the sweep's directory.
+            preload: modules that workers have imported when they begin.
+
+        Raises:
+            ConfigError: a setting is out of range here.
+        """
+        return LocalExecutor(slots, preload=preload)
+
+    def trial_executor(self, executor: Executor, preload: Sequence[str]) -> Executor:
+        """Return the executor that jobs are tried on before the first of them starts.
+
+        Args:
+            executor: that of the jobs.
+            preload: modules that workers have imported when they begin.
+        """
+        return executor
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a list or mapping of a config as Python's."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 _ACCEPTED = {
@@ -62,4 +113,8 @@ _ACCEPTED = {
     float | None: "a number of seconds, or null",
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
+    str | None: "a text, or null",
+    list[str] | None: "a list of texts, or null",
+    dict[str, Any] | None: "options by their names, or null",
+    Literal["tcp", "files"]: "tcp or files",
 }

@@ -19,7 +19,7 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep import decisions, kinds, worker_tasks
 from trainyard.sweep.decisions import PROMISE, Decision, KnownFit
 from trainyard.sweep.errors import InterruptedSweepError
-from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task, TaskOutcome
@@ -39,11 +39,13 @@ class Stacking:
         stacks: in the order of their first jobs.
         alone: by number, the reason why other jobs are in none.
         followed: the numbers of the jobs that train together as recorded.
+        seconds: by number, the slot time that jobs take, as a probe has measured.
     """
 
     stacks: list[Stack]
     alone: dict[int, str]
     followed: set[int] = field(default_factory=set)
+    seconds: dict[int, float] = field(default_factory=dict)
 
 
 class StackPlanner:
@@ -64,7 +66,7 @@ class StackPlanner:
         context: HydraContext,
         application: Sweepable,
         setting: int | Literal["auto", "off"],
-        executor: LocalExecutor,
+        executor: Executor,
     ) -> None:
         self._context = context
         self._application = application
@@ -83,13 +85,21 @@ class StackPlanner:
         """Fits to record, by kind: those that were measured because no width was given."""
         return self._fits if self._width is None else {}
 
-    def plan(self, jobs: Sequence[Job], recorded: Mapping[int, Decision], fits: Mapping[str, KnownFit]) -> Stacking:
+    def plan(
+        self,
+        jobs: Sequence[Job],
+        recorded: Mapping[int, Decision],
+        fits: Mapping[str, KnownFit],
+        *,
+        probing: bool = True,
+    ) -> Stacking:
         """Put these jobs into stacks, as recorded; others by kind. Kinds without a known fit are probed, on the slots.
 
         Args:
             jobs: the jobs to run, in the order of their numbers, with their values.
             recorded: the recorded decisions on jobs. One on jobs that can no longer be a stack is not followed.
             fits: the recorded fits.
+            probing: whether the slots are free for probes. Else jobs of kinds without a known fit run one by one.
 
         Raises:
             TrainyardError: jobs cannot be stacked although a width was given, or the probe was interrupted.
@@ -107,9 +117,13 @@ class StackPlanner:
             else:
                 continue
             kept.followed.update(nums)
-        chosen = self._choose([job for job in jobs if job.num not in kept.followed])
+        chosen = self._choose([job for job in jobs if job.num not in kept.followed], probing)
         stacks = sorted([*kept.stacks, *chosen.stacks], key=lambda stack: stack.jobs[0].num)
-        return Stacking(stacks, kept.alone | chosen.alone, kept.followed)
+        return Stacking(stacks, kept.alone | chosen.alone, kept.followed, chosen.seconds)
+
+    def known(self, jobs: Sequence[Job]) -> Stacking:
+        """Put jobs into stacks by kind, as far as the widths of the kinds are known: nothing is measured."""
+        return self._choose(jobs, probing=False)
 
     def _are_stackable(self, jobs: Sequence[Job]) -> bool:
         """Return whether jobs that were a stack can still be one."""
@@ -117,7 +131,7 @@ class StackPlanner:
             return False
         return len(kinds.kinds([_compared(job) for job in jobs], self._fuse.ALLOWED, self._fuse.NOT_COMPARED)) == 1
 
-    def _choose(self, jobs: Sequence[Job]) -> Stacking:
+    def _choose(self, jobs: Sequence[Job], probing: bool) -> Stacking:
         if not self.active or self._fuse is None:
             return Stacking([], {})
         alone = _unstackable(jobs)
@@ -128,10 +142,19 @@ class StackPlanner:
         alone |= {fit[index].num: reason for index, reason in found.items()}
         groups = [kind for kind in found_kinds if len(kind.members) > 1]
         several = [(_key(kind), [fit[index] for index in kind.members]) for kind in groups]
-        self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
+        if probing:
+            self._try([(key, members) for key, members in several if not self._knows(key, len(members))])
         stacks = []
+        seconds: dict[int, float] = {}
         for key, members in several:
-            known = self._fits[key]
+            known = self._fits[key] if probing else self._fits.get(key)
+            if known is None and self._width is not None:
+                known = KnownFit(self._width, "", "", len(members))
+            if known is None:
+                alone |= {job.num: "how many train best as one program was not measured" for job in members}
+                continue
+            if known.seconds is not None:
+                seconds |= dict.fromkeys((job.num for job in members), known.seconds)
             if known.width < 2:
                 alone |= {job.num: known.reason for job in members}
                 continue
@@ -141,7 +164,7 @@ class StackPlanner:
                     stacks.append(Stack(tuple(chunk), known.note))
                 else:
                     alone[chunk[0].num] = f"left over by stacks of {known.width}"
-        return Stacking(stacks, alone)
+        return Stacking(stacks, alone, seconds=seconds)
 
     def _knows(self, key: str, count: int) -> bool:
         known = self._fits.get(key)
@@ -176,7 +199,8 @@ class StackPlanner:
             TrainyardError: these jobs cannot be stacked although a width was given.
         """
         if outcome.state == "done":
-            fit = KnownFit(outcome.value.width, outcome.value.reason or "", outcome.value.note, len(jobs))
+            found = outcome.value
+            fit = KnownFit(found.width, found.reason or "", found.note, len(jobs), found.seconds)
         else:
             what = "took too long" if outcome.state == "timeout" else f"ended with: {outcome.error}"
             fit = KnownFit(1, f"the probe {what}", "", len(jobs))
@@ -253,6 +277,7 @@ def _key(kind: kinds.Kind) -> str:
 def _unstackable(jobs: Sequence[Job]) -> dict[int, str]:
     """Return the jobs that can be in no stack, by number, each with the reason."""
     found = {job.num: "hydra.job.chdir=true" for job in jobs if job.chdir}
+    found |= {job.num: f"a clone of #{job.origin.job}" for job in jobs if job.origin is not None}
     return found | {job.num: reason for job in jobs if (reason := _by_strategy(job))}
 
 

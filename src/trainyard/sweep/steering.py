@@ -27,6 +27,8 @@ from typing import Any, Literal, get_args
 log = logging.getLogger(__name__)
 
 FOLDER = "commands"
+MANIFEST = "manifest.jsonl"
+"""Name of the manifest in the directory of a sweep."""
 KIND = "command"
 """Kind of the records of acknowledgements in the manifest."""
 
@@ -203,3 +205,17 @@ def _sync(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def is_run(directory: Path) -> bool:
+    """Return whether a process runs the sweep in a directory: it holds the lock of the manifest."""
+    fd = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a file system without locks does not tell
+    finally:
+        os.close(fd)
+    return False

@@ -1,21 +1,11 @@
-"""Command line that steers a sweep from another terminal.
-
-    python -m trainyard.sweep stop multirun/2026-01-31/12-00-00 3          # for good
-    python -m trainyard.sweep pause multirun/2026-01-31/12-00-00 3         # a checkpoint stays, its slot is free
-    python -m trainyard.sweep resume multirun/2026-01-31/12-00-00 3
-    python -m trainyard.sweep clone multirun/2026-01-31/12-00-00 3 optim.lr=1e-4    # a new job, from its checkpoint
+"""Commands that steer a sweep from another terminal: what `trainyard sweep stop`, `pause`, `resume` and `clone` do.
 
 Without a process that runs the sweep, the command waits until the sweep is continued.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
-import os
-import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,42 +17,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.quoting import shell_override
+from trainyard.quoting import shell_path
 from trainyard.redaction import check_overrides
 from trainyard.sweep.manifest import FILE
 from trainyard.sweep.plan import spans
-from trainyard.sweep.steering import Acknowledgement, Action, Command, CommandFolder, acknowledged
+from trainyard.sweep.steering import Acknowledgement, Action, Command, CommandFolder, acknowledged, is_run
 
 FOR_GOOD = ("done", "stopped")
 """States of jobs that do not run again."""
 HYDRA = ".hydra"
 _EVERY = 0.05  # seconds between two looks at the manifest
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Give a command, wait for the answer, print it, and return the exit status.
-
-    Returns:
-        0 if it was accepted, or waits; 2 if it cannot be, or was refused.
-    """
-    parser = argparse.ArgumentParser(
-        "python -m trainyard.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("stop", "pause", "resume", "clone"))
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the sweep's directory (hydra.sweep.dir)")
-    parser.add_argument("job", metavar="JOB", help="the number of the job")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="of a clone: what is different")
-    parser.add_argument(
-        "--wait", type=float, default=10.0, metavar="SECONDS", help="how long to wait for the answer (10)"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        told = steer(options.directory, options.action, options.job, options.overrides, options.wait)
-    except TrainyardError as error:
-        print(textwrap.fill(str(error), 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
-        return error.status
-    print(told)
-    return 0
 
 
 def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = (), wait: float = 10.0) -> str:
@@ -90,7 +54,7 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     if not is_run(directory):
         state.read_on()
         if command.id not in state.answers:
-            how = f"the same command as before with {shell_override('hydra.sweep.dir', directory.absolute())}"
+            how = f"trainyard sweep resume {shell_path(directory)}"
             return f"No process runs this sweep. It is carried out when the sweep is continued: {how}"
     answer = _answer(command, state, wait)
     if answer is None:
@@ -98,20 +62,6 @@ def steer(directory: Path, action: Action, job: str, overrides: Sequence[str] = 
     if not answer.accepted:
         raise TrainyardError(f"{command} was refused: {answer.told}")
     return f"Accepted: {command}{f' {answer.told}' if answer.told else ''}."
-
-
-def is_run(directory: Path) -> bool:
-    """Return whether a process runs the sweep in a directory: it holds the lock of the manifest."""
-    fd = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # a file system without locks does not tell
-    finally:
-        os.close(fd)
-    return False
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -11,41 +10,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
-from trainyard.sweep.application import StartedAs
+from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
-from trainyard.sweep.directories import collisions
+from trainyard.sweep.decisions import Decision
+from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import Began, Ended, Event, Paused, Proposed, Unit
-from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.events import END_OF_WISH, FIRST_CLONE, Began, Ended, Event, Paused, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.executor.slots import capacity, find_slots
 from trainyard.sweep.head import BY_HAND, Head
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
+from trainyard.sweep.job_returns import returned
 from trainyard.sweep.manifest import Entry, Manifest
-from trainyard.sweep.plan import Job, SweepPlan, varying
+from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposer
+from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposal, Proposer
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
 from trainyard.sweep.stacks import StackPlanner, decide
 from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.sweepable import as_sweepable
-from trainyard.sweep.tracking import SweepTracking
+from trainyard.sweep.tracking import MULTIRUN, SweepTracking
 from trainyard.sweep.trial import Trials
-from trainyard.sweep.units import UnitTasks, units_of
-from trainyard.sweep.worker_tasks import JobDone, LazyJobReturn
-
-WORKER_TASKS = "trainyard.sweep.worker_tasks"  # imported once, in the process that workers are forked from
-MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
+from trainyard.sweep.units import UnitTasks, preloaded, units_of
+from trainyard.sweep.varying import VaryingKeys, varying
+from trainyard.sweep.worker_tasks import JobDone
 
 
 class Sweep:
@@ -79,24 +77,27 @@ class Sweep:
         self._scheduler = Scheduler()
         self._reports = Reports()
         self._manifest = Manifest.open(self.directory, self._replay)
-        threads = settings.threads_per_job
-        if threads != "auto" and self._manifest.decisions:  # continued, perhaps where there are fewer cores
-            threads = min(threads, len(os.sched_getaffinity(0)))
         try:
-            self._slots = find_slots(settings.jobs_per_gpu, threads, settings.max_jobs)
+            self._slots = settings.slots(continued=bool(self._manifest.decisions))
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
-            self._executor = LocalExecutor(self._slots, preload=self._preload())
-            self._trials = Trials(self.application, self._executor)
+            preload = preloaded(self.application, settings.fuse)
+            self._executor = settings.executor(self._slots, self.directory, preload)
+            self._trials = Trials(self.application, settings.trial_executor(self._executor, preload))
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        room = capacity(self._slots)
-        self._configs = JobConfigs(composer, self.application, config, self.directory, room, settings.max_jobs)
+        self._configs = JobConfigs(
+            composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
+        )
+        self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
         self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
+        self._places = Places()
+        self._keys = VaryingKeys(self._command)
         self._tracking: SweepTracking | None = None
         self._progress: SweepProgress | None = None
+        self._from_proposer = False  # whether what was recorded tells a proposer what comes next
         self._interrupted = False
         self._open = ExitStack()
         self._open.callback(self._executor.close)
@@ -116,12 +117,13 @@ class Sweep:
             SweepFailedError: with `fail_fast`, a job of an earlier launch has failed.
         """
         before = self._plan.jobs if self._plan is not None else ()
-        if self.settings.fail_fast and any(self._manifest.entries[job.num].is_left for job in before):
+        if self.settings.fail_fast and any(self._manifest.entries[job.num].has_failed for job in before):
             raise SweepFailedError(self._manifest)
         results = self.run(GridProposer(overrides, first), recorded=False)
         if results is None:
             return []
-        return [self._returned(num, results.get(num)) for num in range(first, first + len(overrides))]
+        nums = range(first, first + len(overrides))
+        return [returned(self._units.jobs[num], results.get(num), self._manifest) for num in nums]
 
     def run(self, proposer: Proposer, *, recorded: bool = True) -> dict[int, JobDone] | None:
         """Run what a proposer proposes, until that is nothing more.
@@ -140,20 +142,27 @@ class Sweep:
         self._executor.start()  # starts while this process composes
         self._proposer = proposer
         if type(proposer).told is not Proposer.told:
-            Manifest.open(self.directory, proposer.told)
-        proposals = [*(self._recorded() if recorded else ()), *proposer.ask(len(self._slots))]
-        plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)])
+            Manifest.open(self.directory, partial(tell, proposer))
+        self._manifest.check_proposer(proposer.identity)
+        self._from_proposer = recorded
+        known: list[Proposal] = []
+        if self._plan is None:
+            known = [*recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)]
+        # Where jobs are recorded the head asks, when it knows how many of them are left to run.
+        asked = [] if recorded and known else proposer.ask(len(self._slots))
+        proposals = [*known, *asked] if recorded else [*asked, *known]
+        plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)], at_rest=True)
+        print(plan, flush=True)
         if self.settings.dry_run:
-            print(plan)
             return None
         self._take_over(plan)
         if self._tracking is None:
             config = plan.jobs[0].config if self.application.resumes else None
             self._tracking = SweepTracking(self.directory, config, self._whole)
-        else:
-            self._tracking.extend(self._whole)
-        self._units.parent = self._tracking.parent
-        self._progress = SweepProgress(plan)
+            self._tracking.write_plan(self._whole)
+        self._tracking.count(len(self._whole.jobs))
+        self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
+        self._progress = SweepProgress(self._whole, plan.jobs)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(
             self._executor,
@@ -165,6 +174,8 @@ class Sweep:
             progress=self._progress,
             proposer=proposer,
             admit=self._admit,
+            clone=lambda num, changes: self._clones.make(self._units.jobs[num], changes),
+            adopt=self._adopted,
             reports=self._reports,
             commands=CommandFolder(self.directory),
         )
@@ -202,10 +213,14 @@ class Sweep:
             if plan is not None and tracking is not None:
                 conclude(plan, tracking, self.application.resumes, self._interrupted)
 
-    def _preload(self) -> list[str]:
-        fuse = self.application.fuse
-        stacked = fuse.PRELOAD if fuse is not None and self.settings.fuse != "off" else ()
-        return [*self.application.preload, *stacked, WORKER_TASKS]
+    def raise_if_failed(self) -> None:
+        """Raise for the status of the command.
+
+        Raises:
+            SweepFailedError: a job has not come to its end.
+        """
+        if not self.settings.dry_run and any(entry.has_failed for entry in self._manifest.entries.values()):
+            raise SweepFailedError(self._manifest)
 
     @property
     def _whole(self) -> SweepPlan:
@@ -216,64 +231,82 @@ class Sweep:
         self._scheduler.handle(event)
         self._reports.told(event)
 
-    def _recorded(self) -> list[NewJob]:
-        """Return the recorded jobs: those that have neither ended nor paused are to run, all are ranked."""
-        return [
-            NewJob(tuple(entry.overrides), num, self._scheduler.rungs.get(num))
-            for num, entry in self._manifest.entries.items()
-        ]
-
     def _admit(self, new: Sequence[NewJob]) -> Sequence[Unit]:
-        """Take in jobs that are proposed while others run."""
+        """Take in jobs that are proposed while others run, in the time of these jobs, however many there are."""
         if not new:
             return []
-        plan, units = self._admitted(new)
+        plan, units = self._admitted(new, at_rest=False)
         self._take_over(plan)
         assert self._tracking is not None
         assert self._progress is not None
-        self._tracking.extend(self._whole)
-        self._progress.extend(self._whole)
+        self._tracking.count(len(self._whole.jobs))
+        self._progress.extend(plan.jobs)
         return units
 
-    def _admitted(self, new: Sequence[NewJob]) -> tuple[SweepPlan, list[Unit]]:
+    def _adopted(self, job: Job) -> Unit:
+        """Take in a clone that is recorded, and return its unit."""
+        assert job.origin is not None
+        assert self._tracking is not None
+        assert self._progress is not None
+        note = f"a clone of #{job.origin.job}"
+        self._manifest.decide([Decision.here([job.num], self._slots[0], job.slots, note)])
+        keys = self._keys.add([job])
+        self._take_over(
+            SweepPlan([job], self._manifest.entries, self._slots, keys, self.directory, [], {job.num: note})
+        )
+        self._units.jobs[job.num] = job
+        self._tracking.count(len(self._whole.jobs))
+        self._progress.extend([job])
+        return Unit((job.num,), job.slots)
+
+    def _admitted(self, new: Sequence[NewJob], *, at_rest: bool) -> tuple[SweepPlan, list[Unit]]:
         """Return the plan of new jobs, composed and checked, and the units of those that are to run.
 
         Nothing is recorded for a dry run.
+
+        Args:
+            new: the jobs.
+            at_rest: whether nothing runs: then a worker tries them, and measures the widths of stacks.
 
         Raises:
             TrainyardError: a config is wrong.
         """
         manifest = self._manifest
-        free = max([-1, *manifest.entries, *(each.num for each in new if each.num is not None)]) + 1
+        given = [each.num for each in new if each.num is not None and each.num < FIRST_CLONE]
+        free = max(manifest.next_num, max(given, default=-1) + 1)
         numbers = [free + index if each.num is None else each.num for index, each in enumerate(new)]
-        before = self._plan.jobs if self._plan is not None else ()
+        if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
+            raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
         with rare_collections():
-            jobs = self._checked([each.overrides for each in new], numbers)
+            jobs = self._checked([each.overrides for each in new], numbers, tried=at_rest)
         entries = self._entries(jobs)
         out = {num for num, entry in entries.items() if not entry.is_left or entry.state == "paused"}
         left = [job for job in jobs if job.num not in out and job.num not in self._scheduler.wished]
         recorded = {job.num: it for job in left if (it := entries[job.num].decision) is not None}
         stacking = self._stacks.plan(
-            left, recorded, {} if self._starts_over(job.num for job in jobs) else manifest.fits
+            left, recorded, {} if self._starts_over(job.num for job in jobs) else manifest.fits, probing=at_rest
         )
         decided, not_followed = decide(left, stacking, recorded, self._slots[0])
-        keys = self._varying([*before, *jobs])
+        keys = self._keys.add(jobs)
         begun = frozenset(job.num for job in left if job.num in recorded and any(job.directory.glob("*")))
         sizes, stacks = self._trials.sizes, stacking.stacks
-        plan = SweepPlan(jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes)
+        plan = SweepPlan(
+            jobs, entries, self._slots, keys, self.directory, stacks, stacking.alone, begun, sizes, stacking.seconds
+        )
         for line in not_followed:
             print(line, flush=True)
-        self._units.begun.update(job.num for job in left if entries[job.num].state != "waiting" or job.num in begun)
+        self._units.begun.update(job.num for job in jobs if entries[job.num].state != "waiting" or job.num in begun)
         if self.settings.dry_run:
             return plan, []
         if self._plan is None:
             self._begin(jobs)
         self._units.jobs.update({job.num: job for job in jobs})
         rungs = {num: each.rungs for num, each in zip(numbers, new, strict=True)}
-        proposed = [(Proposed(job.num, job.overrides, rungs[job.num]), job.subdir) for job in jobs]
+        notes = {num: each.note for num, each in zip(numbers, new, strict=True)}
+        proposed = [Proposed(job.num, job.overrides, rungs[job.num], job.subdir, note=notes[job.num]) for job in jobs]
         for event in manifest.define_all(proposed):
             self._scheduler.handle(event)
-            self._proposer.told(event)
+            tell(self._proposer, event)
         manifest.measured(self._stacks.fits)
         manifest.decide(decided)
         if self._plan is None:
@@ -281,9 +314,11 @@ class Sweep:
         return replace(plan, entries=manifest.entries), units_of(left, stacking.stacks, entries, rungs)
 
     def _take_over(self, plan: SweepPlan) -> None:
-        """Show a plan, and add it to those of before."""
-        print(plan, flush=True)
-        self._plan = self._units.plan = plan if self._plan is None else self._plan.followed_by(plan)
+        """Add a plan to those of before."""
+        if self._plan is None:
+            self._plan = self._units.plan = replace(plan, jobs=list(plan.jobs))
+        else:
+            self._plan.extend(plan)
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -293,20 +328,26 @@ class Sweep:
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
-        self._manifest.begin(StartedAs.now())
+        self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
         wished = self._scheduler.wished.items()
-        fulfilled = [Paused(num) if wish == "pause" else Ended(num, "stopped", error=BY_HAND) for num, wish in wished]
+        fulfilled = [
+            Paused(num)
+            if wish == "pause"
+            else Ended(num, END_OF_WISH[wish], 0.0, self._reports.last.get(num, (0, None))[1], BY_HAND)
+            for num, wish in wished
+        ]
         for event in self._manifest.log(Began(), *fulfilled):
             self._scheduler.handle(event)
-            self._proposer.told(event)
+            tell(self._proposer, event)
 
     def _is_done(self, job: Job) -> bool:
         entry = self._manifest.entries.get(job.num)
         return entry is not None and not entry.is_left
 
     def _starts_over(self, nums: Iterable[int]) -> bool:
-        return self._plan is None and not self.application.resumes and self._manifest.is_done(nums)
+        at_start = self._plan is None and not self.application.resumes and not self._from_proposer
+        return at_start and self._manifest.is_done(nums)
 
     def _entries(self, jobs: Sequence[Job]) -> dict[int, Entry]:
         """Return the manifest's entries of these jobs, before anything is written to it.
@@ -321,8 +362,13 @@ class Sweep:
             self._manifest.check(job.num, job.overrides)
         return {job.num: self._manifest.entry(job.num, job.overrides) for job in jobs}
 
-    def _checked(self, overrides: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[Job]:
+    def _checked(self, overrides: Sequence[Sequence[str]], numbers: Sequence[int], *, tried: bool) -> list[Job]:
         """Return the jobs of these overrides and numbers, composed and checked.
+
+        Args:
+            overrides: the overrides of each.
+            numbers: the number of each.
+            tried: whether a worker builds their parts.
 
         Raises:
             TrainyardError: all errors in their configs.
@@ -331,36 +377,26 @@ class Sweep:
         wrong: list[tuple[Job, Exception]] = []
         known = {} if self._starts_over(numbers) else self._manifest.entries
         subdirs = {num: known[num].subdir for num in numbers if num in known}
-        for job, error in self._configs.checked(overrides, numbers, subdirs):
+        origins = {num: it for num in numbers if num in known and (it := known[num].origin) is not None}
+        for job, error in self._configs.checked(overrides, numbers, subdirs, origins):
             jobs.append(job)
             if error is not None:
                 wrong.append((job, error))
         refused = {job.num for job, _ in wrong}
-        before = self._plan.jobs if self._plan is not None else ()
-        wrong += collisions([job for job in jobs if job.num not in refused], before)
-        wrong += self._trials.errors([job for job in jobs if job.num not in refused and not self._is_done(job)])
+        wrong += self._places.take([job for job in jobs if job.num not in refused])
+        if tried:
+            wrong += self._trials.errors([job for job in jobs if job.num not in refused and not self._is_done(job)])
         wrong.sort(key=lambda each: each[0].num)
         if wrong:
-            plan = SweepPlan(jobs, {}, (), self._varying(jobs), self.directory)
+            plan = SweepPlan(jobs, {}, (), varying(jobs, self._command), self.directory)
             what = "Nothing was started." if self._plan is None else "None of these jobs was started."
             raise TrainyardError("\n".join([what, *told(wrong, plan, self.application.resumes)])) from wrong[0][1]
         return jobs
 
-    def _varying(self, jobs: Sequence[Job]) -> list[str]:
-        return varying(jobs, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
-
-    def _returned(self, num: int, done: JobDone | None) -> JobReturn:
-        """Return the job's return as Hydra's type; for a job done before, made from the manifest's entry."""
-        job = self._units.jobs[num]
-        if done is not None:
-            return LazyJobReturn(partial(getattr, job, "config"), done.return_value, done.working_dir, done.task_name)
-        result = JobReturn(overrides=list(filter_overrides(job.overrides)), working_dir=str(job.directory))
-        entry = self._manifest.entries[job.num]
-        if not entry.is_left:
-            result.status, result.return_value = JobStatus.COMPLETED, entry.objective
-        else:
-            result.status, result.return_value = JobStatus.FAILED, SweepFailedError(self._manifest)
-        return result
+    @property
+    def _command(self) -> list[str]:
+        """Overrides of the command line."""
+        return OmegaConf.to_container(self.config.hydra.overrides.task)  # type: ignore[return-value]
 
 
 __all__: list[Any] = ["InterruptedSweepError", "Sweep", "SweepFailedError"]

@@ -24,6 +24,7 @@ class StackFit(Protocol):
         width: jobs in a stack; 1 if they run one by one.
         reason: why they run one by one; None if they are stacked.
         note: what was measured, for the plan. A width of 1 with a note means that a stack is possible but not faster.
+        seconds: of slot time that a job takes so; None if that is unknown.
     """
 
     @property
@@ -32,6 +33,8 @@ class StackFit(Protocol):
     def reason(self) -> str | None: ...
     @property
     def note(self) -> str: ...
+    @property
+    def seconds(self) -> float | None: ...
 
 
 class JobResult(Protocol):
@@ -145,6 +148,21 @@ class Sweepable(Protocol):
     def slots(self, values: dict[str, Any] | None) -> int:
         """Return how many slots a job takes, given what `check` returned."""
 
+    def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
+        """Return the keys of a clone's config that differ from its job's, and that the checkpoint has too.
+
+        A clone begins from the newest checkpoint of its job: its config has the path of that file as `resume`, and
+        these keys as `resume_override`.
+
+        Args:
+            before: what `check` returned of the job.
+            after: what `check` returned of the clone.
+            ended: whether the job has come to its end.
+
+        Raises:
+            TrainyardError: a value cannot be changed in the course of a job, or the application clones no jobs.
+        """
+
     def at(self, position: SweepPosition) -> TaskFunction:
         """Return the task function of the job at this position of the sweep."""
 
@@ -189,6 +207,9 @@ class SweepableTask:
 
     def slots(self, values: dict[str, Any] | None) -> int:
         return 1
+
+    def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
+        raise TrainyardError("its application clones no jobs")
 
     def at(self, position: SweepPosition) -> TaskFunction:
         return self

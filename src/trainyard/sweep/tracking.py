@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
 from trainyard.sweep.plan import Job, SweepPlan
-from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker
+from trainyard.sweep.report.ranking import rank, table, text
+from trainyard.sweep.report.repeats import Configuration, configurations
+from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.summary import BestSoFar, command, data_sets, summary_tags
+from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker, facts
 from trainyard.track.journal import FILE as JOURNAL
 from trainyard.track.run_info import FILE
+from trainyard.track.uri import DEFAULT_EXPERIMENT
 
 PLAN = "plan.txt"
+RANKING = "ranking.txt"
+MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
+CONFIGURATIONS = ".configurations"
+"""Folder of a sweep with a run for each configuration that was repeated; hidden, as these train nothing."""
 
 
 class SweepTracking:
@@ -28,35 +38,53 @@ class SweepTracking:
 
     Attributes:
         parent: the id of the sweep's own run; None if nothing is tracked.
+        experiment: its MLflow experiment, if it has one of its own.
     """
 
     def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan) -> None:
         self.directory = directory
         self.parent: str | None = None
+        self.experiment: str | None = None
         self._expected: dict[int, Path] = {}
         self._began = 0.0
         self._tracker: Tracker | None = None
         node = None if config is None else OmegaConf.select(config, "tracker")
-        if not is_node(node):
+        if config is None or not is_node(node) or OmegaConf.select(config, "quick"):
             return
         self._tracker = build(node, "tracker")
         assert self._tracker is not None
         self._tracker.start()
+        collected = facts.begin(Path.cwd())
         self._journal = Journal(directory)
+        title = f"{directory.parent.name} {directory.name}"
+        experiment = OmegaConf.select(config, "tracker.experiment") or DEFAULT_EXPERIMENT
         info = RunInfo(
-            name=os.environ.get("MLFLOW_RUN_NAME") or f"sweep {directory.parent.name} {directory.name}",
+            name=os.environ.get("MLFLOW_RUN_NAME") or f"sweep {title}",
             params={"varying": ", ".join(plan.keys)},
-            tags={"kind": "sweep"},
+            tags={"kind": "sweep", "command": command()},
+            facts=collected(),
+            experiment=f"{experiment}/{title}" if self._tracker.experiment_per_sweep else None,
         )
-        self.parent = self._tracker.open(directory, info, resume=True).id
+        opened = self._tracker.open(directory, info, resume=True)
+        self.parent = opened.id
+        self.experiment = opened.experiment if self._tracker.experiment_per_sweep else None
+        self._objective = OmegaConf.select(config, "objective")
+        self._best = BestSoFar(OmegaConf.select(config, "direction") or "minimize")
+        for job in plan.jobs:  # a sweep that goes on
+            entry = plan.entries[job.num]
+            if not entry.is_left:
+                self._best.add(entry.objective)
         self._journal.status("RUNNING")
-        self.extend(plan)
 
-    def extend(self, plan: SweepPlan) -> None:
-        """Take over the plan of all jobs so far, since a sweeper may launch batch after batch."""
+    def write_plan(self, plan: SweepPlan) -> None:
+        """Write the plan of all jobs so far."""
         if self._tracker is not None:
             (self.directory / PLAN).write_text(f"{plan.text()}\n")
-            self._journal.tags({"jobs": len(plan.jobs)})  # a param could not grow
+
+    def count(self, jobs: int) -> None:
+        """Note the number of jobs so far."""
+        if self._tracker is not None:
+            self._journal.tags({"jobs": jobs})  # a param could not grow
 
     def expect(self, jobs: Iterable[Job]) -> None:
         """Add jobs that are about to run: each is followed once it has written its `run.json`."""
@@ -72,12 +100,20 @@ class SweepTracking:
                     self._tracker.follow(directory)
                     del self._expected[num]
 
-    def ended(self, job: Job) -> None:
-        """Stop following a job that has ended, whose directory has no writer any more."""
-        if self._tracker is not None:
-            self.look()
-            self._expected.pop(job.num, None)
-            self._tracker.close(job.directory)
+    def ended(self, job: Job, value: Any = None) -> None:
+        """Stop following a job that has ended, whose directory has no writer any more.
+
+        Args:
+            job: the job.
+            value: its objective, if it is done. The best so far is recorded over the number of jobs that are done.
+        """
+        if self._tracker is None:
+            return
+        self.look()
+        self._expected.pop(job.num, None)
+        self._tracker.close(job.directory)
+        if self._best.add(value) and self._best.value is not None and self._objective:
+            self._journal.metrics(self._best.count, {f"best/{self._objective}": self._best.value})
 
     def paused(self, job: Job) -> None:
         """Follow a job on that is paused: its run goes on, whatever the job said when it was asked to end."""
@@ -85,12 +121,71 @@ class SweepTracking:
             self.look()
             _note(job.directory, "RUNNING")
 
+    def pruned(self, job: Job, at: int) -> None:
+        """Mark the run of a job that will not go on: it has not failed.
+
+        Args:
+            job: the job.
+            at: the place at which it has reported last.
+        """
+        if self._tracker is not None:
+            self.look()
+            _note(job.directory, "FINISHED", "pruned", {"pruned": True, "rung": at})
+            self.ended(job)
+
     def abort(self) -> Shipment:
         """End shipping at once, and report what is left."""
         if self._tracker is None:
             return Shipment()
         self._journal.close()
         return self._tracker.abort()
+
+    def summarize(self, plan: SweepPlan, rows: Sequence[JobRow], objective: str | None, direction: Direction) -> None:
+        """Record in the sweep's own run which job is the best, and the ranking; write the runs of configurations.
+
+        Args:
+            plan: the plan of all jobs.
+            rows: the jobs.
+            objective: the name of what ranks them; None if it has none.
+            direction: whether more of it is better.
+        """
+        if self._tracker is None or self.parent is None:
+            return
+        order = rank(rows, direction)
+        best = order[0] if order and order[0].ranked else None
+        (self.directory / RANKING).write_text(text(table(rows, objective, direction, limit=None)))
+        self._journal.linked_tags(summary_tags(order, objective, command(), str(self.directory)))
+        if best is None:
+            return
+        jobs = [best] if not any(key.partition(".")[0] == "data" for key in plan.keys) else order
+        if inputs := data_sets([row.directory for row in jobs]):
+            self._journal.inputs(inputs)
+        if self._tracker.register is not None:
+            self._journal.register(*self._tracker.register, of=os.path.relpath(best.directory, self.directory))
+        for each in configurations(rows, direction):
+            if each.n:
+                self._record_configuration(each, objective or "objective")
+
+    def _record_configuration(self, found: Configuration, objective: str) -> None:
+        """Write the run of a configuration, with the mean of its repeats: a run of MLflow beside those of its jobs."""
+        assert self._tracker is not None
+        folder = self.directory / CONFIGURATIONS / str(found.rows[0].num)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = " ".join(f"{key}={value}" for key, value in found.overrides.items()) or "all jobs"
+        info = RunInfo(
+            name=f"{name} ({len(found.rows)} repeats)",
+            params=dict(found.overrides),
+            tags={"kind": "configuration", "jobs": ", ".join(f"#{row.num}" for row in found.rows)},
+            parent=self.parent,
+            experiment=self.experiment,
+        )
+        values = {f"mean/{objective}": found.mean, f"std/{objective}": found.std, "n": found.n}
+        self._tracker.open(folder, info, resume=True)
+        with Journal(folder) as journal:
+            journal.status("RUNNING")
+            journal.metrics(found.n, {key: value for key, value in values.items() if value is not None})
+            journal.status("FINISHED")
+        self._tracker.close(folder)
 
     def finish(self, files: Sequence[Path], status: Status, *, paused: Iterable[Path] = ()) -> Shipment:
         """Name the files that belong to the sweep's own run, end that run with a status, and wait for the shipper.
@@ -104,15 +199,18 @@ class SweepTracking:
             return Shipment()
         for directory in paused:
             _note(directory, "FINISHED", "paused")
-        for file in (self.directory / PLAN, *files):
-            self._journal.artifact(file)
+        for file in (*(self.directory / name for name in (PLAN, MULTIRUN, RANKING)), *files):
+            if file.exists():
+                self._journal.artifact(file)
         self._journal.status(status)
         self._journal.close()
         return self._tracker.finish()
 
 
-def _note(directory: Path, status: Status, message: str = "") -> None:
-    """Write a status into the journal of a job that has no process."""
+def _note(directory: Path, status: Status, message: str = "", tags: Mapping[str, Any] | None = None) -> None:
+    """Write a status, and tags, into the journal of a job that has no process."""
     if (directory / JOURNAL).exists():
         with Journal(directory) as journal:
+            if tags:
+                journal.tags(tags)
             journal.status(status, message)

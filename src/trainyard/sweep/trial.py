@@ -10,7 +10,7 @@ from trainyard.config.distinct import DistinctConfigs, JobSize, TrialResult
 from trainyard.errors import TrainyardError
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.errors import InterruptedSweepError
-from trainyard.sweep.executor.local import LocalExecutor
+from trainyard.sweep.executor.base import Executor
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.plan import Job
@@ -34,7 +34,7 @@ class Trials:
         sizes: what jobs will leave, by number, as far as it is known.
     """
 
-    def __init__(self, application: Sweepable, executor: LocalExecutor) -> None:
+    def __init__(self, application: Sweepable, executor: Executor) -> None:
         self._application = application
         self._executor = executor
         self._seconds = 0.0

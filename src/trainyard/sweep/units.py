@@ -12,6 +12,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
+from trainyard.sweep.clones import start_of
 from trainyard.sweep.events import Unit
 from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Entry, Manifest
@@ -21,6 +22,17 @@ from trainyard.sweep.sweepable import Sweepable
 from trainyard.track.sweep_position import Rungs, SweepPosition
 
 STACKS = "stacks"  # folder of the output of stacks
+
+
+def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
+    """Return what is imported once, in the process that workers are forked from.
+
+    Args:
+        application: the jobs' application.
+        fuse: the setting: whether there are stacks.
+    """
+    stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
+    return [*application.preload, *stacked, worker_tasks.__name__]
 
 
 class UnitTasks:
@@ -38,6 +50,7 @@ class UnitTasks:
         begun: the numbers of jobs that have a state to go on from.
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
+        experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
     """
 
     def __init__(
@@ -52,6 +65,7 @@ class UnitTasks:
         self.begun: set[int] = set()
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
+        self.experiment: str | None = None
         self._context = context
         self._application = application
         self._stacks = stacks
@@ -67,6 +81,12 @@ class UnitTasks:
         """Return jobs by their numbers."""
         return [self.jobs[num] for num in nums]
 
+    def stacks_of(self, nums: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the jobs among these that train as one program from here on, as far as widths are known."""
+        if len(nums) < 2:
+            return []
+        return [tuple(job.num for job in stack.jobs) for stack in self._stacks.known(self.of(nums)).stacks]
+
     def name(self, unit: Unit) -> str:
         """Return the name of a unit in messages."""
         return spans(unit.nums)
@@ -78,13 +98,16 @@ class UnitTasks:
         self.begun.update(unit.nums)
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
-        positions = [self._position(job, unit.rungs) for job in jobs]
+        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         decision = self._manifest.entries[jobs[0].num].decision
         assert decision is not None, "recorded before the jobs are run"
         name = self.name(unit)
         if len(jobs) == 1:
             config = jobs[0].config
-            if resumes[0]:
+            if (origin := jobs[0].origin) is not None:
+                config.resume = start_of(jobs[0])
+                config.resume_override = [*(config.resume_override or ()), *origin.keys]
+            elif resumes[0]:
                 config.resume = True
             work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
             log = jobs[0].directory / "output.log"
@@ -98,9 +121,18 @@ class UnitTasks:
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
         return Task(jobs[0].num, worker_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
 
-    def _position(self, job: Job, rungs: Rungs | None) -> SweepPosition:
+    def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
-        return SweepPosition(self.parent, tuple(self.plan.keys), self.plan.name(job), rungs)
+        stacked = len(unit.nums) > 1
+        return SweepPosition(
+            self.parent,
+            tuple(self.plan.keys),
+            self.plan.name(job),
+            experiment=self.experiment,
+            stack=spans(unit.nums) if stacked else None,
+            lane=lane if stacked else None,
+            rungs=unit.rungs,
+        )
 
 
 def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:

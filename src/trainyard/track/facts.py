@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -169,7 +169,18 @@ def _machine() -> dict[str, str]:
     with suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["host.memory"] = f"{memory / 2**30:.1f} GiB"
-    return facts
+    return facts | _slurm(os.environ)
+
+
+def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the job of Slurm that this process is in, as `squeue` shows it (`12`, `12_3`), and the job's node."""
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    job = environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    node = environ.get("SLURMD_NODENAME")
+    return {"slurm.job": job} | ({"slurm.node": node} if node else {})
 
 
 def cpu_model() -> str:

@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
+from trainyard.track.lines import LAST_STEP, parsed
+from trainyard.track.lines import Record as Record
+from trainyard.track.lines import encode as encode
 
 if TYPE_CHECKING:
     from trainyard.track.stacked_points import StackedPoints
 
 FILE = "metrics.jsonl"
 
-Record = dict[str, Any]
 Point = tuple[int, int, float, tuple[str, ...], Sequence[float]]
 """Step, epoch, time (unix seconds), and the names and values of metrics."""
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -36,11 +38,6 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 _BLOCK = 1 << 20
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _NON_FINITE_REPR = ('":nan', '":inf', '":-inf')
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-_LAST_STEP = 2**63 - 1
-"""The last step that MLflow takes."""
 
 
 class Buffer(Protocol):
@@ -100,10 +97,19 @@ class Journal:
         self._flush()
         return self._latest
 
-    def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None) -> None:
-        """Record the values of metrics at `step`, which counts iterations or epochs but never both for one metric."""
+    def metrics(
+        self, step: int, values: Mapping[str, float], epoch: int | None = None, *, of: str | None = None
+    ) -> None:
+        """Record the values of metrics at `step`, which counts iterations or epochs but never both for one metric.
+
+        Args:
+            step: the step.
+            values: the values by name.
+            epoch: the epoch.
+            of: the name of the model that was evaluated (see `model`), if that is not the one of this step.
+        """
         self._flush()
-        self._write(self._metrics(time.time(), step, values, epoch))
+        self._write(self._metrics(time.time(), step, values, epoch, of))
 
     def points(self, points: Sequence[Point]) -> None:
         """Record many values of metrics at once, as `metrics` does one by one, with one system call.
@@ -168,8 +174,19 @@ class Journal:
         """
         self._add("artifact", path=self._inside(path), to=to)
 
-    def model(self, checkpoint: str | Path, loader: str, predict: str | None = None) -> None:
-        """Record the checkpoint to log as an MLflow model once the run is FINISHED; a later call replaces it.
+    def model(
+        self,
+        checkpoint: str | Path,
+        loader: str,
+        predict: str | None = None,
+        *,
+        name: str = "model",
+        step: int | None = None,
+        form: str = "pickle",
+    ) -> None:
+        """Record a checkpoint to log as an MLflow model once the run is FINISHED.
+
+        A later call with the same name replaces it.
 
         Args:
             checkpoint: a file inside the run's directory.
@@ -177,9 +194,29 @@ class Journal:
                 `nn.Module` and an input example (a numpy array) or None. It runs in the shipper, which sees no GPU.
             predict: `"module:function"`, called as `function(net, inputs)` for the predictions that MLflow serves;
                 None: `net(inputs)`.
+            name: of the model in MLflow: `mlflow.pytorch.load_model("runs:/RUN_ID/<name>")` opens it.
+            step: the step at which it was saved; the model has the metrics of this step, and those that were recorded
+                as of it. None: it has none.
+            form: `pickle`, or `export` for the program that `torch.export` makes of its predictions.
         """
-        named = {} if predict is None else {"predict": predict}
+        optional = {"predict": predict, "name": None if name == "model" else name, "step": step}
+        named = {key: value for key, value in optional.items() if value is not None}
+        named |= {} if form == "pickle" else {"form": form}
         self._add("model", checkpoint=self._inside(checkpoint), loader=loader, **named)
+
+    def inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Record the data sets of the run, each as `name`, `digest`, `context`, `source` and what else is known."""
+        self._add("inputs", inputs=[dict(each) for each in inputs])
+
+    def register(self, name: str, alias: str, of: str | None = None) -> None:
+        """Record that a model is to be registered in MLflow, as the next version of `name` with this alias.
+
+        Args:
+            name: of the registered model.
+            alias: of the version; an earlier version loses it.
+            of: the directory of the run whose model it is, relative to this one's; None: this run.
+        """
+        self._add("register", name=name, alias=alias, **({} if of is None else {"of": of}))
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Record settings that were not known when the run was opened; MLflow keeps the first value of each."""
@@ -187,6 +224,13 @@ class Journal:
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         self._add("tags", tags={key: str(value) for key, value in tags.items()})
+
+    def linked_tags(self, tags: Mapping[str, Any]) -> None:
+        """Record tags that name other runs, as `run:ID`, by the IDs of their `RunInfo`.
+
+        In MLflow the ID of such a run there stands in its place; in `[a link](run:ID)` it is a link to its page.
+        """
+        self._add("linked_tags", tags={key: str(value) for key, value in tags.items()})
 
     def status(self, status: Status, message: str = "") -> None:
         """Record the run's status: RUNNING when it starts and when it is resumed, one of the others when it ends."""
@@ -234,7 +278,9 @@ class Journal:
         if self.buffer is not None:
             self.buffer.flush()
 
-    def _metrics(self, at: float, step: int, values: Mapping[str, float], epoch: int | None) -> str:
+    def _metrics(
+        self, at: float, step: int, values: Mapping[str, float], epoch: int | None, of: str | None = None
+    ) -> str:
         """Return the line of a point, without values that are in the file already; empty if all are."""
         if step <= self._highest:
             marks = self._marks
@@ -244,6 +290,8 @@ class Journal:
         record: Record = {"kind": "metrics", "time": at, "step": int(step)}
         if epoch is not None:
             record["epoch"] = int(epoch)
+        if of is not None:
+            record["of"] = of
         record["values"] = {name: float(value) for name, value in values.items()}
         return _line(record)
 
@@ -273,14 +321,14 @@ class Journal:
         with contextlib.suppress(KeyError, TypeError):  # records that `read` skips too
             if kind == "metrics":
                 step, marks = record["step"], self._marks
-                if type(step) is not int or abs(step) > _LAST_STEP:
+                if type(step) is not int or abs(step) > LAST_STEP:
                     return  # all points after it would be taken for known ones
                 for name in record["values"]:
                     if marks.get(name, -math.inf) < step:
                         marks[name] = step
             elif kind == "array":
                 name, step = record["name"], record["step"]
-                if type(step) is not int or abs(step) > _LAST_STEP:
+                if type(step) is not int or abs(step) > LAST_STEP:
                     return
                 self._array_marks[name] = max(step, self._array_marks.get(name, step))
 
@@ -307,24 +355,8 @@ def read(path: str | Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            try:
-                record = _numbers(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-                continue
-            yield record, offset
-
-
-def encode(value: Any) -> Any:
-    """Return `value` with every NaN and infinity in it replaced by its name, as strict JSON requires."""
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
-    return value
+            if (record := parsed(line)) is not None:
+                yield record, offset
 
 
 def being_written(path: str | Path) -> bool:
@@ -368,22 +400,3 @@ def _parse(lines: list[bytes]) -> list[Record]:
             with contextlib.suppress(ValueError, RecursionError):
                 records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
-
-
-def _numbers(record: Record) -> Record:
-    kind, record["time"] = record["kind"], float(record["time"])
-    if "step" in record:
-        record["step"] = int(record["step"])
-        if abs(record["step"]) > _LAST_STEP:
-            raise ValueError
-    if kind == "metrics":
-        record["values"] = {name: float(value) for name, value in record["values"].items()}
-    elif kind == "array":
-        record["value"] = _decode(record["value"])
-    return record
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(item) if isinstance(item, list | str) else item for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

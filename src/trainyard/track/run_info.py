@@ -1,4 +1,4 @@
-"""Run description: `run.json` in the run's directory; the shipper and `scripts/sync.py` make the MLflow run from it."""
+"""Run description: `run.json` in the run's directory; the shipper and `trainyard sync` make the MLflow run from it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class RunInfo:
         name: display name of the run.
         params: the settings that matter, flat (`optim.lr`), as MLflow params; values are cut at 6000 characters. Of a
             resumed run, the values that each had first.
+        settings: all settings, where `params` are the chosen ones of them; empty: these are all.
         changes: the params that had another value when the run was resumed: by `param@step`, the value from there on.
         tags: MLflow tags.
         facts: the machine and the code (`facts.collect`), as tags too.
@@ -36,12 +37,15 @@ class RunInfo:
         experiment_id: MLflow's own, of an experiment that is chosen by it and not by its name.
         start_time: unix seconds.
         user, source: who started which program.
+        program: the arguments of Python that start that program (`-m trainyard.train`); empty where it has no file, or
+            another process started the run.
         python_path: folders from which the shipper imports the user's model.
         mark: what makes its directory one of the user's own (`trainyard.track.own`).
     """
 
     name: str
     params: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     changes: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class RunInfo:
     start_time: float = field(default_factory=time.time)
     user: str | None = None
     source: str | None = None
+    program: list[str] = field(default_factory=list)
     python_path: list[str] = field(default_factory=list)
     mark: str | None = None
 
@@ -71,9 +76,13 @@ class RunInfo:
         kept = {name: getattr(earlier, name) for name in ("id", "name", "start_time", "parent")}
         if there and earlier.uri is not None:  # else it was not tracked so far, and all of it is now
             kept |= {name: getattr(earlier, name) for name in ("experiment", "experiment_id", "uri")}
-        latest = earlier.params | {key.rpartition("@")[0]: value for key, value in earlier.changes.items()}
-        changed = {f"{key}@{step}": value for key, value in self.params.items() if latest.get(key, value) != value}
-        return dataclasses.replace(self, **kept, params=self.params | earlier.params, changes=earlier.changes | changed)
+        first = earlier.settings or earlier.params
+        latest = first | {key.rpartition("@")[0]: value for key, value in earlier.changes.items()}
+        now = self.settings or self.params
+        changed = {f"{key}@{step}": value for key, value in now.items() if latest.get(key, value) != value}
+        params = {key: first.get(key, value) for key, value in self.params.items()} | earlier.params
+        settings = self.settings and self.settings | first
+        return dataclasses.replace(self, **kept, params=params, settings=settings, changes=earlier.changes | changed)
 
     def write(self, work_dir: str | Path) -> None:
         write_json(Path(work_dir) / FILE, redacted(dataclasses.asdict(self)))

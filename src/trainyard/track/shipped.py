@@ -22,6 +22,9 @@ from trainyard.track.uri import sqlite_file
 FILE = "shipped.json"
 LOCK = ".shipper.lock"
 LOG = "shipper.log"
+TRAINING = "workflowType=machine_learning"
+"""Query of MLflow's pages that shows runs as trainings, not as those of language models."""
+_UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves, if it is not told otherwise
 _TAIL = 1024  # bytes
 EXIT_STATUS = (0, 3, 4)
 """Of the shipper: all is shipped, something is not, MLflow kept it waiting for too long; any other is a crash."""
@@ -174,12 +177,21 @@ class RunShipment:
         if self.uri is None:
             return ""
         if self.uri.startswith(("http://", "https://")):
-            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else self.uri
+            page = f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
+            return page if self.run_id else self.uri
         if file := sqlite_file(self.uri):
             with suppress(ValueError):
                 file = file.relative_to(Path.cwd())
             return f"mlflow ui --backend-store-uri {shell_path(f'sqlite:///{file}')}"
         return self.uri
+
+    @property
+    def page(self) -> str:
+        """Address of the experiment's runs, in the mode of MLflow's page that shows trainings; empty if unknown."""
+        if self.experiment_id is None or self.uri is None:
+            return ""
+        server = self.uri if self.uri.startswith(("http://", "https://")) else _UI if sqlite_file(self.uri) else ""
+        return server and f"{server}/#/experiments/{self.experiment_id}/runs?{TRAINING}"
 
     def __str__(self) -> str:
         text = f"{self.name} ({self.work_dir}): {self.shipped} records shipped"
@@ -215,10 +227,15 @@ class Shipment:
             return ""
         own, *others = self.runs  # a sweep's own, and those of its jobs
         if not others:
-            return f"run {own.name!r}; {own.where}"
+            return f"run {own.name!r}; {own.where}{self._then}"
         there = sum(run.complete for run in others)
         count = f"{there} of {len(others)}" if there < len(others) else str(there)
-        return f"{count} runs below {own.name!r}; {own.where}"
+        return f"{count} runs below {own.name!r}; {own.where}{self._then}"
+
+    @property
+    def _then(self) -> str:
+        page = self.runs[0].page
+        return f"\n        all runs: {page}" if page else ""
 
     def __str__(self) -> str:
         lines = [f"{run.name}: left out of MLflow: {note}" for run in self.runs for note in run.notes]
@@ -236,7 +253,7 @@ class Shipment:
         if self.running:
             lines.append("They are being shipped in the background.")
         lines.append(
-            "Nothing is lost: the journal has them. To ship them later: python scripts/sync.py "
+            "Nothing is lost: the journal has them. To ship them later: trainyard sync "
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)

@@ -30,6 +30,9 @@ class SweepPosition:
         parent: the id of the sweep's own run (`RunInfo.id`); None where the sweep is not tracked.
         varying: the keys that differ between the sweep's jobs: these, and the group choices, are a job's params.
         name: the run's name, made of the varying keys.
+        experiment: that of the sweep's own run; None: the one of the job's config.
+        stack: the jobs of the stack that it trains in (`0-15`); None if it trains alone.
+        lane: its lane there.
         rungs: where the job reports; None if nobody asks.
         wake: tells the sweep, from the job's process, that the job has reached the place given.
     """
@@ -37,5 +40,8 @@ class SweepPosition:
     parent: str | None
     varying: tuple[str, ...]
     name: str
+    experiment: str | None = None
+    stack: str | None = None
+    lane: int | None = None
     rungs: Rungs | None = None
     wake: Callable[[int], None] | None = None

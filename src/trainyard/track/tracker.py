@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainyard import temporary
-from trainyard.checks import boolean, number, text
+from trainyard.application import StartedAs
+from trainyard.checks import boolean, choice, number, text
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import facts, own, run_info
@@ -30,6 +32,8 @@ from trainyard.track.shipped import FILE as SHIPPED
 from trainyard.track.shipper.sanitize import MAX_RUN_NAME
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder from which `trainyard` is imported
+FORMATS = ("pickle", "export")
+DEFAULT_ALIAS = "best"
 _CHECKPOINTS = ("best", "last")
 _PARTING = 1.0  # seconds that a shipper has to end when it is told to stop
 
@@ -41,11 +45,17 @@ class Tracker(ABC):
     that ends before its first `open()` leaves nothing behind.
 
     Attributes:
-        log_model: whether a finished run's best model is to be logged.
+        log_model: whether a finished run's best model is to be logged; `kept`: every checkpoint that it keeps.
+        model_format: `pickle`, or `export` for a program of `torch.export`.
+        experiment_per_sweep: whether the runs of each sweep have an experiment of their own.
+        register: the name and the alias under which the best model of a run, or of a sweep, is registered.
         log_checkpoints: which checkpoints are to be uploaded, of "best" and "last".
     """
 
-    log_model: bool = False
+    log_model: bool | str = False
+    model_format: str = "pickle"
+    experiment_per_sweep: bool = False
+    register: tuple[str, str] | None = None
     log_checkpoints: tuple[str, ...] = ()
 
     def start(self) -> None:  # noqa: B027 (a tracker may have nothing to start)
@@ -107,7 +117,7 @@ class Tracker(ABC):
     def abort(self) -> Shipment:
         """End shipping within two seconds, whatever is left, and return how far it went. Never raise.
 
-        For a command that must end now; `scripts/sync.py` ships the rest.
+        For a command that must end now; `trainyard sync` ships the rest.
         """
         return Shipment()
 
@@ -116,6 +126,7 @@ class Tracker(ABC):
             info,
             user=info.user or _user(),
             source=info.source or Path(sys.argv[0]).name or None,
+            program=info.program or _program(),
             python_path=info.python_path or _python_path(),
         )
 
@@ -124,7 +135,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Tracker without MLflow. It writes the journal and `run.json`: `scripts/sync.py --uri` can ship them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can ship them later."""
 
     def finish(self) -> Shipment:
         return Shipment()
@@ -138,9 +149,15 @@ class MLflowTracker(Tracker):
             from which the command was started.
         experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the one with the id MLFLOW_EXPERIMENT_ID, else
             `trainyard`.
+        experiment_per_sweep: give each sweep an experiment of its own, `<experiment>/<the sweep's directory>`.
         run_name: by default the name that the run has without it.
         tags: more MLflow tags, for every run.
-        log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it.
+        log_model: log the best model of a finished run, so that `mlflow.pytorch.load_model` opens it. `kept` logs each
+            checkpoint that the run keeps, too.
+        model_format: `pickle`, the module of its own class; or `export`, the program that `torch.export` makes of its
+            predictions, which needs none of the code.
+        register: register the model of a finished run, or that of a sweep's best job, under this name. `NAME@ALIAS`
+            gives the version an alias, which else is `best`.
         log_checkpoints: which checkpoints to upload, of "best" and "last".
         wait: seconds that `finish()` waits at most.
 
@@ -155,7 +172,10 @@ class MLflowTracker(Tracker):
         experiment: str | float | None = None,
         run_name: str | float | None = None,
         tags: Mapping[str, object] | None = None,
-        log_model: bool = True,
+        log_model: bool | str = True,
+        model_format: str = "pickle",
+        register: str | None = None,
+        experiment_per_sweep: bool = False,
         log_checkpoints: Sequence[str] = _CHECKPOINTS,
         wait: float = 60.0,
     ) -> None:
@@ -167,7 +187,14 @@ class MLflowTracker(Tracker):
         self.experiment, self.experiment_id = uris.experiment(experiment, self.uri)
         self.run_name = None if run_name is None else text("run_name", run_name, at_most=MAX_RUN_NAME)
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
-        self.log_model = boolean("log_model", log_model)
+        if not isinstance(log_model, bool):
+            choice("log_model", log_model, ("kept",), other="true or false")
+        self.log_model = log_model
+        self.model_format = choice("model_format", model_format, FORMATS)
+        self.experiment_per_sweep = boolean("experiment_per_sweep", experiment_per_sweep)
+        self.register = None if register is None else registered(register)
+        if self.register and not log_model:
+            raise ConfigError("register", register, "null, as log_model=false logs no model to register")
         self.log_checkpoints = tuple(log_checkpoints)
         self.wait = number("wait", wait, at_least=0, unit="seconds")
         self._ships = True
@@ -254,8 +281,8 @@ class MLflowTracker(Tracker):
             super()._complete(info),
             name=self.run_name or info.name,
             tags=self.tags | info.tags,
-            experiment=self.experiment,
-            experiment_id=self.experiment_id,
+            experiment=info.experiment or self.experiment,
+            experiment_id=None if info.experiment else self.experiment_id,
             uri=redact(self.uri),
         )
 
@@ -328,11 +355,36 @@ class MLflowTracker(Tracker):
         return Shipment(tuple(runs), running, error)
 
 
+def registered(given: object) -> tuple[str, str]:
+    """Return the name and the alias of `NAME` or `NAME@ALIAS`.
+
+    Raises:
+        ConfigError: MLflow takes no such name or alias.
+    """
+    whole = text("register", given, at_most=MAX_RUN_NAME)
+    name, at, alias = whole.partition("@")
+    alias = alias if at else DEFAULT_ALIAS
+    accepted = "NAME or NAME@ALIAS: a name without / and :, an alias of letters, digits, - and _"
+    if not name or re.search(r"[/:]", name) or not re.fullmatch(r"[\w\-]+", alias):
+        raise ConfigError("register", given, accepted)
+    if re.fullmatch(r"[vV]\d+", alias) or alias.lower() == "latest":
+        raise ConfigError("register", given, accepted, hint=f"MLflow keeps the alias {alias} for itself.")
+    return name, alias
+
+
 def _user() -> str | None:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name
         return str(os.getuid()) if hasattr(os, "getuid") else None
+
+
+def _program() -> list[str]:
+    """Return the arguments of Python that start this process's program; empty for a worker of a sweep, and a rank."""
+    started = StartedAs.now()
+    if started is None or (started.module or "").startswith(("trainyard.sweep.", "trainyard.distributed.")):
+        return []
+    return started.command
 
 
 def _python_path() -> list[str]:

@@ -16,6 +16,7 @@ from trainyard.hooks._batch import input_of
 from trainyard.hooks.predictions.boxes import Instances, figure
 from trainyard.runner import Member, Runner, checkpoint
 from trainyard.runner.hook import Hook
+from trainyard.runner.model_losses import predictions
 
 if TYPE_CHECKING:
     from trainyard.hooks.predictions.figures import Array
@@ -73,10 +74,10 @@ class DetectionLog(Hook):
         self._kept = {} if runner.work_dir is not None else None
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        self._take(runner.val_loop.current, data_batch, outputs)
+        self._take(runner.val_loop.current, data_batch, predictions(runner, "val", data_batch, outputs))
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        self._take(runner.test_loop.current, data_batch, outputs)
+        self._take(runner.test_loop.current, data_batch, predictions(runner, "test", data_batch, outputs))
 
     def after_val_epoch(self, runner: Runner, metrics: Any) -> None:
         self._draw(runner)

@@ -16,6 +16,7 @@ from trainyard.errors import TrainyardError
 from trainyard.hooks.predictions.file import Predictions, PredictionWriter, UnfitError, join
 from trainyard.runner import Member, Runner
 from trainyard.runner.hook import Hook
+from trainyard.runner.model_losses import predictions
 
 log = logging.getLogger("trainyard")
 
@@ -76,6 +77,7 @@ class PredictionDump(Hook):
             return
         if name not in self._writers:
             self._writers[name] = self._begun(runner, name)
+        outputs = predictions(runner, "test", data_batch, outputs)
         group = runner.stacked  # outputs have a member axis
         try:
             for k, writer in enumerate(self._writers[name]):

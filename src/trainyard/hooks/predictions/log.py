@@ -15,6 +15,7 @@ from trainyard.hooks.predictions.samples import Gathering, Shown, merged
 from trainyard.hooks.predictions.token_page import page
 from trainyard.runner import Member, Runner, checkpoint
 from trainyard.runner.hook import Hook
+from trainyard.runner.model_losses import predictions
 
 log = logging.getLogger("trainyard")
 
@@ -69,10 +70,12 @@ class PredictionLog(Hook):
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self._gatherings:
+            outputs = predictions(runner, "val", data_batch, outputs)
             self._gatherings[runner.val_loop.current].add(data_batch, outputs)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         if self._gatherings:
+            outputs = predictions(runner, "test", data_batch, outputs)
             self._gatherings[runner.test_loop.current].add(data_batch, outputs)
 
     def after_val_epoch(self, runner: Runner, metrics: Any) -> None:

@@ -105,6 +105,10 @@ class Agent:
                 del self._pids[worker]
         return message
 
+    def fileno(self) -> int:
+        """Return a descriptor that can be read when there is a message."""
+        return self._socket.fileno()
+
     def restart(self) -> str:
         """Start another agent after this one ended, and return how it ended.
 

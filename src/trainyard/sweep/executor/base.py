@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.task import Task, TaskState
 
 
@@ -57,6 +57,7 @@ class Finished:
         began: False if there never was a process, since the task cannot be sent to one.
         out_of_memory: `device` or `host` if that memory was too small.
         peak: the bytes that it had at most; 0 if unknown.
+        moved: whether its slots are about to be lost, for which it was asked to end.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Finished:
     began: bool = True
     out_of_memory: Literal["", "device", "host"] = ""
     peak: int = 0
+    moved: bool = False
 
 
 ExecutorEvent = Gained | Lost | Launched | Woken | Finished
@@ -79,6 +81,19 @@ class Executor(ABC):
     It neither chooses nor repeats: what runs where, and how often, is the scheduler's.
     """
 
+    slots: tuple[Slot, ...]
+    """All slots that there may be at once: plans are made for them, whether they are there or not."""
+
+    @property
+    @abstractmethod
+    def started(self) -> bool:
+        """Whether `start` was called, and `close` was not since."""
+
+    @property
+    def room(self) -> int:
+        """Number of slots that one task can take at once."""
+        return capacity(self.slots)
+
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
         """Begin preparations that take time, and return at once. Slots are told by events when they are there."""
 
@@ -86,6 +101,9 @@ class Executor(ABC):
     @abstractmethod
     def ready(self) -> tuple[Slot, ...]:
         """Slots that are there now."""
+
+    def expect(self, slots: int) -> None:  # noqa: B027 (slots of a machine are all there)
+        """Take note of how many slots there are tasks for: those that run, and those that wait."""
 
     @abstractmethod
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:

@@ -60,6 +60,7 @@ class TaskOutcome:
         attempts: attempts begun, including those before this run; 0 for a task that never began. One that ran out of
             CUDA memory beside others is not counted.
         slot: the index of the last attempt's slot, or the first of several; -1 for a task that never began.
+        moved: whether it was asked to end because its slots are taken away: what is left of it goes on elsewhere.
     """
 
     num: int
@@ -70,6 +71,7 @@ class TaskOutcome:
     seconds: float = 0.0
     attempts: int = 0
     slot: int = -1
+    moved: bool = False
 
 
 @dataclass(frozen=True)

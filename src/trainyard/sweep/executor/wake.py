@@ -1,12 +1,16 @@
-"""Wake-up calls of workers: a number through a pipe of the agent's, which the agent passes on to its owner."""
+"""Wake-up calls of workers: a number through a pipe of the agent's, which the agent passes on to its owner.
+
+The ranks of a wide job are processes that its worker spawns. They inherit the pipe: `Wake` is pickled with its file.
+"""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from multiprocessing import reduction
+from typing import Any, ClassVar
 
 _FORM = struct.Struct("<III")  # worker, job, place; shorter than what a pipe takes as one
 
@@ -24,6 +28,9 @@ class Wake:
 
     of_process: ClassVar[Wake | None] = None
 
+    def __reduce__(self) -> tuple[Callable[[Any, int], Wake], tuple[Any, int]]:
+        return _inherited, (reduction.DupFd(self.fd), self.worker)
+
     def __call__(self, index: int, at: int) -> None:
         """Tell that a job of this worker's task has reached a place of its training.
 
@@ -34,6 +41,10 @@ class Wake:
             at: its epoch, or iteration.
         """
         os.write(self.fd, _FORM.pack(self.worker, index, at))
+
+
+def _inherited(file: Any, worker: int) -> Wake:
+    return Wake(file.detach(), worker)
 
 
 def read_wakes(fd: int) -> Iterator[tuple[int, int, int]]:

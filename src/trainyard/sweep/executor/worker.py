@@ -11,14 +11,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from trainyard.errors import JobPaused, TrainyardError
+from trainyard.sweep.executor.slots import Slot, environment
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a process that was asked to end
 _MAGIC = b"trainyard report"
@@ -35,6 +36,32 @@ class WorkerSetting:
     cpus: tuple[int, ...] | None
     threads: int
     log: Path | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a process that creates tasks passes on to workers: its folder, `sys.path` and `sys.argv`."""
+
+    cwd: str
+    path: Sequence[object]
+    argv: Sequence[str]
+
+
+def worker_setting(slots: Sequence[Slot], threads: int | None, log: Path | None, place: Place) -> WorkerSetting:
+    """Return the settings of a worker on some slots of this machine.
+
+    Args:
+        slots: the slots.
+        threads: the threads that it uses; None for those of its slot.
+        log: the file that its output is appended to.
+        place: where the task was created.
+    """
+    if threads is not None:
+        slots = [replace(slot, threads=threads) for slot in slots]
+    cpus = None if slots[0].cpus is None else tuple(cpu for slot in slots for cpu in slot.cpus or ())
+    path = [str(entry) for entry in place.path]
+    environ = environment(slots, os.environ)
+    return WorkerSetting(environ, place.cwd, path, list(place.argv), cpus, slots[0].threads, log)
 
 
 @dataclass(frozen=True)
@@ -55,14 +82,20 @@ class TaskReport:
     out_of_memory: bool = False
 
 
-def write_task(file: BinaryIO, setting: WorkerSetting, function: Callable[[Any], Any], argument: Any) -> None:
-    """Write what `work` reads.
+def pickled_call(function: Callable[[Any], Any], argument: Any) -> bytes:
+    """Return the call of a task as `write_task` takes it.
 
     Raises:
         Exception: the function or its argument cannot be pickled; the pickling's own error.
     """
+    pickled: bytes = cloudpickle.dumps((function, argument))
+    return pickled
+
+
+def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes) -> None:
+    """Write what `work` reads."""
     pickle.dump(setting, file)
-    cloudpickle.dump((function, argument), file)
+    file.write(call)
     file.seek(0)
 
 
@@ -82,10 +115,8 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
     _end()
 
 
-def read_report(file: BinaryIO) -> TaskReport | None:
+def parsed_report(content: bytes) -> TaskReport | None:
     """Return the report that a worker left; None if there is none, or only a part of one."""
-    file.seek(0)
-    content = file.read()
     begin = len(_MAGIC) + 8
     size = int.from_bytes(content[len(_MAGIC) : begin], "big")
     if not content.startswith(_MAGIC) or len(content) != begin + size:

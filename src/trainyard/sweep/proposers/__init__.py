@@ -1,6 +1,6 @@
 """Proposers, which decide what jobs a sweep runs next."""
 
-from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.grid import GridProposer
 
-__all__ = ["GridProposer", "NewJob", "Promote", "Proposer"]
+__all__ = ["GridProposer", "NewJob", "Promote", "Proposal", "Proposer", "Prune"]

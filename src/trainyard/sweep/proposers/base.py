@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainyard.sweep.events import Event, Wish
 from trainyard.track.sweep_position import Rungs
@@ -18,11 +19,13 @@ class NewJob:
         overrides: its overrides.
         num: its number; None for the next one.
         rungs: where it reports the value of its objective, and pauses; None for neither.
+        note: plain data that is recorded with the job, and told again (`Proposed.note`).
     """
 
     overrides: tuple[str, ...]
     num: int | None = None
     rungs: Rungs | None = None
+    note: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,22 @@ class Promote:
     rungs: Rungs | None = None
 
 
+@dataclass(frozen=True)
+class Prune:
+    """A paused job is not to go on any more: it is pruned, and of its checkpoints only those of best values stay.
+
+    Attributes:
+        num: its number.
+        why: the reason, for people.
+    """
+
+    num: int
+    why: str
+
+
+Proposal = NewJob | Promote | Prune
+
+
 class Proposer(ABC):
     """Decides which jobs to run next.
 
@@ -51,10 +70,16 @@ class Proposer(ABC):
             if not self.proposed:
                 return [NewJob((f"optim.lr={rate}",), rungs=Rungs((2,), until=2)) for rate in self.rates]
             return [Promote(num) for num in self.better_half() if num in self.paused]
+
+    Attributes:
+        identity: what it decides by, as plain data: it is recorded, and a sweep is continued only with the same. Empty
+            for a proposer that the jobs themselves identify.
     """
 
+    identity: Mapping[str, Any] = {}
+
     @abstractmethod
-    def ask(self, free: int) -> Sequence[NewJob | Promote]:
+    def ask(self, free: int) -> Sequence[Proposal]:
         """Return what is to run next. It is asked whenever a slot is free.
 
         Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainyard.sweep.proposers.base import NewJob, Promote, Proposer
+from trainyard.sweep.proposers.base import NewJob, Proposal, Proposer
 
 
 class GridProposer(Proposer):
@@ -23,7 +23,7 @@ class GridProposer(Proposer):
         self._first = first
         self._asked = False
 
-    def ask(self, free: int) -> Sequence[NewJob | Promote]:
+    def ask(self, free: int) -> Sequence[Proposal]:
         if self._asked:
             return []
         self._asked = True

@@ -54,7 +54,7 @@ class Fleet:
         self.ending = True
         for run in self._runs.values():
             run.writer_left()
-            for backoff in (run.trying, run.uploading, self._stores.backoff(run.uri)):
+            for backoff in (run.trying, run.uploading, run.awaiting, self._stores.backoff(run.uri)):
                 backoff.hurry()
 
     def work(self) -> float:
@@ -115,6 +115,8 @@ class Fleet:
             self._runs[run.work_dir] = self._runs.pop(run.work_dir)  # let another one try first next time
         if run.done:
             self._drop(run.work_dir)
+            for other in self._runs.values():
+                other.awaiting.succeeded()  # it may be this one that it waits for
 
     @property
     def finished(self) -> bool:
@@ -126,7 +128,8 @@ class Fleet:
         return bool(self._runs)
 
     def _hopeless(self, run: RunShipper) -> bool:
-        return any(backoff.hopeless for backoff in (run.trying, run.uploading, self._stores.backoff(run.uri)))
+        own = (run.trying, run.uploading, run.awaiting)
+        return any(backoff.hopeless for backoff in (*own, self._stores.backoff(run.uri)))
 
     def _drop(self, work_dir: Path) -> None:
         if run := self._runs.pop(work_dir, None):

@@ -65,4 +65,4 @@ class HeldBack:
 
 
 def _how(work_dir: Path) -> str:
-    return f"If you trust it: python scripts/sync.py --trust {shell_path(str(work_dir))}"
+    return f"If you trust it: trainyard sync --trust {shell_path(str(work_dir))}"

@@ -6,7 +6,6 @@ import functools
 import importlib
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,15 @@ from mlflow.exceptions import MlflowException
 from trainyard import __version__
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper import user_code
+from trainyard.track.shipper.sanitize import first_line
 from trainyard.track.shipper.uploads import LeftOutError
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd  # type: ignore[import-untyped,unused-ignore]
     from torch import nn
+
+    from trainyard.track.shipper.model_records import PlannedModel
 
 _MODEL_TAG = "trainyard.model"
 
@@ -37,25 +39,26 @@ class BuiltModel:
         example: one input, an array or the table that it was trained on; None if it takes anything else.
         predict: `"module:function"` for the predictions that are served; None: `net(inputs)`.
         code: the files of the user's that it needs, by their places in the folder that they are imported from.
+        form: `pickle` or `export`: see `Journal.model`.
     """
 
     net: nn.Module
     example: np.ndarray | pd.DataFrame | None
     predict: str | None
     code: dict[Path, Path]
+    form: str = "pickle"
 
 
-Build = Callable[[], BuiltModel]
-
-
-def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, predict: str | None) -> BuiltModel:
+def build_model(
+    work_dir: Path, info: RunInfo, checkpoint: str, loader: str, predict: str | None, *, form: str = "pickle"
+) -> BuiltModel:
     """Build the model of a run by its loader, in this process.
 
     Args:
         work_dir: the run's directory.
         info: the run's, with the folders that its modules are imported from.
         checkpoint: relative to `work_dir`.
-        loader, predict: see `Journal.model`.
+        loader, predict, form: see `Journal.model`.
 
     Raises:
         LeftOutError: the run has saved no such checkpoint.
@@ -65,7 +68,7 @@ def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, pre
         raise LeftOutError(f"there is no checkpoint {checkpoint}")
     import yaml  # type: ignore[import-untyped,unused-ignore]
 
-    from trainyard.track.shipper.served_model import as_table
+    from trainyard.track.shipper.served_model import as_table, exportable
 
     sys.path[:0] = [folder for folder in info.python_path if folder not in sys.path]
     module, _, name = loader.partition(":")
@@ -75,7 +78,12 @@ def build_model(work_dir: Path, info: RunInfo, checkpoint: str, loader: str, pre
         text = (work_dir / info.config).read_text(encoding="utf-8")
         config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     code = user_code.files_of(user_code.modules_of(net, config), info.python_path)
-    return BuiltModel(net.cpu().eval(), None if example is None else as_table(net, example), predict, code)
+    table = None if example is None else as_table(net, example)
+    if form == "export" and example is None:
+        raise LeftOutError("torch.export needs an input of the model that is one array, and there is none")
+    if form == "export":
+        return BuiltModel(*exportable(net.cpu().eval(), example, predict), None, {}, form)
+    return BuiltModel(net.cpu().eval(), table, predict, code)
 
 
 @functools.cache
@@ -94,15 +102,14 @@ def warm_model() -> None:
         )
 
 
-def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Build, stamp: str) -> None:
-    """Log the run's model, which `mlflow.pytorch.load_model("runs:/<run_id>/model")` opens.
+def log_model(client: MlflowClient, experiment_id: str, run_id: str, planned: PlannedModel) -> str:
+    """Log a model of the run, which `mlflow.pytorch.load_model("runs:/<run_id>/<name>")` opens; return its ID.
 
     It records what `mlflow.pytorch.log_model` does, through the client: that function reads back the whole history
     of every metric, and would log the model again after a kill between its end and the record of it.
 
     Args:
-        build: returns the model.
-        stamp: distinguishes this model from others of the same run.
+        planned: the model, which is not built yet.
 
     Raises:
         LeftOutError: it cannot be built, or this MLflow server does not support models.
@@ -113,26 +120,31 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
 
     try:
         logged = client.search_logged_models(
-            [experiment_id], f"source_run_id = '{run_id}' AND tags.`{_MODEL_TAG}` = '{stamp}'"
+            [experiment_id], f"source_run_id = '{run_id}' AND tags.`{_MODEL_TAG}` = '{planned.stamp}'"
         )
-        if logged and logged[0].status == "READY":
-            return
-        tags = {_MODEL_TAG: stamp}
-        model = logged[0] if logged else client.create_logged_model(experiment_id, "model", run_id, tags)
+        model = next((each for each in logged if each.name == planned.name), None)
+        if model is not None and model.status == "READY":
+            return model.model_id
+        if model is None:
+            tags = {_MODEL_TAG: planned.stamp}
+            model = client.create_logged_model(experiment_id, planned.name, run_id, tags)
     except MlflowException as error:
         if error.error_code == "ENDPOINT_NOT_FOUND":
             raise LeftOutError("this MLflow server keeps no models; it needs MLflow 3") from error
         raise
     try:
-        built = build()
+        built = planned.build()
     except LeftOutError:
         raise
     except Exception as error:
         raise LeftOutError(f"{type(error).__name__}: {error}") from error
+    exported = built.form == "export"
+    own = [] if exported else ["cloudpickle", f"trainyard=={__version__}"]
     with tempfile.TemporaryDirectory() as folder:
-        # Pickled, as torch users expect: a real module of its own class. "pt2", which needs no code to load, takes
-        # 2 s to trace a small model, supports one input only, and does not support every model.
-        mlflow.pytorch.save_model(
+        # Pickled by default, as torch users expect: a real module of its own class. "pt2", which needs no code to load,
+        # takes 2 s to trace a small model, supports one input only, and does not support every model.
+        save = functools.partial(
+            mlflow.pytorch.save_model,
             built.net,
             f"{folder}/model",
             mlflow_model=Model(
@@ -144,19 +156,21 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, build: Buil
             signature=_signature(built),
             input_example=built.example,
             code_paths=user_code.copy(built.code, Path(folder, "code")) or None,
-            pip_requirements=[
-                f"torch=={torch.__version__.partition('+')[0]}",
-                "numpy",
-                "cloudpickle",
-                f"trainyard=={__version__}",
-            ],
-            serialization_format="pickle",
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy", *own],
+            serialization_format="pt2" if exported else "pickle",
         )
+        try:
+            save()
+        except Exception as error:
+            if not exported:
+                raise
+            raise LeftOutError(f"torch.export cannot trace it: {type(error).__name__}: {first_line(error)}") from error
         if built.predict is not None:
             _serve(f"{folder}/model", built.predict)
         client.log_model_artifacts(model.model_id, f"{folder}/model")
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=planned.step or 0)])
+    return model.model_id
 
 
 def _serve(model: str, predict: str) -> None:

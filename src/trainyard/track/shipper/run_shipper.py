@@ -9,19 +9,25 @@ from pathlib import Path
 
 from trainyard.errors import TrainyardError
 from trainyard.track import journal, own
-from trainyard.track.journal import Record
+from trainyard.track.lines import Record, encode
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipped import LOG, Shipped, ShipperLock
 from trainyard.track.shipper.backoff import PATIENCE, Backoff
 from trainyard.track.shipper.held_back import HeldBack
-from trainyard.track.shipper.logged_model import BuiltModel, build_model, warm_model
+from trainyard.track.shipper.logged_model import warm_model
+from trainyard.track.shipper.model_records import EPOCH, of_evaluation, planned_model
 from trainyard.track.shipper.names import Names
+from trainyard.track.shipper.other_runs import AwaitedError, linked
+from trainyard.track.shipper.registry import register
 from trainyard.track.shipper.sanitize import describe
 from trainyard.track.shipper.store import MAX_ITEMS, MESSAGE_TAG, RunLostError, Store, StoredRun, Stores
 from trainyard.track.shipper.uploads import LeftOutError
 
 _FINAL = ("FINISHED", "FAILED", "KILLED")
 _MODEL = "model"
+_REGISTER = "register"
+DIGEST_TAG = "data.digest"
+"""Tag of a run with the digest of each set of its data: `train=8fa6… val=e359…`."""
 _MAX_RECORDS = 5000  # read into one batch
 _MAX_NOTES = 20
 _SAVE_EVERY = 1.0  # seconds, in a long step
@@ -73,6 +79,7 @@ class RunShipper:
         done: the trainer is gone, and everything is shipped.
         looked: when the last step began, by `time.monotonic`.
         trying, uploading: when to continue after a failure of this run itself.
+        awaiting: when to look again for another run that this one refers to.
 
     Raises:
         TrainyardError: there is no run here, its `run.json` does not name where it is tracked, or a directory from
@@ -102,6 +109,8 @@ class RunShipper:
         self.looked = 0.0
         self.trying = Backoff()
         self.uploading = Backoff()
+        self.awaiting = Backoff()
+        self._awaited = ""
         self._state = Shipped.load(work_dir, where)
         self._stores = stores
         self._search = search
@@ -131,7 +140,7 @@ class RunShipper:
     @property
     def idle(self) -> bool:
         """True if a step would find nothing to do; reading it checks the journal's size."""
-        waiting = self._waiting - {_MODEL}
+        waiting = [what for what in self._waiting if not _order(what)]
         if self.gone or self._connection is None or self._state.error or waiting:
             return False
         try:
@@ -167,6 +176,8 @@ class RunShipper:
         moved |= self._upload(store, run)
         moved |= self._settle(store, run)
         error = self._state.error if self.uploading.failing else None if self._held is None else self._held.told
+        if self.awaiting.failing:
+            error = error or self._awaited
         if self._state.error != error:
             self._state.error = error
             self._changed = True
@@ -244,16 +255,27 @@ class RunShipper:
         match record:
             case {"kind": "metrics", "time": at, "step": step, "values": values}:
                 batch.metrics += [(name, value, at, step) for name, value in values.items()]
+                if "epoch" in record and EPOCH not in values and of_evaluation(values):
+                    batch.metrics.append((EPOCH, record["epoch"], at, step))
             case {"kind": "params", "params": params}:
                 batch.params += params.items()
             case {"kind": "tags", "tags": tags}:
                 batch.tags |= tags
+            case {"kind": "linked_tags"}:
+                batch.uploads["links"] = batch.end, record
             case {"kind": "array", "name": name}:
                 batch.uploads[f"array {name}"] = batch.end, record
             case {"kind": "artifact", "path": path, "to": to}:
                 batch.uploads[f"artifact {Path(to) / Path(path).name}"] = batch.end, record
             case {"kind": "model"}:
-                batch.uploads[_MODEL] = batch.end, record
+                name = record.get("name", _MODEL)
+                batch.uploads[_MODEL if name == _MODEL else f"{_MODEL} {name}"] = batch.end, record
+            case {"kind": "inputs", "inputs": inputs}:
+                batch.tags[DIGEST_TAG] = " ".join(f"{each['context']}={each['digest']}" for each in inputs)
+                if self.info.parent is None:  # a sweep's own run has those of its jobs: a request less for each
+                    batch.uploads["inputs"] = batch.end, record
+            case {"kind": "register"}:
+                batch.uploads[_REGISTER] = batch.end, record
             case {"kind": "status", "status": status, "message": message}:
                 batch.status, batch.quiet = status, not message
                 if message:
@@ -285,12 +307,14 @@ class RunShipper:
 
     def _upload(self, store: Store, run: StoredRun) -> bool:
         moved = False
-        for what, start in sorted(self._state.uploads.items(), key=lambda item: item[0] == _MODEL):
-            if what == _MODEL and self._state.status != "FINISHED":
-                self._await_model()
+        for what, start in sorted(self._state.uploads.items(), key=lambda item: _order(item[0])):
+            if _order(what) and self._state.status != "FINISHED":
+                self._await_model(what)
                 continue
             if not self.uploading.due:
                 break
+            if _awaits_others(what) and not self.awaiting.due:
+                continue
             record = self._records.get(what) or next(journal.read(self._path, start), (None, 0))[0]
             if record is not None and self._held is not None and self._held.holds(what, record):
                 continue
@@ -299,6 +323,10 @@ class RunShipper:
                     self._upload_one(store, run, record)
             except LeftOutError as error:
                 self.note(f"{what}: {error}")
+            except AwaitedError as error:
+                self.awaiting.failed()
+                self._awaited = str(error)
+                continue
             except Exception as error:
                 self.uploading.failed()
                 self.failed(error)
@@ -307,6 +335,8 @@ class RunShipper:
             self._records.pop(what, None)
             self._save_if_due()
             self.uploading.succeeded()
+            if _awaits_others(what):
+                self.awaiting.succeeded()
             moved = True
         return moved
 
@@ -315,21 +345,21 @@ class RunShipper:
             case {"kind": "artifact", "path": path, "to": to}:
                 run.artifacts.add(self.work_dir / path, to)
             case {"kind": "array", "name": name, "step": step, "value": value}:
-                run.artifacts.array(
-                    self._names("array", name), {"name": name, "step": step, "value": journal.encode(value)}
-                )
-            case {"kind": "model", "checkpoint": checkpoint, "loader": loader, "time": at}:
-
-                def build() -> BuiltModel:
-                    return build_model(self.work_dir, self.info, checkpoint, loader, record.get("predict"))
-
+                run.artifacts.array(self._names("array", name), {"name": name, "step": step, "value": encode(value)})
+            case {"kind": "inputs", "inputs": inputs}:
+                store.inputs(run, inputs)
+            case {"kind": "linked_tags", "tags": tags}:
+                store.log(run.run_id, self._names, tags=linked(store, run.experiment_id, tags), note=self.note)
+            case {"kind": "model"}:
                 self._save()  # a model takes time
-                store.model(run, build, f"{checkpoint}@{at}")
+                store.model(run, planned_model(self.work_dir, self.info, record), self._names)
+            case {"kind": "register", "name": name, "alias": alias}:
+                register(store, run, name, alias, (self.work_dir / record["of"]) if "of" in record else None)
 
-    def _await_model(self) -> None:
+    def _await_model(self, what: str) -> None:
         # A trainer that resumes the run may be writing by now.
         if self.gone and (self._state.status in _FINAL or not journal.being_written(self._path)):
-            del self._state.uploads[_MODEL]  # the run did not finish: it has no model
+            del self._state.uploads[what]  # the run did not finish: it has no model
             self._changed = True
         elif self._held is None:
             with contextlib.suppress(Exception):  # an error will show again, and be reported, when the model is logged
@@ -358,3 +388,14 @@ class RunShipper:
         self._changed = True
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self._save()
+
+
+def _awaits_others(what: str) -> bool:
+    """Return whether an upload refers to another run, which may have to be shipped first."""
+    return what in (_REGISTER, "links")
+
+
+def _order(what: str) -> int:
+    """Return when something is uploaded: a model after all files and only of a finished run, then its registration."""
+    kind = what.partition(" ")[0]
+    return 2 if kind == _REGISTER else 1 if kind == _MODEL else 0

@@ -60,6 +60,32 @@ class ServedModel:
         return output
 
 
+class _Predictions(nn.Module):
+    """Predictions of a model as the forward pass of a module, which `torch.export` can trace."""
+
+    def __init__(self, net: nn.Module, predict: Predict) -> None:
+        super().__init__()
+        self.net = net
+        self.predict = predict
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.predict(self.net, inputs)
+
+
+def exportable(
+    net: nn.Module, example: np.ndarray[Any, Any], predict: str | None
+) -> tuple[nn.Module, np.ndarray[Any, Any]]:
+    """Return a module whose forward pass gives the predictions of `net`, and inputs to trace it with.
+
+    Args:
+        net: the model.
+        example: its inputs, `[B, ...]`; one row alone comes twice, since torch would take 1 for a fixed batch size.
+        predict: `"module:function"`; None: `net(inputs)`.
+    """
+    rows = np.concatenate([example, example]) if len(example) == 1 else example
+    return (net if predict is None else _Predictions(net, function(predict)).eval()), rows
+
+
 def function(path: str) -> Any:
     """Return the function that `"module:function"` names."""
     module, _, name = path.partition(":")

@@ -7,6 +7,7 @@ import importlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
@@ -15,11 +16,13 @@ from mlflow.exceptions import MlflowException
 from trainyard.track.run_info import RunInfo
 from trainyard.track.shipper import databases
 from trainyard.track.shipper.backoff import Backoff
+from trainyard.track.shipper.dataset_inputs import dataset_input
 from trainyard.track.shipper.exchange import Exchanges, counted
-from trainyard.track.shipper.logged_model import Build, log_model
+from trainyard.track.shipper.logged_model import log_model
+from trainyard.track.shipper.model_records import PlannedModel
 from trainyard.track.shipper.names import Names
 from trainyard.track.shipper.sanitize import MAX_PARAM, MAX_RUN_NAME, MAX_TAG, clean_text, first_line
-from trainyard.track.shipper.uploads import Artifacts
+from trainyard.track.shipper.uploads import Artifacts, LeftOutError
 from trainyard.track.uri import sqlite_file, with_password
 
 # The server's limits: https://mlflow.org/docs/latest/rest-api.html#request-limits
@@ -103,7 +106,8 @@ class Store:
     """
 
     def __init__(self, uri: str, exchanges: Exchanges) -> None:
-        uri = with_password(uri)
+        self.uri = uri
+        self.address = uri = with_password(uri)
         database = sqlite_file(uri)
         if database is None:
             with exchanges.one():
@@ -197,9 +201,32 @@ class Store:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
 
-    def model(self, run: StoredRun, build: Build, stamp: str) -> None:
-        """Log the run's model: see `log_model`."""
-        log_model(self._client, run.experiment_id, run.run_id, build, stamp)
+    @property
+    def client(self) -> MlflowClient:
+        """Client of the store."""
+        return self._client
+
+    def model(self, run: StoredRun, planned: PlannedModel, names: Names) -> None:
+        """Log a model of the run with its metrics: see `log_model`.
+
+        The run has these points already; MLflow keeps them once, and has them of the model as well.
+        """
+        model_id = log_model(self._client, run.experiment_id, run.run_id, planned)
+        points = [
+            Metric(names("metric", name), value, int(at * 1000), step, model_id=model_id)
+            for name, value, at, step in planned.metrics[:MAX_ITEMS]
+        ]
+        if points:
+            self._client.log_batch(run.run_id, points)
+
+    def inputs(self, run: StoredRun, inputs: Sequence[dict[str, Any]]) -> None:
+        """Log the data sets of the run; raise LeftOutError if this server does not support them."""
+        try:
+            self._client.log_inputs(run.run_id, [dataset_input(each) for each in inputs])
+        except MlflowException as error:
+            if error.error_code in ("ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"):
+                raise LeftOutError(first_line(error)) from error
+            raise
 
     def _known(self, info: RunInfo, run: Run) -> StoredRun:
         self._runs[info.id] = run.info.run_id
@@ -219,7 +246,7 @@ class Store:
             if found.lifecycle_stage != "active":
                 raise MlflowException(
                     f"The experiment {found.name} was deleted in MLflow: restore it there, or choose another one with "
-                    "sync.py --experiment."
+                    "`trainyard sync --experiment`."
                 )
             self._experiments[key] = found.experiment_id
         return self._experiments[key]
@@ -232,6 +259,15 @@ class Store:
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
                 raise
             return found  # another process was faster
+
+    def known(self, experiment_id: str, own_id: str) -> str | None:
+        """Return MLflow's ID of a run by its own; None if there is no such run."""
+        if own_id not in self._runs:
+            found = self._find(experiment_id, own_id)
+            if found is None:
+                return None
+            self._runs[own_id] = found.info.run_id
+        return self._runs[own_id]
 
     def _find(self, experiment_id: str, own_id: str) -> Run | None:
         found = self._client.search_runs(
@@ -248,11 +284,7 @@ class Store:
             tags["mlflow.user"] = info.user
         if info.parent:
             tags["trainyard.parent_id"] = info.parent
-            parent = self._runs.get(info.parent)
-            if parent is None:
-                found = self._find(self._experiment(info), info.parent)
-                parent = found.info.run_id if found else None
-            if parent:
+            if parent := self._runs.get(info.parent) or self.known(self._experiment(info), info.parent):
                 tags["mlflow.parentRunId"] = parent
         return tags | info.tags | info.changes
 

@@ -1,4 +1,4 @@
-"""Application of a sweep: how it was started, for its manifest."""
+"""Application: how the training command was started, so that it can be started again."""
 
 from __future__ import annotations
 

@@ -1,24 +1,14 @@
-"""Synchronization with MLflow of runs that were not shipped during training.
-
-    python scripts/sync.py outputs
-
-Every run below the given folders is checked; records that MLflow has already are not sent again. The exit status is
-1 if something stays unshipped.
-"""
+"""Synchronization with MLflow of runs that were not shipped during training."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
-from trainyard import temporary
-from trainyard.errors import ConfigError, TrainyardError
+from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import RunInfo, own, run_info
 from trainyard.track.shipped import summary
-from trainyard.track.shipper.__main__ import configure
 from trainyard.track.uri import resolve
 
 
@@ -51,7 +41,19 @@ def check_place(work_dir: Path, info: RunInfo, trust: bool) -> None:
 
 
 def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bool) -> bool:
-    """Ship the runs below `folders`, and return whether everything is shipped then."""
+    """Ship the runs below some folders, and say of each how much of it MLflow has.
+
+    Records that MLflow has already are not sent again.
+
+    Args:
+        folders: a run's, or one with runs below it.
+        uri: where to; None for the store that each run has recorded.
+        experiment: where to make runs that MLflow does not have; None for the one that each run has recorded.
+        trust: directories from elsewhere are one's own from now on.
+
+    Returns:
+        Whether everything is shipped.
+    """
     from trainyard.track.shipper.exchange import Exchanges, patience
     from trainyard.track.shipper.fleet import ship_now  # imports mlflow
     from trainyard.track.shipper.run_shipper import InUseError
@@ -89,36 +91,3 @@ def sync(folders: list[Path], uri: str | None, experiment: str | None, trust: bo
     stores.close()
     end()
     return complete
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or one with runs below it"
-    )
-    parser.add_argument("--uri", help="the MLflow URI to ship to; by default the one that each run has recorded")
-    parser.add_argument(
-        "--experiment",
-        help="where to make runs that MLflow does not have; by default the one that each run has recorded",
-    )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="directories from elsewhere are your own from now on: their models are built, which runs code, links out "
-        "of them are followed, and their runs go to the store that they name",
-    )
-    arguments = parser.parse_args()
-    for folder in arguments.folders:
-        if not folder.is_dir():
-            parser.error(f"{folder} is not a folder")
-    try:
-        uri = resolve(arguments.uri, Path.cwd()) if arguments.uri else None
-    except ConfigError as error:
-        parser.error(f"--{error}")
-    configure()
-    temporary.use_own_folder()
-    return 0 if sync(arguments.folders, uri, arguments.experiment, arguments.trust) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

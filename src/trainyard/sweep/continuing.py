@@ -1,6 +1,4 @@
-"""Resumption of a sweep: its command is run again, in the same folder and with the same overrides.
-
-    python scripts/resume_sweep.py multirun/2026-01-31/12-00-00
+"""Continuation of a sweep: its command is run again, in the same folder and with the same overrides.
 
 The manifest in the sweep's directory names the application that is run: the script or module that began the sweep.
 Finished jobs are kept, interrupted jobs resume from their checkpoints, the others are run, all as the manifest has it:
@@ -9,7 +7,6 @@ same bits for the recorded decisions on the same kind of CPU; otherwise equal to
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -17,32 +14,34 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.quoting import override
-from trainyard.sweep.application import StartedAs
 from trainyard.sweep.manifest import Manifest
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the sweep's directory (hydra.sweep.dir)")
-    parser.add_argument("--app", type=Path, help="the application's script, where it is not found: it was moved, say")
-    options = parser.parse_args()
-    directory = options.directory.resolve()
-    record = directory / "multirun.yaml"
+def go_on(directory: Path, application: Path | None = None) -> int:
+    """Run the command of a sweep again, and return its exit status.
+
+    Args:
+        directory: the sweep's.
+        application: the application's script, where it is not found: it was moved, say.
+
+    Raises:
+        TrainyardError: this is no sweep's directory; its application, or the folder that it was started in, is gone.
+    """
+    record = directory.resolve() / "multirun.yaml"
     if not record.is_file():
-        parser.error(f"{options.directory} is no sweep's directory: it has no multirun.yaml")
+        raise TrainyardError(f"{directory} is no sweep's directory: it has no multirun.yaml")
+    directory = directory.resolve()
     hydra = OmegaConf.load(record).hydra
-    try:
-        application = _application(directory, options.app)
-    except TrainyardError as error:
-        parser.error(str(error))
+    started = _application(directory, application)
     if not Path(hydra.runtime.cwd).is_dir():
-        parser.error(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
+        raise TrainyardError(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
     # Hydra keeps its own mode (-m) among the overrides; the directory is given here
     given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
     own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    command = [sys.executable, *application.command, "-m", *_config(hydra), *own, *given["task"]]
+    command = [sys.executable, *started.command, "-m", *_config(hydra), *own, *given["task"]]
     return subprocess.run(
         [*command, override("hydra.sweep.dir", directory)], cwd=hydra.runtime.cwd, check=False
     ).returncode
@@ -75,7 +74,3 @@ def _config(hydra: Any) -> list[str]:
     flags = [] if hydra.job.config_name is None else ["--config-name", str(hydra.job.config_name)]
     folders = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [*flags, *(["--config-dir", folders[0]] if folders else [])]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Running a run again: from its resolved config, or from its overrides with others in their place."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped,unused-ignore]
+
+from trainyard.catalog.find import SWEEP
+from trainyard.catalog.stored_run import StoredRun
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.redaction import MASK
+from trainyard.track import own
+
+_MODULE = ["-m", "trainyard.train"]
+_PRIMARY = "again"  # the name of a primary config; options of groups have others
+# As conf/train.yaml has them; they come from Trainyard's own configs, which its plugin adds to the search path.
+_DEFAULTS = [
+    "_self_",
+    {"override hydra/job_logging": "trainyard"},
+    {"override hydra/hydra_logging": "none"},
+    {"override hydra/help": "trainyard"},
+    {"override hydra/launcher": "local"},
+    {"override hydra/sweeper": "grid"},
+]
+# Where a run is kept and tracked, not what it does.
+_OWN = {"resume": False, "resume_override": None, "name": None, "tracker": None}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a training is started.
+
+    Attributes:
+        command: the program and its arguments.
+        folder: the current folder.
+        environment: the environment variables.
+    """
+
+    command: list[str]
+    folder: Path
+    environment: dict[str, str]
+
+
+def check_trust(run: StoredRun, place: str, trust: bool) -> None:
+    """Check that a run may be started again: its config names the code that is run.
+
+    Args:
+        run: the run.
+        place: where it was found, for the message.
+        trust: whether the user trusts it.
+
+    Raises:
+        TrainyardError: its directory is not the user's own.
+    """
+    if not (trust or own.is_own(run.info, run.directory)):
+        raise TrainyardError(
+            f"{run.info.name} ({place}): is from elsewhere, and its config names code that would run. "
+            "If you trust it: --trust."
+        )
+
+
+def from_config(run: StoredRun, folder: Path, directory: Path) -> Launch:
+    """Return how to run a run again exactly as it was: from its resolved config, without tracking.
+
+    Args:
+        run: the run.
+        folder: an empty folder for the config that is started from.
+        directory: the new run's.
+
+    Raises:
+        TrainyardError: its config cannot be read, or holds a credential that was not written down.
+    """
+    if not run.config:
+        raise TrainyardError(
+            f"{run.directory}: no config.yaml that can be read. Without it the run cannot be repeated."
+        )
+    values = {key: value for key, value in run.config.items() if key != "work_dir"} | _OWN
+    for key, value in _leaves(values):
+        if isinstance(value, str) and MASK in value:
+            hint = "`trainyard rerun` takes it as an override."
+            raise ConfigError(key, value, "the credential, which is not written down", hint=hint)
+    threads = run.history.tags.get("threads", "")
+    if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:
+        values["env"] = values["env"] | {"threads": int(threads)}  # sums depend on how they are divided
+    hydra = {"job": {"name": "train"}, "run": {"dir": str(directory.absolute())}}
+    whole = {"defaults": _DEFAULTS, **_literal(values), "work_dir": "${hydra:runtime.output_dir}", "hydra": hydra}
+    (folder / f"{_PRIMARY}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+    return _launch(run, _hydra(run), [*_program(run), "-cp", str(folder), "-cn", _PRIMARY])
+
+
+def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False) -> Launch:
+    """Return how to run the command of a run again, with other overrides, from the configs as they are now.
+
+    An override replaces those of the same key, and the option of a group those of keys in it. The name of the run is
+    not given again.
+
+    Args:
+        run: the run.
+        changes: overrides.
+        multirun: a sweep over the changes.
+
+    Raises:
+        TrainyardError: the run's overrides cannot be read.
+    """
+    try:
+        text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+        given = [str(line) for line in yaml.safe_load(text) or []]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise TrainyardError(
+            f"{run.directory}: its overrides (.hydra/overrides.yaml) cannot be read: {error}"
+        ) from error
+    hydra = _hydra(run)
+    new = {_key(line) for line in changes}
+    groups = {str(group) for group in (hydra.get("runtime") or {}).get("choices") or {}}
+    below = tuple(f"{key.replace('/', '.')}." for key in new if key in groups)
+    kept = [line for line in given if _key(line) not in {*new, "resume", "name"} and not _key(line).startswith(below)]
+    program = _program(run)
+    main = _sources(hydra, "main")
+    flags = ["-cp", main[0]] if program == _MODULE and main and Path(main[0]).is_dir() else []
+    name = (hydra.get("job") or {}).get("config_name")
+    flags += ["-cn", str(name)] if name else []
+    flags += [word for folder in _sources(hydra, "command-line")[:1] for word in ("--config-dir", folder)]
+    flags += ["-m"] if multirun else []
+    path = [line for line in (hydra.get("overrides") or {}).get("hydra") or [] if _key(line) == "hydra.searchpath"]
+    return _launch(run, hydra, [*program, *flags, *path, *kept, *changes])
+
+
+def new_directory() -> Path:
+    """Return a directory for a run, as Hydra names them."""
+    now = time.time()
+    return Path("outputs", time.strftime("%Y-%m-%d", time.localtime(now)), _clock(now)).absolute()
+
+
+def _clock(now: float) -> str:
+    return f"{time.strftime('%H-%M-%S', time.localtime(now))}-{int(now % 1 * 1e6):06d}"
+
+
+def _launch(run: StoredRun, hydra: Mapping[str, Any], arguments: list[str]) -> Launch:
+    """Return the launch of Python with these arguments, in the folder from which the run was started if it is there."""
+    then = Path((hydra.get("runtime") or {}).get("cwd") or ".")
+    folders = [folder for folder in run.info.python_path if Path(folder).is_dir()]
+    before = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([*([before] if before else []), *folders])
+    environment = dict(os.environ) | ({"PYTHONPATH": path} if path else {})
+    return Launch([sys.executable, *arguments], then if then.is_dir() else Path.cwd(), environment)
+
+
+def _program(run: StoredRun) -> list[str]:
+    """Return the arguments of Python that start the run's program, or Trainyard's own where that is not there."""
+    program = run.info.program or _of_sweep(run.directory)
+    there = program[:1] == ["-m"] or (program and Path(program[0]).is_file())
+    return list(program) if there else list(_MODULE)
+
+
+def _of_sweep(directory: Path) -> list[str]:
+    """Return the arguments that start the program of the sweep that a run is a job of; empty if it is of none."""
+    for parent in directory.absolute().parents[:3]:
+        if (parent / SWEEP).is_file():
+            for line in (parent / SWEEP).read_text(encoding="utf-8", errors="replace").splitlines():
+                if '"application"' in line:
+                    record = json.loads(line)
+                    return ["-m", record["module"]] if record.get("module") else [str(record["file"])]
+    return []
+
+
+def _hydra(run: StoredRun) -> dict[str, Any]:
+    """Return Hydra's own config of a run; empty if it cannot be read."""
+    try:
+        node = yaml.safe_load((run.directory / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))["hydra"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return node if isinstance(node, dict) else {}
+
+
+def _sources(hydra: Mapping[str, Any], provider: str) -> list[str]:
+    """Return the folders of configs that a run was composed from: of its `main` program, or of the `command-line`."""
+    sources = (hydra.get("runtime") or {}).get("config_sources") or []
+    return [str(each["path"]) for each in sources if each.get("provider") == provider and each.get("schema") == "file"]
+
+
+def _key(line: str) -> str:
+    return line.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping | list):
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, entry in entries:
+            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _literal(value: Any) -> Any:
+    """Return values whose texts hold no interpolation: what was resolved is not resolved again."""
+    if isinstance(value, Mapping):
+        return {key: _literal(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_literal(entry) for entry in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

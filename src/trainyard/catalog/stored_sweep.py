@@ -1,0 +1,193 @@
+"""Stored sweep: what the manifest of a sweep says of its jobs, while it runs and afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trainyard.catalog.find import SWEEP, directories
+from trainyard.catalog.stored_run import StoredRun
+from trainyard.errors import ConfigError
+from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.steering import is_run
+from trainyard.track.run_info import RunInfo
+
+ORDER = ("done", "running", "waiting", "paused", "failed", "timeout", "lost", "interrupted", "stopped")
+"""States of jobs, in the order in which they are counted."""
+
+
+@dataclass
+class SweepJob:
+    """A job, as the manifest has it.
+
+    Attributes:
+        num: its number.
+        overrides: its overrides.
+        subdir: its directory below the sweep's.
+        state: one of `ORDER`.
+        objective: its best objective, once it is done.
+        seconds: how long it took.
+        error: why it failed.
+        began: when its last attempt began, in unix seconds.
+    """
+
+    num: int
+    overrides: list[str]
+    subdir: str
+    state: str = "waiting"
+    objective: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+    began: float | None = None
+
+
+@dataclass
+class StoredSweep:
+    """A sweep in a directory. Its manifest is read, never written, so that it may be running.
+
+    Args:
+        directory: the sweep's directory.
+
+    Attributes:
+        jobs: the jobs by number, as of the last `read_on`.
+        started: when it was first started, in unix seconds.
+    """
+
+    directory: Path
+    jobs: dict[int, SweepJob] = field(default_factory=dict)
+    started: float | None = None
+    _read_to: int = 0
+
+    @classmethod
+    def read(cls, directory: Path) -> StoredSweep:
+        """Read the manifest in a directory.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not (directory / SWEEP).is_file():
+            hint = "`trainyard sweep ls` lists them."
+            raise ConfigError("DIR", str(directory), f"the directory of a sweep, which has a {SWEEP}", hint=hint)
+        sweep = cls(directory)
+        sweep.read_on()
+        return sweep
+
+    def read_on(self) -> list[SweepJob]:
+        """Read what was appended since, and return the jobs whose state has changed, each once.
+
+        An incomplete last line is left for the next time.
+        """
+        with (self.directory / SWEEP).open("rb") as file:
+            file.seek(self._read_to)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        changed: dict[int, SweepJob] = {}
+        for line in whole.splitlines():
+            try:
+                changed |= {job.num: job for job in self._take(json.loads(line))}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a line of something else, left by a crash of the machine
+        return list(changed.values())
+
+    @property
+    def running(self) -> bool:
+        """Whether a process runs the sweep: it holds the lock of the manifest."""
+        return is_run(self.directory)
+
+    @cached_property
+    def _objective(self) -> tuple[str | None, Direction]:
+        for job in self.jobs.values():
+            config = self.run_of(job).config
+            if config:
+                direction: Direction = "maximize" if config.get("direction") == "maximize" else "minimize"
+                return config.get("objective"), direction
+        return None, "minimize"
+
+    @property
+    def objective(self) -> str | None:
+        """The name of the number that ranks the jobs, as the first job has it; None if none is known."""
+        return self._objective[0]
+
+    @property
+    def direction(self) -> Direction:
+        return self._objective[1]
+
+    def run_of(self, job: SweepJob) -> StoredRun:
+        """Return the run of a job; one without a record is empty."""
+        return StoredRun(self.directory / job.subdir, RunInfo(name=f"#{job.num}"))
+
+    def rows(self) -> list[JobRow]:
+        """Return the jobs for a ranking, each with the overrides that vary."""
+        given = {num: _pairs(job.overrides) for num, job in self.jobs.items()}
+        names = dict.fromkeys(name for pairs in given.values() for name in pairs)
+        keys = [name for name in names if len({pairs.get(name) for pairs in given.values()}) > 1] or list(names)
+        return [
+            JobRow(
+                num=num,
+                overrides={key: given[num][key] for key in keys if key in given[num]},
+                state=job.state,
+                objective=job.objective,
+                seconds=job.seconds,
+                directory=self.directory / job.subdir,
+                error=job.error,
+            )
+            for num, job in sorted(self.jobs.items())
+        ]
+
+    def counts(self) -> str:
+        """Return how many jobs are in which state: `3 done, 1 running`."""
+        counted = Counter(job.state for job in self.jobs.values())
+        states = [*ORDER, *(state for state in counted if state not in ORDER)]
+        return ", ".join(f"{counted[state]} {state}" for state in states if counted[state])
+
+    def _take(self, record: dict[str, Any]) -> list[SweepJob]:
+        kind = record["kind"]
+        if kind == "began":
+            self.started = record["time"] if self.started is None else self.started
+            running = [job for job in self.jobs.values() if job.state == "running"]
+            for job in running:  # nothing of before runs any more
+                job.state = "waiting"
+            return running
+        if kind == "job":
+            num = record["num"]
+            subdir = record.get("subdir")
+            self.jobs[num] = SweepJob(num, list(record["overrides"]), str(num) if subdir is None else str(subdir))
+            return []
+        if kind == "queued":
+            jobs = [self.jobs[num] for unit in record["units"] for num in _nums(unit)]
+            for job in jobs:
+                job.state = "waiting"
+            return []
+        if kind == "state":
+            job = self.jobs[record["num"]]
+            value = record.get("objective")
+            job.state, job.error = record["state"], record.get("error")
+            job.objective = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+            job.seconds = record.get("seconds")
+            job.began = record.get("time") if job.state == "running" else job.began
+            return [job]
+        return []
+
+
+def find_sweeps(folders: Sequence[Path]) -> list[StoredSweep]:
+    """Return the sweeps in these folders and below, in the order in which they were started."""
+    found = {}
+    for folder in folders:
+        for directory in directories(folder, SWEEP):
+            found[directory.resolve()] = StoredSweep.read(directory)
+    return sorted(found.values(), key=lambda sweep: (sweep.started or 0.0, str(sweep.directory)))
+
+
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    parts = (line.partition("=") for line in overrides)
+    return {key.lstrip("+"): value for key, _, value in parts}
+
+
+def _nums(unit: Any) -> Iterator[int]:
+    yield from unit if isinstance(unit, list) else unit["nums"]

@@ -1,0 +1,92 @@
+"""`trainyard export`: a run's model for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trainyard.catalog import StoredRun, resolve
+from trainyard.cli.completion import RUN
+from trainyard.cli.output import date, number
+from trainyard.errors import ConfigError, TrainyardError
+
+BEST = "best.pt"
+
+
+@click.command("export")
+@click.argument("run", type=RUN)
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A folder that is empty, or new.",
+)
+@click.option("--checkpoint", "name", metavar="NAME", help="One of checkpoints/; the best else, or the newest.")
+def command(run: str, folder: Path, name: str | None) -> None:
+    """Write the model of a RUN into DIR: model.safetensors, config.yaml, and a model card (README.md).
+
+    `trainyard.load(DIR)` predicts with it, and load_from=DIR/model.safetensors trains on from it.
+    """
+    found = resolve(run)
+    names = [path.name for path in found.checkpoints]
+    if not names:
+        raise TrainyardError(f"{found.directory}: no checkpoints, so there is no model to export.")
+    if not found.config:
+        raise TrainyardError(f"{found.directory}: no config.yaml that can be read, which says what the model is.")
+    if name is not None and name not in names:
+        raise ConfigError("--checkpoint", name, f"one of {', '.join(names)}", options=names)
+    chosen = name or (BEST if BEST in names else max(found.checkpoints, key=lambda path: path.stat().st_mtime_ns).name)
+    from trainyard.run.export import export  # imports torch
+
+    for file in export(found.directory, found.directory / "checkpoints" / chosen, folder, card(found, chosen)):
+        click.echo(file)
+
+
+def card(run: StoredRun, checkpoint: str) -> str:
+    """Return the model card of a run: what it was trained on, what it reached, how it is used."""
+    facts, settings = run.info.facts, run.settings
+    rows = [
+        ("model", settings.get("model", run.config.get("model", {}).get("_target_", ""))),
+        ("data", settings.get("data", (run.config.get("data") or {}).get("_target_", ""))),
+        ("seed", settings.get("seed")),
+        ("trained", f"{date(run.info.start_time)}, {run.step} iterations"),
+        ("checkpoint", checkpoint),
+        ("overrides", f"`{run.info.tags['overrides']}`" if run.info.tags.get("overrides") else ""),
+        ("commit", facts.get("git.commit", "")),
+        ("torch", facts.get("version.torch", "")),
+        ("trainyard", facts.get("version.trainyard", "")),
+        ("run", run.info.id),
+    ]
+    best = run.best
+    point = (
+        "" if best is None else f" The metrics of `{best.name.partition('/')[0]}` are of iteration {best.point.step}."
+    )
+    lines = [
+        f"# {run.info.name}",
+        "",
+        f"Trained with Trainyard.{point}",
+        "",
+        *_table(("", ""), [(name, str(value)) for name, value in rows if value not in (None, "")]),
+        "",
+        *_table(
+            ("metric", "value"), [(name, number(value)) for name, value in run.metrics.items() if name[:6] != "train/"]
+        ),
+        "",
+        "`config.yaml` is the config of the training. To predict:",
+        "",
+        "```python",
+        "import trainyard",
+        "",
+        'predictions = trainyard.load("FOLDER").predict(inputs)',
+        "```",
+        "",
+        "To train on from these weights: `load_from=FOLDER/model.safetensors`.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
+    return [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in [head, ("---", "---"), *rows]]

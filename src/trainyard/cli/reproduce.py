@@ -1,0 +1,131 @@
+"""`trainyard reproduce`: a run again, compared with what it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from trainyard.catalog import StoredRun, resolve
+from trainyard.catalog.again import Launch, check_trust, from_config, new_directory
+from trainyard.cli.completion import RUN
+from trainyard.cli.output import SHORT, as_json, number, print_json
+from trainyard.cli.store import store
+from trainyard.errors import TrainyardError
+from trainyard.reproduction import Reproduction, check
+from trainyard.track.run_info import RunInfo
+
+DIFFERS = 3  # the exit status
+_SHOWN = 10
+_IDS = 32  # characters of an id of MLflow's
+
+
+@click.command("reproduce")
+@click.argument("run", type=RUN)
+@click.option("--uri", metavar="URI", help="The MLflow store of a RUN that is not here; else MLFLOW_TRACKING_URI.")
+@click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR", help="The new run's directory.")
+@click.option("--trust", is_flag=True, help="Also a RUN from elsewhere: its config names code that runs.")
+@as_json
+def command(run: str, uri: str | None, directory: Path | None, trust: bool, json_: bool) -> None:
+    """Run a RUN again from its resolved config, without tracking, and compare curves and weights.
+
+    RUN may be one of MLflow's ids, too. Status 0 if they are the same bits; 3 if they differ, which says where, and
+    what else differs: code, versions, data, device.
+    """
+    if directory is not None and (directory / "run.json").exists():
+        raise TrainyardError(f"--to: {directory} holds a run.")
+    directory = directory or new_directory()
+    with ExitStack() as folders:
+        then = stored(run, uri, trust, folders)
+        folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="trainyard-again-"))
+        start(from_config(then, Path(folder), directory), quiet=json_)
+        found = check(then, StoredRun(directory, RunInfo.read(directory)))
+    if json_:
+        print_json({"identical": found.identical, "directory": str(directory), **asdict(found)})
+    else:
+        click.echo(f"\n{then.info.name} ({then.info.id[:SHORT]}), again in {_relative(directory)}:")
+        for line in _lines(found):
+            click.echo(line)
+    if not found.identical:
+        sys.exit(DIFFERS)
+
+
+def stored(run: str, uri: str | None, trust: bool, folders: ExitStack) -> StoredRun:
+    """Return a run by its directory, id or name, or else from MLflow, in a temporary folder.
+
+    Args:
+        run: as the user gave it.
+        uri: the store; None for that of the environment.
+        trust: also one from elsewhere.
+        folders: holds the temporary folder.
+
+    Raises:
+        TrainyardError: it is nowhere, or from elsewhere.
+    """
+    try:
+        found = resolve(run) if uri is None else None
+    except TrainyardError:
+        if len(run) != _IDS or not run.isalnum():
+            raise
+        found = None
+    if found is not None:
+        check_trust(found, str(found.directory), trust)
+        return found
+    from trainyard.track.shipper.__main__ import configure
+
+    configure()
+    from trainyard.track.shipper.fetch import fetch  # imports mlflow
+
+    folder = Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="trainyard-run-")))
+    fetched = StoredRun(folder, fetch(run, store(uri), folder))
+    check_trust(fetched, f"in {fetched.info.uri}", trust)
+    return fetched
+
+
+def start(launch: Launch, *, quiet: bool = False) -> None:
+    """Run a training to its end; `quiet` sends what it prints to standard error.
+
+    Ends this process with its status if it fails.
+    """
+    done = subprocess.run(
+        launch.command,
+        cwd=launch.folder,
+        env=launch.environment,
+        stdout=sys.stderr if quiet else None,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+
+
+def _lines(found: Reproduction) -> list[str]:
+    lines = []
+    counted = f"{found.metrics} metrics, {found.points} values"
+    if found.curves:
+        lines.append(f"curves: {len(found.curves)} of {found.metrics} metrics differ")
+        lines += [f"  {name}: {where}" for name, where in found.curves.items()]
+    else:
+        lines.append(f"curves: identical ({counted})")
+    if found.weights is None:
+        lines.append("weights: not compared, since there are no checkpoints of one name")
+    elif found.weights:
+        lines.append(f"weights: {len(found.weights)} tensors differ")
+        lines += [f"  {name}" for name in found.weights[:_SHOWN]]
+        lines += [f"  and {len(found.weights) - _SHOWN} more"] if len(found.weights) > _SHOWN else []
+    else:
+        lines.append("weights: identical")
+    for title, rows in (("data", found.data), ("code", found.code), ("environment", found.environment)):
+        lines += [f"{title}: {name} was {number(then)}, is {number(now)}" for name, (then, now) in rows.items()]
+    if found.files:
+        lines.append(f"changed files: {', '.join(found.files)}")
+    lines += [f"note: {note}" for note in found.notes]
+    return lines
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,31 @@
+"""`trainyard rerun`: the command of a run again, with changes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import click
+
+from trainyard.catalog.again import with_changes
+from trainyard.cli.completion import RUN
+from trainyard.cli.reproduce import start, stored
+
+
+@click.command("rerun")
+@click.argument("run", type=RUN)
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
+@click.option("--multirun", "-m", is_flag=True, help="A sweep over the changes.")
+@click.option("--uri", metavar="URI", help="The MLflow store of a RUN that is not here; else MLFLOW_TRACKING_URI.")
+@click.option("--trust", is_flag=True, help="Also a RUN from elsewhere: what it names is code that runs.")
+def command(run: str, changes: Sequence[str], multirun: bool, uri: str | None, trust: bool) -> None:
+    """Run the command of a RUN again, with KEY=VALUE in place of its own overrides, from the configs as they are now.
+
+    The option of a group (model=cnn) replaces the overrides of keys in it (model.hidden=...), too.
+    """
+    with ExitStack() as folders:
+        found = stored(run, uri, trust, folders)
+        launch = with_changes(found, changes, multirun)
+        click.echo(f"$ {shlex.join(['python', *launch.command[1:]])}", err=True)
+        start(launch)

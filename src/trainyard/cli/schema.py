@@ -1,0 +1,38 @@
+"""`trainyard schema`: JSON schemas of the configs, for editors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from trainyard.errors import TrainyardError
+
+
+@click.command("schema")
+@click.argument("configs", metavar="[CONF]", default="conf", type=click.Path(path_type=Path))
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), metavar="DIR", help="For the schemas; else schemas beside CONF."
+)
+@click.option("--modelines", is_flag=True, help="Put a first line into each config of CONF that names its schema.")
+def command(configs: Path, folder: Path | None, modelines: bool) -> None:
+    """Write JSON schemas of the config groups in CONF (conf), from the signatures and docstrings of what they name.
+
+    An editor that reads them (YAML for VS Code, any editor with yaml-language-server) completes and checks the configs,
+    those of your own classes, too, and shows what each argument means.
+    """
+    if not configs.is_dir():
+        raise TrainyardError(f"{configs}: no such folder. It is that of your configs.")
+    from trainyard.config.schema_files import put_modelines, schemas, write
+    from trainyard.train import own_configs
+
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109, classes beside the configs
+    folder = folder or configs.absolute().parent / "schemas"
+    folders = {each.resolve(): each for each in (own_configs(), configs)}
+    found = schemas(list(folders.values()), lambda line: click.echo(line, err=True))
+    files = write(found, folder)
+    click.echo(f"{len(files)} schemas in {folder}")
+    if modelines:
+        click.echo(f"{len(put_modelines(configs, folder))} configs name theirs now.")

@@ -1,0 +1,214 @@
+"""`trainyard sweep`: sweeps listed, watched, continued, steered and reported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trainyard.cli.output import as_json, date, number, print_json, print_table
+from trainyard.errors import ConfigError, TrainyardError
+
+if TYPE_CHECKING:
+    from trainyard.catalog.stored_sweep import StoredSweep
+    from trainyard.sweep.steering import Action
+
+_DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+_JOB = click.argument("job", metavar="JOB")
+_WAIT = click.option(
+    "--wait", type=float, default=10.0, show_default=True, metavar="SECONDS", help="How long to wait for the answer."
+)
+
+
+@click.group("sweep")
+def command() -> None:
+    """List, watch, continue, steer and report sweeps.
+
+    DIR is the directory of a sweep, JOB the number of a job in it.
+    """
+
+
+@command.command("ls")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
+@as_json
+def ls(folders: Sequence[Path], json_: bool) -> None:
+    """List the sweeps in FOLDERs and below (outputs and multirun, if none is given), in the order of their start."""
+    from trainyard.catalog.find import default_folders
+    from trainyard.catalog.stored_sweep import find_sweeps
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise TrainyardError(f"{folder}: no such folder.")
+    sweeps = find_sweeps(folders or default_folders())
+    records = [_record(sweep) for sweep in sweeps]
+    if json_:
+        print_json(records)
+        return
+    if not records:
+        click.echo("No sweeps here.")
+        return
+    rows = [
+        [
+            str(each["directory"]),
+            "running" if each["running"] else "-",
+            sweep.counts(),
+            str(each["objective"] or "-"),
+            number(each["best"]),
+            "-" if each["best_job"] is None else f"#{each['best_job']}",
+            "-" if sweep.started is None else date(sweep.started),
+        ]
+        for sweep, each in zip(sweeps, records, strict=True)
+    ]
+    print_table(["directory", "state", "jobs", "objective", "best", "job", "started"], rows, right=("best", "job"))
+
+
+@command.command("attach")
+@_DIRECTORY
+def attach(directory: Path) -> None:
+    """Watch a sweep that runs, in this or another terminal, until it ends: a live table, or a line for each change.
+
+    The sweep does not notice, and Ctrl-C ends this command only. At the end the ranking is printed. Of a sweep that was
+    started with hydra.launcher.detach=true, what its process prints is shown.
+    """
+    from trainyard.catalog.stored_sweep import StoredSweep
+    from trainyard.cli.watching import watch
+    from trainyard.sweep import detached
+
+    directory = directory.absolute()
+    if detached.is_detached(directory):
+        try:
+            detached.attach(directory)
+        except KeyboardInterrupt:
+            click.echo("\nThe sweep goes on.")
+        return
+    sweep = StoredSweep.read(directory)
+    if watch(sweep):
+        _print_ranking(sweep)
+
+
+@command.command("resume")
+@_DIRECTORY
+@click.argument("job", metavar="[JOB]", required=False)
+@click.option(
+    "--app",
+    type=click.Path(path_type=Path),
+    metavar="SCRIPT",
+    help="The sweep's program, where it is not found: it was moved, say.",
+)
+@_WAIT
+def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> None:
+    """Continue a sweep that has ended early; with a JOB, let that paused job of a sweep go on.
+
+    Jobs that are done are kept, interrupted ones go on from their checkpoints, failed ones are tried again.
+    """
+    if job is not None:
+        if app is not None:
+            raise ConfigError("--app", str(app), "no JOB with it: it is for a sweep as a whole")
+        _steer(directory, "resume", job, (), wait)
+        return
+    from trainyard.sweep.continuing import go_on
+
+    sys.exit(go_on(directory, app))
+
+
+@command.command("pause")
+@_DIRECTORY
+@_JOB
+@_WAIT
+def pause(directory: Path, job: str, wait: float) -> None:
+    """Pause a JOB: its checkpoint stays, and its slot is free. `resume DIR JOB` lets it go on."""
+    _steer(directory, "pause", job, (), wait)
+
+
+@command.command("stop")
+@_DIRECTORY
+@_JOB
+@_WAIT
+def stop(directory: Path, job: str, wait: float) -> None:
+    """Stop a JOB for good.
+
+    Ctrl-C in its terminal, or SIGTERM, ends a sweep as a whole, which can be continued.
+    """
+    _steer(directory, "stop", job, (), wait)
+
+
+@command.command("cancel")
+@_DIRECTORY
+def cancel(directory: Path) -> None:
+    """End a sweep that was started with hydra.launcher.detach=true: its jobs save a checkpoint first.
+
+    The same command, or `trainyard sweep resume`, continues it.
+    """
+    from trainyard.sweep import detached
+
+    detached.cancel(directory.absolute())
+
+
+@command.command("clone")
+@_DIRECTORY
+@_JOB
+@click.argument("overrides", nargs=-1, metavar="KEY=VALUE...", type=click.UNPROCESSED)
+@_WAIT
+def clone(directory: Path, job: str, overrides: Sequence[str], wait: float) -> None:
+    """Add a job that goes on from the checkpoint of a JOB, with other values."""
+    _steer(directory, "clone", job, overrides, wait)
+
+
+@command.command("report")
+@_DIRECTORY
+@as_json
+def report(directory: Path, json_: bool) -> None:
+    """Print the ranking of a sweep, running or not, and write report.html, results.csv and results.parquet anew."""
+    from trainyard.catalog.stored_sweep import StoredSweep
+
+    sweep = StoredSweep.read(directory)
+    if not sweep.jobs:
+        raise TrainyardError(f"{directory}: this sweep has no jobs yet.")
+    from trainyard.sweep.report import html, rank, result_files
+
+    rows = sweep.rows()
+    files = list(result_files.write(rows, directory, sweep.direction))
+    title = f"{directory.absolute().parent.name} {directory.absolute().name}"
+    files.append(html.write(rows, directory, title=title, objective=sweep.objective, direction=sweep.direction))
+    if json_:
+        ranking = [vars(row) | {"directory": str(row.directory)} for row in rank(rows, sweep.direction)]
+        print_json({**_record(sweep), "jobs": ranking, "files": [str(file) for file in files]})
+        return
+    _print_ranking(sweep)
+    click.echo(f"Report: {files[-1]}")
+
+
+def _record(sweep: StoredSweep) -> dict[str, object]:
+    from trainyard.sweep.report.ranking import rank
+
+    first = next((row for row in rank(sweep.rows(), sweep.direction) if row.ranked), None)
+    return {
+        "directory": str(sweep.directory),
+        "running": sweep.running,
+        "started": sweep.started,
+        "states": {job.num: job.state for job in sweep.jobs.values()},
+        "objective": sweep.objective,
+        "best": None if first is None else first.objective,
+        "best_job": None if first is None else first.num,
+    }
+
+
+def _print_ranking(sweep: StoredSweep) -> None:
+    from rich.console import Console
+
+    from trainyard.sweep.report import table, text
+
+    ranking = table(sweep.rows(), sweep.objective, sweep.direction)
+    if sys.stdout.isatty():
+        Console().print(ranking)
+    else:
+        click.echo(text(ranking))
+
+
+def _steer(directory: Path, action: Action, job: str, overrides: Sequence[str], wait: float) -> None:
+    from trainyard.sweep.steering_cli import steer
+
+    click.echo(steer(directory, action, job, overrides, wait))

@@ -1,0 +1,44 @@
+"""`trainyard sync`: runs that MLflow does not have, or not all of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from trainyard.catalog.find import default_folders
+from trainyard.cli.store import store
+from trainyard.errors import TrainyardError
+
+
+@click.command("sync")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path))
+@click.option("--uri", metavar="URI", help="The MLflow store; else the one that each run has recorded.")
+@click.option(
+    "--experiment", metavar="NAME", help="Where to make runs that MLflow does not have; else as each run has recorded."
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Directories from elsewhere are your own from now on: their models are built, which runs code, links out of "
+    "them are followed, and their runs go to the store that they name.",
+)
+def command(folders: Sequence[Path], uri: str | None, experiment: str | None, trust: bool) -> None:
+    """Ship the runs in FOLDERs and below (outputs and multirun, if none is given) to MLflow.
+
+    What MLflow has already is not sent again. Status 1 if something stays unshipped.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise TrainyardError(f"{folder}: no such folder.")
+    from trainyard import temporary
+    from trainyard.track.shipper.__main__ import configure
+    from trainyard.track.sync import sync
+
+    given = store(uri) if uri else None
+    configure()
+    temporary.use_own_folder()
+    if not sync(list(folders) or default_folders(), given, experiment, trust):
+        sys.exit(1)

@@ -1,0 +1,88 @@
+"""What a LightningModule may define, and what is refused by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from trainyard.errors import ConfigError
+
+REFUSED = {
+    "backward": "the run makes the backward pass",
+    "configure_callbacks": "hooks take the place of callbacks: hook=[…] (docs/hooks.md)",
+    "configure_gradient_clipping": "clip_grad_norm=… or clip_grad_value=… clips",
+    "configure_optimizers_and_schedulers": "configure_optimizers makes both",
+    "configure_sharded_model": "strategy=fsdp shards a model that is not a LightningModule",
+    "lr_scheduler_step": "schedulers are stepped as their interval, frequency and monitor say",
+    "on_after_backward": "hook=norms records gradients",
+    "on_after_batch_transfer": "data_preprocessor changes batches on the device",
+    "on_before_backward": "the run makes the backward pass",
+    "on_before_batch_transfer": "data_preprocessor changes batches on the device",
+    "on_before_optimizer_step": "hook=norms records gradients, clip_grad_norm=… clips them",
+    "on_before_zero_grad": "a hook of your own has before_train_iter",
+    "on_load_checkpoint": "a buffer keeps what a checkpoint is to hold",
+    "on_save_checkpoint": "a buffer keeps what a checkpoint is to hold",
+    "on_test_model_eval": "the run sets train() and eval()",
+    "on_test_model_train": "the run sets train() and eval()",
+    "on_validation_model_eval": "the run sets train() and eval()",
+    "on_validation_model_train": "the run sets train() and eval()",
+    "on_validation_model_zero_grad": "gradients are set to None after each step",
+    "optimizer_step": "the run steps the optimizer",
+    "optimizer_zero_grad": "gradients are set to None after each step",
+    "prepare_data": "the data come from data=…",
+    "test_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
+    "train_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
+    "training_step_end": "Lightning 2 has no such method",
+    "training_epoch_end": "Lightning 2 has no such method: on_train_epoch_end takes its place",
+    "transfer_batch_to_device": "the run moves batches to the device",
+    "val_dataloader": "the data come from data=…: data=loaders takes DataLoaders",
+    "validation_epoch_end": "Lightning 2 has no such method: on_validation_epoch_end takes its place",
+    "test_epoch_end": "Lightning 2 has no such method: on_test_epoch_end takes its place",
+}
+"""Methods that a LightningModule may override and that are never called here, each with what to do."""
+LIBRARIES = ("lightning", "pytorch_lightning", "lightning_fabric", "torch")
+NEEDED = ("training_step", "configure_optimizers", "log", "automatic_optimization")
+
+
+def check_module(module: Any) -> nn.Module:
+    """Return the module, after a check that it is a LightningModule that can be trained here.
+
+    Raises:
+        ConfigError: it is none, optimizes manually, or overrides a method that is never called.
+    """
+    if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in NEEDED):
+        accepted = "a LightningModule, or the `_target_` that builds one"
+        hint = "model=… of docs/models.md takes other modules." if isinstance(module, nn.Module) else ""
+        raise ConfigError("module", module if module is None else type(module).__name__, accepted, hint=hint)
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        accepted = "a LightningModule with automatic optimization"
+        hint = "A model with losses in turns has train_steps (docs/optim.md); it takes the place of manual_backward."
+        raise ConfigError("module", f"{name}: automatic_optimization = False", accepted, hint=hint)
+    if not overridden(module, "training_step"):
+        raise ConfigError("module", name, "a LightningModule with a training_step")
+    for method, instead in REFUSED.items():
+        if overridden(module, method):
+            raise ConfigError("module", f"{name}.{method}", f"a LightningModule without it: {instead}")
+    return module
+
+
+def overridden(module: nn.Module, method: str) -> bool:
+    """Return whether a class other than Lightning's own defines a method."""
+    for kind in type(module).__mro__:
+        if method in vars(kind):
+            own = getattr(vars(kind)[method], "__module__", None) or kind.__module__
+            return str(own).partition(".")[0] not in LIBRARIES
+    return False
+
+
+def accepted_arguments(method: Any, given: dict[str, Any], first: Sequence[Any] = ()) -> dict[str, Any]:
+    """Return of the arguments `given` by name those that a method takes, behind those that it gets by position."""
+    parameters = inspect.signature(method).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return given
+    own = list(parameters)[len(first) :]
+    return {name: value for name, value in given.items() if name in own}

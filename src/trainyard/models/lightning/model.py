@@ -1,0 +1,198 @@
+"""A LightningModule as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainyard.batch import split_target
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.models.base import LOGGED, MODES, BaseModel, Preprocessor
+from trainyard.models.lightning.checks import accepted_arguments, check_module, overridden
+from trainyard.models.lightning.configured import KEY, Configured, Scheduled, parsed
+from trainyard.models.lightning.recorder import Evaluated, Recorder
+from trainyard.models.lightning.trainer import TrainerFacts
+
+TURN = "optimizer_idx"
+"""Argument of a `training_step` that is called once for each of several optimizers."""
+
+
+class Lightning(BaseModel):
+    """Trains a `LightningModule` as it is: its steps, its `configure_optimizers`, its logged values and its hooks.
+
+    `optim=model` takes the optimizers and schedulers of `configure_optimizers`, `metric=logged` the values that
+    `validation_step` and `test_step` log. Mode "predict" is the module's `forward`, on a batch without its target.
+
+    Args:
+        module: the LightningModule.
+        data_preprocessor: see `BaseModel`.
+
+    Attributes:
+        batch_idx, dataloader_idx: of the batch that the next step is for.
+        facts: what the module knows of the run.
+        schedulers: those that `configure_optimizers` made; empty before it is called.
+
+    Raises:
+        ConfigError: it is no LightningModule, optimizes manually, or overrides a method that is never called here.
+    """
+
+    capturable = False
+    facts = TrainerFacts()
+
+    def __init__(self, module: nn.Module, data_preprocessor: Preprocessor = None) -> None:
+        super().__init__(data_preprocessor)
+        self.module = check_module(module)
+        self.batch_idx = self.dataloader_idx = 0
+        self.schedulers: list[Scheduled] = []
+        self.call_hook("configure_model")
+        self.call_hook("setup", stage="fit")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: not the run."""
+        return {key: value for key, value in self.__dict__.items() if key != "facts"} | {"schedulers": []}
+
+    def attach(self, parts: Any) -> None:
+        """Belong to a run, whose facts the module reads, and whose stages its hooks are called at.
+
+        Raises:
+            ConfigError: the run is on several devices.
+        """
+        from trainyard.hooks.lightning import LightningHooks  # imported here because hooks import the models
+
+        if parts.strategy.world_size > 1:
+            raise ConfigError(
+                "strategy", type(parts.strategy).__name__, "single: a LightningModule trains on one device"
+            )
+        self.__dict__["facts"] = TrainerFacts(parts)
+        parts.added_hooks["lightning"] = LightningHooks(self)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        """Return the loss of `training_step`, and under `logged` what it logged."""
+        return self._train(self.preprocess(batch))
+
+    @property
+    def train_steps(self) -> Any:
+        """Function from a batch to a turn of each optimizer, where `training_step` takes `optimizer_idx`."""
+        if not self.takes_turns:
+            raise AttributeError("train_steps")
+        return self._turns
+
+    @property
+    def takes_turns(self) -> bool:
+        return bool(accepted_arguments(self.module.training_step, {TURN: 0}))
+
+    def val_step(self, batch: Any) -> Evaluated:
+        """Return what `validation_step` logged."""
+        return self._evaluate("val", "validation", self.preprocess(batch))
+
+    def test_step(self, batch: Any) -> Evaluated:
+        """Return what `test_step` logged."""
+        return self._evaluate("test", "test", self.preprocess(batch))
+
+    def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
+        """Return the losses of a batch, or the module's output without its target."""
+        if mode not in MODES:
+            raise ConfigError("mode", mode, f"one of {', '.join(MODES)}", options=MODES)
+        if mode == "loss":
+            return self._train(kwargs or (args if len(args) > 1 else args[0]))
+        inputs, named, _ = split_target(args, kwargs)
+        with self.running("test"):
+            if overridden(self.module, "forward") or not overridden(self.module, "predict_step"):
+                return self.module(*inputs, **named)
+            return self.module.predict_step(named or (inputs if len(inputs) > 1 else inputs[0]), 0)  # type: ignore[operator]
+
+    def _turns(self, batch: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        batch = self.preprocess(batch)
+        for turn in range(self.optimizers):
+            yield name_of(turn), self._train(batch, turn)
+
+    def _train(self, batch: Any, turn: int | None = None) -> dict[str, Any]:
+        step: Any = self.module.training_step
+        given = {"batch_idx": self.batch_idx} | ({} if turn is None else {TURN: turn})
+        with self.running("train", batch) as recorder:
+            output = step(batch, **accepted_arguments(step, given, first=("batch",)))
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor):
+            found = "None, and no batch can be left out" if output is None else f"a {type(output).__name__}"
+            raise TrainyardError(
+                f"{type(self.module).__name__}.training_step returned {found}; it must return a loss, or a mapping "
+                f"with one under 'loss'."
+            )
+        return {"loss": loss, LOGGED: recorder.numbers()}
+
+    def _evaluate(self, split: str, kind: str, batch: Any) -> Evaluated:
+        if not overridden(self.module, f"{kind}_step"):
+            raise TrainyardError(f"{type(self.module).__name__} has no {kind}_step, which the set {split!r} needs.")
+        step: Any = getattr(self.module, f"{kind}_step")
+        place = {"batch_idx": self.batch_idx, "dataloader_idx": self.dataloader_idx}
+        with self.running(split, batch) as recorder:
+            self.call_own(f"on_{kind}_batch_start", batch, **place)
+            output = step(batch, **accepted_arguments(step, place, first=("batch",)))
+            self.call_own(f"on_{kind}_batch_end", output, batch, **place)
+        return Evaluated(self, split, recorder.entries)
+
+    # -- the module and its run ----------------------------------------------------------------------------------------
+
+    def configured_optimizer(self) -> Optimizer:
+        """Return the optimizer that `configure_optimizers` makes, or several as one; `schedulers` are then its own.
+
+        Raises:
+            ConfigError: it makes none, or several for a `training_step` without `optimizer_idx`.
+        """
+        from trainyard.optim import OptimizerDict  # imported here because optimizers read models
+
+        with self.running("train"):
+            made: Configured = parsed(self.module.configure_optimizers())  # type: ignore[operator]
+        if (len(made.optimizers) > 1) != self.takes_turns:
+            accepted = f"several, one for each {TURN}" if self.takes_turns else f"one: training_step takes no {TURN}"
+            raise ConfigError(KEY, f"{len(made.optimizers)} optimizers", accepted)
+        self.schedulers, self.optimizers = made.schedulers, len(made.optimizers)
+        if not self.takes_turns:
+            return made.optimizers[0]
+        return OptimizerDict({name_of(turn): each for turn, each in enumerate(made.optimizers)})
+
+    @contextmanager
+    def running(self, split: str, batch: Any = None) -> Iterator[Recorder]:
+        """Give the module a `trainer`, and `log` and `log_dict` that record, for as long as the block runs."""
+        recorder = Recorder(split, batch, self._device() or torch.device("cpu"))
+        replaced = {"log": recorder.log, "log_dict": recorder.log_dict, "_trainer": self.facts}
+        modules = [each.__dict__ for each in self.module.modules() if hasattr(each, "automatic_optimization")]
+        before = [{name: own[name] for name in replaced if name in own} for own in modules]
+        try:
+            for own in modules:
+                own.update(replaced)
+            yield recorder
+        finally:
+            for own, held in zip(modules, before, strict=True):
+                for name in replaced:
+                    own.pop(name, None)
+                own.update(held)
+
+    def call_hook(self, name: str, *args: Any, split: str = "train", **kwargs: Any) -> Recorder:
+        """Call a hook that the module overrides, and return what it logged."""
+        with self.running(split) as recorder:
+            self.call_own(name, *args, **kwargs)
+        return recorder
+
+    def call_own(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method that the module overrides, with those of the arguments by name that it takes."""
+        if overridden(self.module, name):
+            method: Any = getattr(self.module, name)
+            if method(*args, **accepted_arguments(method, kwargs, first=args)) == -1:
+                raise TrainyardError(f"{type(self.module).__name__}.{name} returned -1: an epoch cannot be cut short.")
+
+    def finish(self, split: str) -> Recorder:
+        """Call what ends an epoch of evaluation, and return what it logged."""
+        return self.call_hook(f"on_{'validation' if split == 'val' else split}_epoch_end", split=split)
+
+
+def name_of(turn: int) -> str:
+    """Return the name of one of several optimizers."""
+    return f"optimizer_{turn}"

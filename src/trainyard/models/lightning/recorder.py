@@ -1,0 +1,117 @@
+"""What a LightningModule logs: `self.log` and `self.log_dict`, while one of its steps runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard.batch import samples
+from trainyard.errors import TrainyardError
+
+REDUCTIONS = ("mean", "sum", "max", "min")
+PREFIXES = {
+    "train": ("train_", "train/", "training_"),
+    "val": ("val_", "val/", "valid_", "valid/", "validation_", "validation/"),
+    "test": ("test_", "test/"),
+}
+"""Beginnings of names that say what the set in front of them says again."""
+
+
+def name_in(split: str, name: str) -> str:
+    """Return a logged name without the set that it is of: `val_loss` is `loss` of `val`."""
+    return next((name.removeprefix(each) for each in PREFIXES[split] if name.startswith(each)), name)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One logged value.
+
+    Attributes:
+        value: a scalar, or a metric of torchmetrics, which is computed at the end.
+        weight: the samples that it is of.
+        reduction: what is made of the values of several batches: `mean`, `sum`, `max` or `min`.
+    """
+
+    value: Any
+    weight: int = 1
+    reduction: str = "mean"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Output of a validation or test step: what it logged.
+
+    Attributes:
+        model: the `Lightning` whose step it is.
+        split: "val" or "test".
+        logged: entries by name.
+    """
+
+    model: Any
+    split: str
+    logged: dict[str, Entry] = field(default_factory=dict)
+
+
+class Recorder:
+    """Takes what a step logs.
+
+    Args:
+        split: "train", "val" or "test".
+        batch: of the step; None between two batches.
+        device: of the model.
+    """
+
+    def __init__(self, split: str, batch: Any, device: torch.device) -> None:
+        self._split = split
+        self._samples = 1 if batch is None else samples(batch)
+        self._device = device
+        self.entries: dict[str, Entry] = {}
+
+    def log(
+        self, name: str, value: Any, *_: Any, reduce_fx: Any = "mean", batch_size: int | None = None, **__: Any
+    ) -> None:
+        """Record a value, as `LightningModule.log` does; arguments about progress bars and devices say nothing here.
+
+        Raises:
+            TrainyardError: the value is no number, or is to be reduced by a function.
+        """
+        reduction = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "")
+        reduction = {"amax": "max", "amin": "min"}.get(reduction, reduction)
+        if reduction not in REDUCTIONS:
+            raise TrainyardError(f"self.log({name!r}, reduce_fx={reduce_fx!r}): it is one of {', '.join(REDUCTIONS)}.")
+        if isinstance(value, Mapping):
+            for key, each in value.items():
+                self.log(f"{name}.{key}", each, reduce_fx=reduce_fx, batch_size=batch_size)
+            return
+        if not is_metric(value):
+            if not isinstance(value, Tensor | int | float):
+                raise TrainyardError(f"self.log({name!r}) was given a {type(value).__name__}; it takes a number.")
+            value = torch.as_tensor(value, device=self._device).detach()
+            if value.numel() != 1:
+                raise TrainyardError(f"self.log({name!r}) was given {list(value.shape)} numbers; it takes one.")
+            value = value.reshape(())
+            value = value if value.is_floating_point() else value.float()
+        entry = Entry(value, self._samples if batch_size is None else int(batch_size), reduction)
+        self.entries[name_in(self._split, name)] = entry
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Record several values."""
+        for name, value in dictionary.items():
+            self.log(name, value, *args, **kwargs)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the values of a training step by name; the loss is recorded in any case."""
+        return {
+            name: entry.value
+            for name, entry in self.entries.items()
+            if name != "loss" and isinstance(entry.value, Tensor)
+        }
+
+
+def is_metric(value: Any) -> bool:
+    """Return whether a value is a metric of torchmetrics, known by its methods."""
+    return not isinstance(value, Tensor) and all(hasattr(value, name) for name in ("update", "compute", "reset"))

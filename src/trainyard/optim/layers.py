@@ -1,0 +1,66 @@
+"""Layers of a model, counted from its input: for learning rates that decay from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from trainyard.errors import ConfigError
+from trainyard.models.patterns import fits_within
+
+
+def layer_numbers(model: nn.Module, layers: Sequence[str] | None) -> tuple[dict[str, int], int]:
+    """Return for each parameter's name the number of its layer, and the number of the last one.
+
+    What stands before the layers in the model (embeddings) is layer 0; what follows (the last norm, the head) is one
+    layer more than they are.
+
+    Args:
+        model: the model; the order is that of its `named_parameters`.
+        layers: globs for the layers' modules, in order; None: the elements of the `ModuleList` or `Sequential` of
+            several modules that holds the most parameters, as the blocks of a transformer are.
+
+    Raises:
+        ConfigError: a glob that fits no parameter, or a model without such a list.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: dict[str, int] = {}
+    for number, fits in enumerate(_matchers(model, names, layers), 1):
+        for name in names:
+            if name not in found and fits(name):
+                found[name] = number
+    last = max(found.values()) + 1
+    before = names.index(next(iter(sorted(found, key=names.index))))
+    return {name: found.get(name, 0 if place < before else last) for place, name in enumerate(names)}, last
+
+
+def _matchers(model: nn.Module, names: Sequence[str], layers: Sequence[str] | None) -> list[Callable[[str], bool]]:
+    """Return for each layer whether a parameter of a name lies in it."""
+    if layers is None:
+        stack = _stack(model)
+        children = model.get_submodule(stack).named_children()
+        return [partial(_begins, f"{stack}.{name}." if stack else f"{name}.") for name, _ in children]
+    for pattern in layers:
+        if not any(fits_within(pattern, name) for name in names):
+            raise ConfigError("layers", pattern, "a glob that fits a module with parameters")
+    return [partial(fits_within, pattern) for pattern in layers]
+
+
+def _begins(beginning: str, name: str) -> bool:
+    return name.startswith(beginning)
+
+
+def _stack(model: nn.Module) -> str:
+    """Return the name of the list of modules that holds the most parameters."""
+    sizes = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        and sum(any(True for _ in child.parameters()) for child in module.children()) > 1
+    }
+    if not sizes:
+        raise ConfigError("layers", None, f"globs for the layers: {type(model).__name__} has no list of modules")
+    largest: str = max(sizes, key=sizes.__getitem__)
+    return largest

@@ -1,0 +1,64 @@
+"""Project of one's own: the files that `trainyard new` writes."""
+
+from __future__ import annotations
+
+import keyword
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from trainyard import temporary
+from trainyard.errors import ConfigError
+from trainyard.files import writing
+
+_FILES = Path(__file__).parent / "files"
+_SUFFIX = ".tmpl"  # so that no tool takes them for files of this package
+_PACKAGE = "package"  # the folder of the project's own package
+_NAME = "@NAME@"
+
+
+def create(name: str, parent: Path) -> Path:
+    """Write a project that trains, tests, builds and sweeps as it is made; all of it or nothing.
+
+    Args:
+        name: of the project, its package and its folder.
+        parent: the folder that it is made in.
+
+    Returns:
+        The project's folder.
+
+    Raises:
+        ConfigError: the name is no identifier, that of a package that is there, or that of a file here.
+    """
+    _check(name, parent)
+    part = parent / temporary.marked(f".{name}.")
+    with writing(parent / name, part):
+        try:
+            for file in sorted(_FILES.rglob(f"*{_SUFFIX}")):
+                own = [name if piece == _PACKAGE else piece for piece in file.relative_to(_FILES).parts]
+                target = part / "/".join(own).removesuffix(_SUFFIX).replace(_NAME, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(file.read_text(encoding="utf-8").replace(_NAME, name), encoding="utf-8")
+            part.rename(parent / name)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    return parent / name
+
+
+def _check(name: str, parent: Path) -> None:
+    accepted = "a name of letters, digits and _, which does not begin with a digit"
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
+        valid = "".join(
+            character if f"_{character}".isidentifier() else "_" for character in name if character.isascii()
+        )
+        valid = f"_{valid}" if valid[:1].isdigit() else valid
+        usable = valid.isidentifier() and not keyword.iskeyword(valid)
+        raise ConfigError("NAME", name, accepted, hint=f"{valid} would be one." if usable else "")
+    if name in ("test", "tests", "conf", "train") or name in sys.stdlib_module_names:
+        raise ConfigError("NAME", name, "a name that is not that of a module of Python or a folder of the project")
+    if (parent / name).exists():
+        raise ConfigError("NAME", name, "a name that is free here", hint=f"{parent / name} exists.")
+    if find_spec(name) is not None:
+        raise ConfigError("NAME", name, "a name that is free", hint="A package of this name is installed.")

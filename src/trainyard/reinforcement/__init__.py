@@ -1,0 +1,8 @@
+"""Reinforcement learning: the worked example of a loop without data (docs/runner.md)."""
+
+from trainyard.reinforcement.dqn import DQN
+from trainyard.reinforcement.environment import Episodes
+from trainyard.reinforcement.loop import DQNLoop
+from trainyard.reinforcement.memory import ReplayMemory
+
+__all__ = ["DQN", "DQNLoop", "Episodes", "ReplayMemory"]

@@ -1,0 +1,148 @@
+"""Training loop of deep Q-learning: steps in an environment, and batches from a replay memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trainyard.checks import integer, number
+from trainyard.errors import ConfigError
+from trainyard.models import call
+from trainyard.reinforcement.dqn import DQN
+from trainyard.reinforcement.environment import Episodes, as_observation
+from trainyard.reinforcement.memory import ReplayMemory
+from trainyard.rng import derive
+from trainyard.runner.simulation import SimulationTrainLoop
+
+if TYPE_CHECKING:
+    from trainyard.runner.runner import Runner
+
+
+class DQNLoop(SimulationTrainLoop):
+    """Takes a step in the environment for each iteration, and trains on transitions of the memory.
+
+    Its evaluation plays episodes without exploration, the same ones each time, and gives their mean `return`.
+
+    Args:
+        max_iters, val_begin, val_interval: see `SimulationTrainLoop`.
+        environment: makes an environment with discrete actions and gymnasium's interface (`_partial_: true`).
+        memory: transitions in the replay memory.
+        warm_up: steps by chance before the first iteration.
+        batch_size: transitions to a batch.
+        exploration: the share of actions by chance at the end.
+        exploration_iters: iterations over which that share falls from 1.
+        follow: the share of its way that the target network moves after each iteration.
+        episodes: of an evaluation.
+    """
+
+    results = ("return",)
+
+    def __init__(
+        self,
+        max_iters: int,
+        environment: Callable[[], Any],
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        memory: int = 20_000,
+        warm_up: int = 500,
+        batch_size: int = 64,
+        exploration: float = 0.05,
+        exploration_iters: int = 3000,
+        follow: float = 0.01,
+        episodes: int = 5,
+    ) -> None:
+        super().__init__(max_iters, val_begin, val_interval)
+        if not callable(environment):
+            raise ConfigError("environment", environment, "a config with `_partial_: true` that makes an environment")
+        self._make = environment
+        self.memory = ReplayMemory(integer("memory", memory, at_least=1))
+        self.warm_up = integer("warm_up", warm_up, at_least=1)
+        self.batch_size = integer("batch_size", batch_size, at_least=1)
+        self.exploration = number("exploration", exploration, at_least=0, at_most=1)
+        self.exploration_iters = integer("exploration_iters", exploration_iters, at_least=1)
+        self.share = number("follow", follow, above=0, at_most=1)
+        self.episodes = integer("episodes", episodes, at_least=1)
+        self._played: Episodes | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def sanity_check(self, runner: Runner) -> None:
+        """Check that the model has the values of as many actions as the environment.
+
+        Raises:
+            ConfigError: it has not.
+        """
+        super().sanity_check(runner)
+        environment = self._make()
+        seen, _ = environment.reset(seed=0)
+        with torch.no_grad():
+            values = call(runner.model, self._batch_of(runner, as_observation(seen)), "predict")
+        actions = getattr(environment.action_space, "n", None)
+        if values.shape[-1] != actions:
+            raise ConfigError("model", list(values.shape[1:]), f"a net with the values of {actions} actions")
+
+    def next_batch(self, runner: Runner) -> dict[str, Tensor]:
+        """Take a step (before the first iteration `warm_up` of them), and return a batch of the memory."""
+        while len(self.memory) < min(self.warm_up, self.memory.size):
+            self._step(runner, 1.0)
+        fallen = min(1.0, runner.iter / self.exploration_iters)
+        self._step(runner, 1 + (self.exploration - 1) * fallen)
+        return self.memory.sample(self.batch_size, runner.device)
+
+    def after_step(self, runner: Runner) -> None:
+        model: Any = runner.model
+        assert isinstance(model, DQN)
+        model.follow(self.share)
+
+    def evaluate(self, runner: Runner) -> Mapping[str, float]:
+        environment, total = self._make(), 0.0
+        for episode in range(self.episodes):
+            seen, _ = environment.reset(seed=derive(runner.seed, "evaluation", episode) % 2**31)
+            ended = False
+            while not ended:
+                action = self._best(runner, runner.eval_model, as_observation(seen))
+                seen, reward, terminated, truncated, _ = environment.step(action)
+                total += float(reward)
+                ended = terminated or truncated
+        return {"return": total / self.episodes}
+
+    def _step(self, runner: Runner, exploration: float) -> None:
+        episodes = self._episodes(runner)
+        observation = episodes.observation
+        actions = int(episodes.actions)
+        by_chance = torch.rand(()).item() < exploration
+        action = int(torch.randint(actions, ())) if by_chance else self._best(runner, runner.model, observation)
+        following, reward, done = episodes.step(action)
+        self.memory.add(
+            observation=observation,
+            action=torch.tensor(action),
+            reward=torch.tensor(reward),
+            following=following,
+            done=torch.tensor(float(done)),
+        )
+
+    def _best(self, runner: Runner, model: Any, observation: Tensor) -> int:
+        with torch.no_grad():
+            return int(call(model, self._batch_of(runner, observation), "predict").argmax())
+
+    @staticmethod
+    def _batch_of(runner: Runner, observation: Tensor) -> dict[str, Tensor]:
+        return {"observation": observation.unsqueeze(0).to(runner.device)}
+
+    def _episodes(self, runner: Runner) -> Episodes:
+        if self._played is None:
+            self._played = Episodes(self._make(), lambda number: derive(runner.seed, "episode", number) % 2**31)
+            if self._loaded is not None:
+                self._played.load_state_dict(self._loaded)
+        return self._played
+
+    def state_dict(self) -> dict[str, Any]:
+        played = self._loaded if self._played is None else self._played.state_dict()
+        return super().state_dict() | {"memory": self.memory.state_dict(), "episodes": played}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.memory.load_state_dict(state["memory"])
+        self._played, self._loaded = None, state["episodes"]

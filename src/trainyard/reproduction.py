@@ -1,0 +1,153 @@
+"""Reproduction: whether a run that was run again has the same curves and weights, and what differs around the two."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainyard.catalog.compare import Rows, compare
+from trainyard.catalog.stored_run import Point, StoredRun
+from trainyard.track.shipper.sanitize import clean_name
+
+_OF_THE_MACHINE = re.compile(r"system/.*|(.*/)?(time|data_time|memory)")  # metrics that no run repeats
+_TAGS = ("device", "gpu", "threads")
+_FILE = re.compile(r"^diff --git a/(.+?) b/", re.MULTILINE)
+
+
+@dataclass
+class Reproduction:
+    """A run and the same run again.
+
+    Attributes:
+        metrics: how many metrics were compared.
+        points: how many points of them.
+        curves: for each metric that differs, where it does first.
+        weights: what differs in the weights; None if there are no checkpoints to compare.
+        data: the digests of the data that differ: by name, then and now.
+        code: the facts of the code that differ, then and now.
+        files: the files of the code that differ.
+        environment: versions, machine and device that differ, then and now.
+        notes: what else keeps a run from being repeated.
+    """
+
+    metrics: int = 0
+    points: int = 0
+    curves: dict[str, str] = field(default_factory=dict)
+    weights: list[str] | None = None
+    data: Rows = field(default_factory=dict)
+    code: Rows = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    environment: Rows = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def identical(self) -> bool:
+        """Whether curves and weights are the same bits."""
+        return not self.curves and not self.weights
+
+
+def check(then: StoredRun, now: StoredRun) -> Reproduction:
+    """Compare a run with its repetition: every number but times and loads, and the tensors of their checkpoints."""
+    found = Reproduction()
+    series = {clean_name(name): points for name, points in now.history.series.items()} | now.history.series
+    for name, points in then.history.series.items():
+        if not _OF_THE_MACHINE.fullmatch(name):
+            found.metrics += 1
+            found.points += len(points)
+            if difference := _first_difference(points, series.get(name, [])):
+                found.curves[name] = difference
+    found.weights = _weights(then, now)
+    differing = compare([then, now])
+    found.code, found.environment = differing.code, differing.environment
+    found.files = _changed_files(then, now)
+    found.data = _differing(then.history.digests, now.history.digests)
+    tags = [{name: run.history.tags.get(name) for name in _TAGS} for run in (then, now)]
+    found.environment |= _differing(*tags)
+    if then.info.changes:
+        found.notes.append(f"it was resumed with other values: {', '.join(then.info.changes)}")
+    if "stack" in then.history.tags:
+        found.notes.append("it was trained in a stack with other runs, which rounds otherwise than a run alone")
+    return found
+
+
+def _first_difference(then: list[Point], now: list[Point]) -> str:
+    """Return where two curves differ first; empty if they do not."""
+    for one, other in zip(then, now, strict=False):
+        at = f"iteration {one.step}" + ("" if one.epoch is None else f" (epoch {one.epoch})")
+        if one.step != other.step:
+            return f"at {at} then, at iteration {other.step} now"
+        if one.value != other.value and not (math.isnan(one.value) and math.isnan(other.value)):
+            return f"first at {at}: {one.value!r} then, {other.value!r} now"
+    return "" if len(then) == len(now) else f"{len(then)} values then, {len(now)} now"
+
+
+def _weights(then: StoredRun, now: StoredRun) -> list[str] | None:
+    """Return what differs in the weights of the checkpoints that both have; None if they have none of one name."""
+    shared = [path for path in then.checkpoints if (now.directory / "checkpoints" / path.name).exists()]
+    if not shared:
+        return None
+    from trainyard.runner import checkpoint  # imports torch
+
+    found = []
+    for path in shared:
+        mine = checkpoint.read(path)
+        theirs = checkpoint.read(now.directory / "checkpoints" / path.name)
+        for part in ("model", "eval_model"):
+            found += [f"{path.name}: {name}" for name in _different(mine.get(part) or {}, theirs.get(part) or {})]
+    return found
+
+
+def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors that are not the same bits."""
+    return [name for name in {**mine, **theirs} if not _same(mine.get(name), theirs.get(name))]
+
+
+def _same(one: Any, other: Any) -> bool:
+    import torch
+
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return bool(one == other)
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    mine, theirs = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
+    return bool(torch.equal(mine, theirs))
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> Rows:
+    """Return what was known then and is not the same now."""
+    return {name: [value, now.get(name)] for name, value in then.items() if value not in (None, now.get(name))}
+
+
+def _changed_files(then: StoredRun, now: StoredRun) -> list[str]:
+    """Return the files whose content differs: by the commits, and by what was not committed then and now."""
+    before, after = (_sections(run.directory / "git.diff") for run in (then, now))
+    changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
+    commits = [run.info.facts.get("git.commit") for run in (then, now)]
+    if None not in commits and commits[0] != commits[1]:
+        changed |= set(_names_between(str(commits[0]), str(commits[1]), Path.cwd()))
+    return sorted(changed)
+
+
+def _names_between(commit: str, other: str, folder: Path) -> list[str]:
+    """Return the files that differ between two commits, as far as git knows both here."""
+    command = ["git", "diff", "--name-only", "--no-color", commit, other, "--"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _sections(diff: Path) -> dict[str, str]:
+    """Return the parts of a diff by the file that each changes; empty if there is none."""
+    if not diff.is_file():
+        return {}
+    text = diff.read_text(encoding="utf-8", errors="replace")
+    starts = [(found.start(), found[1]) for found in _FILE.finditer(text)]
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    return {name: text[start:end] for (start, name), end in zip(starts, ends, strict=True)}

@@ -1,0 +1,66 @@
+"""What a clone of a sweep's job may have otherwise than the job, whose checkpoint it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trainyard.errors import ConfigError, TrainyardError
+
+OVERRIDDEN = ("optim", "data.batch_size")
+"""Values that a checkpoint has too, and that the config's replace if `resume_override` names them."""
+FREE = ("seed", "loop", "schedule", "hook", "clip_grad_norm", "clip_grad_value", "objective", "direction")
+"""Values that a resumed run takes from its config."""
+NOT_COMPARED = ("work_dir", "name", "tracker", "resume", "resume_override", "env")
+LENGTHS = ("loop.max_epochs", "loop.max_iters")
+FLAGS = ("foreach", "fused", "capturable", "differentiable")
+_ABSENT = object()
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any], *, ended: bool) -> Sequence[str]:
+    """Return the keys that differ and that `resume_override` has to name.
+
+    Args:
+        before: the config of the job, resolved.
+        after: that of the clone.
+        ended: whether the job has come to its end.
+
+    Raises:
+        TrainyardError: a key differs that belongs to a training from its beginning; or nothing is left to train.
+    """
+    differing = [
+        (key, new) for key, old, new in _differences(before, after) if key.partition(".")[0] not in NOT_COMPARED
+    ]
+    for key, new in differing:
+        if not _may_change(key):
+            value = "nothing" if new is _ABSENT else new
+            accepted = f"in a clone as in its job: only values of {', '.join((*OVERRIDDEN, *FREE))} may differ"
+            raise ConfigError(key, value, accepted, hint="A job with this value has to begin at the beginning.")
+    if ended and not any(key in LENGTHS for key, _ in differing):
+        raise TrainyardError(
+            "the job has come to its end, and a clone of it would have nothing to train. "
+            f"A larger {' or '.join(LENGTHS)} lets it go on"
+        )
+    named = [key for key, _ in differing if _is_below(key, OVERRIDDEN)]
+    return [key for key in named if key.rpartition(".")[2] not in FLAGS]
+
+
+def _may_change(key: str) -> bool:
+    parts = key.split(".")
+    if parts[0] in ("optim", "schedule") and {"_target_", "_partial_", "paramwise"} & set(parts):
+        return False
+    return _is_below(key, (*OVERRIDDEN, *FREE))
+
+
+def _is_below(key: str, places: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{place}.") for place in places)
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield each place where two configs differ, with both values."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in {**before, **after}:
+            own = f"{key}.{name}" if key else str(name)
+            yield from _differences(before.get(name, _ABSENT), after.get(name, _ABSENT), own)
+    elif before is not after and before != after:
+        yield key, before, after

@@ -1,0 +1,56 @@
+"""Quick check of a training, `quick=true`: two batches of each set, one checkpoint and its resume, nothing tracked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.data.limits import KEYS
+from trainyard.runner import Runner
+from trainyard.runner.hook import Hook
+
+BATCHES = 2
+_INTERVALS = {"val_begin": 1, "val_interval": 1, "dynamic_intervals": None, "workflow": None}
+
+
+def quickly(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a quick check: no tracker, few batches, a validation after them. Schedules stay as they are.
+
+    Args:
+        values: the resolved config of the run.
+    """
+    limit = dict.fromkeys(KEYS.values(), BATCHES)
+    loop = values.get("loop")
+    if isinstance(loop, Mapping):
+        own = _INTERVALS | ({"val_interval": BATCHES, "val_begin": 1} if "max_iters" in loop else {})
+        loop = {**loop, **{key: value for key, value in own.items() if key in loop}}
+    return {**values, "tracker": None, "limit": limit, "loop": loop}
+
+
+class EndEarly(Hook):
+    """Ends a training after its first validation, or after its first batches if there is none.
+
+    Args:
+        resumes: whether the run goes on afterwards: it is then interrupted, as by a signal, and else stops.
+    """
+
+    priority = "LOWEST"
+    stackable = True
+
+    def __init__(self, *, resumes: bool) -> None:
+        self.resumes = resumes
+
+    def after_val(self, runner: Runner) -> None:
+        if runner.training:
+            self._end(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if batch_idx + 1 >= BATCHES and not runner.has_split("val"):
+            self._end(runner)
+
+    def _end(self, runner: Runner) -> None:
+        if self.resumes:
+            runner.interrupt()
+            return
+        for member in runner.members:
+            member.stop("quick=true")

@@ -1,0 +1,154 @@
+"""Clones: jobs that begin from the newest checkpoint of another job, with other values.
+
+A clone is a job of the sweep: it has a number, a directory, a line in the plan and the ranking. Its number is of a
+series of its own, so that no job that a proposer, or a later batch of Hydra's, has yet to name can have it, and the
+same command takes it up when the sweep is continued. It belongs to no proposer, which is not told of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.files import remove
+from trainyard.sweep.events import FIRST_CLONE, Event, Origin, Proposed, Queued
+from trainyard.sweep.job_configs import JobConfigs
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.plan import Job
+from trainyard.sweep.proposers.base import NewJob, Proposer
+from trainyard.sweep.scheduler import Scheduler
+from trainyard.sweep.sweepable import Sweepable
+
+START = "start"
+"""Folder of a clone's directory for the checkpoint that it begins from."""
+_TRIES = 20  # a running job may remove an old checkpoint at the moment at which it is looked at
+
+
+def of_proposer(event: Event) -> Event | None:
+    """Return an event as a proposer is told of it: without clones; None if it is about clones alone."""
+    if isinstance(event, Queued):
+        units = tuple(unit for unit in event.units if unit.nums[0] < FIRST_CLONE)
+        return replace(event, units=units) if units else None
+    return None if getattr(event, "num", 0) >= FIRST_CLONE else event
+
+
+def tell(proposer: Proposer, event: Event) -> None:
+    """Tell a proposer of an event, as far as it is about jobs of its own."""
+    own = of_proposer(event)
+    if own is not None:
+        proposer.told(own)
+
+
+def recorded_jobs(manifest: Manifest, scheduler: Scheduler, *, clones_alone: bool) -> list[NewJob]:
+    """Return the recorded jobs: those that have neither ended nor paused are to run, all are ranked."""
+    return [
+        NewJob(tuple(entry.overrides), num, scheduler.rungs.get(num))
+        for num, entry in manifest.entries.items()
+        if entry.origin is not None or not clones_alone
+    ]
+
+
+class Clones:
+    """Makes clones of jobs.
+
+    Args:
+        application: the jobs' application.
+        configs: makes their configs.
+        manifest: of the sweep.
+        directory: the sweep's directory.
+    """
+
+    def __init__(self, application: Sweepable, configs: JobConfigs, manifest: Manifest, directory: Path) -> None:
+        self._application = application
+        self._configs = configs
+        self._manifest = manifest
+        self._directory = directory
+
+    def make(self, source: Job, changes: Sequence[str]) -> tuple[Job, Proposed]:
+        """Return a clone, whose checkpoint is in its directory by now, and the event to log.
+
+        The checkpoint is kept there under a second name of the same file, since the source may remove its own. A clone
+        that was not logged leaves nothing that counts: the next one of this number replaces it.
+
+        Args:
+            source: the job to clone.
+            changes: the overrides that are different.
+
+        Raises:
+            TrainyardError: a value cannot be changed, or the job has no checkpoint.
+        """
+        num = self._manifest.next_clone
+        overrides = (*source.overrides, *changes)
+        origin = Origin(source.num, source.number)
+        ((job, error),) = self._configs.checked([overrides], [num], {num: str(num)}, {num: origin})
+        if error is not None:
+            raise TrainyardError(str(error)) from error
+        ended = self._manifest.entries[source.num].state == "done"
+        keys = self._application.changed(source.values, job.values, ended=ended)
+        self._check_place(source, job)
+        name = self._secure(source, job.directory / START)
+        origin = replace(origin, keys=tuple(keys), checkpoint=name)
+        return replace(job, origin=origin), Proposed(num, overrides, subdir=job.subdir, origin=origin)
+
+    def _check_place(self, source: Job, job: Job) -> None:
+        """Check that a clone writes elsewhere than its source.
+
+        Raises:
+            ConfigError: both write to the directory that the config names.
+        """
+        if job.work_dir is not None and _writes_to(job) == _writes_to(source):
+            accepted = "a directory of its own for each job, also for a clone"
+            raise ConfigError("work_dir", job.work_dir, accepted, hint="work_dir=… gives the clone another.")
+
+    def _secure(self, source: Job, folder: Path) -> str:
+        """Put the newest checkpoint of a job into a folder, and return its name.
+
+        Raises:
+            TrainyardError: there is none.
+        """
+        remove(folder)
+        for _ in range(_TRIES):
+            checkpoints = _writes_to(source) / "checkpoints"
+            with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+                name = str(json.loads((checkpoints / "last.json").read_text())["history"][-1])
+                folder.mkdir(parents=True, exist_ok=True)
+                _link(checkpoints / name, folder / name)
+                return name
+        remove(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()
+        raise TrainyardError(f"#{source.num} has no checkpoint to start from")
+
+
+def start_of(job: Job) -> bool | str:
+    """Return what a clone resumes: its own newest checkpoint (true), or the one of its source."""
+    assert job.origin is not None
+    if (_writes_to(job) / "checkpoints" / "last.json").exists():
+        return True
+    return str(job.directory / START / job.origin.checkpoint)
+
+
+def _writes_to(job: Job) -> Path:
+    """Return the directory that a training writes to."""
+    return job.directory if job.work_dir is None else Path(job.work_dir).absolute()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, or the files of a folder, a second name; copy them where the file system has no such."""
+    if source.is_dir():  # a checkpoint in shards
+        target.mkdir()
+        for file in sorted(source.iterdir()):
+            _link(file, target / file.name)
+        return
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)

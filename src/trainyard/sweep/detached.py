@@ -1,0 +1,154 @@
+"""Sweep whose head is a job of Slurm too: submitted, watched and ended from a terminal."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from trainyard.application import StartedAs
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.quoting import shell_override
+from trainyard.sweep.executor import slurm_commands
+from trainyard.sweep.executor.slurm import FOLDER, name_of
+from trainyard.sweep.slurm_settings import SlurmSettings
+from trainyard.sweep.steering_cli import SweepState
+
+_JOB, _SCRIPT, _OUTPUT = "head", "head.sh", "head.out"
+_EVERY = 0.5  # seconds between two looks
+
+# Near its time limit, and when its node is wanted, the head ends as by Ctrl-C, and the job goes back into the queue.
+_BODY = """\
+again=
+trap 'again=1; kill -TERM $pid' USR2
+trap 'kill -TERM $pid' TERM
+{command} &
+pid=$!
+wait $pid; status=$?
+while kill -0 $pid 2>/dev/null; do wait $pid; status=$?; done
+if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit $status
+"""
+
+
+def submit_head(settings: SlurmSettings, directory: Path) -> str:
+    """Submit the command of this process as a job that runs the sweep, and return what to tell.
+
+    Args:
+        settings: the sweep's settings.
+        directory: the sweep's directory.
+
+    Raises:
+        TrainyardError: this process was not started with a file, or Slurm refuses the job.
+    """
+    started = StartedAs.now()
+    if started is None:
+        raise ConfigError("hydra.launcher.detach", True, "false in a process that was not started with a file")
+    own = [shell_override("hydra.sweep.dir", directory), "hydra.launcher.detach=false"]
+    given = [word for word in sys.argv[1:] if not word.startswith(("hydra.launcher.detach", "hydra.sweep.dir="))]
+    command = " ".join([shlex.join([sys.executable, *started.command, *given]), *own])
+    folder = directory / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = settings.resources.options()
+    options: dict[str, Any] = {
+        "job-name": head_name(directory),
+        "output": str(folder / _OUTPUT),
+        "open-mode": "append",
+        "chdir": str(Path.cwd()),
+        "ntasks": 1,
+        "cpus-per-task": 1,
+        "requeue": True,
+        "signal": f"B:USR2@{settings.signal_delay_s}",
+        **{name: asked[name] for name in ("partition", "account", "qos") if name in asked},
+    }
+    lines = [f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={value}" for name, value in options.items()]
+    script = folder / _SCRIPT
+    script.write_text("\n".join(["#!/bin/bash", *lines, *(settings.setup or ()), _BODY.format(command=command)]))
+    (folder / _OUTPUT).write_text("")
+    number = slurm_commands.submit(script)
+    (folder / _JOB).write_text(number)
+    place = shlex.quote(str(directory))
+    return (
+        f"Slurm's job {number} runs this sweep.\n"
+        f"  to watch it:  trainyard sweep attach {place}\n"
+        f"  to end it:    trainyard sweep cancel {place}"
+    )
+
+
+def head_name(directory: Path) -> str:
+    """Return the name of the job that runs a sweep."""
+    return f"{name_of(directory)}-head"
+
+
+def is_detached(directory: Path) -> bool:
+    """Return whether the head of a sweep was submitted."""
+    return (directory / FOLDER / _JOB).is_file()
+
+
+def attach(directory: Path) -> None:
+    """Print what the head of a sweep prints, from the beginning, until it has ended.
+
+    Raises:
+        TrainyardError: no head was submitted, or it has ended without having run all jobs.
+    """
+    number = _number(directory)
+    read_to, waits = 0, ""
+    while True:
+        jobs = slurm_commands.queue(head_name(directory))
+        with (directory / FOLDER / _OUTPUT).open("rb") as file:
+            file.seek(read_to)
+            content = file.read()
+        read_to += len(content)
+        print(content.decode(errors="replace"), end="", flush=True)
+        if not jobs:
+            break
+        if jobs[0].state == "PENDING" and jobs[0].reason != waits:
+            waits = jobs[0].reason
+            print(f"Slurm's job {number} waits: {waits}.", flush=True)
+        time.sleep(_EVERY)
+    left = _left(directory)
+    if left:
+        raise TrainyardError(
+            f"Slurm's job {number}, which ran this sweep, has ended, and {left}. To finish what is left: the same "
+            f"command with {shell_override('hydra.sweep.dir', directory)}"
+        )
+
+
+def cancel(directory: Path) -> None:
+    """End the head of a sweep and its agents: jobs save a checkpoint first.
+
+    Raises:
+        TrainyardError: no head was submitted.
+    """
+    number = _number(directory)
+    slurm_commands.cancel([number], "--batch", "--signal=TERM")
+    slurm_commands.cancel([job.place for job in slurm_commands.queue(head_name(directory)) if job.state == "PENDING"])
+    until = time.monotonic() + 120
+    while slurm_commands.queue(head_name(directory)) and time.monotonic() < until:
+        time.sleep(_EVERY)
+    slurm_commands.cancel([number])
+    slurm_commands.cancel([job.place for job in slurm_commands.queue(name_of(directory))])
+    print(f"Slurm's job {number} has ended; {_left(directory) or 'all jobs are done'}.")
+
+
+def _number(directory: Path) -> str:
+    slurm_commands.check_installed()
+    try:
+        return (directory / FOLDER / _JOB).read_text().strip()
+    except OSError:
+        hint = "It is the hydra.sweep.dir of a sweep that was started with hydra.launcher.detach=true."
+        raise ConfigError("DIR", str(directory), "the directory of a detached sweep", hint=hint) from None
+
+
+def _left(directory: Path) -> str:
+    """Return how many jobs are in which state, for people; empty if all are done."""
+    try:
+        states = Counter(SweepState.read(directory).states.values())
+    except ConfigError:
+        return "no job has begun"
+    if set(states) <= {"done", "stopped"}:
+        return ""
+    return ", ".join(f"{count} {'is' if count == 1 else 'are'} {state}" for state, count in states.items())

@@ -1,0 +1,377 @@
+"""Executor over machines: agents that a pool places bring slots, and take them along when they go."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.executor.agent import ExecutorError, in_words
+from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
+from trainyard.sweep.executor.code_version import code_version
+from trainyard.sweep.executor.lease import HeadLease
+from trainyard.sweep.executor.meeting import forget_agent, left_agents, open_head
+from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.pool import Pool
+from trainyard.sweep.executor.remote_agent import CODE
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote
+from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.transport import Received, Transport
+from trainyard.sweep.executor.worker import one_line, pickled_call
+from trainyard.sweep.executor.workers import Workers
+
+LOSSES = 5
+"""So often a task may lose its agent before it counts as what ends them."""
+_LOOK = 0.5  # seconds between two looks at the pool and at silent agents
+_MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
+
+
+class ClusterExecutor(Executor):
+    """Runs tasks on the slots of agents, which come and go while it runs.
+
+    A task whose agent is lost, or leaves, ends without an event of its own: the slots are lost, and what ran on them is
+    the scheduler's to start again.
+
+    Args:
+        slots: what a whole pool brings: as many slots as there may be at once, each like every other.
+        pool: places the agents.
+        directory: the sweep's directory, which all machines see.
+        preload: modules to import before workers are forked.
+        grace: seconds that workers have to end when their head is lost.
+        settings: how agents find and lose their head.
+        tell: takes what happens to agents, in words.
+
+    Raises:
+        ConfigError: from `wait`, this machine has no such address.
+        TrainyardError: from `start` and `wait`, no agent can be placed; from `wait`, another process runs this sweep.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        pool: Pool,
+        directory: Path,
+        *,
+        per_agent: int = 1,
+        preload: Sequence[str] = ("torch",),
+        grace: float = 30.0,
+        settings: ClusterSettings = ClusterSettings(),  # noqa: B008 - it is frozen
+        tell: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self.slots = tuple(slots)
+        self.preload = tuple(preload)
+        self._pool = pool
+        self._directory = directory
+        self._per_agent = per_agent
+        self._grace = grace
+        self._settings = settings
+        self._tell = tell
+        self._started = False
+        self._version = ""
+        self._fence = 0
+        self._transport: Transport | None = None
+        self._agents: dict[str, Remote] = {}
+        self._of: dict[int, Remote] = {}  # by slot
+        self._devices: dict[int, Slot] = {}
+        self._indices = itertools.count()
+        self._numbers = itertools.count()
+        self._workers = Workers(self._send_signal)
+        self._losses: Counter[int] = Counter()
+        self._events: list[ExecutorEvent] = []
+        self._refused: set[str] = set()
+        self._demand = 0
+        self._next_look = 0.0
+
+    @property
+    def started(self) -> bool:
+        return self._started
+
+    @property
+    def room(self) -> int:
+        return self._per_agent if len(self.slots) <= self._per_agent else 1
+
+    def start(self) -> None:
+        """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
+        if not self._started:
+            self._pool.check()
+            self._started = True
+
+    def _begin(self) -> None:
+        self._version = code_version()
+        self._lease = HeadLease(self._directory)
+        self._lease.take()
+        try:
+            self._open()
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _open(self) -> None:
+        before = left_agents(self._directory)
+        self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
+        self._fence = address.fence
+        self._lease.fenced(self._fence)
+        if self._pool.start([sys.executable, "-c", CODE, str(self._directory), *map(str, sys.path)]):
+            for name in before:
+                forget_agent(self._directory, name)
+        else:
+            self._outlive(before)
+
+    def _outlive(self, before: Mapping[str, str]) -> None:
+        """Wait for the agents of an earlier head to end: what they run must not be started twice."""
+        if not before:
+            return
+        self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
+        seen = dict.fromkeys(before, time.monotonic())
+        while before:
+            time.sleep(_LOOK / 2)
+            now = left_agents(self._directory)
+            for name, count in dict(before).items():
+                if name in now and now[name] != count:
+                    seen[name] = time.monotonic()
+                silent = time.monotonic() - seen[name] > self._settings.patience
+                if name in now and silent:
+                    forget_agent(self._directory, name)
+            before = {name: now[name] for name in before if name in now}
+
+    @property
+    def ready(self) -> tuple[Slot, ...]:
+        return tuple(self._devices[index] for index, agent in self._of.items() if not agent.leaving)
+
+    def expect(self, slots: int) -> None:
+        self._demand = min(slots, len(self.slots))
+
+    def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
+        agents = {agent.name: agent for index in slots if (agent := self._of.get(index)) is not None}
+        if len(agents) > 1:
+            told = f"it takes {len(slots)} slots, which are on several machines"
+            self._events.append(Finished(number, "failed", error=told, began=False))
+            return
+        agent = next(iter(agents.values()), None)
+        if agent is None or agent.leaving:
+            return  # these slots are lost, as has been told or will be
+        try:
+            call = pickled_call(task.function, task.argument)
+        except Exception as error:
+            told = f"the task cannot be pickled: {one_line(error)}"
+            self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
+            return
+        worker = next(self._numbers)
+        self._workers.begin((agent.name, worker), number, policy)
+        agent.busy[worker], agent.tasks[worker] = tuple(slots), task.num
+        agent.idle_since = None
+        given = {
+            "slots": [agent.slots[index] for index in slots],
+            "threads": task.threads,
+            "log": None if task.log is None else str(task.log.absolute()),
+            "cwd": str(Path.cwd()),
+            "path": [str(entry) for entry in sys.path],
+            "argv": list(sys.argv),
+        }
+        self._send(agent.name, ["task", worker, given], call)
+
+    def end(self, numbers: Iterable[int], grace: float | None) -> None:
+        self._workers.end(numbers, grace)
+
+    def wait(self, timeout: float) -> list[ExecutorEvent]:
+        if self._transport is None:
+            self._begin()
+            assert self._transport is not None
+        self._workers.end_late()
+        self._look()
+        now = time.monotonic()
+        wait = 0.0 if self._events else self._workers.next_due(min(now + timeout, self._next_look)) - now
+        for received in self._transport.receive(max(0.0, wait)):
+            self._heard(received)
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self._started = False
+        if self._transport is None:
+            return
+        for name in self._agents:
+            self._send(name, ["close"])
+            self._transport.forget(name)
+        self._transport.close(flush=2.0)
+        self._pool.close()
+        self._lease.release()
+        self._transport = None
+        self._agents.clear()
+        self._of.clear()
+        self._devices.clear()
+        self._workers.clear()
+        self._events.clear()
+
+    def _send(self, name: str, message: list[Any], payload: bytes = b"") -> None:
+        assert self._transport is not None
+        self._transport.send(name, message, payload)
+
+    def _send_signal(self, workers: list[tuple[str, int]], signum: int) -> None:
+        of: dict[str, list[int]] = {}
+        for name, worker in workers:
+            of.setdefault(name, []).append(worker)
+        for name, numbers in of.items():
+            self._send(name, ["signal", numbers, signum])
+
+    # -- agents come and go --------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Look for agents that are gone, and for those that are needed or not."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK
+        assert self._transport is not None
+        if self._lease.lost:
+            raise TrainyardError(f"{self._directory}: another process has taken over this sweep.")
+        limit = self._settings.patience + self._grace + _MARGIN
+        for agent in [it for it in self._agents.values() if self._transport.silence(it.name) > limit]:
+            self._lose(agent, "there is no sign of it")
+        for place, why in self._pool.gone().items():
+            for agent in [it for it in self._agents.values() if it.place == place]:
+                self._lose(agent, why)
+        for reason in getattr(self._transport, "refused", []):
+            if reason not in self._refused:
+                self._refused.add(reason)
+                self._tell(f"A connection was refused: {reason}.")
+        working = [it for it in self._agents.values() if not it.leaving]
+        needed = math.ceil(self._demand / self._per_agent)
+        for agent in [it for it in working if self._is_idle(it)][: max(0, len(working) - needed)]:
+            self._dismiss(agent)
+        self._pool.want(needed)
+
+    def _is_idle(self, agent: Remote) -> bool:
+        return agent.idle_since is not None and time.monotonic() - agent.idle_since > self._settings.idle
+
+    def _dismiss(self, agent: Remote) -> None:
+        assert self._transport is not None
+        agent.leaving = "there is nothing to do"
+        self._send(agent.name, ["close"])
+        self._remove(agent)
+
+    def _lose(self, agent: Remote, why: str) -> None:
+        """Take note that an agent is gone, without having told how its workers ended."""
+        self._tell(f"The agent on {agent.node} is lost: {why}.")
+        for worker, num in agent.tasks.items():
+            self._losses[num] += 1
+            if self._losses[num] > LOSSES:
+                how = f"{self._losses[num]} agents were lost while it ran"
+                self._events.append(self._workers.ended((agent.name, worker), how))
+        self._remove(agent)
+
+    def _remove(self, agent: Remote) -> None:
+        assert self._transport is not None
+        for worker in agent.tasks:
+            self._workers.forget((agent.name, worker))
+        forget_agent(self._directory, agent.name)
+        self._lose_slots(agent, tuple(agent.slots))
+        del self._agents[agent.name]
+        self._transport.forget(agent.name)
+
+    def _lose_slots(self, agent: Remote, indices: Sequence[int]) -> None:
+        lost = tuple(self._devices.pop(index) for index in indices if agent.slots.pop(index, None) is not None)
+        for slot in lost:
+            del self._of[slot.index]
+        if lost:
+            self._events.append(Lost(lost))
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _heard(self, received: Received) -> None:
+        agent = self._agents.get(received.peer)
+        match received.message:
+            case ["hello", hello]:
+                self._greet(received.peer, hello)
+            case _ if agent is None:
+                pass  # one that is lost, and does not know it yet
+            case ["ready", slots]:
+                self._gain(agent, slots)
+            case ["leaving", why]:
+                self._tell(f"The agent on {agent.node} leaves: {why}.")
+                agent.leaving = why
+                busy = {index for indices in agent.busy.values() for index in indices}
+                self._lose_slots(agent, [index for index in agent.slots if index not in busy])
+            case ["gone", _]:
+                self._remove(agent)
+            case ["failed", "torch", error]:
+                raise ExecutorError(f"{agent.node}: {error}")
+            case ["failed", module, error]:
+                hint = f"{agent.node}: {error}"
+                raise ConfigError("preload", module, "modules that can be imported before CUDA is used", hint=hint)
+            case [kind, worker, *rest]:
+                if (agent.name, worker) in self._workers:
+                    self._happened(agent, kind, worker, rest, received.payload)
+
+    def _greet(self, name: str, hello: Mapping[str, Any]) -> None:
+        why = ""
+        if hello["fence"] != self._fence:
+            why = "it came for a head before this one"
+        elif hello["version"] != self._version:
+            why = f"its code is {hello['version']}, the head's is {self._version}. Both have to be the same"
+        if why:
+            if why not in self._refused:
+                self._refused.add(why)
+                self._tell(f"An agent on {hello['node']} was refused: {why}.")
+            assert self._transport is not None
+            self._send(name, ["refused", f"{why}."])
+            self._transport.forget(name)
+            return
+        for agent in [it for it in self._agents.values() if it.place == hello["place"]]:
+            self._lose(agent, "it was started again")
+        self._agents[name] = Remote(name, hello["place"], hello["node"])
+        welcome = {
+            "preload": self.preload,
+            "settings": dict(self._settings.slots),
+            "patience": self._settings.patience,
+            "grace": self._grace,
+        }
+        self._send(name, ["welcome", welcome])
+
+    def _gain(self, agent: Remote, slots: Sequence[tuple[str, int]]) -> None:
+        gained = []
+        for own, (device, threads) in enumerate(slots):
+            index = next(self._indices)
+            # Devices of one name are one device: those of machines differ. Cores are all alike.
+            slot = Slot(index, device if device == "cpu" else f"{device}@{agent.name}", None, threads)
+            agent.slots[index] = own
+            self._of[index], self._devices[index] = agent, slot
+            gained.append(slot)
+        agent.idle_since = time.monotonic()
+        self._pool.arrived(agent.place)
+        self._events.append(Gained(tuple(gained)))
+
+    def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
+        name: Hashable = (agent.name, worker)
+        if kind == "forked":
+            self._events.append(self._workers.forked(name, rest[0]))
+        elif kind == "woken":
+            if (event := self._workers.woken(name, rest[0], rest[1])) is not None:
+                self._events.append(event)
+        else:
+            self._ended(agent, kind, worker, rest, report)
+
+    def _ended(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
+        slots = agent.busy.pop(worker)
+        del agent.tasks[worker]
+        if kind == "refused":
+            finished = self._workers.ended((agent.name, worker), f"no process could be started: {rest[0]}")
+        else:
+            status, peak, killed = rest
+            how = f"its process {in_words(status)} before it gave a result"
+            finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
+        if not agent.leaving:
+            self._events.append(finished)
+        elif finished.state in ("done", "failed", "paused", "timeout"):
+            self._events.append(Finished(**{**vars(finished), "moved": True}))
+        if agent.leaving:
+            self._lose_slots(agent, slots)
+        elif not agent.busy:
+            agent.idle_since = time.monotonic()

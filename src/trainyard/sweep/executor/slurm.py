@@ -1,0 +1,294 @@
+"""Pool of agents in Slurm: arrays of jobs, each of which is one agent."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import TrainyardError
+from trainyard.sweep.executor import slurm_commands
+from trainyard.sweep.executor.pool import Pool
+from trainyard.sweep.executor.slurm_commands import QueuedJob, SlurmError
+
+FOLDER = "slurm"
+FAILURES = 3
+"""So many agents in a row may end before they reach the head."""
+_SHORTEST, _LONGEST = 1.0, 15.0  # seconds between two looks at the queue: the longer nothing changes, the longer
+_ENDING = 90.0  # seconds to wait for the agents of an earlier head to leave the queue
+_USUAL = ("None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", "")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an agent asks Slurm for: the options of `sbatch`, under submitit's names.
+
+    Args:
+        partition, account, qos, constraint: of `sbatch`.
+        gpus_per_node: GPUs of an agent.
+        cpus_per_task: CPUs of an agent.
+        mem_gb: its memory in GB.
+        timeout_min: minutes after which Slurm ends it. Its jobs go on in another one from their checkpoints.
+        signal_delay_s: seconds before that at which it is told.
+        setup: lines of the script that run before the agent.
+        additional_parameters: further options of `sbatch` by their names, with `_` for `-`: `{exclude: node7}`.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_node: int | None = None
+    cpus_per_task: int = 1
+    mem_gb: float | None = None
+    timeout_min: int = 60
+    constraint: str | None = None
+    signal_delay_s: int = 120
+    setup: Sequence[str] = ()
+    additional_parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `sbatch`."""
+        memory = None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}M"
+        own = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "gpus-per-node": self.gpus_per_node,
+            "cpus-per-task": self.cpus_per_task,
+            "mem": memory,
+            "time": self.timeout_min,
+        }
+        further = {name.replace("_", "-"): value for name, value in self.additional_parameters.items()}
+        return {name: value for name, value in (own | further).items() if value is not None}
+
+
+def script(command: Sequence[str], options: Mapping[str, Any], setup: Sequence[str] = ()) -> str:
+    """Return a script of `sbatch` that runs a command as a step of its own, which gets the signals of the job."""
+    lines = ["#!/bin/bash"]
+    for name, value in options.items():
+        if value is not False:
+            lines.append(f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}")
+    run = f"exec srun --ntasks=1 --cpus-per-task={options.get('cpus-per-task', 1)} --unbuffered"
+    return "\n".join([*lines, *setup, f"{run} {shlex.join(command)}", ""])
+
+
+def name_of(directory: Path) -> str:
+    """Return the name of the jobs of a sweep."""
+    return f"trainyard-{hashlib.sha256(str(directory).encode()).hexdigest()[:10]}"
+
+
+class SlurmPool(Pool):
+    """Keeps as many agents in the queue as are wanted. A thread of its own talks to Slurm.
+
+    Args:
+        directory: the sweep's directory; scripts and what agents print are in `slurm/` of it.
+        resources: what each agent asks for.
+        most: so many agents at a time at most.
+        tell: takes what happens, in words.
+    """
+
+    def __init__(
+        self, directory: Path, resources: Resources, most: int, tell: Callable[[str], object] = lambda line: None
+    ) -> None:
+        self._folder = directory / FOLDER
+        self._name = name_of(directory)
+        self._resources = resources
+        self._most = most
+        self._tell = tell
+        self._script = self._folder / "agent.sh"
+        self._wanted = 0
+        self._guard = threading.Lock()
+        self._places: dict[str, str] = {}  # the last state of each agent in the queue
+        self._arrived: set[str] = set()
+        self._taken_back: set[str] = set()
+        self._gone: dict[str, str] = {}
+        self._failures: list[str] = []
+        self._error: TrainyardError | None = None
+        self._told: set[str] = set()
+        self._retry_at = 0.0
+        self._news = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def check(self) -> None:
+        slurm_commands.check_installed()
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder) / "agent.sh"
+            trial.write_text(script(["true"], self._options()))
+            try:
+                slurm_commands.check_script(trial)
+            except SlurmError as error:
+                raise self._refusal(error) from None
+
+    def _refusal(self, error: SlurmError) -> TrainyardError:
+        told = f"Slurm accepts no such agents: {error}."
+        if "configuration is not available" in str(error) or "invalid partition" in str(error).lower():
+            with suppress(SlurmError):
+                told += f" There is: {slurm_commands.resources()}."
+        return TrainyardError(told)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "job-name": self._name,
+            "nodes": 1,
+            "ntasks": 1,
+            "output": str(self._folder / "%A_%a.out"),
+            "open-mode": "append",
+            "requeue": True,
+            "signal": f"USR2@{self._resources.signal_delay_s}",
+            "chdir": str(Path.cwd()),
+            **self._resources.options(),
+        }
+
+    def start(self, command: Sequence[str]) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._script.write_text(script(command, self._options(), self._resources.setup))
+        ended = self._end_earlier()
+        self._thread = threading.Thread(target=self._work, name="trainyard slurm", daemon=True)
+        self._thread.start()
+        return ended
+
+    def _end_earlier(self) -> bool:
+        """Cancel the agents of an earlier head, and wait until they have left the queue."""
+        asked_at, killed = None, False
+        while jobs := self._queue():
+            slurm_commands.cancel([job.place for job in jobs if job.state == "PENDING"])
+            working = [job.place for job in jobs if job.state != "PENDING"]
+            now = time.monotonic()
+            if asked_at is None:
+                self._tell(f"Waiting for {len(jobs)} agents of the head before this one to end.")
+                slurm_commands.cancel(working, "--signal=TERM")  # they end at a checkpoint
+                asked_at = now
+            elif now - asked_at > _ENDING and not killed:
+                slurm_commands.cancel(working)
+                killed = True
+            elif now - asked_at > 2 * _ENDING:
+                return False
+            time.sleep(0.5)
+        return True
+
+    def _queue(self) -> list[QueuedJob]:
+        return slurm_commands.queue(self._name)
+
+    def want(self, count: int) -> None:
+        count = min(count, self._most)
+        if count != self._wanted:
+            self._wanted = count
+            self._news.set()
+
+    def arrived(self, place: str) -> None:
+        with self._guard:
+            self._arrived.add(place)
+            self._failures.clear()
+
+    def gone(self) -> dict[str, str]:
+        with self._guard:
+            if self._error is not None:
+                raise self._error
+            found, self._gone = self._gone, {}
+        return found
+
+    def close(self) -> None:
+        self._ended.set()
+        self._news.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            try:
+                # The others have been told to end by the head.
+                slurm_commands.cancel([job.place for job in self._queue() if job.place not in self._arrived])
+            except SlurmError as error:
+                self._tell(f"Slurm: {error}. Agents that wait still end by themselves.")
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        pause = _SHORTEST
+        while not self._ended.is_set():
+            try:
+                changed = self._look()
+            except SlurmError as error:
+                changed = False
+                self._tell_once(f"Slurm: {error}.")
+                if not error.passes:
+                    self._retry_at = time.monotonic() + 30.0
+                    if not self._places:
+                        with self._guard:
+                            self._error = self._refusal(error)
+            pause = _SHORTEST if changed else min(_LONGEST, pause * 1.3)
+            if self._news.wait(pause):
+                pause = _SHORTEST
+            self._news.clear()
+
+    def _look(self) -> bool:
+        """Compare the queue with what was there, and place or take back agents; return whether something changed."""
+        jobs = {job.place: job for job in self._queue()}
+        changed = self._compare(jobs)
+        wanted = self._wanted
+        missing = wanted - len(self._places)
+        if missing > 0 and time.monotonic() >= self._retry_at:
+            number = slurm_commands.submit(self._script, f"--array=0-{missing - 1}")
+            with self._guard:
+                self._places.update((f"{number}_{index}", "PENDING") for index in range(missing))
+            changed = True
+        elif missing < 0:
+            waiting = [place for place, state in self._places.items() if state == "PENDING"]
+            taken = waiting[missing:]
+            slurm_commands.cancel(taken)
+            self._taken_back.update(taken)
+            changed = changed or bool(taken)
+        return changed
+
+    def _compare(self, jobs: Mapping[str, QueuedJob]) -> bool:
+        changed = False
+        for place, before in list(self._places.items()):
+            job = jobs.get(place)
+            now = "GONE" if job is None else job.state
+            if job is not None and now == "PENDING" and job.reason not in _USUAL:
+                self._tell_once(f"Slurm lets agents wait: {job.reason}.")
+            if now == before:
+                continue
+            changed = True
+            with self._guard:
+                if now == "GONE":
+                    self._left(place)
+                elif now == "PENDING":  # its node was taken away, and it waits for another
+                    self._arrived.discard(place)
+                    self._gone[place] = f"Slurm has put its job {place} back into the queue"
+                if job is not None:
+                    self._places[place] = now
+        return changed
+
+    def _left(self, place: str) -> None:
+        """Take note that a job has left the queue."""
+        del self._places[place]
+        self._gone[place] = f"its job {place} has left the queue"
+        if place in self._arrived or place in self._taken_back:
+            return
+        self._failures.append(place)
+        if len(self._failures) >= FAILURES:
+            said = self._last_words(place)
+            self._error = TrainyardError(
+                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place}"
+                + (f" said: {said}" if said else " left no output: its node may not see the sweep's directory.")
+            )
+
+    def _last_words(self, place: str) -> str:
+        try:
+            lines = (self._folder / f"{place}.out").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)

@@ -1,0 +1,153 @@
+"""Slurm's commands: `sbatch`, `squeue`, `scancel`, `sinfo`. `sacct` is not needed: many clusters have no accounting."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainyard.errors import ConfigError, TrainyardError
+
+TIMEOUT = 20.0
+"""Seconds that a command may take."""
+_PREFIX = re.compile(r"^(s\w+: )?(error: )?(allocation failure: |Batch job submission failed: )?")
+_AGAIN = re.compile(r"Unable to contact|Socket timed out|try again|temporarily", re.IGNORECASE)
+
+
+class SlurmError(TrainyardError):
+    """A command of Slurm failed; the message is Slurm's own sentence.
+
+    Attributes:
+        passes: whether it may work later: the controller did not answer.
+    """
+
+    status = 1
+
+    def __init__(self, message: str, passes: bool = False) -> None:
+        super().__init__(message)
+        self.passes = passes
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """Job in the queue.
+
+    Attributes:
+        place: its number: `12`, or `12_3` in an array.
+        state: `PENDING`, `RUNNING`, …
+        node: where it runs.
+        reason: why it waits.
+    """
+
+    place: str
+    state: str
+    node: str
+    reason: str
+
+
+def check_installed() -> None:
+    """Check that there are Slurm's commands.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if shutil.which("sbatch") is None:
+        hint = (
+            "sbatch is not on the PATH. Start the sweep on a machine of the cluster; hydra/launcher=local needs none."
+        )
+        raise ConfigError("hydra/launcher", "slurm", "slurm where Slurm's commands are installed", hint=hint)
+
+
+def submit(script: Path, *options: str) -> str:
+    """Submit a script, and return the number of the job.
+
+    Raises:
+        SlurmError: Slurm refuses it.
+    """
+    return _run(["sbatch", "--parsable", *options, str(script)]).strip().partition(";")[0]
+
+
+def check_script(script: Path) -> None:
+    """Check that a job could run at some time.
+
+    Raises:
+        SlurmError: it never can.
+    """
+    _run(["sbatch", "--test-only", str(script)])
+
+
+def queue(name: str) -> list[QueuedJob]:
+    """Return the jobs of a name that wait or run, each of an array by itself.
+
+    Raises:
+        SlurmError: the controller does not answer.
+    """
+    found = []
+    for line in _run(["squeue", "-h", "-r", f"--name={name}", "-o", "%i|%T|%N|%r"]).splitlines():
+        place, state, node, reason = line.strip().split("|", 3)
+        found.append(QueuedJob(place, state, node, reason))
+    return found
+
+
+def cancel(places: Sequence[str], *options: str) -> None:
+    """Cancel jobs; those that have ended are left alone.
+
+    Raises:
+        SlurmError: the controller does not answer.
+    """
+    if not places:
+        return
+    try:
+        _run(["scancel", "--quiet", *options, *places])
+    except SlurmError as error:
+        if error.passes:
+            raise
+
+
+def resources() -> str:
+    """Return what nodes the partitions have, for people."""
+    lines = _run(["sinfo", "-h", "-o", "%P|%D|%c|%m|%G|%l"]).splitlines()
+    told = []
+    for line in lines:
+        partition, nodes, cpus, memory, gres, limit = line.strip().split("|")
+        gpus = "" if gres == "(null)" else f", {gres}"
+        told.append(f"{partition.rstrip('*')}: {nodes} nodes with {cpus} CPUs, {memory} MB{gpus}, at most {limit}")
+    return "; ".join(told)
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=clean(os.environ),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} has not answered within {TIMEOUT:g} s", passes=True) from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]} cannot be started: {error.strerror}") from None
+    if done.returncode:
+        said = [_PREFIX.sub("", line.strip()) for line in done.stderr.splitlines() if line.strip()]
+        told = said[-1].rstrip(".") if said else f"{command[0]} ended with status {done.returncode}"
+        raise SlurmError(told, passes=_AGAIN.search(told) is not None)
+    return done.stdout
+
+
+def clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what Slurm has set for the job that this process is in.
+
+    A job that is submitted from within another one would take over its limits.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")) or name == "SLURM_CONF"
+    }

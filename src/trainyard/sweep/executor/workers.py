@@ -1,0 +1,171 @@
+"""Workers of an executor: their deadlines, and what becomes of what agents tell of them."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import time
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainyard.sweep.executor.base import Finished, Launched, Woken
+from trainyard.sweep.executor.out_of_memory import killed_for_memory
+from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.task import TaskState
+from trainyard.sweep.executor.worker import INTERRUPTED, TaskReport, one_line, parsed_report
+
+SendSignal = Callable[[list[Any], int], object]
+
+
+@dataclass
+class Worker:
+    """Process that runs a task.
+
+    Attributes:
+        number: the task's number.
+        policy: its `timeout` and `grace`.
+        begun: its start, by `time.monotonic`.
+        ending: why it was asked to end.
+        kill_at: the time at which it is killed if it still runs, by `time.monotonic`.
+    """
+
+    number: int
+    policy: Policy
+    begun: float
+    ending: Literal["interrupted", "timeout"] | None = None
+    kill_at: float | None = None
+
+    @property
+    def timeout_at(self) -> float | None:
+        return None if self.policy.timeout is None else self.begun + self.policy.timeout
+
+
+class Workers:
+    """Workers that run now, by the name that their agent knows them by.
+
+    Args:
+        send_signal: sends a signal to workers.
+    """
+
+    def __init__(self, send_signal: SendSignal) -> None:
+        self._send_signal = send_signal
+        self._workers: dict[Hashable, Worker] = {}
+
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._workers
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(list(self._workers))
+
+    def begin(self, name: Hashable, number: int, policy: Policy) -> None:
+        """Take in a worker that an agent was asked for."""
+        self._workers[name] = Worker(number, policy, time.monotonic())
+
+    def clear(self) -> None:
+        """Forget all workers."""
+        self._workers.clear()
+
+    def forget(self, name: Hashable) -> None:
+        """Forget a worker: its slot is lost."""
+        self._workers.pop(name, None)
+
+    def end(self, numbers: Iterable[int], grace: float | None) -> None:
+        """Ask the workers of tasks to end, once each."""
+        wanted = set(numbers)
+        found = [name for name, it in self._workers.items() if it.number in wanted and not it.ending]
+        self._ask_to_end(found, "interrupted", grace)
+
+    def end_late(self) -> None:
+        """Ask workers to end whose time is over, and kill those that do not."""
+        now = time.monotonic()
+        for name, worker in self._workers.items():
+            if worker.timeout_at is not None and not worker.ending and now >= worker.timeout_at:
+                self._ask_to_end([name], "timeout", worker.policy.grace)
+        stubborn = [name for name, it in self._workers.items() if it.kill_at is not None and now >= it.kill_at]
+        if stubborn:
+            for name in stubborn:
+                self._workers[name].kill_at = None
+            self._send_signal(stubborn, signal.SIGKILL)
+
+    def next_due(self, latest: float) -> float:
+        """Return the next deadline, by `time.monotonic`; `latest` if there is none before."""
+        due = [latest]
+        for worker in self._workers.values():
+            if worker.kill_at is not None:
+                due.append(worker.kill_at)
+            if worker.timeout_at is not None and not worker.ending:
+                due.append(worker.timeout_at)
+        return min(due)
+
+    def forked(self, name: Hashable, pid: int) -> Launched:
+        """Return the event of a worker that has started."""
+        return Launched(self._workers[name].number, pid)
+
+    def woken(self, name: Hashable, index: int, at: int) -> Woken | None:
+        """Return the event of a report; None if the worker is gone."""
+        return Woken(self._workers[name].number, index, at) if name in self._workers else None
+
+    def ended(
+        self,
+        name: Hashable,
+        how: str,
+        content: bytes = b"",
+        status: int | None = None,
+        peak: int = 0,
+        killed: bool = False,
+    ) -> Finished:
+        """Return the event of a worker that has ended.
+
+        Args:
+            name: the worker.
+            how: what to say if it left no report.
+            content: its report, as it wrote it.
+            status: its exit status.
+            peak: the memory that it had at most, in bytes.
+            killed: whether the system has killed a process for want of memory meanwhile.
+        """
+        worker = self._workers.pop(name)
+        seconds = time.monotonic() - worker.begun
+        report = parsed_report(content)
+        value: Any = None
+        error: str | None
+        memory: Literal["", "device", "host"] = ""
+        if report is not None and report.kind == "done":
+            report, value = _open(report)
+        if report is None:
+            state: TaskState = "interrupted" if status in INTERRUPTED else "lost"
+            error, trace = how, None
+            if killed and status == -signal.SIGKILL and worker.kill_at is None:
+                memory, error = "host", killed_for_memory(peak)
+        else:
+            state, error, trace = report.kind, report.error, report.traceback
+            memory = "device" if report.out_of_memory else ""
+        if worker.ending and state != "done":
+            state = worker.ending
+            if state == "timeout":
+                error = f"took longer than {worker.policy.timeout:g} s"
+        return Finished(worker.number, state, value, error, trace, seconds, out_of_memory=memory, peak=peak)
+
+    def _ask_to_end(self, names: list[Hashable], why: Literal["interrupted", "timeout"], grace: float | None) -> None:
+        """Send SIGTERM. Without a grace, the deadline that applies anyway stays."""
+        if not names:
+            return
+        for name in names:
+            worker = self._workers[name]
+            worker.ending = why
+            if grace is not None:
+                worker.kill_at = time.monotonic() + grace
+            elif worker.timeout_at is not None:
+                worker.kill_at = worker.timeout_at + worker.policy.grace
+        self._send_signal(names, signal.SIGTERM)
+
+
+def _open(report: TaskReport) -> tuple[TaskReport, Any]:
+    """Return the report of a task that is done, and the value that the task returned."""
+    try:
+        return report, pickle.loads(report.value)
+    except Exception as error:
+        error_line = f"what the task returned cannot be unpickled: {one_line(error)}"
+        return TaskReport("failed", error=error_line, traceback=traceback.format_exc()), None

@@ -1,0 +1,206 @@
+"""Pruners: which trials go on beyond a rung.
+
+Each is told what the search takes notice of, in that order, and decides by nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainyard.checks import choice, integer
+from trainyard.errors import ConfigError
+from trainyard.sweep.proposers.trials import Trial, loss
+from trainyard.track.sweep_position import Rungs
+
+By = Literal["epoch", "iter"]
+UNITS = {"epoch": "epoch", "iter": "iter"}
+
+
+class Pruner(ABC):
+    """Decides which trials go on.
+
+    Attributes:
+        places: the first rungs, in order, for checks.
+    """
+
+    places: Sequence[int] = ()
+    by: By = "epoch"
+
+    def begin(self, sign: float, pauses: bool) -> None:
+        """Take over how the search goes.
+
+        Args:
+            sign: 1 where less is better, -1 where more is.
+            pauses: whether a trial has to pause at each rung, so that the search decides on it in its own order.
+        """
+        self.sign = sign
+
+    @abstractmethod
+    def rungs(self, index: int, reached: int) -> Rungs | None:
+        """Return where a trial reports and pauses next.
+
+        Args:
+            index: the trial's number.
+            reached: the number of rungs that it has reached.
+        """
+
+    def reported(self, trial: Trial, at: int) -> bool:
+        """Take in the report of a trial; return whether a trial that does not pause goes on."""
+        return True
+
+    def promotable(self) -> Trial | None:
+        """Return the paused trial that is to go on first; None if none is to before more is known."""
+        return None
+
+    def left(self, trial: Trial) -> None:  # noqa: B027 (not every pruner has to know)
+        """Take notice that a trial is not paused any more: it was promoted, pruned, or people have resumed it."""
+
+    def ended(self, trial: Trial) -> None:  # noqa: B027 (not every pruner has to know)
+        """Take notice of the end of a trial, whose `state` says how."""
+
+    def hopeless(self, coming: float) -> Iterator[Trial]:
+        """Yield each paused trial that will not go on whatever the further trials report.
+
+        Args:
+            coming: the number of trials that are running or still to come; infinity if that is unknown.
+        """
+        yield from ()
+
+    def best_paused(self) -> Trial | None:
+        """Return the best of the trials at the highest rung, if it is paused."""
+        return None
+
+
+class NoPruner(Pruner):
+    """Lets every trial train to its end."""
+
+    def rungs(self, index: int, reached: int) -> Rungs | None:
+        return None
+
+
+@dataclass
+class _Rung:
+    """Trials that have reported at a rung.
+
+    Attributes:
+        ranked: all of them, best first: loss and number.
+        waiting: those that are paused there, best first.
+        at: the place.
+    """
+
+    at: int
+    ranked: list[tuple[float, int]] = field(default_factory=list)
+    waiting: list[tuple[float, int]] = field(default_factory=list)
+
+
+class Asha(Pruner):
+    """Asynchronous successive halving: the best of each rung go on, as soon as enough have reported there.
+
+    Rungs are `first`, `first * eta`, `first * eta**2`, …. Of the n trials that have reported at a rung, the best
+    n // eta are promoted. A trial that does not go on is paused, and can be promoted later, from its checkpoint: no
+    epoch is trained twice. (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
+    Algorithm 2.)
+
+    Args:
+        first: the epoch, or iteration, of the first rung.
+        eta: one trial of so many is promoted.
+        by: `epoch` or `iter`.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    def __init__(self, first: int = 1, eta: int = 3, by: str = "epoch") -> None:
+        self._first = integer("first", first, at_least=1)
+        self._eta = integer("eta", eta, at_least=2)
+        self.by = choice("by", by, UNITS)  # type: ignore[assignment]
+        self.places = [self._first * self._eta**rung for rung in range(3)]
+        self._trials: dict[int, Trial] = {}
+        self._brackets: dict[int, list[_Rung]] = {}
+
+    def bracket(self, index: int) -> int:
+        """Return the bracket of a trial: the number of rungs that it does not pause at."""
+        return 0
+
+    def rungs(self, index: int, reached: int) -> Rungs | None:
+        at = self._first * self._eta ** (self.bracket(index) + reached)
+        return Rungs((at,), self.by, until=at)
+
+    def reported(self, trial: Trial, at: int) -> bool:
+        rungs = self._brackets.setdefault(self.bracket(trial.index), [])
+        while len(rungs) < trial.rung:
+            rungs.append(_Rung(at))
+        entry = loss(trial.reports[at], self.sign), trial.index
+        insort(rungs[trial.rung - 1].ranked, entry)
+        insort(rungs[trial.rung - 1].waiting, entry)
+        self._trials[trial.index] = trial
+        return True
+
+    def promotable(self) -> Trial | None:
+        for rungs in self._brackets.values():
+            for rung in reversed(rungs):
+                best = rung.ranked[: len(rung.ranked) // self._eta]
+                if rung.waiting and best and rung.waiting[0] <= best[-1] and rung.waiting[0][0] < math.inf:
+                    return self._trials[rung.waiting[0][1]]
+        return None
+
+    def left(self, trial: Trial) -> None:
+        entry = loss(trial.value, self.sign), trial.index
+        if trial.rung and entry in (waiting := self._brackets[self.bracket(trial.index)][trial.rung - 1].waiting):
+            waiting.remove(entry)
+
+    def hopeless(self, coming: float) -> Iterator[Trial]:
+        for rungs in self._brackets.values():
+            more = coming
+            for rung in rungs:
+                most = math.inf if math.isinf(more) else (len(rung.ranked) + int(more)) // self._eta
+                more += len(rung.waiting)  # any of which may come to the next rung
+                for entry in [entry for entry in rung.waiting if bisect_left(rung.ranked, entry) >= max(1, most)]:
+                    yield self._trials[entry[1]]
+
+    def best_paused(self) -> Trial | None:
+        top = [rungs[-1] for rungs in self._brackets.values() if rungs and rungs[-1].waiting]
+        top.sort(key=lambda rung: (-rung.at, rung.waiting[0]))
+        found = next((rung.waiting[0] for rung in top), None)
+        return None if found is None or math.isinf(found[0]) else self._trials[found[1]]
+
+
+class Hyperband(Asha):
+    """Asynchronous Hyperband: brackets of successive halving, each with a later first rung, side by side.
+
+    A bracket has as many trials as its share of Hyperband's budget gives it, and trials go to the brackets in turn.
+    (Li et al., "Hyperband", JMLR 2018; asynchronous as in MLSys 2020.)
+
+    Args:
+        last: the length of the whole training; `auto` takes it from the config (`loop.max_epochs`, `loop.max_iters`).
+        first, eta, by: as of `Asha`.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    def __init__(self, last: int, first: int = 1, eta: int = 3, by: str = "epoch") -> None:
+        super().__init__(first, eta, by)
+        last = integer("last", last, at_least=1)
+        if last < self._first:
+            raise ConfigError("first", first, f"a rung of at most {last}, the length of the training")
+        most = 0
+        while self._first * self._eta ** (most + 1) <= last:
+            most += 1
+        # The first rung of bracket b is first * eta**b. Its share, as in Hyperband's Algorithm 1 with s = most - b:
+        shares = [math.ceil((most + 1) / (most + 1 - each) * self._eta ** (most - each)) for each in range(most + 1)]
+        self._turns = _in_turn(shares)
+
+    def bracket(self, index: int) -> int:
+        return self._turns[index % len(self._turns)]
+
+
+def _in_turn(shares: Sequence[int]) -> list[int]:
+    """Return the numbers of brackets, each as often as its share, spread evenly."""
+    places = [((turn + 0.5) / share, bracket) for bracket, share in enumerate(shares) for turn in range(share)]
+    return [bracket for _, bracket in sorted(places)]

@@ -1,0 +1,122 @@
+"""Trials from a sampler of Optuna's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainyard.sweep.proposers.quiet import quiet
+from trainyard.sweep.proposers.search import Source, Suggestion
+from trainyard.sweep.proposers.space import Space, suggest
+from trainyard.sweep.proposers.trials import Trial, loss
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+MakeSampler = Callable[[int], "BaseSampler"]
+"""Returns a sampler with a seed."""
+
+STUDY, TRIAL = "study", "trial"  # in a note: what a sampler has stored with the study, and with the trial
+
+
+class SamplerSource(Source):
+    """Asks a sampler that is new for each trial, with a seed made of `(seed, number of the trial)`.
+
+    It sees a study that is made anew each time, so that a suggestion is a function of the recorded trials. What a
+    sampler stores for later (a generation, the state of CMA-ES) is in the note of the trial at which it stored it.
+
+    Args:
+        space: the space of the search.
+        sampler: makes the sampler.
+        seed: seed of the search.
+        sign: 1 where less of the objective is better, -1 where more is.
+        one_seed: whether the sampler has one seed for all trials, as one that takes the points of a sequence needs.
+        knows_pruned: whether the sampler makes use of trials that are pruned, as TPE does. To others, what a trial has
+            reported last is its objective.
+        given: points to try first, in order: values by name. What a point leaves out is suggested.
+        earlier: trials of other searches, to learn from.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        sampler: MakeSampler,
+        *,
+        seed: int = 0,
+        sign: float = 1.0,
+        one_seed: bool = False,
+        knows_pruned: bool = True,
+        given: Sequence[Mapping[str, Any]] = (),
+        earlier: Sequence[FrozenTrial] = (),
+    ) -> None:
+        self._space = space
+        self._sampler = sampler
+        self._seed = seed
+        self._sign = sign
+        self._one_seed = one_seed
+        self._knows_pruned = knows_pruned
+        self._given = given
+        self._earlier = earlier
+
+    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
+        with quiet():
+            study = self.study(trials)
+            if index < len(self._given):
+                study.enqueue_trial(dict(self._given[index]))
+            study.sampler = self._sampler(self._seed_of(index))
+            before = dict(study._storage.get_study_system_attrs(study._study_id))
+            asked = study.ask()
+            overrides = self._space.ask(lambda name, distribution: suggest(asked, name, distribution))
+            kept = study._storage.get_trial_system_attrs(asked._trial_id)
+            after = study._storage.get_study_system_attrs(study._study_id)
+        changed = {key: value for key, value in after.items() if before.get(key) != value}
+        note = {TRIAL: dict(kept)} if kept else {}
+        return Suggestion(overrides, {**note, STUDY: changed} if changed else note)
+
+    def study(self, trials: Sequence[Trial]) -> Study:
+        """Return a study of these trials, and of those of other searches before them."""
+        import optuna
+
+        study = optuna.create_study(direction="minimize" if self._sign > 0 else "maximize")
+        study.add_trials([*self._earlier, *map(self._frozen, trials)])
+        for trial in trials:
+            for key, value in trial.note.get(STUDY, {}).items():
+                study._storage.set_study_system_attr(study._study_id, key, copy.deepcopy(value))
+        return study
+
+    def _seed_of(self, index: int) -> int:
+        if self._one_seed:
+            return self._seed
+        return int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        from optuna.trial import TrialState, create_trial
+
+        params = self._space.values(trial.overrides)
+        state, value = TrialState.RUNNING, None
+        if trial.state == "failed" or (trial.state == "pruned" and not trial.reports):
+            state = TrialState.FAIL
+        elif trial.state == "done":
+            state, value = TrialState.COMPLETE, self._told(trial.result)
+        elif trial.reports and self._knows_pruned:
+            state = TrialState.PRUNED
+        elif trial.reports:
+            state, value = TrialState.COMPLETE, self._told(trial.value)
+        return create_trial(
+            state=state,
+            value=value,
+            params=params,
+            distributions=self._space.distributions(list(params)),
+            intermediate_values={at: self._told(each) for at, each in trial.reports.items()},
+            system_attrs=copy.deepcopy(dict(trial.note.get(TRIAL, {}))),
+        )
+
+    def _told(self, value: float | None) -> float:
+        """Return a value for Optuna, which takes no NaN: one that is none is the worst there is."""
+        return self._sign * loss(value, self._sign) if value is None or math.isnan(value) else value

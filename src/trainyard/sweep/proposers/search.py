@@ -1,0 +1,343 @@
+"""Proposer of a search: trials of a source, of which a pruner decides which go on."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainyard.errors import TrainyardError
+from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported, SlotsGained, Wish
+from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
+from trainyard.sweep.proposers.pruners import NoPruner, Pruner
+from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
+from trainyard.track.sweep_position import Rungs
+
+HOPELESS = 5
+"""A search ends when so many trials have failed, and all were the first ones."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Overrides of a trial, and plain data that the source wants to see again with it."""
+
+    overrides: tuple[str, ...]
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Where the trials of a search come from."""
+
+    @abstractmethod
+    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
+        """Return the trial of a number. The same arguments give the same trial.
+
+        Args:
+            index: the number of the trial.
+            trials: all trials before it, with what the search has taken notice of.
+        """
+
+
+class ListSource(Source):
+    """Trials that are known from the start: a grid.
+
+    Args:
+        jobs: the overrides of each.
+    """
+
+    def __init__(self, jobs: Sequence[Sequence[str]]) -> None:
+        self._jobs = jobs
+
+    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
+        return Suggestion(tuple(self._jobs[index]))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a search ends.
+
+    Attributes:
+        n_trials: the number of trials; None for no limit.
+        timeout: seconds, from the first question of a command, after which nothing more begins; None for no limit.
+        target: the value of the objective at which the search is over; None for none.
+    """
+
+    n_trials: int | None = None
+    timeout: float | None = None
+    target: float | None = None
+
+
+class SearchProposer(Proposer):
+    """Asks a source for trials, and a pruner which of them go on beyond a rung.
+
+    A decision is a new trial or a promotion; each lets a segment of a job run. By which results a decision is made
+    depends on `order`:
+
+    - `any`: by all that were told before it.
+    - `job`: results are taken notice of in the order of the decisions, whichever comes first, and decision k waits for
+      those of the decisions up to k - `width`. So all decisions are the same however long each job takes, and whatever
+      is killed meanwhile.
+
+    Args:
+        source: gives the trials.
+        pruner: decides which go on.
+        sign: 1 where less of the objective is better, -1 where more is.
+        limits: when the search ends.
+        order: `any` or `job`.
+        together: the new trials that are asked for together for each free slot, as many as train as one stack.
+        width: the segments at work at a time that `job` allows for; None for the number of slots at the start.
+        identity: what the search is recorded by.
+        clock: seconds, for `timeout`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pruner: Pruner | None = None,
+        *,
+        sign: float = 1.0,
+        limits: Limits | None = None,
+        order: Literal["any", "job"] = "any",
+        together: int = 1,
+        width: int | None = None,
+        identity: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.identity = dict(identity or {})
+        self._source = source
+        self._pruner = NoPruner() if pruner is None else pruner
+        self._pruner.begin(sign, order == "job")
+        self._sign = sign
+        self._limits = Limits() if limits is None else limits
+        self._in_order = order == "job"
+        self._together = together
+        self._width = width
+        self._clock = clock
+        self._began: float | None = None
+        self._trials: list[Trial] = []
+        self._of: dict[int, Trial] = {}  # by the number of the job
+        self._segments: list[Segment] = []
+        self._latest: dict[int, Segment] = {}  # by the number of the job
+        self._values: dict[int, dict[int, float]] = {}  # all that was reported, by job and place
+        self._noticed = 0  # segments whose outcomes were taken notice of, in order
+        self._running = 0  # trials that are `running`
+        self._wishes: set[int] = set()  # jobs that are to be pruned while they run
+        self._is_over = False
+        self._without: tuple[int, Any] | None = None  # a job that is done without an objective, and what it returned
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All trials, with what the search has taken notice of."""
+        return self._trials
+
+    def ask(self, free: int) -> Sequence[Proposal]:
+        if self._began is None:
+            self._began = self._clock()
+        if self._out_of_time:
+            return []
+        self._check_objectives()
+        chosen = self._choice()
+        if prunings := self._prunings(chosen == "none"):
+            return prunings
+        if isinstance(chosen, Trial):
+            return [Promote(chosen.num, self._pruner.rungs(chosen.index, chosen.rung))]
+        return self._new(free) if chosen == "new" else []
+
+    def _check_objectives(self) -> None:
+        """Check that the trials that are done have an objective to learn from.
+
+        Raises:
+            TrainyardError: one has not.
+        """
+        if self._without is not None:
+            num, value = self._without
+            given = "nothing" if value is None else repr(value)
+            raise TrainyardError(
+                f"#{num} returned {given}, and a search learns from one number: the objective, which the task function "
+                "returns."
+            )
+
+    def judge(self, num: int, at: int, value: float) -> Wish | None:
+        return "prune" if num in self._wishes else None
+
+    def told(self, event: Event) -> None:
+        match event:
+            case SlotsGained(slots) if self._width is None:
+                self._width = len(slots) * self._together
+            case Proposed(num, overrides, rungs, note=note):
+                self._choice()  # takes notice of what this decision was made by
+                self._of[num] = Trial(len(self._trials), num, tuple(overrides), note or {})
+                self._trials.append(self._of[num])
+                self._running += 1
+                self._begin(num, rungs)
+            case Queued(units, "promoted" | "resumed" as why):
+                for unit in units:
+                    self._go_on([num for num in unit.nums if num in self._of], unit.rungs, why == "promoted")
+            case Reported(num, at, value) if num in self._of:
+                self._values.setdefault(num, {})[at] = value
+                if self._latest[num].until is None and not self._in_order:
+                    self._report(self._of[num], at, value)
+            case Paused(num) if num in self._of:
+                until = self._latest[num].until
+                known = None if until is None else self._values.get(num, {}).get(until)
+                self._end(num, Outcome("failed") if known is None else Outcome("paused", until, known))
+            case Ended(num, state, _, objective) if num in self._of:
+                self._wishes.discard(num)
+                if state in ("pruned", "stopped"):
+                    self._choice()
+                    self._out(self._of[num])
+                elif state == "done":
+                    if _number(objective) is None:
+                        self._without = num, objective
+                    self._end(num, Outcome("done", None, _number(objective)))
+                elif state != "interrupted":
+                    self._end(num, Outcome("failed"))
+
+    # -- decisions -----------------------------------------------------------------------------------------------------
+
+    def _choice(self) -> Trial | Literal["new", "none"]:
+        """Return what is decided next, after taking notice of no more than that needs."""
+        made = len(self._segments)
+        while True:
+            if not self._in_order or self._noticed >= self._due(made):
+                trial = None if self._is_over else self._pruner.promotable()
+                if trial is not None:
+                    return trial
+                if self._has_more() and not self._is_over:
+                    return "new"
+            if not self._notice_next():
+                break
+        if not self._running and not self._is_over and not any(each.state == "done" for each in self._trials):
+            return self._pruner.best_paused() or "none"  # so that one is trained to its end
+        return "none"
+
+    def _has_more(self, pending: int = 0) -> bool:
+        """Return whether there is a trial that was not suggested yet: none after the first ones have all failed.
+
+        Args:
+            pending: the number of trials that are about to be proposed.
+        """
+        if len(self._trials) >= HOPELESS and all(each.state == "failed" for each in self._trials[:HOPELESS]):
+            return False
+        return self._limits.n_trials is None or len(self._trials) + pending < self._limits.n_trials
+
+    @property
+    def _out_of_time(self) -> bool:
+        timeout = self._limits.timeout
+        return timeout is not None and self._began is not None and self._clock() - self._began >= timeout
+
+    def _new(self, free: int) -> list[Proposal]:
+        """Return new trials for the free slots, as far as nothing has to be noticed between them."""
+        found: list[Proposal] = []
+        pending: list[Trial] = []
+        made = len(self._segments)
+        while len(found) < free * self._together and self._has_more(len(pending)):
+            if self._in_order and self._noticed < self._due(made + len(found)):
+                break
+            index = len(self._trials) + len(pending)
+            own = self._source.suggest(index, [*self._trials, *pending])
+            found.append(NewJob(own.overrides, rungs=self._pruner.rungs(index, 0), note=own.note))
+            pending.append(Trial(index, -1, own.overrides, own.note))
+        return found
+
+    def _due(self, decision: int) -> int:
+        """Return how many results have to be noticed before a decision, with `order=job`."""
+        return 0 if self._width is None else decision - self._width + 1
+
+    def _prunings(self, nothing_else: bool) -> list[Proposal]:
+        """Return the trials that cannot be promoted any more: all that are paused, once the search has come to its end.
+
+        Args:
+            nothing_else: whether there is nothing to begin.
+        """
+        if nothing_else and not self._running:
+            left = [trial for trial in self._trials if trial.state == "paused"]
+        else:
+            total = self._limits.n_trials
+            coming = math.inf if total is None else total - len(self._trials) + self._running
+            left = [trial for trial in self._pruner.hopeless(coming) if trial.state == "paused"]
+        return [Prune(trial.num, f"pruned at {max(trial.reports)}") for trial in left]
+
+    def _go_on(self, nums: Sequence[int], rungs: Rungs | None, is_decision: bool) -> None:
+        """Take notice that paused jobs go on: by a decision of the search, or because people have resumed them."""
+        for num in nums:
+            if is_decision:
+                self._choice()
+            self._leave(self._of[num], "running")
+            self._running += 1
+            if is_decision:
+                self._begin(num, rungs)
+
+    def _begin(self, num: int, rungs: Rungs | None) -> None:
+        self._latest[num] = Segment(num, None if rungs is None else rungs.until)
+        self._segments.append(self._latest[num])
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _notice_next(self) -> bool:
+        """Take notice of the next outcome, in the order of the decisions; return whether there was one."""
+        if not self._in_order or self._noticed == len(self._segments):
+            return False
+        segment = self._segments[self._noticed]
+        if segment.outcome is None:
+            return False
+        self._noticed += 1
+        self._notice(segment)
+        return True
+
+    def _end(self, num: int, outcome: Outcome) -> None:
+        segment = self._latest[num]
+        is_late = segment.outcome is not None  # a job that had failed was tried again
+        segment.outcome = outcome
+        if not self._in_order or (is_late and segment not in self._segments[self._noticed :]):
+            self._notice(segment)
+
+    def _notice(self, segment: Segment) -> None:
+        trial, outcome = self._of[segment.num], segment.outcome
+        assert outcome is not None
+        if trial.state == "pruned":
+            return
+        self._leave(trial, outcome.state)
+        if outcome.state == "paused":
+            assert outcome.at is not None
+            assert outcome.value is not None
+            self._report(trial, outcome.at, outcome.value)
+            return
+        trial.result = outcome.value
+        self._judge_target(outcome.value)
+        self._pruner.ended(trial)
+
+    def _report(self, trial: Trial, at: int, value: float) -> None:
+        if at in trial.reports:
+            return
+        trial.reports[at] = value
+        trial.rung += 1
+        if not self._pruner.reported(trial, at) and trial.state == "running":
+            self._wishes.add(trial.num)
+        self._judge_target(value)
+
+    def _judge_target(self, value: float | None) -> None:
+        target = self._limits.target
+        if target is not None and loss(value, self._sign) <= self._sign * target:
+            self._is_over = True
+
+    def _out(self, trial: Trial) -> None:
+        """Take notice that a trial will not go on."""
+        if self._latest[trial.num].outcome is None:
+            self._latest[trial.num].outcome = Outcome("failed")
+        self._leave(trial, "pruned")
+        self._pruner.ended(trial)
+
+    def _leave(self, trial: Trial, state: Literal["running", "paused", "done", "failed", "pruned"]) -> None:
+        if trial.state == "running":
+            self._running -= 1
+        elif trial.state == "paused":
+            self._pruner.left(trial)
+        trial.state = state
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

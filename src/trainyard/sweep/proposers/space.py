@@ -1,0 +1,208 @@
+"""Space of a search, in Hydra's grammar of overrides: `interval`, `range`, `choice`, `glob`, and the tag `log`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig
+
+from trainyard.errors import ConfigError
+from trainyard.redaction import check_overrides
+from trainyard.sweep.conditions import Conditions
+from trainyard.sweep.grid import effective, key_of
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+
+Ask = Callable[[str, "BaseDistribution"], Any]
+"""Returns a value for a name, from a distribution."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key that is searched.
+
+    Attributes:
+        key: as in an override, with the sign that adds it.
+        distribution: Optuna's. The choices of a categorical one are texts of overrides.
+    """
+
+    key: str
+    distribution: BaseDistribution
+
+    @property
+    def name(self) -> str:
+        """The key without the sign that adds it."""
+        return self.key.lstrip("+")
+
+    def line(self, value: Any) -> str:
+        """Return the override that gives it a value."""
+        return f"{self.key}={value}" if isinstance(value, str) else f"{self.key}={value!r}"
+
+    def value(self, text: str) -> Any:
+        """Return the value that an override of `line` has."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if isinstance(self.distribution, FloatDistribution):
+            return float(text)
+        return int(text) if isinstance(self.distribution, IntDistribution) else text
+
+
+class Space:
+    """Overrides of a search: those that all trials share, and the parameters.
+
+    Args:
+        lines: the overrides of the config (`hydra.sweeper.params`) and of the command line, in order.
+        when: by key, the conditions under which it is a parameter (`trainyard.sweep.conditions.Conditions`).
+        loader: Hydra's loader.
+        master: the config of the whole sweep.
+
+    Raises:
+        ConfigError: there is nothing to vary, or a range is empty.
+        HydraException: an override cannot be read.
+    """
+
+    def __init__(
+        self, lines: Sequence[str], when: Mapping[str, Sequence[str]], loader: ConfigLoader, master: DictConfig
+    ) -> None:
+        check_overrides(list(lines))
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(lines))
+        kept = effective(parsed, lambda key: bool(loader.get_group_options(key)))
+        self._lines: list[str | Parameter] = [_read(override) for override in kept]
+        self.parameters = {each.name: each for each in self._lines if isinstance(each, Parameter)}
+        if not self.parameters:
+            raise ConfigError(
+                "hydra/sweeper",
+                "search",
+                "overrides with a range to search, such as optim.lr=tag(log,interval(1e-5,1e-1)), or "
+                "hydra.sweeper.params",
+                hint="Nothing varies here.",
+            )
+        fixed = [each for each in self._lines if isinstance(each, str)]
+        self._conditions = (
+            Conditions(when, loader, master, fixed, [key_of(override) for override in kept]) if when else None
+        )
+        depth = {name: self._conditions.depth(name) if self._conditions else 0 for name in self.parameters}
+        self._order = sorted(self.parameters, key=depth.__getitem__)
+        self.texts = [str(each.input_line) for each in kept if each.is_sweep_override()]
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether some keys are parameters only of some trials."""
+        return self._conditions is not None
+
+    def ask(self, ask: Ask) -> tuple[str, ...]:
+        """Return the overrides of a trial, asking for the value of each parameter that it has.
+
+        A parameter whose condition names another one is asked for after it.
+        """
+        values: dict[str, Any] = {}
+        for name in self._order:
+            if self._applies(name, values):
+                values[name] = ask(name, self.parameters[name].distribution)
+        return tuple(self._overrides(values))
+
+    def values(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Return the values that overrides give to parameters, by name: those of `ask`, to the bit."""
+        found: dict[str, Any] = {}
+        for line in overrides:
+            key, _, text = line.partition("=")
+            parameter = self.parameters.get(key.lstrip("+"))
+            if parameter is not None:
+                found[parameter.name] = parameter.value(text)
+        return found
+
+    def distributions(self, names: Sequence[str]) -> dict[str, BaseDistribution]:
+        """Return the distributions of parameters."""
+        return {name: self.parameters[name].distribution for name in names}
+
+    def _applies(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Return whether a parameter is one of a trial with these values of those before it."""
+        if self._conditions is None or not self._conditions.depth(name):
+            return True
+        parameter = self.parameters[name]
+        line = parameter.line(_any(parameter.distribution))
+        return line in self._conditions.kept([*self._overrides(values), line])
+
+    def _overrides(self, values: Mapping[str, Any]) -> list[str]:
+        return [
+            each if isinstance(each, str) else each.line(values[each.name])
+            for each in self._lines
+            if isinstance(each, str) or each.name in values
+        ]
+
+
+def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
+    """Ask a trial of Optuna's for a value."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    match distribution:
+        case FloatDistribution():
+            return trial.suggest_float(
+                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+            )
+        case IntDistribution():
+            return trial.suggest_int(
+                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+            )
+        case CategoricalDistribution():
+            return trial.suggest_categorical(name, distribution.choices)
+    raise TypeError(type(distribution).__name__)
+
+
+def _any(distribution: BaseDistribution) -> Any:
+    """Return some value of a distribution."""
+    choices: Any = getattr(distribution, "choices", None)
+    return getattr(distribution, "low", None) if choices is None else choices[0]
+
+
+def _read(override: Override) -> str | Parameter:
+    """Return an override as it is, or the parameter that it lists the values of.
+
+    Raises:
+        ConfigError: a range is empty, or log needs positive bounds.
+    """
+    from optuna.distributions import CategoricalDistribution
+
+    key = str(override.get_key_element())
+    if not override.is_sweep_override():
+        return f"{key}={override.get_value_element_as_str()}"
+    value: Any = override.value()
+    if isinstance(value, IntervalSweep | RangeSweep):
+        return Parameter(key, _numbers(key, value, str(override.input_line).partition("=")[2]))
+    texts = list(dict.fromkeys(map(str, override.sweep_string_iterator())))
+    if len(texts) == 1:
+        return f"{key}={texts[0]}"
+    return Parameter(key, CategoricalDistribution(texts))
+
+
+def _numbers(key: str, value: IntervalSweep | RangeSweep, given: str) -> BaseDistribution:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    is_log = "log" in value.tags
+    kind: Any = IntDistribution
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        low, high, step = value.start, value.end, None
+    else:
+        listed = list(value.range())
+        if not listed:
+            raise ConfigError(key, given, "a range with values in it")
+        low, high = min(listed), max(listed)
+        step = None if is_log else abs(value.step)
+    if isinstance(low, float) or isinstance(high, float):
+        kind, low, high = FloatDistribution, float(low), float(high)
+    if low > high:
+        raise ConfigError(key, given, "an interval whose first number is not above its second")
+    if is_log and low <= 0:
+        raise ConfigError(key, given, "numbers above 0, for the tag log")
+    if kind is IntDistribution:
+        return IntDistribution(int(low), int(high), log=is_log, step=1 if step is None else int(step))
+    return FloatDistribution(low, high, log=is_log, step=None if step is None else float(step))

@@ -1,0 +1,82 @@
+"""Trials of a search: configurations, what is known of each, and what is decided on it next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TrialState = Literal["running", "paused", "done", "failed", "pruned"]
+
+
+@dataclass
+class Trial:
+    """A configuration of a search, as far as the search has taken notice of it.
+
+    Attributes:
+        index: its number among the trials, from 0.
+        num: the number of its job.
+        overrides: the overrides of that job.
+        note: what was recorded with it.
+        state: `running` until a result of its last segment is taken notice of; `paused` at a rung.
+        reports: the values of the objective, by place.
+        result: the objective of the whole training; None before it ends, and if there is none.
+        rung: the number of rungs that it has reached.
+    """
+
+    index: int
+    num: int
+    overrides: tuple[str, ...]
+    note: Mapping[str, Any]
+    state: TrialState = "running"
+    reports: dict[int, float] = field(default_factory=dict)
+    result: float | None = None
+    rung: int = 0
+
+    @property
+    def value(self) -> float | None:
+        """What is known of its objective: its result, or else the last report."""
+        if self.result is not None or not self.reports:
+            return self.result
+        return self.reports[max(self.reports)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a segment of a job ended: from its start, or a rung, to the next rung or its end.
+
+    Attributes:
+        state: `paused` at a rung, `done`, or `failed`.
+        at: the rung.
+        value: the objective reported there, or that of the whole training.
+    """
+
+    state: Literal["paused", "done", "failed"]
+    at: int | None = None
+    value: float | None = None
+
+
+@dataclass
+class Segment:
+    """A decision of a search: a job is to run from its start, or from a rung.
+
+    Attributes:
+        num: the number of the job.
+        until: the rung at which it pauses; None if it goes on to its end.
+        outcome: how it ended; None while it has not.
+    """
+
+    num: int
+    until: int | None
+    outcome: Outcome | None = None
+
+
+def loss(value: float | None, sign: float) -> float:
+    """Return a value of the objective as one of which less is better; infinity for none and for NaN.
+
+    Args:
+        value: the value.
+        sign: 1 where less is better, -1 where more is.
+    """
+    return math.inf if value is None or math.isnan(value) else sign * value

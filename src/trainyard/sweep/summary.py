@@ -1,0 +1,107 @@
+"""Summary of a sweep for its own run in MLflow: the best job, the ranking, the data."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trainyard.application import StartedAs
+from trainyard.errors import TrainyardError
+from trainyard.redaction import redact
+from trainyard.sweep.report.ranking import places
+from trainyard.sweep.report.rows import Direction, JobRow, number, varying
+from trainyard.track.journal import FILE as JOURNAL
+from trainyard.track.lines import parsed
+from trainyard.track.run_info import RunInfo
+
+SHOWN = 10
+"""Jobs in the description."""
+
+
+class BestSoFar:
+    """Best objective of the jobs that are done.
+
+    Attributes:
+        value: the best; None if none has one.
+        count: the number of jobs that are done.
+    """
+
+    def __init__(self, direction: Direction) -> None:
+        self._sign = -1.0 if direction == "maximize" else 1.0
+        self.value: float | None = None
+        self.count = 0
+
+    def add(self, value: Any) -> bool:
+        """Take in a job that is done; return whether it counts: it has a number."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
+            return False
+        self.count += 1
+        if self.value is None or self._sign * value < self._sign * self.value:
+            self.value = float(value)
+        return True
+
+
+def command() -> str:
+    """Return the command line of this process, without credentials."""
+    started = StartedAs.now()
+    return redact(shlex.join(["python", *(started.command if started else ()), *sys.argv[1:]]))
+
+
+def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, directory: str) -> dict[str, str]:
+    """Return the tags of a sweep's own run, in which the best job is linked (`Journal.linked_tags`).
+
+    Args:
+        order: the jobs, best first.
+        objective: the name of what ranks them.
+        said: the command.
+        directory: the sweep's.
+    """
+    shown = order[:SHOWN]
+    keys, ids = varying(order), {row.num: _id(row.directory) for row in shown}
+    best = order[0] if order and order[0].ranked else None
+    done = sum(row.state == "done" for row in order)
+    lines = [f"{done} of {len(order)} jobs are done.", "", f"`{said}`", "", f"in `{directory}`", ""]
+    if best is not None:
+        name = f"#{best.num}" if ids[best.num] is None else f"[#{best.num}](run:{ids[best.num]})"
+        varied = ", ".join(f"`{key}={value}`" for key, value in best.overrides.items())
+        lines[:0] = [f"**Best: {name}**, {objective or 'objective'} {number(best.objective)}, with {varied}", ""]
+    if keys or objective:
+        lines += [_row(["rank", "job", *keys, objective or "objective", "state"]), _row(["---"] * (len(keys) + 4))]
+    for place, row in zip(places(order), shown, strict=False):
+        job = f"#{row.num}" if ids[row.num] is None else f"[#{row.num}](run:{ids[row.num]})"
+        cells = [row.overrides.get(key, "-") for key in keys]
+        lines.append(_row(["-" if place is None else str(place), job, *cells, number(row.objective), row.state]))
+    tags = {"mlflow.note.content": "\n".join(lines)}
+    if best is not None:
+        tags |= {"winner.job": f"#{best.num}", "winner.value": repr(best.objective)}
+        tags |= {f"winner.{key}": value for key, value in best.overrides.items()}
+        if (found := ids[best.num]) is not None:
+            tags["winner.run"] = f"run:{found}"
+    return tags
+
+
+def data_sets(directories: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the data sets that jobs have recorded (`Journal.inputs`), each once."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for directory in directories:
+        with suppress(OSError):
+            for line in (directory / JOURNAL).read_bytes().splitlines(keepends=True):
+                record = parsed(line) if line.startswith(b'{"kind":"inputs"') else None
+                for each in record["inputs"] if record else ():
+                    found.setdefault((each["name"], each["digest"]), each)
+    return [*found.values()]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _id(directory: Path) -> str | None:
+    with suppress(TrainyardError):
+        return RunInfo.read(directory).id
+    return None

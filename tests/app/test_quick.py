@@ -1,0 +1,49 @@
+"""`quick=true` tries everything once, in seconds, and tracks nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.track import read
+
+
+def test_of_a_run(command: Any) -> None:
+    status, said = command(
+        "quick=true", "tracker=mlflow", "hydra.run.dir=run", "loop.val_interval=2", "schedule=cosine"
+    )
+    assert status == 0, said
+    records = [record for record, _ in read(Path("run/metrics.jsonl"))]
+    statuses = [record["status"] for record in records if record["kind"] == "status"]
+    assert statuses == ["RUNNING", "KILLED", "RUNNING", "FINISHED"]
+    names = {name for record in records if record["kind"] == "metrics" for name in record["values"]}
+    assert {"val/accuracy", "test/accuracy"} <= names
+    steps = [record["step"] for record in records if record["kind"] == "metrics" and "val/accuracy" in record["values"]]
+    assert steps == [2, 4]
+    assert json.loads(Path("run/run.json").read_text())["uri"] is None
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["run"]
+
+
+def test_of_a_sweep(train: Any, tmp_path: Path) -> None:
+    result = train("-m", "quick=true", "seed=0,1", "tracker=mlflow", "hydra.sweep.dir=sweep", "hydra.launcher.fuse=off")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for job in ("0", "1"):
+        records = [record for record, _ in read(tmp_path / "sweep" / job / "metrics.jsonl")]
+        assert [record["status"] for record in records if record["kind"] == "status"][-1] == "FINISHED"
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("limit.train_batches=0", "limit.train_batches: 0 given"),
+        ("+limit.train=2", "train_batches"),
+        ("overfit=0", "overfit: 0 given"),
+        ("quick=maybe", "quick: 'maybe' given"),
+    ],
+)
+def test_what_cannot_work_is_told(command: Any, override: str, said: str) -> None:
+    status, told = command(override)
+    assert status == 2
+    assert said in " ".join(told.split())

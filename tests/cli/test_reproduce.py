@@ -1,0 +1,138 @@
+"""`trainyard reproduce` and `rerun`: a run again, from its directory and from MLflow."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import yaml
+from waiting import LIMIT
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["data=rings", "data.num_samples=120", "loop.max_epochs=1", "model.hidden=[4]", "name=tracked"]
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start trainings by fork: as the command would start them, at next to no cost."""
+
+    real = subprocess.run
+
+    def run(command: Any, **options: Any) -> Any:
+        if command[0] != sys.executable:
+            return real(command, **options)
+        env = options["env"] | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        return forked.run(command, cwd=options["cwd"], env=env, timeout=LIMIT)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that is in MLflow, too."""
+    folder = tmp_path_factory.mktemp("tracked")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, "tracker.log_model=false"]
+    done = forked.run(command, cwd=folder, env=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return Path(shutil.copytree(tracked, tmp_path / "copy"))
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.glob("outputs/*/*/run.json")
+    return found.parent
+
+
+def test_a_run_is_reproduced_to_the_bit(trainyard: Any, tracked: Path, tmp_path: Path) -> None:
+    before = (only(tracked) / "config.yaml").read_bytes()
+    status, found, said = trainyard("reproduce", "tracked", "--to", tmp_path / "again", "--json", cwd=tracked)
+    assert status == 0, said
+    assert found["identical"]
+    assert found["points"] > 3
+    assert found["weights"] == []
+    assert found["code"] == {}
+    assert (only(tracked) / "config.yaml").read_bytes() == before
+    again = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert again["uri"] is None, "it is not tracked"
+
+
+def test_what_differs_is_said_with_status_3(trainyard: Any, copy: Path, tmp_path: Path) -> None:
+    run = only(copy)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["optim"]["lr"] = 0.5
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = ("reproduce", run, "--to", tmp_path / "again")
+    status, _, said = trainyard(*arguments, cwd=copy)
+    assert status == 2
+    assert "is from elsewhere" in said
+    assert "--trust" in said
+    assert not (tmp_path / "again").exists()
+    status, text, _ = trainyard(*arguments, "--trust", cwd=copy)
+    assert status == 3
+    assert "val/loss: first at iteration" in text
+    assert "weights:" in text
+    assert "tensors differ" in text
+
+
+def test_a_run_whose_directory_is_gone_is_reproduced_from_mlflow(trainyard: Any, copy: Path, tmp_path: Path) -> None:
+    run_id = json.loads((only(copy) / "run.json").read_text())["id"]
+    (shipped,) = json.loads((only(copy) / "shipped.json").read_text()).values()
+    shutil.rmtree(copy / "outputs")
+    store = f"sqlite:///{copy / 'mlflow.db'}"
+    arguments = ("reproduce", shipped["run_id"], "--uri", store, "--to", tmp_path / "again")
+    assert "--trust" in trainyard(*arguments, cwd=tmp_path)[2]
+    status, found, said = trainyard(*arguments, "--trust", "--json", cwd=tmp_path)
+    assert status == 0, said
+    assert found["weights"] == []
+    assert found["points"] > 3
+    assert found["files"] == []
+    status, _, said = trainyard("reproduce", "f" * 32, "--uri", store, cwd=tmp_path)
+    assert (status, "no run of this id" in said) == (2, True)
+    with closing(sqlite3.connect(copy / "mlflow.db")) as database:
+        database.execute("UPDATE runs SET artifact_uri = 's3://not-ours/artifacts'")
+        database.commit()
+    status, _, said = trainyard("reproduce", run_id, "--trust", cwd=copy)  # its own id finds it, too
+    assert (status, f"artifacts of the run {run_id}" in said) == (2, True)
+    assert "s3://not-ours/artifacts" in said
+
+
+def test_without_a_store_nothing_is_made(trainyard: Any, tmp_path: Path) -> None:
+    status, _, said = trainyard("reproduce", "f" * 32, "--uri", "sqlite:///none.db", cwd=tmp_path)
+    assert status == 2
+    assert "--uri" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rerun_takes_the_overrides_of_a_run_and_changes(trainyard: Any, copy: Path) -> None:
+    run = only(copy)
+    changes = ["model.hidden=[3]", "tracker=none", f"hydra.run.dir={copy / 'new'}"]
+    status, _, said = trainyard("rerun", run, *changes, "--trust", cwd=copy)
+    assert status == 0, said
+    config = yaml.safe_load((copy / "new" / "config.yaml").read_text())
+    assert config["model"]["hidden"] == [3]
+    assert config["data"]["num_samples"] == 120
+    assert config["name"] is None
+
+
+def test_a_resolved_config_can_be_trained_from(tracked: Path, tmp_path: Path) -> None:
+    """Its directory is not that of the run that it is of."""
+    command = [sys.executable, "-m", "trainyard.train", "-cp", str(only(tracked)), "-cn", "config"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = forked.run([*command, "hydra.run.dir=here"], cwd=tmp_path, env=environment, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "here" / "checkpoints" / "best.pt").is_file()

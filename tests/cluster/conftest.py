@@ -1,0 +1,42 @@
+"""A real Slurm with two nodes for the tests of this folder: `bash scripts/slurm.sh fetch` unpacks it once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Tests of this folder share a cluster, and so a process."""
+    for item in items:
+        if Path(item.path).is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of processes that use the cluster."""
+    state = tmp_path_factory.mktemp("slurm")
+    process = subprocess.Popen(
+        ["bash", ROOT / "scripts/slurm.sh", "run", "bash", "-c", "env -0 > $0/env; echo ready; read", state],
+        env={**os.environ, "TRAINYARD_SLURM_STATE": str(state)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        _, told = process.communicate()
+        pytest.skip(f"no Slurm: {told.strip().removeprefix('slurm: ')}")
+    variables = (state / "env").read_text().split("\0")
+    yield dict(line.split("=", 1) for line in variables if "=" in line)
+    process.communicate("end\n", timeout=60)

@@ -1,0 +1,259 @@
+"""Sweeps on a real Slurm of two nodes: they give the bits of the local launcher, whatever happens to nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
+LONG = [
+    "loop.max_epochs=60",
+    "hook.checkpoint.interval=1",
+    "hook.checkpoint.min_seconds=0.3",
+    "+hook.slow._target_=slow_epochs.SlowEpochs",
+]
+"""A minute for each job until the file `go` beside the sweep's directory is there, then a moment."""
+
+
+def command(directory: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
+    own = ["hydra.launcher.address=127.0.0.1", "hydra.launcher.max_slots=2"] if launcher == "slurm" else []
+    sweep = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={directory}", "tracker=none", "hydra.launcher.fuse=off"]
+    return [sys.executable, str(ROOT / "train.py"), "-m", *sweep, *own, *JOBS, *arguments]
+
+
+def start(directory: Path, slurm: Any, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(directory, *arguments, **options),
+        cwd=directory.parent,
+        env={**slurm, "PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    text, _ = process.communicate(timeout=300)
+    return text
+
+
+def run(directory: Path, slurm: Any, *arguments: str, **options: Any) -> tuple[int, str]:
+    process = start(directory, slurm, *arguments, **options)
+    text = output(process)
+    return process.returncode, text
+
+
+def ask(slurm: Any, *words: str) -> str:
+    return subprocess.run(words, env=slurm, capture_output=True, text=True, check=False, timeout=60).stdout
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+    until = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not happen"
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the sweep ended: {output(process)}")
+        time.sleep(0.05)
+    return found
+
+
+def records(directory: Path) -> list[Any]:
+    path = directory / "manifest.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def bits(directory: Path) -> Any:
+    """What each job ended with: its last weights and all of its metrics, without their times."""
+    found = {}
+    for job in sorted(path for path in directory.iterdir() if path.name.isdecimal()):
+        last = json.loads((job / "checkpoints" / "last.json").read_text())["last"]
+        found[job.name] = torch.load(job / "checkpoints" / last, weights_only=True)["model"]
+    return found
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert one.keys() == other.keys()
+    for job in one:
+        torch.testing.assert_close(one[job], other[job], rtol=0, atol=0)
+
+
+def ends(directory: Path) -> dict[int, int]:
+    """How often each job is recorded as done."""
+    found: dict[int, int] = {}
+    for record in records(directory):
+        if record["kind"] == "state" and record["state"] == "done":
+            found[record["num"]] = found.get(record["num"], 0) + 1
+    return found
+
+
+def begun(directory: Path, num: int) -> bool:
+    """Whether a job has a checkpoint."""
+    return (directory / str(num) / "checkpoints" / "last.json").exists()
+
+
+@pytest.fixture(scope="session")
+def local(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The bits of the sweep of long jobs on this machine."""
+    directory = tmp_path_factory.mktemp("local") / "sweep"
+    (directory.parent / "go").touch()
+    status, text = run(directory, slurm, *LONG, launcher="local")
+    assert status == 0, text
+    return bits(directory)
+
+
+@contextmanager
+def a_sweep(directory: Path, slurm: Any, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of long jobs of which two have begun."""
+    process = start(directory, slurm, *LONG, *arguments)
+    try:
+        wait_for(lambda: begun(directory, 0) and begun(directory, 1), process)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def agents(directory: Path) -> dict[str, int]:
+    """Process of the agent of each of Slurm's jobs that runs."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            environ = (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(directory) in words and b"remote_agent" in b" ".join(words) and b"SLURM_PROCID=" in environ:
+            variables = dict(line.split(b"=", 1) for line in environ.split(b"\0") if b"=" in line)
+            place = variables[b"SLURM_ARRAY_JOB_ID"] + b"_" + variables[b"SLURM_ARRAY_TASK_ID"]
+            if words[0].endswith(b"python") and words[1] == b"-c":
+                found[place.decode()] = int(path.name)
+    return found
+
+
+def lost(directory: Path) -> int:
+    """How many slots have been lost so far."""
+    return sum(len(record["lost"]) for record in records(directory) if record["kind"] == "slots" and "lost" in record)
+
+
+def finish(directory: Path, slurm: Any, process: subprocess.Popen[str] | None = None) -> str:
+    """Let a sweep end, and return what it printed."""
+    (directory.parent / "go").touch()
+    process = process or start(directory, slurm, *LONG)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert ends(directory) == dict.fromkeys(range(4), 1)
+    wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
+    return text
+
+
+def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Path, local: Any) -> None:
+    """An agent is killed, one nears its time limit, and then the head is killed and started again."""
+    directory = tmp_path / "sweep"
+    with a_sweep(directory, slurm) as process:
+        place, pid = next(iter(agents(directory).items()))
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: lost(directory) == 1, process)
+        other = wait_for(lambda: [each for each in agents(directory) if each != place], process)[0]
+        ask(slurm, "scancel", "--signal=USR2", other)  # what Slurm sends before the time limit
+        wait_for(lambda: lost(directory) == 2, process)
+        wait_for(lambda: len(agents(directory)) == 2, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    text = finish(directory, slurm)
+    assert "agents of the head before this one to end." in text
+    assert_same(bits(directory), local)
+
+
+def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, local: Any) -> None:
+    """A job of more importance takes a node, and the other node is removed."""
+    directory = tmp_path / "sweep"
+    with a_sweep(directory, slurm) as process:
+        ask(slurm, "sbatch", "-p", "high", "-w", "n1", "-o", "/dev/null", "--wrap", "sleep 3")
+        wait_for(lambda: lost(directory) == 1, process)
+        ask(slurm, "scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+        try:
+            wait_for(lambda: lost(directory) == 2, process)
+        finally:
+            ask(slurm, "scontrol", "update", "NodeName=n2", "State=RESUME")
+        text = finish(directory, slurm, process)
+    assert "leaves: it got SIGTERM" in text
+    assert_same(bits(directory), local)
+
+
+def test_a_sweep_has_the_bits_of_the_local_launcher(slurm: Any, tmp_path: Path, local: Any) -> None:
+    """It submits as many jobs as it has slots, and each run knows where it ran."""
+    directory = tmp_path / "sweep"
+    (tmp_path / "go").touch()
+    status, text = run(directory, slurm, *LONG, "hydra.launcher.transport=files")
+    assert status == 0, text
+    assert_same(bits(directory), local)
+    assert len(list((directory / "slurm").glob("*.out"))) == 2
+    facts = json.loads((directory / "0" / "run.json").read_text())["facts"]
+    assert facts["slurm.node"] in ("n1", "n2")
+    assert facts["slurm.job"].endswith(("_0", "_1"))
+
+
+def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "sweep"
+    status, text = run(directory, slurm, "loop.max_epochs=100000", "hydra.launcher.max_slots=1", DETACH)
+    assert status == 0, text
+    assert "4 jobs; 4 to run" in text
+    assert "runs this sweep." in text
+    steer = [sys.executable, "-m", "trainyard", "sweep"]
+    wait_for(lambda: begun(directory, 0))
+    attached = subprocess.Popen([*steer, "attach", directory], env=slurm, stdout=subprocess.PIPE, text=True)
+    assert attached.stdout is not None
+    while "started  #0" not in attached.stdout.readline():
+        pass
+    attached.send_signal(signal.SIGINT)
+    assert "The sweep goes on." in output(attached)
+    assert "has ended; " in ask(slurm, *steer, "cancel", str(directory))
+    wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
+    assert not ends(directory)
+    gone = subprocess.run([*steer, "attach", directory], env=slurm, capture_output=True, text=True, check=False)
+    assert gone.returncode == 2
+    assert "which ran this sweep, has ended, and" in gone.stderr
+    assert "To finish what is left: the same command with hydra.sweep.dir=" in gone.stderr
+
+
+DETACH = "hydra.launcher.detach=true"
+
+
+# Bad input
+
+
+def test_what_slurm_refuses_is_said_once_before_anything_starts(slurm: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "sweep"
+    for setting, told in (
+        ("partition=nowhere", "Slurm accepts no such agents: Invalid partition name specified. There is: low: 2"),
+        ("cpus_per_task=64", "Slurm accepts no such agents: Requested node configuration is not available. There is:"),
+    ):
+        status, text = run(directory, slurm, f"hydra.launcher.{setting}", "hydra.launcher.max_slots=64")
+        assert status == 2, text
+        assert told in " ".join(text.split())
+        assert "Traceback" not in text
+        assert not directory.exists()
+    assert ask(slurm, "squeue", "-h").strip() == ""
+
+
+def test_agents_that_end_before_they_reach_the_head_end_the_sweep(slurm: Any, tmp_path: Path) -> None:
+    directory = tmp_path / "sweep"
+    status, text = run(directory, slurm, "hydra.launcher.setup=[echo no such module,exit 1]")
+    assert status == 2, text
+    assert "3 agents ended before they reached the head. Slurm's job " in " ".join(text.split())
+    assert "said: no such module" in " ".join(text.split())

@@ -1,0 +1,93 @@
+"""Settings of the launcher `slurm`: what agents ask Slurm for, what slots they bring, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard.errors import ConfigError
+from trainyard.sweep.executor.slurm import Resources, name_of, script
+from trainyard.sweep.executor.slurm_commands import check_installed, clean
+from trainyard.sweep.slurm_settings import SlurmSettings
+
+
+def test_the_options_of_sbatch() -> None:
+    resources = Resources("gpu", "lab", "low", 2, 8, 1.5, 90, "a100|h100", additional_parameters={"mail_type": "END"})
+    assert resources.options() == {
+        "partition": "gpu",
+        "account": "lab",
+        "qos": "low",
+        "constraint": "a100|h100",
+        "gpus-per-node": 2,
+        "cpus-per-task": 8,
+        "mem": "1536M",
+        "time": 90,
+        "mail-type": "END",
+    }
+
+
+def test_the_script_runs_the_agent_as_a_step_after_the_setup() -> None:
+    options = {"time": 5, "requeue": True, "exclusive": False, "comment": "two words"}
+    text = script(["python", "-c", "print('x')"], options, ["module load cuda"])
+    assert text.splitlines() == [
+        "#!/bin/bash",
+        "#SBATCH --time=5",
+        "#SBATCH --requeue",
+        "#SBATCH --comment='two words'",
+        "module load cuda",
+        """exec srun --ntasks=1 --cpus-per-task=1 --unbuffered python -c 'print('"'"'x'"'"')'""",
+    ]
+
+
+def test_each_sweep_has_jobs_of_its_own_name() -> None:
+    assert name_of(Path("/a")) == name_of(Path("/a")) != name_of(Path("/b"))
+
+
+def test_a_job_takes_over_nothing_of_the_job_that_submits_it() -> None:
+    variables = {"PATH": "p", "SLURM_CONF": "c", "SLURM_JOB_ID": "1", "SLURMD_NODENAME": "n", "SBATCH_TIMELIMIT": "1"}
+    assert clean(variables) == {"PATH": "p", "SLURM_CONF": "c"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "slots"),
+    [
+        ({}, [("cpu", 1)] * 8),
+        ({"max_slots": 2, "cpus_per_task": 8, "threads_per_job": 4}, [("cpu", 4)] * 2),
+        ({"max_slots": 4, "gpus_per_node": 2, "cpus_per_task": 8}, [("cuda:0", 4), ("cuda:1", 4)] * 2),
+        ({"max_slots": 4, "gpus_per_node": 1, "jobs_per_gpu": 2, "cpus_per_task": 8}, [("cuda:0", 4)] * 4),
+        ({"max_jobs": 3}, [("cpu", 1)] * 3),
+    ],
+)
+def test_slots(settings: Any, slots: Any) -> None:
+    found = SlurmSettings.from_config(settings).slots(continued=False)
+    assert [(slot.device, slot.threads) for slot in found] == slots
+    assert [slot.index for slot in found] == list(range(len(slots)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"partion": "gpu"}, "Did you mean 'partition'?"),
+        ({"max_slots": 0}, "hydra.launcher.max_slots: 0 given; accepted: "),
+        ({"mem_gb": -1.0}, "hydra.launcher.mem_gb: -1.0 given; accepted: "),
+        ({"timeout_min": 1, "signal_delay_s": 60}, "hydra.launcher.signal_delay_s: 60 given; accepted: "),
+        ({"patience": 1.0}, "hydra.launcher.patience: 1.0 given; accepted: "),
+        ({"transport": "http"}, "hydra.launcher.transport: 'http' given; accepted: tcp or files."),
+        ({"partition": 3}, "hydra.launcher.partition: 3 given; accepted: a text, or null."),
+        ({"setup": "module load"}, "hydra.launcher.setup: 'module load' given; accepted: a list of texts, or null."),
+        ({"detach": "yes"}, "hydra.launcher.detach: 'yes' given; accepted: true or false."),
+        ({"additional_parameters": 3}, "hydra.launcher.additional_parameters: 3 given; accepted: "),
+    ],
+)
+def test_what_cannot_be(settings: Any, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SlurmSettings.from_config(settings)
+    assert told in str(error.value)
+
+
+def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="sbatch is not on the PATH"):
+        check_installed()

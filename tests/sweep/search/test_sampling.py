@@ -1,0 +1,203 @@
+"""Suggestions: a function of the seed and of what is recorded; what a parameter is, and when."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.config.hydra_versions import VERSION_BASE
+from trainyard.errors import ConfigError
+from trainyard.sweep.event_records import event_of, to_record
+from trainyard.sweep.events import Event, Proposed
+from trainyard.sweep.proposers.pruners import Asha
+from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.search_settings import SearchSettings
+from trainyard.sweep.proposers.space import Space
+from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
+
+CONF = Path(__file__).parents[3] / "conf"
+LINES = [
+    "optim.lr=tag(log,interval(1e-5,1e-1))",
+    "data.batch_size=range(8,64,8)",
+    "model.hidden=[16],[32],[64]",
+    "seed=3",
+]
+
+
+@pytest.fixture(scope="module")
+def composed() -> Any:
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        config = compose("train", overrides=["hydra/sweeper=search"], return_hydra_config=True)
+        yield GlobalHydra.instance().config_loader(), config
+
+
+@pytest.fixture
+def hydra(composed: Any) -> Any:
+    """Return the loader, and a config of a whole sweep."""
+    return composed[0], deepcopy(composed[1])
+
+
+def settings_of(config: DictConfig, **changed: Any) -> SearchSettings:
+    given = {key: value for key, value in config.hydra.sweeper.items() if not key.startswith("_")}
+    return SearchSettings.from_config({**given, **changed}, config)
+
+
+def sampler(name: str, **changed: Any) -> DictConfig:
+    node = OmegaConf.load(CONF / f"hydra/sweeper/sampler/{name}.yaml")
+    return OmegaConf.merge(node, changed)  # type: ignore[return-value]
+
+
+def lines_of(log: list[Event]) -> list[Any]:
+    return [(event.overrides, event.note) for event in log if isinstance(event, Proposed)]
+
+
+def job(num: int, overrides: tuple[str, ...]) -> SimulatedJob:
+    own = dict(line.split("=") for line in overrides)
+    rate, width = float(own["optim.lr"]), int(own["model.hidden"][1:-1])
+    return SimulatedJob([abs(rate - 0.01) + 1 / width + 1 / epoch for epoch in range(1, 10)], 1 + num % 3)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "cmaes", "gp", "nsgaii"])
+def test_what_is_killed_and_restored_suggests_what_it_would_have_suggested(hydra: Any, name: str) -> None:
+    loader, config = hydra
+    small = {"gp": {"n_startup_trials": 4}, "tpe": {"n_startup_trials": 4}, "cmaes": {"popsize": 3}}
+    small["nsgaii"] = {"population_size": 4}
+    settings = settings_of(
+        config, sampler=sampler(name, seed=7, **small.get(name, {})), order="job", direction="minimize", n_trials=7
+    )
+
+    def make() -> SearchProposer:
+        found = settings.proposer(LINES, loader, config)
+        found._pruner = Asha(eta=2)
+        found._pruner.begin(1.0, True)
+        return found
+
+    undisturbed = SimulatedSweep(make, job, 2)
+    assert undisturbed.run()
+    other = SimulatedSweep(make, lambda num, own: SimulatedJob(job(num, own).values), 2)
+    for stop in (3, 8):
+        other.run(lambda: len(other.reports) >= stop)  # noqa: B023
+        records = [json.loads(json.dumps(to_record(event))) for event in other.log]
+        other.log = [event for record in records if (event := event_of(record)) is not None]
+        other.kill()
+    assert other.run()
+    assert lines_of(other.log) == lines_of(undisturbed.log)
+    assert len({own for own, _ in lines_of(other.log)}) >= 6, "they differ"
+    assert other.spent == sum(other.epochs.values()), "nothing is trained twice"
+
+
+def test_the_values_of_recorded_overrides_are_those_that_were_suggested(hydra: Any) -> None:
+    loader, config = hydra
+    space = Space(LINES, {}, loader, config)
+    given = {"optim.lr": 0.1 + 0.2, "data.batch_size": 24, "model.hidden": "[32]"}
+    overrides = space.ask(lambda name, _: given[name])
+    assert overrides == ("optim.lr=0.30000000000000004", "data.batch_size=24", "model.hidden=[32]", "seed=3")
+    assert space.values(overrides) == given
+
+
+def test_ranges_are_those_of_the_grammar(hydra: Any) -> None:
+    loader, config = hydra
+    lines = ["optim.lr=interval(0.1,0.5)", "seed=int(interval(1,5))", "data.batch_size=range(1,10,3)"]
+    lines += [
+        "+a=tag(log,int(interval(1,100)))",
+        "model=glob(m*)",
+        "optim=choice(adam,sgd)",
+        "loop.max_epochs=choice(5)",
+    ]
+    found = {name: str(each.distribution) for name, each in Space(lines, {}, loader, config).parameters.items()}
+    assert found == {
+        "optim.lr": "FloatDistribution(high=0.5, log=False, low=0.1, step=None)",
+        "seed": "IntDistribution(high=5, log=False, low=1, step=1)",
+        "data.batch_size": "IntDistribution(high=7, log=False, low=1, step=3)",
+        "a": "IntDistribution(high=100, log=True, low=1, step=1)",
+        "optim": "CategoricalDistribution(choices=('adam', 'sgd'))",
+    }
+
+
+def test_a_key_whose_condition_does_not_hold_is_not_asked_for(hydra: Any) -> None:
+    loader, config = hydra
+    lines = ["model.hidden=[8],[16]", "model=mlp,cnn", "model.dropout=interval(0,0.5)"]
+    when = {"model.hidden": ("model=mlp",), "model.dropout": ("model=mlp", "model.hidden=[16]")}
+    space = Space(lines, when, loader, config)
+
+    def asked(values: dict[str, Any]) -> dict[str, Any]:
+        return space.values(space.ask(lambda name, _: values[name]))
+
+    assert asked({"model": "cnn"}) == {"model": "cnn"}
+    assert asked({"model": "mlp", "model.hidden": "[8]"}) == {"model": "mlp", "model.hidden": "[8]"}
+    every = {"model": "mlp", "model.hidden": "[16]", "model.dropout": 0.25}
+    assert asked(every) == every
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"n_trials": 0}, "hydra.sweeper.n_trials: 0 given; accepted: an integer of at least 1, or null for no limit."),
+        ({"timeout": -1}, "hydra.sweeper.timeout: -1 given; accepted: a number of seconds above 0"),
+        ({"target": "low"}, "hydra.sweeper.target: 'low' given; accepted: a number, or null for none."),
+        ({"order": "jobs"}, "hydra.sweeper.order: 'jobs' given; accepted: one of any, job. Did you mean 'job'?"),
+        ({"direction": "max"}, "hydra.sweeper.direction: 'max' given; accepted: one of minimize, maximize."),
+        ({"n_trial": 5}, "hydra.sweeper: 'n_trial' given; accepted: a setting of the search"),
+        ({"storage": "sqlite:///a.db"}, "hydra.sweeper.storage: 'sqlite:///a.db' given; accepted: null. The sweep's"),
+        ({"sampler": "tpe"}, "hydra.sweeper.sampler: 'tpe' given; accepted: a sampler: hydra/sweeper/sampler=tpe"),
+        ({"pruner": "asha"}, "hydra.sweeper.pruner: 'asha' given; accepted: a pruner: hydra/sweeper/pruner=none"),
+        ({"sampler": {"_target_": "optuna.samplers.TPESampler", "seed": -1}}, "hydra.sweeper.sampler.seed: -1 given"),
+        (
+            {"sampler": {"_target_": "optuna.samplers.TPESampler", "gama": 1, "seed": 0}},
+            "hydra.sweeper.sampler: 'gama' given",
+        ),
+        ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 1}}, "hydra.sweeper.pruner.eta: 1"),
+        (
+            {"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "iter"}},
+            "hydra.sweeper.pruner.by: 'iter' given; accepted: epoch, which this loop counts.",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_told(hydra: Any, changed: dict[str, Any], told: str) -> None:
+    loader, config = hydra
+    with pytest.raises(ConfigError) as error:
+        settings_of(config, **changed).proposer(LINES, loader, config)
+    assert str(error.value).startswith(told), error.value
+
+
+def test_rungs_at_which_nothing_is_reported_are_refused(hydra: Any) -> None:
+    _, config = hydra
+    config.loop.val_interval = 2
+    asha = {"_target_": "trainyard.sweep.proposers.pruners.Asha", "by": "auto", "first": "auto", "eta": 3}
+    assert settings_of(config, pruner=asha).pruner["first"] == 2
+    with pytest.raises(ConfigError) as error:
+        settings_of(config, pruner={**asha, "first": 3})
+    assert str(error.value).startswith(
+        "hydra.sweeper.pruner.first: 3 given; accepted: rungs at which the objective is reported: multiples of "
+        "loop.val_interval=2 from 2 on."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([], "hydra/sweeper: 'search' given; accepted: overrides with a range to search"),
+        (["optim.lr=0.1"], "hydra/sweeper: 'search' given; accepted: overrides with a range to search"),
+        (["optim.lr=interval(1,0.1)"], "optim.lr: 'interval(1,0.1)' given; accepted: an interval whose first"),
+        (["optim.lr=tag(log,interval(0,1))"], "optim.lr: 'tag(log,interval(0,1))' given; accepted: numbers above 0"),
+        (["seed=range(3,3)"], "seed: 'range(3,3)' given; accepted: a range with values in it."),
+    ],
+)
+def test_a_space_without_values_is_refused(hydra: Any, lines: list[str], told: str) -> None:
+    loader, config = hydra
+    with pytest.raises(ConfigError) as error:
+        settings_of(config).proposer(lines, loader, config)
+    assert str(error.value).startswith(told)
+
+
+def test_a_search_without_limits_has_a_hundred_trials(hydra: Any) -> None:
+    _, config = hydra
+    assert settings_of(config).limits == Limits(100)
+    assert settings_of(config, timeout=5).limits == Limits(None, 5.0)

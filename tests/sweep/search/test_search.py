@@ -1,0 +1,194 @@
+"""Search in simulated time: what takes how long, and what is killed when, decides nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainyard.sweep.event_records import event_of, to_record
+from trainyard.sweep.events import Event, Proposed, Queued, Reported
+from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
+from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer
+from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
+
+EPOCHS = 9
+Values = dict[int, list[float]]
+
+
+def median() -> Pruner:
+    from optuna.pruners import MedianPruner
+
+    from trainyard.sweep.proposers.stopping import StoppingPruner
+
+    return StoppingPruner(MedianPruner(n_startup_trials=2), EPOCHS, every=2)
+
+
+PRUNERS: list[Callable[[], Pruner]] = [NoPruner, Asha, lambda: Asha(first=2, eta=2), lambda: Hyperband(EPOCHS), median]
+
+
+def curves(count: int, seed: int) -> Values:
+    draw = Random(seed)
+    found = {}
+    for num in range(count):
+        end, noise = draw.random(), draw.random() / 5
+        found[num] = [end + 1 / (epoch + 1) + draw.gauss(0, noise) for epoch in range(EPOCHS)]
+    return found
+
+
+def sweep(values: Values, make_pruner: Callable[[], Pruner], order: Any, slots: int, seconds: Any) -> SimulatedSweep:
+    def make() -> SearchProposer:
+        source = ListSource([[f"x={num}"] for num in values])
+        return SearchProposer(source, make_pruner(), order=order, limits=Limits(len(values)))
+
+    return SimulatedSweep(make, lambda num, _: SimulatedJob(values[num], seconds(num)), slots)
+
+
+def decisions(log: list[Event]) -> list[Any]:
+    found: list[Any] = []
+    for event in log:
+        match event:
+            case Proposed(num, _, rungs):
+                found.append(("new", num, rungs))
+            case Queued(units, "promoted"):
+                found += [("promoted", num, unit.rungs) for unit in units for num in unit.nums]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 14),
+    seed=st.integers(0, 1 << 30),
+    slots=st.integers(1, 4),
+    pruner=st.sampled_from(range(len(PRUNERS))),
+    kills=st.lists(st.integers(1, 12), max_size=3),
+)
+def test_in_the_order_of_jobs_neither_durations_nor_kills_decide(
+    count: int, seed: int, slots: int, pruner: int, kills: list[int]
+) -> None:
+    values = curves(count, seed)
+    undisturbed = sweep(values, PRUNERS[pruner], "job", slots, lambda num: 1.0)
+    assert undisturbed.run()
+
+    draw = Random(seed)
+    other = sweep(values, PRUNERS[pruner], "job", slots, lambda num: draw.choice([0.1, 1.0, 5.0]))
+    for further in kills:
+        seen = len(other.log)
+        other.run(lambda: len(other.log) >= seen + further)  # noqa: B023
+        other.kill()
+    assert other.run()
+    assert decisions(other.log) == decisions(undisturbed.log)
+    states = [[each.state(num) for num in values] for each in (other, undisturbed)]
+    assert states[0] == states[1]
+    assert "paused" not in states[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1 << 30), order=st.sampled_from(["any", "job"]), pruner=st.sampled_from(range(len(PRUNERS))))
+def test_a_restored_search_decides_as_the_one_before(seed: int, order: str, pruner: int) -> None:
+    """Told each event as it is read back, a new proposer asks for the same."""
+    values = curves(8, seed)
+    draw = Random(seed)
+    living = sweep(values, PRUNERS[pruner], order, 2, lambda num: draw.choice([1.0, 3.0]))
+
+    def compare() -> bool:
+        restored = living._make()
+        for event in living.log:
+            read = event_of(json.loads(json.dumps(to_record(event))))
+            assert read == event
+            assert read is not None
+            restored.told(read)
+        assert restored.ask(1) == living.proposer.ask(1)
+        return False
+
+    living.run(compare)
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 30), seed=st.integers(0, 1 << 30), slots=st.integers(1, 4), eta=st.integers(2, 4))
+def test_successive_halving_promotes_the_best_of_each_rung(count: int, seed: int, slots: int, eta: int) -> None:
+    values = curves(count, seed)
+    draw = Random(seed)
+    found = sweep(values, lambda: Asha(eta=eta), "any", slots, lambda num: draw.choice([1.0, 3.0]))
+    assert found.run()
+    reported: dict[int, list[float]] = {}
+    rung: dict[int, int] = {}
+    for event in found.log:
+        match event:
+            case Reported(num, at, value):
+                reported.setdefault(at, []).append(value)
+                rung[num] = at
+            case Queued(units, "promoted"):
+                at, own = rung[units[0].nums[0]], values[units[0].nums[0]]
+                better = sum(value < own[at - 1] for value in reported[at])
+                assert better < max(1, len(reported[at]) // eta)
+    assert found.spent == sum(found.epochs.values()), "no epoch is trained twice"
+    states = Counter(found.state(num) for num in range(count))
+    assert states["done"] >= 1
+    assert states["done"] + states["pruned"] == count
+
+
+def test_the_checkpoint_of_a_paused_job_is_given_up_when_it_cannot_be_promoted_any_more() -> None:
+    values = {num: [float(num)] * EPOCHS for num in range(9)}
+    found = sweep(values, Asha, "any", 1, lambda num: 1.0)
+    found.run(lambda: len(decisions(found.log)) == 10)
+    # Of 9 jobs at the first rung 3 are promoted at most: 0 and 1 were, 2 may be. Of those 3 one is at the second: 0.
+    assert [found.state(num) for num in range(8)] == [
+        "paused", "pruned", "paused", "pruned", "pruned", "pruned", "pruned", "paused",
+    ]  # fmt: skip
+
+
+def test_a_job_whose_objective_is_nan_is_not_promoted() -> None:
+    values = {num: [math.nan] * EPOCHS for num in range(6)} | {3: [1.0] * EPOCHS}
+    found = sweep(values, lambda: Asha(eta=2), "any", 2, lambda num: 1.0)
+    assert found.run()
+    assert [found.state(num) for num in values] == ["pruned"] * 3 + ["done"] + ["pruned"] * 2
+
+
+def test_a_search_ends_at_its_target() -> None:
+    values = {num: [5.0 - num] * EPOCHS for num in range(6)}
+    source = ListSource([[f"x={num}"] for num in values])
+    found = SimulatedSweep(
+        lambda: SearchProposer(source, limits=Limits(6, target=3.0)), lambda num, _: SimulatedJob(values[num]), 1
+    )
+    assert found.run()
+    assert found.state(2) == "done"
+    assert found.state(3) is None
+
+
+def test_after_the_timeout_nothing_begins_and_what_is_paused_can_go_on_later() -> None:
+    values = {num: [float(num)] * EPOCHS for num in range(9)}
+    sweeps: list[SimulatedSweep] = []
+
+    def make(timeout: float | None) -> SearchProposer:
+        return SearchProposer(
+            ListSource([[f"x={num}"] for num in values]),
+            Asha(),
+            limits=Limits(9, timeout=timeout),
+            clock=lambda: sweeps[0].now if sweeps else 0.0,
+        )
+
+    limits: list[float | None] = [4.0]
+    sweeps.append(SimulatedSweep(lambda: make(limits[0]), lambda num, _: SimulatedJob(values[num]), 1))
+    assert sweeps[0].run()
+    assert sweeps[0].now < 9
+    assert "paused" in [sweeps[0].state(num) for num in values]
+    limits[0] = None
+    sweeps[0].kill()
+    assert sweeps[0].run()
+    assert Counter(sweeps[0].state(num) for num in values).keys() == {"done", "pruned"}
+
+
+@pytest.mark.parametrize(("last", "shares"), [(1, {0: 1}), (8, {0: 3, 1: 2}), (9, {0: 9, 1: 5, 2: 3})])
+def test_hyperband_gives_brackets_their_shares(last: int, shares: dict[int, int]) -> None:
+    """Those of its table in the paper: for R = 9 and eta = 3, 9, 5 and 3 trials."""
+    found = Hyperband(last)
+    assert Counter(found.bracket(index) for index in range(sum(shares.values()))) == shares
+    assert found.rungs(0, 1).until == 3
