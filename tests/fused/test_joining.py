@@ -22,11 +22,13 @@ from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.feed import LaneQueue
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
+from trainyard.fused.train import ALLOWED, NOT_COMPARED
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
 from trainyard.runner.default_hooks import default_hooks
 from trainyard.runner.dispatch import build_hooks
 from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
+from trainyard.sweep.kinds import kinds
 
 Config = dict[str, Any]
 
@@ -372,3 +374,10 @@ def test_lines_of_text_count_as_the_member_does(caplog: pytest.LogCaptureFixture
         "epoch 3/3  iter 15/15",
         "epoch 2/2  iter 10/10",
     ]
+
+
+def test_jobs_of_different_lengths_are_of_one_kind() -> None:
+    jobs = [{"loop": {"_target_": "Loop", "max_epochs": epochs, "val_interval": 1}} for epochs in (3, 5)]
+    assert len(kinds(jobs, ALLOWED, NOT_COMPARED)) == 1
+    jobs[1]["loop"]["val_interval"] = 2
+    assert len(kinds(jobs, ALLOWED, NOT_COMPARED)) == 2
