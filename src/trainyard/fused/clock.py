@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class LaneClock:
 
     def __init__(self, runner: FusedRunner) -> None:
         self._runner = runner
+        self._first_end = math.inf
 
     def begin(self, resumed: Sequence[bool], *, joinable: bool) -> None:
         """Note the place of each lane, as distances from that of the first member that goes on from a checkpoint.
@@ -54,6 +56,7 @@ class LaneClock:
         runner = self._runner
         loop, members = runner.train_loop, runner.members
         ends = [end for member in members if not member.vacant and (end := member.ends_at) is not None]
+        self._first_end = min(ends, default=math.inf)
         if ends:
             loop.ends, loop.length = set(ends), max(ends)
         spread = any(member.ahead != (0, 0) for member in members)
@@ -78,7 +81,7 @@ class LaneClock:
         """Return whether members may have reached their end, and all that follows their last iteration is done."""
         runner, loop = self._runner, self._runner.train_loop
         count = runner.epoch if loop.unit == "epoch" else runner.iter
-        if count not in getattr(loop, "ends", ()) or loop.val_due:
+        if count < self._first_end or loop.val_due:
             return False
         # A loop by iterations counts the epoch of the data after the validation, if it has ended.
         return loop.unit == "epoch" or runner.batches_done != exact_length(runner.loader("train"))
