@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import trainyard
+from trainyard.batch import joined
 from trainyard.errors import ConfigError
 from trainyard.hooks import Checkpoint
-from trainyard.inference import Predictor, joined
+from trainyard.inference import Predictor
 from trainyard.run import record
 from trainyard.runner import EpochBasedTrainLoop, Runner
 from trainyard.track.shipper.stored_model import is_run_id

@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.command_line import arranged
 from trainyard.config.distinct import DistinctConfigs, TrialResult
@@ -31,6 +31,7 @@ from trainyard.redaction import check_overrides
 from trainyard.run import ranks
 from trainyard.run.changed import changed
 from trainyard.run.rank_job import follow
+from trainyard.run.ranks import shown
 from trainyard.run.train import train
 from trainyard.sweep.sweepable import SweepableTask
 from trainyard.track.sweep_position import SweepPosition
@@ -110,6 +111,8 @@ class Application(SweepableTask):
         Returns:
             The best objective; None if the run has none.
         """
+        if self.position is None:
+            print(_first_line(cfg), flush=True)
         try:
             return train(cfg, self.position)
         except TrainyardError as error:
@@ -162,6 +165,14 @@ class Application(SweepableTask):
     def at(self, position: SweepPosition) -> Application:
         """Return the task function of the job at this position of a sweep."""
         return replace(self, position=position)
+
+
+def _first_line(cfg: DictConfig) -> str:
+    """Return what is said before torch is imported: what is trained on what."""
+    choices = HydraConfig.get().runtime.choices
+    parts = {key: choices.get(key) or OmegaConf.select(cfg, f"{key}._target_") or key for key in ("model", "data")}
+    done = {"train": "Training", "val": "Validating", "test": "Testing"}.get(str(cfg.get("mode")), "Running")
+    return f"{done} {parts['model']} on {parts['data']}, in {shown(Path(HydraConfig.get().runtime.output_dir))}"
 
 
 def _frames_of_train(error: BaseException) -> TracebackType | None:

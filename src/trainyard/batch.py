@@ -6,6 +6,7 @@ Models and metrics read a batch only through these functions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -140,3 +141,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(item, device) for item in batch))
     return batch
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the outputs for several batches as one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.ndim else torch.stack(list(parts))
+    if isinstance(first, Mapping):
+        return {name: joined([part[name] for part in parts]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(joined(list(each)) for each in zip(*parts, strict=True))
+    return list(chain.from_iterable(parts)) if isinstance(first, list) else list(parts)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trainyard.batch import to_device
+from trainyard.batch import joined, to_device
 from trainyard.checks import choice, integer
 from trainyard.errors import ConfigError
 from trainyard.run.record import BEST, CONFIG, load_model, predict
@@ -107,18 +106,6 @@ class Predictor:
 
 
 _CPU = torch.device("cpu")
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Return the outputs for several batches as one."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts)) if first.ndim else torch.stack(list(parts))
-    if isinstance(first, Mapping):
-        return {name: joined([part[name] for part in parts]) for name in first}
-    if isinstance(first, tuple):
-        return tuple(joined(list(each)) for each in zip(*parts, strict=True))
-    return list(chain.from_iterable(parts)) if isinstance(first, list) else list(parts)
 
 
 def _batches(inputs: Any, size: int) -> Iterator[Any]:

@@ -55,11 +55,14 @@ def check(then: StoredRun, now: StoredRun) -> Reproduction:
     """Compare a run with its repetition: every number but times and loads, and the tensors of their checkpoints."""
     found = Reproduction()
     series = {clean_name(name): points for name, points in now.history.series.items()} | now.history.series
+    ended = then.state == "finished"
+    if not ended:
+        found.notes.append(f"it was {then.state}, and is compared as far as it went")
     for name, points in then.history.series.items():
         if not _OF_THE_MACHINE.fullmatch(name):
             found.metrics += 1
             found.points += len(points)
-            if difference := _first_difference(points, series.get(name, [])):
+            if difference := _first_difference(points, series.get(name, [])[: None if ended else len(points)]):
                 found.curves[name] = difference
     found.weights = _weights(then, now)
     differing = compare([then, now])

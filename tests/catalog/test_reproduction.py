@@ -42,6 +42,14 @@ def test_the_first_difference_is_named(make_run: Any) -> None:
     assert check(then, then).identical
 
 
+def test_a_run_that_did_not_end_is_compared_as_far_as_it_went(make_run: Any) -> None:
+    then, now = make_run("then", (0.5, 0.9), status="KILLED"), make_run("now", (0.5, 0.9, 0.7))
+    found = check(then, now)
+    assert found.identical
+    assert found.notes == ["it was interrupted, and is compared as far as it went"]
+    assert not check(now, then).identical, "a run that ended has all its values"
+
+
 def test_times_and_loads_are_no_curves(make_run: Any) -> None:
     then, now = make_run("then"), make_run("now")
     for run in (then, now):

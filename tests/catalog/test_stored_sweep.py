@@ -68,6 +68,13 @@ def test_reading_changes_nothing(directory: Path) -> None:
     assert (directory / "manifest.jsonl").read_bytes() == before
 
 
+def test_a_job_that_goes_on_keeps_its_best_so_far(directory: Path) -> None:
+    with (directory / "manifest.jsonl").open("a") as file:
+        file.write(lines({"kind": "state", "num": 0, "state": "running", "attempt": 2, "time": 200.0}))
+    job = StoredSweep.read(directory).jobs[0]
+    assert (job.state, job.objective, job.seconds) == ("running", 0.9, 2.0)
+
+
 def test_a_command_that_begins_again_runs_nothing_of_before(directory: Path) -> None:
     with (directory / "manifest.jsonl").open("a") as file:
         file.write(lines({"kind": "began", "time": 200.0}))

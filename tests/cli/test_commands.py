@@ -73,7 +73,7 @@ def test_jobs_of_a_sweep_differ_in_what_was_swept(trainyard: Any, trained: Path)
 
 def test_a_run_that_has_ended_is_printed_to_its_end(trainyard: Any, trained: Path) -> None:
     run = runs(trainyard, trained, "outputs")[0]["directory"]
-    status, text, _ = trainyard("tail", run, "-n", 2, cwd=trained)
+    status, text, _ = trainyard("tail", run, "-n", 3, cwd=trained)
     assert status == 0
     assert "test/accuracy" in text
     assert text.rstrip().endswith("finished")

@@ -15,4 +15,4 @@ class SlowEpochs(Hook):
 
     def after_train_epoch(self, runner: Any) -> None:
         if not Path(os.environ["GO"]).exists():
-            time.sleep(1.0)
+            time.sleep(1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 JOBS = ["optim.lr=1e-3,1e-2", "seed=0,1"]
 LONG = [
-    "loop.max_epochs=60",
+    "loop.max_epochs=40",
     "hook.checkpoint.interval=1",
     "hook.checkpoint.min_seconds=0.3",
     "+hook.slow._target_=slow_epochs.SlowEpochs",
@@ -173,7 +174,9 @@ def test_what_agents_and_heads_meet_with_changes_no_bit(slurm: Any, tmp_path: Pa
         wait_for(lambda: lost(directory) == 2, process)
         wait_for(lambda: len(agents(directory)) == 2, process)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        text = output(process)
+        assert "leaves: it got SIGUSR2" in text
+        assert "its fork server ended" not in text  # which Slurm sends the signal too
     text = finish(directory, slurm)
     assert "agents of the head before this one to end." in text
     assert_same(bits(directory), local)
@@ -192,6 +195,7 @@ def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, loc
             ask(slurm, "scontrol", "update", "NodeName=n2", "State=RESUME")
         text = finish(directory, slurm, process)
     assert "leaves: it got SIGTERM" in text
+    assert "its fork server ended" not in text
     assert_same(bits(directory), local)
 
 
@@ -227,8 +231,9 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     assert not ends(directory)
     gone = subprocess.run([*steer, "attach", directory], env=slurm, capture_output=True, text=True, check=False)
     assert gone.returncode == 2
-    assert "which ran this sweep, has ended, and" in gone.stderr
-    assert "To finish what is left: the same command with hydra.sweep.dir=" in gone.stderr
+    told = " ".join(gone.stderr.split())
+    assert "which ran this sweep, has ended, and" in told
+    assert "To finish what is left: the same command with hydra.sweep.dir=" in told
 
 
 DETACH = "hydra.launcher.detach=true"
@@ -255,5 +260,5 @@ def test_agents_that_end_before_they_reach_the_head_end_the_sweep(slurm: Any, tm
     directory = tmp_path / "sweep"
     status, text = run(directory, slurm, "hydra.launcher.setup=[echo no such module,exit 1]")
     assert status == 2, text
-    assert "3 agents ended before they reached the head. Slurm's job " in " ".join(text.split())
-    assert "said: no such module" in " ".join(text.split())
+    told = " ".join(text.split())
+    assert re.search(r"[34] agents ended before they reached the head. Slurm's job \d+_[01] said: no such module", told)

@@ -78,11 +78,13 @@ def test_every_argument_of_our_options_is_known() -> None:
     """What a training would refuse, an editor marks; what it takes, is not marked."""
     told: list[str] = []
     found = schemas([CONF], told.append)
-    assert told == []
+    assert all("pip install 'trainyard[" in line for line in told), "only what an extra installs may be missing"
     for file in sorted(CONF.glob("[!h]*/*.yaml")):
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         definitions = found[name_of(file, CONF)]["definitions"]
         for node in nodes(content):
+            if node["_target_"] not in definitions:  # such as that of a library that is not installed
+                continue
             properties = definitions[node["_target_"]]["properties"]
             assert node.keys() <= properties.keys() or "additionalProperties" not in definitions[node["_target_"]], file
     assert found[WHOLE]["properties"]["seed"]["description"].startswith("Every random choice is derived from it")

@@ -13,6 +13,7 @@ from trainyard.sweep.events import (
     Asked,
     Began,
     Ended,
+    Origin,
     Paused,
     Proposed,
     Queued,
@@ -65,8 +66,8 @@ def test_every_kind_of_record_in_a_journal_has_a_row(tmp_path: Path) -> None:
 
 def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path / FILE)
-    manifest.begin(StartedAs("train.py"))
-    manifest.define_all([(Proposed(0, ("seed=0",), Rungs((1,))), "0")])
+    manifest.begin(StartedAs("train.py"), {"sampler": {"_target_": "optuna.samplers.TPESampler"}})
+    manifest.define_all([Proposed(0, ("seed=0",), Rungs((1,)), "0", Origin(0, 0, ("seed",), "epoch_0001.pt"), {})])
     manifest.measured({"0f": KnownFit(1, "", "", 1)})
     manifest.decide([Decision((0,), "cpu", 1)])
     unit = Unit((0,), 2, 1, 3.0, ("cpu",), Rungs((1,)))
@@ -77,7 +78,11 @@ def test_every_kind_of_record_in_a_manifest_has_a_row(tmp_path: Path) -> None:
     records: dict[str, set[str]] = {}
     for line in (tmp_path / FILE).read_text().splitlines():
         record = json.loads(line)
-        parts = [record, *(part for part in record.get("tasks", record.get("units", ())) if isinstance(part, dict))]
+        parts = [
+            record,
+            record.get("origin", {}),
+            *(part for part in record.get("tasks", record.get("units", ())) if isinstance(part, dict)),
+        ]
         records.setdefault(record["kind"], set()).update(*(set(part) - {"kind", "time"} for part in parts))
     rows = {codes(row["kind"])[0]: set(codes(row["fields"])) for row in table(page("sweeps.md"), "kind")}
     assert rows == records

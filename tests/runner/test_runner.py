@@ -385,7 +385,7 @@ def test_resume_needs_a_directory_or_a_path(make: Any) -> None:
         ({"data": {"trian": DataLoader([1])}}, "Did you mean 'train'?"),
         ({"data": [1, 2]}, "data: [1, 2] given; accepted: a trainyard.data.Data"),
         ({"objective": "val/acc"}, "objective: 'val/acc' given; accepted: a metric of this run: val/accuracy"),
-        ({"metrics": {}}, "accepted: a metric of this run: it has none; metrics={...} gives it some"),
+        ({"metrics": {}}, "accepted: a metric of this run: val/loss"),
         ({"direction": "max"}, "direction: 'max' given; accepted: maximize or minimize"),
         ({"schedule": Plateau(monitor="val/los")}, "schedule.monitor: 'val/los' given"),
         ({"hooks": {"stop": EarlyStopping(monitor="val/los")}}, "hook.stop.monitor: 'val/los' given"),

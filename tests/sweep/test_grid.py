@@ -8,7 +8,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from trainyard.config.distinct import JobSize
 from trainyard.config.hydra_versions import VERSION_BASE
@@ -63,7 +62,7 @@ def test_of_other_values_the_last_counts() -> None:
 
 
 def test_what_is_no_list_is_refused() -> None:
-    with pytest.raises(HydraException, match="does not support sweep type : INTERVAL_SWEEP"):
+    with pytest.raises(ConfigError, match="is searched with hydra/sweeper=search"):
         _jobs("a=interval(0,1)")
 
 

@@ -18,7 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from trainyard.sweep.proposers import Proposer
@@ -56,6 +56,8 @@ class LocalLauncher(Launcher):
             hydra_context.config_loader = SweepLoader(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self.settings.get("debug"):
+            return [self._in_this_process(job_overrides, initial_job_idx)]
         sweep = self._begun()
         returns = sweep.launch(job_overrides, initial_job_idx)
         if not issubclass(get_class(self.config.hydra.sweeper._target_), BasicSweeper):  # it uses the results
@@ -65,6 +67,30 @@ class LocalLauncher(Launcher):
                 sys.exit()  # it cannot continue without them
             tell_worst_for_nan(returns, self.config)
         return returns
+
+    def _in_this_process(self, job_overrides: Sequence[Sequence[str]], number: int) -> JobReturn:
+        """Run the first of these jobs as Hydra's basic launcher does: `breakpoint()` works in it."""
+        from hydra.core.utils import configure_log, run_job, setup_globals
+
+        from trainyard.sweep.settings import SweepSettings
+
+        SweepSettings.from_config(self.settings)
+        setup_globals()
+        own = list(job_overrides[0])
+        print(f"hydra.launcher.debug: job {number} alone, in this process: {' '.join(own)}", flush=True)
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, own)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        result = run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        _ = result.return_value  # raises the job's error
+        return result
 
     def run(self, proposer: Proposer) -> None:
         """Run what a `trainyard.sweep.proposers.Proposer` proposes, and `finish`: the way of sweepers of our own."""

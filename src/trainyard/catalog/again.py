@@ -31,7 +31,7 @@ _DEFAULTS = [
     {"override hydra/sweeper": "grid"},
 ]
 # Where a run is kept and tracked, not what it does.
-_OWN = {"resume": False, "resume_override": None, "name": None, "tracker": None}
+_OWN = {"resume": False, "resume_override": None, "tracker": None}
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def from_config(run: StoredRun, folder: Path, directory: Path) -> Launch:
             f"{run.directory}: no config.yaml that can be read. Without it the run cannot be repeated."
         )
     values = {key: value for key, value in run.config.items() if key != "work_dir"} | _OWN
+    values["name"] = f"{run.info.name} (again)"
     for key, value in _leaves(values):
         if isinstance(value, str) and MASK in value:
             hint = "`trainyard rerun` takes it as an override."

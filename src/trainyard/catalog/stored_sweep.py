@@ -166,10 +166,10 @@ class StoredSweep:
             return []
         if kind == "state":
             job = self.jobs[record["num"]]
-            value = record.get("objective")
+            value = record.get("objective", job.objective)  # a job that goes on has the one so far
             job.state, job.error = record["state"], record.get("error")
             job.objective = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-            job.seconds = record.get("seconds")
+            job.seconds = record.get("seconds", job.seconds)
             job.began = record.get("time") if job.state == "running" else job.began
             return [job]
         return []

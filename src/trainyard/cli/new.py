@@ -14,7 +14,7 @@ def command(name: str) -> None:
 
     It has a model, data, a metric, a hook, their configs, tests, train.py and CI, each small, in place of yours.
     """
-    from trainyard.project import create
+    from trainyard.cli.project import create
     from trainyard.quoting import shell_path
 
     folder = create(name, Path())

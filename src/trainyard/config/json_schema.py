@@ -41,8 +41,9 @@ _ARGUMENT = re.compile(r"(\w+(?:, \w+)*)(?: \([^)]*\))?: (.*)")
 def targets(content: Any) -> Iterator[str]:
     """Yield the `_target_` of each node in the content of a config file."""
     if isinstance(content, Mapping):
-        if isinstance(content.get("_target_"), str):
-            yield content["_target_"]
+        target = content.get("_target_")
+        if isinstance(target, str) and target != "???":
+            yield target
         content = list(content.values())
     if isinstance(content, list):
         for entry in content:

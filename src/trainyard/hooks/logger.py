@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainyard.checks import choice, integer, number
+from trainyard.checks import choice, integer, is_number, number
 from trainyard.data.lengths import length_hint, of_total
 from trainyard.hooks._log_phases import LogPhase, log_phases
+from trainyard.hooks._time_left import TimeLeft
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Member, Runner
 from trainyard.runner.hook import Hook
@@ -39,6 +40,8 @@ class Logger(Hook):
         by: the position in a line: `epoch` is the epoch and the iteration within it, `iter` the iteration of the run,
             None the epoch and the iteration of the run.
         interval_exp_name: iterations between two lines that name the run; None for no such lines.
+        val_lines: the validations that get a line of text: `all`; `best`, those that are the best so far, and the last;
+            or a number of seconds between two lines, besides those.
     """
 
     priority = "BELOW_NORMAL"
@@ -52,11 +55,16 @@ class Logger(Hook):
         smoothing: float | Mapping[str, float] | None = None,
         by: str | None = None,
         interval_exp_name: int | None = None,
+        val_lines: str | float = "all",
     ) -> None:
         if by is not None:
             choice("by", by, ("epoch", "iter"), other="null for both")
         if interval_exp_name is not None:
             interval_exp_name = integer("interval_exp_name", interval_exp_name, at_least=1, other="null for never")
+        if not is_number(val_lines) or val_lines < 0:
+            choice("val_lines", val_lines, ("all", "best"), other="a number of seconds")
+        self.val_lines = val_lines
+        self._val_line_at = -math.inf
         self.interval = integer("interval", interval, at_least=1)
         self.line_every = number("line_every", line_every, at_least=0, finite=False, unit="seconds")
         self.by = by
@@ -83,9 +91,8 @@ class Logger(Hook):
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
         self._length = length_hint(runner.loader("train"))
-        self._begin = perf_counter()
-        self._next_line = self._begin + self.line_every
-        self._begin_iter = runner.iter
+        self._next_line = perf_counter() + self.line_every
+        self._left = TimeLeft(runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         begin = (runner.epoch_begin, runner.epoch)
@@ -195,13 +202,11 @@ class Logger(Hook):
     def _line(self, runner: Runner) -> None:
         now = perf_counter()
         self._next_line = now + self.line_every
-        pace = (now - self._begin) / (runner.iter - self._begin_iter)
         for member in runner.members:
             if member.vacant:
                 continue
             _, total = self._ends(runner, member)
-            known = total is not None and total >= member.iter
-            left = str(timedelta(seconds=round(pace * ((total or 0) - member.iter)))) if known else "unknown"
+            left = self._left.after(runner.iter, None if total is None else total - member.iter)
             numbers = "  ".join(
                 f"{key.removeprefix('train/')} {value:.4g}"
                 for key, value in member.metrics.items()
@@ -210,9 +215,21 @@ class Logger(Hook):
             line = (self._place(runner, member), numbers, left)
             log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
 
+    def _is_told(self, runner: Runner, split: str, member: Member, *, due: bool) -> bool:
+        """Return whether a result gets a line."""
+        if self.val_lines == "all" or split != "val" or not runner.training:
+            return True
+        loop = member.loop
+        at_end = (member.epoch if loop.unit == "epoch" else member.iter) >= loop.length
+        return due or at_end or member.is_best(member.iter)
+
     def _results(self, runner: Runner, split: str) -> None:
+        now = perf_counter()
+        due = is_number(self.val_lines) and now - self._val_line_at >= float(self.val_lines)
+        if due:
+            self._val_line_at = now
         for member in runner.members:
-            if not member.due:
+            if not member.due or not self._is_told(runner, split, member, due=due):
                 continue
             best = "  (best)" if runner.training and split == "val" and member.is_best(member.iter) else ""
             for name, mark in ((split, best), (f"{split}_raw", "")):
@@ -291,6 +308,8 @@ class Logger(Hook):
                 self._insert(member, each)
             return counts
         states = [loaded[member] for member in sorted(loaded)]
+        if not states:
+            return counts
         windows = [state["window"] for state in states]
         # Members of a stack have batches of one size; what they return under `num_items` is their own.
         weights = [state.get("weights", [None] * len(state["window"])) for state in states]
@@ -302,9 +321,8 @@ class Logger(Hook):
                 {key: torch.stack([outputs[key] for outputs in column]).to(runner.device) for key in column[0]}
                 for column in zip(*windows, strict=True)
             ]
-        if states:
-            self._begins = [(iteration, epoch) for iteration, epoch in states[0].get("begins", [])]
-        for key in states[0].get("windows", {}) if states else ():
+        self._begins = [(iteration, epoch) for iteration, epoch in states[0].get("begins", [])]
+        for key in states[0].get("windows", {}):
             kind = self._kinds.get(key, self._kinds.get(EVERY))
             if kind is not None:
                 self._windows[key] = kind.loaded([state["windows"][key] for state in states], runner.device)

@@ -24,12 +24,12 @@ class ByModel:
         Raises:
             ConfigError: the model configures none.
         """
-        make: Any = getattr(model, "configured_optimizer", None)
+        make: Any = getattr(model, "configured_optimizers", None)
         if make is None:
             hint = "A LightningModule does: model=lightning."
             raise ConfigError("optim", "model", f"an optimizer: {type(model).__name__} configures none", hint=hint)
-        made: Optimizer = make()
-        return made
+        made: dict[str, Optimizer] = make()
+        return next(iter(made.values())) if len(made) == 1 else OptimizerDict(made)
 
 
 def for_model(given: Any, model: nn.Module) -> Optimizer:

@@ -256,13 +256,14 @@ class Member:
     def close(self, status: Status, message: str = "") -> None:
         """Record how the run ended, as failed if the member failed; the journal can be opened again.
 
-        The best objective so far is recorded, at its iteration. A run that pauses has not ended.
+        Of a run that has finished the best objective is recorded, at its iteration. A run that pauses has not ended.
         """
-        self._tell_best()
         if self.paused:
             return
         if self.failed and status == "FINISHED":
             status, message = "FAILED", str(self.stop_reason)
+        if status == "FINISHED":  # not of a run that may go on: its journal is to be that of an undisturbed one
+            self._tell_best()
         self.journal.status(status, message)
         if (gone := self.journal.gone()) is not None:
             log.warning(

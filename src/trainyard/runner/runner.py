@@ -29,11 +29,11 @@ from trainyard.runner.arguments import arguments, as_arguments, as_keys, directo
 from trainyard.runner.env import Env, find_device
 from trainyard.runner.eval_loops import ValLoop
 from trainyard.runner.evaluation import Evaluator, Prediction
+from trainyard.runner.interactive import Interactive
 from trainyard.runner.member import Direction, Member, member_arguments
 from trainyard.runner.misfit import explained
 from trainyard.runner.mmengine_config import check_not_mmengine
 from trainyard.runner.model_losses import loss_step
-from trainyard.runner.parts import Parts
 from trainyard.runner.reading import TrainingReader
 from trainyard.runner.sanity_check import sanity_check as check
 from trainyard.runner.session import session
@@ -51,7 +51,7 @@ _CHANGES = ("before_train_epoch", "after_train_epoch")
 """Stages after whose hooks the optimizer is given parameters that were unfrozen."""
 
 
-class Runner(Parts):
+class Runner(Interactive):
     """Trains, validates and tests a model; every argument is the built object or its config.
 
     A config is built when it is first needed: a Runner that only validates builds no optimizer. In the configs of the
@@ -194,9 +194,7 @@ class Runner(Parts):
         self._epoch = epoch
         self.epoch_begin = self.iter
 
-    epoch = property(
-        attrgetter("_epoch"), _set_epoch, doc="Number of finished epochs. A new one begins where it is set."
-    )
+    epoch = property(attrgetter("_epoch"), _set_epoch, doc="Number of finished epochs; setting it begins a new one.")
 
     @property
     def batches_done(self) -> int:
@@ -346,13 +344,14 @@ class Runner(Parts):
         return [starting_point(member) for member in self.members]
 
     def train(self) -> list[dict[str, float]]:
-        """Train from the beginning, or from where `resume` says, to the end.
+        """Train from the beginning, from where `resume` says, or where it was interrupted, to the end.
 
         Returns:
             For each member the latest value under each name.
         """
         self.prepare()
-        with self.session():
+        self.go_on()
+        with self.session(), self.interruptible():
             self.training = True
             try:
                 self.call("before_train")

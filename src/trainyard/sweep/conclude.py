@@ -88,7 +88,7 @@ def _row(job: Job, plan: SweepPlan) -> JobRow:
         overrides={key: job.choices[key] for key in plan.keys if key in job.choices},
         state=entry.state,
         objective=float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None,
-        seconds=entry.seconds,
+        seconds=entry.cost,
         directory=job.directory,
         error=entry.error,
     )

@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trainyard.errors import TrainyardError
-from trainyard.sweep.checkpoints import remove_regular
 from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.event_records import Record
 from trainyard.sweep.events import (
-    END_OF_WISH,
     FINAL,
     Action,
     Asked,
     Ended,
     Event,
-    JobState,
     Paused,
     Proposed,
     Queued,
@@ -33,11 +30,12 @@ from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
 from trainyard.sweep.progress import SweepProgress
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
+from trainyard.sweep.pruned import of_pruned, remove_regular
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
 from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
 from trainyard.sweep.tracking import SweepTracking
-from trainyard.sweep.units import UnitTasks, outcomes_of
+from trainyard.sweep.units import UnitTasks, event_of, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
 from trainyard.track.sweep_position import Rungs
 
@@ -123,7 +121,8 @@ class Head(Loop):
             self.apply(Asked(num, wish, why))
         elif wish == "prune":
             entry = self._manifest.entries[num]
-            self.apply(self._of_pruned(Ended(num, "pruned", entry.seconds or 0.0, None, why, entry.width)))
+            end = Ended(num, "pruned", entry.seconds or 0.0, None, why, entry.width)
+            self.apply(of_pruned(end, self._reports.last))
             self._pruned(num)
         else:
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
@@ -349,10 +348,8 @@ class Head(Loop):
                 self.queue([unit], "again")  # nothing is queued any more
                 self._progress.dropped(self._units.jobs[num])
             else:
-                event = _event_of(num, outcome, len(unit.nums), wishes.get(num))
-                if isinstance(event, Ended) and event.state == "pruned":
-                    event = self._of_pruned(event)
-                events[num] = event
+                event = event_of(num, outcome, len(unit.nums), wishes.get(num))
+                events[num] = of_pruned(event, self._reports.last)
         if events:
             self.apply(*events.values())
         for num, event in events.items():
@@ -368,12 +365,7 @@ class Head(Loop):
                 continue
             self._tracking.ended(job, event.objective if event.state == "done" else None)
             log = job.directory / "output.log" if event.width == 1 else None
-            self._progress.ended(job, event.state, outcome, log)
-
-    def _of_pruned(self, event: Ended) -> Ended:
-        """Return the end of a job that is pruned with what it has reported last as its objective."""
-        at, value = self._reports.last.get(event.num, (0, None))
-        return replace(event, objective=value, error=event.error or f"pruned at {at}")
+            self._progress.ended(job, event.state, outcome, log, width=event.width)
 
     def _pruned(self, num: int) -> None:
         """Do what follows from the end of a job that is pruned."""
@@ -392,20 +384,3 @@ class Head(Loop):
         else:
             self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
         self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")
-
-
-def _event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
-    """Return the event of a job's end.
-
-    Args:
-        num: its number.
-        outcome: its outcome.
-        width: the number of jobs of its unit.
-        wish: what it was asked to do.
-    """
-    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
-    if state == "paused" or (wish == "pause" and asked):
-        return Paused(num, outcome.seconds, width)
-    value = outcome.value.return_value if isinstance(outcome.value, JobDone) else None
-    ended: JobState = END_OF_WISH[wish] if wish is not None and asked else state
-    return Ended(num, ended, outcome.seconds, value, None if ended == "pruned" else outcome.error, width)

@@ -50,6 +50,11 @@ class SweepProgress:
         self.plan = plan
         self._jobs = {job.num: job for job in jobs}
         self._objective = OmegaConf.select(jobs[0].config, "objective", throw_on_resolution_failure=False)
+        self._direction = OmegaConf.select(jobs[0].config, "direction", throw_on_resolution_failure=False)
+        entries = [plan.entries[job.num] for job in jobs]
+        self._paused = {job.num for job, entry in zip(jobs, entries, strict=True) if entry.state == "paused"}
+        self._pruned = sum(entry.state == "pruned" for entry in entries)
+        self._values = [entry.objective for entry in entries if entry.state == "done"]
         self._running: dict[int, _Row] = {}  # by the number of the task
         self._ended = sum(not plan.entries[job.num].is_left for job in jobs)
         self._before = self._ended
@@ -117,10 +122,12 @@ class SweepProgress:
 
     def paused(self, job: Job) -> None:
         """Show that a job has been paused."""
+        self._paused.add(job.num)
         print(f"paused   #{job.num} {self.plan.name(job)}", flush=True)
 
     def promoted(self, job: Job) -> None:
         """Show that a paused job goes on."""
+        self._paused.discard(job.num)
         print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
 
     def pruned(self, job: Job, at: int, value: float | None) -> None:
@@ -132,6 +139,8 @@ class SweepProgress:
             value: what it reported there; None if nothing.
         """
         self._ended += 1
+        self._pruned += 1
+        self._paused.discard(job.num)
         reported = "" if value is None else f"  {value:.4f} at {at}"
         print(f"pruned   #{job.num} {self.plan.name(job)}{reported}", flush=True)
 
@@ -154,7 +163,7 @@ class SweepProgress:
             flush=True,
         )
 
-    def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None) -> None:
+    def ended(self, job: Job, state: str, outcome: TaskOutcome, output: Path | None = None, *, width: int = 1) -> None:
         """Show how a job ended.
 
         Args:
@@ -162,14 +171,17 @@ class SweepProgress:
             state: its state.
             outcome: its outcome.
             output: the file of its output; None if it has a log instead.
+            width: the number of jobs that trained with it: it took a share of the time.
         """
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
         if state == "done":
             value = getattr(outcome.value, "return_value", None)
+            self._values.append(value)
             number = f"  {value:.4f}" if isinstance(value, float) else ""
             print(
-                f"done     {title}{number}  in {outcome.seconds:.1f} s  ({self._ended}/{len(self._jobs)})", flush=True
+                f"done     {title}{number}  in {outcome.seconds / width:.1f} s  ({self._ended}/{len(self._jobs)})",
+                flush=True,
             )
             self._tell_time_left()
         elif outcome.attempts:
@@ -191,7 +203,8 @@ class SweepProgress:
         from rich.text import Text
 
         left = f", {timedelta(seconds=round(self._left))} left" if self._ended > self._before else ""
-        table = Table(title=f"{self._ended}/{len(self._jobs)} jobs{left}", title_justify="left")
+        heading = f"{self._ended}/{len(self._jobs)} jobs{left}{self._further}"
+        table = Table(title=heading, title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
         for _, row in sorted(self._running.items(), key=lambda each: each[1].first):
@@ -209,6 +222,15 @@ class SweepProgress:
         """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
         if self._live is None and self._ended - self._before == 1 and self._left >= WORTH_TELLING:
             print(f"left     about {duration(self._left)}, as this one took", flush=True)
+
+    @property
+    def _further(self) -> str:
+        """What else there is to tell of the jobs: how many are paused and pruned, and the best objective so far."""
+        values = [each for each in self._values if isinstance(each, float) and not math.isnan(each)]
+        told = [f"{len(self._paused)} paused"] if self._paused else []
+        told += [f"{self._pruned} pruned"] if self._pruned else []
+        told += [f"best {(max if self._direction == 'maximize' else min)(values):.4f}"] if values else []
+        return "".join(f", {each}" for each in told)
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, _Tail(jobs, self._objective))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.annotations import fits
 from trainyard.errors import ConfigError
@@ -30,6 +30,7 @@ class SweepSettings:
         grace: seconds that a job has to end when `timeout` or `fail_fast` ends it; then it is killed.
         fuse: train jobs that differ only in numbers as stacks: `auto` for the fastest width, `off`, or the width.
         dry_run: print the plan and stop.
+        debug: run the first job alone, in this process, where a debugger can stop it.
     """
 
     jobs_per_gpu: int | Literal["auto"] = "auto"
@@ -41,6 +42,7 @@ class SweepSettings:
     grace: float = 30.0
     fuse: int | Literal["auto", "off"] = "auto"
     dry_run: bool = False
+    debug: bool = False
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:
@@ -62,6 +64,16 @@ class SweepSettings:
             return cls(**values)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
+
+    def check(self, config: DictConfig) -> None:
+        """Check what a sweep with these settings cannot have.
+
+        Args:
+            config: the config of the whole sweep.
+
+        Raises:
+            ConfigError: it has it.
+        """
 
     def slots(self, continued: bool) -> list[Slot]:
         """Return the slots that there may be at once.

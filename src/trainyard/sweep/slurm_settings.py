@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf import DictConfig, OmegaConf
+
 from trainyard.checks import integer, number
 from trainyard.errors import ConfigError
 from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
@@ -15,6 +17,8 @@ from trainyard.sweep.executor.remotes import ClusterSettings
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.slurm import Resources, SlurmPool
 from trainyard.sweep.settings import SweepSettings
+from trainyard.track.network_disk import network_disk
+from trainyard.track.uri import launch_folder, resolve
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,15 @@ class SlurmSettings(SweepSettings):
     detach: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_slots", "cpus_per_task", "timeout_min"):
+        for name in ("max_slots", "cpus_per_task"):
             integer(name, getattr(self, name), at_least=1)
+        integer("timeout_min", self.timeout_min, at_least=2)
         if self.gpus_per_node is not None:
             integer("gpus_per_node", self.gpus_per_node, at_least=0, other="null")
         if self.mem_gb is not None:
             number("mem_gb", self.mem_gb, above=0, unit="GB", other="null")
-        integer("signal_delay_s", self.signal_delay_s, at_least=1, at_most=60 * self.timeout_min - 1)
+        # Slurm may send the signal up to a minute earlier.
+        integer("signal_delay_s", self.signal_delay_s, at_least=1, at_most=60 * (self.timeout_min - 1))
         number("patience", self.patience, at_least=10, unit="seconds")
         number("idle", self.idle, at_least=0, unit="seconds")
 
@@ -81,6 +87,20 @@ class SlurmSettings(SweepSettings):
         if self.gpus_per_node:
             return self.gpus_per_node * (1 if self.jobs_per_gpu == "auto" else self.jobs_per_gpu)
         return max(1, self.cpus_per_task // (1 if self.threads_per_job == "auto" else self.threads_per_job))
+
+    def check(self, config: DictConfig) -> None:
+        tracker = OmegaConf.select(config, "tracker", throw_on_resolution_failure=False)
+        if not isinstance(tracker, DictConfig) or "uri" not in tracker:
+            return
+        uri = resolve(tracker.uri, launch_folder())
+        dialect, _, path = uri.partition(":///")
+        if dialect.partition("+")[0] == "sqlite" and (disk := network_disk(Path(path.partition("?")[0]))) is not None:
+            hint = (
+                f"It is on a network disk ({disk}), where a SQLite database is damaged once two machines write to it. "
+                "Runs tracked in a file of this machine can be shipped to a server later: scripts/sync.py."
+            )
+            accepted = "a server (http://HOST:PORT), or a file on a disk of this machine: sqlite:////var/tmp/mlflow.db"
+            raise ConfigError("tracker.uri", uri, accepted, hint=hint)
 
     def slots(self, continued: bool) -> list[Slot]:
         if self.threads_per_job != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from trainyard.sweep.conclude import conclude, warm_up
 from trainyard.sweep.decisions import Decision
 from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
-from trainyard.sweep.events import END_OF_WISH, FIRST_CLONE, Began, Ended, Event, Paused, Proposed, Unit
+from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.head import BY_HAND, Head
 from trainyard.sweep.job_configs import JobConfigs
@@ -32,7 +33,8 @@ from trainyard.sweep.job_returns import returned
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.progress import SweepProgress
-from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposal, Proposer
+from trainyard.sweep.proposers import GridProposer, NewJob, Promote, Proposer
+from trainyard.sweep.pruned import fulfilled
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import Scheduler
 from trainyard.sweep.settings import SweepSettings
@@ -72,6 +74,7 @@ class Sweep:
         self.config = config
         self.settings = settings
         self.directory = Path(str(config.hydra.sweep.dir)).absolute()
+        settings.check(config)
         loader = context.config_loader
         composer = loader.composer if isinstance(loader, SweepLoader) else Composer(loader, config)
         self._scheduler = Scheduler()
@@ -145,11 +148,10 @@ class Sweep:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)
         self._from_proposer = recorded
-        known: list[Proposal] = []
-        if self._plan is None:
-            known = [*recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded)]
-        # Where jobs are recorded the head asks, when it knows how many of them are left to run.
-        asked = [] if recorded and known else proposer.ask(len(self._slots))
+        known = recorded_jobs(self._manifest, self._scheduler, clones_alone=not recorded) if self._plan is None else []
+        # Where recorded jobs are left to run the head asks, when it knows how many slots they leave.
+        left = any(each.is_left and each.state != "paused" for each in self._manifest.entries.values())
+        asked = [] if recorded and left else proposer.ask(len(self._slots))
         proposals = [*known, *asked] if recorded else [*asked, *known]
         plan, units = self._admitted([each for each in proposals if isinstance(each, NewJob)], at_rest=True)
         print(plan, flush=True)
@@ -274,7 +276,8 @@ class Sweep:
         manifest = self._manifest
         given = [each.num for each in new if each.num is not None and each.num < FIRST_CLONE]
         free = max(manifest.next_num, max(given, default=-1) + 1)
-        numbers = [free + index if each.num is None else each.num for index, each in enumerate(new)]
+        numbered = itertools.count(free)
+        numbers = [next(numbered) if each.num is None else each.num for each in new]
         if any(num >= FIRST_CLONE and num not in manifest.entries for num in numbers):
             raise TrainyardError(f"A sweep has at most {FIRST_CLONE:,} jobs.")
         with rare_collections():
@@ -330,14 +333,8 @@ class Sweep:
             CommandFolder(self.directory).clear()
         self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
-        wished = self._scheduler.wished.items()
-        fulfilled = [
-            Paused(num)
-            if wish == "pause"
-            else Ended(num, END_OF_WISH[wish], 0.0, self._reports.last.get(num, (0, None))[1], BY_HAND)
-            for num, wish in wished
-        ]
-        for event in self._manifest.log(Began(), *fulfilled):
+        ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)
+        for event in self._manifest.log(Began(), *ends):
             self._scheduler.handle(event)
             tell(self._proposer, event)
 

@@ -13,7 +13,7 @@ from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.clones import start_of
-from trainyard.sweep.events import Unit
+from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
 from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
@@ -157,6 +157,23 @@ def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict
                 state, error = "timeout", f"took longer than {timeout:g} s"
         found[num] = replace(outcome, num=num, state=state, value=value, error=error)
     return found
+
+
+def event_of(num: int, outcome: TaskOutcome, width: int, wish: Wish | None) -> Ended | Paused:
+    """Return the event of a job's end.
+
+    Args:
+        num: its number.
+        outcome: its outcome.
+        width: the number of jobs of its unit.
+        wish: what it was asked to do.
+    """
+    state, asked = outcome.state, outcome.state in ("interrupted", "lost")
+    if state == "paused" or (wish == "pause" and asked):
+        return Paused(num, outcome.seconds, width)
+    value = outcome.value.return_value if isinstance(outcome.value, worker_tasks.JobDone) else None
+    ended: JobState = END_OF_WISH[wish] if wish is not None and asked else state
+    return Ended(num, ended, outcome.seconds, value, None if ended == "pruned" else outcome.error, width)
 
 
 def units_of(

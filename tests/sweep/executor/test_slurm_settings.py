@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from trainyard.errors import ConfigError
+from trainyard.sweep import slurm_settings
 from trainyard.sweep.executor.slurm import Resources, name_of, script
 from trainyard.sweep.executor.slurm_commands import check_installed, clean
 from trainyard.sweep.slurm_settings import SlurmSettings
@@ -72,7 +74,7 @@ def test_slots(settings: Any, slots: Any) -> None:
         ({"partion": "gpu"}, "Did you mean 'partition'?"),
         ({"max_slots": 0}, "hydra.launcher.max_slots: 0 given; accepted: "),
         ({"mem_gb": -1.0}, "hydra.launcher.mem_gb: -1.0 given; accepted: "),
-        ({"timeout_min": 1, "signal_delay_s": 60}, "hydra.launcher.signal_delay_s: 60 given; accepted: "),
+        ({"timeout_min": 2, "signal_delay_s": 61}, "hydra.launcher.signal_delay_s: 61 given; accepted: "),
         ({"patience": 1.0}, "hydra.launcher.patience: 1.0 given; accepted: "),
         ({"transport": "http"}, "hydra.launcher.transport: 'http' given; accepted: tcp or files."),
         ({"partition": 3}, "hydra.launcher.partition: 3 given; accepted: a text, or null."),
@@ -91,3 +93,16 @@ def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="sbatch is not on the PATH"):
         check_installed()
+
+
+def test_a_database_on_a_network_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused with what to do instead; a server, and a disk of this machine, are not."""
+    monkeypatch.setattr(slurm_settings, "network_disk", lambda path: f"nfs4 at {path}" if "home" in str(path) else None)
+    settings = SlurmSettings()
+    for uri in ("sqlite:////var/mlflow.db", "http://home:5000"):
+        settings.check(OmegaConf.create({"tracker": {"uri": uri}}))
+    settings.check(OmegaConf.create({"tracker": None}))
+    settings.check(OmegaConf.create({}))
+    with pytest.raises(ConfigError) as error:
+        settings.check(OmegaConf.create({"tracker": {"uri": "sqlite:////home/me/mlflow.db"}}))
+    assert "It is on a network disk (nfs4 at /home/me/mlflow.db)" in str(error.value)

@@ -43,10 +43,12 @@ def curves(count: int, seed: int) -> Values:
     return found
 
 
-def sweep(values: Values, make_pruner: Callable[[], Pruner], order: Any, slots: int, seconds: Any) -> SimulatedSweep:
+def sweep(
+    values: Values, make_pruner: Callable[[], Pruner], order: Any, slots: int, seconds: Any, together: int = 1
+) -> SimulatedSweep:
     def make() -> SearchProposer:
         source = ListSource([[f"x={num}"] for num in values])
-        return SearchProposer(source, make_pruner(), order=order, limits=Limits(len(values)))
+        return SearchProposer(source, make_pruner(), order=order, limits=Limits(len(values)), together=together)
 
     return SimulatedSweep(make, lambda num, _: SimulatedJob(values[num], seconds(num)), slots)
 
@@ -69,16 +71,17 @@ def decisions(log: list[Event]) -> list[Any]:
     slots=st.integers(1, 4),
     pruner=st.sampled_from(range(len(PRUNERS))),
     kills=st.lists(st.integers(1, 12), max_size=3),
+    together=st.sampled_from([1, 1, 3]),
 )
 def test_in_the_order_of_jobs_neither_durations_nor_kills_decide(
-    count: int, seed: int, slots: int, pruner: int, kills: list[int]
+    count: int, seed: int, slots: int, pruner: int, kills: list[int], together: int
 ) -> None:
     values = curves(count, seed)
-    undisturbed = sweep(values, PRUNERS[pruner], "job", slots, lambda num: 1.0)
+    undisturbed = sweep(values, PRUNERS[pruner], "job", slots, lambda num: 1.0, together)
     assert undisturbed.run()
 
     draw = Random(seed)
-    other = sweep(values, PRUNERS[pruner], "job", slots, lambda num: draw.choice([0.1, 1.0, 5.0]))
+    other = sweep(values, PRUNERS[pruner], "job", slots, lambda num: draw.choice([0.1, 1.0, 5.0]), together)
     for further in kills:
         seen = len(other.log)
         other.run(lambda: len(other.log) >= seen + further)  # noqa: B023

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from forked import Forked, run
 from waiting import LIMIT, until
@@ -109,3 +111,70 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
     assert "killed was begun with sampler: " in refused.stderr
     assert "TPESampler" in refused.stderr
     assert "RandomSampler" in refused.stderr
+
+
+def test_a_pruned_job_of_a_grid_is_finished_in_mlflow_with_its_rung(tmp_path: Path) -> None:
+    grid = ["-m", "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=0.3", "optim.lr=1e-6,3e-2"]
+    done = run(
+        [*command(*grid), "tracker=mlflow", "hydra.launcher.fuse=off", "hydra.sweep.dir=g"], LIMIT, cwd=tmp_path,
+        env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {num: entry.state for num, entry in Manifest.open(tmp_path / "g").entries.items()} == {
+        0: "pruned",
+        1: "done",
+    }
+    assert {file.name for file in (tmp_path / "g/0/checkpoints").iterdir()} == {"best.pt"}
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        states = dict(store.execute("SELECT name, status FROM runs").fetchall())
+        found = (
+            "SELECT r.name, t.key, t.value FROM tags t JOIN runs r USING (run_uuid) WHERE t.key IN ('pruned', 'rung')"
+        )
+        tags = {(name, key): value for name, key, value in store.execute(found)}
+    assert states["optim.lr=1e-06"] == states["optim.lr=0.03"] == "FINISHED"
+    reports = [record["at"] for record in records(tmp_path / "g") if record["kind"] == "report" and record["num"] == 0]
+    assert {name: value for (name, key), value in tags.items() if key == "pruned"} == {"optim.lr=1e-06": "True"}
+    assert tags["optim.lr=1e-06", "rung"] == str(max(reports))
+
+
+OTHER = """
+import hydra
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    if cfg.how == "fails":
+        raise ValueError("no")
+    return None if cfg.how == "nothing" else float(cfg.x)
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, and a search learns from one number"),
+        (["+how=well", "hydra/sweeper/pruner=median"], "none, with an application that cannot go on from a checkpoint"),
+        (["+how=well", "hydra/launcher=basic"], "accepted: local, with hydra/sweeper=search"),
+        (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not come to their end"),
+    ],
+)
+def test_what_cannot_be_searched_is_told(tmp_path: Path, more: list[str], told: str) -> None:
+    (tmp_path / "app.py").write_text(OTHER)
+    line = ["app.py", "-m", "hydra/sweeper=search", "hydra/launcher=local", "+x=interval(0,1)", "hydra.sweep.dir=o"]
+    ended = run([sys.executable, *line, *more], LIMIT, cwd=tmp_path, env=environment())
+    assert ended.returncode == 1
+    assert told in ended.stderr
+
+
+def test_a_search_of_another_application_goes_on_where_it_was_and_tries_given_points_first(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(OTHER)
+    line = ["app.py", "-m", "hydra/sweeper=search", "hydra/launcher=local", "+how=well", "+x=interval(0,1)"]
+    line += ["hydra.sweeper.enqueue=[{x: 0.25}]", "hydra.sweep.dir=o", "hydra.sweeper.target=0.0"]
+    for count in (2, 4):
+        ended = run([sys.executable, *line, f"hydra.sweeper.n_trials={count}"], LIMIT, cwd=tmp_path, env=environment())
+        assert ended.returncode == 0, ended.stderr
+        entries = Manifest.open(tmp_path / "o").entries
+        assert entries.keys() == set(range(count)), "numbered without gaps"
+        assert entries[0].objective == 0.25
+        assert {entry.state for entry in entries.values()} == {"done"}

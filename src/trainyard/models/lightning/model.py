@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainyard.batch import split_target
+from trainyard.config.build import locate
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.models.base import LOGGED, MODES, BaseModel, Preprocessor
 from trainyard.models.lightning.checks import accepted_arguments, check_module, overridden
@@ -18,6 +19,7 @@ from trainyard.models.lightning.configured import KEY, Configured, Scheduled, pa
 from trainyard.models.lightning.recorder import Evaluated, Recorder
 from trainyard.models.lightning.trainer import TrainerFacts
 
+HOOKS = "trainyard.hooks.lightning.LightningHooks"
 TURN = "optimizer_idx"
 """Argument of a `training_step` that is called once for each of several optimizers."""
 
@@ -62,14 +64,12 @@ class Lightning(BaseModel):
         Raises:
             ConfigError: the run is on several devices.
         """
-        from trainyard.hooks.lightning import LightningHooks  # imported here because hooks import the models
-
         if parts.strategy.world_size > 1:
             raise ConfigError(
                 "strategy", type(parts.strategy).__name__, "single: a LightningModule trains on one device"
             )
         self.__dict__["facts"] = TrainerFacts(parts)
-        parts.added_hooks["lightning"] = LightningHooks(self)
+        parts.added_hooks["lightning"] = locate(HOOKS, "hook.lightning")(self)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -140,23 +140,19 @@ class Lightning(BaseModel):
 
     # -- the module and its run ----------------------------------------------------------------------------------------
 
-    def configured_optimizer(self) -> Optimizer:
-        """Return the optimizer that `configure_optimizers` makes, or several as one; `schedulers` are then its own.
+    def configured_optimizers(self) -> dict[str, Optimizer]:
+        """Return the optimizers that `configure_optimizers` makes, by name; `schedulers` are then their own.
 
         Raises:
             ConfigError: it makes none, or several for a `training_step` without `optimizer_idx`.
         """
-        from trainyard.optim import OptimizerDict  # imported here because optimizers read models
-
         with self.running("train"):
             made: Configured = parsed(self.module.configure_optimizers())  # type: ignore[operator]
         if (len(made.optimizers) > 1) != self.takes_turns:
             accepted = f"several, one for each {TURN}" if self.takes_turns else f"one: training_step takes no {TURN}"
             raise ConfigError(KEY, f"{len(made.optimizers)} optimizers", accepted)
         self.schedulers, self.optimizers = made.schedulers, len(made.optimizers)
-        if not self.takes_turns:
-            return made.optimizers[0]
-        return OptimizerDict({name_of(turn): each for turn, each in enumerate(made.optimizers)})
+        return {name_of(turn): each for turn, each in enumerate(made.optimizers)}
 
     @contextmanager
     def running(self, split: str, batch: Any = None) -> Iterator[Recorder]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainyard.data.lengths import length_hint
 from trainyard.errors import TrainyardError
 
 
@@ -65,7 +64,7 @@ class TrainerFacts:
 
     @property
     def num_training_batches(self) -> float:
-        found = None if self._runner is None else length_hint(self._runner.loader("train"))
+        found = None if self._runner is None else getattr(self._runner.loader("train"), "exact_length", None)
         return float("inf") if found is None else found
 
     @property

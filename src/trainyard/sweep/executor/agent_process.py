@@ -38,7 +38,9 @@ _CUDA_SUCCESS = 0
 
 def serve(fd: int, preload: Sequence[str]) -> NoReturn:
     """Import the modules of `preload`, then serve the socket `fd` until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A queue sends its signals to all processes of a job; what follows from them is the owner's to decide.
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(each, signal.SIG_IGN)
     agent = _Agent(socket.socket(fileno=fd))
     agent.load(preload)
     agent.loop()

@@ -83,7 +83,7 @@ class RemoteAgent:
         self._patience = _WELCOME
         self._grace = 30.0
         self._why = ""  # why it leaves; empty while it stays
-        self._told: str | None = None  # the signal's reason
+        self._told: int | None = None  # the signal that came
         self._lost = False
         self._kill_at: float | None = None
         self._closed = False
@@ -119,7 +119,7 @@ class RemoteAgent:
         return 0
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._told = f"it got {signal.Signals(signum).name}"
+        self._told = signum
 
     def _is_over(self) -> bool:
         return self._closed or (bool(self._why) and not self._reports)
@@ -132,14 +132,19 @@ class RemoteAgent:
     def _look(self) -> None:
         """Look for signals, and whether there is a head."""
         self._alive.tick()
-        if self._told is not None:
-            self._leave(self._told)
+        self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
             self._lose_head("there is no sign of the head")
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._kill_at = None
             self._signal(list(self._reports), signal.SIGKILL)
+
+    def _obey_signal(self) -> None:
+        if self._told is not None:
+            # Slurm sends it to all processes of its job. A worker that gets it twice ends without a checkpoint.
+            known = self._told == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+            self._leave(f"it got {signal.Signals(self._told).name}", ask=not known)
 
     def _is_replaced(self) -> bool:
         with suppress(OSError, ValueError):
@@ -152,12 +157,13 @@ class RemoteAgent:
         self._kill_at = time.monotonic() + self._grace
         self._leave(why)
 
-    def _leave(self, why: str) -> None:
-        """Take no more tasks, and ask those that run to end."""
+    def _leave(self, why: str, ask: bool = True) -> None:
+        """Take no more tasks, and ask those that run to end, unless they know."""
         if not self._why:
             self._why = why
             self._say("leaving", why)
-            self._signal(list(self._reports), signal.SIGTERM)
+            if ask:
+                self._signal(list(self._reports), signal.SIGTERM)
 
     def _signal(self, workers: Sequence[int], signum: int) -> None:
         if self._agent is not None and workers:
@@ -170,6 +176,8 @@ class RemoteAgent:
         if self._agent is not None:
             sources.append(self._agent)
         connection.wait(sources, _EVERY)
+        # Before the ends of workers that got it too: the head has to know why they were interrupted.
+        self._obey_signal()
         if not self._lost:
             try:
                 for received in self._transport.receive(0):

@@ -26,7 +26,7 @@ class JobRow:
         overrides: the overrides that vary, as written: `{"optim.lr": "0.001", "model": "mlp"}`.
         state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
         objective: the number that ranks it; None if it has none.
-        seconds: its duration; None if unknown.
+        seconds: the time that it took; of a stack's, its share; None if unknown.
         directory: its directory, which may be missing.
         error: why it did not finish, on one line.
     """

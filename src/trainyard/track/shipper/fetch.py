@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
 from trainyard.track import Journal, RunInfo, facts
-from trainyard.track.journal import FILE
+from trainyard.track.journal import FILE, Status
 from trainyard.track.shipper.sanitize import first_line
 from trainyard.track.shipper.store import RUN_TAG
 from trainyard.track.uri import sqlite_file, with_password
@@ -101,7 +101,7 @@ def _write_journal(client: MlflowClient, run: Run, folder: Path) -> None:
     """Write the numbers of a run as its journal had them, in the order of their steps."""
     known: dict[int, dict[str, float]] = {}
     for name in run.data.metrics:
-        if name == "epoch" or name.startswith("best/"):  # the shipper's
+        if name == "epoch":  # the shipper's: no journal has it
             continue
         for point in client.get_metric_history(run.info.run_id, name):
             infinite = abs(point.value) == sys.float_info.max  # as a database has it
@@ -112,4 +112,5 @@ def _write_journal(client: MlflowClient, run: Run, folder: Path) -> None:
         journal.tags({key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")})
         for step in sorted(known):
             journal.metrics(step, known[step])
-        journal.status("FAILED" if run.info.status == "FAILED" else "FINISHED")
+        ended: dict[str, Status] = {"FINISHED": "FINISHED", "FAILED": "FAILED"}
+        journal.status(ended.get(run.info.status, "KILLED"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from trainyard.errors import TrainyardError
 from trainyard.track import journal
@@ -57,7 +59,12 @@ def register(store: Store, run: StoredRun, name: str, alias: str, other: Path | 
             tags = {_TAG: newest.model_id}
             source = f"models:/{newest.model_id}"
             with _tracked_at(store.address):
-                found = client.create_model_version(name, source, run_id, tags, await_creation_for=0)
+                found = client.create_model_version(
+                    name, source, run_id, tags, await_creation_for=0, model_id=newest.model_id
+                )
+            shown = json.loads(newest.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+            shown = [*shown, {"name": name, "version": found.version}]  # MLflow's page of the model lists these
+            client.set_logged_model_tags(newest.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(shown)})
         client.set_registered_model_alias(name, alias, str(found.version))
     except MlflowException as error:
         if error.error_code in ("INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "PERMISSION_DENIED"):

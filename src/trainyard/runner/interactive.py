@@ -1,0 +1,140 @@
+"""What a script or a notebook asks of a Runner between and beside its trainings."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from trainyard.batch import joined, to_device
+from trainyard.errors import ConfigError
+from trainyard.runner import checkpoint
+from trainyard.runner.dispatch import Dispatch, priority
+from trainyard.runner.parts import Parts
+from trainyard.runner.state import Start, restore
+
+log = logging.getLogger(__name__)
+
+
+class Interactive(Parts):
+    """Methods of a Runner for scripts and notebooks."""
+
+    _returned = False
+    """Whether a training has ended, so that the next one goes on after it."""
+
+    def register_hook(self: Any, hook: Any, name: str | None = None, *, at: int | str | None = None) -> None:
+        """Add a hook, as `hooks={name: hook}` of the Runner does; within a training it acts from the next epoch on.
+
+        Args:
+            hook: a `trainyard.hooks.Hook`.
+            name: by default that of its class; checkpoints have its state under it.
+            at: its priority, by number or name; None: its own.
+
+        Raises:
+            ConfigError: there is a hook of this name, or it is no hook.
+        """
+        name = type(hook).__name__ if name is None else name
+        if name in self.dispatch.hooks:
+            raise ConfigError("name", name, f"a name that no other hook has: {', '.join(self.dispatch.hooks)}")
+        if at is not None:
+            priority(at)
+            hook.priority = at
+        self.dispatch = Dispatch({**self.dispatch.hooks, name: hook}, self.own_stages)
+        self.added_hooks[name] = hook
+
+    def save_checkpoint(self: Any, path: str | Path) -> Path:
+        """Write the whole state of the run, from which `resume=<path>` and `load_checkpoint` go on.
+
+        Raises:
+            ConfigError: the run is on several devices, or the file cannot be written.
+        """
+        self.prepare()
+        if self.strategy.world_size > 1:
+            raise ConfigError("strategy", type(self.strategy).__name__, "single; hook.checkpoint saves all ranks")
+        (state,) = self.checkpoint()
+        self.call("before_save_checkpoint", checkpoint=state, member=self.members[0])
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(file, state)
+        return file
+
+    def load_checkpoint(self: Any, path: str | Path) -> None:
+        """Go on from a checkpoint: weights, optimizer, schedule, hooks, position and random generators are its own.
+
+        Raises:
+            ConfigError: there is none, it is damaged, or of another training.
+        """
+        self.prepare()
+        restore(self.members[0], Start("resume", *checkpoint.given("resume", str(path))))
+
+    def predict(self: Any, loader: Any, split: str = "val") -> Any:
+        """Return the evaluated model's predictions for all batches of a loader, joined, on the CPU.
+
+        Args:
+            loader: batches as those of the data, with or without targets; or the name of a set of the run's data.
+            split: "val" or "test": whether `val_step` or `test_step` predicts.
+
+        Raises:
+            ConfigError: it has no batches.
+        """
+        self.prepare(loader if isinstance(loader, str) else self._any_split())
+        batches = self.loader(loader).batches() if isinstance(loader, str) else iter(loader)
+        model = self.eval_model
+        training, step = model.training, self.predict_step(split, losses=False)
+        model.eval()
+        try:
+            with torch.no_grad():
+                found = [to_device(step(batch), torch.device("cpu")) for batch in batches]
+        finally:
+            model.train(training)
+        if not found:
+            raise ConfigError("loader", type(loader).__name__, "at least one batch")
+        return joined(found)
+
+    def _any_split(self: Any) -> str:
+        return next((split for split in ("val", "test") if self.has_split(split)), "train")
+
+    def go_on(self: Any) -> None:
+        """Let the training that begins go on after one that was interrupted; tell where there is nothing left to do."""
+        if self._returned:  # else it may have been interrupted before it began
+            self.interrupted = self.asked_to_end = False
+        self._returned = True
+        loop = self.train_loop
+        by_epoch = loop.unit == "epoch"
+        done, length = (self.epoch, loop.max_epochs(self)) if by_epoch else (self.iter, loop.max_iters(self))
+        if self.iter and length is not None and done >= length and not loop.val_due:
+            log.warning(
+                "Nothing is trained: the run has reached its end, %s %d of %d. A longer loop goes on from there: "
+                "runner.train_loop.length = %d.",
+                *(loop.unit, done, length, 2 * length),
+            )
+
+    @contextmanager
+    def interruptible(self: Any) -> Iterator[None]:
+        """End the training with a checkpoint on the first Ctrl-C in the block, at once on the second.
+
+        It applies where Ctrl-C would raise `KeyboardInterrupt`: in the main thread of a script or a notebook.
+        """
+        own = threading.current_thread() is threading.main_thread() and self.strategy.world_size == 1
+        if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+
+        def first(signum: int, frame: FrameType | None) -> None:
+            self.interrupt()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            log.warning("Interrupted: the training ends after this iteration. Once more ends it now.")
+
+        signal.signal(signal.SIGINT, first)
+        try:
+            yield
+        finally:
+            if signal.getsignal(signal.SIGINT) is first:
+                signal.signal(signal.SIGINT, signal.default_int_handler)

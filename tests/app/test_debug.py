@@ -1,0 +1,39 @@
+"""`hydra.launcher.debug=true` runs one job where a debugger can stop it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainyard.runner.hook import Hook
+
+SEEN: list[tuple[int, int]] = []
+
+
+class Process(Hook):
+    def before_train(self, runner: Any) -> None:
+        SEEN.append((os.getpid(), runner.seed))
+
+
+class Broken(Hook):
+    def before_train(self, runner: Any) -> None:
+        raise ArithmeticError("broken")
+
+
+def test_the_first_job_runs_in_this_process(command: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "debugged_hooks", sys.modules[__name__])
+    SEEN.clear()
+    sweep = ("-m", "seed=3,4", "hydra.sweep.dir=sweep", "hydra.launcher.debug=true")
+    status, said = command("+hook.seen._target_=debugged_hooks.Process", *sweep[1:], quick=_quick("-m"))
+    assert status == 0, said
+    assert [(os.getpid(), 3)] == SEEN
+    assert sorted(path.name for path in Path("sweep").iterdir() if path.is_dir()) == ["0"]
+    status, said = command(
+        "+hook.broken._target_=debugged_hooks.Broken", *sweep[1:], "hydra.sweep.dir=other", quick=_quick("-m")
+    )
+    assert status == 1
+    assert "ArithmeticError: broken" in said
+
+
+def _quick(*flags: str) -> list[str]:
+    return [*flags, "data=rings", "data.num_samples=300", "loop.max_epochs=1", "model.hidden=[8]", "tracker=none"]

@@ -1,0 +1,16 @@
+"""A job of a stack is charged its share of the time."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from trainyard.sweep.conclude import _row
+from trainyard.sweep.manifest import Entry
+
+
+def test_a_job_of_a_stack_has_a_share_of_its_seconds() -> None:
+    job: Any = SimpleNamespace(num=0, choices={}, directory=Path("0"))
+    for width, seconds in ((1, 8.0), (4, 2.0)):
+        entry = Entry([], state="done", objective=0.5, seconds=8.0, width=width)
+        plan: Any = SimpleNamespace(entries={0: entry}, keys=[])
+        assert _row(job, plan).seconds == seconds
