@@ -297,6 +297,38 @@ def test_any_member_of_any_lane_follows_its_single_run(case: Case) -> None:
             follows(member, alone)
 
 
+@pytest.mark.parametrize("by_iter", [False, True])
+def test_members_fail_at_their_last_iterations(tmp_path: Path, by_iter: bool) -> None:
+    """A weight that is NaN after the last iteration, and a loss at it, are told as by their single runs."""
+    case = Case(lengths=(2, 1, 2), poisoned={0: 2 * BATCHES, 2: 2 * BATCHES + 1 if by_iter else 9}, by_iter=by_iter)
+
+    def job(seed: int, folder: str) -> Config:
+        return case.job(seed) | {"work_dir": str(tmp_path / folder / str(seed))}
+
+    fused = FusedRunner([job(0, "fused"), job(1, "fused")], feed=LaneQueue([job(2, "fused")]))
+    fused.train()
+    assert [member.failed for member in fused.all_members] == [True, False, True]
+    for seed, member in enumerate(fused.all_members):
+        alone = solo(job(seed, "solo"))
+        assert member.stop_reason == alone.members[0].stop_reason
+        alike(tmp_path / "fused" / str(seed), tmp_path / "solo" / str(seed))
+
+
+@pytest.mark.parametrize("limit", [{"train_batches": 3, "val_batches": 2}, {"train_batches": 0.5}])
+def test_lanes_of_a_part_of_the_data(tmp_path: Path, limit: Config) -> None:
+    """Members that joined, and members that were at other places, read the batches of their own epochs."""
+    jobs = [config(seed, epochs, tmp_path / "fused", limit=limit) for seed, epochs in enumerate((2, 1, 2))]
+    FusedRunner(jobs[:2], feed=LaneQueue(jobs[2:])).train()
+    for seed, epochs in enumerate((2, 1, 2)):
+        solo(config(seed, epochs, tmp_path / "solo", limit=limit))
+        alike(tmp_path / "fused" / str(seed), tmp_path / "solo" / str(seed))
+
+
+def test_lanes_that_repeat_a_few_batches_are_refused() -> None:
+    with pytest.raises(Unfusable, match="the val batches come in an order of each member's own"):
+        FusedRunner([config(seed, 1 + seed, overfit=2) for seed in range(2)]).train()
+
+
 def test_members_of_different_progress_share_a_stack(tmp_path: Path) -> None:
     """Begun alone and interrupted at different epochs, and one that has not begun."""
     for seed, epochs in ((0, 1), (1, 3)):
@@ -400,7 +432,8 @@ def test_a_captured_step_stays_captured(monkeypatch: pytest.MonkeyPatch, optim: 
         runner.train()
         assert len(queue.spans) == 4
         runners.append(runner)
-    assert runners[1].step.refusal is None
+    step: Any = runners[1].step
+    assert step.refusal is None
     assert graph.captures == 1
     assert graph.replays == 8 * 4 - WARM_UP
     for own, expected in zip(runners[1].all_members, runners[0].all_members, strict=True):

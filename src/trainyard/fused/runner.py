@@ -255,7 +255,11 @@ class FusedRunner(Runner):
     def cut(self) -> None:
         """Remove the members that have stopped, pause or are at their end from the stacks, unless all are."""
         over = self.clock.at_an_end()
-        leaving = [index for index, member in enumerate(self.members) if member.leaves or (over and member.at_end)]
+        leaving = [
+            index
+            for index, member in enumerate(self.members)
+            if (over and member.at_end) or (member.leaves and (over or not self._epoch_follows(member)))
+        ]
         if not leaving or self.interrupted:
             return
         occupied = [index for index in leaving if not self.members[index].vacant]
@@ -272,6 +276,10 @@ class FusedRunner(Runner):
         if 0 < len(leaving) < len(self.members):
             self.leave(occupied)
             self._remove(leaving)
+
+    def _epoch_follows(self, member: StackMember) -> bool:
+        """Return whether nothing follows in the member's training but that its last epoch is counted."""
+        return not member.vacant and member.at_end and not self.train_loop.val_due
 
     def leave(self, leaving: Sequence[int]) -> None:
         """Save what members that end hold, and tell why they do."""
