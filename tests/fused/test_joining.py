@@ -23,7 +23,7 @@ from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.feed import LaneQueue
 from trainyard.fused.optim.kernel import KernelOptimizer
 from trainyard.fused.runner import FusedRunner
-from trainyard.fused.train import ALLOWED, NOT_COMPARED
+from trainyard.fused.train import ALLOWED, FIXED_WITH, NOT_COMPARED
 from trainyard.hooks import Hook
 from trainyard.runner import Runner
 from trainyard.runner.default_hooks import default_hooks
@@ -474,6 +474,15 @@ def test_lines_of_text_count_as_the_member_does(caplog: pytest.LogCaptureFixture
 
 def test_jobs_of_different_lengths_are_of_one_kind() -> None:
     jobs = [{"loop": {"_target_": "Loop", "max_epochs": epochs, "val_interval": 1}} for epochs in (3, 5)]
-    assert len(kinds(jobs, ALLOWED, NOT_COMPARED)) == 1
+    assert len(kinds(jobs, ALLOWED, NOT_COMPARED, FIXED_WITH)) == 1
     jobs[1]["loop"]["val_interval"] = 2
-    assert len(kinds(jobs, ALLOWED, NOT_COMPARED)) == 2
+    assert len(kinds(jobs, ALLOWED, NOT_COMPARED, FIXED_WITH)) == 2
+
+
+def test_jobs_with_a_workflow_are_of_one_kind_by_length() -> None:
+    def job(epochs: int, seed: int) -> Config:
+        turns = [["train", 1], ["val", 1]]
+        return {"seed": seed, "loop": {"_target_": "Loop", "max_epochs": epochs, "workflow": turns}}
+
+    found = kinds([job(3, 0), job(5, 1), job(3, 2), job(5, 3)], ALLOWED, NOT_COMPARED, FIXED_WITH)
+    assert [kind.members for kind in found] == [[0, 2], [1, 3]]

@@ -137,7 +137,7 @@ def test_a_task_has_the_recorded_threads() -> None:
 
 
 class Trainer:
-    ALLOWED, NOT_COMPARED, PRELOAD = ("lr",), (), ()
+    ALLOWED, FIXED_WITH, NOT_COMPARED, PRELOAD = ("lr",), {}, (), ()
 
 
 class Application(SweepableTask):

@@ -42,6 +42,9 @@ ALLOWED = (
 )
 """Places in the configs of a stack below which numbers may differ."""
 
+FIXED_WITH = {"loop.max_epochs": "loop.workflow", "loop.max_iters": "loop.workflow"}
+"""Places at which numbers may differ only in configs that hold nothing at another place, which counts for all."""
+
 NOT_COMPARED = ("work_dir", "name", "resume")
 """Keys that say where a job runs, not what it is."""
 
