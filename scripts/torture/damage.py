@@ -151,13 +151,13 @@ CHECKPOINTS = Part(
     "checkpoints",
     "a run whose checkpoints were damaged has exit status 0, 1 or 2 and no traceback when it is resumed; its weights "
     "and its optimizer are, bit by bit, those of the run that was left alone",
-    usual=40,
+    usual=20,
     attempt=damage_checkpoints,
 )
 JOURNALS = Part(
     "journals",
     "a run whose journal was damaged has exit status 0, 1 or 2 and no traceback when it is resumed; its weights and "
     "its optimizer are, bit by bit, those of the run that was left alone",
-    usual=40,
+    usual=20,
     attempt=damage_journals,
 )

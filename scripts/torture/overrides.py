@@ -141,6 +141,6 @@ def _options(group: str) -> list[str]:
 PART = Part(
     "overrides",
     "a command with mutated overrides has exit status 0, 1 or 2 and no traceback, and leaves no file after status 2",
-    usual=200,
+    usual=100,
     attempt=attempt,
 )

@@ -23,7 +23,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
-from trainyard.console import tell
+from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import DiskFullError, disk_full
 from trainyard.fused import train as stack_trainer
@@ -112,7 +112,7 @@ class Application(SweepableTask):
             The best objective; None if the run has none.
         """
         if self.position is None:
-            print(_first_line(cfg), flush=True)
+            print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
         try:
             return train(cfg, self.position)
         except TrainyardError as error:

@@ -1,8 +1,9 @@
-"""Terminal: the log handler beside a progress bar, and errors as paragraphs."""
+"""Terminal and notebook: the log handler beside a progress bar, colours, and errors as paragraphs."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -13,9 +14,14 @@ from trainyard.errors import TrainyardError
 # Whether a progress bar is drawn. Log records that it duplicates then go to the log file only.
 live = False
 
+BOLD, RED, GREEN, YELLOW = "1", "31", "32", "33"
+
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to the current `sys.stdout`, so that lines appear above a progress bar."""
+    """Writes to the current `sys.stdout`, so that lines appear above a progress bar.
+
+    On a terminal warnings are yellow, errors red, and records with a true attribute `best` green.
+    """
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
@@ -25,10 +31,47 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno >= logging.WARNING:
+            return coloured(text, RED if record.levelno >= logging.ERROR else YELLOW, self.stream)
+        return coloured(text, GREEN, self.stream) if getattr(record, "best", False) else text
+
     def emit(self, record: logging.LogRecord) -> None:
         if not (live and getattr(record, "of_progress", False)):
             self.stream = sys.stdout
             super().emit(record)
+
+
+_interactive = ConsoleHandler()
+
+
+def show_lines() -> None:
+    """Show the lines of the log in a notebook or another interactive session, if no logging was set up there.
+
+    Elsewhere, logging is set up by the command or by the program that uses this library.
+    """
+    log = logging.getLogger("trainyard")
+    log.removeHandler(_interactive)  # handlers may have been set up since the last time
+    if hasattr(sys, "ps1") and not log.hasHandlers():
+        log.addHandler(_interactive)
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
+
+
+def coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Return the text with escape codes around it where the stream is a terminal that takes colours.
+
+    The variable NO_COLOR (https://no-color.org) turns them off.
+
+    Args:
+        text: what is to be written.
+        colour: parameters of ANSI's "select graphic rendition", such as `GREEN`.
+        stream: where it is written.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def tell(error: TrainyardError) -> int:

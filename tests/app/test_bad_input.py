@@ -26,7 +26,7 @@ def _left(folder: Any) -> Any:
             ["model=mpl"],
             [
                 "model: 'mpl' given",
-                "cnn, mlp, resnet, timm, torchvision, transformer, transformers",
+                "cnn, lightning, mlp, resnet, timm, torchvision, transformer, transformers",
                 "Did you mean 'mlp'?",
             ],
         ),

@@ -37,8 +37,29 @@ def _last(folder: Any) -> Any:
 def test_help_shows_the_groups(train: Any) -> None:
     result = train("--help", quick=False)
     assert result.returncode == 0
-    for group in ("model: cnn, mlp, resnet, ", "data: ", "optim: ", "schedule: ", "hook: ", "experiment: "):
+    for group in ("model: cnn, lightning, mlp, resnet, ", "data: ", "optim: ", "schedule: ", "hook: ", "experiment: "):
         assert group in result.stdout, result.stdout
+
+
+def test_the_first_line_comes_before_all_that_takes_long(tmp_path: Path) -> None:
+    """It names the model and the data; what is imported by then is Hydra and little else."""
+    (tmp_path / "first_line.py").write_text(
+        "import os, sys\n"
+        "from trainyard.app import main\n"
+        "class Output:\n"
+        "    def write(self, text):\n"
+        "        heavy = {'torch', 'numpy', 'mlflow', 'optuna', 'rich', 'pandas'} & set(sys.modules)\n"
+        "        os.write(1, f'{text}; {sorted(heavy)}'.encode())\n"
+        "        os._exit(0)\n"
+        "    def isatty(self):\n"
+        "        return False\n"
+        "sys.stdout = Output()\n"
+        f"main({str(ROOT / 'conf')!r})\n"
+    )
+    command = [sys.executable, "first_line.py", "model=cnn", "hydra.run.dir=run"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.stdout == "Training cnn on digits, in run; []", done.stderr
 
 
 def test_the_whole_config_is_printed(train: Any) -> None:

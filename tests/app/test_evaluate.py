@@ -177,7 +177,7 @@ def test_an_option_of_ones_own(file: Path, tmp_path: Path, capsys: pytest.Captur
         ([], "metric: None given; accepted: an option of the group, such as metric=classification. There is no config"),
         (
             ["metric=clasification"],
-            "accepted: one of classification, language, regression. Did you mean 'classification'",
+            "accepted: one of classification, language, logged, regression. Did you mean 'classification'",
         ),
         (["optim.lr=1"], "metric: 'optim.lr=1' given; accepted: an override of metric"),
         (["metric="], "accepted: one of"),

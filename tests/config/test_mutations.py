@@ -49,6 +49,7 @@ OPTIONS = {
     group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("optim", "schedule", "hook")
 }
 OPTIONS["hook"].remove("unfreeze")  # it needs patterns
+OPTIONS["optim"].remove("model")  # it is for models that configure their optimizers
 
 
 @cache

@@ -23,6 +23,8 @@ GOOD = {
     "precision": "bf16",
     "accumulate": 2,
     "accumulate_by": "batches",
+    "limit": {"train_batches": 10},
+    "overfit": 8,
     "clip_grad_norm": 0.5,
     "clip_grad_value": None,
     "init": {"Conv2d": "kaiming_normal", "Linear": {"weight": {"_target_": "normal", "std": 0.01}, "bias": 0}},
@@ -37,6 +39,7 @@ GOOD = {
     "resume": True,
     "resume_override": ["optim.lr", "data.batch_size"],
     "name": "mine",
+    "quick": False,
     "work_dir": "outputs/run",
 }
 
@@ -59,16 +62,15 @@ def test_good_settings() -> None:
 
 
 def test_every_setting_is_an_argument_of_the_runner_and_in_the_config() -> None:
-    """With the same default; `mode` is the application's."""
+    """With the same default; `mode` and `quick` are the application's."""
     defaults = {field.name: field.default for field in fields(Settings)}
     keywords = Runner.__init__.__kwdefaults__
-    assert {name: keywords[name] for name in defaults if name != "mode"} == {
-        name: value for name, value in defaults.items() if name != "mode"
-    }
+    own = {name: value for name, value in defaults.items() if name not in ("mode", "quick")}
+    assert {name: keywords[name] for name in own} == own
     written = OmegaConf.load(CONF / "train.yaml")
-    assert {name: written[name] for name in defaults if name != "work_dir"} == {
-        name: value for name, value in defaults.items() if name != "work_dir"
-    }
+    assert set(written.pop("limit").values()) == {None}
+    own = {name: value for name, value in defaults.items() if name not in ("work_dir", "limit")}
+    assert {name: written[name] for name in own} == own
 
 
 @pytest.mark.parametrize("name", ["seed", "accumulate"])

@@ -58,6 +58,10 @@ class Spread(Metric):
         return self.total("sum") / self.total("count")
 
 
+OPTIONS = [*sorted({path.stem for path in CONF.glob("*.yaml")} - {"logged"}), "torchmetrics"]
+"""`logged` reads what a LightningModule logs."""
+
+
 def batches(option: str, stacked: bool) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
     """Batches of different sizes, each with the outputs of K members."""
     made = []
@@ -90,7 +94,7 @@ def built(option: str) -> dict[str, Metric]:
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("option", [*sorted(path.stem for path in CONF.glob("*.yaml")), "torchmetrics"])
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_equals_its_solo_runs(option: str, stacked: bool) -> None:
     given = built(option)
     metrics = stack_metrics(given, K, stacked=stacked)

@@ -371,7 +371,8 @@ class Named(MLP):
 )
 def test_a_probe_says_what_to_change(model: Any, reason: str) -> None:
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        base = compose("train", ["tracker=none", "work_dir=null", "hook=[]", "metric={}"])
+        own = ["objective=val/loss", "direction=minimize"]
+        base = compose("train", ["tracker=none", "work_dir=null", "hook=[]", "metric={}", *own])
     values = resolve(base) | {"model": model, "metric": {}}
     fit = probe([values, values | {"seed": 1}], 2)
     assert fit.width == 1

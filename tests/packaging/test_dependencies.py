@@ -11,11 +11,17 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DISTRIBUTION = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTION = {
+    "IPython": "ipython",
+    "PIL": "pillow",
+    "hydra": "hydra-core",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 DISTRIBUTION["huggingface_hub"] = "huggingface-hub"
 OURS = {"trainyard", "hydra_plugins"}
 # Imported only where somebody asks for what needs them, with a message that says what to install; triton if it is in.
-OPTIONAL = {"torchmetrics", "triton", "huggingface-hub"}
+OPTIONAL = {"torchmetrics", "triton", "huggingface-hub", "ipython"}
 
 
 def pins(file: str = "constraints.txt") -> dict[str, str]:

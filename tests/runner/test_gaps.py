@@ -33,7 +33,7 @@ def trained(parts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Any
 
 def _cut(file: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
-    last = max(number for number, line in enumerate(lines) if b"val/" in line)
+    last = max(number for number, line in enumerate(lines) if b'"val/' in line)
     file.write_bytes(b"".join(lines[:last]))
 
 

@@ -13,6 +13,7 @@ NOTEBOOK = ROOT / "docs/notebook.ipynb"
 # What a kernel does: the cells one after the other in one namespace, the value of a last expression shown.
 KERNEL = """
 import ast, json, sys
+sys.ps1 = "In : "
 names = {"__name__": "__main__"}
 for cell in json.load(sys.stdin):
     parsed = ast.parse(cell)
@@ -34,14 +35,20 @@ def test_it_has_under_20_lines() -> None:
     assert sum(len(cell.splitlines()) for cell in cells()) < 20
 
 
-def test_it_runs_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_it_runs_again_and_again_and_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error::UserWarning", "-c", KERNEL]
+    twice = json.dumps(cells() * 2)
     done = subprocess.run(
-        command, input=json.dumps(cells()), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        command, input=twice, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    accuracy, tested = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    once = lines[: len(lines) // 2]
+    assert lines == once * 2
+    assert len([line for line in once if line.startswith("val  epoch ")]) == 10
+    accuracy = next(line for line in once if line.startswith("0."))
+    tested = once[-1]
     assert float(accuracy) > 0.95
     right, _, first = tested.partition(" of the test set is right; ")
     assert float(right) > 0.95

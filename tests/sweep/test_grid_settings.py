@@ -200,7 +200,7 @@ PAIR = [["seed", "optim.lr"]]
         ([], {"file": 3}, "the path of a CSV file"),
         ([], {"when": ["model=mlp"]}, "a mapping of keys to conditions"),
         ([], {"when": {"model.hidden": "mlp"}}, "hydra.sweeper.when.model.hidden: 'mlp' given; accepted: a condition"),
-        ([], {"when": {"model.hidden": "model=mpl"}}, "'mpl' given; accepted: an option of model: cnn, mlp, resnet"),
+        ([], {"when": {"model.hidden": "model=mpl"}}, "'mpl' given; accepted: an option of model: cnn, lightning, mlp"),
         ([], {"when": {"model.hidden": "model=mpl"}}, "Did you mean 'mlp'?"),
         ([], {"when": {"model.hiden": "model=mlp"}}, "'model.hiden' given; accepted: a key of model: "),
         ([], {"when": {"model.hiden": "model=mlp"}}, "Did you mean 'model.hidden'?"),

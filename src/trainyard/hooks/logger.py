@@ -240,7 +240,7 @@ class Logger(Hook):
                 )
                 if numbers or name == split:
                     line = (name, member.epoch, member.iter, numbers, mark)
-                    log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member})
+                    log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member, "best": bool(mark)})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         first = len(self._window) - next((phase.count for phase in self._phases if phase.has(member)), 0)

@@ -1,4 +1,4 @@
-"""Progress bar hook for terminals; without a terminal there are only the Logger's lines."""
+"""Progress bar hook for terminals and notebooks; elsewhere there are only the Logger's lines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from trainyard import console
 from trainyard.checks import number
 from trainyard.data.lengths import of_total
+from trainyard.hooks._notebook import COLUMNS, in_notebook, notebook_bar
 from trainyard.hooks._time_left import TimeLeft
 from trainyard.runner import Runner, read
 from trainyard.runner.hook import Hook
@@ -31,7 +32,7 @@ NARROWEST, WIDEST = 4, 40
 class Progress(Hook):
     """Shows epoch, bar, iterations, loss, learning rate, samples per second and time left (rich).
 
-    It fits 80 columns; `breakpoint()` takes it away for the rest of the training.
+    It fits 80 columns; `breakpoint()` takes it away for the rest of the training. In a notebook it is a line of text.
 
     Args:
         refresh: seconds between two updates; each reads the loss.
@@ -48,19 +49,20 @@ class Progress(Hook):
         self._next = float("inf")
 
     def before_train(self, runner: Runner) -> None:
-        if not sys.stdout.isatty():
+        notebook = in_notebook()
+        if not notebook and not sys.stdout.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self._bar = Bar(
+        columns = COLUMNS if notebook else shutil.get_terminal_size().columns
+        parts = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=min(WIDEST, max(NARROWEST, shutil.get_terminal_size().columns - TEXTS))),
+            BarColumn(bar_width=min(WIDEST, max(NARROWEST, columns - TEXTS))),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            auto_refresh=False,
-            transient=True,
         )
+        self._bar = notebook_bar(*parts) if notebook else Bar(*parts, auto_refresh=False, transient=True)
         self._epochs = runner.train_loop.max_epochs(runner)
         self._total = runner.train_loop.max_iters(runner)
         self._task: TaskID = self._bar.add_task("", total=self._total, completed=runner.iter, numbers="")

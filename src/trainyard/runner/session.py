@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from trainyard import console
 from trainyard.runner.env import describe
 from trainyard.track import Status
 
@@ -26,6 +27,7 @@ def session(runner: Runner) -> Iterator[None]:
     status: Status = "FAILED"
     message = ""
     begun = False
+    console.show_lines()
     try:
         for member in runner.members:
             log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
