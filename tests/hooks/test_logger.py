@@ -112,6 +112,7 @@ class Clock(Hook):
         self.now = 0.0
         self.seconds = seconds
         monkeypatch.setattr("trainyard.hooks.logger.perf_counter", lambda: self.now)
+        monkeypatch.setattr("trainyard.hooks._time_left.perf_counter", lambda: self.now)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any) -> None:
         self.now += self.seconds
