@@ -104,5 +104,9 @@ class Unfusable(TrainyardError):  # noqa: N818 - a finding, not a fault: the mem
     """The members cannot be stacked; the message is the reason, as the plan of a sweep shows it."""
 
 
+class PlacesDiffer(Unfusable):
+    """The members could be stacked if they stood at one place of the training; the message is the reason."""
+
+
 class JobPaused(TrainyardError):  # noqa: N818 - a state, not a fault: the job goes on when it is resumed
     """A job of a sweep has ended at the checkpoint at which it was to pause; the message says where."""

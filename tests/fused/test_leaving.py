@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_run import alike
 from torch import Tensor
 
 from trainyard.data import Data
@@ -19,7 +19,7 @@ from trainyard.fused.model import StackedModel
 from trainyard.fused.runner import FusedRunner
 from trainyard.hooks import Hook
 from trainyard.models import MLP
-from trainyard.runner import Runner, checkpoint
+from trainyard.runner import Runner
 
 Config = dict[str, Any]
 
@@ -108,32 +108,6 @@ def trained(runner: Runner) -> Runner:
         runner.load_best()
         runner.test()
     return runner
-
-
-def alike(ours: Path, theirs: Path) -> None:
-    """Two directories tell the same story."""
-
-    def story(folder: Path) -> list[Any]:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for line in lines:
-            values = line.get("values", {})
-            line["values"] = {key: float(value) if value == "NaN" else value for key, value in values.items()}
-        return [{key: value for key, value in line.items() if key != "time"} for line in lines]
-
-    assert [_shape(line) for line in story(ours)] == [_shape(line) for line in story(theirs)]
-    for mine, its in zip(story(ours), story(theirs), strict=True):
-        assert mine["values"] == pytest.approx(its["values"], rel=1e-7, nan_ok=True)
-    names = {path.name for path in (theirs / "checkpoints").glob("*.pt")}
-    assert {path.name for path in (ours / "checkpoints").glob("*.pt")} == names
-    for name in names:
-        mine, its = (checkpoint.load(folder / "checkpoints" / name) for folder in (ours, theirs))
-        for part in ("model", "eval_model"):
-            for key, tensor in its[part].items():
-                torch.testing.assert_close(mine[part][key], tensor, rtol=1e-7, atol=1e-9)
-
-
-def _shape(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: sorted(value) if key == "values" else value for key, value in line.items() if key != "value"}
 
 
 def test_a_member_with_nan_touches_no_other(tmp_path: Path) -> None:

@@ -261,17 +261,21 @@ def test_a_killed_stack_of_which_some_had_ended_goes_on_as_it_was(
         }
 
 
-def test_members_that_did_not_train_together_are_divided(tmp_path: Path) -> None:
-    options = ("hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=1")
+@pytest.mark.parametrize("hook", ["default", "norms"])
+def test_members_that_did_not_train_together_are_divided_where_a_hook_counts_for_all(tmp_path: Path, hook: str) -> None:
+    options = ("hook.checkpoint.min_seconds=0", "hook.checkpoint.max_keep=1", f"hook=[{hook}]")
     for num, epochs in enumerate((1, 2, 2)):
         config = jobs(3, tmp_path / "jobs", *options, f"loop.max_epochs={epochs}")[num]
         stack_trainer.train_stack([config], positions(1))
     longer = resumed(jobs(3, tmp_path / "jobs", *options, "loop.max_epochs=3"))
-    with pytest.raises(StackDivided, match="different places") as divided:
-        stack_trainer.train_stack(longer, positions(3))
-    assert divided.value.groups == [[0], [1, 2]]
-    results = stack_trainer.train_stack(longer[1:], positions(2))
-    assert [result.state for result in results] == ["done"] * 2
+    if hook == "norms":
+        with pytest.raises(StackDivided, match=r"different places of the training \(hook\.norms") as divided:
+            stack_trainer.train_stack(longer, positions(3))
+        assert divided.value.groups == [[0], [1, 2]]
+        longer = longer[1:]
+    results = stack_trainer.train_stack(longer, positions(len(longer)))
+    assert [result.state for result in results] == ["done"] * len(longer)
+    assert (tmp_path / "jobs" / "0" / "checkpoints" / "epoch_0003.pt").exists() == (hook == "default")
 
 
 def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:

@@ -32,12 +32,12 @@ def runner(epochs: int = 6, **hooks: Any) -> Runner:
 def test_the_time_left_counts_what_was_done_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(_time_left, "perf_counter", lambda: now[0])
-    left = TimeLeft(100, 200)
-    assert left.after(100) == "unknown"
+    left = TimeLeft(100)
+    assert left.after(100, 100) == "unknown"
     now[0] = 30.0
-    assert left.after(110) == "0:04:30"
-    assert left.after(200) == "0:00:00"
-    assert left.after(201) == TimeLeft(0, None).after(5) == "unknown"
+    assert left.after(110, 90) == "0:04:30"
+    assert left.after(200, 0) == "0:00:00"
+    assert left.after(201, -1) == TimeLeft(0).after(5, None) == "unknown"
 
 
 def lines(caplog: pytest.LogCaptureFixture, val_lines: Any) -> list[int]:

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -138,6 +138,7 @@ def test_a_task_has_the_recorded_threads() -> None:
 
 class Trainer:
     ALLOWED, NOT_COMPARED, PRELOAD = ("lr",), (), ()
+    FIXED_WITH: ClassVar[dict[str, str]] = {}
 
 
 class Application(SweepableTask):

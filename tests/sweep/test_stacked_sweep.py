@@ -28,7 +28,7 @@ from trainyard.errors import StackDivided, Unfusable
 from trainyard.sweep.sweepable import SweepableTask
 
 log = logging.getLogger(__name__)
-ALLOWED, NOT_COMPARED, PRELOAD = ("lr", "seed"), ("resume",), ()
+ALLOWED, FIXED_WITH, NOT_COMPARED, PRELOAD = ("lr", "seed"), {}, ("resume",), ()
 here = Path.cwd()
 
 @dataclass

@@ -53,6 +53,7 @@ def logged(members: int, iterations: int, interval: int) -> Counter[str]:
     runner: Any = SimpleNamespace(
         iter=0,
         epoch=0,
+        lanes_differ=False,
         scalars=buffer,
         gauges={"time": lambda: 0.5},
         learning_rates=lambda: [0.1] * members,

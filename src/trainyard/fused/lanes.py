@@ -47,6 +47,31 @@ class Lane:
         for index, generator in self._cuda.items():
             self._begin_cuda(generator, index)
 
+    def begin_anew(self, origin: int | Mapping[str, Any]) -> None:
+        """Begin as `begin` does, with the generators that there are: a captured step draws from them."""
+        own = self.cpu
+        self.begin(origin)
+        if own is not torch.default_generator:
+            own.set_state(self.cpu.get_state())
+            self.cpu = own
+
+    def copy(self) -> Lane:
+        """Return a lane with generators of its own in the states of these."""
+        twin = Lane()
+        twin.hosted, twin._origin, twin.cpu = self.hosted, self._origin, torch.Generator()
+        twin.cpu.set_state(self.cpu.get_state())
+        for index, generator in self._cuda.items():
+            twin._cuda[index] = torch.Generator(generator.device)
+            twin._cuda[index].set_state(generator.get_state())
+        return twin
+
+    def follow(self, other: Lane) -> None:
+        """Go on with the numbers of another lane, with the generators that there are."""
+        self._origin = other._origin
+        self.cpu.set_state(other.cpu.get_state())
+        for generator in other._cuda.values():
+            self.on(generator.device).set_state(generator.get_state())
+
     def on(self, device: torch.device) -> torch.Generator:
         """Return the generator on a device."""
         if device.type == "cpu":
@@ -133,6 +158,11 @@ class Lanes:
             self._lanes[k].part()
         self._lanes = [self._lanes[k] for k in index]
         self._lanes[0].hosted = True
+
+    def separate(self) -> None:
+        """Give each lane a generator of its own, whatever its state: others may begin in a lane."""
+        for lane in self._lanes:
+            lane.part()
 
     def share(self) -> None:
         """Let lanes in one state share a generator: the process's, if all are in one state."""

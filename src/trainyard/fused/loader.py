@@ -10,30 +10,35 @@ from torch import Tensor
 
 from trainyard.data.base import Batch, Loader
 from trainyard.data.epoch_orders import EpochOrders
+from trainyard.data.lengths import exact_length
 from trainyard.data.resident_epoch import ResidentEpoch
 from trainyard.data.tensor_loader import TensorLoader
-from trainyard.errors import Unfusable
+from trainyard.errors import PlacesDiffer, Unfusable
 
 Batches = Callable[[Tensor, int], Iterator[Batch]]
 """Function from the members' orders of an epoch, and the number of a batch, to the batches from there on."""
 
 
-def stack_loader(loader: Loader, seeds: Sequence[int]) -> Loader:
+def stack_loader(loader: Loader, seeds: Sequence[int], *, apart: bool = False) -> Loader:
     """Return the loader that serves members of these seeds.
 
     Args:
         loader: the single-run loader of the first member.
         seeds: one for each member.
+        apart: the members are, or will be, in different epochs.
 
     Returns:
-        `loader` itself if each member would get the same batches: equal seeds, or an order that is not
+        `loader` itself if each member would get the same batches: equal seeds in one epoch, or an order that is not
         shuffled. Else a `StackedLoader`, whose batches have a leading axis of members.
 
     Raises:
         Unfusable: the seeds differ and the data does not lie in memory, or has an order of its own.
+        PlacesDiffer: this is so for equal seeds of members that are `apart`.
     """
-    if len(set(seeds)) == 1:
+    if len(set(seeds)) == 1 and not apart:
         return loader
+    if len(set(seeds)) == 1 and (not isinstance(loader, TensorLoader) or exact_length(loader) is None):
+        raise PlacesDiffer(f"a {type(loader).__name__} reads one epoch of the data for all members")
     if not isinstance(loader, TensorLoader):
         raise Unfusable(
             f"the seeds differ, and a {type(loader).__name__} reads one order of the data: members of different seeds "
@@ -61,6 +66,7 @@ class StackedLoader:
 
     Attributes:
         seeds: those of the members that are left.
+        ahead: the epochs that each is ahead of the stack's.
         stacked: True: batches have a leading axis of members.
     """
 
@@ -69,6 +75,7 @@ class StackedLoader:
     def __init__(self, loader: TensorLoader, seeds: Sequence[int]) -> None:
         self.loader = loader
         self.seeds = tuple(seeds)
+        self.ahead = (0,) * len(self.seeds)
         self._orders = EpochOrders(self.order, loader.device)
 
     @property
@@ -92,7 +99,21 @@ class StackedLoader:
 
     def keep(self, index: Tensor) -> None:
         """Keep only the members at `index`, int64, also in epochs that are being served."""
-        self.seeds = tuple(self.seeds[k] for k in index.tolist())
+        kept = index.tolist()
+        self._hold([self.seeds[k] for k in kept], [self.ahead[k] for k in kept])
+
+    def place(self, ahead: Sequence[int], seeds: Sequence[int]) -> None:
+        """Serve from the next batch on each member the epoch that is so many ahead of the stack's.
+
+        Args:
+            ahead: one for each member.
+            seeds: of their orders.
+        """
+        if (tuple(ahead), tuple(seeds)) != (self.ahead, self.seeds):
+            self._hold(seeds, ahead)
+
+    def _hold(self, seeds: Sequence[int], ahead: Sequence[int]) -> None:
+        self.seeds, self.ahead = tuple(seeds), tuple(ahead)
         self._orders = EpochOrders(self.order, self.loader.device)  # what is being made has an order for each member
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -105,18 +126,19 @@ class StackedLoader:
 
     def _served(self, batches: Batches, epoch: int, start: int) -> Iterator[Batch]:
         while start < len(self):
-            seeds = self.seeds
-            for batch in batches(self._orders(epoch), start):
+            orders = self._orders
+            for batch in batches(orders(epoch), start):
                 yield batch
                 start += 1
-                if self.seeds is not seeds:  # members were cut: the rest is gathered anew
+                if self._orders is not orders:  # members were cut, or placed: the rest is gathered anew
                     break
 
     def order(self, epoch: int) -> Tensor:
-        """Return each member's order of `epoch`, int64 `[K, rows]`, on the CPU; equal seeds share the work."""
-        rows = {seed: row for row, seed in enumerate(dict.fromkeys(self.seeds))}
-        orders = torch.stack([self._of(seed).order(epoch) for seed in rows])
-        return orders if len(rows) == len(self.seeds) else orders[[rows[seed] for seed in self.seeds]]
+        """Return each member's order of the stack's `epoch`, int64 `[K, rows]`, on the CPU; equals share the work."""
+        own = list(zip(self.seeds, self.ahead, strict=True))
+        rows = {each: row for row, each in enumerate(dict.fromkeys(own))}
+        orders = torch.stack([self._of(seed).order(epoch + ahead) for seed, ahead in rows])
+        return orders if len(rows) == len(own) else orders[[rows[each] for each in own]]
 
     def _of(self, seed: int) -> TensorLoader:
         solo = copy.copy(self.loader)

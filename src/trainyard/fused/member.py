@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from trainyard.data import Loader
+from trainyard.errors import PlacesDiffer
 from trainyard.fused.lanes import Lane
 from trainyard.fused.model import StackedModel
 from trainyard.fused.optim import StackedOptimizer
 from trainyard.optim.identity import Beginning
+from trainyard.runner.loops import TrainLoop
 from trainyard.runner.member import Member, member_arguments
 from trainyard.runner.parts import Parts
 from trainyard.runner.state import Start
@@ -38,6 +40,8 @@ class StackMember(Member):
         index: the member's row among those that still train.
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
         lane: the member's random generators.
+        ahead: iterations and epochs that the member is ahead of the stack's own count.
+        data_seed: the seed of the order of its data; another than its own where it goes on as another member.
     """
 
     def __init__(self, stack: FusedRunner, index: int, settings: Mapping[str, Any]) -> None:
@@ -49,6 +53,8 @@ class StackMember(Member):
         self._stack = stack
         self._evaluated: nn.Module | None = None
         self._left_at: tuple[int, int] | None = None
+        self.ahead = (0, 0)
+        self.data_seed = self.seed
 
     @property
     def model(self) -> nn.Module:
@@ -77,11 +83,78 @@ class StackMember(Member):
 
     @property
     def iter(self) -> int:
-        return self._left_at[0] if self._left_at else self._stack.iter
+        return self._left_at[0] if self._left_at else self._stack.iter + self.ahead[0]
 
     @property
     def epoch(self) -> int:
-        return self._left_at[1] if self._left_at else self._stack.epoch
+        return self._left_at[1] if self._left_at else int(self._stack.epoch) + self.ahead[1]
+
+    @property
+    def loop(self) -> TrainLoop:
+        return self.parts.train_loop
+
+    @property
+    def due(self) -> bool:
+        if not self._stack.training:
+            return True
+        return not self.vacant and (not self._stack.lanes_differ or self.validated_here)
+
+    @property
+    def validated_here(self) -> bool:
+        """Whether a validation follows the member's place in the training."""
+        loop: Any = self.loop
+        return bool(loop.validates_after(self.count)) if isinstance(loop, TrainLoop) else True
+
+    @property
+    def count(self) -> int:
+        """Epochs, or iterations, that the member has finished, as its loop counts."""
+        return self.epoch if self.loop.unit == "epoch" else self.iter
+
+    @property
+    def ends_at(self) -> int | None:
+        """The stack's own count at which the member's training ends; None for a loop that does not say."""
+        loop = self.loop
+        if not isinstance(loop, TrainLoop):
+            return None
+        return loop.length - self.ahead[1 if loop.unit == "epoch" else 0]
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the member's training has reached its end, its last validation included."""
+        return self.vacant or (isinstance(self.loop, TrainLoop) and self.count >= self.loop.length)
+
+    @property
+    def trained(self) -> str:
+        """The length of the member's training, in words."""
+        return f"{self.count} {'epochs' if self.loop.unit == 'epoch' else 'iterations'}"
+
+    def loop_state(self) -> dict[str, Any]:
+        state = super().loop_state()
+        return state | {"val_due": state["val_due"] and self.due}
+
+    def begin(self) -> None:
+        """Stand at the beginning of the training, whatever the stack's own count."""
+        self.ahead = (-self._stack.iter, -int(self._stack.epoch))
+
+    def load_reading(self, reading: dict[str, Any], done: int) -> None:
+        if not self._stack.placed:
+            super().load_reading(reading, done)
+
+    def load_position(self, state: Mapping[str, Any], done: int) -> None:
+        """Go to the position of a checkpoint; the stack goes to the first one that it is given.
+
+        Raises:
+            PlacesDiffer: the others are at another place of their epoch, or have been validated there already.
+        """
+        stack = self._stack
+        if not stack.placed:
+            super().load_position(state, done)
+            stack.placed = True
+        self.ahead = (state["iter"] - stack.iter, state["epoch"] - int(stack.epoch))
+        pending, loop = state["loop"]["val_due"], stack.train_loop
+        if done != stack.batches_done or (pending != loop.val_due and self.validated_here):
+            raise PlacesDiffer("the members' checkpoints are at different places of an epoch")
+        loop.val_due = loop.val_due or pending
 
     def step_state(self) -> dict[str, Any]:
         step, index = self._stack.step, self.index
@@ -114,6 +187,9 @@ class StackMember(Member):
         return self.lane.state(process)
 
     def load_random_state(self, state: dict[str, Any]) -> None:
+        if self._stack.training:
+            self.lane.begin_anew(state)
+            return
         if self is self._stack.host:
             super().load_random_state(state)
         self.lane.begin(state)
@@ -140,7 +216,7 @@ class StackMember(Member):
     def leave(self, evaluated: nn.Module) -> None:
         """Keep a copy of what the stack will change: the model to evaluate, and the member's iteration."""
         self._evaluated = evaluated
-        self._left_at = self._left_at or (self._stack.iter, self._stack.epoch)
+        self._left_at = self.iter, self.epoch
 
     def gather(self, index: int) -> None:
         """Evaluate with the stack again, as this row of it."""
@@ -148,7 +224,7 @@ class StackMember(Member):
 
 
 class MemberParts(Parts):
-    """Builder of the parts that a member has of its own; data and loops are the stack's."""
+    """Builder of the parts that a member has of its own; the data are the stack's."""
 
     def __init__(self, stack: FusedRunner, settings: Mapping[str, Any], member: StackMember) -> None:
         super().__init__(settings, stack.device, stack.strategy, [member])
@@ -158,10 +234,6 @@ class MemberParts(Parts):
     @cached_property
     def data(self) -> Any:
         return self._stack.data
-
-    @cached_property
-    def train_loop(self) -> Any:
-        return self._stack.train_loop
 
     @property
     def optimizer(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,6 +33,7 @@ class StackedModel(nn.Module):
         models: of one architecture, on one device. Tied parameters stay tied, frozen ones frozen.
         own_batches: whether the batches of `train_step` have a leading axis of K members, or are one for all.
         lanes: the members' random generators. None: all draw different numbers, from the process's.
+        joinable: other models may get lanes (`put`).
 
     Attributes:
         models: the K models.
@@ -42,7 +43,14 @@ class StackedModel(nn.Module):
         Unfusable: the models differ in a parameter or a buffer.
     """
 
-    def __init__(self, models: Sequence[nn.Module], *, own_batches: bool = False, lanes: Lanes | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        *,
+        own_batches: bool = False,
+        lanes: Lanes | None = None,
+        joinable: bool = False,
+    ) -> None:
         super().__init__()
         self.own_batches = own_batches
         self.draws_everywhere = False
@@ -50,6 +58,7 @@ class StackedModel(nn.Module):
         self.training = models[0].training
         _check_values(models)
         self._templates = (Template(_without_values(models[0])),)  # not a submodule: it has no values of its own
+        self._patterns = (_without_values(models[0]),) if joinable else ()  # of what a model is before its training
         self._lanes = lanes
         self._draws = None if lanes is None or not sees_operations() else Draws(lanes)
         self._functions = StackedFunctions(self._draws)
@@ -63,7 +72,8 @@ class StackedModel(nn.Module):
             buffer = torch.stack(tensors)
             self.register_buffer(name.replace(".", "/"), buffer)
             self._stacks[f"model.{name}"] = buffer
-        self._point()
+        self._hold_lane()
+        self._point(range(self.size))
 
     @property
     def size(self) -> int:
@@ -132,7 +142,43 @@ class StackedModel(nn.Module):
             stack.grad = None  # has the old shape
             stack.data = stack.data[rows]  # keeps the order of memory, unlike index_select
             stack.grad = gradient
-        self._point()
+        self._hold_lane()
+        self._point(range(self.size))
+
+    def vacate(self, k: int) -> nn.Module:
+        """Free a lane: return its model, which keeps its values as tensors of its own.
+
+        A copy of it holds the row until `put` gives the lane to another model.
+        """
+        model = self.models[k]
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+        self.models[k] = copy.deepcopy(model)
+        self._point([k])
+        return model
+
+    def put(self, k: int, model: nn.Module) -> None:
+        """Give a lane to a model: its values are copied into the row, and its tensors become views of that.
+
+        Raises:
+            Unfusable: it is not of the architecture of the others.
+        """
+        for pattern in self._patterns:
+            for kind in ("named_parameters", "named_buffers"):
+                _columns([pattern, model], kind)
+            _check_values([pattern, model])
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with torch.no_grad():
+            for name, stack in self._stacks.items():
+                stack.data[k].copy_(own[name.removeprefix("model.")])
+        self.models[k] = model
+        self._point([k])
+
+    @torch.no_grad()
+    def copy_row(self, k: int, source: StackedModel, row: int) -> None:
+        """Copy the values of a row of another stack, or of this one, into lane `k`."""
+        for stack, other in zip(self._stacks.values(), source._stacks.values(), strict=True):
+            stack.data[k].copy_(other.data[row])
 
     def _vmap(self, step: str, batch: Any, in_dim: int | None) -> Any:
         run: Callable[..., Any] = vmap(self._one, in_dims=(None, 0, in_dim, 0), randomness="different")
@@ -147,16 +193,18 @@ class StackedModel(nn.Module):
         with self._functions, draws if self.draws_everywhere else nullcontext():
             return functional_call(self._templates[0], tensors, (step, batch))
 
-    def _point(self) -> None:
-        """Make the tensors of the K models views of the stacks."""
+    def _hold_lane(self) -> None:
         device = next((stack.device for stack in self._stacks.values()), None)
         self._lane = torch.zeros(self.size, device=device)  # not a buffer: it is no value of a model
+
+    def _point(self, lanes: Iterable[int]) -> None:
+        """Make the tensors of the models in these lanes views of the stacks."""
         for name, stack in self._stacks.items():
             path, _, leaf = name.removeprefix("model.").rpartition(".")
-            for model, row in zip(self.models, stack.data.unbind(0), strict=True):
-                module = model.get_submodule(path)
-                tensor = getattr(module, leaf)
-                tensor.data = row
+            rows = stack.data.unbind(0)
+            for k in lanes:
+                tensor = getattr(self.models[k].get_submodule(path), leaf)
+                tensor.data = rows[k]
 
 
 class Template(nn.Module):

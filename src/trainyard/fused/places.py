@@ -6,9 +6,15 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trainyard.data.lengths import exact_length
+from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.runner import checkpoint
+from trainyard.runner.loops import TrainLoop
+
+if TYPE_CHECKING:
+    from trainyard.fused.runner import FusedRunner
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +23,12 @@ Found = tuple[Path, dict[str, Any]]
 
 
 def places(configs: Sequence[Values]) -> list[list[int]]:
-    """Group members, by index, that can continue as one stack: those at one place, and those that have ended.
+    """Group members, by index, that certainly can continue as one stack: those at one place, and those that have ended.
 
     All files of a stack's checkpoint are written before the first is recorded. If a stack was killed meanwhile, its
     members return to the newest checkpoint that all of them have, or to the beginning if none was recorded yet: so the
-    stack is restored bit for bit. Only members that did not train together until now can be at several places.
+    stack is restored bit for bit. Only members that did not train together until now can be at several places; most
+    trainings can continue these together too (see `check_lanes`).
 
     Args:
         configs: of the members, resolved. `resume` of those that return to an earlier checkpoint is set to its path.
@@ -96,3 +103,42 @@ def _iter(start: Found | None) -> int:
 
 def _place(start: Found | None) -> tuple[Any, ...]:
     return () if start is None else (start[1]["epoch"], start[1]["iter"], start[1]["loop"]["val_due"])
+
+
+def check_loops(loops: Sequence[Any], accumulate: int) -> None:
+    """Check that loops differ in nothing but their lengths.
+
+    Raises:
+        Unfusable: they do, or members of different lengths need something at their end that others must not have.
+    """
+    own = [loop for loop in loops if isinstance(loop, TrainLoop)]
+    lengths = {loop.length for loop in own}
+    if len(lengths) < 2:
+        return
+    first = own[0]
+    for loop in own:
+        for name in ("val_begin", "val_interval", "dynamic_intervals"):
+            if type(loop) is not type(first) or getattr(loop, name) != getattr(first, name):
+                raise Unfusable(f"the members' loops differ in {name}")
+        if loop.workflow:
+            raise Unfusable("the members' loops have a workflow and different lengths")
+    if first.unit == "iter" and any(length % accumulate for length in lengths):
+        raise Unfusable(f"accumulate={accumulate} does not divide the members' {sorted(lengths)} iterations")
+
+
+def check_lanes(runner: FusedRunner) -> None:
+    """Check that all parts of a training keep a place for each member.
+
+    Raises:
+        PlacesDiffer: one does not; the message names it.
+    """
+    loop, accumulate = runner.train_loop, int(runner.settings["accumulate"])
+    if not isinstance(loop, TrainLoop) or loop.workflow:
+        raise PlacesDiffer(f"a {type(loop).__name__} with a workflow, or of your own, counts for all members")
+    if exact_length(runner.loader("train")) is None:
+        raise PlacesDiffer("the number of batches in an epoch is unknown")
+    if loop.unit == "iter" and any(member.ahead[0] % accumulate for member in runner.members):
+        raise PlacesDiffer(f"accumulate={accumulate} does not divide the iterations between the members")
+    for name, hook in runner.dispatch.hooks.items():
+        if not getattr(hook, "own_places", False):
+            raise PlacesDiffer(f"hook.{name} ({type(hook).__name__}) counts epochs and iterations for all members")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,14 @@ from trainyard.batch import samples, samples_of_each
 from trainyard.config.compiling import compile_arguments
 from trainyard.data import Loader
 from trainyard.errors import Unfusable
+from trainyard.fused.clock import LaneClock
+from trainyard.fused.feed import Feed
 from trainyard.fused.lanes import Lanes
 from trainyard.fused.loader import stack_loader
 from trainyard.fused.member import StackMember
 from trainyard.fused.metrics import stack_metrics
 from trainyard.fused.model import StackedModel
+from trainyard.fused.occupancy import Occupancy, models_of
 from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
 from trainyard.fused.verification import StackVerification
@@ -54,6 +58,7 @@ class FusedRunner(Runner):
         configs: the members'; they differ in what `trainyard.fused.train.ALLOWED` names.
         infos: the members' records for MLflow; None makes one that holds the name.
         tracker: ships all their journals to MLflow.
+        feed: the source of further members, for lanes that become free.
 
     Raises:
         Unfusable: (in `prepare`) a part cannot be stacked.
@@ -63,12 +68,24 @@ class FusedRunner(Runner):
     all_members: Sequence[StackMember]
 
     def __init__(
-        self, configs: Sequence[Config], *, infos: Sequence[RunInfo] | None = None, tracker: Tracker | None = None
+        self,
+        configs: Sequence[Config],
+        *,
+        infos: Sequence[RunInfo] | None = None,
+        tracker: Tracker | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._configs = configs
         self._infos: Sequence[RunInfo | None] = infos or [None] * len(configs)
         self._verification = StackVerification()
+        self.occupancy = Occupancy(self, feed)
+        self.clock = LaneClock(self)
+        self._fed = feed is not None
         self._ended: list[int] = []
+        self.placed = False
+        self.lanes_differ = False
+        self._resumed = [False] * len(configs)
+        self._epochs: list[int] = [0] * len(configs)
         super().__init__(**arguments(configs[0]) | {"tracker": tracker})
         if compile_arguments(self.settings["compile"]) is not None:
             raise Unfusable("compile is for one model at a time")
@@ -85,7 +102,8 @@ class FusedRunner(Runner):
         prepared = "train" in self._prepared
         super().prepare(mode)
         if mode == "train" and not prepared:
-            self.lanes.share()
+            self.clock.begin(self._resumed, joinable=self._fed)
+            self._share_generators()
             self._verification.begin(self)
 
     def seed_generators(self) -> None:
@@ -103,13 +121,31 @@ class FusedRunner(Runner):
         """Return the members' checkpoints. Those that had ended before the others take their rows from these."""
         starts = super().starting_points()
         found = {index: start for index, start in enumerate(starts) if start is not None and start.resumes}
+        self._resumed = [k in found for k in range(len(starts))]
+        self._epochs = [found[k].state["epoch"] if k in found else 0 for k in range(len(starts))]
         ended = [index for index, start in found.items() if start.state["member"]["stop_reason"] is not None]
         if ended:
             furthest = max(found, key=lambda index: (found[index].state["iter"], index not in ended))
             for index in ended:
                 starts[index] = self.members[index].left(found[index], found[furthest])
+                self._epochs[index] = self._epochs[furthest]
             self._ended = ended
         return starts
+
+    def _share_generators(self) -> None:
+        if self._fed:
+            self.lanes.separate()
+        else:
+            self.lanes.share()
+
+    @property
+    def average(self) -> StackedModel | None:
+        """Stack of the evaluated models, where they are others than the trained ones."""
+        return models_of(self._eval_model)
+
+    @cached_property
+    def train_loop(self) -> Any:
+        return copy.copy(super().train_loop)  # its length becomes that of the stack
 
     def make_members(self) -> Sequence[StackMember]:
         return [
@@ -138,7 +174,7 @@ class FusedRunner(Runner):
         models = [member.model for member in self.members]
         if not getattr(models[0], "capturable", True):
             raise Unfusable(f"a step of {type(models[0]).__name__} leaves something behind on the host")
-        return StackedModel(models, own_batches=own_batches, lanes=self.lanes)
+        return StackedModel(models, own_batches=own_batches, lanes=self.lanes, joinable=self._fed)
 
     @cached_property
     def lanes(self) -> Lanes:
@@ -207,7 +243,8 @@ class FusedRunner(Runner):
         return loader
 
     def whole_loader(self, split: str) -> Loader:
-        return stack_loader(super().whole_loader(split), [member.seed for member in self.members])
+        apart = split == "train" and (self._fed or len(set(self._epochs)) > 1)
+        return stack_loader(super().whole_loader(split), [member.seed for member in self.members], apart=apart)
 
     def learning_rates(self) -> list[float]:
         rates: list[float] = self.optimizer.param_groups[0]["lr"].tolist()
@@ -216,21 +253,56 @@ class FusedRunner(Runner):
     # -- members that end before the others ----------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Remove the members that have stopped or pause from the stacks, unless all do."""
-        leaving = [index for index, member in enumerate(self.members) if member.leaves]
-        if not leaving or len(leaving) == len(self.members) or self.interrupted:
+        """Remove the members that have stopped, pause or are at their end from the stacks, unless all are."""
+        over = self.clock.at_an_end()
+        leaving = [
+            index
+            for index, member in enumerate(self.members)
+            if (over and member.at_end) or (member.leaves and (over or not self._epoch_follows(member)))
+        ]
+        if not leaving or self.interrupted:
             return
-        self.call("before_leave", leaving=leaving)
+        occupied = [index for index in leaving if not self.members[index].vacant]
+        if self.occupancy.open:
+            if occupied:
+                self.leave(occupied)
+                self.occupancy.release(occupied)
+            if self.batches_done == 0 and not self.train_loop.val_due:
+                self.occupancy.fill()
+            if self.occupancy.open:
+                return
+            leaving = [index for index, member in enumerate(self.members) if member.vacant]
+            occupied = []
+        if 0 < len(leaving) < len(self.members):
+            self.leave(occupied)
+            self._remove(leaving)
+
+    def _epoch_follows(self, member: StackMember) -> bool:
+        """Return whether nothing follows in the member's training but that its last epoch is counted."""
+        return not member.vacant and member.at_end and not self.train_loop.val_due
+
+    def leave(self, leaving: Sequence[int]) -> None:
+        """Save what members that end hold, and tell why they do."""
+        if leaving:
+            self.call("before_leave", leaving=leaving)
         for index in leaving:
-            log.info("%s ends: %s.", self.members[index].info.name, self.members[index].stop_reason or "it pauses")
-        self._remove(leaving)
+            member = self.members[index]
+            reason = member.stop_reason or ("it pauses" if member.paused else f"it has trained {member.trained}")
+            log.info("%s ends: %s.", member.info.name, reason)
+
+    def run_loop(self) -> None:
+        super().run_loop()
+        while self.occupancy.refill_all():
+            super().run_loop()
 
     def cut_ended(self) -> None:
         """Remove the members that had ended when the stack was last trained, as they were removed then."""
         ended, self._ended = self._ended, []
+        if self.lanes_differ and not self.train_loop.val_due:
+            ended = [k for k, member in enumerate(self.members) if k in ended or member.at_end]
         if 0 < len(ended) < len(self.members):
             self._remove(ended)
-            self.lanes.share()
+            self._share_generators()
 
     def _remove(self, leaving: Sequence[int]) -> None:
         staying = [index for index in range(len(self.members)) if index not in leaving]
@@ -256,6 +328,7 @@ class FusedRunner(Runner):
             if hasattr(hook, "keep"):
                 hook.keep(staying)
         self._restack_metrics()
+        self.clock.follow()
 
     def load_best(self) -> None:
         """Gather all members that have not failed or paused, and load the weights of each one's best checkpoint.
@@ -280,6 +353,7 @@ class _Cut:
     """Last hook of a stack: it removes members that have stopped."""
 
     priority = "LOWEST"
+    own_places = True
 
     def before_train(self, runner: FusedRunner) -> None:
         runner.cut_ended()
@@ -299,3 +373,9 @@ class _Cut:
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         """Do nothing: the hook has no state."""
+
+    def refill(self, runner: FusedRunner, members: Any) -> None:
+        """Do nothing."""
+
+    def copy_lane(self, source: int, target: int) -> None:
+        """Do nothing."""

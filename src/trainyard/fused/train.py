@@ -18,18 +18,32 @@ from trainyard import temporary
 from trainyard.config.build import build
 from trainyard.config.current_job import current_job
 from trainyard.config.resolving import resolve
-from trainyard.errors import StackDivided
+from trainyard.errors import PlacesDiffer, StackDivided
 from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts
 from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
+    from trainyard.fused.feed import Feed
     from trainyard.runner import Member
 
 log = logging.getLogger(__name__)
 
-ALLOWED = ("seed", "optim", "schedule", "clip_grad_norm", "clip_grad_value", "hook.ema.decay", "hook.ema.momentum")
+ALLOWED = (
+    "seed",
+    "optim",
+    "schedule",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "hook.ema.decay",
+    "hook.ema.momentum",
+    "loop.max_epochs",
+    "loop.max_iters",
+)
 """Places in the configs of a stack below which numbers may differ."""
+
+FIXED_WITH = {"loop.max_epochs": "loop.workflow", "loop.max_iters": "loop.workflow"}
+"""Places at which numbers may differ only in configs that hold nothing at another place, which counts for all."""
 
 NOT_COMPARED = ("work_dir", "name", "resume")
 """Keys that say where a job runs, not what it is."""
@@ -76,7 +90,9 @@ class MemberResult:
     error: str | None = None
 
 
-def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> list[MemberResult]:
+def train_stack(
+    configs: Sequence[DictConfig], positions: Sequence[SweepPosition], feed: Feed | None = None
+) -> list[MemberResult]:
     """Train jobs of a sweep as one program.
 
     How they are trained is the sweep's decision, which it records: what cannot be trained as one is not trained in
@@ -85,11 +101,15 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
         positions: the members' positions in the sweep.
+        feed: the source of further members, for lanes that become free.
+
+    Returns:
+        The results of the members, and of those that have joined, in order.
 
     Raises:
         Unfusable: they cannot train as one program.
         StackDivided: they are to go on in several stacks from their checkpoints, since these are at different places of
-            the training, or since a CUDA device ran out of memory.
+            the training and a part of it counts for all members, or since a CUDA device ran out of memory.
         TrainyardError: a config cannot work.
     """
     from trainyard.fused.runner import FusedRunner  # noqa: F401 - imports torch while git is at work
@@ -109,13 +129,16 @@ def train_stack(configs: Sequence[DictConfig], positions: Sequence[SweepPosition
             members.append((values, record.describe(values, found, position)))
     try:
         with current_job(configs[0]):
-            return _train(members, tracker, positions)
+            return _train(members, tracker, positions, feed)
     finally:
         tracker.finish()
 
 
 def _train(
-    members: Sequence[tuple[Values, Any]], tracker: Tracker, positions: Sequence[SweepPosition]
+    members: Sequence[tuple[Values, Any]],
+    tracker: Tracker,
+    positions: Sequence[SweepPosition],
+    feed: Feed | None,
 ) -> list[MemberResult]:
     import torch
 
@@ -130,20 +153,22 @@ def _train(
     if configs[0]["quick"]:
         configs = [quickly(values) for values in configs]
     groups = places(configs)
-    if len(groups) > 1:
-        raise StackDivided("their checkpoints are at different places of the training", groups)
     try:
         runner: Runner
-        if len(members) == 1:
+        if len(members) == 1 and feed is None:
             runner = Runner.from_cfg(configs[0], tracker=tracker, info=infos[0])
         else:
-            runner = FusedRunner(configs, infos=infos, tracker=tracker)
+            runner = FusedRunner(configs, infos=infos, tracker=tracker, feed=feed)
             log.info("%d jobs as one program.", len(members))
         runner.added_hooks |= reporting(positions)
         if configs[0]["quick"]:  # its checkpoint is tried before the training begins (`sanity_check`)
             runner.added_hooks["quick"] = EndEarly(resumes=False)
         runner.prepare(configs[0]["mode"])
         conduct(runner, configs)
+    except PlacesDiffer as error:
+        if len(groups) == 1:
+            raise
+        raise StackDivided(f"their checkpoints are at different places of the training ({error})", groups) from error
     except torch.OutOfMemoryError as error:
         if len(members) == 1:
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +59,7 @@ class StackVerification(Hook):
 
     priority = "LOWEST"
     stackable = True
+    own_places = True
 
     def begin(self, runner: FusedRunner) -> None:
         """Compare every member of a stack that is ready to train.
@@ -73,6 +74,7 @@ class StackVerification(Hook):
         self._own_batches = own_batches
         self._batch = batch
         self._turn = 0
+        self._next: list[int] = []  # lanes with a member that was not compared yet
         self._since = perf_counter()
         self._compare(runner, range(len(runner.members)))
         self._cost = (perf_counter() - self._since) / len(runner.members)
@@ -82,7 +84,9 @@ class StackVerification(Hook):
         now = perf_counter()
         if self._cost <= SHARE * (now - self._since):
             self._turn += 1
-            self._compare(runner, [self._turn % len(runner.members)])
+            lane = self._next.pop(0) if self._next else self._turn % len(runner.members)
+            if not runner.members[lane].vacant:
+                self._compare(runner, [lane])
             self._since = perf_counter()
             self._cost = self._since - now
 
@@ -90,7 +94,11 @@ class StackVerification(Hook):
         if runner.training:
             self.after_train_epoch(runner)
 
+    def refill(self, runner: FusedRunner, members: Mapping[int, Hook | None]) -> None:
+        self._next += [lane for lane in members if not runner.members[lane].vacant]
+
     def keep(self, members: Sequence[int]) -> None:
+        self._next = [new for new, old in enumerate(members) if old in self._next]
         if self._own_batches:
             self._batch = apply(lambda leaf: leaf[list(members)], self._batch)
 

@@ -11,12 +11,10 @@ class TimeLeft:
 
     Args:
         iteration: at which it began, or went on.
-        total: the number of iterations in the whole run; None if unknown.
     """
 
-    def __init__(self, iteration: int, total: int | None) -> None:
+    def __init__(self, iteration: int) -> None:
         self._first = iteration
-        self._total = total
         self._began = perf_counter()
 
     @property
@@ -24,9 +22,14 @@ class TimeLeft:
         """Seconds since it began."""
         return perf_counter() - self._began
 
-    def after(self, iteration: int) -> str:
-        """Return the time left after an iteration: `0:01:05`, or `unknown`."""
+    def after(self, iteration: int, further: int | None) -> str:
+        """Return the time that further iterations take after an iteration: `0:01:05`; `unknown` where their number is.
+
+        Args:
+            iteration: that has been finished, as the first one is counted.
+            further: None, or below zero where the number was an estimate: unknown.
+        """
         done = iteration - self._first
-        if self._total is None or iteration > self._total or done <= 0:
+        if further is None or further < 0 or done <= 0:
             return "unknown"
-        return str(timedelta(seconds=round(self.seconds / done * (self._total - iteration))))
+        return str(timedelta(seconds=round(self.seconds / done * further)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from trainyard.distributed import Strategy
 from trainyard.distributed.shares import is_sharded
 from trainyard.errors import ConfigError
 from trainyard.files import remove
+from trainyard.hooks._best_of import BestOf
 from trainyard.hooks._host_copy import HostBuffers, HostCopy
-from trainyard.runner import Best, Member, Objective, Runner, checkpoint
+from trainyard.runner import Member, Runner, checkpoint
 from trainyard.runner.hook import Hook
 
 BEST = "best.pt"
@@ -57,6 +58,7 @@ class Checkpoint(Hook):
 
     priority = "VERY_LOW"
     stackable = True
+    own_places = True
     writes_checkpoints = True
 
     def __init__(
@@ -94,7 +96,8 @@ class Checkpoint(Hook):
         self._buffers = HostBuffers()
         self._reserved = False
         self._writer = checkpoint.Writer()
-        self._saved_at: tuple[Any, ...] | None = None
+        self._saved_at: dict[int, tuple[Any, ...]] = {}
+        """Places at which members' regular checkpoints were written last, by the id of the member."""
         self._then: list[Callable[[], None]] = []
         self._strategy = Strategy()
 
@@ -104,7 +107,7 @@ class Checkpoint(Hook):
         self._unit = self.by or loop.unit
         default: int = getattr(loop, "val_interval", 1) if self._unit == loop.unit else 1
         self._interval = self.interval or default
-        self._begin = _place(runner)
+        self._begin = {id(member): _place(member) for member in runner.members}
         for index, member in enumerate(runner.members):
             if member.work_dir is not None:
                 self._others.forget_missing(index, member)
@@ -113,22 +116,23 @@ class Checkpoint(Hook):
         if not self._reserved:
             self._reserved = True
             self._reserve(runner)
-        if self._unit == "iter" and self._due(runner) and not runner.train_loop.val_due:
-            self._save(runner)
+        if self._unit == "iter" and not runner.train_loop.val_due and (due := self._due(runner)):
+            self._save(runner, due)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if self._unit == "epoch" and self._due(runner) and not runner.train_loop.val_due:
-            self._save(runner)
+        if self._unit == "epoch" and not runner.train_loop.val_due and (due := self._due(runner)):
+            self._save(runner, due)
 
     def after_val(self, runner: Runner) -> None:
         if not runner.training:
             return
         for index, member in enumerate(runner.members):
-            self._others.judge(index, member, step=runner.iter, epoch=runner.epoch)
+            if member.due:
+                self._others.judge(index, member, step=member.iter, epoch=member.epoch)
         wanted = bool(self._then)
-        regular = self._due(runner) or wanted
+        regular = [*range(len(runner.members))] if wanted else self._due(runner)
         if regular or any(self._best_files(runner)):
-            self._save(runner, regular=regular, at_end=wanted)
+            self._save(runner, regular, at_end=wanted)
 
     def save_next(self, then: Callable[[], None]) -> None:
         """Save at the end of the validation that is being finished, whatever the interval.
@@ -146,8 +150,9 @@ class Checkpoint(Hook):
             remove(directory / entry)
 
     def after_train(self, runner: Runner) -> None:
-        if (self.save_last or runner.interrupted) and _place(runner) not in (self._saved_at, self._begin):
-            self._save(runner, at_end=True)
+        last = self._unsaved(runner, range(len(runner.members)), since_begin=True)
+        if (self.save_last or runner.interrupted) and last:
+            self._save(runner, last, at_end=True)
         self._submit([])
         if not runner.interrupted:
             self._publish(runner.members)
@@ -155,8 +160,9 @@ class Checkpoint(Hook):
         self._strategy.agree(False)  # no rank continues to read before rank 0 has written
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
-        if self.save_last and _place(runner) != self._saved_at:
-            self._save(runner, at_end=True, only=leaving)
+        last = self._unsaved(runner, leaving)
+        if self.save_last and last:
+            self._save(runner, last, at_end=True, only=leaving)
         self._publish([runner.members[index] for index in leaving])
 
     def after_run(self, runner: Runner) -> None:
@@ -171,10 +177,36 @@ class Checkpoint(Hook):
     def keep(self, members: Sequence[int]) -> None:
         self._others.keep(members)
 
-    def _due(self, runner: Runner) -> bool:
-        """Return whether this is the end of an `interval`-th epoch (or iteration), counted from `begin`."""
-        since = (runner.iter if self._unit == "iter" else runner.epoch) - self.begin
-        return since >= 0 and since % self._interval == 0 and (self._unit == "iter" or self._between_epochs(runner))
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        for lane in members:
+            member = runner.members[lane]
+            self._others.load_state_dict({}, lane)
+            self._begin[id(member)] = _place(member)
+
+    def copy_lane(self, source: int, target: int) -> None:
+        """Do nothing: the best checkpoints of a member are those in its own directory."""
+
+    def _unsaved(self, runner: Runner, chosen: Iterable[int], *, since_begin: bool = False) -> list[int]:
+        """Return those of the `chosen` members that were not saved where they are; nor began there, if asked."""
+        members = {index: runner.members[index] for index in chosen}
+        known = {
+            index: (self._saved_at.get(id(member)), self._begin.get(id(member)) if since_begin else None)
+            for index, member in members.items()
+        }
+        return [index for index, member in members.items() if _place(member) not in known[index]]
+
+    def _due(self, runner: Runner) -> list[int]:
+        """Return the members that are at the end of an `interval`-th epoch (or iteration), counted from `begin`."""
+        if self._unit == "epoch" and not self._between_epochs(runner):
+            return []
+        first = runner.members[0]
+        if not (runner.lanes_differ or self._is_due(first)):
+            return []
+        return [index for index, member in enumerate(runner.members) if self._is_due(member)]
+
+    def _is_due(self, member: Member) -> bool:
+        since = (member.iter if self._unit == "iter" else member.epoch) - self.begin
+        return since >= 0 and since % self._interval == 0
 
     @staticmethod
     def _between_epochs(runner: Runner) -> bool:
@@ -192,24 +224,28 @@ class Checkpoint(Hook):
         if runner.train_loop.val_due:
             return [set() for _ in runner.members]
         return [
-            self._others.files_of(index, runner.iter)
-            | ({BEST} if self.save_best and member.is_best(runner.iter) else set())
+            self._others.files_of(index, member.iter)
+            | ({BEST} if self.save_best and member.is_best(member.iter) else set())
             for index, member in enumerate(runner.members)
         ]
 
     def _save(
-        self, runner: Runner, *, regular: bool = True, at_end: bool = False, only: Sequence[int] | None = None
+        self, runner: Runner, regular: Collection[int], *, at_end: bool = False, only: Iterable[int] | None = None
     ) -> None:
-        """Save every member (or `only` these) that has not failed; `regular` ones count for `max_keep` and resuming."""
-        if runner.work_dir is None:
+        """Save members that have not failed: the `regular` ones, and those of all (or `only` these) that are the best.
+
+        The checkpoints of `regular` ones count for `max_keep` and resuming.
+        """
+        if all(member.work_dir is None for member in runner.members):
             return
         later = runner.strategy.decide(not at_end and monotonic() - self._written_at < self.min_seconds)
         whole = self._unit == "epoch" and self._between_epochs(runner)
-        name = f"epoch_{runner.epoch:04d}.pt" if whole else f"iter_{runner.iter:08d}.pt"
         best = self._best_files(runner)
-        chosen = range(len(runner.members)) if only is None else only
-        if later or not regular:
-            chosen = [index for index in chosen if best[index]]
+        chosen = [
+            index
+            for index in (range(len(runner.members)) if only is None else only)
+            if runner.members[index].work_dir is not None and (best[index] or (index in regular and not later))
+        ]
         jobs: list[Callable[[], None]] = []
         records: list[Callable[[], None]] = []  # after the files of all members: see `trainyard.fused.places`
         for index, state in zip(chosen, runner.checkpoint([runner.members[index] for index in chosen]), strict=True):
@@ -221,19 +257,22 @@ class Checkpoint(Hook):
             if not (runner.strategy.is_main or is_sharded(state)):
                 continue
             copy = self._buffers.copy(state)
+            name = f"epoch_{member.epoch:04d}.pt" if whole else f"iter_{member.iter:08d}.pt"
+            counts = index in regular
             if later:
                 self._held.setdefault(member.checkpoints, []).append(_Held(copy, best[index]))
             else:
-                names = [*sorted(best[index]), *([name] if regular else [])]
+                names = [*sorted(best[index]), *([name] if counts else [])]
                 jobs.append(partial(self._save_as, member.checkpoints, copy, names))
-                if regular and runner.strategy.is_main:
+                if counts and runner.strategy.is_main:
                     records.append(partial(self._record, member.checkpoints, name))
         if later:
             return
         then, self._then = self._then, []
         self._submit([*jobs, *records, *then])
-        if regular and only is None:
-            self._saved_at = _place(runner)
+        for index in regular:
+            member = runner.members[index]
+            self._saved_at[id(member)] = _place(member)
 
     def _drop(self, member: Member, files: set[str]) -> None:
         """Drop held states for these files, because a better state replaces them."""
@@ -294,68 +333,9 @@ class Checkpoint(Hook):
                 checkpoint.link(directory / names[0], directory / name)
 
 
-def _place(runner: Runner) -> tuple[Any, ...]:
-    """Return the position of the training and the stop reasons: a state is saved only once per place."""
-    stopped = [member.stop_reason for member in runner.members]
-    return runner.iter, runner.epoch, runner.train_loop.val_due, *stopped
-
-
-class BestOf:
-    """Keeps the best value of each of several metrics, for each member, and the iteration at which it was seen.
-
-    Args:
-        rules: `maximize` or `minimize` for each metric.
-
-    Attributes:
-        files: the checkpoint of the best state for each metric: `best_accuracy.pt` for `val/accuracy`.
-
-    Raises:
-        ConfigError: a rule is neither, or the files of two metrics would have the same name.
-    """
-
-    def __init__(self, rules: Mapping[str, Any]) -> None:
-        self._objectives = {name: _objective(name, rule) for name, rule in rules.items()}
-        self.files = {name: f"best_{name.removeprefix('val/').replace('/', '_')}.pt" for name in rules}
-        if len(set(self.files.values())) < len(self.files):
-            raise ConfigError("save_best", dict(rules), "metrics whose best states have files of different names")
-        self._best: dict[int, dict[str, Best]] = {}
-
-    def judge(self, index: int, member: Member, *, step: int, epoch: int) -> None:
-        """Compare a member's latest values with its best.
-
-        Raises:
-            ConfigError: one of the metrics is not computed.
-        """
-        best = self._best.setdefault(index, {})
-        for name, objective in self._objectives.items():
-            value = member.latest(name, "hook.checkpoint.save_best")
-            if objective.better(value, best[name].value if name in best else None):
-                best[name] = Best(value, epoch, step)
-
-    def files_of(self, index: int, step: int) -> set[str]:
-        """Return the files of the metrics whose best value was seen at iteration `step`."""
-        return {self.files[name] for name, best in self._best.get(index, {}).items() if best.iter == step}
-
-    def forget_missing(self, index: int, member: Member) -> None:
-        """Forget each best value whose file is missing; it is determined anew among the states saved here."""
-        known = self._best.get(index, {})
-        self._best[index] = {name: it for name, it in known.items() if (member.checkpoints / self.files[name]).exists()}
-
-    def state_dict(self, index: int) -> dict[str, Any]:
-        return {name: vars(best).copy() for name, best in self._best.get(index, {}).items()}
-
-    def load_state_dict(self, state: Mapping[str, Any], index: int) -> None:
-        self._best[index] = {name: Best(**best) for name, best in state.items() if name in self.files}
-
-    def keep(self, members: Sequence[int]) -> None:
-        self._best = {new: self._best.get(old, {}) for new, old in enumerate(members)}
-
-
-def _objective(name: str, rule: Any) -> Objective:
-    try:
-        return Objective(name, rule)
-    except ConfigError as error:
-        raise error.under(f"save_best.{name}") from None
+def _place(member: Member) -> tuple[Any, ...]:
+    """Return the member's position and the reason why it ends: a state is saved only once per place."""
+    return member.iter, member.epoch, member.runner.train_loop.val_due, member.stop_reason
 
 
 def publish(source: Path, directory: Path, stem: str) -> Path:

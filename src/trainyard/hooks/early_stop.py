@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.checks import boolean, integer, number
@@ -30,6 +30,7 @@ class EarlyStopping(Hook):
 
     priority = "NORMAL"
     stackable = True
+    own_places = True
 
     def __init__(
         self,
@@ -66,6 +67,8 @@ class EarlyStopping(Hook):
             return
         name = self._objective.name
         for index, member in enumerate(runner.members):
+            if not member.due:
+                continue
             if self.strict or name in member.metrics:
                 self._judge(index, member, member.latest(name, "hook.early_stop.monitor"))
             elif not self._told:
@@ -95,6 +98,11 @@ class EarlyStopping(Hook):
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._best[member], self._waited[member] = state["best"], state["waited"]
+
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        for lane in members:
+            self._best.pop(lane, None)
+            self._waited.pop(lane, None)
 
     def keep(self, members: Sequence[int]) -> None:
         self._best = {new: self._best.get(old) for new, old in enumerate(members)}

@@ -89,13 +89,27 @@ class EMA(Hook):
         self._others: list[EMA] | None = None
         self._average: nn.Module | None = None
         self._updates = 0
+        self._loaded: dict[int, int] = {}
+        """Updates of each member's average so far, as its checkpoint has them."""
+        self._counts: list[int] | None = None
+        """Updates of each lane's average so far, where they differ; `_updates` is then the most."""
+        self._done: Tensor | None = None
+        """The same on the device, float64 `[K]`."""
         self._first: int | None = None
         """Iteration (or epoch, as `by` says) of the first update; None until it is known."""
         self._least: dict[torch.dtype, Tensor] = {}
         """`1 - decay` of each member of a stack, `[K]`, on the device, by dtype."""
 
+    @property
+    def own_places(self) -> bool:  # type: ignore[override]
+        """Whether every iteration, or epoch, has an update, wherever a member began."""
+        return self.begin == 1 and self.interval == 1 and self._raw is None
+
     def before_train(self, runner: Runner) -> None:
         self._averaged(runner)
+        if len(set(self._loaded.values())) > 1 or 0 < len(self._loaded) < len(runner.members):
+            self._count([self._loaded.get(lane, 0) for lane in range(len(runner.members))], runner)
+        self._loaded = {}
         loop = runner.train_loop
         self._unit = loop.unit
         if self.by == self._unit or self.begin == 1:
@@ -146,11 +160,41 @@ class EMA(Hook):
         return () if self._raw is None else [raw(name) for name in names]
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        return {"updates": 0 if self._average is None else self._updates, "first": self._first}
+        updates = self._updates if self._counts is None else self._counts[member]
+        return {"updates": 0 if self._average is None else updates, "first": self._first}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        self._updates = int(state["updates"])
+        updates = self._loaded[member] = int(state["updates"])
+        self._updates = max(self._loaded.values())
+        if self._counts is not None and self._done is not None:
+            self._counts[member] = updates
+            self._done[member] = updates
+            self._updates = max(self._counts)
         self._first = state.get("first")
+
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        others = self._others = self._others or [self] * len(runner.members)
+        for lane, hook in members.items():
+            if isinstance(hook, EMA):
+                others[lane] = hook
+        self._least = {}
+        counts = self._counts or [self._updates] * len(runner.members)
+        self._count([0 if lane in members else count for lane, count in enumerate(counts)], runner)
+
+    def copy_lane(self, source: int, target: int) -> None:
+        if self._others is not None:
+            self._others[target] = self._others[source]
+            self._least = {}
+        super().copy_lane(source, target)
+
+    def _count(self, counts: list[int], runner: Runner) -> None:
+        """Count the updates of each lane by itself from here on."""
+        self._counts, self._updates = counts, max(counts)
+        found = torch.tensor(counts, dtype=torch.float64)
+        if self._done is None or len(self._done) != len(counts):
+            self._done = found.to(runner.device)
+        else:
+            self._done.copy_(found)
 
     def stack(self, hooks: Sequence[Hook]) -> None:
         self._others = [hook for hook in hooks if isinstance(hook, EMA)]
@@ -162,6 +206,9 @@ class EMA(Hook):
         if self._others is not None:
             self._others = [self._others[index] for index in members]
             self._least = {}
+        if self._counts is not None and self._done is not None:
+            self._counts = [self._counts[index] for index in members]
+            self._done = self._done[list(members)]
         stacked: Any = None if self._average is None or self._began else self._average
         if stacked is not None:  # not yet the `eval_model`, so the Runner does not select its members
             stacked.keep(members)
@@ -199,6 +246,9 @@ class EMA(Hook):
         if not self.update_buffers:
             self._take_buffers(runner)
         self._updates += 1
+        if self._counts is not None and self._done is not None:
+            self._counts = [count + 1 for count in self._counts]
+            self._done += 1
         runner.eval_model = self._averaged(runner)
 
     @torch.no_grad()
@@ -233,7 +283,7 @@ class EMA(Hook):
         """Update tensors of one dtype; integers, such as BatchNorm's count, are copied."""
         if not (averages[0].is_floating_point() or averages[0].is_complex()):
             foreach.copy_(averages, weights)
-        elif self._others is None or self.kind == "swa":
+        elif self._done is None and (self._others is None or self.kind == "swa"):
             foreach.lerp_(averages, weights, self._share())
         else:
             shares = self._shares(averages[0])
@@ -244,12 +294,19 @@ class EMA(Hook):
         """Return the share of each member of a stack, `[K]`, in the dtype of `tensor`.
 
         Each member's `1 - decay` is copied to the device once. What changes from update to update is one number for
-        all members, an argument of the kernel.
+        all members, an argument of the kernel; or, where they have had different numbers of updates, is computed there.
         """
+        if self._done is not None and self.kind == "swa":
+            return (1 / (self._done + 1)).to(tensor.dtype)
         if (least := self._least.get(tensor.dtype)) is None:
-            decays = [1 - hook.decay for hook in self._others or ()]
+            decays = [1 - hook.decay for hook in self._others or [self] * len(self._counts or ())]
             least = torch.tensor(decays, dtype=torch.float64).to(tensor.device, tensor.dtype)
             self._least[tensor.dtype] = least
+        if self._done is not None and self.kind == "annealing":
+            annealed = self.gamma / (self.gamma + self._done * self.interval)
+            return least.maximum(annealed.to(least.dtype))
+        if self._done is not None:
+            return torch.where(self._done == 0, 1.0, least).to(least.dtype)  # the first update copies the weights
         return least.clamp_min(self._annealed()) if self.kind == "annealing" else least
 
     def _share(self) -> float:

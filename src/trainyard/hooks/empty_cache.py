@@ -27,6 +27,7 @@ class EmptyCache(Hook):
 
     priority = "NORMAL"
     stackable = True
+    own_places = True
 
     def __init__(self, before_epoch: bool = False, after_epoch: bool = True, after_iter: bool = False) -> None:
         stages = {"before_{}_epoch": before_epoch, "after_{}_epoch": after_epoch, "after_{}_iter": after_iter}

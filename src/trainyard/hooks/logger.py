@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from trainyard.checks import choice, integer, is_number, number
 from trainyard.data.lengths import length_hint, of_total
+from trainyard.hooks._log_phases import LogPhase, log_phases
 from trainyard.hooks._time_left import TimeLeft
 from trainyard.hooks._windows import EVERY, LogWindow, window_kinds
 from trainyard.runner import Member, Runner
@@ -74,17 +74,25 @@ class Logger(Hook):
         self._window: list[dict[str, Tensor]] = []
         self._weights: list[int | Tensor | None] = []  # of the batches of the window
         self._loaded: dict[int, dict[str, Any]] = {}
+        self._ahead: list[int] = []  # of each member, once the training has begun
+        self._phases = [LogPhase(None, 0, 0)]
         self._begins: list[tuple[int, int]] = []
         """Epochs of the values since the last point: the iterations finished before each of them, and its number."""
 
+    @property
+    def own_places(self) -> bool:  # type: ignore[override]
+        """Whether what a point covers is a matter of the member's last iterations alone."""
+        return not self._kinds
+
     def before_train(self, runner: Runner) -> None:
-        self._take_up(runner)
+        counts = self._take_up(runner)
+        self._find_phases(runner, counts)
         self._journals = [member.journal for member in runner.members]
         self._total = runner.train_loop.max_iters(runner)
         self._epochs = runner.train_loop.max_epochs(runner)
         self._length = length_hint(runner.loader("train"))
         self._next_line = perf_counter() + self.line_every
-        self._left = TimeLeft(runner.iter, self._total)
+        self._left = TimeLeft(runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         begin = (runner.epoch_begin, runner.epoch)
@@ -94,22 +102,24 @@ class Logger(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         self._window.append(outputs)
         self._weights.append(runner.step.weight(data_batch, outputs))
-        if runner.iter % self.interval == 0:
-            self._write(runner)
+        at = runner.iter % self.interval
+        for phase in self._phases:
+            phase.count += 1
+        for phase in self._phases:
+            if at == phase.due:
+                self._write(runner, phase)
 
     def after_train(self, runner: Runner) -> None:
-        if self._window and not runner.interrupted:
-            self._write(runner)
+        for phase in self._phases:
+            if phase.count and not runner.interrupted:
+                self._write(runner, phase)
 
     def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
-        if self._window:
-            index = list(leaving)
-            found = {key: value[index] if value.ndim else value for key, value in self._means(runner)[0].items()}
-            rates = runner.learning_rates()
-            gauges = {name: partial(_of_members, gauge, index) for name, gauge in runner.gauges.items()}
-            journals = [self._journals[member] for member in index]
-            runner.scalars.add(journals, runner.iter, runner.epoch, found, [rates[member] for member in index], gauges)
-            runner.scalars.flush()
+        for phase in self._phases:
+            if phase.count and (own := tuple(lane for lane in leaving if phase.has(lane))):
+                found, rates = self._means(runner, phase.count)[0], runner.learning_rates()
+                runner.scalars.add(self._journals, *_counts(runner), found, rates, runner.gauges, own)
+        runner.scalars.flush()
 
     def before_val(self, runner: Runner) -> None:
         runner.scalars.hand_over()  # the evaluation may take long
@@ -123,10 +133,10 @@ class Logger(Hook):
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         self._results(runner, "test")
 
-    def _means(self, runner: Runner) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
-        """Return the means of a point, `[]` or `[K]`, and the windows after it."""
-        window, windows = self._window, self._windows
-        found = window[0] if len(window) == 1 else means(window, self._weights)
+    def _means(self, runner: Runner, count: int) -> tuple[dict[str, Tensor], dict[str, LogWindow]]:
+        """Return the means of a point of the last `count` iterations, `[]` or `[K]`, and the windows after it."""
+        window, windows = self._window[-count:], self._windows
+        found = window[0] if len(window) == 1 else means(window, self._weights[-count:])
         if self._kinds:
             found, windows = self._windowed(found, runner.iter)
         if runner.strategy.world_size > 1:
@@ -149,13 +159,14 @@ class Logger(Hook):
         present = {key: mean for key, window in windows.items() if (mean := window.mean()) is not None}
         return {key: present.get(key, mean) for key, mean in found.items()}, windows
 
-    def _write(self, runner: Runner) -> None:
-        found, self._windows = self._means(runner)
+    def _write(self, runner: Runner, phase: LogPhase) -> None:
+        found, self._windows = self._means(runner, phase.count)
         scalars, rates = runner.scalars, runner.learning_rates()
-        scalars.add(self._journals, runner.iter, runner.epoch, found, rates, runner.gauges)
-        every, count = self.interval_exp_name, len(self._window)
-        self._window.clear()
-        self._weights.clear()
+        scalars.add(self._journals, *_counts(runner), found, rates, runner.gauges, phase.lanes)
+        every, count = self.interval_exp_name, phase.count
+        phase.count = 0
+        over = len(self._window) - max(each.count for each in self._phases)
+        del self._window[:over], self._weights[:over]
         del self._begins[:-1]
         if every is not None and runner.iter // every > (runner.iter - count) // every:
             for member in runner.members:
@@ -169,35 +180,48 @@ class Logger(Hook):
         begin, epoch = begun[-1] if begun else (0, 0)
         return epoch, iteration - begin
 
-    def _place(self, iteration: int) -> str:
-        """Return the position of an iteration in the training as text, counted from 1."""
-        epoch, index = self._position(iteration)
-        of_epochs = f"epoch {of_total(epoch + 1, self._epochs)}"
+    def _ends(self, runner: Runner, member: Member) -> tuple[int | None, int | None]:
+        """Return the epochs and the iterations of the member's whole training, as far as they are known."""
+        if not runner.lanes_differ:
+            return self._epochs, self._total
+        length, of_epoch = member.loop.length, self._length
+        if member.loop.unit == "epoch":
+            return length, None if of_epoch is None else length * of_epoch
+        return None if of_epoch is None else -(-length // of_epoch), length
+
+    def _place(self, runner: Runner, member: Member) -> str:
+        """Return the member's position in the training as text, counted from 1."""
+        epoch, index = self._position(runner.iter)
+        epochs, total = self._ends(runner, member)
+        of_epochs = f"epoch {of_total(epoch + member.epoch - runner.epoch + 1, epochs)}"
         if self.by == "epoch":
             return f"{of_epochs}  iter {of_total(index, self._length)}"
-        of_run = f"iter {of_total(iteration, self._total)}"
+        of_run = f"iter {of_total(member.iter, total)}"
         return of_run if self.by == "iter" else f"{of_epochs}  {of_run}"
 
     def _line(self, runner: Runner) -> None:
         now = perf_counter()
         self._next_line = now + self.line_every
-        left = self._left.after(runner.iter)
         for member in runner.members:
+            if member.vacant:
+                continue
+            _, total = self._ends(runner, member)
+            left = self._left.after(runner.iter, None if total is None else total - member.iter)
             numbers = "  ".join(
                 f"{key.removeprefix('train/')} {value:.4g}"
                 for key, value in member.metrics.items()
                 if key[:6] == "train/"
             )
-            line = (self._place(runner.iter), numbers, left)
+            line = (self._place(runner, member), numbers, left)
             log.info("%s  %s  eta %s", *line, extra={"of_progress": True, "member": member})
 
     def _is_told(self, runner: Runner, split: str, member: Member, *, due: bool) -> bool:
         """Return whether a result gets a line."""
         if self.val_lines == "all" or split != "val" or not runner.training:
             return True
-        loop = runner.train_loop
-        at_end = (runner.epoch if loop.unit == "epoch" else runner.iter) >= loop.length
-        return due or at_end or member.is_best(runner.iter)
+        loop = member.loop
+        at_end = (member.epoch if loop.unit == "epoch" else member.iter) >= loop.length
+        return due or at_end or member.is_best(member.iter)
 
     def _results(self, runner: Runner, split: str) -> None:
         now = perf_counter()
@@ -205,9 +229,9 @@ class Logger(Hook):
         if due:
             self._val_line_at = now
         for member in runner.members:
-            if not self._is_told(runner, split, member, due=due):
+            if not member.due or not self._is_told(runner, split, member, due=due):
                 continue
-            best = "  (best)" if runner.training and split == "val" and member.is_best(runner.iter) else ""
+            best = "  (best)" if runner.training and split == "val" and member.is_best(member.iter) else ""
             for name, mark in ((split, best), (f"{split}_raw", "")):
                 numbers = "  ".join(
                     f"{key.removeprefix(f'{name}/')} {value:.4f}"
@@ -219,8 +243,9 @@ class Logger(Hook):
                     log.info("%s  epoch %d  iter %d  %s%s", *line, extra={"member": member, "best": bool(mark)})
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
-        window = [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window]
-        weights = [_of(weight, member) for weight in self._weights]
+        first = len(self._window) - next((phase.count for phase in self._phases if phase.has(member)), 0)
+        window = [{key: _of(value, member) for key, value in outputs.items()} for outputs in self._window[first:]]
+        weights = [_of(weight, member) for weight in self._weights[first:]]
         if not self._kinds:
             return {"window": window, "weights": weights}
         windows = {key: it.state_dict(member) for key, it in self._windows.items()}
@@ -229,9 +254,18 @@ class Logger(Hook):
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._loaded[member] = state
+        if self._ahead:
+            self._insert(member, state)
+
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        self._journals = [member.journal for member in runner.members]
+        self._find_phases(runner, [0 if k in members else count for k, count in enumerate(self._counts())])
 
     def keep(self, members: Sequence[int]) -> None:
         index = list(members)
+        counts = self._counts()
+        self._ahead = [self._ahead[member] for member in index]
+        self._phases = log_phases(self.interval, self._ahead, [counts[member] for member in index])
         self._journals = [self._journals[member] for member in index]
         self._window = [
             {key: value[index] if value.ndim else value for key, value in outputs.items()} for outputs in self._window
@@ -239,12 +273,43 @@ class Logger(Hook):
         self._weights = [_of_some(weight, index) for weight in self._weights]
         self._windows = {key: window.keep(index) for key, window in self._windows.items()}
 
-    def _take_up(self, runner: Runner) -> None:
-        """Restore the windows of a resumed run, with the members' values side by side."""
-        states = [self._loaded[member] for member in sorted(self._loaded)]
-        self._loaded = {}
+    def _find_phases(self, runner: Runner, counts: Sequence[int]) -> None:
+        self._ahead = [member.iter - runner.iter for member in runner.members]
+        self._phases = log_phases(self.interval, self._ahead, counts)
+
+    def _counts(self) -> list[int]:
+        """Return how many iterations the next point of each member covers so far."""
+        lanes = range(len(self._ahead))
+        return [next(phase.count for phase in self._phases if phase.has(lane)) for lane in lanes]
+
+    def _insert(self, member: int, state: Mapping[str, Any]) -> None:
+        """Let the next point of a member cover what its state holds, while the training goes on."""
+        own, counts = state["window"], self._counts()
+        for _ in range(len(own) - len(self._window)):
+            self._window.insert(0, {})
+            self._weights.insert(0, None)
+        for outputs, saved in zip(self._window[len(self._window) - len(own) :], own, strict=True):
+            for key, value in saved.items():
+                if key not in outputs:
+                    outputs[key] = value.new_zeros(len(counts)).to(self._device)
+                outputs[key] = outputs[key].clone()
+                outputs[key][member] = value
+        counts[member] = len(own)
+        self._phases = log_phases(self.interval, self._ahead, counts)
+
+    def _take_up(self, runner: Runner) -> list[int]:
+        """Restore the windows of a resumed run, with the members' values side by side; return how long they are."""
+        self._device = runner.device
+        counts = [len(self._loaded[k]["window"]) if k in self._loaded else 0 for k in range(len(runner.members))]
+        loaded, self._loaded = self._loaded, {}
+        if len(set(counts)) > 1:
+            self._find_phases(runner, [0] * len(counts))
+            for member, each in loaded.items():
+                self._insert(member, each)
+            return counts
+        states = [loaded[member] for member in sorted(loaded)]
         if not states:
-            return
+            return counts
         windows = [state["window"] for state in states]
         # Members of a stack have batches of one size; what they return under `num_items` is their own.
         weights = [state.get("weights", [None] * len(state["window"])) for state in states]
@@ -261,6 +326,7 @@ class Logger(Hook):
             kind = self._kinds.get(key, self._kinds.get(EVERY))
             if kind is not None:
                 self._windows[key] = kind.loaded([state["windows"][key] for state in states], runner.device)
+        return counts
 
 
 def _of(value: Any, member: int) -> Any:
@@ -279,7 +345,10 @@ def _side_by_side(values: Sequence[Any], device: torch.device) -> Any:
     return (values[0] if len(values) == 1 else torch.stack(list(values))).to(device)
 
 
-def _of_members(gauge: Callable[[], Any], members: list[int]) -> Any:
-    """Return a gauge's values of these members."""
-    value = gauge()
-    return [value[member] for member in members] if isinstance(value, list) else value
+def _counts(runner: Runner) -> tuple[int | list[int], int | list[int]]:
+    """Return the finished iterations and epochs; a number for each member where they differ."""
+    if not runner.lanes_differ:
+        return runner.iter, runner.epoch
+    if len(runner.members) == 1:
+        return runner.members[0].iter, runner.members[0].epoch
+    return [member.iter for member in runner.members], [member.epoch for member in runner.members]

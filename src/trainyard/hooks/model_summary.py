@@ -55,6 +55,7 @@ class ModelSummary(Hook):
 
     priority = "VERY_HIGH"
     stackable = True
+    own_places = True
 
     def __init__(self, depth: int | None = 3, flops: bool = True) -> None:
         self.depth = None if depth is None else integer("depth", depth, at_least=0, other="null for all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class NaNGuard(Hook):
 
     priority = "HIGH"
     stackable = True
+    own_places = True
 
     def __init__(self, interval: int = 10, action: str = "stop") -> None:
         self.interval = integer("interval", interval, at_least=1)
@@ -65,18 +66,27 @@ class NaNGuard(Hook):
     def after_train(self, runner: Runner) -> None:
         self._look(runner)
 
+    def before_leave(self, runner: Runner, leaving: Sequence[int]) -> None:
+        self._look(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any], member: Member) -> None:
         self._look(runner)
         finite = [local(parameter).isfinite().all() for parameter in member.model.parameters()]
         not_finite = bool(finite) and not torch.stack(finite).all()
         if runner.strategy.agree(not_finite) and not member.failed:
-            member.stop(f"a weight is no finite number after iteration {runner.iter}", failed=True)
+            member.stop(f"a weight is no finite number after iteration {member.iter}", failed=True)
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
         return {"skipped": int(self._guards[0].skipped[member])} if self._guards else {}
 
     def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
         self._loaded[member] = state["skipped"]
+        if self._guards:
+            self._guards[0].skipped[member] = state["skipped"]  # which all guards share
+
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        if self._guards:
+            self._guards[0].skipped[[*members]] = 0
 
     def keep(self, members: Sequence[int]) -> None:
         if self._loss is not None:
@@ -96,7 +106,7 @@ class NaNGuard(Hook):
         losses = runner.strategy.mean({"loss": self._loss})
         for member, values in zip(runner.members, read(losses, len(runner.members)), strict=True):
             if not math.isfinite(values["loss"]) and not member.failed:
-                member.stop(f"the loss is {values['loss']} at iteration {runner.iter}", failed=True)
+                member.stop(f"the loss is {values['loss']} at iteration {member.iter}", failed=True)
 
 
 class SkipNonFinite:

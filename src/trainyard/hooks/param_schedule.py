@@ -16,6 +16,7 @@ class ParamSchedule(Hook):
 
     priority = "HIGH"
     stackable = True
+    own_places = True
 
     def before_train(self, runner: Runner) -> None:
         schedule: Any = runner.schedule
@@ -39,7 +40,11 @@ class ParamSchedule(Hook):
             return
         schedule: Any = runner.schedule
         name = schedule.monitor or runner.members[0].objective.name
-        schedule.observe(*(member.latest(name, "schedule.monitor") for member in runner.members))
+        due = [member.latest(name, "schedule.monitor") if member.due else None for member in runner.members]
+        if runner.stacked:
+            schedule.observe(*due)
+        else:
+            schedule.observe(due[0])
 
     @staticmethod
     def _apply(runner: Runner, index: int) -> None:

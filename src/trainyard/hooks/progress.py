@@ -41,6 +41,7 @@ class Progress(Hook):
     priority = "LOW"
     ranks = "main"
     stackable = True
+    own_places = True
 
     def __init__(self, refresh: float = 0.1) -> None:
         self.refresh = number("refresh", refresh, at_least=0, finite=False, unit="seconds")
@@ -65,7 +66,7 @@ class Progress(Hook):
         self._epochs = runner.train_loop.max_epochs(runner)
         self._total = runner.train_loop.max_iters(runner)
         self._task: TaskID = self._bar.add_task("", total=self._total, completed=runner.iter, numbers="")
-        self._begin_iter, self._left = runner.iter, TimeLeft(runner.iter, self._total)
+        self._begin_iter, self._left = runner.iter, TimeLeft(runner.iter)
         self._bar.start()
         console.live = True
         self._breakpoints, sys.breakpointhook = sys.breakpointhook, self._break
@@ -83,11 +84,12 @@ class Progress(Hook):
         if self._total is not None and runner.iter > self._total:  # it was an estimate
             self._total = None
             self._bar.tasks[0].total = None
+        left = self._left.after(runner.iter, None if self._total is None else self._total - runner.iter)
         self._bar.update(
             self._task,
             completed=runner.iter,
             description=f"epoch {of_total(runner.epoch + 1, self._epochs)}",
-            numbers=f"loss {min(losses):.4g} lr {rate:.1e} {_short(pace)}/s {self._left.after(runner.iter)}",
+            numbers=f"loss {min(losses):.4g} lr {rate:.1e} {_short(pace)}/s {left}",
             refresh=True,
         )
 

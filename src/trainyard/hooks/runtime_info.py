@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 
@@ -18,6 +19,7 @@ class RuntimeInfo(Hook):
 
     priority = "VERY_HIGH"
     stackable = True
+    own_places = True
 
     def before_run(self, runner: Runner) -> None:
         model = runner.members[0].model
@@ -30,6 +32,7 @@ class RuntimeInfo(Hook):
         if runner.device.type == "cuda":
             tags["gpu"] = torch.cuda.get_device_name(runner.device)
         log.info("%s with %s parameters.", kind, f"{parameters:,}")
+        self._tags = tags
         for member in runner.members:
             member.journal.tags(tags)
 
@@ -40,6 +43,15 @@ class RuntimeInfo(Hook):
             for name, value in runner.data.baselines(split).items():
                 log.info("Baseline to beat: %s/%s %.4f.", split, name, value)
                 for member in runner.members:
+                    member.record({f"{split}/{name}": value}, step=0, epoch=0)
+
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        for lane in members:
+            member = runner.members[lane]
+            member.journal.tags(self._tags)
+            for split in runner.sets("val"):
+                assert runner.data is not None
+                for name, value in runner.data.baselines(split).items():
                     member.record({f"{split}/{name}": value}, step=0, epoch=0)
 
 

@@ -39,6 +39,7 @@ class SystemMetrics(Hook):
     priority = "NORMAL"
     ranks = "main"
     stackable = True
+    own_places = True
 
     def __init__(self, every: float = 10.0) -> None:
         self.every = number("every", every, above=0, unit="seconds")
@@ -74,7 +75,7 @@ class SystemMetrics(Hook):
         named = {f"system/{name}": value for name, value in values.items()}
         for member in runner.members:
             if member.journal.writes:
-                member.journal.metrics(runner.iter, named, epoch=runner.epoch)
+                member.journal.metrics(member.iter, named, epoch=member.epoch)
 
 
 class _Clock:

@@ -69,6 +69,7 @@ class TestTimeAugmentation(Hook):
     __test__ = False  # not a test case of pytest, despite the name
     priority = "HIGH"  # before the EMA, which may run the raw weights besides the average
     stackable = True
+    own_places = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class RungReports(Hook):
 
     priority = "LOW"  # before Checkpoint, which then saves
     stackable = True
+    own_places = True
 
     def __init__(self, positions: Sequence[SweepPosition]) -> None:
         self._positions = positions
@@ -58,7 +59,7 @@ class RungReports(Hook):
         checkpoint = self._checkpoint(runner)
         for member in runner.members:
             rungs, at = self._rungs(member), self._place(runner, member)
-            if rungs is None or at not in rungs.at or member.failed:
+            if rungs is None or at not in rungs.at or member.failed or not member.due:
                 continue
             member.journal.tags({"rung": at})
             self._pause_if_due(runner, member, rungs, at)
@@ -67,17 +68,18 @@ class RungReports(Hook):
             checkpoint.save_next(partial(self._tell, member, at))
 
     def _rungs(self, member: Member) -> Rungs | None:
-        return self._of[id(member)].rungs
+        position = self._of.get(id(member))
+        return None if position is None else position.rungs
 
     def _place(self, runner: Runner, member: Member) -> int:
         """Return the epoch, or iteration, that a member has reached; -1 within an epoch."""
         rungs = self._rungs(member)
         if rungs is None or rungs.by == "iter":
-            return runner.iter
-        return int(runner.epoch) if runner.batches_done == 0 else -1
+            return member.iter
+        return member.epoch if runner.batches_done == 0 else -1
 
     def _pause_if_due(self, runner: Runner, member: Member, rungs: Rungs, at: int) -> None:
-        loop = runner.train_loop
+        loop = member.loop
         over = loop.unit == rungs.by and at >= loop.length
         member.paused = at == rungs.until and member.stop_reason is None and not over
 

@@ -59,7 +59,8 @@ class ValLoop:
         for name, value in arrays.items():
             runner.record_array(name, value)
         for member, values in zip(runner.members, results, strict=True):
-            member.record(values, step=member.iter, epoch=member.epoch)
+            if member.due:
+                member.record(values, step=member.iter, epoch=member.epoch)
         self.judge(runner)
         runner.call(f"after_{split}_epoch", metrics=results[0] if len(results) == 1 else results)
         self.done(runner)
@@ -100,7 +101,8 @@ class ValLoop:
         """Compare the results with the best objective."""
         if runner.training:
             for member in runner.members:
-                member.judge(step=runner.iter, epoch=runner.epoch)
+                if member.due:
+                    member.judge(step=member.iter, epoch=member.epoch)
 
     def done(self, runner: Runner) -> None:
         """Record that the validation has finished: a run resumed from here on does not repeat it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -43,8 +43,14 @@ class Hook:
     names of metrics to the argument that gave each). If no metric of such a name is computed, the sanity check raises
     an error before the training.
 
+    The members of a stack may stand at different epochs, and a lane may be given to another member while the others
+    go on. A hook that supports that sets `own_places = True`: it reads `member.iter` and `member.epoch`, passes over
+    members that are not `due` at a validation, and forgets in `refill` what it kept for a lane. Where a hook does not,
+    the members of a stack stand at one place.
+
     Attributes:
         stackable: the hook supports several members at once.
+        own_places: the hook supports members at different places of the training.
         ranks: where the hook runs if a run has several devices: on `all` ranks or on the `main` one only; `one` if the
             hook supports a single device only.
         priority: 0 (first) to 100, or HIGHEST, VERY_HIGH, HIGH, ABOVE_NORMAL, NORMAL, BELOW_NORMAL, LOW, VERY_LOW,
@@ -53,6 +59,7 @@ class Hook:
 
     priority: int | str = "NORMAL"
     stackable: bool = False
+    own_places: bool = False
     ranks: str = "all"
 
     def state_dict(self, member: int = 0) -> dict[str, Any]:
@@ -71,6 +78,19 @@ class Hook:
 
     def stack(self, hooks: Sequence[Hook]) -> None:
         """Take over what differs between the members' own hooks, each of which was made from its member's config."""
+
+    def refill(self, runner: Any, members: Mapping[int, Hook | None]) -> None:
+        """Forget what was kept for lanes that other members, or none, have now.
+
+        Args:
+            runner: the Runner; its lanes hold the new members.
+            members: by lane, the new member's own hook, made from its config; None for a free lane.
+        """
+
+    def copy_lane(self, source: int, target: int) -> None:
+        """Let a lane go on as another does."""
+        if state := self.state_dict(source):
+            self.load_state_dict(state, target)
 
     def keep(self, members: Sequence[int]) -> None:
         """Continue with these members, in this order; the others have left the stack."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainyard.checks import integer, is_integer
@@ -47,6 +47,7 @@ class TrainLoop(ABC):
 
     Attributes:
         unit: "epoch" or "iter": what `length`, `val_begin`, `val_interval` and the turns of the workflow count.
+        ends: the counts after which a member's training ends, the last of which is `length`.
         stages: further stages, which a custom loop calls by `runner.call`; hooks may have methods of these names.
         val_due: validation runs before the next training iteration. It is part of a checkpoint, so that a run that
             ended before its validation had finished begins with it.
@@ -64,6 +65,7 @@ class TrainLoop(ABC):
         workflow: Entries | None = None,
     ) -> None:
         self.length = length
+        self.ends: Collection[int] = (length,)
         self.val_begin = integer("val_begin", val_begin, at_least=1)
         self.val_interval = integer("val_interval", val_interval, at_least=1)
         self.dynamic_intervals = _pairs("dynamic_intervals", dynamic_intervals or ())
@@ -90,7 +92,7 @@ class TrainLoop(ABC):
 
     def validates_after(self, count: int) -> bool:
         """Return whether validation follows epoch (or iteration) number `count`, counted from 1."""
-        return count == self.length or (count >= self.val_begin and count % self.interval_at(count) == 0)
+        return count in self.ends or (count >= self.val_begin and count % self.interval_at(count) == 0)
 
     def interval_at(self, count: int) -> int:
         """Return the interval between validations that holds at the end of epoch (or iteration) number `count`."""
@@ -247,7 +249,7 @@ class IterBasedTrainLoop(TrainLoop):
 
     def run_epoch(self, runner: Runner) -> None:
         before_iter, after_iter = runner.stage("before_train_iter"), runner.stage("after_train_iter")
-        step, total, start = runner.step, self.length, runner.batches_done
+        step, start = runner.step, runner.batches_done
         runner.model.train()
         runner.call("before_train_epoch")
         if runner.stopping:
@@ -255,7 +257,7 @@ class IterBasedTrainLoop(TrainLoop):
         for index, batch in enumerate(runner.reader.batches(runner.epoch, start, step=step), start):
             for hook in before_iter:
                 hook(runner, index, batch)
-            outputs = step(batch, runner.iter, total)
+            outputs = step(batch, runner.iter, self.length)
             runner.iter += 1
             self.val_due = self.validates_after(runner.iter) and runner.has_split("val")
             for hook in after_iter:
@@ -268,7 +270,7 @@ class IterBasedTrainLoop(TrainLoop):
                 runner.model.train()
                 if runner.interrupted and (self.val_due or self.turn_due(runner)):
                     return  # it was interrupted, and comes again before the epoch is counted
-            if runner.iter == total or runner.stopping:
+            if runner.iter == self.length or runner.stopping:
                 self.end_epoch(runner)
                 return
         self.end_epoch(runner, ended=True)

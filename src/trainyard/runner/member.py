@@ -20,6 +20,7 @@ from trainyard.runner.weights import LoadFrom, load_from
 from trainyard.track import Journal, RunInfo, Status, Tracker, run_info
 
 if TYPE_CHECKING:
+    from trainyard.runner.loops import TrainLoop
     from trainyard.runner.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Member:
         stop_reason: why this member ended its training before the end of the loop; see `stop`.
         failed: whether it ended because of a failure.
         paused: whether it ends here to go on later, from its last checkpoint.
+        vacant: whether this is no run, but stands for a free lane of a stack.
         evaluated: the name of the logged model that is evaluated; None: the one that is trained.
     """
 
@@ -89,6 +91,7 @@ class Member:
     stop_reason: str | None = field(default=None, init=False)
     failed: bool = field(default=False, init=False)
     paused: bool = field(default=False, init=False)
+    vacant: bool = field(default=False, init=False)
     notes: dict[str, str] = field(default_factory=dict, init=False, compare=False)
     evaluated: str | None = field(default=None, init=False, compare=False)
     _told: Best | None = field(default=None, init=False, compare=False, repr=False)
@@ -141,6 +144,29 @@ class Member:
         """Epochs that the member has finished."""
         epoch: int = self.runner.epoch
         return epoch
+
+    @property
+    def loop(self) -> TrainLoop:
+        """The training loop of the member's single run: how long it lasts, and when it is validated."""
+        return self.runner.train_loop
+
+    @property
+    def due(self) -> bool:
+        """Whether the validation that runs is one of this member's; it may be that of others of its stack alone."""
+        return True
+
+    def loop_state(self) -> dict[str, Any]:
+        """Return the state of the training loop of the member's single run."""
+        return self.runner.train_loop.state_dict()
+
+    def load_reading(self, reading: dict[str, Any], done: int) -> None:
+        """Read on from a state of the `TrainingReader`, after `done` batches of an epoch."""
+        self.runner.reader.load_state_dict(reading, done)
+
+    def load_position(self, state: Mapping[str, Any], done: int) -> None:
+        """Go to the position of a checkpoint, `done` batches after the beginning of its epoch."""
+        self.runner.train_loop.load_state_dict(state["loop"])
+        self.runner.go_to(state["epoch"], done, state["iter"])
 
     def step_state(self) -> dict[str, Any]:
         """Return the member's part of the step's state: its loss scale and its accumulated gradients."""

@@ -71,6 +71,9 @@ class Parts:
         self.members = members
         self.added_hooks: dict[str, Any] = {}
 
+    lanes_differ = False
+    """Whether the members of a stack stand at different places of the training, or end at different ones."""
+
     @property
     def seed(self) -> int:
         """The seed of the data and of the parts."""
@@ -128,6 +131,10 @@ class Parts:
     @cached_property
     def optimizer(self) -> Optimizer:
         return self.make_optimizer()
+
+    def learning_rates(self) -> list[float]:
+        """Return each member's learning rate, that of the first parameter group."""
+        return [float(self.optimizer.param_groups[0]["lr"])]
 
     def make_optimizer(self) -> Optimizer:
         """Return the optimizer of the model's parameters, as configured or given."""

@@ -159,8 +159,7 @@ class Runner(Interactive):
         self.scalars = ScalarBuffer()
         self.iter = 0
         self.epoch = 0
-        self.training = False
-        self.interrupted = False
+        self.training = self.interrupted = False
         self.asked_to_end = False
         self._in_session = False
         self.gauges: dict[str, Callable[[], float | list[float]]] = {}
@@ -216,10 +215,6 @@ class Runner(Interactive):
     def stacked(self) -> bool:
         """Whether outputs and losses have a leading axis of members. It is True for a stack, even of one member."""
         return False
-
-    def learning_rates(self) -> list[float]:
-        """Return each member's learning rate, that of the first parameter group."""
-        return [float(self.optimizer.param_groups[0]["lr"])]
 
     @property
     def work_dir(self) -> Path | None:
@@ -306,7 +301,8 @@ class Runner(Interactive):
             value: the result; for a stack with a leading axis of members.
         """
         for member, own in zip(self.members, value.unbind(0) if self.stacked else [value], strict=True):
-            member.record_array(name, own)
+            if member.due:
+                member.record_array(name, own)
 
     def seeded(self, purpose: str, *index: int) -> AbstractContextManager[None]:
         """Return a context in which all random numbers are derived from `(seed, purpose, *index)`.
@@ -360,7 +356,7 @@ class Runner(Interactive):
             try:
                 self.call("before_train")
                 with explained(self):
-                    self.train_loop.run(self)
+                    self.run_loop()
                 if not self.stopping:
                     unfreezing.check_none_missed(self)
                 self.call("after_train")
@@ -372,6 +368,10 @@ class Runner(Interactive):
             finally:
                 self.training = False
         return [member.metrics for member in self.members]
+
+    def run_loop(self) -> None:
+        """Run the training loop from the present position to its end."""
+        self.train_loop.run(self)
 
     def val(self) -> list[dict[str, float]]:
         """Validate the current model, or the one that `load_from` names."""

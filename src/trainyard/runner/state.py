@@ -100,7 +100,7 @@ def capture(
         "parameters": identity.record(member.model, member.optimizer, member.beginning),
         "schedule": {"type": _name(member.schedule)} | (member.schedule.state_dict() if member.schedule else {}),
         "step": member.step_state(),
-        "loop": runner.train_loop.state_dict(),
+        "loop": member.loop_state(),
         "member": member.state_dict(),
         "hooks": member.hook_states() if hooks is None else hooks,
         "random": generators,
@@ -180,10 +180,10 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
     Raises:
         KeyError, ValueError: the state is from another kind of training.
     """
-    runner, optimizer, schedule = member.runner, member.optimizer, member.schedule
+    optimizer, schedule = member.optimizer, member.schedule
     reading, done = _reading(state)
     reading, done, other_batches = override.position(member, reading, done)
-    runner.reader.load_state_dict(reading, done)
+    member.load_reading(reading, done)
     _check_equal("optimizer", state["optimizer"]["type"], _name(optimizer))
     _check_equal("schedule", state["schedule"]["type"], _name(schedule))
     saved = _untyped(state["optimizer"])
@@ -195,10 +195,9 @@ def _restore_training(member: Member, state: dict[str, Any]) -> None:
         schedule.load_state_dict(in_group_order(_untyped(state["schedule"]), bound.groups))
     step = bound.step(state["step"])
     member.load_step_state(override.without_pending(step) if other_batches else step)
-    runner.train_loop.load_state_dict(state["loop"])
     member.load_state_dict(state["member"])
     member.load_hook_states(state["hooks"])
-    runner.go_to(state["epoch"], done, state["iter"])
+    member.load_position(state, done)
     override.reconcile(member, config, (state["schedule"].get("start") or {}).get("groups", []))
 
 

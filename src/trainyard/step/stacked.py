@@ -49,6 +49,14 @@ class StackedClipGradNorm(NoClip):
         """Keep only the members at `index`, int64."""
         self.max_norms = self.max_norms.index_select(0, index.to(self.max_norms.device))
 
+    def put(self, k: int, other: NoClip) -> None:
+        """Give a lane to a member that clips as `other` does, the clipping of a stack of one."""
+        self.max_norms[k] = vars(other)["max_norms"][0]
+
+    def copy_row(self, k: int, source: int) -> None:
+        """Copy a member's limit into lane `k`."""
+        self.max_norms[k] = self.max_norms[source]
+
 
 class StackedClipGradValue(NoClip):
     """`ClipGradValue` for each member separately.
@@ -80,6 +88,14 @@ class StackedClipGradValue(NoClip):
     def keep(self, index: Tensor) -> None:
         """Keep only the members at `index`, int64."""
         self.limits = self.limits.index_select(0, index.to(self.limits.device))
+
+    def put(self, k: int, other: NoClip) -> None:
+        """Give a lane to a member that clips as `other` does, the clipping of a stack of one."""
+        self.limits[k] = vars(other)["limits"][0]
+
+    def copy_row(self, k: int, source: int) -> None:
+        """Copy a member's limit into lane `k`."""
+        self.limits[k] = self.limits[source]
 
 
 def stack_clips(norms: Sequence[float | None], values: Sequence[float | None]) -> NoClip:
@@ -179,6 +195,11 @@ class StackedScaledAutocast(Autocast):
         if state:  # empty if the run was in another precision so far
             for key, values in self._state.items():
                 values[k] = state[key]
+
+    def reset_member(self, k: int) -> None:
+        """Give a lane to a member that begins: in place, so that a captured step sees it."""
+        for key, values in StackedScaledAutocast(self._state["scale"].device, 1)._state.items():
+            self._state[key][k] = values[0]
 
     def keep(self, index: Tensor) -> None:
         """Keep only the members at `index`, int64."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 SHOWN = 3  # maximum number of keys in a reason
@@ -40,7 +41,12 @@ class _Number:
 _NUMBER = _Number()
 
 
-def kinds(configs: Sequence[Values], allowed: Sequence[str], elsewhere: Sequence[str]) -> list[Kind]:
+def kinds(
+    configs: Sequence[Values],
+    allowed: Sequence[str],
+    elsewhere: Sequence[str],
+    fixed_with: Mapping[str, str] = MappingProxyType({}),
+) -> list[Kind]:
     """Return the configs by kind, in order of first appearance.
 
     Args:
@@ -48,16 +54,22 @@ def kinds(configs: Sequence[Values], allowed: Sequence[str], elsewhere: Sequence
         allowed: the places (`optim`, `hook.ema.decay`) at or below which numbers may differ: also an int from a
             float, and lists of one length item by item; but not bool, None or text.
         elsewhere: the places that are not compared at all.
+        fixed_with: for some of `allowed`, a place: in a config that holds something there, numbers may not differ.
     """
-    rules = _rules(allowed, free=True) | _rules(elsewhere, free=False)
-    known: dict[tuple[str, int], str] = {}  # jobs share most parts of their configs
+    rules_with: dict[tuple[str, ...], dict[str, Any]] = {}
+    known: dict[tuple[str, int, tuple[str, ...]], str] = {}  # jobs share most parts of their configs
     found: dict[str, Kind] = {}
     for index, config in enumerate(configs):
+        fixed = tuple(place for place, other in fixed_with.items() if _at(config, other))
+        if fixed not in rules_with:
+            free = [place for place in allowed if place not in fixed]
+            rules_with[fixed] = _rules(free, free=True) | _rules(elsewhere, free=False)
+        rules = rules_with[fixed]
         # repr distinguishes plain values such as 1, 1.0, "1" and True, and treats NaN as equal to NaN. The order of
         # keys counts: hooks, and other parts built from a mapping, come in that order.
         texts = []
         for name, value in config.items():
-            part = name, id(value)
+            part = name, id(value), fixed
             if part not in known:
                 known[part] = repr(_masked({name: value}, rules))[1:-1]
             texts.append(known[part])
@@ -151,6 +163,14 @@ def _meet(key: str, path: str) -> bool:
 def _codes(column: Sequence[str | None]) -> list[int]:
     codes: dict[str | None, int] = {}
     return [codes.setdefault(value, len(codes)) for value in column]
+
+
+def _at(config: Values, place: str) -> Any:
+    """Return what a config holds at a place; None if nothing."""
+    value: Any = config
+    for name in place.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _rules(places: Sequence[str], *, free: bool) -> dict[str, Any]:

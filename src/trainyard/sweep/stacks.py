@@ -129,7 +129,11 @@ class StackPlanner:
         """Return whether jobs that were a stack can still be one."""
         if self._fuse is None or _unstackable(jobs):
             return False
-        return len(kinds.kinds([_compared(job) for job in jobs], self._fuse.ALLOWED, self._fuse.NOT_COMPARED)) == 1
+        return len(self._kinds([_compared(job) for job in jobs])) == 1
+
+    def _kinds(self, values: Sequence[kinds.Values]) -> list[kinds.Kind]:
+        assert self._fuse is not None
+        return kinds.kinds(values, self._fuse.ALLOWED, self._fuse.NOT_COMPARED, self._fuse.FIXED_WITH)
 
     def _choose(self, jobs: Sequence[Job], probing: bool) -> Stacking:
         if not self.active or self._fuse is None:
@@ -137,7 +141,7 @@ class StackPlanner:
         alone = _unstackable(jobs)
         fit = [job for job in jobs if job.num not in alone]
         values = [_compared(job) for job in fit]
-        found_kinds = kinds.kinds(values, self._fuse.ALLOWED, self._fuse.NOT_COMPARED)
+        found_kinds = self._kinds(values)
         found = kinds.reasons(found_kinds, [job.num for job in fit], [job.choices for job in fit])
         alone |= {fit[index].num: reason for index, reason in found.items()}
         groups = [kind for kind in found_kinds if len(kind.members) > 1]

@@ -6,7 +6,7 @@ starts, resumed, and trained as stacks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from hydra.types import TaskFunction
@@ -59,12 +59,15 @@ class StackTrainer(Protocol):
 
     Attributes:
         ALLOWED: the places of a config (`optim`, `hook.ema.decay`) at or below which numbers may differ in a stack.
+        FIXED_WITH: those of them at which numbers may differ only where another place holds nothing, with that place.
         NOT_COMPARED: the places that may differ in any way.
         PRELOAD: modules that only stacks import.
     """
 
     @property
     def ALLOWED(self) -> Sequence[str]: ...  # noqa: N802 - a constant where a module is the trainer
+    @property
+    def FIXED_WITH(self) -> Mapping[str, str]: ...  # noqa: N802
     @property
     def NOT_COMPARED(self) -> Sequence[str]: ...  # noqa: N802
     @property

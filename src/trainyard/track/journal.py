@@ -138,7 +138,7 @@ class Journal:
         for block in blocks:
             self._latest.update(block.latest(member))
             if self.writes:
-                lines = block.text(member) if block.names and block.first > self._highest else None
+                lines = block.text(member) if block.names and block.first(member) > self._highest else None
                 text += self._one_by_one(block.points(member)) if lines is None else lines
         self._write(text)
 

@@ -29,10 +29,12 @@ SECONDS = 0.5
 
 Number = float | list[float]
 """One number for all members, or one for each."""
-_Waiting = tuple[int, int, float, Mapping[str, Tensor], Number, dict[str, Number]]
-"""Step, epoch, time, losses, learning rate, gauges."""
-_Point = tuple[int, int, float, tuple[str, ...], list[Any]]
-"""Step, epoch, time, and the names and values of metrics: one number for all members, or one for each."""
+Place = int | list[int]
+"""A step or an epoch: one for all members, or one for each."""
+_Waiting = tuple[Place, Place, float, Mapping[str, Tensor], Number, dict[str, Number], tuple[int, ...] | None]
+"""Step, epoch, time, losses, learning rate, gauges, and whose journals have it: None for all."""
+_Point = tuple[Any, Any, float, tuple[str, ...], list[Any], tuple[int, ...] | None]
+"""Step, epoch, time, the names and values of metrics (one number for all members, or one for each), and for whom."""
 
 
 class ScalarBuffer:
@@ -63,19 +65,22 @@ class ScalarBuffer:
     def add(
         self,
         journals: Sequence[Journal],
-        step: int,
-        epoch: int,
+        step: Place,
+        epoch: Place,
         losses: Mapping[str, Tensor],
         rates: list[float],
         gauges: Mapping[str, Callable[[], Number]],
+        only: tuple[int, ...] | None = None,
     ) -> None:
         """Add a point at `step` for each of K journals; its values are recorded under their names, after `train/`.
 
         Args:
             journals: the same list as long as they are the same.
+            step, epoch: lists of K where they differ.
             losses: tensors `[]`, or `[K]`, on one device. The mapping is kept, not copied.
             rates: K learning rates, recorded as `lr`.
             gauges: further numbers; one takes the place of a loss of its name.
+            only: the journals that have this point, by their places in `journals`; None for all.
         """
         if journals is not self._journals:
             self._take_up(journals)
@@ -84,7 +89,8 @@ class ScalarBuffer:
             losses = self._kept(losses)
         now = time.time()
         rate = rates[0] if len(rates) == 1 else rates
-        self._waiting.append((step, epoch, now, losses, rate, {name: gauge() for name, gauge in gauges.items()}))
+        read = {name: gauge() for name, gauge in gauges.items()}
+        self._waiting.append((step, epoch, now, losses, rate, read, only))
         if len(self._waiting) >= MOST or not 0 <= now - self._read_at < SECONDS:
             self.hand_over()
 
@@ -95,7 +101,7 @@ class ScalarBuffer:
         self._settle()
         waiting, self._waiting = self._waiting, []
         self._read_at = time.time()
-        tensors = [tensor for _, _, _, losses, _, _ in waiting for tensor in losses.values()]
+        tensors = [tensor for _, _, _, losses, *_ in waiting for tensor in losses.values()]
         journals = self._journals
         if len(journals) > 1:
             numbers = _begin_to_read(tensors, len(journals))
@@ -106,8 +112,8 @@ class ScalarBuffer:
         values = [tensor.tolist() for tensor in tensors] if on_host else _begin_to_read(tensors, 1)()[:, 0].tolist()
         points = self._points(waiting, values)
         if {*map(type, chain.from_iterable([point[4] for point in points]))} != {float}:
-            points = [(*point[:4], [*map(_own, point[4])]) for point in points]
-        journals[0].points(points)
+            points = [(*point[:4], [*map(_own, point[4])], None) for point in points]
+        journals[0].points([point[:5] for point in points])
 
     def flush(self) -> None:
         """Read the points that wait and write them."""
@@ -145,7 +151,7 @@ class ScalarBuffer:
         of_losses: KeysView[str] | None = None
         of_gauges: KeysView[str] | None = None
         end = 0
-        for step, epoch, at, losses, rate, gauges in waiting:
+        for step, epoch, at, losses, rate, gauges, only in waiting:
             if losses.keys() != of_losses or gauges.keys() != of_gauges:
                 of_losses, of_gauges = losses.keys(), gauges.keys()
                 names, places = self._named((*losses, "lr", *gauges))
@@ -153,16 +159,19 @@ class ScalarBuffer:
             values: list[Any] = numbers[begin:end]
             values.append(rate)
             values += gauges.values()
-            points.append((step, epoch, at, names, values if places is None else [values[place] for place in places]))
+            own = values if places is None else [values[place] for place in places]
+            points.append((step, epoch, at, names, own, only))
         return points
 
     @staticmethod
     def _write(journals: Sequence[Journal], points: list[_Point]) -> None:
         """Write the points of several members."""
-        runs = [[*run] for _, run in groupby(points, itemgetter(3))]
+        runs = [[*run] for _, run in groupby(points, itemgetter(3, 5))]
         blocks = [StackedPoints(run[0][3], [point[:3] for point in run], [point[4] for point in run]) for run in runs]
+        whose = [run[0][5] for run in runs]
         for member, journal in enumerate(journals):
-            journal.stacked_points(blocks, member)
+            own = [block for block, only in zip(blocks, whose, strict=True) if only is None or member in only]
+            journal.stacked_points(own, member)
 
     def _take_up(self, journals: Sequence[Journal]) -> None:
         self.flush()

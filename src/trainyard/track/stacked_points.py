@@ -18,18 +18,16 @@ class StackedPoints:
 
     Args:
         names: of the metrics.
-        places: step, epoch and time (unix seconds) of each point.
+        places: step, epoch and time (unix seconds) of each point; step and epoch are lists of K where they differ.
         values: of each point a value for each name: one number for all members, or a list or an array of K.
 
     Attributes:
-        first: the least step.
         names: of the metrics.
     """
 
     def __init__(
-        self, names: tuple[str, ...], places: Sequence[tuple[int, int, float]], values: Sequence[Sequence[Any]]
+        self, names: tuple[str, ...], places: Sequence[tuple[Any, Any, float]], values: Sequence[Sequence[Any]]
     ) -> None:
-        self.first = min(step for step, _, _ in places)
         self.names = names
         self._places = places
         self._values = values
@@ -39,6 +37,9 @@ class StackedPoints:
         finite = True
         for (step, epoch, at), row in zip(places, values, strict=True):
             texts = []
+            if _is_own(step):
+                own += [step, epoch]
+                step = epoch = "%d"
             for value in row:
                 if _is_own(value):
                     own.append(value)
@@ -53,6 +54,10 @@ class StackedPoints:
         self._columns: list[list[float]] = table.T.tolist()
         self._finite: bool | list[bool] = (np.isfinite(table).all(0) & finite).tolist() if own else finite
 
+    def first(self, member: int) -> int:
+        """Return a member's least step."""
+        return min(int(_own_of(step, member)) for step, _, _ in self._places)
+
     def text(self, member: int) -> str | None:
         """Return a member's lines in its journal; None if a number is not finite."""
         finite = self._finite[member] if isinstance(self._finite, list) else self._finite
@@ -61,7 +66,10 @@ class StackedPoints:
 
     def points(self, member: int) -> list[Point]:
         """Return a member's points."""
-        return [(*place, self.names, _of(row, member)) for place, row in zip(self._places, self._values, strict=True)]
+        return [
+            (_own_of(step, member), _own_of(epoch, member), at, self.names, _of(row, member))
+            for (step, epoch, at), row in zip(self._places, self._values, strict=True)
+        ]
 
     def latest(self, member: int) -> dict[str, float]:
         """Return a member's latest values."""
@@ -73,4 +81,8 @@ def _is_own(value: Any) -> bool:
 
 
 def _of(row: Sequence[Any], member: int) -> list[float]:
-    return [float(value[member] if _is_own(value) else value) for value in row]
+    return [float(_own_of(value, member)) for value in row]
+
+
+def _own_of(value: Any, member: int) -> Any:
+    return value[member] if _is_own(value) else value

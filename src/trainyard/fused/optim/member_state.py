@@ -65,8 +65,8 @@ def read(optimizer: Stacked, member: int) -> dict[str, Any]:
     return {"state": states, "param_groups": groups}
 
 
-def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> None:
-    """Load a `state_dict()` into a member."""
+def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> bool:
+    """Load a `state_dict()` into a member; return whether all states are still the tensors that they were."""
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError("loaded state dict has a different number of parameter groups")
@@ -86,17 +86,25 @@ def write(optimizer: Stacked, member: int, state_dict: Mapping[str, Any]) -> Non
                 name: value.to(param.dtype) if isinstance(value, Tensor) and name != "step" else value
                 for name, value in states[index].items()
             }
-    write_states(optimizer, member, states)
+    in_place = write_states(optimizer, member, states)
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         for key, value in group.items():
             if isinstance(value, Tensor) and key in saved:
                 group[key] = _with(value, member, saved[key])
             elif isinstance(value, tuple) and key == "betas" and key in saved:
                 group[key] = tuple(_with(row, member, beta) for row, beta in zip(value, saved[key], strict=True))
+    return in_place
 
 
-def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
-    """Load the states of a member's parameters; a parameter without one is reset to before its first step."""
+def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Load the states of a member's parameters; a parameter without one is reset to before its first step.
+
+    Returns:
+        Whether all states are still the tensors that they were. A state that parameters share becomes each one's own
+        where the member has not stepped all of them equally often.
+    """
+    in_place = True
+    written: dict[int, tuple[Tensor, Tensor]] = {}
     for index, (group, param) in enumerate(_params(optimizer)):
         saved = {name: value for name, value in states.get(index, {}).items() if value is not None}
         if not saved and not optimizer.state.get(param):
@@ -109,10 +117,14 @@ def write_states(optimizer: Stacked, member: int, states: Mapping[int, Mapping[s
             value = torch.as_tensor(saved.get(name, new[member]))
             if value.shape != new.shape[1:]:
                 raise ValueError(f"{name} is of the shape {list(value.shape)}, its parameter {list(new.shape[1:])}")
+            shared = state[name]
             if name in optimizer.clock:  # shared with other parameters so far
-                dtype = torch.promote_types(state[name].dtype, value.dtype) if name != "step" else state[name].dtype
-                state[name] = state[name].to(dtype, copy=True)
+                dtype = torch.promote_types(shared.dtype, value.dtype) if name != "step" else shared.dtype
+                _, before = written.setdefault(id(shared), (shared, value))
+                if dtype != shared.dtype or not torch.equal(before.to(value), value):
+                    state[name], in_place = shared.to(dtype, copy=True), False
             state[name][member].copy_(value)
+    return in_place
 
 
 def _params(optimizer: Stacked) -> Iterator[tuple[dict[str, Any], Tensor]]:

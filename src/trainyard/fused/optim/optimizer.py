@@ -151,13 +151,11 @@ class StackedOptimizer(Optimizer):
             ValueError: it is of other parameter groups or shapes.
             Unfusable: it is of an optimizer with another flag, such as `amsgrad`.
         """
-        member_state.write(self, member, state_dict)
-        self._forget()
+        self._settle(member_state.write(self, member, state_dict))
 
     def adopt(self, member: int, states: Mapping[int, Mapping[str, Any]]) -> None:
         """Load the states of a member's parameters, counted through all groups."""
-        member_state.write_states(self, member, states)
-        self._forget()
+        self._settle(member_state.write_states(self, member, states))
 
     # Methods of a family.
 
@@ -262,6 +260,14 @@ class StackedOptimizer(Optimizer):
                 bucket.launch = self._make_launch(bucket)
             buckets.append(bucket)
         return buckets
+
+    def _settle(self, in_place: bool) -> None:
+        """Follow states that were written: a captured step stays valid where they are the same tensors."""
+        if not in_place:
+            self._forget()
+        for _, buckets in self._plans:
+            for bucket in buckets:
+                bucket.runs = None  # the members may have stepped unequally often
 
     def _forget(self) -> None:
         """Drop what was derived from numbers and states."""

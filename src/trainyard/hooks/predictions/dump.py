@@ -41,6 +41,7 @@ class PredictionDump(Hook):
 
     priority = "LOW"
     stackable = True
+    own_places = True
 
     def __init__(
         self,
