@@ -1,35 +1,25 @@
 """A real Ray cluster on this machine, for tests: three nodes, of which two have a CPU.
 
-Prints its addresses as a JSON list, that of Ray and that of Ray's client. Then a line of its input is a command: `add`
-adds a node with a CPU; anything else is the id of a node, which is removed. It answers each with `done`, and ends with
-its input.
+Prints its address. Then a line of its input is a command: `add` adds a node with a CPU; anything else is the id of a
+node, which is removed. It answers each with `done`, and ends with its input.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import sys
 
 from ray.cluster_utils import Cluster
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def main() -> None:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name) - others do not starve the agents
-    port = free_port()
-    head = {"num_cpus": 0, "include_dashboard": False, "ray_client_server_port": port}
+    head = {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
-        print(json.dumps([cluster.address, f"ray://127.0.0.1:{port}"]), flush=True)
+        print(cluster.address, flush=True)
         for line in sys.stdin:
             if line.strip() == "add":
                 cluster.add_node(num_cpus=1)

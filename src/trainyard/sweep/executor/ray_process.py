@@ -199,6 +199,8 @@ def main(address: str, options: str, linger: str) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except Exception as error:  # Ray's own, of many kinds
         told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        if "Traceback" in told:  # of Ray's client server
+            told = told.strip().splitlines()[-1]
         say("failed", " ".join(told.split()))
         return
     say("connected", nodes)
