@@ -47,7 +47,15 @@ def test_records_are_exact_and_are_read_back(manifest: Manifest, tmp_path: Path)
     common = {"threads": 2, "slots": 1, "cpu": cpu_model(), "note": ""}
     assert records == [
         *({"kind": "job", "num": num, "overrides": [f"seed={num}"], "subdir": f"sub/{num}"} for num in range(4)),
-        {"kind": "fit", "key": "00ff", "width": 2, "reason": "", "note": "1.9 times as fast", "tried": 4},
+        {
+            "kind": "fit",
+            "key": "00ff",
+            "width": 2,
+            "reason": "",
+            "note": "1.9 times as fast",
+            "tried": 4,
+            "seconds": None,
+        },
         {
             "kind": "decisions",
             "tasks": [
