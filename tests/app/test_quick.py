@@ -25,12 +25,16 @@ def test_of_a_run(command: Any) -> None:
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["run"]
 
 
-def test_of_a_sweep(train: Any, tmp_path: Path) -> None:
-    result = train("-m", "quick=true", "seed=0,1", "tracker=mlflow", "hydra.sweep.dir=sweep", "hydra.launcher.fuse=off")
+@pytest.mark.parametrize("fuse", ["off", "2"])
+def test_of_a_sweep(train: Any, tmp_path: Path, fuse: str) -> None:
+    result = train(
+        *("-m", "quick=true", "seed=0,1", "tracker=mlflow", "hydra.sweep.dir=sweep", f"hydra.launcher.fuse={fuse}")
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     for job in ("0", "1"):
         records = [record for record, _ in read(tmp_path / "sweep" / job / "metrics.jsonl")]
-        assert [record["status"] for record in records if record["kind"] == "status"][-1] == "FINISHED"
+        statuses = [record["status"] for record in records if record["kind"] == "status"]
+        assert statuses == ["RUNNING", "KILLED", "RUNNING", "FINISHED"]
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -150,21 +150,25 @@ def _train(
     from trainyard.runner import Runner
 
     configs, infos = [values for values, _ in members], [info for _, info in members]
-    if configs[0]["quick"]:
+    quick = configs[0]["quick"]
+    if quick:
         configs = [quickly(values) for values in configs]
     groups = places(configs)
     try:
         runner: Runner
-        if len(members) == 1 and feed is None:
-            runner = Runner.from_cfg(configs[0], tracker=tracker, info=infos[0])
-        else:
-            runner = FusedRunner(configs, infos=infos, tracker=tracker, feed=feed)
-            log.info("%d jobs as one program.", len(members))
-        runner.added_hooks |= reporting(positions)
-        if configs[0]["quick"]:  # its checkpoint is tried before the training begins (`sanity_check`)
-            runner.added_hooks["quick"] = EndEarly(resumes=False)
-        runner.prepare(configs[0]["mode"])
-        conduct(runner, configs)
+        for resumes in (True, False) if quick else (None,):
+            own = configs if resumes is not False else [{**values, "resume": True} for values in configs]
+            if len(members) == 1 and feed is None:
+                runner = Runner.from_cfg(own[0], tracker=tracker, info=infos[0])
+            else:
+                runner = FusedRunner(own, infos=infos, tracker=tracker, feed=feed)
+                log.info("%d jobs as one program.", len(members))
+            runner.added_hooks |= reporting(positions)
+            if resumes is not None:
+                runner.added_hooks["quick"] = EndEarly(resumes=resumes)
+            runner.prepare(own[0]["mode"])
+            if conduct(runner, own):
+                break
     except PlacesDiffer as error:
         if len(groups) == 1:
             raise
