@@ -151,6 +151,19 @@ def test_a_row_for_each_stack(tmp_path: Path) -> None:
     assert str(progress.table().title).startswith("1/257 jobs, ")
 
 
+def test_the_time_that_is_left_counts_slots_and_stacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of 12 jobs, 8 train in two stacks, and the others wait: each takes a quarter of its stack's 400 seconds."""
+    plan = _plan(12, [range(4), range(4, 8), range(8, 12)], directory=tmp_path)
+    progress = SweepProgress(plan, plan.jobs)
+    for number, stack in enumerate(plan.stacks[:2], 1):
+        progress.stack_started(TaskEvent("started", -number, number - 1, 1, 0.0), stack)
+    progress.left(-1)
+    progress.ended(plan.jobs[0], "done", TaskOutcome(0, "done", seconds=400.0, attempts=1), width=4)
+    assert "left     about 7 min 30 s, as this one took" in capsys.readouterr().out  # (7 waiting + 4 / 2) * 100 / 2
+    progress.ended(plan.jobs[1], "done", TaskOutcome(1, "done", seconds=400.0, attempts=1), width=4)
+    assert "left" not in capsys.readouterr().out
+
+
 def test_the_manifest_knows_what_a_job_of_a_stack_cost(tmp_path: Path) -> None:
     manifest = Manifest.open(tmp_path)
     manifest.define(0, [])

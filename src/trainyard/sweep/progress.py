@@ -57,8 +57,8 @@ class SweepProgress:
         self._values = [entry.objective for entry in entries if entry.state == "done"]
         self._running: dict[int, _Row] = {}  # by the number of the task
         self._ended = sum(not plan.entries[job.num].is_left for job in jobs)
-        self._before = self._ended
-        self._begin = time.monotonic()
+        self._seconds, self._timed = 0.0, 0  # of a slot, for the jobs that are done; and their number
+        self._at_once = 0  # the most units that have run at a time
         self._next = 0.0
         self._live: Live | None = None
 
@@ -176,6 +176,8 @@ class SweepProgress:
         self._ended += 1
         title = f"#{job.num} {self.plan.name(job)}"
         if state == "done":
+            self._seconds += outcome.seconds / width
+            self._timed += 1
             value = getattr(outcome.value, "return_value", None)
             self._values.append(value)
             number = f"  {value:.4f}" if isinstance(value, float) else ""
@@ -202,7 +204,7 @@ class SweepProgress:
         from rich.table import Table
         from rich.text import Text
 
-        left = f", {timedelta(seconds=round(self._left))} left" if self._ended > self._before else ""
+        left = f", {timedelta(seconds=round(self._left))} left" if self._timed else ""
         heading = f"{self._ended}/{len(self._jobs)} jobs{left}{self._further}"
         table = Table(title=heading, title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
@@ -214,13 +216,14 @@ class SweepProgress:
 
     @property
     def _left(self) -> float:
-        """Seconds that are left, as the jobs that have ended took."""
-        done, total = self._ended - self._before, len(self._jobs) - self._before
-        return (time.monotonic() - self._begin) / done * (total - done)
+        """Seconds that are left, as the jobs took that are done. Of those that run, half is left."""
+        under_way = sum(row.jobs for row in self._running.values())
+        waiting = len(self._jobs) - self._ended - under_way
+        return self._seconds / max(1, self._timed) * (waiting + under_way / 2) / max(1, self._at_once)
 
     def _tell_time_left(self) -> None:
         """Tell once, where there is no table, how long a long sweep has to go: with the first job that has ended."""
-        if self._live is None and self._ended - self._before == 1 and self._left >= WORTH_TELLING:
+        if self._live is None and self._timed == 1 and self._left >= WORTH_TELLING:
             print(f"left     about {duration(self._left)}, as this one took", flush=True)
 
     @property
@@ -233,7 +236,9 @@ class SweepProgress:
         return "".join(f", {each}" for each in told)
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
-        self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, _Tail(jobs, self._objective))
+        tail = _Tail(jobs, self._objective)
+        self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, len(jobs), tail)
+        self._at_once = max(self._at_once, len(self._running))
         if self._live is None:
             print(f"started  {label} {title}", flush=True)
 
@@ -246,6 +251,7 @@ class _Row:
     title: str
     slot: int
     first: int
+    jobs: int
     tail: _Tail
 
 
