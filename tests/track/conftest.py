@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from waiting import LIMIT, until
 
-from trainyard.cli import main
 from trainyard.track import Journal, RunInfo, Status, own, read
 from trainyard.track.shipper.__main__ import configure
 
@@ -130,6 +129,8 @@ def sync(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as end:
+            from trainyard.cli import main  # not at the top: the GPU check collects without what it imports
+
             main(["sync", *arguments])
         return int(end.value.code or 0)
 
