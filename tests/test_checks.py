@@ -33,11 +33,13 @@ import trainyard.metrics.energy_distance
 import trainyard.models
 import trainyard.models.gan
 import trainyard.optim
+import trainyard.reinforcement
 import trainyard.runner
 import trainyard.runner.weights
 import trainyard.schedules
 import trainyard.step.clip
 import trainyard.sweep.executor.policy
+import trainyard.sweep.proposers.pruners
 import trainyard.track
 from trainyard.checks import boolean, choice, existing_file, integer, integers, is_integer, is_number, number
 from trainyard.errors import ConfigError
@@ -220,10 +222,13 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ClipGradNorm": {"max_norm": 1.0},
     "ClipGradValue": {"limit": 1.0},
     "CutMix": {"num_classes": 2},
+    "DQN": {"net": nn.Linear(4, 2)},
+    "DQNLoop": {"max_iters": 1, "environment": Labelled},
     "EpochBasedTrainLoop": {"max_epochs": 1},
     "EpochBatchSampler": {"n": 8, "batch_size": 2},
     "FirstSamples": {"dataset": Labelled(), "count": 2},
     "GAN": {"in_features": 2, "num_classes": 2},
+    "Hyperband": {"last": 9},
     "ImageLoader": {"tensors": ROWS, "batch_size": 2},
     "IterBasedTrainLoop": {"max_iters": 1},
     "Lion": {"params": PARAMETERS},
@@ -251,18 +256,21 @@ MODULES = (
     trainyard.models,
     trainyard.models.gan,
     trainyard.optim,
+    trainyard.reinforcement,
     trainyard.runner,
     trainyard.runner.weights,
     trainyard.schedules,
     trainyard.step.clip,
     trainyard.sweep.executor.policy,
+    trainyard.sweep.proposers.pruners,
     trainyard.track,
 )
 # What the framework makes itself, and data and models of libraries that are absent here.
-LEFT_OUT = {"Best", "Member", "Runner", "RunInfo", "RunShipment", "Shipment"}
+LEFT_OUT = {"Best", "Member", "ReplayMemory", "Runner", "RunInfo", "RunShipment", "Shipment"}
 LEFT_OUT |= {"Torchvision", "WindowLoader", "WorkerLoader", "ShardLoader", "TableEncoder"}
 LEFT_OUT |= {"CosineAnnealingLR", "PolynomialLR"}  # those of torch, whose errors the builder explains
-LEFT_OUT |= {"HuggingFace", "Timm", "TorchvisionModel", "Transformers"}
+LEFT_OUT |= {"BytePairs", "HuggingFace", "Timm", "TorchvisionModel", "Transformers"}
+LEFT_OUT |= {"help_topics"}  # a function
 KEYS = {"max_norm": "clip_grad_norm", "limit": "clip_grad_value"}
 
 
@@ -284,7 +292,8 @@ def classes() -> Iterator[type]:
 
 
 def public(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    found = vars(module).items()
+    return [name for name, value in found if getattr(value, "__module__", "") == module.__name__ and name[0] != "_"]
 
 
 def table() -> Iterator[Any]:

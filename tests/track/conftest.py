@@ -128,9 +128,9 @@ def sync(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
 
     def run(*arguments: str) -> int:
-        with pytest.raises(SystemExit) as end:
-            from trainyard.cli import main  # not at the top: the GPU check collects without what it imports
+        from trainyard.cli import main  # not at the top: the GPU check collects without what it imports
 
+        with pytest.raises(SystemExit) as end:
             main(["sync", *arguments])
         return int(end.value.code or 0)
 

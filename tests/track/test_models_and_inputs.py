@@ -210,7 +210,7 @@ def test_the_model_of_another_run_is_registered_when_it_is_there(uri: str, new_r
     (version,) = client.search_model_versions("name = 'digits'")
     assert version.run_id == run.run_id
     assert client.get_model_version_by_alias("digits", "champion").version == version.version
-    shown = client.get_logged_model(str(version.model_id)).tags["mlflow.modelVersions"]
+    shown = client.get_logged_model(version.tags["trainyard.model_id"]).tags["mlflow.modelVersions"]
     assert json.loads(shown) == [{"name": "digits", "version": version.version}]
     with Journal(sweep) as journal:
         journal.register("digits", "champion", of="4")

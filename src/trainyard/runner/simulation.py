@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainyard.checks import integer
 from trainyard.runner.loops import TrainLoop
 from trainyard.runner.switching import evaluated_in_training
 
@@ -38,7 +39,7 @@ class SimulationTrainLoop(TrainLoop):
     results: tuple[str, ...] = ()
 
     def __init__(self, max_iters: int, val_begin: int = 1, val_interval: int = 1000) -> None:
-        super().__init__(max_iters, val_begin, val_interval)
+        super().__init__(integer("max_iters", max_iters, at_least=1), val_begin, val_interval)
 
     @abstractmethod
     def next_batch(self, runner: Runner) -> Any:
