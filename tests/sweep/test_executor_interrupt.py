@@ -159,6 +159,27 @@ def test_a_signal_before_the_first_task_begins(command: Any, preload: str) -> No
     script.wait_until_gone()
 
 
+LATE = """
+import os, signal, socket, time
+from trainyard.sweep.executor import agent_process
+for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(each, signal.SIG_IGN)  # as `serve` does
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+agent = agent_process._Agent(theirs)
+become_worker = agent.become_worker
+agent.become_worker = lambda parent: (time.sleep(0.3), become_worker(parent))
+agent.fork(0, os.open(os.devnull, os.O_RDWR), os.open(os.devnull, os.O_RDWR))
+agent.send_signal(0, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(agent.pids[0], 0)[1]))
+"""
+
+
+def test_a_signal_that_comes_before_a_worker_has_begun_is_not_lost() -> None:
+    """The fork server ignores it, and so does a process that was forked this instant."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{-signal.SIGTERM}\n"
+
+
 def test_a_task_that_takes_no_notice_of_the_first_signal_ends_at_its_timeout(command: Any, tmp_path: Path) -> None:
     script = command("stubborn,plain,plain", "", '{"timeout": 2, "grace": 0.1}')
     script.wait_for("running0", "running1")

@@ -32,6 +32,7 @@ from trainyard.sweep.executor.worker import one_line, work
 
 PACKET = 1 << 16  # maximum size of a message in bytes
 _PR_SET_PDEATHSIG = 1
+_ASKING = (signal.SIGINT, signal.SIGTERM)  # signals that ask a worker to end
 _CUDA_DRIVER = "libcuda.so.1"
 _CUDA_SUCCESS = 0
 
@@ -122,11 +123,16 @@ class _Agent:
 
     def fork(self, worker: int, task: int, report: int) -> None:
         agent = os.getpid()
+        # A worker begins with these ignored, as here: one that comes before `become_worker` changes that would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
         try:
             pid = os.fork()
         except OSError as error:
             self.say("refused", worker, one_line(error))
             return
+        finally:
+            if os.getpid() == agent:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING)
         if pid == 0:
             try:
                 self.become_worker(agent)
@@ -152,6 +158,7 @@ class _Agent:
             os.close(pidfd)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING)
 
     def send_signal(self, worker: int, signum: int) -> None:
         """Send a signal to a worker. SIGKILL also goes to all its children; other signals go to the worker only."""
