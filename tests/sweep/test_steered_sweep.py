@@ -38,6 +38,7 @@ class Waits(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch, outputs):
         if runner.iter == 5 and runner.members[0].work_dir is not None:
             deaf = (here / "deaf").exists()
+            (here / f"waits{runner.members[0].work_dir.name}").touch()
             while not ((runner.interrupted and not deaf) or (here / "go").exists()):
                 time.sleep(0.01)
 """
@@ -113,6 +114,7 @@ def test_a_job_is_paused_and_resumed_and_another_stopped(start: Any, tmp_path: P
 def test_what_a_dead_head_was_asked_for_is_done_by_the_next(start: Any, tmp_path: Path) -> None:
     (tmp_path / "deaf").touch()
     process = start("hydra.launcher.fuse=off")
+    until((tmp_path / "waits0").exists, process)  # before that, a signal ends it
     until(lambda: state(tmp_path, 0) == "running", process)
     steer(tmp_path / "s", "stop", "0", wait=LIMIT)
     os.killpg(process.pid, signal.SIGKILL)
