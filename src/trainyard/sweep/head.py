@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.clones import tell
@@ -19,12 +20,14 @@ from trainyard.sweep.events import (
     Proposed,
     Queued,
     Reported,
+    Start,
     Unit,
     Wish,
 )
 from trainyard.sweep.executor.base import Executor, Finished
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
+from trainyard.sweep.feeding import Feeding
 from trainyard.sweep.loop import Loop
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
@@ -33,6 +36,7 @@ from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, 
 from trainyard.sweep.pruned import of_pruned, remove_regular
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
+from trainyard.sweep.stacks import StackPlanner
 from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.units import UnitTasks, event_of, outcomes_of
@@ -73,6 +77,7 @@ class Head(Loop):
         adopt: takes in a clone that is recorded.
         reports: reads what jobs report.
         commands: what people ask for.
+        planner: knows which jobs may share a stack.
 
     Attributes:
         results: what the jobs that are done returned, by number.
@@ -94,6 +99,7 @@ class Head(Loop):
         adopt: Callable[[Job], Unit],
         reports: Reports,
         commands: CommandFolder,
+        planner: StackPlanner,
     ) -> None:
         super().__init__(executor, scheduler, policy)
         self.results: dict[int, JobDone] = {}
@@ -108,11 +114,13 @@ class Head(Loop):
         self._reports = reports
         self._commands = commands
         self._answer: Record | None = None
+        feeds = policy.timeout is None  # else the time of one job would end those of others
+        self._feeding = Feeding(self, executor, scheduler, manifest, units, planner, proposer, feeds)
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
         """Let units run from now on."""
         if units:
-            self.apply(Queued(tuple(units), why))
+            self.apply(Queued(tuple(map(self._feeding.fed, units)), why))
 
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
         """Let a job end at its next checkpoint, or not start if it waits."""
@@ -205,7 +213,14 @@ class Head(Loop):
             self.obey()  # a paused job may be to go on
         while (free := self._vacant()) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
+        self._feeding.serve()
         return self._scheduler.busy
+
+    def propose(self) -> Sequence[Proposal]:
+        """Ask the proposer for what one free slot would run, take it in, and return it."""
+        proposals = self._proposer.ask(1)
+        self.take_in(proposals)
+        return proposals
 
     def _vacant(self) -> int:
         """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
@@ -243,8 +258,8 @@ class Head(Loop):
         decided = []
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
-            if any(self._decision(num).nums != nums for num in nums):
-                decided.append(replace(before, nums=nums, note=note))
+            if any(self._decision(num).nums != nums or self._decision(num).width for num in nums):
+                decided.append(replace(before, nums=nums, note=note, lanes=(), width=0, epochs=()))
         self._manifest.decide(decided)
 
     def _decision(self, num: int) -> Decision:
@@ -265,9 +280,18 @@ class Head(Loop):
         return actions
 
     def _task(self, unit: Unit) -> Task:
-        self._tracking.expect(self._units.of(unit.nums))
-        self._reports.begin(self._units.of(unit.nums), unit.rungs)
+        self._expect(unit.nums)
         return self._units.task(unit)
+
+    def _act(self, action: Action) -> None:
+        if isinstance(action, Start):
+            self._feeding.began(action.number, action.unit)
+        super()._act(action)
+
+    def _expect(self, nums: Sequence[int]) -> None:
+        self._tracking.expect(self._units.of(nums))
+        for job in self._units.of(nums):
+            self._reports.begin(job, self._scheduler.rungs.get(job.num))
 
     def _on_tick(self) -> None:
         self.obey()
@@ -300,6 +324,27 @@ class Head(Loop):
         if wish is not None:
             self.ask_for(num, wish, f"at {at}")
 
+    # -- stacks that jobs join and leave -------------------------------------------------------------------------------
+
+    def _said(self, running: RunningUnit, number: int, message: Any) -> None:
+        self._feeding.said(running, number, message)
+
+    def seated(self, nums: Sequence[int], stack: str) -> None:
+        """Take notice of jobs that join a stack."""
+        self._expect(nums)
+        for job in self._units.of(nums):
+            self._progress.joined(job, stack)
+
+    def job_left(self, running: RunningUnit, outcome: TaskOutcome) -> None:
+        """Conclude a job that has left a stack that trains on."""
+        self._settle(running, {outcome.num: outcome}, in_stack=True)
+
+    def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
+        """Let a job run by itself that cannot train in a stack."""
+        self._decide([[num]], reason)
+        self._progress.stack_split(self._stack([num]), reason, None)
+        self.queue([Unit((num,), rungs=self._scheduler.rungs.get(num))], "again")
+
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _dropped(self, unit: Unit) -> None:
@@ -310,27 +355,40 @@ class Head(Loop):
         unit, value = running.unit, outcome.value
         self._progress.left(unit.nums[0])
         if isinstance(value, StackReturn) and value.results is None:
-            self._regroup(unit, value)
+            self._regroup(running, value)
             return
-        outcomes = outcomes_of(unit, outcome, self._policy.timeout)
-        again: list[int] = []
-        if isinstance(value, StackReturn) and running.attempt <= self._policy.retries:
-            again = [num for num, own in outcomes.items() if own.state == "failed"]
+        outcomes = outcomes_of(unit, running.left, outcome, self._policy.timeout)
         staying = self._interrupted_for_others(running, outcome, outcomes)
+        rest = replace(self._scheduler.rest(running), nums=tuple(staying))
+        self._settle(running, outcomes, staying, in_stack=isinstance(value, StackReturn))
+        if staying:
+            self.queue([rest], "divided")
+
+    def _settle(
+        self,
+        running: RunningUnit,
+        outcomes: Mapping[int, TaskOutcome],
+        staying: Sequence[int] = (),
+        *,
+        in_stack: bool,
+    ) -> None:
+        """Conclude jobs that have left a unit, but those that stay together."""
+        unit = running.unit
+        again: list[int] = []
+        if in_stack and running.attempt <= self._policy.retries:
+            again = [num for num, own in outcomes.items() if own.state == "failed"]
         failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
         if failed and self._policy.fail_fast:  # before a slot is free
-            who = f"#{failed[0]}" if isinstance(value, StackReturn) else self._units.name(unit)
+            who = f"#{failed[0]}" if in_stack else self._units.name(unit)
             self.stop(f"stopped, for {who} failed", self._policy.grace)
         # Before the ends of the others: a stack of which some are done goes on with the rest.
         self._decide([[num] for num in again], "tried again after it failed in a stack")
-        self._decide([staying] if staying else [], "goes on without a job that was asked to end")
+        self._decide([staying] if staying and not unit.fed else [], "goes on without a job that was asked to end")
         for num in again:
             self._progress.again(self._units.jobs[num], outcomes[num].error)
-            self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
+            self.queue([Unit((num,), attempts=running.attempt, rungs=self._scheduler.rungs.get(num))], "again")
         ends = {num: own for num, own in outcomes.items() if num not in again and num not in staying}
         self._end(unit, ends, dict(running.wishes))
-        if staying:
-            self.queue([replace(unit, nums=tuple(staying))], "divided")
 
     def _interrupted_for_others(
         self, running: RunningUnit, outcome: TaskOutcome, outcomes: Mapping[int, TaskOutcome]
@@ -374,13 +432,16 @@ class Head(Loop):
         self._tracking.pruned(job, at)
         self._progress.pruned(job, at, value)
 
-    def _regroup(self, unit: Unit, found: StackReturn) -> None:
+    def _regroup(self, running: RunningUnit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
-        nums = unit.nums
-        groups = [[nums[index] for index in group] for group in found.groups or [[each] for each in range(len(nums))]]
+        unit, nums = running.unit, list(running.left)
+        grouped = [[unit.nums[index] for index in group if unit.nums[index] in nums] for group in found.groups]
+        known = {num for group in grouped for num in group}
+        groups = [*filter(None, grouped), *([num] for num in nums if num not in known)]
         self._decide(groups, found.reason)
         if found.groups:
             self._progress.stack_divided(self._stack(nums), [self._stack(group) for group in groups], found.reason)
         else:
             self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
-        self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")
+        rest = replace(self._scheduler.rest(running), attempts=0, slots=1, expected=None, alone_on=())
+        self.queue([replace(rest, nums=tuple(group)) for group in groups], "again")

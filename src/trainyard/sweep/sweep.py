@@ -180,6 +180,7 @@ class Sweep:
             adopt=self._adopted,
             reports=self._reports,
             commands=CommandFolder(self.directory),
+            planner=self._stacks,
         )
         try:
             with self._progress:

@@ -62,6 +62,9 @@ class StackTrainer(Protocol):
         FIXED_WITH: those of them at which numbers may differ only where another place holds nothing, with that place.
         NOT_COMPARED: the places that may differ in any way.
         PRELOAD: modules that only stacks import.
+
+    With an attribute `LANES` that is true, `train_stack` takes the further arguments of
+    `trainyard.fused.train.train_stack`: jobs then join and leave a stack while it trains.
     """
 
     @property

@@ -9,8 +9,9 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
                                                     or ["refused", why]
     ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv}], the call
     ["forked", worker, pid]                         ["signal", [worker, …], signum]
-    ["refused", worker, error]                      ["close"]
-    ["woken", worker, index, at]
+    ["refused", worker, error]                      ["answer", worker], the content
+    ["woken", worker, index, at]                    ["close"]
+    ["said", worker, text]
     ["ended", worker, status, peak, killed], the report
     ["failed", module, error]
     ["leaving", why]
@@ -209,6 +210,12 @@ class RemoteAgent:
                 self._fork(worker, task, call)
             case ["signal", workers, signum]:
                 self._signal([self._ours[each] for each in workers if each in self._ours], signum)
+            case ["answer", worker]:
+                if worker in self._ours and self._agent is not None:
+                    with memory_file() as file:
+                        file.write(call)
+                        file.flush()
+                        self._agent.answer(self._ours[worker], file)
             case ["close"]:
                 self._closed = True
 
