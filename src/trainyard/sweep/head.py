@@ -6,18 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainyard.errors import TrainyardError
+from trainyard.sweep.by_hand import ByHand, Clone
 from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
-from trainyard.sweep.event_records import Record
 from trainyard.sweep.events import (
-    FINAL,
     Action,
     Asked,
     Ended,
     Event,
     Paused,
-    Proposed,
     Queued,
     Reported,
     Start,
@@ -37,23 +34,13 @@ from trainyard.sweep.pruned import of_pruned, remove_regular
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
 from trainyard.sweep.stacks import StackPlanner
-from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
+from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.units import UnitTasks, event_of, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
 from trainyard.track.sweep_position import Rungs
 
 FAILED = ("failed", "timeout", "lost")
-BY_HAND = "by hand"
-TOLD = {
-    "stop": "ends for good at its next checkpoint",
-    "pause": "pauses at its next checkpoint",
-    "resume": "goes on when a slot is free",
-}
-"""What becomes of a job by a command, for people; of a clone, the answer says its number."""
-
-Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
-"""Makes a clone of a job, with some overrides that are different."""
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 """Composes, checks and records new jobs, and returns the units of those that are to run."""
 
@@ -109,11 +96,8 @@ class Head(Loop):
         self._progress = progress
         self._proposer = proposer
         self._admit = admit
-        self._clone = clone
-        self._adopt = adopt
         self._reports = reports
-        self._commands = commands
-        self._answer: Record | None = None
+        self._by_hand = ByHand(self, commands, scheduler, manifest, units, progress, clone, adopt)
         feeds = policy.timeout is None  # else the time of one job would end those of others
         self._feeding = Feeding(self, executor, scheduler, manifest, units, planner, proposer, feeds)
 
@@ -136,75 +120,15 @@ class Head(Loop):
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
     def obey(self) -> None:
-        """Carry out the commands that are not answered yet. The answer and the event are written at once."""
-        for command in self._commands.pending(self._manifest.answered):
-            if command.job in self._manifest.entries and command.job not in self._units.jobs:
-                continue  # it is of a later batch
-            refusal = self._refusal(command)
-            told = ""
-            if not refusal:
-                try:
-                    told = self._obeyed(command)
-                except TrainyardError as error:
-                    refusal = str(error)
-            if refusal:
-                self._manifest.answer(command, refusal=refusal)
-            self._progress.commanded(str(command), refusal or told)
+        """Carry out the commands that are not answered yet."""
+        self._by_hand.obey()
 
-    def _obeyed(self, command: Command) -> str:
-        """Carry out a command that may be, and return what becomes of the job.
-
-        Raises:
-            TrainyardError: there can be no such clone.
-        """
-        if command.action == "clone":
-            return self._cloned(command)
-        told = TOLD[command.action]
-        self._answer = acknowledgement(command, told=told)
-        if command.action == "resume":
-            self.queue([self._resumed(command.job)], "resumed")
-        else:
-            self.ask_for(command.job, command.action, BY_HAND)
-        return told
-
-    def _cloned(self, command: Command) -> str:
-        """Let a clone of a job run, and return what becomes of it.
-
-        Raises:
-            TrainyardError: it cannot be.
-        """
-        job, proposed = self._clone(command.job, command.overrides)
-        assert proposed.origin is not None
-        told = f"is #{job.num}, from {proposed.origin.checkpoint} of #{command.job}"
-        self._answer = acknowledgement(command, told=told)
-        self.apply(proposed)
-        self.queue([self._adopt(job)], "cloned")
-        return told
-
-    def _refusal(self, command: Command) -> str:
-        """Return why a command cannot be carried out; empty if it can."""
-        num, state = command.job, self._scheduler.state(command.job)
-        if num not in self._units.jobs or state is None:
-            return f"this sweep has no job #{num}"
-        if command.action == "clone":
-            return "" if self._units.resumes else "its application cannot go on from a checkpoint"
-        if state in FINAL:
-            return f"#{num} is {state}"
-        if command.action == "resume":
-            return "" if state == "paused" else f"#{num} is {state}, not paused"
-        if command.action == "pause":
-            if not self._units.resumes:
-                return "its application cannot go on from a checkpoint"
-            if state not in ("running", "waiting"):
-                return f"#{num} is {state}"
-        return ""
-
-    def _resumed(self, num: int) -> Unit:
-        """Return the unit of a paused job that goes on, beyond the rung at which it paused."""
+    def resume(self, num: int) -> None:
+        """Let a paused job go on, beyond the rung at which it paused."""
         rungs = self._scheduler.rungs.get(num)
         if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
             rungs = None
-        return replace(self._alone(num), rungs=rungs)
+        self.queue([replace(self._alone(num), rungs=rungs)], "resumed")
 
     # -- what is to run ------------------------------------------------------------------------------------------------
 
@@ -270,8 +194,7 @@ class Head(Loop):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _log(self, events: Sequence[Event]) -> Sequence[Event]:
-        answer, self._answer = self._answer, None
-        return self._manifest.log(*events, answer=answer)
+        return self._manifest.log(*events, answer=self._by_hand.answer())
 
     def _told(self, event: Event) -> list[Action]:
         actions = self._scheduler.handle(event)
