@@ -87,7 +87,9 @@ class StackTrainer(Protocol):
             of: the number of jobs of this kind.
         """
 
-    def train_stack(self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> Sequence[JobResult]:
+    def train_stack(
+        self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]
+    ) -> Sequence[JobResult | None]:
         """Train jobs as one program, in a worker process.
 
         Args:
@@ -95,7 +97,7 @@ class StackTrainer(Protocol):
             positions: the jobs' positions in the sweep.
 
         Returns:
-            A result for each job, in order.
+            A result for each job, in order; with `LANES` none of those that its source was told of.
 
         Raises:
             Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.
