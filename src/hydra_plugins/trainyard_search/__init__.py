@@ -1,4 +1,4 @@
-"""Hydra plugin: the sweeper `search`.
+"""Hydra plugin: the sweepers `search` and `pbt`.
 
 It is thin, since Hydra imports this module at every start. The work is in `trainyard.sweep.proposers`.
 """
@@ -36,16 +36,46 @@ class SearchSweeper(Sweeper):
         Raises:
             TrainyardError: a setting cannot work, or the search was interrupted.
         """
+        from trainyard.sweep.proposers.search_settings import SearchSettings, check_application
+
+        config, loader, launcher = self._checked("search")
+        settings = SearchSettings.from_config(self.settings, config)
+        check_application(launcher.task_function, settings.pruner)
+        launcher.run(settings.proposer(arguments, loader, config))
+
+    def _checked(self, name: str) -> tuple[DictConfig, Any, Any]:
+        """Return the config of the sweep, Hydra's loader, and our launcher.
+
+        Raises:
+            ConfigError: the launcher is not ours.
+        """
         from hydra_plugins.trainyard_launcher import LocalLauncher
         from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.search_settings import SearchSettings, check_application
 
         assert self.config is not None
         assert self.hydra_context is not None
         if not isinstance(self.launcher, LocalLauncher):
             given = self.config.hydra.runtime.choices.get("hydra/launcher")
-            raise ConfigError("hydra/launcher", given, "local, with hydra/sweeper=search", options=["local"])
-        settings = SearchSettings.from_config(self.settings, self.config)
-        check_application(self.launcher.task_function, settings.pruner)
-        loader = self.hydra_context.config_loader
-        self.launcher.run(settings.proposer(arguments, loader, self.config))
+            raise ConfigError("hydra/launcher", given, f"local, with hydra/sweeper={name}", options=["local"])
+        return self.config, self.hydra_context.config_loader, self.launcher
+
+
+class PopulationSweeper(SearchSweeper):
+    """Trains a population, whose worst members go on as the best ones, on our launcher.
+
+    Args:
+        **settings: the settings that `trainyard.sweep.proposers.population_settings.PopulationSettings` documents.
+    """
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the population.
+
+        Raises:
+            TrainyardError: a setting cannot work, or it was interrupted.
+        """
+        from trainyard.sweep.proposers.population_settings import PopulationSettings, check_application
+
+        config, loader, launcher = self._checked("pbt")
+        settings = PopulationSettings.from_config(self.settings, config)
+        check_application(launcher.task_function)
+        launcher.run(settings.proposer(arguments, loader, config))

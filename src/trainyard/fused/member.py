@@ -62,6 +62,10 @@ class StackMember(Member):
         self.position: SweepPosition | None = None
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.parts.settings
+
+    @property
     def model(self) -> nn.Module:
         return self.parts.model
 

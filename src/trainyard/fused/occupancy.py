@@ -19,6 +19,7 @@ from trainyard.fused.lanes import Lane
 from trainyard.fused.member import StackMember
 from trainyard.fused.model import StackedModel
 from trainyard.rng import derive
+from trainyard.runner import override
 from trainyard.runner.arguments import arguments
 from trainyard.runner.dispatch import build_hook
 from trainyard.runner.state import Start, restore, starting_point
@@ -196,6 +197,7 @@ class Occupancy:
         member = StackMember(runner, k, settings)
         member.position = job.position
         member.number = runner.next_number if job.number is None else job.number
+        check_override(member)
         start = starting_point(member)
         model, optimizer = member.parts.model, member.parts.make_optimizer()
         if type(optimizer).__name__ != runner.optimizer_kind:
@@ -244,6 +246,16 @@ class Occupancy:
             hook.refill(runner, own)
 
 
+def check_override(member: StackMember) -> None:
+    """Check that a member goes on with batches of the same size.
+
+    Raises:
+        Unfusable: it does not.
+    """
+    if override.BATCH_SIZE in override.parse(member.settings[override.KEY]):
+        raise Unfusable(f"resume_override of {override.BATCH_SIZE} is for one run at a time")
+
+
 def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> StackMember:
     """Return what stands for a free lane: a member that writes nothing.
 
@@ -252,8 +264,8 @@ def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> Sta
         index: the lane.
         settings: those of any member.
     """
-    nothing = {"work_dir": None, "resume": False, "load_from": None, "info": RunInfo("a free lane")}
-    member = StackMember(runner, index, {**settings, **nothing})
+    nothing = {"work_dir": None, "resume": False, "resume_override": None, "load_from": None}
+    member = StackMember(runner, index, {**settings, **nothing, "info": RunInfo("a free lane")})
     member.vacant = True
     member.stop("the lane is free", failed=True)
     return member

@@ -27,7 +27,7 @@ from trainyard.fused.loader import stack_loader
 from trainyard.fused.member import StackMember
 from trainyard.fused.metrics import stack_metrics
 from trainyard.fused.model import StackedModel
-from trainyard.fused.occupancy import Occupancy, models_of, vacancy
+from trainyard.fused.occupancy import Occupancy, check_override, models_of, vacancy
 from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
 from trainyard.fused.verification import StackVerification
@@ -96,8 +96,8 @@ class FusedRunner(Runner):
         self.number(range(self.next_number))
         if compile_arguments(self.settings["compile"]) is not None:
             raise Unfusable("compile is for one model at a time")
-        if self.settings["resume_override"]:
-            raise Unfusable("resume_override is for one run at a time")
+        for member in self.members:
+            check_override(member)
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is for one model at a time: vmap cannot repeat a forward pass")
         # Attention on the CPU has no batching rule: it runs member by member, correctly. The probe times it.

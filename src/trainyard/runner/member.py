@@ -107,6 +107,11 @@ class Member:
         assert self._runner is not None
         return self._runner
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The arguments of the Runner that would train the member alone, by name."""
+        return self.runner.settings
+
     # -- the member's parts ------------------------------------------------------------------------------------------
 
     @property

@@ -64,7 +64,7 @@ def reconcile(member: Member, config: Options, base: Sequence[Mapping[str, Any]]
         config: the options of the optimizer as the config has built it.
         base: the groups from which the saved schedule began; none if that is not known.
     """
-    asked = [key for key in parse(member.runner.settings[KEY]) if key != BATCH_SIZE]
+    asked = [key for key in parse(member.settings[KEY]) if key != BATCH_SIZE]
     saved = options_of(member.optimizer)
     for key in asked:
         if key not in saved:
@@ -109,7 +109,7 @@ def position(member: Member, reading: dict[str, Any], done: int) -> tuple[dict[s
         ValueError: it changes within an epoch of a stream, whose position is known in its own batches only.
     """
     own, saved = member.runner.reader.loader.batch_size, reading.get("batch_size")
-    if BATCH_SIZE not in parse(member.runner.settings[KEY]) or saved in (None, own):
+    if BATCH_SIZE not in parse(member.settings[KEY]) or saved in (None, own):
         return reading, done, False
     if done and "place" in reading:
         raise ValueError(f"its data are a stream, within whose epoch {BATCH_SIZE} cannot change")
@@ -156,8 +156,12 @@ def _driven(member: Member) -> set[str]:
 def _write(optimizer: Any, key: str, values: Sequence[Any]) -> None:
     place, _, option = key.rpartition(".")
     part = optimizers_of(optimizer)[place.partition(".")[2]]
-    for group, value in zip(part.param_groups, values, strict=False):
+    of_stack = not isinstance(part, Optimizer)  # its groups are copies of rows
+    state = part.state_dict() if of_stack else {}
+    for group, value in zip(state["param_groups"] if of_stack else part.param_groups, values, strict=False):
         group[option] = tuple(value) if isinstance(value, list) else value
+    if of_stack:
+        part.load_state_dict(state)
 
 
 def _plain(value: Any) -> Any:

@@ -92,7 +92,7 @@ class Clones:
         ended = self._manifest.entries[source.num].state == "done"
         keys = self._application.changed(source.values, job.values, ended=ended)
         self._check_place(source, job)
-        name = self._secure(source, job.directory / START)
+        name = newest_linked(source, job.directory / START)
         origin = replace(origin, keys=tuple(keys), checkpoint=name)
         return replace(job, origin=origin), Proposed(num, overrides, subdir=job.subdir, origin=origin)
 
@@ -102,39 +102,40 @@ class Clones:
         Raises:
             ConfigError: both write to the directory that the config names.
         """
-        if job.work_dir is not None and _writes_to(job) == _writes_to(source):
+        if job.work_dir is not None and writes_to(job) == writes_to(source):
             accepted = "a directory of its own for each job, also for a clone"
             raise ConfigError("work_dir", job.work_dir, accepted, hint="work_dir=… gives the clone another.")
 
-    def _secure(self, source: Job, folder: Path) -> str:
-        """Put the newest checkpoint of a job into a folder, and return its name.
 
-        Raises:
-            TrainyardError: there is none.
-        """
-        remove(folder)
-        for _ in range(_TRIES):
-            checkpoints = _writes_to(source) / "checkpoints"
-            with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
-                name = str(json.loads((checkpoints / "last.json").read_text())["history"][-1])
-                folder.mkdir(parents=True, exist_ok=True)
-                _link(checkpoints / name, folder / name)
-                return name
-        remove(folder)
-        with suppress(OSError):
-            folder.parent.rmdir()
-        raise TrainyardError(f"#{source.num} has no checkpoint to start from")
+def newest_linked(source: Job, folder: Path) -> str:
+    """Put the newest checkpoint of a job into a folder, and return its name.
+
+    Raises:
+        TrainyardError: there is none.
+    """
+    remove(folder)
+    for _ in range(_TRIES):
+        checkpoints = writes_to(source) / "checkpoints"
+        with suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+            name = str(json.loads((checkpoints / "last.json").read_text())["history"][-1])
+            folder.mkdir(parents=True, exist_ok=True)
+            _link(checkpoints / name, folder / name)
+            return name
+    remove(folder)
+    with suppress(OSError):
+        folder.parent.rmdir()
+    raise TrainyardError(f"#{source.num} has no checkpoint to start from")
 
 
 def start_of(job: Job) -> bool | str:
     """Return what a clone resumes: its own newest checkpoint (true), or the one of its source."""
     assert job.origin is not None
-    if (_writes_to(job) / "checkpoints" / "last.json").exists():
+    if (writes_to(job) / "checkpoints" / "last.json").exists():
         return True
     return str(job.directory / START / job.origin.checkpoint)
 
 
-def _writes_to(job: Job) -> Path:
+def writes_to(job: Job) -> Path:
     """Return the directory that a training writes to."""
     return job.directory if job.work_dir is None else Path(job.work_dir).absolute()
 

@@ -12,6 +12,7 @@ from trainyard.sweep.events import (
     Emptied,
     Ended,
     Event,
+    Inherited,
     Joined,
     Origin,
     Paused,
@@ -46,6 +47,10 @@ def to_record(event: Event) -> Record:
             return {"kind": "joined", "unit": unit, "nums": list(nums)}
         case Emptied(unit):
             return {"kind": "emptied", "unit": unit}
+        case Inherited():
+            own = {"kind": "inherited", "num": event.num, "source": event.source, "at": event.at}
+            more = {"keys": list(event.keys), "checkpoint": event.checkpoint}
+            return {**own, "overrides": list(event.overrides), **more}
         case Reported(num, at, value):
             return {"kind": "report", "num": num, "at": at, "value": value}
         case Asked(num, wish, why):
@@ -155,6 +160,14 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
     "state": _state,
     "joined": lambda record: Joined(record["unit"], tuple(record["nums"])),
     "emptied": lambda record: Emptied(record["unit"]),
+    "inherited": lambda record: Inherited(
+        record["num"],
+        record["source"],
+        record["at"],
+        tuple(record["overrides"]),
+        tuple(record["keys"]),
+        record["checkpoint"],
+    ),
     "report": lambda record: Reported(record["num"], record["at"], float(record["value"])),
     "asked": lambda record: Asked(record["num"], record["wish"], record["why"]),
     "stopping": lambda record: Stopping(record["why"]),

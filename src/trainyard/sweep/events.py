@@ -156,6 +156,27 @@ class Emptied:
 
 
 @dataclass(frozen=True, slots=True)
+class Inherited:
+    """A paused job is to go on as another one: from its checkpoint, with its overrides, of which some are changed.
+
+    Attributes:
+        num: the job, which keeps its directory.
+        source: the job that it goes on as.
+        at: the epoch, or iteration, at which both have paused.
+        overrides: those that it has from here on.
+        keys: the keys of its config that differ from those of the checkpoint.
+        checkpoint: the name of the checkpoint.
+    """
+
+    num: int
+    source: int
+    at: int
+    overrides: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """A job has reported the value of its objective at a rung."""
 
@@ -215,6 +236,7 @@ Event = (
     | Started
     | Joined
     | Emptied
+    | Inherited
     | Reported
     | Asked
     | Paused

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from trainyard.errors import TrainyardError
 from trainyard.sweep.by_hand import ByHand, Clone
 from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
@@ -14,6 +15,7 @@ from trainyard.sweep.events import (
     Asked,
     Ended,
     Event,
+    Inherited,
     Paused,
     Queued,
     Reported,
@@ -41,6 +43,8 @@ from trainyard.sweep.worker_tasks import JobDone, StackReturn
 from trainyard.track.sweep_position import Rungs
 
 FAILED = ("failed", "timeout", "lost")
+Inherit = Callable[[Job, Job, int, Sequence[str]], tuple[Job, Inherited]]
+"""Makes a job go on as another one that has paused at the same place, with these overrides."""
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 """Composes, checks and records new jobs, and returns the units of those that are to run."""
 
@@ -65,6 +69,8 @@ class Head(Loop):
         reports: reads what jobs report.
         commands: what people ask for.
         planner: knows which jobs may share a stack.
+        inherit: makes heirs.
+        replace_job: takes in a job whose overrides are others now.
 
     Attributes:
         results: what the jobs that are done returned, by number.
@@ -87,6 +93,8 @@ class Head(Loop):
         reports: Reports,
         commands: CommandFolder,
         planner: StackPlanner,
+        inherit: Inherit,
+        replace_job: Callable[[Job], object],
     ) -> None:
         super().__init__(executor, scheduler, policy)
         self.results: dict[int, JobDone] = {}
@@ -98,6 +106,8 @@ class Head(Loop):
         self._admit = admit
         self._reports = reports
         self._by_hand = ByHand(self, commands, scheduler, manifest, units, progress, clone, adopt)
+        self._inherit = inherit
+        self._replace = replace_job
         feeds = policy.timeout is None  # else the time of one job would end those of others
         self._feeding = Feeding(self, executor, scheduler, manifest, units, planner, proposer, feeds)
 
@@ -157,6 +167,7 @@ class Head(Loop):
             if isinstance(each, Prune):
                 self.ask_for(each.num, "prune", each.why)
         self.queue(self._admit([each for each in proposals if isinstance(each, NewJob)]))
+        self._bequeath([each for each in proposals if isinstance(each, Promote) and each.source is not None])
         promoted: dict[tuple[Rungs | None, Rungs | None], list[int]] = {}  # by where they go, and where they paused
         for each in proposals:
             if isinstance(each, Promote):
@@ -171,6 +182,22 @@ class Head(Loop):
             stacked = {num for own in stacks for num in own}
             units += [replace(self._alone(num), rungs=rungs) for num in nums if num not in stacked]
         self.queue(units, "promoted")
+
+    def _bequeath(self, heirs: Sequence[Promote]) -> None:
+        """Let paused jobs go on as others; one for which a value cannot be changed goes on as itself."""
+        for each in heirs:
+            assert each.source is not None
+            job, source = self._units.jobs[each.num], self._units.jobs[each.source]
+            at, _ = self._reports.last[each.num]
+            try:
+                heir, event = self._inherit(job, source, at, each.overrides)
+            except TrainyardError as error:
+                self._progress.kept(job, str(error))
+                continue
+            self.apply(event)
+            self._replace(heir)
+            self._tracking.inherited(heir, self._manifest.entries[each.num].lineage)
+            self._progress.inherited(heir, source, at)
 
     def _alone(self, num: int) -> Unit:
         """Return a unit of one job; its decision is recorded if it was in a stack."""

@@ -27,7 +27,7 @@ from trainyard.errors import TrainyardError
 from trainyard.files import append_whole
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
-from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
+from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Inherited, Origin, Proposed
 from trainyard.sweep.steering import KIND, MANIFEST, Command, acknowledgement
 
 FILE = MANIFEST
@@ -39,7 +39,7 @@ _THEN = "the same command, or `trainyard sweep resume`, continues the sweep"
 
 @dataclass
 class Entry:
-    """Entry of a job: its overrides, its directory, how it trains, its last state and its result, its origin."""
+    """Entry of a job: overrides, directory, how it trains, last state and result, origin, what it has gone on as."""
 
     overrides: list[str]
     subdir: str | None = None
@@ -50,6 +50,7 @@ class Entry:
     error: str | None = None
     width: int = 1
     origin: Origin | None = None
+    lineage: list[Inherited] = field(default_factory=list)
 
     @property
     def cost(self) -> float | None:
@@ -319,6 +320,13 @@ class Manifest:
             for num in decision.nums:
                 self.entries[num].decision = decision
 
+    def _take_inherited(self, record: Record) -> None:
+        event = event_of(record)
+        assert isinstance(event, Inherited)
+        entry = self.entries[event.num]
+        entry.overrides = list(event.overrides)
+        entry.lineage.append(event)
+
     def _take_answer(self, record: Record) -> None:
         self.answered.add(record["id"])
 
@@ -344,6 +352,7 @@ _TAKES: dict[str, Callable[[Manifest, Record], None]] = {
     "fit": Manifest._take_fit,
     "decisions": Manifest._take_decisions,
     "queued": Manifest._take_queued,
+    "inherited": Manifest._take_inherited,
     KIND: Manifest._take_answer,
     "state": Manifest._take_state,
 }

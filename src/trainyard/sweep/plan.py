@@ -171,6 +171,10 @@ class SweepPlan:
         self.alone |= later.alone
         self.entries, self.keys, self.begun, self.sizes = later.entries, later.keys, later.begun, later.sizes
 
+    def replace(self, job: Job) -> None:
+        """Take in a job whose overrides are others now."""
+        self.jobs[next(index for index, each in enumerate(self.jobs) if each.num == job.num)] = job
+
     def name(self, job: Job) -> str:
         """Return a job's name: the overrides chosen for it, or its number if there are none."""
         return " ".join(f"{key}={job.choices[key]}" for key in self.keys if key in job.choices) or f"#{job.num}"

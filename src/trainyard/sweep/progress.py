@@ -134,6 +134,15 @@ class SweepProgress:
         self._paused.discard(job.num)
         print(f"promoted #{job.num} {self.plan.name(job)}", flush=True)
 
+    def inherited(self, job: Job, source: Job, at: int) -> None:
+        """Show that a job goes on as another one."""
+        self._jobs[job.num] = job
+        print(f"inherits #{job.num} from #{source.num} at {at}: {self.plan.name(job)}", flush=True)
+
+    def kept(self, job: Job, why: str) -> None:
+        """Show that a job goes on as itself, since it cannot go on as another one."""
+        print(f"keeps    #{job.num}, which cannot go on as another: {why}", flush=True)
+
     def pruned(self, job: Job, at: int, value: float | None) -> None:
         """Show that a job will not go on.
 

@@ -20,6 +20,7 @@ from trainyard.sweep.events import (
     End,
     Ended,
     Event,
+    Inherited,
     JobState,
     Joined,
     Paused,
@@ -37,7 +38,7 @@ from trainyard.sweep.events import (
 from trainyard.sweep.waiting import Slots, WaitingUnits, device_names
 from trainyard.track.sweep_position import Rungs
 
-_NO_CHANGE = frozenset({Proposed, Started, Reported})
+_NO_CHANGE = frozenset({Proposed, Started, Reported, Inherited})
 """Events after which no unit can start that could not before."""
 
 
@@ -91,6 +92,7 @@ class Scheduler:
             Started: self._started,
             Joined: self._joined,
             Emptied: self._emptied,
+            Inherited: self._inherited,
             Reported: self._reported,
             Asked: self._asked,
             Paused: self._paused,
@@ -257,6 +259,9 @@ class Scheduler:
     def _emptied(self, event: Emptied) -> Iterable[Action]:
         if event.unit in self.running:
             self._dissolve(event.unit)
+        return ()
+
+    def _inherited(self, event: Inherited) -> Iterable[Action]:
         return ()
 
     def _reported(self, event: Reported) -> Iterable[Action]:

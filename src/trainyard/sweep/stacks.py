@@ -93,6 +93,10 @@ class StackPlanner:
             self._kind_of[job.num] = _key(self._kinds([_compared(job)])[0]) if fit else None
         return self._kind_of[job.num]
 
+    def forget(self, job: Job) -> None:
+        """Forget the kind of a job whose config is another one now."""
+        self._kind_of.pop(job.num, None)
+
     @property
     def fits(self) -> dict[str, KnownFit]:
         """Fits to record, by kind: those that were measured because no width was given."""

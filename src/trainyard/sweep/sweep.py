@@ -28,6 +28,7 @@ from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.head import Head
+from trainyard.sweep.inheritance import Inheritance
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
 from trainyard.sweep.job_returns import returned
@@ -182,6 +183,8 @@ class Sweep:
             reports=self._reports,
             commands=CommandFolder(self.directory),
             planner=self._stacks,
+            inherit=Inheritance(self.application, self._configs).make,
+            replace_job=self._replaced,
         )
         try:
             with self._progress:
@@ -246,6 +249,12 @@ class Sweep:
         self._tracking.count(len(self._whole.jobs))
         self._progress.extend(plan.jobs)
         return units
+
+    def _replaced(self, job: Job) -> None:
+        """Take in a job whose overrides are others now."""
+        self._whole.replace(job)
+        self._stacks.forget(job)
+        self._units.jobs[job.num] = job
 
     def _adopted(self, job: Job) -> Unit:
         """Take in a clone that is recorded, and return its unit."""

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
+from trainyard.sweep.events import Inherited
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.report.ranking import rank, table, text
 from trainyard.sweep.report.repeats import Configuration, configurations
@@ -120,6 +121,13 @@ class SweepTracking:
         if self._tracker is not None:
             self.look()
             _note(job.directory, "RUNNING")
+
+    def inherited(self, job: Job, lineage: Sequence[Inherited]) -> None:
+        """Mark the run of a job that goes on as another one with what it has gone on as, and from where."""
+        if self._tracker is not None:
+            self.look()
+            told = ", ".join(f"#{each.source} at {each.at}" for each in lineage)
+            _note(job.directory, "RUNNING", tags={"lineage": told, "varies": " ".join(job.overrides)})
 
     def pruned(self, job: Job, at: int) -> None:
         """Mark the run of a job that will not go on: it has not failed.

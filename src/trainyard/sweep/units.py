@@ -16,6 +16,7 @@ from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
 from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
 from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
+from trainyard.sweep.inheritance import settings_of
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.stacks import StackPlanner
@@ -109,16 +110,16 @@ class UnitTasks:
                 config.resume = start_of(jobs[0])
                 config.resume_override = [*(config.resume_override or ()), *origin.keys]
             elif resumes[0]:
-                config.resume = True
+                for key, value in self._resumption(jobs[0]).items():
+                    config[key] = value
             work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
             log = jobs[0].directory / "output.log"
             return Task(
                 jobs[0].num, worker_tasks.run_one, work, log=log, name=name, slots=unit.slots, threads=decision.threads
             )
         together = self._stacks.work(jobs, positions)
-        for own, resuming in zip(together.jobs, resumes, strict=True):
-            if resuming:
-                own.values["resume"] = True
+        for job, own, resuming in zip(jobs, together.jobs, resumes, strict=True):
+            own.values.update(self._resumption(job) if resuming else {})
         if unit.fed or decision.width:
             lanes, width = decision.places(unit.nums), decision.all_lanes
             together = replace(together, lanes=lanes, width=width, fed=unit.fed)
@@ -130,11 +131,16 @@ class UnitTasks:
         job = self.jobs[num]
         own = worker_tasks.StackedJob(plain(job.config), job.directory)
         if self._application.resumes and num in self.begun:
-            own.values["resume"] = True
+            own.values.update(self._resumption(job))
         self.begun.add(num)
         job.directory.mkdir(parents=True, exist_ok=True)
         position = self._position(job, Unit((num,), rungs=rungs), 0)
         return own, replace(position, stack=stack)
+
+    def _resumption(self, job: Job) -> dict[str, Any]:
+        """Return the settings with which a job goes on."""
+        lineage = self._manifest.entries[job.num].lineage
+        return settings_of(job, lineage[-1]) if lineage else {"resume": True}
 
     def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None

@@ -35,10 +35,14 @@ class Promote:
     Attributes:
         num: its number.
         rungs: where it reports and pauses from here on.
+        source: another job that has paused at the same place, as which it goes on; None for itself.
+        overrides: those that it has from here on, if there is a source.
     """
 
     num: int
     rungs: Rungs | None = None
+    source: int | None = None
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""Settings of population-based training: `hydra.sweeper` of `hydra/sweeper=pbt`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.checks import choice, integer, number, seed_number
+from trainyard.errors import ConfigError
+from trainyard.sweep.grid_settings import text_of
+from trainyard.sweep.proposers.population import SEED, Exploration, PopulationProposer
+from trainyard.sweep.proposers.search_settings import DIRECTIONS, SWEEPER, direction_of, require_optuna
+from trainyard.sweep.proposers.space import Space
+from trainyard.sweep.sweepable import as_sweepable
+
+KNOWN = ("population", "interval", "quantile", "explore", "factors", "direction", "seed", "params")
+
+
+@dataclass(frozen=True)
+class PopulationSettings:
+    """Settings of population-based training, with their forms checked. docs/population.md describes them.
+
+    Attributes:
+        population: the number of members.
+        interval: epochs, or iterations, as the loop counts, from one generation to the next.
+        quantile: the share of members that go on as others.
+        explore: by key, how values change: `perturb` or `resample`.
+        factors: by which numbers are perturbed.
+        direction: `minimize` or `maximize`.
+        seed: of all draws.
+        params: overrides that stand in the config.
+        places: the ends of generations.
+        unit: what the loop counts.
+    """
+
+    population: int
+    interval: int
+    quantile: float
+    explore: Mapping[str, Literal["perturb", "resample"]]
+    factors: tuple[float, float]
+    direction: str
+    seed: int
+    params: Mapping[str, Any]
+    places: tuple[int, ...]
+    unit: Literal["epoch", "iter"]
+
+    @classmethod
+    def from_config(cls, given: Mapping[str, Any], config: DictConfig) -> PopulationSettings:
+        """Return the settings of a config.
+
+        Args:
+            given: the settings.
+            config: the config of the whole sweep.
+
+        Raises:
+            ConfigError: one of them is unknown, has another form, or does not go with the loop.
+        """
+        require_optuna("hydra/sweeper", "pbt")
+        values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in given.items()}
+        for key in values:
+            if key not in KNOWN:
+                accepted = f"a setting of population-based training: {', '.join(KNOWN)}"
+                raise ConfigError(SWEEPER, key, accepted, options=KNOWN)
+        interval = integer(f"{SWEEPER}.interval", values.get("interval"), at_least=1)
+        places, unit = _places(interval, config)
+        return cls(
+            integer(f"{SWEEPER}.population", values.get("population"), at_least=2),
+            interval,
+            _quantile(values.get("quantile", 0.25)),
+            _explore(values.get("explore")),
+            _factors(values.get("factors", (0.8, 1.25))),
+            direction_of(values.get("direction"), config),
+            seed_number(f"{SWEEPER}.seed", values.get("seed") or 0),
+            _mapping("params", values.get("params")),
+            places,
+            unit,
+        )
+
+    def proposer(self, arguments: Sequence[str], loader: ConfigLoader, config: DictConfig) -> PopulationProposer:
+        """Return the proposer.
+
+        Args:
+            arguments: the overrides of the command line.
+            loader: Hydra's loader.
+            config: the config of the whole sweep.
+
+        Raises:
+            ConfigError: an override cannot work, or `explore` names a key that does not vary.
+        """
+        lines = [*(f"{key}={text_of(value)}" for key, value in self.params.items()), *arguments]
+        space = Space(lines, {}, loader, config)
+        for key in self.explore:
+            if key not in space.parameters:
+                accepted = f"a key that varies: {', '.join(space.parameters)}"
+                raise ConfigError(f"{SWEEPER}.explore", key, accepted, options=list(space.parameters))
+        settings = {"population": self.population, "interval": self.interval, "quantile": self.quantile}
+        explored = {"explore": dict(self.explore), "factors": list(self.factors)}
+        others = {"direction": self.direction, "seed": self.seed, "space": space.texts}
+        return PopulationProposer(
+            Exploration(space, self.explore, self.factors),
+            self.population,
+            self.places,
+            self.unit,
+            quantile=self.quantile,
+            sign=DIRECTIONS[self.direction],
+            seed=self.seed,
+            seeds=self._seeds(space, config),
+            identity={"sweeper": "pbt"} | settings | explored | others,
+        )
+
+    def _seeds(self, space: Space, config: DictConfig) -> Sequence[int]:
+        given: Any = space.fixed.get(SEED)
+        if given is None:
+            given = OmegaConf.select(config, SEED, throw_on_resolution_failure=False)
+        if given is None or SEED in space.parameters:
+            return ()
+        first = seed_number(SEED, int(given) if isinstance(given, str) and given.isdecimal() else given)
+        return range(first, first + self.population)
+
+
+def check_application(function: TaskFunction) -> None:
+    """Check that the jobs of an application can pause.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if not as_sweepable(function).resumes:
+        accepted = "grid or search, with an application that cannot go on from a checkpoint"
+        raise ConfigError("hydra/sweeper", "pbt", accepted, hint="See docs/sweeps.md on `resumes`.")
+
+
+def _places(interval: int, config: DictConfig) -> tuple[tuple[int, ...], Literal["epoch", "iter"]]:
+    """Return the ends of generations, and what the loop counts.
+
+    Raises:
+        ConfigError: the loop does not say how long it is, does not validate there, or ends before the first.
+    """
+    key = f"{SWEEPER}.interval"
+    loop: Any = OmegaConf.select(config, "loop", throw_on_resolution_failure=False)
+    loop = OmegaConf.to_container(loop, resolve=True) if isinstance(loop, DictConfig) else {}
+    unit: Literal["epoch", "iter"] = "iter" if "max_iters" in loop else "epoch"
+    length = loop.get(f"max_{unit}s")
+    if not isinstance(length, int):
+        raise ConfigError("hydra/sweeper", "pbt", "with an application whose loop has max_epochs or max_iters")
+    validated = loop.get("val_interval", 1)
+    if not loop.get("dynamic_intervals") and interval % validated:
+        accepted = f"a multiple of loop.val_interval={validated}: a generation ends with a validation"
+        raise ConfigError(key, interval, accepted)
+    if interval >= length:
+        raise ConfigError(key, interval, f"less than loop.max_{unit}s={length}", hint="No generation would end.")
+    begin = loop.get("val_begin", 1)
+    return tuple(at for at in range(interval, length, interval) if at >= begin), unit
+
+
+def _quantile(value: Any) -> float:
+    found = number(f"{SWEEPER}.quantile", value, at_least=0)
+    if not 0 < found <= 0.5:
+        raise ConfigError(f"{SWEEPER}.quantile", value, "a share of the population, above 0 and at most 0.5")
+    return found
+
+
+def _factors(value: Any) -> tuple[float, float]:
+    key, accepted = f"{SWEEPER}.factors", "two numbers above 0, one below 1 and one above: [0.8, 1.25]"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ConfigError(key, value, accepted)
+    low, high = sorted(number(key, each, at_least=0) for each in value)
+    if not 0 < low < 1 < high:
+        raise ConfigError(key, value, accepted)
+    return low, high
+
+
+def _explore(value: Any) -> Mapping[str, Literal["perturb", "resample"]]:
+    ways = ("perturb", "resample")
+    return {
+        str(key): choice(f"{SWEEPER}.explore.{key}", each, ways)  # type: ignore[misc]
+        for key, each in _mapping("explore", value).items()
+    }
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{SWEEPER}.{name}", value, "a mapping by keys of the config, or null")
+    return value or {}
