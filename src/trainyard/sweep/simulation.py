@@ -12,6 +12,7 @@ from trainyard.sweep.events import (
     Began,
     Ended,
     Event,
+    Inherited,
     Paused,
     Proposed,
     Queued,
@@ -127,7 +128,10 @@ class SimulatedSweep:
                 self._overrides[num], self._jobs[num] = overrides, self._job(num, overrides)
                 self._tell(Proposed(num, overrides, rungs, note=note))
                 self._tell(Queued((Unit((num,), rungs=rungs),)))
-            case Promote(num, rungs):
+            case Promote(num, rungs, source, overrides):
+                if source is not None:
+                    self._tell(Inherited(num, source, self.epochs[num], overrides))
+                    self._overrides[num], self._jobs[num] = overrides, self._job(num, overrides)
                 self._tell(Queued((Unit((num,), rungs=rungs),), "promoted"))
             case Prune(num, why):
                 self._tell(Ended(num, "pruned", error=why))
