@@ -34,6 +34,7 @@ CASES = (
     "memory",
     "sweep",
     "fused",
+    "lanes",
     "growth",
     "ddp",
 )

@@ -17,6 +17,12 @@ class Cut:
     def before_train(self, runner: FusedRunner) -> None:
         runner.cut_ended()
 
+    def before_train_epoch(self, runner: FusedRunner) -> None:
+        runner.occupancy.count()
+
+    def after_train(self, runner: FusedRunner) -> None:
+        runner.occupancy.tell()
+
     def after_train_iter(self, runner: FusedRunner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
         runner.cut()
 

@@ -43,6 +43,18 @@ class Occupancy:
     def __init__(self, runner: FusedRunner, feed: Feed | None) -> None:
         self._runner = runner
         self.feed = feed
+        self._busy = self._lanes = 0
+
+    def count(self) -> None:
+        """Count the lanes that train in the epoch that begins, and all lanes, as long as jobs may come."""
+        if self.open:
+            self._busy += sum(not member.vacant for member in self._runner.members)
+            self._lanes += len(self._runner.members)
+
+    def tell(self) -> None:
+        """Tell which share of the lanes has trained, counted in epochs, while jobs might come."""
+        if self._lanes:
+            log.info("Lanes were busy in %d of %d epochs in which jobs might come.", self._busy, self._lanes)
 
     @property
     def open(self) -> bool:
