@@ -23,6 +23,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
+from trainyard.config.single_composition import composed_once
 from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import DiskFullError, disk_full
@@ -61,7 +62,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
         check_overrides(sys.argv[1:])
-        with any_target():
+        with any_target(), composed_once():
             hydra.main(config_path=directory, config_name=config_name, **VERSION_BASE)(Application())()
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
