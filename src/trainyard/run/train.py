@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from trainyard import temporary
 from trainyard.config.build import build
-from trainyard.errors import ConfigError, JobPaused, TrainyardError
+from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
@@ -68,13 +68,11 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
         over = ranks.spread(values)
-        if values["quick"] and (over.devices > 1 or over.world is not None):
-            raise ConfigError("quick", True, "false, on several devices")
-        if values["quick"]:
-            return _tried(values, collected, position)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
                 lead(_rank_job(cfg, position), over.world, over.strategy.timeout)
+            if values["quick"]:
+                return _tried(values, collected, position, over.world)
             runner = _prepared(values, tracker, collected, position, over.world)
     try:
         if runner is None:
@@ -86,7 +84,10 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
 
 
 def _tried(
-    values: Mapping[str, Any], collected: Callable[[], dict[str, str]], position: SweepPosition | None
+    values: Mapping[str, Any],
+    collected: Callable[[], dict[str, str]],
+    position: SweepPosition | None,
+    world: World | None,
 ) -> float | None:
     """Make the quick check of a run: see `trainyard.run.quick`."""
     from trainyard.run.quick import EndEarly, quickly
@@ -94,10 +95,11 @@ def _tried(
     runner: Runner
     for resumes in (True, False):
         own = quickly(values) | ({} if resumes else {"resume": True})
-        runner = _prepared(own, NoTracker(), collected, position, None, EndEarly(resumes=resumes))
+        runner = _prepared(own, NoTracker(), collected, position, world, EndEarly(resumes=resumes))
         caught = conduct(runner, [own])
-        if caught or not resumes:
+        if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught)
+    runner.strategy.end()
     log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
     return objective(runner.members[0])
 
@@ -117,13 +119,16 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
         position: as for `train`.
     """
     temporary.for_multiprocessing()
-    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
+    tracked = own.is_main and not cfg.get("quick")
+    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if tracked else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
     from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     try:
+        if values["quick"]:
+            return _tried(values, collected, position, own)
         return _trained(_prepared(values, tracker, collected, position, own), values)
     except JobPaused as paused:
         return paused
