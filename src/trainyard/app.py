@@ -169,9 +169,10 @@ class Application(SweepableTask):
 
 
 def _first_line(cfg: DictConfig) -> str:
-    """Return what is said before torch is imported: what is trained on what."""
+    """Return what is said before torch is imported: what is trained on what, by option or by class."""
     choices = HydraConfig.get().runtime.choices
-    parts = {key: choices.get(key) or OmegaConf.select(cfg, f"{key}._target_") or key for key in ("model", "data")}
+    classes = {key: str(OmegaConf.select(cfg, f"{key}._target_") or key) for key in ("model", "data")}
+    parts = {key: choices.get(key) or name.rpartition(".")[2] for key, name in classes.items()}
     done = {"train": "Training", "val": "Validating", "test": "Testing"}.get(str(cfg.get("mode")), "Running")
     return f"{done} {parts['model']} on {parts['data']}, in {shown(Path(HydraConfig.get().runtime.output_dir))}"
 
