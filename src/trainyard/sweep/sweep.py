@@ -93,7 +93,7 @@ class Sweep:
             composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
         )
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
-        self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
+        self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._places = Places()

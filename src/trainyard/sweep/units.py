@@ -13,8 +13,10 @@ from hydra.types import HydraContext
 
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.clones import start_of
+from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
-from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
+from trainyard.sweep.executor.task import Common, Task, TaskOutcome, TaskState
+from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.stacks import StackPlanner
@@ -42,6 +44,7 @@ class UnitTasks:
         context: Hydra's context.
         application: the jobs' application.
         stacks: prepares a stack for a worker.
+        configs: makes the configs of jobs.
         manifest: knows how each job trains.
         directory: the sweep's directory.
 
@@ -58,6 +61,7 @@ class UnitTasks:
         context: HydraContext,
         application: Sweepable,
         stacks: StackPlanner,
+        configs: JobConfigs,
         manifest: Manifest,
         directory: Path,
     ) -> None:
@@ -69,6 +73,8 @@ class UnitTasks:
         self._context = context
         self._application = application
         self._stacks = stacks
+        self._configs = configs
+        self._commons: dict[Shared | None, Common] = {}
         self._manifest = manifest
         self._directory = directory
 
@@ -103,16 +109,18 @@ class UnitTasks:
         assert decision is not None, "recorded before the jobs are run"
         name = self.name(unit)
         if len(jobs) == 1:
-            config = jobs[0].config
-            if (origin := jobs[0].origin) is not None:
-                config.resume = start_of(jobs[0])
-                config.resume_override = [*(config.resume_override or ()), *origin.keys]
-            elif resumes[0]:
-                config.resume = True
-            work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
-            log = jobs[0].directory / "output.log"
+            origin, resume = jobs[0].origin, resumes[0] if jobs[0].origin is None else start_of(jobs[0])
+            config, shared = self._configs.recipe(jobs[0]) or (jobs[0].config, None)
+            work = worker_tasks.JobWork(config, positions[0], resume, () if origin is None else origin.keys)
             return Task(
-                jobs[0].num, worker_tasks.run_one, work, log=log, name=name, slots=unit.slots, threads=decision.threads
+                jobs[0].num,
+                worker_tasks.run_one,
+                work,
+                log=jobs[0].directory / "output.log",
+                name=name,
+                slots=unit.slots,
+                threads=decision.threads,
+                common=self._common(shared),
             )
         together = self._stacks.work(jobs, positions)
         for own, resuming in zip(together.jobs, resumes, strict=True):
@@ -120,6 +128,13 @@ class UnitTasks:
                 own.values["resume"] = True
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
         return Task(jobs[0].num, worker_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
+
+    def _common(self, shared: Shared | None) -> Common:
+        """Return what the tasks of jobs have in common that share a composition."""
+        if shared not in self._commons:
+            singletons = Singleton.get_state()
+            self._commons[shared] = Common(worker_tasks.JobCommon(self._context, self._application, singletons, shared))
+        return self._commons[shared]
 
     def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
