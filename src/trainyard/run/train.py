@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -164,12 +165,30 @@ def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
     return objective(runner.members[0])
 
 
-def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
+@dataclass(frozen=True)
+class Record:
+    """What is recorded of every run beside its numbers, and is the same for all members of a Runner.
+
+    Attributes:
+        example: one input of the model; None if it takes anything but one tensor.
+        inputs: waits for the digests of the data, and returns the data sets.
+    """
+
+    example: Any
+    inputs: Callable[[], list[dict[str, Any]]]
+
+
+def conduct(
+    runner: Runner,
+    configs: Sequence[Mapping[str, Any]],
+    begun: Callable[[Record], object] | None = None,
+) -> list[int]:
     """Train or evaluate, as the mode says, and write the files of the run.
 
     Args:
         runner: the prepared Runner.
         configs: the members' configs, resolved.
+        begun: called before the training with what members that join have recorded, too.
 
     Returns:
         The signals that ended it early.
@@ -178,14 +197,44 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
     is_main = runner.strategy.is_main
     with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
-        inputs = record.begin_inputs(runner, configs[0]) if is_main else None
+        own: Record | None = None
         if is_main:
-            record.write_files(runner, configs)
+            inputs = record.begin_inputs(runner, configs[0])
+            own = Record(record.example(runner), inputs)
+            record.write_files(runner, configs, runner.all_members, own.example)
             _warn_of_missing_hooks(runner, configs[0])
+            if begun is not None:
+                begun(own)
         _run(runner, configs[0]["mode"])
-        if is_main:
-            record.name_artifacts(runner, inputs() if inputs is not None else [])
+        if own is not None and runner.all_members:
+            record.name_artifacts(runner, runner.all_members, own.inputs())
     return caught
+
+
+def conclude(runner: Runner, members: Sequence[Member], own: Record) -> None:
+    """Test members that have ended before the others, and name what belongs to their runs; then they are closed.
+
+    Args:
+        runner: holds them for the evaluation.
+        members: members that have not failed.
+        own: what is recorded.
+    """
+    from trainyard.run import record
+
+    if runner.has_split("test"):
+        _test(runner, members)
+    for member in members:
+        _summarize(member)
+    record.name_artifacts(runner, members, own.inputs())
+
+
+def _test(runner: Runner, members: Sequence[Member]) -> None:
+    from trainyard.run import record
+
+    for member in members:
+        member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
+    runner.test()
+    record.tell_tested(runner)
 
 
 def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
@@ -212,8 +261,6 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
 
 
 def _run(runner: Runner, mode: str) -> None:
-    from trainyard.run import record
-
     if mode == "val":
         runner.val()
     elif mode == "test":
@@ -224,10 +271,7 @@ def _run(runner: Runner, mode: str) -> None:
         failed = all(member.failed for member in going)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
-            for member in runner.members:
-                member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
-            runner.test()
-            record.tell_tested(runner)
+            _test(runner, runner.members)
         for member in going if runner.strategy.is_main else ():
             _summarize(member)
 

@@ -90,6 +90,10 @@ class SweepProgress:
     def stack_started(self, event: TaskEvent, stack: Stack) -> None:
         self._started(event, str(stack), f"a stack of {len(stack.jobs)}", stack.jobs)
 
+    def joined(self, job: Job, stack: str) -> None:
+        """Show that a job takes a free lane of a stack."""
+        print(f"joined   #{job.num} {self.plan.name(job)}  ({stack})", flush=True)
+
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
         """Show that a stack gets another attempt."""
         self._running.pop(event.num, None)
