@@ -21,7 +21,7 @@ from trainyard.config.resolving import resolve
 from trainyard.errors import PlacesDiffer, StackDivided
 from trainyard.fused.probe import Fit
 from trainyard.track import NoTracker, Tracker, facts
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.fused.feed import Feed
@@ -81,12 +81,12 @@ class MemberResult:
 
     Attributes:
         state: how it ended.
-        value: its best objective; None where it has none.
+        value: its best objective, None where it has none; or the metrics that its sweep asks for.
         error: why it failed, on one line.
     """
 
     state: Literal["done", "failed", "interrupted", "paused"]
-    value: float | None = None
+    value: Returned = None
     error: str | None = None
 
 
@@ -179,14 +179,15 @@ def _train(
         half, count = len(members) // 2, len(members)
         reason = f"{count} members do not fit into memory"
         raise StackDivided(reason, [list(range(half)), list(range(half, count))]) from error
-    return [_result(member, runner.interrupted) for member in runner.all_members]
+    metrics = positions[0].metrics if positions else ()
+    return [_result(member, runner.interrupted, metrics) for member in runner.all_members]
 
 
-def _result(member: Member, interrupted: bool) -> MemberResult:
-    from trainyard.run.train import objective
+def _result(member: Member, interrupted: bool, metrics: Sequence[str]) -> MemberResult:
+    from trainyard.run.measured import returned
 
     if member.paused:
         return MemberResult("paused")
     if member.failed:
         return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
-    return MemberResult("interrupted" if interrupted else "done", objective(member))
+    return MemberResult("interrupted" if interrupted else "done", returned(member, metrics))

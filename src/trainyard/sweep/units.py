@@ -51,6 +51,7 @@ class UnitTasks:
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
         experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
+        metrics: what jobs return by name; empty for their objective alone.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class UnitTasks:
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
         self.experiment: str | None = None
+        self.metrics: tuple[str, ...] = ()
         self._context = context
         self._application = application
         self._stacks = stacks
@@ -132,6 +134,7 @@ class UnitTasks:
             stack=spans(unit.nums) if stacked else None,
             lane=lane if stacked else None,
             rungs=unit.rungs,
+            metrics=self.metrics,
         )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainyard.errors import ConfigError
+from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.grid_settings import text_of
 from trainyard.sweep.manifest import FILE, Manifest
+from trainyard.sweep.proposers.sampling import complete
 from trainyard.sweep.proposers.space import Parameter, Space
 
 if TYPE_CHECKING:
@@ -59,15 +61,16 @@ class Earlier:
     """Trials of another sweep.
 
     Attributes:
-        trials: the values and the objective of each that can be learned from.
+        trials: the values of each that can be learned from, and its objective: of a search with `Goals` what it
+            returned, by name.
         told: what was taken and what was not, for people.
     """
 
-    trials: Sequence[tuple[dict[str, Any], float]] = ()
+    trials: Sequence[tuple[dict[str, Any], Any]] = ()
     told: Sequence[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, directory: Any, space: Space) -> Earlier:
+    def read(cls, directory: Any, space: Space, goals: Goals | None = None) -> Earlier:
         """Return the trials of `hydra.sweeper.warm_start`: the jobs that are done in a sweep's directory.
 
         Raises:
@@ -78,29 +81,40 @@ class Earlier:
         path = Path(str(directory)).expanduser()
         if not (path / FILE).is_file():
             raise ConfigError(WARM_START, str(directory), "the directory of a sweep", hint=f"It has no {FILE}.")
-        taken: list[tuple[dict[str, Any], float]] = []
+        taken: list[tuple[dict[str, Any], Any]] = []
         left: dict[str, list[int]] = {}
         for num, entry in Manifest.open(path).entries.items():
             values, why = _values(entry.overrides, space)
-            objective = entry.objective
-            if entry.state != "done" or not isinstance(objective, int | float) or math.isnan(objective):
-                why = "not done with an objective"
+            objective, lacks = _objective(entry.objective, goals)
+            if entry.state != "done" or lacks:
+                why = lacks if entry.state == "done" and goals is not None else "not done with an objective"
             if why:
                 left.setdefault(why, []).append(num)
             else:
-                taken.append((values, float(objective)))
+                taken.append((values, objective))
         told = [f"Warm start from {path}: {len(taken)} of {len(taken) + sum(map(len, left.values()))} jobs are taken."]
         told += [f"  not {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 
-    def frozen(self, space: Space) -> list[FrozenTrial]:
+    def frozen(self, space: Space, goals: Goals | None = None) -> list[FrozenTrial]:
         """Return them as trials of Optuna's."""
         from optuna.trial import create_trial
 
+        if goals is not None:
+            return [complete(goals, metrics, space, values) for values, metrics in self.trials]
         return [
             create_trial(params=values, distributions=space.distributions(list(values)), value=objective)
             for values, objective in self.trials
         ]
+
+
+def _objective(value: Any, goals: Goals | None) -> tuple[Any, str]:
+    """Return what a search can learn from what a job returned, and why it cannot; empty if it can."""
+    if goals is None:
+        number = as_number(next(iter(value.values()), None) if isinstance(value, Mapping) else value)
+        return number, "not done with an objective" if number is None or math.isnan(number) else ""
+    missing = goals.missing(value)
+    return goals.measured(value), f"{', '.join(missing)} was not measured there" if missing else ""
 
 
 def _values(overrides: Sequence[str], space: Space) -> tuple[dict[str, Any], str]:

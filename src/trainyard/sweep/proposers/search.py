@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from trainyard.errors import TrainyardError
 from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported, SlotsGained, Wish
+from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
 from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
@@ -102,6 +103,7 @@ class SearchProposer(Proposer):
         source: gives the trials.
         pruner: decides which go on.
         sign: 1 where less of the objective is better, -1 where more is.
+        goals: several objectives, of which `sign` is that of the first, or constraints; None for one without.
         limits: when the search ends.
         order: `any` or `job`.
         together: the new trials that are asked for together for each free slot, as many as train as one stack.
@@ -116,6 +118,7 @@ class SearchProposer(Proposer):
         pruner: Pruner | None = None,
         *,
         sign: float = 1.0,
+        goals: Goals | None = None,
         limits: Limits | None = None,
         order: Literal["any", "job"] = "any",
         together: int = 1,
@@ -124,6 +127,7 @@ class SearchProposer(Proposer):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity = dict(identity or {})
+        self.goals = goals
         self._source = source
         self._pruner = NoPruner() if pruner is None else pruner
         self._pruner.begin(sign, order == "job")
@@ -173,10 +177,11 @@ class SearchProposer(Proposer):
         if self._without is not None:
             num, value = self._without
             given = "nothing" if value is None else repr(value)
-            raise TrainyardError(
-                f"#{num} returned {given}, and a search learns from one number: the objective, which the task function "
-                "returns."
-            )
+            wanted = "one number: the objective, which the task function returns"
+            if self.goals is not None:
+                wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
+                wanted += f"there is none for {', '.join(self.goals.missing(value))}"
+            raise TrainyardError(f"#{num} returned {given}, and a search learns from {wanted}.")
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         return "prune" if num in self._wishes else None
@@ -209,9 +214,7 @@ class SearchProposer(Proposer):
                     self._choice()
                     self._out(self._of[num])
                 elif state == "done":
-                    if _number(objective) is None:
-                        self._without = num, objective
-                    self._end(num, Outcome("done", None, _number(objective)))
+                    self._done(num, objective)
                 elif state != "interrupted":
                     self._end(num, Outcome("failed"))
 
@@ -309,6 +312,17 @@ class SearchProposer(Proposer):
         self._notice(segment)
         return True
 
+    def _done(self, num: int, returned: Any) -> None:
+        """Take in what a job has returned at its end."""
+        if self.goals is None:
+            value, metrics, lacks = as_number(returned), dict[str, float](), as_number(returned) is None
+        else:
+            metrics = self.goals.measured(returned)
+            value, lacks = metrics.get(self.goals.names[0]), bool(self.goals.missing(returned))
+        if lacks:
+            self._without = num, returned
+        self._end(num, Outcome("done", None, value, metrics))
+
     def _end(self, num: int, outcome: Outcome) -> None:
         segment = self._latest[num]
         is_late = segment.outcome is not None  # a job that had failed was tried again
@@ -327,7 +341,7 @@ class SearchProposer(Proposer):
             assert outcome.value is not None
             self._report(trial, outcome.at, outcome.value)
             return
-        trial.result = outcome.value
+        trial.result, trial.metrics = outcome.value, outcome.metrics
         self._judge_target(trial)
         self._pruner.ended(trial)
 
@@ -342,7 +356,7 @@ class SearchProposer(Proposer):
 
     def _judge_target(self, trial: Trial) -> None:
         target = self._limits.target
-        if target is None:
+        if target is None or (self.goals is not None and self.goals.violation(trial.metrics) > 0):
             return
         if loss(self._source.known(trial, self._trials), self._sign) <= self._sign * target:
             self._is_over = True
@@ -360,7 +374,3 @@ class SearchProposer(Proposer):
         elif trial.state == "paused":
             self._pruner.left(trial)
         trial.state = state
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
