@@ -15,7 +15,7 @@ from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import Goals
 from trainyard.sweep.grid_settings import text_of, when_of
-from trainyard.sweep.proposers.earlier import Earlier, given_points
+from trainyard.sweep.proposers.earlier import FROM, Earlier, given_points
 from trainyard.sweep.proposers.goal_settings import DIRECTIONS, SWEEPER, direction_of, goals_of, plain
 from trainyard.sweep.proposers.pruner_settings import build_pruner, pruner_node, require_optuna
 from trainyard.sweep.proposers.quiet import quiet
@@ -60,7 +60,7 @@ class SearchSettings:
         when: conditional keys.
         together: the trials that are asked for together for each free slot.
         enqueue: points to try first.
-        warm_start: the directory of a sweep to learn from.
+        warm_start: the directory of a sweep, or an experiment or run of MLflow, to learn from.
         repeats: the seeds of each configuration.
     """
 
@@ -163,7 +163,7 @@ class SearchSettings:
         )
         sign = DIRECTIONS[self.direction]
         target = str(self.sampler["_target_"])
-        given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space, self.goals)
+        given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space, config, self.goals)
         for line in earlier.told:
             print(line, flush=True)
         source: Source = SamplerSource(
@@ -192,6 +192,7 @@ class SearchSettings:
             "repeats": self.repeats,
             "enqueue": given,
             "warm_start": [list(each) for each in earlier.trials],
+            **({} if self.warm_start is None else {FROM: str(self.warm_start)}),
             "versions": {"optuna": version("optuna")},
         }
         return SearchProposer(
