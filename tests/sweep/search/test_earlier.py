@@ -11,6 +11,7 @@ from mlflow.entities import Metric, Param
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.events import Ended, Proposed
 from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.proposers.ahead import AheadSource
 from trainyard.sweep.proposers.sampling import SamplerSource
 from trainyard.sweep.proposers.search import SearchProposer
 from trainyard.track.shipper.trials import answer
@@ -37,8 +38,9 @@ def earlier(tmp_path: Path) -> Path:
 
 
 def source_of(proposer: SearchProposer) -> SamplerSource:
-    assert isinstance(proposer._source, SamplerSource)
-    return proposer._source
+    assert isinstance(proposer._source, AheadSource)
+    assert isinstance(proposer._source.source, SamplerSource)
+    return proposer._source.source
 
 
 def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(

@@ -84,7 +84,7 @@ def test_the_sampler_sees_each_objective_and_what_is_violated(hydra: Any, settin
     ):
         proposer.told(Proposed(num, ("optim.lr=0.5", "optim.weight_decay=0.5"), note={}))
         proposer.told(Ended(num, "done", 1.0, value))
-    source = proposer._source
+    source = proposer._source.source
     assert isinstance(source, SamplerSource)
     study = source.study(proposer.trials)
     assert [str(each.name) for each in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -140,11 +140,11 @@ def test_a_warm_start_takes_what_has_all_objectives(
         manifest.log(Proposed(num, ("optim.lr=0.5", "optim.weight_decay=0.25")), Ended(num, "done", 1.0, value))
     settings = settings_of(config, objective=NAMES, direction=BOTH, warm_start=str(tmp_path))
     proposer = settings.proposer(LINES, loader, config)
-    (trial,) = proposer._source.study([]).trials
+    (trial,) = proposer._source.source.study([]).trials
     assert trial.values == [0.5, 4.0]
     assert capsys.readouterr().out.splitlines()[1:] == ["  not #1, #2: model/parameters was not measured there"]
     other = settings_of(config, warm_start=str(tmp_path)).proposer(LINES, loader, config)
-    assert [trial.value for trial in other._source.study([]).trials] == [0.5, 0.5, 0.5]
+    assert [trial.value for trial in other._source.source.study([]).trials] == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_pruner_goes_with_a_constraint(hydra: Any, settings_of: Any) -> None:
     )
     assert found.run()
     proposer = found.proposer
-    source = proposer._source  # type: ignore[attr-defined]
+    source = proposer._source.source  # type: ignore[attr-defined]
     trials = source.study(proposer.trials).trials  # type: ignore[attr-defined]
     assert {(str(trial.state.name), *trial.system_attrs["constraints"]) for trial in trials} == {
         ("COMPLETE", 1.0),

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.proposers.quiet import quiet
-from trainyard.sweep.proposers.search import Source, Suggestion
+from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.space import Space, suggest
 from trainyard.sweep.proposers.trials import Trial, loss
 

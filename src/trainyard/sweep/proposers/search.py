@@ -4,73 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.errors import TrainyardError
-from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported, SlotsGained, Wish
+from trainyard.sweep.events import (
+    Began,
+    Ended,
+    Event,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    SlotsGained,
+    SlotsLost,
+    Wish,
+)
 from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
+from trainyard.sweep.proposers.source import Source
 from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
 from trainyard.track.sweep_position import Rungs
 
 HOPELESS = 5
 """A search ends when so many trials have failed, and all were the first ones."""
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Overrides of a trial, and plain data that the source wants to see again with it."""
-
-    overrides: tuple[str, ...]
-    note: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Source(ABC):
-    """Where the trials of a search come from."""
-
-    @abstractmethod
-    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
-        """Return the trial of a number. The same arguments give the same trial.
-
-        Args:
-            index: the number of the trial.
-            trials: all trials before it, with what the search has taken notice of.
-        """
-
-    def has_more(self, trials: Sequence[Trial], limit: int | None) -> bool:
-        """Return whether there is a trial to suggest now.
-
-        Args:
-            trials: all trials so far.
-            limit: `Limits.n_trials`.
-        """
-        return limit is None or len(trials) < limit
-
-    def place(self, trial: Trial) -> Trial:
-        """Return a trial that was suggested, with the number under which pruners know it."""
-        return trial
-
-    def known(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
-        """Return what is known of the objective of a trial's configuration, for `Limits.target`."""
-        return trial.value
-
-
-class ListSource(Source):
-    """Trials that are known from the start: a grid.
-
-    Args:
-        jobs: the overrides of each.
-    """
-
-    def __init__(self, jobs: Sequence[Sequence[str]]) -> None:
-        self._jobs = jobs
-
-    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
-        return Suggestion(tuple(self._jobs[index]))
 
 
 @dataclass(frozen=True)
@@ -145,6 +104,7 @@ class SearchProposer(Proposer):
         self._latest: dict[int, Segment] = {}  # by the number of the job
         self._values: dict[int, dict[int, float]] = {}  # all that was reported, by job and place
         self._noticed = 0  # segments whose outcomes were taken notice of, in order
+        self._slots = 0
         self._running = 0  # trials that are `running`
         self._wishes: set[int] = set()  # jobs that are to be pruned while they run
         self._is_over = False
@@ -188,8 +148,14 @@ class SearchProposer(Proposer):
 
     def told(self, event: Event) -> None:
         match event:
-            case SlotsGained(slots) if self._width is None:
-                self._width = len(slots) * self._together
+            case SlotsGained(slots):
+                self._slots += len(slots)
+                if self._width is None:
+                    self._width = len(slots) * self._together
+            case SlotsLost(indices):
+                self._slots -= len(indices)
+            case Began():
+                self._slots = 0
             case Proposed(num, overrides, rungs, note=note):
                 self._choice()  # takes notice of what this decision was made by
                 self._of[num] = self._source.place(Trial(len(self._trials), num, tuple(overrides), note or {}))
@@ -197,9 +163,12 @@ class SearchProposer(Proposer):
                 self._configurations += self._of[num].repeat == 0
                 self._running += 1
                 self._begin(num, rungs)
-            case Queued(units, "promoted" | "resumed" as why):
-                for unit in units:
-                    self._go_on([num for num in unit.nums if num in self._of], unit.rungs, why == "promoted")
+            case Queued(units, why):
+                if why in ("promoted", "resumed"):
+                    for unit in units:
+                        self._go_on([num for num in unit.nums if num in self._of], unit.rungs, why == "promoted")
+                if not why or self._in_order:
+                    self._prepare()
             case Reported(num, at, value) if num in self._of:
                 self._values.setdefault(num, {})[at] = value
                 if self._latest[num].until is None and not self._in_order:
@@ -266,6 +235,21 @@ class SearchProposer(Proposer):
             rungs = None if pending[-1].repeat else self._pruner.rungs(pending[-1].index, 0)
             found.append(NewJob(own.overrides, rungs=rungs, note=own.note))
         return found
+
+    def _prepare(self) -> None:
+        """Let the source begin with what a slot that becomes free will be given, if that can be known by now.
+
+        With one slot each trial knows of the result of the one before it, so that a search that is killed is the same.
+        """
+        if self._began is None or not (self._in_order or self._slots > 1) or self._choice() != "new":
+            return
+        count, made = self._together, len(self._segments)
+        if self._limits.n_trials is not None:
+            count = min(count, self._limits.n_trials - self._configurations)
+        if self._in_order:
+            count = min(count, sum(self._noticed >= self._due(made + ahead) for ahead in range(count)))
+        if count > 0:
+            self._source.prepare(count, self._trials)
 
     def _due(self, decision: int) -> int:
         """Return how many results have to be noticed before a decision, with `order=job`."""

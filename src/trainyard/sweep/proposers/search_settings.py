@@ -15,13 +15,15 @@ from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import Goals
 from trainyard.sweep.grid_settings import text_of, when_of
+from trainyard.sweep.proposers.ahead import AheadSource
 from trainyard.sweep.proposers.earlier import FROM, Earlier, given_points
 from trainyard.sweep.proposers.goal_settings import DIRECTIONS, SWEEPER, direction_of, goals_of, plain
 from trainyard.sweep.proposers.pruner_settings import build_pruner, pruner_node, require_optuna
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.repeats import SEED, RepeatedSource
 from trainyard.sweep.proposers.sampling import CONSTRAINTS, MakeSampler, SamplerSource
-from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer, Source
+from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.source import ListSource, Source
 from trainyard.sweep.proposers.space import Space
 
 if TYPE_CHECKING:
@@ -177,6 +179,7 @@ class SearchSettings:
             earlier=earlier.frozen(space, self.goals),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
         )
+        source = AheadSource(source, exact=self.order == "job")
         if self.repeats > 1:
             source = RepeatedSource(source, self.repeats, self._first_seed(space, config), sign)
         identity = {
