@@ -35,7 +35,7 @@ from trainyard.run.rank_job import follow
 from trainyard.run.ranks import shown
 from trainyard.run.train import train
 from trainyard.sweep.sweepable import SweepableTask
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks even if a message explains the error in full
 
@@ -106,11 +106,11 @@ class Application(SweepableTask):
     )
     fuse = stack_trainer
 
-    def __call__(self, cfg: DictConfig, /) -> float | None:
+    def __call__(self, cfg: DictConfig, /) -> Returned:
         """Train; the error of a single run is explained here, and ends the process without a message of Hydra's.
 
         Returns:
-            The best objective; None if the run has none.
+            The best objective, None if the run has none; or the metrics that its sweep asks for.
         """
         if self.position is None:
             print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)

@@ -25,7 +25,7 @@ from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, facts
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
@@ -41,7 +41,7 @@ class RunFailedError(TrainyardError):
     status = 1
 
 
-def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | None:
+def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
     """Train (or evaluate) the run that a composed config describes, in a job of Hydra's.
 
     Args:
@@ -49,7 +49,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         position: the job's position in its sweep, which has checked its config; None for a single run.
 
     Returns:
-        The best objective; None if the run has none.
+        The best objective, None if the run has none; or what its sweep asks for (`SweepPosition.metrics`).
 
     Raises:
         TrainyardError: the run failed; the error has the exit status of the command.
@@ -79,7 +79,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         if runner is None:
             with _nothing_left_behind(directory):
                 return ranks.train(_rank_job(cfg, position), Path(values["work_dir"]), over, tracker)
-        return _trained(runner, values)
+        return _trained(runner, values, position)
     finally:
         _report(_ship(tracker))
 
@@ -89,8 +89,9 @@ def _tried(
     collected: Callable[[], dict[str, str]],
     position: SweepPosition | None,
     world: World | None,
-) -> float | None:
+) -> Returned:
     """Make the quick check of a run: see `trainyard.run.quick`."""
+    from trainyard.run.measured import returned
     from trainyard.run.quick import EndEarly, quickly
 
     runner: Runner
@@ -102,14 +103,14 @@ def _tried(
             _raise_if_ended_early(runner, caught)
     runner.strategy.end()
     log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
-    return objective(runner.members[0])
+    return returned(runner.members[0], () if position is None else position.metrics)
 
 
 def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
     return RankJob(whole(cfg), train_rank, position)
 
 
-def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | JobPaused | None:
+def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> Returned | JobPaused:
     """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
 
     A job that pauses has not failed: it returns how it paused, and does not raise it.
@@ -130,7 +131,7 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
     try:
         if values["quick"]:
             return _tried(values, collected, position, own)
-        return _trained(_prepared(values, tracker, collected, position, own), values)
+        return _trained(_prepared(values, tracker, collected, position, own), values, position)
     except JobPaused as paused:
         return paused
 
@@ -158,11 +159,13 @@ def _prepared(
     return runner
 
 
-def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
+def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition | None) -> Returned:
+    from trainyard.run.measured import returned
+
     caught = conduct(runner, [values])
     runner.strategy.end()
     _raise_if_ended_early(runner, caught)
-    return objective(runner.members[0])
+    return returned(runner.members[0], () if position is None else position.metrics)
 
 
 @dataclass(frozen=True)
@@ -310,11 +313,6 @@ def _report(shipment: Shipment) -> None:
         log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
         log.warning("%s", shipment)
-
-
-def objective(member: Member) -> float | None:
-    """Return the best objective of a member; None if it has none."""
-    return member.metrics.get(member.objective.name) if member.best is None else member.best.value
 
 
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:

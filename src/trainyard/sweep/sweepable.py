@@ -42,14 +42,14 @@ class JobResult(Protocol):
 
     Attributes:
         state: how it ended.
-        value: its objective; None if it has none.
+        value: its objective, None if it has none; or several numbers by name (`SweepPosition.metrics`).
         error: why it failed, on one line.
     """
 
     @property
     def state(self) -> Literal["done", "failed", "interrupted", "paused"]: ...
     @property
-    def value(self) -> float | None: ...
+    def value(self) -> float | Mapping[str, float | None] | None: ...
     @property
     def error(self) -> str | None: ...
 

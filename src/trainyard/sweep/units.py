@@ -55,6 +55,7 @@ class UnitTasks:
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
         experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
+        metrics: what jobs return by name; empty for their objective alone.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class UnitTasks:
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
         self.experiment: str | None = None
+        self.metrics: tuple[str, ...] = ()
         self._context = context
         self._application = application
         self._stacks = stacks
@@ -162,6 +164,7 @@ class UnitTasks:
             stack=spans(unit.nums) if stacked else None,
             lane=lane if stacked else None,
             rungs=unit.rungs_of(job.num),
+            metrics=self.metrics,
         )
 
 
