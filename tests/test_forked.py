@@ -29,7 +29,13 @@ ENDS = {
     "killed": "import os; os.kill(os.getpid(), 9)",
     "terminated": "import os; os.kill(os.getpid(), 15)",
     "interrupted": "import os, time; os.kill(os.getpid(), 2); time.sleep(60)",
+    "no": "import sys; sys.exit(None)",
+    "large": "import sys; sys.exit(259)",
     "at exit": "import atexit; atexit.register(print, 'last')",
+    "error at exit": "import atexit; atexit.register(int, 'x'); print('first')",
+    "error after output": "print('first'); raise LookupError('x')",
+    "interrupted at exit": "import atexit; atexit.register(print, 'last'); raise KeyboardInterrupt",
+    "closed output": "import sys; print('first'); sys.stdout.close()",
     "thread": "import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()",
     "at once": "import os; print('lost'); os._exit(5)",
 }

@@ -1,14 +1,16 @@
 """Fork server of `forked`: a process that has imported what trainings import, and forks programs on request.
 
 A forked program is a process like one that was started, from its pid to its exit: it has its own environment, folder,
-files, session and signals, and runs as `__main__` to the end of the interpreter. What differs is that the imports are
-done. The same holds for the first Python processes that it starts itself (the agent of a sweep, the shipper, ranks):
-each is a child that was forked before the program began, and has waited since.
+files, session and signals, and runs as `__main__`. What differs is that the imports are done, and that it ends with its
+threads and its `atexit` functions: to finalize all modules would copy the memory that they share with this process, at
+ten times the cost of the fork. The same holds for the first Python processes that it starts itself (the agent of a
+sweep, the shipper, ranks): each is a child that was forked before the program began, and has waited since.
 """
 
 from __future__ import annotations
 
 import _posixsubprocess
+import atexit
 import fcntl
 import gc
 import importlib
@@ -21,6 +23,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -199,6 +203,37 @@ def program(request: Request) -> tuple[Any, dict[str, Any]]:
     return code, main.__dict__
 
 
+def run(code: Any, variables: dict[str, Any]) -> None:
+    """Run a program and end the process as the interpreter does, but for the finalization of modules."""
+    status: Any = None
+    interrupted = False
+    try:
+        exec(code, variables)
+    except SystemExit as end:
+        status = end.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status, interrupted = 1, isinstance(error, KeyboardInterrupt)
+    if not (status is None or isinstance(status, int)):
+        print(status, file=sys.stderr)
+        status = 1
+    for ending in (threading._shutdown, atexit._run_exitfuncs, flush):  # type: ignore[attr-defined]
+        try:
+            ending()
+        except BaseException:
+            traceback.print_exc()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit((status or 0) & 0xFF)
+
+
+def flush() -> None:
+    for file in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # there is none, it is closed, or nobody reads it
+            file.flush()
+
+
 def import_all(modules: Sequence[str]) -> None:
     from trainyard.track.shipper.__main__ import configure
 
@@ -223,5 +258,4 @@ if __name__ == "__main__":
     if own is not None:
         own = Spares().fork(own[0]["spares"], own[1]) or own
         become(*own)
-        code, variables = program(own[0])
-        exec(code, variables)
+        run(*program(own[0]))
