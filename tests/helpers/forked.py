@@ -41,6 +41,7 @@ class Forked:
 
     Args:
         spares: how many of the Python processes that it starts itself are forked, too.
+        starts: a file that gets a line for each process that it and these start, with its command.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Forked:
         stderr: int | None = None,
         start_new_session: bool = False,
         spares: int = 3,
+        starts: Path | None = None,
     ) -> None:
         command = [str(argument) for argument in command]
         env = os.environ if env is None else env
         assert command[0] == sys.executable
         assert can_be(command, env), f"{command} has to be started"
-        request = asked(command, env, str(Path(cwd).absolute()), start_new_session, [0, 1, 2]) | {"spares": spares}
+        request = asked(command, env, str(Path(cwd).absolute()), start_new_session, [0, 1, 2])
+        request |= {"spares": spares, "starts": starts and str(starts)}
         self.args = command
         self.returncode: int | None = None
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
