@@ -19,7 +19,8 @@ import logging, os, signal, sys, threading, __main__
 print(sys.argv, sys.path[:2], os.getcwd(), __name__, __main__.__dict__ is globals(), globals().get("__file__"))
 print(sorted(set(os.environ) - {"LC_CTYPE"}), os.getsid(0) == os.getpid(), len(threading.enumerate()))
 print(repr(sys.stdin.read()), sys.stdout.line_buffering, sys.stdout.encoding.lower(), sys.stderr.line_buffering)
-print(os.sched_getaffinity(0) == set(range(os.cpu_count())), logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+print(os.sched_getaffinity(0))
+print(logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 print("err", file=sys.stderr)
 """
 ENDS = {
