@@ -37,6 +37,7 @@ CASES = (
     "lanes",
     "growth",
     "ddp",
+    "search",
 )
 ON_CUDA = ("captured",)
 """Cases for a CUDA device, which are not part of the page."""

@@ -36,7 +36,8 @@ class SearchSweeper(Sweeper):
         Raises:
             TrainyardError: a setting cannot work, or the search was interrupted.
         """
-        from trainyard.sweep.proposers.search_settings import SearchSettings, check_application
+        from trainyard.sweep.proposers.pruner_settings import check_application
+        from trainyard.sweep.proposers.search_settings import SearchSettings
 
         config, loader, launcher = self._checked("search")
         settings = SearchSettings.from_config(self.settings, config)

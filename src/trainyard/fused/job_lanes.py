@@ -62,14 +62,16 @@ class JobLanes:
     Args:
         source: where they come from.
         facts: of the machine and the code, for the jobs' records.
+        metrics: the metrics that the sweep asks for; empty for the objective.
 
     Attributes:
         stack: the Runner that is fed.
     """
 
-    def __init__(self, source: JobSource, facts: Mapping[str, str]) -> None:
+    def __init__(self, source: JobSource, facts: Mapping[str, str], metrics: Sequence[str] = ()) -> None:
         self._source = source
         self._facts = facts
+        self._metrics = metrics
         self.stack: FusedRunner | None = None
         self._record: Record | None = None
         self._values: dict[int, Mapping[str, Any]] = {}
@@ -117,7 +119,8 @@ class JobLanes:
         for member in gone:
             member.close("FINISHED")
             member.journal.close()
-            report = partial(self._source.left, member.number, result_of(member, interrupted=False))
+            result = result_of(member, self._metrics, interrupted=False)
+            report = partial(self._source.left, member.number, result)
             report() if hook is None else hook.then(report)
         kept = {id(member) for member in gone}
         runner.all_members = [member for member in runner.all_members if id(member) not in kept]

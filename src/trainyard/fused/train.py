@@ -125,7 +125,7 @@ def train_stack(
     if source is not None and not quick:
         from trainyard.fused.job_lanes import JobLanes
 
-        feed = JobLanes(source, found)
+        feed = JobLanes(source, found, positions[0].metrics)
     rows = dict(zip(lanes or range(len(configs)), range(len(configs)), strict=True))
     places = [rows.get(lane) for lane in range(width or len(configs))]
     try:
@@ -214,9 +214,10 @@ def _train(
         half, count = len(members) // 2, len(members)
         reason = f"{count} members do not fit into memory"
         raise StackDivided(reason, [list(range(half)), list(range(half, count))]) from error
+    metrics = positions[0].metrics if positions else ()
     if not isinstance(runner, FusedRunner):
-        return [result_of(runner.members[0], interrupted=runner.interrupted)]
+        return [result_of(runner.members[0], metrics, interrupted=runner.interrupted)]
     results: list[MemberResult | None] = [None] * runner.next_number
     for member in runner.all_members:
-        results[member.number] = result_of(member, interrupted=runner.interrupted)
+        results[member.number] = result_of(member, metrics, interrupted=runner.interrupted)
     return results

@@ -19,13 +19,13 @@ from omegaconf import DictConfig
 
 from trainyard import temporary
 from trainyard.config.build import build
-from trainyard.errors import ConfigError, JobPaused, TrainyardError
+from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, facts
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
@@ -41,7 +41,7 @@ class RunFailedError(TrainyardError):
     status = 1
 
 
-def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | None:
+def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
     """Train (or evaluate) the run that a composed config describes, in a job of Hydra's.
 
     Args:
@@ -49,7 +49,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         position: the job's position in its sweep, which has checked its config; None for a single run.
 
     Returns:
-        The best objective; None if the run has none.
+        The best objective, None if the run has none; or what its sweep asks for (`SweepPosition.metrics`).
 
     Raises:
         TrainyardError: the run failed; the error has the exit status of the command.
@@ -69,45 +69,48 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
         over = ranks.spread(values)
-        if values["quick"] and (over.devices > 1 or over.world is not None):
-            raise ConfigError("quick", True, "false, on several devices")
-        if values["quick"]:
-            return _tried(values, collected, position)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
                 lead(_rank_job(cfg, position), over.world, over.strategy.timeout)
+            if values["quick"]:
+                return _tried(values, collected, position, over.world)
             runner = _prepared(values, tracker, collected, position, over.world)
     try:
         if runner is None:
             with _nothing_left_behind(directory):
                 return ranks.train(_rank_job(cfg, position), Path(values["work_dir"]), over, tracker)
-        return _trained(runner, values)
+        return _trained(runner, values, position)
     finally:
         _report(_ship(tracker))
 
 
 def _tried(
-    values: Mapping[str, Any], collected: Callable[[], dict[str, str]], position: SweepPosition | None
-) -> float | None:
+    values: Mapping[str, Any],
+    collected: Callable[[], dict[str, str]],
+    position: SweepPosition | None,
+    world: World | None,
+) -> Returned:
     """Make the quick check of a run: see `trainyard.run.quick`."""
+    from trainyard.run.measured import returned
     from trainyard.run.quick import EndEarly, quickly
 
     runner: Runner
     for resumes in (True, False):
         own = quickly(values) | ({} if resumes else {"resume": True})
-        runner = _prepared(own, NoTracker(), collected, position, None, EndEarly(resumes=resumes))
+        runner = _prepared(own, NoTracker(), collected, position, world, EndEarly(resumes=resumes))
         caught = conduct(runner, [own])
-        if caught or not resumes:
+        if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught)
+    runner.strategy.end()
     log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
-    return objective(runner.members[0])
+    return returned(runner.members[0], () if position is None else position.metrics)
 
 
 def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
     return RankJob(whole(cfg), train_rank, position)
 
 
-def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | JobPaused | None:
+def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> Returned | JobPaused:
     """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
 
     A job that pauses has not failed: it returns how it paused, and does not raise it.
@@ -118,14 +121,17 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
         position: as for `train`.
     """
     temporary.for_multiprocessing()
-    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
+    tracked = own.is_main and not cfg.get("quick")
+    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if tracked else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
     from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     try:
-        return _trained(_prepared(values, tracker, collected, position, own), values)
+        if values["quick"]:
+            return _tried(values, collected, position, own)
+        return _trained(_prepared(values, tracker, collected, position, own), values, position)
     except JobPaused as paused:
         return paused
 
@@ -153,11 +159,13 @@ def _prepared(
     return runner
 
 
-def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
+def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition | None) -> Returned:
+    from trainyard.run.measured import returned
+
     caught = conduct(runner, [values])
     runner.strategy.end()
     _raise_if_ended_early(runner, caught)
-    return objective(runner.members[0])
+    return returned(runner.members[0], () if position is None else position.metrics)
 
 
 @dataclass(frozen=True)
@@ -305,11 +313,6 @@ def _report(shipment: Shipment) -> None:
         log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
         log.warning("%s", shipment)
-
-
-def objective(member: Member) -> float | None:
-    """Return the best objective of a member; None if it has none."""
-    return member.metrics.get(member.objective.name) if member.best is None else member.best.value
 
 
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:

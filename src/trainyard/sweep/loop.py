@@ -30,7 +30,7 @@ from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gai
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import EventKind, Task, TaskEvent, TaskOutcome
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
-from trainyard.sweep.waiting import CPU
+from trainyard.sweep.waiting import is_cpu, machine
 
 TICK = 0.2  # seconds
 
@@ -222,10 +222,17 @@ class Loop(ABC):
             return None
         devices = tuple(dict.fromkeys(self._scheduler.device(index) for index in running.slots))
         if not unit.alone_on:
-            if event.out_of_memory == "device" and CPU not in devices:
+            if event.out_of_memory == "device" and not any(map(is_cpu, devices)):
                 return replace(unit, alone_on=devices)
-            if event.out_of_memory == "host" and len(self._scheduler.slots) > len(running.slots):
-                return replace(unit, alone_on=self._scheduler.devices)
+            if event.out_of_memory == "host":
+                machines = set(map(machine, devices))
+                there = [
+                    device
+                    for index in self._scheduler.slots
+                    if machine(device := self._scheduler.device(index)) in machines
+                ]
+                if len(there) > len(running.slots):
+                    return replace(unit, alone_on=tuple(dict.fromkeys(there)))
         return replace(unit, attempts=running.attempt) if running.attempt <= self._policy.retries else None
 
     def _happened(self, kind: EventKind, running: RunningUnit, pid: int | None, event: Finished | None = None) -> None:

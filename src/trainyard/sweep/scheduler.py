@@ -132,7 +132,7 @@ class Scheduler:
     @property
     def demand(self) -> int:
         """Number of slots that units run on, and of units that wait for some."""
-        return sum(len(it.slots) for it in self.running.values()) + len(self._waiting)
+        return sum(len(it.slots) for it in self.running.values()) + self._waiting.demand
 
     @property
     def slots(self) -> tuple[int, ...]:

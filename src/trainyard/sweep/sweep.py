@@ -95,7 +95,7 @@ class Sweep:
             composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
         )
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
-        self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
+        self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._places = Places()
@@ -146,6 +146,8 @@ class Sweep:
         setup_globals()
         self._executor.start()  # starts while this process composes
         self._proposer = proposer
+        if proposer.goals is not None:
+            self._units.metrics = self._trials.metrics = proposer.goals.metrics
         if type(proposer).told is not Proposer.told:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)
@@ -162,11 +164,11 @@ class Sweep:
         self._take_over(plan)
         if self._tracking is None:
             config = plan.jobs[0].config if self.application.resumes else None
-            self._tracking = SweepTracking(self.directory, config, self._whole)
+            self._tracking = SweepTracking(self.directory, config, self._whole, proposer.goals)
             self._tracking.write_plan(self._whole)
         self._tracking.count(len(self._whole.jobs))
         self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
-        self._progress = SweepProgress(self._whole, plan.jobs)
+        self._progress = SweepProgress(self._whole, plan.jobs, proposer.goals)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(
             self._executor,
@@ -218,7 +220,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes, self._proposer.identity, self._interrupted)
+                conclude(plan, tracking, self.application.resumes, self._proposer, self._interrupted)
 
     def raise_if_failed(self) -> None:
         """Raise for the status of the command.

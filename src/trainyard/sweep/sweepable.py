@@ -42,14 +42,14 @@ class JobResult(Protocol):
 
     Attributes:
         state: how it ended.
-        value: its objective; None if it has none.
+        value: its objective, None if it has none; or several numbers by name (`SweepPosition.metrics`).
         error: why it failed, on one line.
     """
 
     @property
     def state(self) -> Literal["done", "failed", "interrupted", "paused"]: ...
     @property
-    def value(self) -> float | None: ...
+    def value(self) -> float | Mapping[str, float | None] | None: ...
     @property
     def error(self) -> str | None: ...
 
@@ -153,8 +153,16 @@ class Sweepable(Protocol):
                 under `hydra.job.env_set` has the environment variables that Hydra sets for the job.
         """
 
-    def slots(self, values: dict[str, Any] | None) -> int:
-        """Return how many slots a job takes, given what `check` returned."""
+    def slots(self, values: dict[str, Any] | None, room: int) -> int:
+        """Return how many slots a job takes.
+
+        Args:
+            values: what `check` returned.
+            room: the number of slots that a job can take, on several machines together.
+        """
+
+    def assist(self) -> None:
+        """Take part in a job of several nodes, in a worker on a node after the first (`trainyard.nodes.Nodes`)."""
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
         """Return the keys of a clone's config that differ from its job's, and that the checkpoint has too.
@@ -213,8 +221,11 @@ class SweepableTask:
     def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
         raise NotImplementedError
 
-    def slots(self, values: dict[str, Any] | None) -> int:
+    def slots(self, values: dict[str, Any] | None, room: int) -> int:
         return 1
+
+    def assist(self) -> None:
+        raise NotImplementedError
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
         raise TrainyardError("its application clones no jobs")

@@ -14,9 +14,11 @@ from hydra.types import HydraContext
 from trainyard.config.plain import plain
 from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
+from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
-from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
-from trainyard.sweep.inheritance import settings_of
+from trainyard.sweep.executor.task import Common, Task, TaskOutcome, TaskState
+from trainyard.sweep.inheritance import begin, settings_of
+from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.stacks import StackPlanner
@@ -44,6 +46,7 @@ class UnitTasks:
         context: Hydra's context.
         application: the jobs' application.
         stacks: prepares a stack for a worker.
+        configs: makes the configs of jobs.
         manifest: knows how each job trains.
         directory: the sweep's directory.
 
@@ -53,6 +56,7 @@ class UnitTasks:
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
         experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
+        metrics: what jobs return by name; empty for their objective alone.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class UnitTasks:
         context: HydraContext,
         application: Sweepable,
         stacks: StackPlanner,
+        configs: JobConfigs,
         manifest: Manifest,
         directory: Path,
     ) -> None:
@@ -68,9 +73,12 @@ class UnitTasks:
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
         self.experiment: str | None = None
+        self.metrics: tuple[str, ...] = ()
         self._context = context
         self._application = application
         self._stacks = stacks
+        self._configs = configs
+        self._commons: dict[Shared | None, Common] = {}
         self._manifest = manifest
         self._directory = directory
 
@@ -105,17 +113,18 @@ class UnitTasks:
         positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         name = self.name(unit)
         if len(jobs) == 1 and not unit.fed:
-            config = jobs[0].config
-            if (origin := jobs[0].origin) is not None:
-                config.resume = start_of(jobs[0])
-                config.resume_override = [*(config.resume_override or ()), *origin.keys]
-            elif resumes[0]:
-                for key, value in self._resumption(jobs[0]).items():
-                    config[key] = value
-            work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
-            log = jobs[0].directory / "output.log"
+            resume, keys = self._beginning(jobs[0], resumes[0])
+            config, shared = self._configs.recipe(jobs[0]) or (jobs[0].config, None)
+            work = worker_tasks.JobWork(config, positions[0], resume, keys)
             return Task(
-                jobs[0].num, worker_tasks.run_one, work, log=log, name=name, slots=unit.slots, threads=decision.threads
+                jobs[0].num,
+                worker_tasks.run_one,
+                work,
+                log=jobs[0].directory / "output.log",
+                name=name,
+                slots=unit.slots,
+                threads=decision.threads,
+                common=self._common(shared),
             )
         together = self._stacks.work(jobs, positions)
         for job, own, resuming in zip(jobs, together.jobs, resumes, strict=True):
@@ -142,6 +151,22 @@ class UnitTasks:
         lineage = self._manifest.entries[job.num].lineage
         return settings_of(job, lineage[-1]) if lineage else {"resume": True}
 
+    def _beginning(self, job: Job, resumes: bool) -> tuple[bool | str, tuple[str, ...]]:
+        """Return what a job resumes, and the keys that its config has otherwise than the checkpoint."""
+        if job.origin is not None:
+            return start_of(job), job.origin.keys
+        lineage = self._manifest.entries[job.num].lineage
+        if not (resumes and lineage):
+            return resumes, ()
+        return begin(job, lineage[-1]), lineage[-1].keys
+
+    def _common(self, shared: Shared | None) -> Common:
+        """Return what the tasks of jobs have in common that share a composition."""
+        if shared not in self._commons:
+            singletons = Singleton.get_state()
+            self._commons[shared] = Common(worker_tasks.JobCommon(self._context, self._application, singletons, shared))
+        return self._commons[shared]
+
     def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
         stacked = len(unit.nums) > 1 or unit.fed
@@ -153,6 +178,7 @@ class UnitTasks:
             stack=spans(unit.nums) if stacked else None,
             lane=lane if stacked else None,
             rungs=unit.rungs_of(job.num),
+            metrics=self.metrics,
         )
 
 

@@ -20,10 +20,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
+from trainyard.nodes import Nodes
 from trainyard.sweep.compose.plain import assign
+from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.executor.task import TaskState
 from trainyard.sweep.executor.wake import Wake
 from trainyard.sweep.executor.worker import stand_in_for_main
+from trainyard.sweep.job_configs import JobRecipe
 from trainyard.sweep.sweepable import StackFit, StackTrainer, Sweepable
 from trainyard.track.sweep_position import SweepPosition
 
@@ -33,13 +36,46 @@ _PLUGINS = Plugins.instance()
 
 @dataclass(frozen=True)
 class JobWork:
-    """Data that a worker needs for one job."""
+    """Data that a worker needs for one job.
+
+    Attributes:
+        config: its config, or what makes it.
+        position: its position in the sweep.
+        resume: what it resumes, as the key `resume` says it; False if it begins.
+        keys: of what it has otherwise than the checkpoint, further ones to those of its `resume_override`.
+    """
+
+    config: DictConfig | JobRecipe
+    position: SweepPosition
+    resume: bool | str = False
+    keys: tuple[str, ...] = ()
+
+    def composed(self, shared: Shared | None) -> DictConfig:
+        """Return the config."""
+        if isinstance(self.config, DictConfig):
+            config = self.config
+        else:
+            assert shared is not None
+            config = self.config.make(shared)
+        if self.resume:
+            config.resume = self.resume
+        if self.keys:
+            config.resume_override = [*(config.resume_override or ()), *self.keys]
+        return config
+
+
+@dataclass(frozen=True)
+class JobCommon:
+    """Data that a worker needs for one job, and that it has in common with others.
+
+    Attributes:
+        shared: what their configs are made from; None if each is sent whole.
+    """
 
     context: HydraContext
     application: Sweepable
-    config: DictConfig
     singletons: Any
-    position: SweepPosition
+    shared: Shared | None
 
 
 @dataclass(frozen=True)
@@ -180,14 +216,20 @@ class LazyJobReturn(JobReturn):
         return OmegaConf.masked_copy(self._whole(), "hydra")
 
 
-def run_one(work: JobWork) -> JobDone:
-    """Run a job in its directory; an error of the job is raised here."""
-    function = work.application.at(all_awake([work.position])[0])
-    _take_over(function, work.singletons)
+def run_one(work: JobWork, common: JobCommon) -> JobDone:
+    """Run a job in its directory, or the part of it on a further node; an error of the job is raised here."""
+    if (nodes := Nodes.find()) is not None and nodes.index:
+        stand_in_for_main(common.application)
+        common.application.assist()
+        return JobDone(None)
+    function = common.application.at(all_awake([work.position])[0])
+    _take_over(function, common.singletons)
+    with collected_never():
+        config = work.composed(common.shared)
     result = run_job(
-        hydra_context=work.context,
+        hydra_context=common.context,
         task_function=function,
-        config=work.config,
+        config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )

@@ -79,13 +79,14 @@ class LocalExecutor(Executor):
         assert self._agent is not None
         try:
             call = pickled_call(task.function, task.argument)
+            common = b"" if task.common is None else task.common.pickled
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
             return True
         with memory_file() as file:
             place = Place(str(Path.cwd()), sys.path, sys.argv)
-            write_task(file, worker_setting(slots, task.threads, task.log, place), call)
+            write_task(file, worker_setting(slots, task.threads, task.log, place), call, common)
             report = memory_file()
             try:
                 worker = self._agent.fork(file, report)

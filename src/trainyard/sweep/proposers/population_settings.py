@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.errors import ConfigError
 from trainyard.sweep.grid_settings import text_of
+from trainyard.sweep.proposers.goal_settings import DIRECTIONS, SWEEPER, direction_of
 from trainyard.sweep.proposers.population import SEED, Exploration, PopulationProposer
-from trainyard.sweep.proposers.search_settings import DIRECTIONS, SWEEPER, direction_of, require_optuna
+from trainyard.sweep.proposers.pruner_settings import require_optuna
 from trainyard.sweep.proposers.space import Space
 from trainyard.sweep.sweepable import as_sweepable
 
