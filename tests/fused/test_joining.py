@@ -331,6 +331,60 @@ def test_lanes_that_repeat_a_few_batches_are_refused() -> None:
         FusedRunner([config(seed, 1 + seed, overfit=2) for seed in range(2)]).train()
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("joins", [False, True])
+def test_members_go_on_with_other_values(tmp_path: Path, schedule: str, joins: bool) -> None:
+    """`resume_override` counts for the members that have it, from the beginning of a stack and for those that join."""
+
+    def job(seed: int, folder: str, **more: Any) -> Config:
+        return config(seed, 3, tmp_path / folder, schedule=SCHEDULES[schedule], **more)
+
+    def other(seed: int, folder: str) -> Config:
+        optim = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.02, "weight_decay": 0.1}
+        keys = ["optim.lr", "optim.weight_decay"]
+        return job(seed, folder, optim=optim, resume=True, resume_override=keys)
+
+    for folder in ("fused", "solo"):
+        values = job(0, folder)
+        solo(values | {"hook": values["hook"] | {"stop": InterruptAfter(1)}})
+    given = other(0, "fused")
+    if joins:
+        loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": 1}
+        fused = FusedRunner([job(2, "fused") | {"loop": loop}, job(1, "fused")], feed=LaneQueue([given]))
+    else:
+        fused = FusedRunner([given, job(1, "fused")])
+    fused.train()
+    (member,) = (each for each in fused.all_members if each.seed == 0)
+    alone = solo(other(0, "solo"))
+    assert (member.iter, member.epoch) == (alone.iter, alone.epoch)
+    for (name, tensor), expected in zip(
+        member.model.state_dict().items(), alone.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(tensor, expected, rtol=1e-10, atol=1e-10, msg=name)
+    assert member.metrics["val/loss"] == pytest.approx(alone.members[0].metrics["val/loss"], rel=1e-9)
+    follows(next(each for each in fused.all_members if each.seed == 1), solo(job(1, "solo")))
+
+
+def test_another_batch_size_is_for_one_run_at_a_time() -> None:
+    changed = config(0, 2, resume_override=["data.batch_size"])
+    with pytest.raises(Unfusable, match=r"resume_override of data\.batch_size is for one run at a time"):
+        FusedRunner([changed, config(1, 2)])
+
+
+def test_lanes_are_free_from_the_beginning(tmp_path: Path) -> None:
+    """Members keep the lanes that they had; a job joins the free one, and what stays free is cut out."""
+    queue = LaneQueue([config(2, 2, tmp_path / "fused")])
+    fused = FusedRunner([None, config(0, 3, tmp_path / "fused"), None, config(1, 2, tmp_path / "fused")], feed=queue)
+    fused.train()
+    assert [(span.member.seed, span.lane, span.width, span.epoch) for span in queue.spans] == [
+        *((0, 1, 4, 0), (1, 3, 4, 0), (2, 0, 4, 0)),
+        *((2, 0, 3, 0), (0, 1, 3, 0), (1, 2, 3, 0)),
+        (0, 0, 1, 2),
+    ]
+    for seed, epochs in enumerate((3, 2, 2)):
+        follows(fused.all_members[seed], solo(config(seed, epochs, tmp_path / "solo")))
+
+
 def test_members_of_different_progress_share_a_stack(tmp_path: Path) -> None:
     """Begun alone and interrupted at different epochs, and one that has not begun."""
     for seed, epochs in ((0, 1), (1, 3)):
