@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     def begin(*arguments: Any, program: Any = (), tracker: str = "none") -> Any:
         flags = [argument for argument in arguments if argument == "-m"]
         rest = [f"tracker={tracker}", *(argument for argument in arguments if argument != "-m")]
-        process = (partial(subprocess.Popen, text=True) if program else Forked)(
+        process: Any = (partial(subprocess.Popen, text=True) if program else partial(Forked, spares=5))(
             [sys.executable, *program, str(ROOT / "train.py"), *flags, *QUICK, *rest],
             cwd=tmp_path,
             env={
