@@ -107,7 +107,7 @@ def test_what_a_single_run_refuses_is_found(job: str) -> None:
     single = _of_single_run(job)
     assert single is not None
     try:
-        Application().slots(_values(*job.split()))
+        Application().slots(_values(*job.split()), room=2)
         (found,) = _tried(job)
     except TrainyardError as error:
         found = str(error)
