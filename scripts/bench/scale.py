@@ -99,16 +99,16 @@ def _rows(database: Path, wall: float) -> dict[str, float]:
 
 
 def rate(agents: int, folder: Path) -> float:
-    """Return the jobs that nodes of 32 slots end in a second, from the first start to the last end."""
-    jobs = 32 * agents * 12
-    own = command(jobs, folder / "sweep", agents=agents, slots=32, seconds=1.0, tracked=False)
+    """Return the jobs that nodes of 8 slots start in a second, after the first ones: each takes the place of one."""
+    slots = 8 * agents
+    jobs = slots * 10
+    own = command(jobs, folder / "sweep", agents=agents, slots=8, seconds=10.0, tracked=False)
     own[own.index("-m") + 1 : own.index("-m") + 3] = ["optim.lr=0.1", f"seed=range({jobs})"]
     subprocess.run(own, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
     records = [json.loads(line) for line in (folder / "sweep" / "manifest.jsonl").read_text().splitlines()]
     begun = [record["time"] for record in records if record["kind"] == "state" and record["state"] == "running"]
-    ended = [record["time"] for record in records if record["kind"] == "state" and record["state"] == "done"]
-    assert len(ended) == jobs
-    return float(jobs / (max(ended) - min(begun)))
+    assert len(begun) == jobs
+    return float((jobs - slots) / (max(begun) - min(begun)))
 
 
 # -- the process of a sweep --------------------------------------------------------------------------------------------

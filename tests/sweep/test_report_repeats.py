@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainyard.sweep.report import JobRow, html, result_files, table, text
-from trainyard.sweep.report.repeats import KEYS, configurations
+from trainyard.sweep.report.repeats import KEYS, Configuration, configurations
 
 
 def row(num: int, overrides: dict[str, str], objective: float | None) -> JobRow:
@@ -50,6 +50,19 @@ def test_result_files_hold_them(tmp_path: Path) -> None:
         assert own["n"].tolist() == [3] * 3
         # Student's t for 2 degrees of freedom is 4.303 at 97.5 %.
         assert own["margin"].tolist() == pytest.approx([4.303 * 0.1 / math.sqrt(3)] * 3, rel=1e-3)
+
+
+def test_result_files_ask_each_configuration_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 100,000 seeds would take the time of their square."""
+    asked: list[str] = []
+    for name in ("mean", "margin", "std", "n"):
+        own = vars(Configuration)[name].fget
+        monkeypatch.setattr(
+            Configuration, name, property(lambda self, own=own, name=name: asked.append(name) or own(self))
+        )
+    rows = [row(num, {"optim.lr": "0.1", "seed": str(num)}, num / 50) for num in range(50)]
+    result_files.write(rows, tmp_path, "maximize")
+    assert 0 < len(asked) < 20
 
 
 def test_the_page_shows_them(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
+from trainyard.files import returned
 from trainyard.sweep import worker_tasks
 from trainyard.sweep.clones import start_of
 from trainyard.sweep.compose.recipe import Shared
@@ -102,6 +103,7 @@ class UnitTasks:
         jobs = self.of(unit.nums)
         resumes = [self._application.resumes and job.num in self.begun for job in jobs]
         self.begun.update(unit.nums)
+        returned(self._directory, self._manifest.patience)  # else another one would be made in its place
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
         positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
