@@ -62,11 +62,13 @@ def local(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @contextmanager
-def a_sweep(directory: Path, slurm: Any, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep of long jobs of which two have begun."""
-    process = start(directory, slurm, *LONG, *arguments)
+def a_sweep(
+    directory: Path, slurm: Any, *arguments: str, jobs: Sequence[str] = JOBS, at_once: int = 2
+) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of long jobs, the first of which have begun."""
+    process = start(directory, slurm, *LONG, *arguments, jobs=jobs)
     try:
-        wait_for(lambda: begun(directory, 0) and begun(directory, 1), process)
+        wait_for(lambda: all(begun(directory, num) for num in range(at_once)), process)
         yield process
     finally:
         if process.poll() is None:
@@ -142,17 +144,16 @@ def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, loc
 def test_jobs_over_two_nodes_have_the_bits_of_srun(slurm: Any, tmp_path: Path) -> None:
     """An agent of the first job is killed: the job goes on from its checkpoint when there is another one."""
     directory = tmp_path / "sweep"
-    own = ["strategy=ddp", "strategy.devices=2", *LONG]
-    whole = start(directory, slurm, *own, jobs=["seed=0,1"])
-    wait_for(lambda: begun(directory, 0), whole)
-    os.kill(next(iter(agents(directory).values())), signal.SIGKILL)
-    wait_for(lambda: slots(directory, "lost") >= 1, whole)
-    (tmp_path / "go").touch()
-    text = output(whole)
-    assert whole.returncode == 0, text
+    own = ["strategy=ddp", "strategy.devices=2"]
+    with a_sweep(directory, slurm, *own, jobs=["seed=0,1"], at_once=1) as process:
+        os.kill(next(iter(agents(directory).values())), signal.SIGKILL)
+        wait_for(lambda: slots(directory, "lost") >= 1, process)
+        (tmp_path / "go").touch()
+        text = output(process)
+    assert process.returncode == 0, text
     assert ends(directory) == {0: 1, 1: 1}
     assert (directory / "0" / "train.rank1.log").exists()
-    by_hand = [*own, "strategy.launcher=slurm", "strategy.devices=auto", "seed=0", "tracker=none"]
+    by_hand = [*own, *LONG, "strategy.launcher=slurm", "strategy.devices=auto", "seed=0", "tracker=none"]
     words = ["srun", "-N2", "-n2", "--kill-on-bad-exit", sys.executable, str(ROOT / "train.py"), *by_hand]
     environ = {**slurm, **variables(directory), "MASTER_ADDR": "127.0.0.1"}  # the names of nodes are Slurm's alone
     told = subprocess.run(

@@ -55,11 +55,18 @@ def test_result_files_hold_them(tmp_path: Path) -> None:
 def test_result_files_ask_each_configuration_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 100,000 seeds would take the time of their square."""
     asked: list[str] = []
-    for name in ("mean", "margin", "std", "n"):
+
+    def counted(name: str) -> property:
         own = vars(Configuration)[name].fget
-        monkeypatch.setattr(
-            Configuration, name, property(lambda self, own=own, name=name: asked.append(name) or own(self))
-        )
+
+        def value(self: Configuration) -> object:
+            asked.append(name)
+            return own(self)
+
+        return property(value)
+
+    for name in ("mean", "margin", "std", "n"):
+        monkeypatch.setattr(Configuration, name, counted(name))
     rows = [row(num, {"optim.lr": "0.1", "seed": str(num)}, num / 50) for num in range(50)]
     result_files.write(rows, tmp_path, "maximize")
     assert 0 < len(asked) < 20

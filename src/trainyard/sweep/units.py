@@ -123,6 +123,7 @@ class UnitTasks:
                 slots=unit.slots,
                 threads=decision.threads,
                 common=self._common(shared),
+                importable=shared is not None,
             )
         together = self._stacks.work(jobs, positions)
         for own, resuming in zip(together.jobs, resumes, strict=True):
