@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 
 from trainyard import temporary
 from trainyard.config.build import build
-from trainyard.errors import ConfigError, JobPaused, TrainyardError
+from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
@@ -68,13 +69,11 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
         over = ranks.spread(values)
-        if values["quick"] and (over.devices > 1 or over.world is not None):
-            raise ConfigError("quick", True, "false, on several devices")
-        if values["quick"]:
-            return _tried(values, collected, position)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
                 lead(_rank_job(cfg, position), over.world, over.strategy.timeout)
+            if values["quick"]:
+                return _tried(values, collected, position, over.world)
             runner = _prepared(values, tracker, collected, position, over.world)
     try:
         if runner is None:
@@ -86,7 +85,10 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
 
 
 def _tried(
-    values: Mapping[str, Any], collected: Callable[[], dict[str, str]], position: SweepPosition | None
+    values: Mapping[str, Any],
+    collected: Callable[[], dict[str, str]],
+    position: SweepPosition | None,
+    world: World | None,
 ) -> Returned:
     """Make the quick check of a run: see `trainyard.run.quick`."""
     from trainyard.run.measured import returned
@@ -95,10 +97,11 @@ def _tried(
     runner: Runner
     for resumes in (True, False):
         own = quickly(values) | ({} if resumes else {"resume": True})
-        runner = _prepared(own, NoTracker(), collected, position, None, EndEarly(resumes=resumes))
+        runner = _prepared(own, NoTracker(), collected, position, world, EndEarly(resumes=resumes))
         caught = conduct(runner, [own])
-        if caught or not resumes:
+        if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught)
+    runner.strategy.end()
     log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
     return returned(runner.members[0], () if position is None else position.metrics)
 
@@ -118,13 +121,16 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> R
         position: as for `train`.
     """
     temporary.for_multiprocessing()
-    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
+    tracked = own.is_main and not cfg.get("quick")
+    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if tracked else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
     from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     try:
+        if values["quick"]:
+            return _tried(values, collected, position, own)
         return _trained(_prepared(values, tracker, collected, position, own), values, position)
     except JobPaused as paused:
         return paused
@@ -162,12 +168,30 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
     return returned(runner.members[0], () if position is None else position.metrics)
 
 
-def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
+@dataclass(frozen=True)
+class Record:
+    """What is recorded of every run beside its numbers, and is the same for all members of a Runner.
+
+    Attributes:
+        example: one input of the model; None if it takes anything but one tensor.
+        inputs: waits for the digests of the data, and returns the data sets.
+    """
+
+    example: Any
+    inputs: Callable[[], list[dict[str, Any]]]
+
+
+def conduct(
+    runner: Runner,
+    configs: Sequence[Mapping[str, Any]],
+    begun: Callable[[Record], object] | None = None,
+) -> list[int]:
     """Train or evaluate, as the mode says, and write the files of the run.
 
     Args:
         runner: the prepared Runner.
         configs: the members' configs, resolved.
+        begun: called before the training with what members that join have recorded, too.
 
     Returns:
         The signals that ended it early.
@@ -176,14 +200,44 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
     is_main = runner.strategy.is_main
     with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
-        inputs = record.begin_inputs(runner, configs[0]) if is_main else None
+        own: Record | None = None
         if is_main:
-            record.write_files(runner, configs)
+            inputs = record.begin_inputs(runner, configs[0])
+            own = Record(record.example(runner), inputs)
+            record.write_files(runner, configs, runner.all_members, own.example)
             _warn_of_missing_hooks(runner, configs[0])
+            if begun is not None:
+                begun(own)
         _run(runner, configs[0]["mode"])
-        if is_main:
-            record.name_artifacts(runner, inputs() if inputs is not None else [])
+        if own is not None and runner.all_members:
+            record.name_artifacts(runner, runner.all_members, own.inputs())
     return caught
+
+
+def conclude(runner: Runner, members: Sequence[Member], own: Record) -> None:
+    """Test members that have ended before the others, and name what belongs to their runs; then they are closed.
+
+    Args:
+        runner: holds them for the evaluation.
+        members: members that have not failed.
+        own: what is recorded.
+    """
+    from trainyard.run import record
+
+    if runner.has_split("test"):
+        _test(runner, members)
+    for member in members:
+        _summarize(member)
+    record.name_artifacts(runner, members, own.inputs())
+
+
+def _test(runner: Runner, members: Sequence[Member]) -> None:
+    from trainyard.run import record
+
+    for member in members:
+        member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
+    runner.test()
+    record.tell_tested(runner)
 
 
 def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
@@ -210,8 +264,6 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
 
 
 def _run(runner: Runner, mode: str) -> None:
-    from trainyard.run import record
-
     if mode == "val":
         runner.val()
     elif mode == "test":
@@ -222,10 +274,7 @@ def _run(runner: Runner, mode: str) -> None:
         failed = all(member.failed for member in going)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
-            for member in runner.members:
-                member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
-            runner.test()
-            record.tell_tested(runner)
+            _test(runner, runner.members)
         for member in going if runner.strategy.is_main else ():
             _summarize(member)
 

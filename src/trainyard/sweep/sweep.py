@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
+from trainyard.sweep.by_hand import BY_HAND
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
@@ -26,7 +27,7 @@ from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.head import BY_HAND, Head
+from trainyard.sweep.head import Head
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
 from trainyard.sweep.job_returns import returned
@@ -93,7 +94,7 @@ class Sweep:
             composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
         )
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
-        self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
+        self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._places = Places()
@@ -182,6 +183,7 @@ class Sweep:
             adopt=self._adopted,
             reports=self._reports,
             commands=CommandFolder(self.directory),
+            planner=self._stacks,
         )
         try:
             with self._progress:

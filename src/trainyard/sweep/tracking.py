@@ -96,12 +96,16 @@ class SweepTracking:
 
     def look(self) -> None:
         """Follow the jobs that have begun since the last look."""
-        if self._tracker is not None:
-            for num, directory in list(self._expected.items()):
-                path = directory / FILE
-                if path.exists() and path.stat().st_mtime >= self._began:
-                    self._tracker.follow(directory)
-                    del self._expected[num]
+        for num in list(self._expected):
+            self._look_for(num)
+
+    def _look_for(self, num: int) -> None:
+        """Follow a job if it has begun since the last look."""
+        if self._tracker is not None and (directory := self._expected.get(num)) is not None:
+            path = directory / FILE
+            if path.exists() and path.stat().st_mtime >= self._began:
+                self._tracker.follow(directory)
+                del self._expected[num]
 
     def ended(self, job: Job, value: Any = None) -> None:
         """Stop following a job that has ended, whose directory has no writer any more.
@@ -112,7 +116,7 @@ class SweepTracking:
         """
         if self._tracker is None:
             return
-        self.look()
+        self._look_for(job.num)
         self._expected.pop(job.num, None)
         self._tracker.close(job.directory)
         if self._best.add(self._known(value)) and self._best.value is not None and self._objective:
@@ -125,7 +129,7 @@ class SweepTracking:
     def paused(self, job: Job) -> None:
         """Follow a job on that is paused: its run goes on, whatever the job said when it was asked to end."""
         if self._tracker is not None:
-            self.look()
+            self._look_for(job.num)
             _note(job.directory, "RUNNING")
 
     def pruned(self, job: Job, at: int) -> None:
@@ -136,7 +140,7 @@ class SweepTracking:
             at: the place at which it has reported last.
         """
         if self._tracker is not None:
-            self.look()
+            self._look_for(job.num)
             _note(job.directory, "FINISHED", "pruned", {"pruned": True, "rung": at})
             self.ended(job)
 
