@@ -68,9 +68,9 @@ def test_stacks_of_curves_are_one_table_with_a_row_for_each_configuration_and_se
         ("optim.lr", (1e-3, 1e-1)),
     ]
     point = {"optim": "sgd", "model.width": 32, "data.batch_size": 64, "optim.weight_decay": 1e-5, "optim.lr": 0.1}
-    stack = next(n for n, own in enumerate(curves.stacks(["rings"])) if (own.optim, own.width) == ("sgd", 32))
+    number = next(n for n, own in enumerate(curves.stacks(["rings"])) if (own.optim, own.width) == ("sgd", 32))
     for seed, own in enumerate(found):
-        assert own.curve(own.index(point)) == pytest.approx([0.3 + seed / 10 + stack / 100] * curves.EPOCHS)
+        assert own.curve(own.index(point)) == pytest.approx([0.3 + seed / 10 + number / 100] * curves.EPOCHS)
 
 
 def test_a_search_is_replayed_without_an_epoch_that_is_trained_twice() -> None:
