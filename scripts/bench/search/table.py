@@ -152,6 +152,7 @@ def problems(file: Path, name: str) -> list[Problem]:
         parameters = [
             Parameter(each.key, each.kind, tuple(int(v) if each.kind == INTEGERS else v for v in each.values))
             for each in parameters
+            if len(each.values) > 1
         ]
         curves = np.stack(rows["accuracy"].to_list()).astype(np.float64)
         assert len(curves) == math.prod(len(each.values) for each in parameters), "the table has gaps"
