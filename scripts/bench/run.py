@@ -36,6 +36,7 @@ CASES = (
     "fused",
     "growth",
     "ddp",
+    "search",
 )
 ON_CUDA = ("captured",)
 """Cases for a CUDA device, which are not part of the page."""

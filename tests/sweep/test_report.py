@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.charts import history
 from trainyard.sweep.report.curves import POINTS, read_curves
 from trainyard.sweep.report.importance import importance
-from trainyard.sweep.report.rows import Direction, duration, number, parse, varying
+from trainyard.sweep.report.rows import duration, number, parse, varying
 from trainyard.sweep.report.svg import shades
 from trainyard.track import Journal
 

@@ -17,7 +17,8 @@ from trainyard.sweep.events import Ended, Proposed, SlotsGained
 from trainyard.sweep.proposers.base import NewJob
 from trainyard.sweep.proposers.pruners import Asha, NoPruner, Pruner
 from trainyard.sweep.proposers.repeats import RepeatedSource
-from trainyard.sweep.proposers.search import Limits, SearchProposer, Source, Suggestion
+from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.trials import Trial
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
 

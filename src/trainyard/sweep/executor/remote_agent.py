@@ -7,10 +7,12 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     to the head                                     to the agent
     ["hello", {name, place, node, fence, version}]  ["welcome", {preload, settings, patience, grace}]
                                                     or ["refused", why]
-    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv}], the call
-    ["forked", worker, pid]                         ["signal", [worker, …], signum]
-    ["refused", worker, error]                      ["close"]
-    ["woken", worker, index, at]
+    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv,
+    ["forked", worker, pid]                                  common, nodes}], the call
+    ["refused", worker, error]                      ["signal", [worker, …], signum]
+    ["woken", worker, index, at]                    ["common", key], what tasks have in common, pickled
+    ["said", worker, text]                          ["answer", worker], the content
+                                                    ["close"]
     ["ended", worker, status, peak, killed], the report
     ["failed", module, error]
     ["leaving", why]
@@ -23,6 +25,7 @@ workers to end, which they do at a checkpoint, and ends after them.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import signal
@@ -38,6 +41,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from trainyard.errors import TrainyardError
+from trainyard.nodes import VARIABLE as NODES
 from trainyard.sweep.executor.agent import Agent, AgentEndedError, ExecutorError
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.local import memory_file
@@ -80,6 +84,7 @@ class RemoteAgent:
         self._reports: dict[int, BinaryIO] = {}  # by the fork server's number
         self._heads: dict[int, int] = {}  # the head's number of a worker
         self._ours: dict[int, int] = {}  # and back
+        self._commons: dict[int, bytes] = {}
         self._patience = _WELCOME
         self._grace = 30.0
         self._why = ""  # why it leaves; empty while it stays
@@ -207,8 +212,16 @@ class RemoteAgent:
                 raise TrainyardError(f"The head refuses this agent: {why}")
             case ["task", worker, task]:
                 self._fork(worker, task, call)
+            case ["common", key]:
+                self._commons[key] = call
             case ["signal", workers, signum]:
                 self._signal([self._ours[each] for each in workers if each in self._ours], signum)
+            case ["answer", worker]:
+                if worker in self._ours and self._agent is not None:
+                    with memory_file() as file:
+                        file.write(call)
+                        file.flush()
+                        self._agent.answer(self._ours[worker], file)
             case ["close"]:
                 self._closed = True
 
@@ -224,8 +237,11 @@ class RemoteAgent:
         slots = [self._slots[index] for index in task["slots"]]
         log = None if task["log"] is None else Path(task["log"])
         setting = worker_setting(slots, task["threads"], log, Place(task["cwd"], task["path"], task["argv"]))
+        if task["nodes"] is not None:
+            setting.environ[NODES] = json.dumps(task["nodes"])
         with memory_file() as file:
-            write_task(file, setting, call)
+            common = b"" if task["common"] is None else self._commons[task["common"]]
+            write_task(file, setting, call, common)
             report = memory_file()
             worker = self._agent.fork(file, report)
         self._reports[worker] = report

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from trainyard.sweep.proposers.search import Source, Suggestion
+from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.trials import Trial, loss
 
 SEED = "seed"
@@ -53,6 +53,9 @@ class RepeatedSource(Source):
         if own is not None:
             return self._suggestion(Suggestion(own[0].overrides), own[0].index, len(own))
         return self._suggestion(self._source.suggest(len(found), list(map(_whole, found))), len(found), 0)
+
+    def prepare(self, count: int, trials: Sequence[Trial]) -> None:
+        self._source.prepare(count, list(map(_whole, _configurations(trials))))
 
     def place(self, trial: Trial) -> Trial:
         index, repeat = trial.note[NOTE]
