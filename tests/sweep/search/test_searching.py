@@ -115,10 +115,8 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
 
 def test_a_pruned_job_of_a_grid_is_finished_in_mlflow_with_its_rung(tmp_path: Path) -> None:
     grid = ["-m", "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=0.3", "optim.lr=1e-6,3e-2"]
-    done = run(
-        [*command(*grid), "tracker=mlflow", "hydra.launcher.fuse=off", "hydra.sweep.dir=g"], LIMIT, cwd=tmp_path,
-        env=environment(),
-    )  # fmt: skip
+    grid += ["tracker=mlflow", f"tracker.wait={LIMIT}", "hydra.launcher.fuse=off", "hydra.sweep.dir=g"]
+    done = run(command(*grid), LIMIT, cwd=tmp_path, env=environment())
     assert done.returncode == 0, done.stderr
     assert {num: entry.state for num, entry in Manifest.open(tmp_path / "g").entries.items()} == {
         0: "pruned",
