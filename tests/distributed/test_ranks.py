@@ -37,8 +37,9 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
     def begin(*arguments: Any, program: Any = (), tracker: str = "none") -> Any:
         flags = [argument for argument in arguments if argument == "-m"]
-        rest = [f"tracker={tracker}", *(argument for argument in arguments if argument != "-m")]
-        process = (partial(subprocess.Popen, text=True) if program else Forked)(
+        wait = [] if tracker == "none" else [f"tracker.wait={LIMIT}"]
+        rest = [f"tracker={tracker}", *wait, *(argument for argument in arguments if argument != "-m")]
+        process: Any = (partial(subprocess.Popen, text=True) if program else partial(Forked, spares=5))(
             [sys.executable, *program, str(ROOT / "train.py"), *flags, *QUICK, *rest],
             cwd=tmp_path,
             env={

@@ -1,12 +1,12 @@
 """What sweeps know of an application: nothing of a plain function, more of a `Sweepable`."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 
 from trainyard.app import Application
@@ -96,10 +96,8 @@ def run(tmp_path: Path) -> Any:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
 
     def start(*arguments: Any) -> Any:
-        return subprocess.run(
-            [sys.executable, "app.py", *arguments], cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT / "src")},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        environment = clean | {"PYTHONPATH": str(ROOT / "src")}
+        return forked.run([sys.executable, "app.py", *arguments], cwd=tmp_path, env=environment)
 
     return start
 

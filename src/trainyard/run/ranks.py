@@ -22,6 +22,7 @@ from trainyard.quoting import shell_override
 from trainyard.run.rank_job import RankJob, run_started, where
 from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
+from trainyard.track.sweep_position import Returned
 
 if TYPE_CHECKING:
     from trainyard.distributed.distributed import Distributed
@@ -132,7 +133,7 @@ def _devices(strategy: Distributed, device: str, room: int) -> int:
 # -- the process that starts the ranks ---------------------------------------------------------------------------------
 
 
-def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float | None:
+def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> Returned:
     """Start the ranks of a run on this machine, and wait for them.
 
     Args:
@@ -142,7 +143,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
         tracker: follows the journal of the first rank.
 
     Returns:
-        The best objective.
+        What the first rank returns.
 
     Raises:
         TrainyardError: a rank failed, or all were interrupted.
@@ -203,9 +204,9 @@ def assist() -> None:
         raise RankFailedError(outcome.error, outcome.status)
 
 
-def _told(outcome: Outcome, following: _Following, further: str) -> float | None:
+def _told(outcome: Outcome, following: _Following, further: str) -> Returned:
     if outcome.state == "done":
-        value: float | JobPaused | None = outcome.value
+        value: Returned | JobPaused = outcome.value
         if isinstance(value, JobPaused):
             raise value
         return value

@@ -237,7 +237,7 @@ class Manifest:
     def decide(self, decisions: Sequence[Decision]) -> None:
         """Record decisions on disk: all of them or, if this is cut off, none."""
         if decisions:
-            tasks = [asdict(decision) for decision in decisions]
+            tasks = [decision.record for decision in decisions]
             self._append({"kind": "decisions", "tasks": tasks, "time": time.time()}, sync=True)
 
     def measured(self, fits: Mapping[str, KnownFit]) -> None:
@@ -322,7 +322,7 @@ class Manifest:
 
     def _take_decisions(self, record: Record) -> None:
         for task in record["tasks"]:
-            decision = Decision(**{**task, "nums": tuple(task["nums"])})
+            decision = Decision.read(task)
             for num in decision.nums:
                 self.entries[num].decision = decision
 

@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
+from trainyard.sweep.goals import Goals, fronts
 from trainyard.sweep.plan import Job, Stack, SweepPlan
-from trainyard.sweep.report.rows import duration
+from trainyard.sweep.report.rows import duration, number
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class SweepProgress:
     Args:
         plan: the plan of the whole sweep, which grows.
         jobs: the jobs to show.
+        goals: what they are compared by, where that is more than the objective of each.
     """
 
-    def __init__(self, plan: SweepPlan, jobs: Sequence[Job]) -> None:
+    def __init__(self, plan: SweepPlan, jobs: Sequence[Job], goals: Goals | None = None) -> None:
         self.plan = plan
+        self._goals = goals
         self._jobs = {job.num: job for job in jobs}
         self._objective = jobs[0].setting("objective")
         self._direction = jobs[0].setting("direction")
@@ -89,6 +92,10 @@ class SweepProgress:
 
     def stack_started(self, event: TaskEvent, stack: Stack) -> None:
         self._started(event, str(stack), f"a stack of {len(stack.jobs)}", stack.jobs)
+
+    def joined(self, job: Job, stack: str) -> None:
+        """Show that a job takes a free lane of a stack."""
+        print(f"joined   #{job.num} {self.plan.name(job)}  ({stack})", flush=True)
 
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
         """Show that a stack gets another attempt."""
@@ -179,9 +186,9 @@ class SweepProgress:
             self._timed += 1
             value = getattr(outcome.value, "return_value", None)
             self._values.append(value)
-            number = f"  {value:.4f}" if isinstance(value, float) else ""
+            shown = f"  {value:.4f}" if isinstance(value, float) else self._several(value)
             print(
-                f"done     {title}{number}  in {outcome.seconds / width:.1f} s  ({self._ended}/{len(self._jobs)})",
+                f"done     {title}{shown}  in {outcome.seconds / width:.1f} s  ({self._ended}/{len(self._jobs)})",
                 flush=True,
             )
             self._tell_time_left()
@@ -231,11 +238,21 @@ class SweepProgress:
     @property
     def _further(self) -> str:
         """What else there is to tell of the jobs: how many are paused and pruned, and the best objective so far."""
-        values = [each for each in self._values if isinstance(each, float) and not math.isnan(each)]
+        goals = self._goals
+        found = self._values if goals is None else map(goals.best, self._values)
+        values = [each for each in found if isinstance(each, float) and not math.isnan(each)]
         told = [f"{len(self._paused)} paused"] if self._paused else []
         told += [f"{self._pruned} pruned"] if self._pruned else []
         told += [f"best {(max if self._direction == 'maximize' else min)(values):.4f}"] if values else []
+        if goals is not None and goals.several and self._values:
+            measured = [each for each in map(goals.measured, self._values) if not goals.violation(each)]
+            told += [f"{fronts([goals.losses(each) for each in measured]).count(1)} on the Pareto front"]
         return "".join(f", {each}" for each in told)
+
+    def _several(self, value: Any) -> str:
+        """Return what a job has returned by name; empty if that is nothing."""
+        found = {} if self._goals is None else self._goals.measured(value)
+        return "  " + ", ".join(f"{name} {number(each)}" for name, each in found.items()) if found else ""
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         tail = _Tail(jobs, self._objective)

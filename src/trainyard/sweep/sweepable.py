@@ -42,14 +42,14 @@ class JobResult(Protocol):
 
     Attributes:
         state: how it ended.
-        value: its objective; None if it has none.
+        value: its objective, None if it has none; or several numbers by name (`SweepPosition.metrics`).
         error: why it failed, on one line.
     """
 
     @property
     def state(self) -> Literal["done", "failed", "interrupted", "paused"]: ...
     @property
-    def value(self) -> float | None: ...
+    def value(self) -> float | Mapping[str, float | None] | None: ...
     @property
     def error(self) -> str | None: ...
 
@@ -62,6 +62,9 @@ class StackTrainer(Protocol):
         FIXED_WITH: those of them at which numbers may differ only where another place holds nothing, with that place.
         NOT_COMPARED: the places that may differ in any way.
         PRELOAD: modules that only stacks import.
+
+    With an attribute `LANES` that is true, `train_stack` takes the further arguments of
+    `trainyard.fused.train.train_stack`: jobs then join and leave a stack while it trains.
     """
 
     @property
@@ -84,7 +87,9 @@ class StackTrainer(Protocol):
             of: the number of jobs of this kind.
         """
 
-    def train_stack(self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> Sequence[JobResult]:
+    def train_stack(
+        self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]
+    ) -> Sequence[JobResult | None]:
         """Train jobs as one program, in a worker process.
 
         Args:
@@ -92,7 +97,7 @@ class StackTrainer(Protocol):
             positions: the jobs' positions in the sweep.
 
         Returns:
-            A result for each job, in order.
+            A result for each job, in order; with `LANES` none of those that its source was told of.
 
         Raises:
             Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
+from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.report.ranking import rank, table, text
 from trainyard.sweep.report.repeats import Configuration, configurations
-from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.summary import BestSoFar, command, data_sets, summary_tags
 from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker, facts
 from trainyard.track.journal import FILE as JOURNAL
@@ -37,14 +38,16 @@ class SweepTracking:
         directory: the sweep's directory.
         config: the config of one job, since all share a tracker; None for the jobs of another application.
         plan: the plan of the first jobs.
+        goals: what jobs are compared by, where that is more than the objective of each.
 
     Attributes:
         parent: the id of the sweep's own run; None if nothing is tracked.
         experiment: its MLflow experiment, if it has one of its own.
     """
 
-    def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan) -> None:
+    def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan, goals: Goals | None = None) -> None:
         self.directory = directory
+        self._goals = goals
         self.parent: str | None = None
         self.experiment: str | None = None
         self._expected: dict[int, Path] = {}
@@ -75,7 +78,7 @@ class SweepTracking:
         for job in plan.jobs:  # a sweep that goes on
             entry = plan.entries[job.num]
             if not entry.is_left:
-                self._best.add(entry.objective)
+                self._best.add(self._known(entry.objective))
         self._journal.status("RUNNING")
 
     def write_plan(self, plan: SweepPlan) -> None:
@@ -118,8 +121,12 @@ class SweepTracking:
         self._look_for(job.num)
         self._expected.pop(job.num, None)
         self._tracker.close(job.directory)
-        if self._best.add(value) and self._best.value is not None and self._objective:
+        if self._best.add(self._known(value)) and self._best.value is not None and self._objective:
             self._journal.metrics(self._best.count, {f"best/{self._objective}": self._best.value})
+
+    def _known(self, value: Any) -> Any:
+        """Return the objective in what a job has returned; None if it has several, or violates constraints."""
+        return value if self._goals is None else self._goals.best(value)
 
     def paused(self, job: Job) -> None:
         """Follow a job on that is paused: its run goes on, whatever the job said when it was asked to end."""

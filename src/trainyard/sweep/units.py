@@ -11,8 +11,9 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
+from trainyard.config.plain import plain
 from trainyard.files import returned
-from trainyard.sweep import worker_tasks
+from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
 from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
@@ -35,7 +36,7 @@ def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
         fuse: the setting: whether there are stacks.
     """
     stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
-    return [*application.preload, *stacked, worker_tasks.__name__]
+    return [*application.preload, *stacked, stack_tasks.__name__]
 
 
 class UnitTasks:
@@ -55,6 +56,7 @@ class UnitTasks:
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
         experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
+        metrics: what jobs return by name; empty for their objective alone.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class UnitTasks:
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
         self.experiment: str | None = None
+        self.metrics: tuple[str, ...] = ()
         self._context = context
         self._application = application
         self._stacks = stacks
@@ -106,11 +109,11 @@ class UnitTasks:
         returned(self._directory, self._manifest.patience)  # else another one would be made in its place
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
-        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         decision = self._manifest.entries[jobs[0].num].decision
         assert decision is not None, "recorded before the jobs are run"
+        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         name = self.name(unit)
-        if len(jobs) == 1:
+        if len(jobs) == 1 and not unit.fed:
             origin, resume = jobs[0].origin, resumes[0] if jobs[0].origin is None else start_of(jobs[0])
             config, shared = self._configs.recipe(jobs[0]) or (jobs[0].config, None)
             work = worker_tasks.JobWork(config, positions[0], resume, () if origin is None else origin.keys)
@@ -129,8 +132,22 @@ class UnitTasks:
         for own, resuming in zip(together.jobs, resumes, strict=True):
             if resuming:
                 own.values["resume"] = True
+        if unit.fed or decision.width:
+            lanes, width = decision.places(unit.nums), decision.all_lanes
+            together = replace(together, lanes=lanes, width=width, fed=unit.fed)
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
-        return Task(jobs[0].num, worker_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
+        return Task(jobs[0].num, stack_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
+
+    def joining(self, num: int, rungs: Rungs | None, stack: str) -> tuple[worker_tasks.StackedJob, SweepPosition]:
+        """Return what a stack that runs is given of a job that joins it."""
+        job = self.jobs[num]
+        own = worker_tasks.StackedJob(plain(job.config), job.directory)
+        if self._application.resumes and num in self.begun:
+            own.values["resume"] = True
+        self.begun.add(num)
+        job.directory.mkdir(parents=True, exist_ok=True)
+        position = self._position(job, Unit((num,), rungs=rungs), 0)
+        return own, replace(position, stack=stack)
 
     def _common(self, shared: Shared | None) -> Common:
         """Return what the tasks of jobs have in common that share a composition."""
@@ -141,7 +158,7 @@ class UnitTasks:
 
     def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
-        stacked = len(unit.nums) > 1
+        stacked = len(unit.nums) > 1 or unit.fed
         return SweepPosition(
             self.parent,
             tuple(self.plan.keys),
@@ -149,23 +166,30 @@ class UnitTasks:
             experiment=self.experiment,
             stack=spans(unit.nums) if stacked else None,
             lane=lane if stacked else None,
-            rungs=unit.rungs,
+            rungs=unit.rungs_of(job.num),
+            metrics=self.metrics,
         )
 
 
-def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:
-    """Return the outcome of each job of a unit, as if it had run alone.
+def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:
+    """Return the outcome of each job that was left of a unit, as if it had run alone.
 
     Args:
         unit: the unit.
+        left: the jobs.
         outcome: that of its task.
         timeout: the seconds after which it was asked to end.
     """
     results = getattr(outcome.value, "results", None)
     if results is None:
-        return {num: replace(outcome, num=num) for num in unit.nums}
+        return {num: replace(outcome, num=num) for num in left}
     found = {}
-    for num, result in zip(unit.nums, results, strict=True):
+    of = dict(zip(unit.nums, range(len(unit.nums)), strict=True))  # the last of one that has come again
+    for num in left:
+        result = results[of[num]] if of[num] < len(results) else None
+        if result is None:
+            found[num] = replace(outcome, num=num, state="interrupted", value=None, error="it had not begun")
+            continue
         state: TaskState = result.state
         error = result.error
         value: Any = worker_tasks.JobDone(result.value) if state == "done" else None
@@ -214,5 +238,8 @@ def units_of(
         costs = [entries[job.num].cost or typical for job in group]
         expected = None if None in costs else sum(cost for cost in costs if cost is not None)
         nums = tuple(job.num for job in group)
-        units.append(Unit(nums, group[0].slots, expected=expected, rungs=rungs.get(nums[0])))
+        own = tuple((num, each) for num in nums if (each := rungs.get(num)) is not None)
+        alike = len({rungs.get(num) for num in nums}) == 1
+        unit = Unit(nums, group[0].slots, expected=expected)
+        units.append(replace(unit, rungs=rungs.get(nums[0])) if alike else replace(unit, own_rungs=own))
     return units

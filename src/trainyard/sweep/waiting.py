@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
@@ -235,6 +235,10 @@ class WaitingUnits:
 
     def __contains__(self, number: int) -> bool:
         return number in self._units
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the units, in the order of their numbers."""
+        return iter([self._units[number] for number in sorted(self._units)])
 
     def add(self, number: int, unit: Unit, *, behind: bool = False) -> None:
         """Add a unit; `behind` those that have not started yet."""

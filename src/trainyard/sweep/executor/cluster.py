@@ -217,6 +217,12 @@ class ClusterExecutor(Executor):
             self._held.remove(each)
             self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
 
+    def answer(self, number: int, content: bytes) -> None:
+        found = self._workers.named(number)
+        if isinstance(found, tuple):
+            name, worker = found
+            self._send(name, ["answer", worker], content)
+
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         if self._transport is None:
             self._begin()
@@ -413,6 +419,9 @@ class ClusterExecutor(Executor):
         elif kind == "woken":
             if (event := self._workers.woken(name, rest[0], rest[1])) is not None:
                 self._events.append(event)
+        elif kind == "said":
+            if (said := self._workers.said(name, rest[0])) is not None:
+                self._events.append(said)
         else:
             self._ended(agent, kind, worker, rest, report)
 

@@ -104,6 +104,14 @@ class LocalExecutor(Executor):
             self._pending.remove(each)
             self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
 
+    def answer(self, number: int, content: bytes) -> None:
+        worker = self._workers.named(number)
+        if self._agent is not None and isinstance(worker, int):
+            with memory_file() as file:
+                file.write(content)
+                file.flush()
+                self._agent.answer(worker, file)
+
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         assert self._agent is not None
         try:
@@ -148,6 +156,9 @@ class LocalExecutor(Executor):
             case ["woken", worker, index, at]:
                 if (event := self._workers.woken(worker, index, at)) is not None:
                     self._events.append(event)
+            case ["said", worker, text]:
+                if (said := self._workers.said(worker, text)) is not None:
+                    self._events.append(said)
             case ["refused", worker, error]:
                 self._ended(worker, f"no process could be started: {error}")
             case ["ended", worker, status, peak, killed]:

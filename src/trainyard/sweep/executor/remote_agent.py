@@ -9,9 +9,10 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
                                                     or ["refused", why]
     ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv,
     ["forked", worker, pid]                                  common, nodes}], the call
-                                                    ["signal", [worker, …], signum]
-    ["refused", worker, error]                      ["close"]
+    ["refused", worker, error]                      ["signal", [worker, …], signum]
     ["woken", worker, index, at]                    ["common", key], what tasks have in common, pickled
+    ["said", worker, text]                          ["answer", worker], the content
+                                                    ["close"]
     ["ended", worker, status, peak, killed], the report
     ["failed", module, error]
     ["leaving", why]
@@ -219,6 +220,12 @@ class RemoteAgent:
                 self._commons[key] = call
             case ["signal", workers, signum]:
                 self._signal([self._ours[each] for each in workers if each in self._ours], signum)
+            case ["answer", worker]:
+                if worker in self._ours and self._agent is not None:
+                    with memory_file() as file:
+                        file.write(call)
+                        file.flush()
+                        self._agent.answer(self._ours[worker], file)
             case ["close"]:
                 self._closed = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainyard.sweep.executor.base import Finished, Launched, Woken
+from trainyard.sweep.executor.base import Finished, Launched, Said, Woken
 from trainyard.sweep.executor.out_of_memory import killed_for_memory
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import TaskState
@@ -112,6 +113,14 @@ class Workers:
     def woken(self, name: Hashable, index: int, at: int) -> Woken | None:
         """Return the event of a report; None if the worker is gone."""
         return Woken(self._workers[name].number, index, at) if name in self._workers else None
+
+    def said(self, name: Hashable, text: str) -> Said | None:
+        """Return the event of what a worker has said; None if the worker is gone."""
+        return Said(self._workers[name].number, json.loads(text)) if name in self._workers else None
+
+    def named(self, number: int) -> Hashable | None:
+        """Return the worker of a task; None if it is gone."""
+        return next((name for name, it in self._workers.items() if it.number == number), None)
 
     def ended(
         self,
