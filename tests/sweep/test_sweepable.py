@@ -27,7 +27,7 @@ def test_a_function_is_run_as_it_is() -> None:
     assert isinstance(plain, PlainTask)
     assert plain(SimpleNamespace(x=3)) == 3
     assert plain.at(POSITION) is task
-    assert (plain.resumes, plain.fuse, plain.check(None), plain.slots(None)) == (False, None, None, 1)
+    assert (plain.resumes, plain.fuse, plain.check(None), plain.slots(None, 1)) == (False, None, None, 1)
 
 
 @pytest.mark.parametrize("application", [Application(), type("Mine", (SweepableTask,), {})()])
