@@ -1,13 +1,14 @@
 """Table of learning curves for the benchmark of searches: every configuration of three small spaces, trained.
 
-    python scripts/bench/curves.py [--only digits,rings,cnn] [--share 0/2] [--folder FOLDER]
+    python scripts/bench/curves.py [--only digits,rings,cnn] [--small] [--share 0/2] [--folder FOLDER]
 
 Trains stacks of this project's fused Runner, one for each model, batch size and optimizer, whose members differ in
 learning rate, weight decay and seed. Each stack is a file of the folder when it is trained, so that a command that was
 killed goes on; `--share i/n` trains every n-th stack, for n commands side by side. The command that finds all stacks
 trained writes `scripts/bench/data/curves.parquet`: a row for each configuration and seed.
 
-Its schema's metadata has the versions, the seeds, the processor time and the machine.
+`--small` leaves out all batch sizes but the first, which takes the least time. The schema's metadata has the command,
+the versions, the seeds and the processor time.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import copy
 import itertools
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -188,7 +190,7 @@ def write(folder: Path, tables: Sequence[str], file: Path) -> None:
     }  # fmt: skip
     arrays = {key: pa.array(columns[key], each) for key, each in types.items()}
     facts = {
-        "command": "python scripts/bench/curves.py",
+        "command": " ".join(["python", "scripts/bench/curves.py", *sys.argv[1:]]),
         "versions": {name: metadata.version(name) for name in ("trainyard", "torch", "numpy")},
         "python": platform.python_version(),
         "seeds": list(SEEDS),
@@ -205,6 +207,7 @@ def write(folder: Path, tables: Sequence[str], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(GRIDS), help=f"some of {', '.join(GRIDS)}")
+    parser.add_argument("--small", action="store_true", help="one batch size of each table")
     parser.add_argument("--share", default="0/1", help="i/n: every n-th stack, from the i-th")
     parser.add_argument("--folder", type=Path, default=Path("outputs/curves"), help="where each stack is a file")
     parser.add_argument("--file", type=Path, default=FILE)
@@ -215,6 +218,9 @@ def main() -> None:
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     tables = options.only.split(",")
+    if options.small:
+        for name in tables:
+            GRIDS[name] = replace(GRIDS[name], batch_sizes=GRIDS[name].batch_sizes[:1])
     first, step = map(int, options.share.split("/"))
     for stack in list(stacks(tables))[first::step]:
         file = options.folder / f"{stack.name}.npz"

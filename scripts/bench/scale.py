@@ -33,7 +33,7 @@ def command(jobs: int, directory: Path, *, agents: int, slots: int, seconds: flo
     """Return the command of a sweep: `main` of this file in a process of its own."""
     rates = min(GRID, jobs)
     grid = [f"optim.lr=range(1,{rates + 1})", f"seed=range({jobs // rates})", "data=digits", "model=mlp"]
-    tracker = [f"tracker.uri=sqlite:///{directory}.db"] if tracked else ["tracker=none"]
+    tracker = [f"tracker.uri=sqlite:///{directory}.db", "tracker.wait=36000"] if tracked else ["tracker=none"]
     own = {"agents": agents, "slots": slots, "seconds": seconds}
     settings = [f"hydra.sweep.dir={directory}", "hydra.launcher.fuse=off"]
     return [sys.executable, __file__, "--child", json.dumps(own), "-m", *grid, *tracker, *settings]
@@ -99,16 +99,16 @@ def _rows(database: Path, wall: float) -> dict[str, float]:
 
 
 def rate(agents: int, folder: Path) -> float:
-    """Return the jobs that nodes of 32 slots end in a second, from the first start to the last end."""
-    jobs = 32 * agents * 12
-    own = command(jobs, folder / "sweep", agents=agents, slots=32, seconds=1.0, tracked=False)
+    """Return the jobs that nodes of 8 slots start in a second, after the first ones: each takes the place of one."""
+    slots = 8 * agents
+    jobs = slots * 10
+    own = command(jobs, folder / "sweep", agents=agents, slots=8, seconds=10.0, tracked=False)
     own[own.index("-m") + 1 : own.index("-m") + 3] = ["optim.lr=0.1", f"seed=range({jobs})"]
     subprocess.run(own, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
     records = [json.loads(line) for line in (folder / "sweep" / "manifest.jsonl").read_text().splitlines()]
     begun = [record["time"] for record in records if record["kind"] == "state" and record["state"] == "running"]
-    ended = [record["time"] for record in records if record["kind"] == "state" and record["state"] == "done"]
-    assert len(ended) == jobs
-    return float(jobs / (max(ended) - min(begun)))
+    assert len(begun) == jobs
+    return float((jobs - slots) / (max(begun) - min(begun)))
 
 
 # -- the process of a sweep --------------------------------------------------------------------------------------------
@@ -206,14 +206,14 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, sizes, tracked in (("alone", options.jobs, False), ("tracked", options.tracked, True)):
         for jobs in sizes:
-            with tempfile.TemporaryDirectory(prefix="trainyard-scale-") as folder:
+            with tempfile.TemporaryDirectory(prefix="trainyard-scale-", ignore_cleanup_errors=True) as folder:
                 own = {"agents": 4, "slots": options.slots // 4, "seconds": options.seconds}
                 found.setdefault(name, []).append(measured(jobs, Path(folder), tracked=tracked, **own))
             print(table(found[name]), flush=True)
     if options.nodes:
         rates = {}
         for agents in (1, 4):
-            with tempfile.TemporaryDirectory(prefix="trainyard-scale-") as folder:
+            with tempfile.TemporaryDirectory(prefix="trainyard-scale-", ignore_cleanup_errors=True) as folder:
                 rates[agents] = rate(agents, Path(folder))
         found["nodes"] = rates
         print(f"one node ends {rates[1]:.1f} jobs a second, four end {rates[4]:.1f}: {rates[4] / rates[1]:.2f} times")

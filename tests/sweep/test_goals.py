@@ -44,6 +44,8 @@ def test_a_constraint_is_a_bound_of_a_metric() -> None:
     most, least = Constraint.read("model/parameters <= 1e5"), Constraint.read(" val/accuracy>=0.5 ")
     assert (str(most), str(least)) == ("model/parameters <= 100000", "val/accuracy >= 0.5")
     assert [most.violation(each) for each in (1e5, 2e5, None, math.nan)] == [0, 1e5, math.inf, math.inf]
+    exact = Constraint.read("size <= 123456789.25")
+    assert Constraint.read(str(exact)) == exact
     assert [least.violation(each) for each in (0.75, 0.25)] == [-0.25, 0.25]
 
 

@@ -70,9 +70,8 @@ def search(problem: Problem, seed: int, method: str) -> list[Piece]:
             space[each.key] = choice(list(each.values))
         else:
             space[each.key] = (log_integers if each.kind == INTEGERS else loguniform)(each.low, each.high)
-    scheduler = getattr(baselines, method)(
-        space, metric=VALUE, time_attr=EPOCH, max_t=problem.epochs, do_minimize=False, random_seed=seed
-    )
+    halving = {} if method == "TPE" else {"time_attr": EPOCH, "max_t": problem.epochs}
+    scheduler = getattr(baselines, method)(space, metric=VALUE, do_minimize=False, random_seed=seed, **halving)
     backend = UserBlackboxBackend(_Table(problem, space), elapsed_time_attr=SECONDS, seed=0)
     pieces = _Pieces(problem)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,6 +89,7 @@ def search(problem: Problem, seed: int, method: str) -> list[Piece]:
 METHODS = {
     "Syne Tune, ASHA": partial(search, method="ASHA"),
     "Syne Tune, BOHB": partial(search, method="BOHB"),
+    "Syne Tune, TPE": partial(search, method="TPE"),
 }
 
 if __name__ == "__main__":

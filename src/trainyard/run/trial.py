@@ -394,7 +394,11 @@ def _names(parts: _Parts) -> None:
     further = [getattr(hook, "metric_names", lambda _: ())(parts.names) for hook in parts.dispatch.hooks.values()]
     known = [*parts.names, *(name for more in further for name in more)]
     for key, name in watched(parts):
-        if name not in known and not (name.startswith("train/") or (key == "objective" and not parts.names)):
+        if key == "objective":  # is one of the validation's, if there is one
+            is_there = name in parts.names or not parts.names
+        else:
+            is_there = name in known or name.startswith("train/")
+        if not is_there:
             raise _DoubtError(name)
 
 

@@ -52,7 +52,7 @@ class Constraint:
         return value - self.bound if self.relation == "<=" else self.bound - value
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.relation} {self.bound:g}"
+        return f"{self.metric} {self.relation} {repr(self.bound).removesuffix('.0')}"
 
 
 @dataclass(frozen=True)

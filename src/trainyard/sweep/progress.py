@@ -265,6 +265,8 @@ class SweepProgress:
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         tail = _Tail(jobs, self._objective)
+        if self._live is not None:
+            tail.begin()
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, len(jobs), tail)
         self._at_once = max(self._at_once, len(self._running))
         if self._live is None:
@@ -293,7 +295,10 @@ class _Tail:
         self._journals = deque(_Journal(job.directory / journal.FILE, objective) for job in jobs)
         self._max_epochs = jobs[0].setting("loop.max_epochs")
         self._begin = time.monotonic()
-        # Epochs that a resumed job finished earlier took none of this time.
+        self._first = 0
+
+    def begin(self) -> None:
+        """Take note of the epochs that a resumed job finished earlier: they took none of the time from here on."""
         self._first = max((each.read() or 0 for each in self._journals), default=0)
 
     def look(self) -> tuple[str, str, str]:

@@ -67,7 +67,8 @@ def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, dire
     best = order[0] if order and order[0].ranked else None
     done = sum(row.state == "done" for row in order)
     lines = [f"{done} of {len(order)} jobs are done.", "", f"`{said}`", "", f"in `{directory}`", ""]
-    front = [row for row in order if front_of(order).get(row.num) == 1]
+    place_of = front_of(order)
+    front = [row for row in order if place_of.get(row.num) == 1]
     measured = measures(order, objective)
     if front:
         linked = [f"#{row.num}" if ids.get(row.num) is None else f"[#{row.num}](run:{ids[row.num]})" for row in front]

@@ -82,6 +82,7 @@ class Sweep:
         self._scheduler = Scheduler()
         self._reports = Reports()
         self._manifest = Manifest.open(self.directory, self._replay)
+        self._manifest.patience = settings.disk_patience
         try:
             self._slots = settings.slots(continued=bool(self._manifest.decisions))
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)

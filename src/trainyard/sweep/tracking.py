@@ -25,6 +25,8 @@ from trainyard.track.uri import DEFAULT_EXPERIMENT
 
 PLAN = "plan.txt"
 RANKING = "ranking.txt"
+LISTED = 1000
+"""Number of jobs in the ranking of the sweep's run, best first; `results.csv` has all of them."""
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 CONFIGURATIONS = ".configurations"
 """Folder of a sweep with a run for each configuration that was repeated; hidden, as these train nothing."""
@@ -172,7 +174,7 @@ class SweepTracking:
             return
         order = rank(rows, direction)
         best = order[0] if order and order[0].ranked else None
-        (self.directory / RANKING).write_text(text(table(rows, objective, direction, limit=None)))
+        (self.directory / RANKING).write_text(text(table(rows, objective, direction, limit=LISTED)))
         self._journal.linked_tags(summary_tags(order, objective, command(), str(self.directory)))
         if best is None:
             return

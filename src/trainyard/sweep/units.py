@@ -12,6 +12,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
 from trainyard.config.plain import plain
+from trainyard.files import returned
 from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
 from trainyard.sweep.compose.recipe import Shared
@@ -106,6 +107,7 @@ class UnitTasks:
         jobs = self.of(unit.nums)
         resumes = [self._application.resumes and job.num in self.begun for job in jobs]
         self.begun.update(unit.nums)
+        returned(self._directory, self._manifest.patience)  # else another one would be made in its place
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
         decision = self._manifest.entries[jobs[0].num].decision
@@ -125,6 +127,7 @@ class UnitTasks:
                 slots=unit.slots,
                 threads=decision.threads,
                 common=self._common(shared),
+                importable=shared is not None,
             )
         together = self._stacks.work(jobs, positions)
         for job, own, resuming in zip(jobs, together.jobs, resumes, strict=True):

@@ -310,6 +310,7 @@ streams = st.tuples(st.lists(likely, max_size=2), kept_keys).flatmap(
 )
 
 
+@settings(max_examples=30)
 @given(streams)
 @example(
     [["optim.lr=0.1", "seed=1"], ["optim.lr=0.2", "seed=2"], ["optim.lr=0.2", "seed=null"], ["optim.lr=1", "seed=2"]]

@@ -28,7 +28,7 @@ from trainyard.sweep.executor.remotes import ClusterSettings, Remote, Spread
 from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
-from trainyard.sweep.executor.worker import one_line, pickled_call
+from trainyard.sweep.executor.worker import one_line
 from trainyard.sweep.executor.workers import Workers
 
 LOSSES = 5
@@ -165,7 +165,7 @@ class ClusterExecutor(Executor):
             self._held.append((number, task, slots, policy))
             return
         try:
-            call = pickled_call(task.function, task.argument)
+            call = task.call
             for agent in agents:
                 if task.common is not None and task.common.key not in agent.commons:
                     self._send(agent.name, ["common", task.common.key], task.common.pickled)

@@ -16,7 +16,7 @@ from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gai
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot, environment
 from trainyard.sweep.executor.task import Task
-from trainyard.sweep.executor.worker import Place, one_line, pickled_call, worker_setting, write_task
+from trainyard.sweep.executor.worker import Place, one_line, worker_setting, write_task
 from trainyard.sweep.executor.workers import Workers
 
 
@@ -78,7 +78,7 @@ class LocalExecutor(Executor):
         """Ask the agent for a worker; return False if the agent has ended, which `wait` will find."""
         assert self._agent is not None
         try:
-            call = pickled_call(task.function, task.argument)
+            call = task.call
             common = b"" if task.common is None else task.common.pickled
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"

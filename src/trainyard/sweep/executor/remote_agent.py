@@ -41,6 +41,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from trainyard.errors import TrainyardError
+from trainyard.files import DISK_PATIENCE
 from trainyard.nodes import VARIABLE as NODES
 from trainyard.sweep.executor.agent import Agent, AgentEndedError, ExecutorError
 from trainyard.sweep.executor.code_version import code_version
@@ -85,6 +86,7 @@ class RemoteAgent:
         self._heads: dict[int, int] = {}  # the head's number of a worker
         self._ours: dict[int, int] = {}  # and back
         self._commons: dict[int, bytes] = {}
+        self._held: list[tuple[int, dict[str, Any], bytes]] = []  # tasks whose workers are not forked yet
         self._patience = _WELCOME
         self._grace = 30.0
         self._why = ""  # why it leaves; empty while it stays
@@ -137,6 +139,7 @@ class RemoteAgent:
     def _look(self) -> None:
         """Look for signals, and whether there is a head."""
         self._alive.tick()
+        self._fork_held()
         self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
@@ -211,7 +214,8 @@ class RemoteAgent:
                 self._closed = True
                 raise TrainyardError(f"The head refuses this agent: {why}")
             case ["task", worker, task]:
-                self._fork(worker, task, call)
+                self._held.append((worker, task, call))
+                self._fork_held()
             case ["common", key]:
                 self._commons[key] = call
             case ["signal", workers, signum]:
@@ -227,8 +231,14 @@ class RemoteAgent:
 
     def _begin(self, welcome: Mapping[str, Any]) -> None:
         self._patience, self._grace = welcome["patience"], welcome["grace"]
+        os.environ[DISK_PATIENCE] = str(self._patience)
         self._slots = own_slots(**welcome["settings"])
         self._agent = Agent(welcome["preload"], max(slot.threads for slot in self._slots))
+
+    def _fork_held(self) -> None:
+        """Fork the workers that are asked for, where the sweep's directory is there: else another would be made."""
+        while self._held and (self._why or self._directory.exists()):
+            self._fork(*self._held.pop(0))
 
     def _fork(self, number: int, task: Mapping[str, Any], call: bytes) -> None:
         if self._why:

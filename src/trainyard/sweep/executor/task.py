@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,7 @@ class Task:
         slots: number of slots that it takes at once; on CUDA, each on a device of its own.
         threads: threads that it uses; None for those of its slot.
         common: the function's second argument; None if it has none.
+        importable: whether all classes and functions of the call can be imported: then it is sent by pickle.
     """
 
     num: int
@@ -66,6 +68,18 @@ class Task:
     slots: int = 1
     threads: int | None = None
     common: Common | None = None
+    importable: bool = False
+
+    @property
+    def call(self) -> bytes:
+        """The call as `write_task` takes it.
+
+        Raises:
+            Exception: the function or its argument cannot be pickled; the pickling's own error.
+        """
+        what = (self.function, self.argument)
+        pickled: bytes = pickle.dumps(what) if self.importable else cloudpickle.dumps(what)
+        return pickled
 
 
 @dataclass(frozen=True)

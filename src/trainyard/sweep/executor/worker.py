@@ -82,16 +82,6 @@ class TaskReport:
     out_of_memory: bool = False
 
 
-def pickled_call(function: Callable[..., Any], argument: Any) -> bytes:
-    """Return the call of a task as `write_task` takes it.
-
-    Raises:
-        Exception: the function or its argument cannot be pickled; the pickling's own error.
-    """
-    pickled: bytes = cloudpickle.dumps((function, argument))
-    return pickled
-
-
 def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes, common: bytes = b"") -> None:
     """Write what `work` reads: settings, the call, and what it has in common with others, pickled."""
     pickle.dump(setting, file)

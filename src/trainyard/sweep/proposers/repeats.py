@@ -142,7 +142,7 @@ def _whole(own: Sequence[Trial]) -> Trial:
     first = own[0]
     results = [each.result for each in own if each.result is not None]
     if results:
-        return replace(first, state="done", result=fmean(results))
+        return replace(first, state="done", result=fmean(results), results=tuple(results))
     states = {each.state for each in own}
     state: Literal["running", "failed"] = "running" if "running" in states else "failed"
     return first if len(own) == 1 else replace(first, state=state)

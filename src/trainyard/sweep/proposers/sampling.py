@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +44,8 @@ class SamplerSource(Source):
         one_seed: whether the sampler has one seed for all trials, as one that takes the points of a sequence needs.
         knows_pruned: whether the sampler makes use of trials that are pruned, as TPE does. To others, what a trial has
             reported last is its objective.
+        knows_noise: whether the sampler estimates the noise of the objective, as a Gaussian process does: it sees each
+            repeat of a configuration as a trial. To others a configuration is one trial, with the mean.
         given: points to try first, in order: values by name. What a point leaves out is suggested.
         earlier: trials of other searches, to learn from.
     """
@@ -56,6 +60,7 @@ class SamplerSource(Source):
         goals: Goals | None = None,
         one_seed: bool = False,
         knows_pruned: bool = True,
+        knows_noise: bool = False,
         given: Sequence[Mapping[str, Any]] = (),
         earlier: Sequence[FrozenTrial] = (),
     ) -> None:
@@ -66,6 +71,7 @@ class SamplerSource(Source):
         self._goals = goals
         self._one_seed = one_seed
         self._knows_pruned = knows_pruned
+        self._knows_noise = knows_noise
         self._given = given
         self._earlier = earlier
 
@@ -90,7 +96,8 @@ class SamplerSource(Source):
 
         own: tuple[Direction, ...] = ("minimize" if self._sign > 0 else "maximize",)
         study = optuna.create_study(directions=own if self._goals is None else self._goals.directions)
-        study.add_trials([*self._earlier, *map(self._frozen, trials)])
+        repeats = chain.from_iterable(map(self._repeats, trials)) if self._knows_noise else ()
+        study.add_trials([*self._earlier, *map(self._frozen, trials), *repeats])
         for trial in trials:
             for key, value in trial.note.get(STUDY, {}).items():
                 study._storage.set_study_system_attr(study._study_id, key, copy.deepcopy(value))
@@ -100,6 +107,11 @@ class SamplerSource(Source):
         if self._one_seed:
             return self._seed
         return int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
+
+    def _repeats(self, trial: Trial) -> Iterator[FrozenTrial]:
+        """Yield the repeats of a configuration beside the one that `_frozen` returns."""
+        for value in trial.results[1:]:
+            yield self._frozen(replace(trial, result=value, results=(), note={}))
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         from optuna.trial import TrialState, create_trial
@@ -115,7 +127,8 @@ class SamplerSource(Source):
         if trial.state == "failed" or (trial.state == "pruned" and not trial.reports):
             state = TrialState.FAIL
         elif trial.state == "done":
-            state, value = TrialState.COMPLETE, self._told(trial.result)
+            own = trial.results[0] if self._knows_noise and trial.results else trial.result
+            state, value = TrialState.COMPLETE, self._told(own)
         elif trial.reports and self._knows_pruned:
             state = TrialState.PRUNED
         elif trial.reports:

@@ -177,6 +177,7 @@ class SearchSettings:
             one_seed=target.endswith(".QMCSampler"),
             given=given,
             earlier=earlier.frozen(space, self.goals),
+            knows_noise=target.endswith(".GPSampler") and not self.sampler.get("deterministic_objective"),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
         )
         source = AheadSource(source, exact=self.order == "job")

@@ -25,6 +25,7 @@ class Trial:
         metrics: what the whole training returned, by name: the objective, or several, and what constraints bound.
         rung: the number of rungs that it has reached.
         repeat: its number among the repeats of its configuration, from 0.
+        results: of the repeats of a configuration that is one trial, whose result is their mean.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Trial:
     metrics: Mapping[str, float] = field(default_factory=dict)
     rung: int = 0
     repeat: int = 0
+    results: tuple[float, ...] = ()
 
     @property
     def value(self) -> float | None:

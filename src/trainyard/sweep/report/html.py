@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from urllib.parse import quote
 from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.report import charts, curves
 from trainyard.sweep.report.axes import FAR
-from trainyard.sweep.report.importance import METHOD, importance
+from trainyard.sweep.report.importance import METHOD, METHOD_OF_SEARCH, importance, importance_in_search
 from trainyard.sweep.report.page import document
 from trainyard.sweep.report.ranking import places, rank
 from trainyard.sweep.report.repeats import configurations, repeated
@@ -73,7 +74,7 @@ def write(
         *_front(ranking, objectives, shade),
         *(_history(ranking, objectives, shade) if searched else ()),
         _curves(ranking, objective, shade),
-        *_parameters(ranking, names, objectives, shade),
+        *_parameters(ranking, names, objectives, shade, searched),
     ]
     file = Path(directory, "report.html")
     file.write_text(document(title, "\n".join(sections)), encoding="utf-8", errors="replace")
@@ -200,20 +201,28 @@ def _by(ranking: Sequence[JobRow], name: str) -> Sequence[JobRow]:
 
 def _curves(ranking: Sequence[JobRow], objective: str | None, shade: dict[int, str]) -> str:
     metrics = list(dict.fromkeys(name for name in (objective, _TRAIN_LOSS) if name is not None))
-    found = {row.num: curves.read_curves(row.directory, metrics) for row in ranking}
+    found = {row.num: curves.read_curves(row.directory, [*metrics, curves.RUNG]) for row in ranking}
+    rungs = {num: own[curves.RUNG] for num, own in found.items()}
     drawn = [
-        curves.draw(ranking, {num: curve[metric] for num, curve in found.items()}, metric, shade) for metric in metrics
+        curves.draw(ranking, {num: own[metric] for num, own in found.items()}, metric, shade, rungs)
+        for metric in metrics
     ]
     legend = "".join(f'<i class="c{index}"></i>' for index in range(SHADES))
     crowd = f"The best {COLOURED} of {len(ranking)} jobs are coloured" if len(ranking) > CROWD else "Coloured"
     note = f'{crowd} by the objective: worst <span class="legend">{legend}</span> best. Grey: all others.'
+    if any(rungs.values()):
+        note += " Dotted: rungs, at which jobs report to the search. A dot: the job was pruned there."
     if not any(drawn):
         return '<h2>Learning curves</h2>\n<p class="note">No job has recorded any.</p>'
     return f'<h2>Learning curves</h2>\n<p class="note">{note}</p>\n<div class="charts">{"".join(drawn)}</div>'
 
 
 def _parameters(
-    ranking: Sequence[JobRow], names: Sequence[str], objectives: Mapping[str, Direction], shade: dict[int, str]
+    ranking: Sequence[JobRow],
+    names: Sequence[str],
+    objectives: Mapping[str, Direction],
+    shade: dict[int, str],
+    searched: bool,
 ) -> Iterator[str]:
     if not names or sum(row.ranked for row in ranking) < 2:
         yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
@@ -226,8 +235,11 @@ def _parameters(
         rows = _by(ranking, objective)
         yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">A bar marks the median of a value.</p>'
         yield f'<div class="charts">{"".join(charts.scatter(rows, name, objective, shade) for name in names)}</div>'
-    yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD)}</p>'
-    for objective in objectives:
+    searched = searched and find_spec("optuna") is not None
+    yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD_OF_SEARCH if searched else METHOD)}</p>'
+    for objective, direction in objectives.items():
+        rows = _by(ranking, objective)
         if len(objectives) > 1:
             yield f"<p>{escape(objective)}</p>"
-        yield charts.bars({name: importance(_by(ranking, objective), name) for name in names})
+        own = {name: importance(rows, name) for name in names}
+        yield charts.bars(importance_in_search(rows, names, direction) if searched else own)

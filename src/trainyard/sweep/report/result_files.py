@@ -50,13 +50,12 @@ def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -
         feasible = [None if row.state != "done" else not row.violation for row in ranking]
         columns["feasible"] = pd.array(feasible, dtype="boolean")
     if found := configurations(rows, direction):
-        own = {row.num: each for each in found for row in each.rows}
-        columns |= {
-            "mean": pd.array([own[row.num].mean for row in ranking], dtype="float64"),
-            "margin": pd.array([own[row.num].margin for row in ranking], dtype="float64"),
-            "std": pd.array([own[row.num].std for row in ranking], dtype="float64"),
-            "n": pd.array([own[row.num].n for row in ranking], dtype="int64"),
-        }
+        own: dict[int, tuple[float | None, float | None, float | None, int]] = {}
+        for each in found:  # each statistic is computed once: a configuration may have all jobs
+            own |= dict.fromkeys((row.num for row in each.rows), (each.mean, each.margin, each.std, each.n))
+        for place, name in enumerate(("mean", "margin", "std", "n")):
+            values_of = [own[row.num][place] for row in ranking]
+            columns[name] = pd.array(values_of, dtype="int64" if name == "n" else "float64")
     columns |= {
         "seconds": pd.array([row.seconds for row in ranking], dtype="float64"),
         "state": pd.array([row.state for row in ranking], dtype="str"),
