@@ -355,6 +355,8 @@ def test_members_go_on_with_other_values(tmp_path: Path, schedule: str, joins: b
         fused = FusedRunner([given, job(1, "fused")])
     fused.train()
     (member,) = (each for each in fused.all_members if each.seed == 0)
+    journal = (tmp_path / "fused/0/metrics.jsonl").read_text()
+    assert '"resume_override.optim.lr":"0.01 -> 0.02 at iteration 5"' in journal
     alone = solo(other(0, "solo"))
     assert (member.iter, member.epoch) == (alone.iter, alone.epoch)
     for (name, tensor), expected in zip(

@@ -135,6 +135,7 @@ class Occupancy:
                 self._unseat(k, free[k])
                 del starts[k]
                 continue
+            runner.members[k].tell_notes()
             if runner.average is not None and (start is None or not start.resumes):
                 runner.average.copy_row(k, runner.stack, k)
         runner.clock.follow()

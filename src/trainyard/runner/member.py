@@ -238,10 +238,14 @@ class Member:
             if resume and changed:
                 told = ", ".join(changed)
                 log.info("Changed on resume, and a tag in MLflow: %s.", told, extra={"member": self})
+        self.tell_notes()
+        self.journal.status("RUNNING")
+
+    def tell_notes(self) -> None:
+        """Record what was noted while the member was restored."""
         if self.notes:
             self.journal.tags(self.notes)
             self.notes.clear()
-        self.journal.status("RUNNING")
 
     def _tell_gap(self) -> None:
         """Warn if the journal lacks points that the checkpoint knows of."""
