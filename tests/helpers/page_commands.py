@@ -49,7 +49,8 @@ def steps(page: str) -> Iterator[Written | Command]:
         if title:
             yield Written(title[1], body)
         elif language == "console":
-            for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+            joined = re.sub(r"\\\n *", "", body)  # a command of several lines
+            for part in re.split(r"^\$ ", joined, flags=re.MULTILINE)[1:]:
                 line, *output = part.rstrip().split("\n")
                 yield Command(line, tuple(output))
 
