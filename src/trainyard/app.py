@@ -35,7 +35,7 @@ from trainyard.run.rank_job import follow
 from trainyard.run.ranks import shown
 from trainyard.run.train import train
 from trainyard.sweep.sweepable import SweepableTask
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks even if a message explains the error in full
 
@@ -106,11 +106,11 @@ class Application(SweepableTask):
     )
     fuse = stack_trainer
 
-    def __call__(self, cfg: DictConfig, /) -> float | None:
+    def __call__(self, cfg: DictConfig, /) -> Returned:
         """Train; the error of a single run is explained here, and ends the process without a message of Hydra's.
 
         Returns:
-            The best objective; None if the run has none.
+            The best objective, None if the run has none; or the metrics that its sweep asks for.
         """
         if self.position is None:
             print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
@@ -141,19 +141,27 @@ class Application(SweepableTask):
 
         return try_jobs(configs)
 
-    def slots(self, values: dict[str, Any] | None) -> int:
+    def slots(self, values: dict[str, Any] | None, room: int) -> int:
         """Return how many slots of a sweep a job takes: one for each device that it trains on.
+
+        Args:
+            values: what `check` returned.
+            room: the number of slots that a job can take.
 
         Raises:
             ConfigError: there are too few devices, or another launcher has started this process.
         """
         if values is None or "launcher" not in (values.get("strategy") or {}):
             return 1  # without `ranks.spread`, which imports torch
-        over = ranks.spread(values)
+        over = ranks.spread(values, room)
         if over.world is not None:
             hint = "A sweep is started by itself, without torchrun or another launcher."
             raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
         return over.devices
+
+    def assist(self) -> None:
+        """Train the ranks of this node, which is not the first of its job's: see `trainyard.run.ranks`."""
+        ranks.assist()
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
         """Return what a clone takes from its config, not from the checkpoint: see `trainyard.run.changed`.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard.distributed.world import OURS, World, find, first_node
+from trainyard.distributed.world import OURS, World, find, first_node, meeting
 from trainyard.errors import ConfigError
 
 TORCHRUN = {
@@ -64,6 +64,11 @@ def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher: str, e
     with pytest.raises(ConfigError) as caught:
         find(launcher, environ)
     assert said in str(caught.value)
+
+
+def test_ranks_that_meet_at_a_name_without_an_address_do_not_wait_for_it() -> None:
+    with pytest.raises(ConfigError, match="The ranks meet at gpu07, which has no address here"):
+        meeting(World(0, 2, 0, "gpu07", 1))
 
 
 @given(st.integers(0, 2**31), st.integers(0, 100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -131,11 +132,16 @@ def first_node(nodes: str) -> str:
 
 
 def meeting(world: World, timeout: float = 600.0) -> Store:
-    """Return the store in which these ranks meet; it is made once."""
+    """Return the store in which these ranks meet; it is made once.
+
+    Raises:
+        ConfigError: the place where they meet has no address here.
+    """
     if world not in _stores:
         if world.address is None:
             _stores[world] = HashStore()
         else:
+            _check_address(world.address)
             served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher of the ranks
             _stores[world] = TCPStore(
                 world.address,
@@ -147,6 +153,16 @@ def meeting(world: World, timeout: float = 600.0) -> Store:
                 multi_tenant=True,
             )
     return _stores[world]
+
+
+def _check_address(name: str) -> None:
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        hint = (
+            f"The ranks meet at {name}, which has no address here: {error.strerror}. MASTER_ADDR names another place."
+        )
+        raise ConfigError("MASTER_ADDR", name, "a name or an address that all nodes reach", hint=hint) from None
 
 
 def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:

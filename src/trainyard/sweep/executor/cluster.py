@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,21 @@ from trainyard.sweep.executor.agent import ExecutorError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.lease import HeadLease
-from trainyard.sweep.executor.meeting import forget_agent, left_agents, open_head
+from trainyard.sweep.executor.meeting import FOLDER, MEETINGS, forget_agent, left_agents, open_head
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
-from trainyard.sweep.executor.remotes import ClusterSettings, Remote
-from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote, Spread
+from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
-from trainyard.sweep.executor.worker import one_line, pickled_call
+from trainyard.sweep.executor.worker import one_line
 from trainyard.sweep.executor.workers import Workers
 
 LOSSES = 5
 """So often a task may lose its agent before it counts as what ends them."""
+_MOVED = ("done", "failed", "paused", "timeout")
+"""How a task can end whose agent leaves; otherwise it goes on elsewhere, where its slots are lost."""
 _LOOK = 0.5  # seconds between two looks at the pool and at silent agents
 _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
 
@@ -85,6 +90,8 @@ class ClusterExecutor(Executor):
         self._numbers = itertools.count()
         self._workers = Workers(self._send_signal)
         self._losses: Counter[int] = Counter()
+        self._spread: dict[int, Spread] = {}  # by the number of a task on several agents
+        self._held: list[tuple[int, Task, Sequence[int], Policy]] = []  # until what ran there before has ended
         self._events: list[ExecutorEvent] = []
         self._refused: set[str] = set()
         self._demand = 0
@@ -96,7 +103,7 @@ class ClusterExecutor(Executor):
 
     @property
     def room(self) -> int:
-        return self._per_agent if len(self.slots) <= self._per_agent else 1
+        return len(self.slots) // self._per_agent * capacity(self.slots[: self._per_agent])
 
     def start(self) -> None:
         """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
@@ -150,36 +157,71 @@ class ClusterExecutor(Executor):
         self._demand = min(slots, len(self.slots))
 
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
-        agents = {agent.name: agent for index in slots if (agent := self._of.get(index)) is not None}
-        if len(agents) > 1:
-            told = f"it takes {len(slots)} slots, which are on several machines"
-            self._events.append(Finished(number, "failed", error=told, began=False))
-            return
-        agent = next(iter(agents.values()), None)
-        if agent is None or agent.leaving:
+        found = [self._of.get(index) for index in slots]
+        agents = list({agent.name: agent for agent in found if agent is not None}.values())
+        if None in found or any(agent.leaving for agent in agents):
             return  # these slots are lost, as has been told or will be
+        if self._is_held(task, slots):
+            self._held.append((number, task, slots, policy))
+            return
         try:
-            call = pickled_call(task.function, task.argument)
+            call = task.call
+            for agent in agents:
+                if task.common is not None and task.common.key not in agent.commons:
+                    self._send(agent.name, ["common", task.common.key], task.common.pickled)
+                    agent.commons.add(task.common.key)
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
             return
-        worker = next(self._numbers)
-        self._workers.begin((agent.name, worker), number, policy)
-        agent.busy[worker], agent.tasks[worker] = tuple(slots), task.num
-        agent.idle_since = None
-        given = {
-            "slots": [agent.slots[index] for index in slots],
-            "threads": task.threads,
-            "log": None if task.log is None else str(task.log.absolute()),
-            "cwd": str(Path.cwd()),
-            "path": [str(entry) for entry in sys.path],
-            "argv": list(sys.argv),
-        }
-        self._send(agent.name, ["task", worker, given], call)
+        own = [[index for index in slots if self._of[index] is agent] for agent in agents]
+        meeting = self._directory / FOLDER / MEETINGS / f"{self._fence}-{number}"
+        parts = [(agent.name, next(self._numbers)) for agent in agents]
+        if len(agents) > 1:
+            self._spread[number] = Spread(task.num, parts, meeting, set(parts))
+        for index, (agent, (_, worker), mine) in enumerate(zip(agents, parts, own, strict=True)):
+            self._workers.begin((agent.name, worker), number, policy)
+            agent.busy[worker], agent.tasks[worker] = tuple(mine), task.num
+            agent.idle_since = None
+            log = task.log if task.log is None or not index else task.log.with_stem(f"{task.log.stem}.node{index}")
+            nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting.absolute())}
+            given = {
+                "slots": [agent.slots[each] for each in mine],
+                "threads": task.threads,
+                "log": None if log is None else str(log.absolute()),
+                "cwd": str(Path.cwd()),
+                "path": [str(entry) for entry in sys.path],
+                "argv": list(sys.argv),
+                "common": None if task.common is None else task.common.key,
+                "nodes": nodes if len(agents) > 1 else None,
+            }
+            self._send(agent.name, ["task", worker, given], call)
+
+    def _is_held(self, task: Task, slots: Sequence[int]) -> bool:
+        """Return whether a part of what an agent's end has broken off still runs here, or is of the same task."""
+        broken = [each for each in self._spread.values() if each.over]
+        if not broken:
+            return False
+        busy = set().union(*(agent.in_use for agent in self._agents.values()))
+        return not busy.isdisjoint(slots) or any(each.num == task.num for each in broken)
+
+    def _launch_held(self) -> None:
+        held, self._held = self._held, []
+        for each in held:
+            self.launch(*each)
 
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
-        self._workers.end(numbers, grace)
+        wanted = set(numbers)
+        self._workers.end(wanted, grace)
+        for each in [each for each in self._held if each[0] in wanted]:
+            self._held.remove(each)
+            self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
+
+    def answer(self, number: int, content: bytes) -> None:
+        found = self._workers.named(number)
+        if isinstance(found, tuple):
+            name, worker = found
+            self._send(name, ["answer", worker], content)
 
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         if self._transport is None:
@@ -211,6 +253,8 @@ class ClusterExecutor(Executor):
         self._devices.clear()
         self._workers.clear()
         self._events.clear()
+        self._spread.clear()
+        self._held.clear()
 
     def _send(self, name: str, message: list[Any], payload: bytes = b"") -> None:
         assert self._transport is not None
@@ -266,12 +310,29 @@ class ClusterExecutor(Executor):
             if self._losses[num] > LOSSES:
                 how = f"{self._losses[num]} agents were lost while it ran"
                 self._events.append(self._workers.ended((agent.name, worker), how))
+            self._break_off(agent.name, worker)
         self._remove(agent)
+
+    def _break_off(self, name: str, worker: int) -> None:
+        """Kill the other parts of a task of which one is lost. It goes on elsewhere when they have ended."""
+        for number, spread in list(self._spread.items()):
+            if (name, worker) in spread.left:
+                spread.over = True
+                spread.left.discard((name, worker))
+                self._send_signal(sorted(spread.left), signal.SIGKILL)
+                if not spread.left:
+                    self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        with suppress(OSError):
+            self._spread.pop(number).meeting.unlink()
 
     def _remove(self, agent: Remote) -> None:
         assert self._transport is not None
         for worker in agent.tasks:
             self._workers.forget((agent.name, worker))
+        for spread in self._spread.values():
+            spread.over |= any(name == agent.name for name, _ in spread.parts)
         forget_agent(self._directory, agent.name)
         self._lose_slots(agent, tuple(agent.slots))
         del self._agents[agent.name]
@@ -298,8 +359,7 @@ class ClusterExecutor(Executor):
             case ["leaving", why]:
                 self._tell(f"The agent on {agent.node} leaves: {why}.")
                 agent.leaving = why
-                busy = {index for indices in agent.busy.values() for index in indices}
-                self._lose_slots(agent, [index for index in agent.slots if index not in busy])
+                self._lose_slots(agent, [index for index in agent.slots if index not in agent.in_use])
             case ["gone", _]:
                 self._remove(agent)
             case ["failed", "torch", error]:
@@ -340,8 +400,8 @@ class ClusterExecutor(Executor):
         gained = []
         for own, (device, threads) in enumerate(slots):
             index = next(self._indices)
-            # Devices of one name are one device: those of machines differ. Cores are all alike.
-            slot = Slot(index, device if device == "cpu" else f"{device}@{agent.name}", None, threads)
+            # Devices of one name are one device: those of machines differ.
+            slot = Slot(index, f"{device}@{agent.name}", None, threads)
             agent.slots[index] = own
             self._of[index], self._devices[index] = agent, slot
             gained.append(slot)
@@ -352,10 +412,16 @@ class ClusterExecutor(Executor):
     def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
         name: Hashable = (agent.name, worker)
         if kind == "forked":
-            self._events.append(self._workers.forked(name, rest[0]))
+            launched = self._workers.forked(name, rest[0])
+            spread = self._spread.get(launched.number)
+            if spread is None or (name == spread.parts[0] and not spread.over):
+                self._events.append(launched)
         elif kind == "woken":
             if (event := self._workers.woken(name, rest[0], rest[1])) is not None:
                 self._events.append(event)
+        elif kind == "said":
+            if (said := self._workers.said(name, rest[0])) is not None:
+                self._events.append(said)
         else:
             self._ended(agent, kind, worker, rest, report)
 
@@ -368,11 +434,28 @@ class ClusterExecutor(Executor):
             status, peak, killed = rest
             how = f"its process {in_words(status)} before it gave a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
-        if not agent.leaving:
+        if finished.number in self._spread:
+            self._part_ended((agent.name, worker), finished)
+        elif not agent.leaving:
             self._events.append(finished)
-        elif finished.state in ("done", "failed", "paused", "timeout"):
-            self._events.append(Finished(**{**vars(finished), "moved": True}))
+        elif finished.state in _MOVED:
+            self._events.append(replace(finished, moved=True))
         if agent.leaving:
             self._lose_slots(agent, slots)
         elif not agent.busy:
             agent.idle_since = time.monotonic()
+        self._launch_held()
+
+    def _part_ended(self, part: tuple[str, int], finished: Finished) -> None:
+        """Take note of the end of a part; with the last one the task has ended. Parts cannot go on without another."""
+        number, spread = finished.number, self._spread[finished.number]
+        spread.left.discard(part)
+        spread.ended[part] = finished
+        if self._agents[part[0]].leaving:
+            spread.over = True  # with its slots, as has been told or is told next
+        if spread.left and finished.state != "done":
+            self._workers.end([number], self._grace)
+        if not spread.left:
+            self._drop(number)
+            if not spread.over:
+                self._events.append(spread.outcome())

@@ -7,10 +7,12 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     to the head                                     to the agent
     ["hello", {name, place, node, fence, version}]  ["welcome", {preload, settings, patience, grace}]
                                                     or ["refused", why]
-    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv}], the call
-    ["forked", worker, pid]                         ["signal", [worker, …], signum]
-    ["refused", worker, error]                      ["close"]
-    ["woken", worker, index, at]
+    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv,
+    ["forked", worker, pid]                                  common, nodes}], the call
+    ["refused", worker, error]                      ["signal", [worker, …], signum]
+    ["woken", worker, index, at]                    ["common", key], what tasks have in common, pickled
+    ["said", worker, text]                          ["answer", worker], the content
+                                                    ["close"]
     ["ended", worker, status, peak, killed], the report
     ["failed", module, error]
     ["leaving", why]
@@ -23,6 +25,7 @@ workers to end, which they do at a checkpoint, and ends after them.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import signal
@@ -38,6 +41,8 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from trainyard.errors import TrainyardError
+from trainyard.files import DISK_PATIENCE
+from trainyard.nodes import VARIABLE as NODES
 from trainyard.sweep.executor.agent import Agent, AgentEndedError, ExecutorError
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.local import memory_file
@@ -80,6 +85,8 @@ class RemoteAgent:
         self._reports: dict[int, BinaryIO] = {}  # by the fork server's number
         self._heads: dict[int, int] = {}  # the head's number of a worker
         self._ours: dict[int, int] = {}  # and back
+        self._commons: dict[int, bytes] = {}
+        self._held: list[tuple[int, dict[str, Any], bytes]] = []  # tasks whose workers are not forked yet
         self._patience = _WELCOME
         self._grace = 30.0
         self._why = ""  # why it leaves; empty while it stays
@@ -132,6 +139,7 @@ class RemoteAgent:
     def _look(self) -> None:
         """Look for signals, and whether there is a head."""
         self._alive.tick()
+        self._fork_held()
         self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
@@ -206,16 +214,31 @@ class RemoteAgent:
                 self._closed = True
                 raise TrainyardError(f"The head refuses this agent: {why}")
             case ["task", worker, task]:
-                self._fork(worker, task, call)
+                self._held.append((worker, task, call))
+                self._fork_held()
+            case ["common", key]:
+                self._commons[key] = call
             case ["signal", workers, signum]:
                 self._signal([self._ours[each] for each in workers if each in self._ours], signum)
+            case ["answer", worker]:
+                if worker in self._ours and self._agent is not None:
+                    with memory_file() as file:
+                        file.write(call)
+                        file.flush()
+                        self._agent.answer(self._ours[worker], file)
             case ["close"]:
                 self._closed = True
 
     def _begin(self, welcome: Mapping[str, Any]) -> None:
         self._patience, self._grace = welcome["patience"], welcome["grace"]
+        os.environ[DISK_PATIENCE] = str(self._patience)
         self._slots = own_slots(**welcome["settings"])
         self._agent = Agent(welcome["preload"], max(slot.threads for slot in self._slots))
+
+    def _fork_held(self) -> None:
+        """Fork the workers that are asked for, where the sweep's directory is there: else another would be made."""
+        while self._held and (self._why or self._directory.exists()):
+            self._fork(*self._held.pop(0))
 
     def _fork(self, number: int, task: Mapping[str, Any], call: bytes) -> None:
         if self._why:
@@ -224,8 +247,11 @@ class RemoteAgent:
         slots = [self._slots[index] for index in task["slots"]]
         log = None if task["log"] is None else Path(task["log"])
         setting = worker_setting(slots, task["threads"], log, Place(task["cwd"], task["path"], task["argv"]))
+        if task["nodes"] is not None:
+            setting.environ[NODES] = json.dumps(task["nodes"])
         with memory_file() as file:
-            write_task(file, setting, call)
+            common = b"" if task["common"] is None else self._commons[task["common"]]
+            write_task(file, setting, call, common)
             report = memory_file()
             worker = self._agent.fork(file, report)
         self._reports[worker] = report

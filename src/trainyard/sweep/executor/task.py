@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import cloudpickle  # type: ignore[import-untyped]
 
 TaskState = Literal["done", "failed", "interrupted", "timeout", "lost", "paused"]
 EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
 
 
+class Common:
+    """Value that many tasks have in common: it is pickled once, and sent to each machine once.
+
+    Attributes:
+        key: its number; no two of a process share one.
+    """
+
+    _keys = itertools.count()
+
+    def __init__(self, value: Any) -> None:
+        self.key = next(self._keys)
+        self._value = value
+
+    @cached_property
+    def pickled(self) -> bytes:
+        """The value, by cloudpickle.
+
+        Raises:
+            Exception: it cannot be pickled; the pickling's own error.
+        """
+        pickled: bytes = cloudpickle.dumps(self._value)
+        return pickled
+
+
 @dataclass(frozen=True)
 class Task:
-    """Call `function(argument)`, made once in a process of its own.
+    """Call `function(argument)`, or `function(argument, common)`, made once in a process of its own.
 
     Attributes:
         num: its number.
@@ -25,10 +54,12 @@ class Task:
         attempts: attempts made before, in another form.
         slots: number of slots that it takes at once; on CUDA, each on a device of its own.
         threads: threads that it uses; None for those of its slot.
+        common: the function's second argument; None if it has none.
+        importable: whether all classes and functions of the call can be imported: then it is sent by pickle.
     """
 
     num: int
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     argument: Any = None
     expected_seconds: float | None = None
     log: Path | None = None
@@ -36,6 +67,19 @@ class Task:
     attempts: int = 0
     slots: int = 1
     threads: int | None = None
+    common: Common | None = None
+    importable: bool = False
+
+    @property
+    def call(self) -> bytes:
+        """The call as `write_task` takes it.
+
+        Raises:
+            Exception: the function or its argument cannot be pickled; the pickling's own error.
+        """
+        what = (self.function, self.argument)
+        pickled: bytes = pickle.dumps(what) if self.importable else cloudpickle.dumps(what)
+        return pickled
 
 
 @dataclass(frozen=True)

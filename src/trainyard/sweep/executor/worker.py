@@ -82,20 +82,11 @@ class TaskReport:
     out_of_memory: bool = False
 
 
-def pickled_call(function: Callable[[Any], Any], argument: Any) -> bytes:
-    """Return the call of a task as `write_task` takes it.
-
-    Raises:
-        Exception: the function or its argument cannot be pickled; the pickling's own error.
-    """
-    pickled: bytes = cloudpickle.dumps((function, argument))
-    return pickled
-
-
-def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes) -> None:
-    """Write what `work` reads."""
+def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes, common: bytes = b"") -> None:
+    """Write what `work` reads: settings, the call, and what it has in common with others, pickled."""
     pickle.dump(setting, file)
     file.write(call)
+    file.write(common)
     file.seek(0)
 
 
@@ -105,9 +96,11 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
     try:
         with task:
             _take_over(pickle.load(task))
-            function, argument = pickle.load(task)
+            function, *arguments = pickle.load(task)
+            if common := task.read():
+                arguments.append(pickle.loads(common))
         stand_in_for_main(function)
-        outcome = TaskReport("done", _pickled(function(argument)))
+        outcome = TaskReport("done", _pickled(function(*arguments)))
     except BaseException as error:  # any error is the task's, and belongs in its report
         outcome = _report_of(error)
     if os.getpid() == process:  # else it is a child that the task has forked and that returned from the task
