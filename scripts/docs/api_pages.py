@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src/trainyard"
 FORMER = "trainyard.dist"  # the former name of `trainyard.distributed`
 
 
+@cache
 def public_names() -> dict[str, list[str]]:
     """Return the names of each public package's `__all__`, but of those that a package above it names, too."""
     found: dict[str, list[str]] = {"trainyard.inference": ["load", "Predictor"]}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_origin
 
 import yaml
+from api_pages import public_names
 
 from trainyard.config.annotations import LISTS, MAPPINGS, UNKNOWN, annotation, in_words, options_of
 from trainyard.config.build import locate
@@ -56,8 +57,8 @@ def config_pages() -> dict[str, str]:
 
 
 _HOW = (
-    "The column *default* is the value in the option's file. *Not set* is an argument of the class that the file does "
-    "not name: add it with a plus sign, `+KEY=VALUE`. An argument without a default there has the default of the class."
+    "The column *default* is the value in the option's file. *Not set* marks an argument of the class that the file "
+    "does not name. It has the default of the class. A plus sign sets it: `+KEY=VALUE`."
 )
 
 
@@ -74,10 +75,10 @@ def _of_file(file: Path, heading: str) -> str:
     prefix = _prefix(text, group)
     rows = [_row(prefix, option) for option in named]
     rows += [_row(prefix, option) for option in _further(text, named)]
-    parts = [heading, _head(text)]
+    parts = [heading, _escaped(_head(text))]
     named_targets = list(dict.fromkeys(targets(yaml.safe_load(text))))
     if named_targets:
-        parts.append("Class: " + ", ".join(f"`{target}`" for target in named_targets))
+        parts.append("Class: " + ", ".join(map(_linked, named_targets)))
     if rows:
         parts.append("\n".join(["| key | default | accepted | meaning |", "|---|---|---|---|", *rows]))
     return "\n\n".join(part for part in parts if part)
@@ -179,7 +180,7 @@ def _further(text: str, named: list[Option]) -> Iterator[Option]:
 
 
 def _row(prefix: str, option: Option) -> str:
-    accepted, meaning = "", option.comment
+    accepted, meaning = "", _escaped(option.comment)
     target = _located(option.target) if option.target else None
     name = option.key.rpartition(".")[2]
     if target is not None and name in inspect.signature(target).parameters:
@@ -202,6 +203,17 @@ def _accepted(hint: Any) -> str:
     if len(values) < len(kinds):
         parts.append("a `_target_`")
     return ", or ".join(parts)
+
+
+def _linked(target: str) -> str:
+    """Return the path of a class, as a link where the Python API has it."""
+    package, _, name = target.rpartition(".")
+    return f"[`{target}`][{target}]" if name in public_names().get(package, ()) else f"`{target}`"
+
+
+def _escaped(comment: str) -> str:
+    """Return a comment, which is plain text, as Markdown."""
+    return re.sub(r"([*_<\[\]`])", r"\\\1", comment)
 
 
 def _cell(text: str) -> str:
