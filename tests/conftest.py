@@ -53,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _temporary_folder_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test calls in this process may put temporary files into a folder of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+
+
+@pytest.fixture(autouse=True)
 def _logging_of_before() -> Iterator[None]:
     """What a Hydra application of a test configures for its process is taken back after the test."""
     root = logging.getLogger()

@@ -11,8 +11,10 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from trainyard.config.hydra_versions import IS_14
 from trainyard.config.single_composition import composed_once
 
+pytestmark = pytest.mark.skipif(IS_14, reason="Hydra 1.4 reads the mode without a composition")
 CONF = Path(__file__).parents[2] / "conf"
 
 

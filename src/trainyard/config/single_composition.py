@@ -1,4 +1,4 @@
-"""Single composition of a run's config: Hydra composes it once to read `hydra.mode`, and once more to run it."""
+"""Single composition of a run's config: Hydra 1.3 composes it once to read `hydra.mode`, and once more to run it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trainyard.config.hydra_versions import configure_log
+from trainyard.config.hydra_versions import IS_14, configure_log
 
 SWITCH = "env.fast_paths"
 
@@ -34,8 +34,11 @@ def composed_once() -> Iterator[None]:
 
     The configs are equal: the run's has `hydra.mode=RUN` as one override more. The config is composed again, as Hydra
     does by itself, for a sweep, a given `hydra.mode`, `hydra.verbose` (which prints the composition), an error, and
-    `env.fast_paths=false`.
+    `env.fast_paths=false`. Hydra 1.4 reads the mode without a composition, and is left alone.
     """
+    if IS_14:
+        yield
+        return
     get_mode, compose = Hydra.get_mode, Hydra.compose_config
     kept: list[_Kept] = []
 
