@@ -86,7 +86,7 @@ def slug(heading: str) -> str:
 
 
 def test_every_link_leads_somewhere() -> None:
-    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     anchors: dict[Path, set[str]] = {}
     links = []
     for file in pages:
@@ -112,6 +112,6 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 def test_every_row_has_a_cell_for_each_column() -> None:
     """Reading a table checks it."""
-    assert sum(len(tables(file.read_text())) for file in (ROOT / "docs").glob("*.md")) > 50
+    assert sum(len(tables(file.read_text())) for file in (ROOT / "docs").rglob("*.md")) > 50
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         tables("| a | b |\n|---|---|\n| `one | cell` |")

@@ -63,6 +63,13 @@ def test_the_pins_lie_in_the_declared_ranges() -> None:
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
 
 
+def test_the_pins_of_the_site_lie_in_the_declared_ranges_and_beside_those_of_the_tests() -> None:
+    pinned = pins("constraints-docs.txt")
+    for requirement in requirements("docs")[len(PROJECT["dependencies"]) :]:
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
+    assert not pinned.keys() & pins().keys()
+
+
 def test_the_pins_of_the_later_hydra_lie_in_the_declared_ranges() -> None:
     declared = {canonicalize_name(requirement.name): requirement.specifier for requirement in requirements()}
     later = pins("constraints-hydra14.txt")

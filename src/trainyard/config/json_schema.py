@@ -136,7 +136,7 @@ def _definitions(named: Iterable[str], tell: Callable[[str], object]) -> Schema:
 def _of_target(path: str, target: Callable[..., Any]) -> Schema:
     """Return the schema of the nodes that name a class or function."""
     parameters = inspect.signature(target).parameters.values()
-    summary, described = _docstring(target)
+    summary, described = docstring_of(target)
     properties: Schema = {}
     for parameter in parameters:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -192,7 +192,7 @@ def _described(text: str | None, default: Any) -> Schema:
     return ({"description": text} if text else {}) | ({"default": default} if plain and finite else {})
 
 
-def _docstring(target: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+def docstring_of(target: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Return the first paragraph of a docstring, and what it says of each argument."""
     text = inspect.getdoc(target) or ""
     if isinstance(target, type) and target.__doc__ is None:
