@@ -89,8 +89,9 @@ def test_nothing_is_stacked_where_nothing_can_be(setting: int | str, fuse: Any) 
 
 
 def _job(num: Any, directory: Any = Path()) -> Any:
-    config = OmegaConf.create({"objective": "val/loss", "loop": {"max_epochs": 10}, "hydra": {"job": {"name": "t"}}})
-    return Job(num, (f"lr={num}",), config, directory / str(num), {"lr": num})
+    values = {"objective": "val/loss", "loop": {"max_epochs": 10}}
+    config = OmegaConf.create(values | {"hydra": {"job": {"name": "t"}}})
+    return Job(num, (f"lr={num}",), config, directory / str(num), values | {"lr": num})
 
 
 def _plan(count: Any, stacks: Any = (), alone: Any = None, directory: Any = Path()) -> Any:
