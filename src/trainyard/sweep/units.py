@@ -112,14 +112,29 @@ class UnitTasks:
             work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
             log = jobs[0].directory / "output.log"
             return Task(
-                jobs[0].num, worker_tasks.run_one, work, log=log, name=name, slots=unit.slots, threads=decision.threads
+                jobs[0].num,
+                worker_tasks.run_one,
+                work,
+                log=log,
+                name=name,
+                slots=unit.slots,
+                threads=decision.threads,
+                folders=folders_of(jobs),
             )
         together = self._stacks.work(jobs, positions)
         for own, resuming in zip(together.jobs, resumes, strict=True):
             if resuming:
                 own.values["resume"] = True
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
-        return Task(jobs[0].num, worker_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
+        return Task(
+            jobs[0].num,
+            worker_tasks.run_stack,
+            together,
+            log=log,
+            name=name,
+            threads=decision.threads,
+            folders=folders_of(jobs),
+        )
 
     def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
@@ -133,6 +148,12 @@ class UnitTasks:
             lane=lane if stacked else None,
             rungs=unit.rungs,
         )
+
+
+def folders_of(jobs: Iterable[Job]) -> tuple[Path, ...]:
+    """Return the folders that jobs read and write."""
+    found = [path for job in jobs for path in (job.directory, *([] if job.work_dir is None else [Path(job.work_dir)]))]
+    return tuple(dict.fromkeys(path.absolute() for path in found))
 
 
 def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:

@@ -9,6 +9,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from trainyard.sweep.executor.agent import ExecutorError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.lease import HeadLease
-from trainyard.sweep.executor.meeting import forget_agent, left_agents, open_head
+from trainyard.sweep.executor.meeting import forget_agent, open_head
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
 from trainyard.sweep.executor.remotes import ClusterSettings, Remote
+from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
@@ -47,6 +51,7 @@ class ClusterExecutor(Executor):
         preload: modules to import before workers are forked.
         grace: seconds that workers have to end when their head is lost.
         settings: how agents find and lose their head.
+        files: what becomes of tasks' files; None where all machines see the directory.
         tell: takes what happens to agents, in words.
 
     Raises:
@@ -64,6 +69,7 @@ class ClusterExecutor(Executor):
         preload: Sequence[str] = ("torch",),
         grace: float = 30.0,
         settings: ClusterSettings = ClusterSettings(),  # noqa: B008 - it is frozen
+        files: HeadFiles | None = None,
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.slots = tuple(slots)
@@ -73,6 +79,7 @@ class ClusterExecutor(Executor):
         self._per_agent = per_agent
         self._grace = grace
         self._settings = settings
+        self._files = files or HeadFiles(directory)
         self._tell = tell
         self._started = False
         self._version = ""
@@ -85,6 +92,7 @@ class ClusterExecutor(Executor):
         self._numbers = itertools.count()
         self._workers = Workers(self._send_signal)
         self._losses: Counter[int] = Counter()
+        self._unsent: dict[tuple[str, int], list[int]] = {}  # signals for workers whose files are on their way
         self._events: list[ExecutorEvent] = []
         self._refused: set[str] = set()
         self._demand = 0
@@ -115,32 +123,18 @@ class ClusterExecutor(Executor):
             raise
 
     def _open(self) -> None:
-        before = left_agents(self._directory)
+        self._files.prepare()
+        before = self._files.left_agents()
         self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
         self._fence = address.fence
         self._lease.fenced(self._fence)
+        self._files.open(self._fence)
         if self._pool.start([sys.executable, "-c", CODE, str(self._directory), *map(str, sys.path)]):
             for name in before:
-                forget_agent(self._directory, name)
-        else:
-            self._outlive(before)
-
-    def _outlive(self, before: Mapping[str, str]) -> None:
-        """Wait for the agents of an earlier head to end: what they run must not be started twice."""
-        if not before:
-            return
-        self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
-        seen = dict.fromkeys(before, time.monotonic())
-        while before:
-            time.sleep(_LOOK / 2)
-            now = left_agents(self._directory)
-            for name, count in dict(before).items():
-                if name in now and now[name] != count:
-                    seen[name] = time.monotonic()
-                silent = time.monotonic() - seen[name] > self._settings.patience
-                if name in now and silent:
-                    forget_agent(self._directory, name)
-            before = {name: now[name] for name in before if name in now}
+                self._files.forget_agent(name)
+        elif before:
+            self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
+            outlive(self._files, before, self._settings.patience)
 
     @property
     def ready(self) -> tuple[Slot, ...]:
@@ -155,11 +149,10 @@ class ClusterExecutor(Executor):
             told = f"it takes {len(slots)} slots, which are on several machines"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
-        agent = next(iter(agents.values()), None)
-        if agent is None or agent.leaving:
+        if (agent := next(iter(agents.values()), None)) is None or agent.leaving:
             return  # these slots are lost, as has been told or will be
         try:
-            call = pickled_call(task.function, task.argument)
+            call = pickled_call(task.function, task.argument, self._files.folders)
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
@@ -168,15 +161,26 @@ class ClusterExecutor(Executor):
         self._workers.begin((agent.name, worker), number, policy)
         agent.busy[worker], agent.tasks[worker] = tuple(slots), task.num
         agent.idle_since = None
+        roots = roots_of(task, self._directory)
         given = {
             "slots": [agent.slots[index] for index in slots],
             "threads": task.threads,
             "log": None if task.log is None else str(task.log.absolute()),
+            "roots": roots,
             "cwd": str(Path.cwd()),
             "path": [str(entry) for entry in sys.path],
             "argv": list(sys.argv),
         }
-        self._send(agent.name, ["task", worker, given], call)
+        key = agent.name, worker
+        self._unsent[key] = []
+        self._files.begin(key, roots, lambda: self._send_task(key, given, call))
+
+    def _send_task(self, key: tuple[str, int], given: Mapping[str, Any], call: bytes) -> None:
+        """Send a task whose files are there, and what was to be sent after it."""
+        name, worker = key
+        self._send(name, ["task", worker, given], call)
+        for signum in self._unsent.pop(key, []):
+            self._send(name, ["signal", [worker], signum])
 
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
         self._workers.end(numbers, grace)
@@ -189,7 +193,9 @@ class ClusterExecutor(Executor):
         self._look()
         now = time.monotonic()
         wait = 0.0 if self._events else self._workers.next_due(min(now + timeout, self._next_look)) - now
-        for received in self._transport.receive(max(0.0, wait)):
+        connection.wait([self._transport.fileno(), self._files.arrivals.fileno()], max(0.0, wait))
+        self._files.arrivals.handle()
+        for received in self._transport.receive(0):
             self._heard(received)
         events, self._events = self._events, []
         return events
@@ -199,14 +205,17 @@ class ClusterExecutor(Executor):
         if self._transport is None:
             self._pool.close()
             return
+        whole = not any(agent.tasks for agent in self._agents.values())
         for name in self._agents:
             self._send(name, ["close"])
             self._transport.forget(name)
         self._transport.close(flush=2.0)
         self._pool.close()
+        self._files.put_away(whole)
         self._lease.release()
         self._transport = None
         self._agents.clear()
+        self._unsent.clear()
         self._of.clear()
         self._devices.clear()
         self._workers.clear()
@@ -219,7 +228,10 @@ class ClusterExecutor(Executor):
     def _send_signal(self, workers: list[tuple[str, int]], signum: int) -> None:
         of: dict[str, list[int]] = {}
         for name, worker in workers:
-            of.setdefault(name, []).append(worker)
+            if (name, worker) in self._unsent:
+                self._unsent[name, worker].append(signum)
+            else:
+                of.setdefault(name, []).append(worker)
         for name, numbers in of.items():
             self._send(name, ["signal", numbers, signum])
 
@@ -245,12 +257,9 @@ class ClusterExecutor(Executor):
                 self._tell(f"A connection was refused: {reason}.")
         working = [it for it in self._agents.values() if not it.leaving]
         needed = math.ceil(self._demand / self._per_agent)
-        for agent in [it for it in working if self._is_idle(it)][: max(0, len(working) - needed)]:
+        for agent in [it for it in working if it.idle() > self._settings.idle][: max(0, len(working) - needed)]:
             self._dismiss(agent)
         self._pool.want(needed)
-
-    def _is_idle(self, agent: Remote) -> bool:
-        return agent.idle_since is not None and time.monotonic() - agent.idle_since > self._settings.idle
 
     def _dismiss(self, agent: Remote) -> None:
         assert self._transport is not None
@@ -260,6 +269,9 @@ class ClusterExecutor(Executor):
 
     def _lose(self, agent: Remote, why: str) -> None:
         """Take note that an agent is gone, without having told how its workers ended."""
+        if agent.coming_home:
+            agent.afterwards = partial(self._lose, agent, why)
+            return
         self._tell(f"The agent on {agent.node} is lost: {why}.")
         for worker, num in agent.tasks.items():
             self._losses[num] += 1
@@ -269,9 +281,13 @@ class ClusterExecutor(Executor):
         self._remove(agent)
 
     def _remove(self, agent: Remote) -> None:
+        if agent.coming_home:
+            agent.afterwards = partial(self._remove, agent)
+            return
         assert self._transport is not None
         for worker in agent.tasks:
             self._workers.forget((agent.name, worker))
+            self._files.lose((agent.name, worker))
         forget_agent(self._directory, agent.name)
         self._lose_slots(agent, tuple(agent.slots))
         del self._agents[agent.name]
@@ -350,16 +366,21 @@ class ClusterExecutor(Executor):
         self._events.append(Gained(tuple(gained)))
 
     def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
-        name: Hashable = (agent.name, worker)
+        name = agent.name, worker
         if kind == "forked":
             self._events.append(self._workers.forked(name, rest[0]))
         elif kind == "woken":
-            if (event := self._workers.woken(name, rest[0], rest[1])) is not None:
-                self._events.append(event)
+            self._files.ask(name, lambda: self._woken(name, rest[0], rest[1]))
         else:
-            self._ended(agent, kind, worker, rest, report)
+            agent.coming_home.add(worker)
+            self._files.end(name, lambda: self._ended(agent, kind, worker, rest, report))
+
+    def _woken(self, name: Hashable, index: int, at: int) -> None:
+        if (event := self._workers.woken(name, index, at)) is not None:
+            self._events.append(event)
 
     def _ended(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
+        agent.coming_home.discard(worker)
         slots = agent.busy.pop(worker)
         del agent.tasks[worker]
         if kind == "refused":
@@ -368,11 +389,12 @@ class ClusterExecutor(Executor):
             status, peak, killed = rest
             how = f"its process {in_words(status)} before it gave a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
-        if not agent.leaving:
-            self._events.append(finished)
-        elif finished.state in ("done", "failed", "paused", "timeout"):
-            self._events.append(Finished(**{**vars(finished), "moved": True}))
         if agent.leaving:
+            if finished.state in ("done", "failed", "paused", "timeout"):
+                self._events.append(replace(finished, moved=True))
             self._lose_slots(agent, slots)
-        elif not agent.busy:
-            agent.idle_since = time.monotonic()
+        else:
+            self._events.append(finished)
+            agent.idle_since = None if agent.busy else time.monotonic()
+        if agent.afterwards is not None and not agent.coming_home:
+            agent.afterwards()

@@ -25,6 +25,7 @@ class Task:
         attempts: attempts made before, in another form.
         slots: number of slots that it takes at once; on CUDA, each on a device of its own.
         threads: threads that it uses; None for those of its slot.
+        folders: what it reads and writes.
     """
 
     num: int
@@ -36,6 +37,7 @@ class Task:
     attempts: int = 0
     slots: int = 1
     threads: int | None = None
+    folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
