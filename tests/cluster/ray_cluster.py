@@ -11,6 +11,7 @@ CPU; anything else is the id of a node, which is removed. It answers each with `
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -39,6 +40,7 @@ class Nodes:
         self._cluster = cluster
         self._hidden = hidden
         self._private: dict[str, subprocess.Popen[bytes]] = {}
+        self._names = (f"private{index}" for index in itertools.count())
 
     def add(self, count: int = 1) -> None:
         """Add nodes."""
@@ -48,7 +50,7 @@ class Nodes:
             return
         mounts = [f"mount -t tmpfs tmpfs {folder}" for folder in [*self._hidden, _RAY]]
         start = f"{sys.executable} -m ray.scripts.scripts start --block --address={self._cluster.address} --num-cpus=1"
-        names = [f"private{len(self._private) + index}" for index in range(count)]
+        names = list(itertools.islice(self._names, count))
         processes = {
             name: subprocess.Popen(
                 [*_PRIVATE, "bash", "-c", " && ".join([*mounts, f"exec {start} --resources='{{\"{name}\": 1}}'"])],
@@ -86,6 +88,8 @@ def _named(names: Sequence[str]) -> dict[str, str]:
 
 
 def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Ray prints is no answer
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name) - others do not starve the agents
     os.environ["RAY_AUTH_MODE"] = "disabled"  # else `ray start` makes a token in the user's folder
     head = {"num_cpus": 0, "include_dashboard": False}
@@ -95,15 +99,16 @@ def main() -> None:
         if sys.argv[1:]:
             ray.init(cluster.address, log_to_driver=False)
         nodes.add(2)
-        print(cluster.address, flush=True)
+        print(cluster.address, file=answers, flush=True)
         for line in sys.stdin:
             if line.strip() == "add":
                 nodes.add()
             else:
                 nodes.remove(line.strip())
-            print("done", flush=True)
+            print("done", file=answers, flush=True)
     finally:
         nodes.end()
+        ray.shutdown()
         cluster.shutdown()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_sweeps import JOBS, LONG, ROOT, assert_same, begun, bits, ends, output, slots, wait_for
+from cluster_sweeps import assert_same, begun, bits, output, slots, wait_for
+from ray_sweeps import RayCluster, finish, node_of, start
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor import ray_pool
@@ -24,73 +23,11 @@ if find_spec("ray") is None:
     pytest.skip("Ray is not installed: bash scripts/test_ray.sh", allow_module_level=True)
 
 
-class RayCluster:
-    """A cluster of which one node has no CPU, and each other one."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "ray_cluster.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.address = self._answer().strip()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def do(self, command: str) -> None:
-        """Add a node (`add`), or remove the one of an id."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        assert self._answer() == "done\n"
-
-    def end(self) -> None:
-        self._process.communicate(timeout=60)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     made = RayCluster()
     yield made
     made.end()
-
-
-def start(directory: Path, address: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a sweep of long jobs; an empty address stands for the local launcher."""
-    own = [f"hydra.launcher.address={address}", "hydra.launcher.head_address=127.0.0.1", "hydra.launcher.max_slots=2"]
-    launcher = ["hydra/launcher=ray", *own] if address else ["hydra/launcher=local"]
-    sweep = [f"hydra.sweep.dir={directory}", "tracker=none", "hydra.launcher.fuse=off"]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *launcher, *sweep, *JOBS, *LONG, *arguments],
-        cwd=directory.parent,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(directory: Path, process: subprocess.Popen[str]) -> str:
-    """Let a sweep end, and return what it printed."""
-    (directory.parent / "go").touch()
-    text = output(process)
-    assert process.returncode == 0, text
-    assert ends(directory) == dict.fromkeys(range(4), 1)
-    return text
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The bits of the sweep on this machine."""
-    directory = tmp_path_factory.mktemp("local") / "sweep"
-    finish(directory, start(directory, ""))
-    return bits(directory)
 
 
 def agents(directory: Path) -> dict[int, str]:
@@ -105,11 +42,6 @@ def agents(directory: Path) -> dict[int, str]:
         if variables.get(b"GO") == os.fsencode(directory.parent / "go") and b"TRAINYARD_RAY_NODE" in variables:
             found[int(path.name)] = variables[b"TRAINYARD_RAY_NODE"].decode()
     return found
-
-
-def node_of(directory: Path, num: int) -> str:
-    """The node that a job ran on, as its `run.json` says."""
-    return str(json.loads((directory / str(num) / "run.json").read_text())["facts"]["ray.node"])
 
 
 def test_a_sweep_has_the_bits_of_the_local_launcher(cluster: RayCluster, tmp_path: Path, local: Any) -> None:

@@ -25,6 +25,7 @@ from trainyard.sweep.executor.shipping.storage import Storage
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
+from trainyard.track.facts import git_facts
 
 
 @contextmanager
@@ -67,12 +68,12 @@ def test_what_a_task_writes_comes_home(tmp_path: Path) -> None:
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "best.pt").write_bytes(b"weights")
         print("this is", folder.name)
-        return {"folder": folder, "cwd": str(Path.cwd())}
+        return {"folder": folder, "git": git_facts(Path.cwd())}
 
     with an_executor(tmp_path) as (executor, _, _):
         (found,) = outcomes(executor, [task(tmp_path, work)])
     assert found.state == "done", found.error
-    assert found.value["folder"] == home
+    assert found.value == {"folder": home, "git": git_facts(Path.cwd())}
     assert (home / "checkpoints" / "best.pt").read_bytes() == b"weights"
     assert (home / "output.log").read_text() == "this is 0\n"
     assert list((tmp_path / "store").rglob("*.pt")) == []  # all of it is home
