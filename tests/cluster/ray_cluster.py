@@ -5,7 +5,7 @@
 Nodes with a CPU see nothing of the folders that are HIDDEN: each has a mount namespace of its own, where an empty file
 system is over them, and over Ray's own folder.
 
-Prints its address. Then a line of its input is a command: `add` adds a node with a
+Prints its address, and the one for clients. Then a line of its input is a command: `add` adds a node with a
 CPU; anything else is the id of a node, which is removed. It answers each with `done`, and ends with its input.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,14 +93,18 @@ def main() -> None:
     os.dup2(2, 1)  # what Ray prints is no answer
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name) - others do not starve the agents
     os.environ["RAY_AUTH_MODE"] = "disabled"  # else `ray start` makes a token in the user's folder
-    head = {"num_cpus": 0, "include_dashboard": False}
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+        client, environments = one.getsockname()[1], other.getsockname()[1]
+    # The server for clients has to know the other port when it starts.
+    ports = {"ray_client_server_port": client, "runtime_env_agent_port": environments}
+    head = {"num_cpus": 0, "include_dashboard": False, **ports}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = Nodes(cluster, sys.argv[1:])
     try:
         if sys.argv[1:]:
             ray.init(cluster.address, log_to_driver=False)
         nodes.add(2)
-        print(cluster.address, file=answers, flush=True)
+        print(cluster.address, f"ray://{cluster.address.partition(':')[0]}:{client}", file=answers, flush=True)
         for line in sys.stdin:
             if line.strip() == "add":
                 nodes.add()

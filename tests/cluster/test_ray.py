@@ -93,6 +93,28 @@ def test_resources_that_no_node_has(cluster: RayCluster, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_clusters_are_found_by_each_kind_of_address(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of this machine, of the environment, one of the sweep's own, and as a client."""
+    running = [{"CPU": 1.0}] * 2
+    for address in ("auto", cluster.address, cluster.client_address):
+        assert cpus(RayPool(tmp_path, address, Request(), 1)) == running
+    monkeypatch.setenv("RAY_ADDRESS", cluster.client_address)
+    assert cpus(RayPool(tmp_path, "auto", Request(), 1)) == running
+    monkeypatch.delenv("RAY_ADDRESS")
+    (own,) = cpus(RayPool(tmp_path, "local", Request(), 1))
+    assert own["CPU"] >= 1
+
+
+def cpus(pool: RayPool) -> list[dict[str, float]]:
+    """The nodes with a CPU that a pool finds."""
+    try:
+        return [{"CPU": node["CPU"]} for node in pool._connect() if "CPU" in node]
+    finally:
+        pool.close()
+
+
 def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing answers, or what answers is not Ray: neither hangs."""
     with socket.socket() as silent:

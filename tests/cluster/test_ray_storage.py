@@ -43,7 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 def test_what_nodes_heads_and_storages_meet_with_changes_no_bit(
     cluster: RayCluster, tmp_path: Path, shared: Path, local: Any
 ) -> None:
-    """A node is removed, the storage is away when jobs end, and the head is killed and started again."""
+    """A node is removed, the head is killed and started again, and the storage is away when jobs end."""
     directory, store, go = tmp_path / "sweep", shared / "store", shared / "go"
     own = [f"hydra.launcher.storage=file://{store}", "hydra.launcher.patience=10", "hydra.launcher.grace=5"]
     process = start(directory, cluster.address, *own, go=go)

@@ -28,7 +28,7 @@ class RayCluster:
             text=True,
             start_new_session=True,
         )
-        self.address = self._answer().strip()
+        self.address, self.client_address = self._answer().split()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
