@@ -128,6 +128,18 @@ def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             RayPool(tmp_path, f"ray://{address}", Request(), 1).check()
 
 
+def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has noted it as that of this machine; its folder of such notes is another one here."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        monkeypatch.setattr(ray_pool, "REACH", 40.0)
+        with pytest.raises(ConfigError, match=r"address: 'auto' given; accepted: .* Connection refused"):
+            RayPool(tmp_path, "auto", Request(), 1).check()
+
+
 def test_agents_that_end_before_they_reach_the_head_end_the_sweep(cluster: RayCluster, tmp_path: Path) -> None:
     pool = RayPool(tmp_path, cluster.address, Request(), 2)
     pool.check()

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,16 @@ def reason(told: str) -> str:
     return because[1] if because else told.strip().partition("\n")[0].rstrip(".")
 
 
+def noted_cluster() -> str | None:
+    """Return the address of the cluster that Ray has noted on this machine; its head may have been killed since."""
+    with suppress(ImportError, OSError):  # private
+        from ray._private.utils import read_ray_address
+
+        noted: str | None = read_ray_address()
+        return noted
+    return None
+
+
 def probe(address: str) -> None:
     """Check that something answers at an address.
 
@@ -207,8 +218,8 @@ def main(address: str, options: str, linger: str, code: str) -> None:
     try:
         if address == "auto":
             address = os.environ.get("RAY_ADDRESS", "auto")
-        if address not in ("auto", "local"):
-            probe(address)
+        if address != "local" and (known := noted_cluster() if address == "auto" else address):
+            probe(known)
         own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         if code:
             own["runtime_env"] = {"working_dir": code}
