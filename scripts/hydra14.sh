@@ -9,25 +9,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-pins=$root/constraints-hydra14.txt
-venv=$root/.venv-hydra14
-python=$venv/bin/python
-stamp=$venv/.trainyard-installed    # written last: the Python, the place and what was installed
-
-bash "$root/scripts/setup.sh" --extra test
-first=$("$root/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-
-wanted() { printf '%s\n' "$first" "$("$root/.venv/bin/python" -V)"; cat "$pins"; }
-if [[ ! -r $stamp || $(<"$stamp") != "$(wanted)" ]]; then
-  printf 'hydra14: making .venv-hydra14\n' >&2
-  rm -rf "$venv"
-  "$root/.venv/bin/python" -m venv --without-pip "$venv"
-  "$root/.venv/bin/python" -m pip --python "$python" --disable-pip-version-check install --quiet --no-deps -r "$pins" >&2
-  # Paths of a .pth file come after the environment's own packages; a .pth file in them is not read.
-  second=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  printf '%s\n' "$first" "$root/src" >"$second/trainyard.pth"
-  wanted >"$stamp"
-fi
+name=hydra14
+source "$root/scripts/over_venv.sh"
 
 if ((!$#)); then    # what depends on the version most; `bash scripts/hydra14.sh tests/config tests/sweep tests/app` is all
   set -- tests/config tests/sweep/compose tests/sweep/test_launcher_suite.py tests/app/test_hook_options.py \

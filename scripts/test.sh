@@ -10,4 +10,5 @@ bash "$root/scripts/setup.sh" --extra test
 source "$root/scripts/parallel.sh"
 
 cd "$root"
+unset PYTHONDONTWRITEBYTECODE # without compiled modules, each process that a test starts compiles them anew
 exec .venv/bin/python -m pytest ${parallel[@]+"${parallel[@]}"} "$@"

@@ -32,8 +32,7 @@ fi
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 status=0
-ZOO_RESULTS=$results "$python" -m pytest -p no:cacheprovider tests/zoo tests/models/test_lightning.py \
-  tests/models/test_libraries.py tests/optim/test_layers.py tests/schedules/test_libraries.py tests/reinforcement \
-  tests/data/test_hf.py tests/app/test_whole_commands.py tests/track/test_copies.py || status=$?
+source "$root/scripts/library_tests.sh"
+ZOO_RESULTS=$results "$python" -m pytest -p no:cacheprovider "${library_tests[@]}" || status=$?
 "$python" scripts/models_page.py "$results" docs/works-with.md
 exit "$status"

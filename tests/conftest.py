@@ -35,9 +35,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
 
 
 def pytest_collection_finish() -> None:
-    """Hide what is imported and collected from the garbage collector, which would look through it again and again."""
+    """Hide what is imported and collected from the garbage collector, which would look through it again and again.
+
+    It comes less often, too: what a test needs to be gone, it collects itself.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:  # not a keyword: those have the names of folders too
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _temporary_folder_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test calls in this process may put temporary files into a folder of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainyard.files import put, remove
+from trainyard.files import DISK_PATIENCE, despite_absence, put, remove, returned
 
 
 def make(path: Path, kind: str, content: str) -> None:
@@ -41,3 +41,18 @@ def test_what_is_not_there_is_removed_without_an_error(tmp_path: Path) -> None:
     make(tmp_path / "file", "file", "x")
     remove(tmp_path / "file")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_waits_for_a_folder_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.mkdir()
+    folder.rename(away)
+    with pytest.raises(FileNotFoundError):
+        despite_absence(folder, lambda: (folder / "file").write_text("x"))  # not on a network disk
+    assert not returned(folder)
+    monkeypatch.setenv(DISK_PATIENCE, "60")
+    monkeypatch.setattr("trainyard.files.time.sleep", lambda _: away.rename(folder))
+    assert despite_absence(folder, lambda: (folder / "file").write_text("x")) == 1
+    assert (folder / "file").read_text() == "x"
+    with pytest.raises(FileNotFoundError):
+        despite_absence(folder, lambda: (folder / "no" / "file").write_text("x"))

@@ -19,6 +19,7 @@ import logging, os, signal, sys, threading, __main__
 print(sys.argv, sys.path[:2], os.getcwd(), __name__, __main__.__dict__ is globals(), globals().get("__file__"))
 print(sorted(set(os.environ) - {"LC_CTYPE"}), os.getsid(0) == os.getpid(), len(threading.enumerate()))
 print(repr(sys.stdin.read()), sys.stdout.line_buffering, sys.stdout.encoding.lower(), sys.stderr.line_buffering)
+print(os.sched_getaffinity(0))
 print(logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 print("err", file=sys.stderr)
 """
@@ -29,7 +30,13 @@ ENDS = {
     "killed": "import os; os.kill(os.getpid(), 9)",
     "terminated": "import os; os.kill(os.getpid(), 15)",
     "interrupted": "import os, time; os.kill(os.getpid(), 2); time.sleep(60)",
+    "no": "import sys; sys.exit(None)",
+    "large": "import sys; sys.exit(259)",
     "at exit": "import atexit; atexit.register(print, 'last')",
+    "error at exit": "import atexit; atexit.register(int, 'x'); print('first')",
+    "error after output": "print('first'); raise LookupError('x')",
+    "interrupted at exit": "import atexit; atexit.register(print, 'last'); raise KeyboardInterrupt",
+    "closed output": "import sys; print('first'); sys.stdout.close()",
     "thread": "import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()",
     "at once": "import os; print('lost'); os._exit(5)",
 }

@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         direction="maximize",
         device="cpu",
     )
-    record.write_files(runner, [VALUES])
+    record.write_files(runner, [VALUES], runner.members, record.example(runner))
     runner.train()
     with torch.no_grad():
         last = runner.model.eval().val_step((INPUTS,))

@@ -87,18 +87,26 @@ class Comparison:
 
 @dataclass
 class Table:
-    """Result of a case: for each side one number per round."""
+    """Result of a case: for each side one number per round.
+
+    Attributes:
+        mean: whether the rounds are repeats of something random, of which the mean with its interval is told, and not
+            the median.
+    """
 
     title: str
     unit: str
     values: dict[str, list[float]]
     failed: dict[str, str] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
+    mean: bool = False
 
     @classmethod
     def load(cls, plain: Mapping[str, Any]) -> Table:
         comparisons = [Comparison(**comparison) for comparison in plain["comparisons"]]
-        return cls(plain["title"], plain["unit"], plain["values"], plain["failed"], comparisons)
+        return cls(
+            plain["title"], plain["unit"], plain["values"], plain["failed"], comparisons, plain.get("mean", False)
+        )
 
 
 def compared(sides: Mapping[str, Any], of: str, reach: Mapping[str, float] | None = None) -> list[Comparison]:

@@ -9,14 +9,14 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from environment import ROOT, peers
-from measure import Table
+from measure import Comparison, Table
 
 PACKAGES = ("torch", "hydra-core", "mlflow", "numpy")
 SOON = "Not measured: "
@@ -104,7 +104,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         first = (
             case["tables"][0]["title"]
             if len(case["tables"]) == 1
-            else {"ddp": "Several devices"}.get(name, name.capitalize())
+            else {"ddp": "Several devices", "search": "Searches in simulated time"}.get(name, name.capitalize())
         )
         yield ""
         yield f"## {first}"
@@ -135,30 +135,78 @@ def _commit(when: Mapping[str, Any]) -> str:
 
 
 def _sides(table: Table) -> Iterator[str]:
-    yield f"| | {table.unit} | smallest to largest |"
+    yield f"| | {table.unit} | {_spread(table)} |"
     yield "|---|---:|---:|"
     for name, values in table.values.items():
-        yield f"| {name} | {number(statistics.median(values))} | {number(min(values))} to {number(max(values))} |"
+        middle, low, high = summary(values, mean=table.mean)
+        yield f"| {name} | {number(middle)} | {number(low)} to {number(high)} |"
     for name, reason in table.failed.items():
         yield f"| {name} | failed | {_cell(reason)} |"
 
 
 def _comparisons(table: Table) -> Iterator[str]:
-    yield "| | | smallest to largest | to reach | |"
+    yield f"| | | {_spread(table)} | to reach | |"
     yield "|---|---:|---:|---:|---|"
     for comparison in table.comparisons:
-        found = comparison.per_round(table.values)
-        if not found:
+        found = compare(table, comparison)
+        if found is None:
             missing = [name for name in (comparison.of, comparison.to) if name in table.failed]
             yield f"| {comparison.label} | | | {_reach(comparison.reach)} | {' and '.join(missing)} failed |"
             continue
-        middle = statistics.median(found)
+        middle, low, high = found
         verdict = ""
         if comparison.reach is not None:
             over = middle - comparison.reach
             verdict = "reached" if over <= 0 else f"missed by {number(over)}"
-        spread = f"{number(min(found))} to {number(max(found))}"
+        spread = f"{number(low)} to {number(high)}"
         yield f"| {comparison.label} | {number(middle)} | {spread} | {_reach(comparison.reach)} | {verdict} |"
+
+
+def _spread(table: Table) -> str:
+    return "95 % interval" if table.mean else "smallest to largest"
+
+
+def summary(values: Sequence[float], *, mean: bool) -> tuple[float, float, float]:
+    """Return the median with the smallest and the largest value, or the mean with the bounds of its 95 % interval."""
+    if not mean:
+        return statistics.median(values), min(values), max(values)
+    middle = statistics.fmean(values)
+    if len(values) < 2:
+        return middle, middle, middle
+    from scipy.special import stdtrit  # type: ignore[import-untyped,unused-ignore]
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
+    return middle, middle - half, middle + half
+
+
+def compare(table: Table, comparison: Comparison) -> tuple[float, float, float] | None:
+    """Return the figure of a comparison with its bounds; None if a side is missing.
+
+    The ratio of means has bounds by a bootstrap over the rounds (2,000 samples, with one seed).
+    """
+    found = comparison.per_round(table.values)
+    if not found or comparison.kind != "ratio" or not table.mean or comparison.to is None:
+        return summary(found, mean=table.mean) if found else None
+    import numpy as np
+
+    own, other = np.array(table.values[comparison.of]), np.array(table.values[comparison.to])
+    drawn = np.random.default_rng(0).integers(0, len(own), (2000, len(own)))
+    low, high = np.quantile(own[drawn].mean(1) / other[drawn].mean(1), (0.025, 0.975))
+    return float(own.mean() / other.mean()), float(low), float(high)
+
+
+def goals(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each comparison that has a number to reach, as plain data."""
+    found = []
+    for case in figures["cases"].values():
+        for table in map(Table.load, case["tables"]):
+            for comparison in table.comparisons:
+                own = compare(table, comparison)
+                if comparison.reach is not None and own is not None:
+                    ratio, low, high = own
+                    name = f"{table.title}: {comparison.label}"
+                    found.append({"name": name, "ratio": ratio, "low": low, "high": high, "goal": comparison.reach})
+    return found
 
 
 def _reach(reach: float | None) -> str:

@@ -4,9 +4,10 @@
 
 Makes `.venv-bench` if it is missing (see environment.py) and runs in it; `--here` uses this interpreter instead,
 with the peers that it has. The page is written when every case has run, unless `--quick`; `--page FILE` writes it in
-any case. Do not use the machine meanwhile: sides take turns, so other load slows all of them, but it blurs the
-figures. `--keep FILE` takes the cases that are not run from a file of figures made before, on the same machine with the
-same versions; the page says when each of them was measured. `compare.py` compares two files of figures.
+any case. A JSON file beside it has each figure with a goal. Do not use the machine meanwhile: sides take turns, so
+other load slows all of them, but it blurs the figures. `--keep FILE` takes the cases that are not run from a file of
+figures made before, on the same machine with the same versions; the page says when each of them was measured.
+`compare.py` compares two files of figures.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ CASES = (
     "fused",
     "growth",
     "ddp",
+    "search",
 )
 ON_CUDA = ("captured",)
 """Cases for a CUDA device, which are not part of the page."""
@@ -62,7 +64,9 @@ def main() -> None:
     page = options.page or (None if options.quick or set(CASES) - figures["cases"].keys() else PAGE)
     if page:
         page.write_text(report.markdown(figures))
-        print(f"Wrote {os.path.relpath(page)}")
+        goals = page.with_suffix(".json")
+        goals.write_text(json.dumps(report.goals(figures), indent=1) + "\n")
+        print(f"Wrote {os.path.relpath(page)} and {goals.name}")
     else:
         print(report.markdown(figures))
     print(f"Done in {figures['minutes']:.1f} minutes.")

@@ -23,6 +23,7 @@ from trainyard.config.distinct import DistinctConfigs, TrialResult
 from trainyard.config.explain import explain
 from trainyard.config.hydra_versions import VERSION_BASE, any_target
 from trainyard.config.schema import check_settings
+from trainyard.config.single_composition import composed_once
 from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import DiskFullError, disk_full
@@ -34,7 +35,7 @@ from trainyard.run.rank_job import follow
 from trainyard.run.ranks import shown
 from trainyard.run.train import train
 from trainyard.sweep.sweepable import SweepableTask
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 WHOLE = "TRAINYARD_FULL_ERROR"  # set by `main`: show tracebacks even if a message explains the error in full
 
@@ -61,7 +62,7 @@ def main(config_path: str | Path, config_name: str = "train") -> None:
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
         check_overrides(sys.argv[1:])
-        with any_target():
+        with any_target(), composed_once():
             hydra.main(config_path=directory, config_name=config_name, **VERSION_BASE)(Application())()
     except Exception as error:
         overrides = [entry for entry in sys.argv[1:] if entry[:1] != "-" and ("=" in entry or entry[:1] == "~")]
@@ -105,11 +106,11 @@ class Application(SweepableTask):
     )
     fuse = stack_trainer
 
-    def __call__(self, cfg: DictConfig, /) -> float | None:
+    def __call__(self, cfg: DictConfig, /) -> Returned:
         """Train; the error of a single run is explained here, and ends the process without a message of Hydra's.
 
         Returns:
-            The best objective; None if the run has none.
+            The best objective, None if the run has none; or the metrics that its sweep asks for.
         """
         if self.position is None:
             print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
@@ -140,19 +141,27 @@ class Application(SweepableTask):
 
         return try_jobs(configs)
 
-    def slots(self, values: dict[str, Any] | None) -> int:
+    def slots(self, values: dict[str, Any] | None, room: int) -> int:
         """Return how many slots of a sweep a job takes: one for each device that it trains on.
+
+        Args:
+            values: what `check` returned.
+            room: the number of slots that a job can take.
 
         Raises:
             ConfigError: there are too few devices, or another launcher has started this process.
         """
         if values is None or "launcher" not in (values.get("strategy") or {}):
             return 1  # without `ranks.spread`, which imports torch
-        over = ranks.spread(values)
+        over = ranks.spread(values, room)
         if over.world is not None:
             hint = "A sweep is started by itself, without torchrun or another launcher."
             raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
         return over.devices
+
+    def assist(self) -> None:
+        """Train the ranks of this node, which is not the first of its job's: see `trainyard.run.ranks`."""
+        ranks.assist()
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
         """Return what a clone takes from its config, not from the checkpoint: see `trainyard.run.changed`.
@@ -168,9 +177,10 @@ class Application(SweepableTask):
 
 
 def _first_line(cfg: DictConfig) -> str:
-    """Return what is said before torch is imported: what is trained on what."""
+    """Return what is said before torch is imported: what is trained on what, by option or by class."""
     choices = HydraConfig.get().runtime.choices
-    parts = {key: choices.get(key) or OmegaConf.select(cfg, f"{key}._target_") or key for key in ("model", "data")}
+    classes = {key: str(OmegaConf.select(cfg, f"{key}._target_") or key) for key in ("model", "data")}
+    parts = {key: choices.get(key) or name.rpartition(".")[2] for key, name in classes.items()}
     done = {"train": "Training", "val": "Validating", "test": "Testing"}.get(str(cfg.get("mode")), "Running")
     return f"{done} {parts['model']} on {parts['data']}, in {shown(Path(HydraConfig.get().runtime.output_dir))}"
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from trainyard.errors import TrainyardError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+T = TypeVar("T")
+DISK_PATIENCE = "TRAINYARD_DISK_PATIENCE"
+"""Variable of the environment with the seconds that a directory may be gone for. Agents set it for their jobs."""
+_LOOK = 0.2  # seconds
 _RESUME = "resume=true goes on from the last checkpoint"
 
 
@@ -53,6 +59,35 @@ def disk_full(error: BaseException | None) -> OSError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def returned(folder: Path, patience: float | None = None) -> bool:
+    """Return whether a folder is there; wait for it if it is gone, as that of a network disk may be for a while.
+
+    Args:
+        folder: the folder.
+        patience: seconds; None for those of the environment (`DISK_PATIENCE`), which are 0 outside of agents.
+    """
+    until = time.monotonic() + (float(os.environ.get(DISK_PATIENCE, "0")) if patience is None else patience)
+    while not folder.exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def despite_absence(folder: Path, write: Callable[[], T], patience: float | None = None) -> T:
+    """Write something in a folder; once again if the folder was gone and has `returned`.
+
+    Raises:
+        FileNotFoundError: it has not.
+    """
+    try:
+        return write()
+    except FileNotFoundError:
+        if not returned(folder, patience):
+            raise
+        return write()
 
 
 @contextmanager

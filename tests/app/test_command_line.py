@@ -104,7 +104,7 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     tracked = ["tracker=mlflow", "hydra.run.dir=run", "loop.max_epochs=3", "hook.logger.interval=2"]
-    tracked.append("hook.checkpoint.min_seconds=0")
+    tracked += ["hook.checkpoint.min_seconds=0", f"tracker.wait={LIMIT}"]
     killer = tmp_path / "killer.py"
     killer.write_text(
         "import os, signal\nfrom trainyard.hooks import Hook\n"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -205,8 +205,7 @@ def test_as_a_command_with_a_class_of_ones_own(file: Path, tmp_path: Path) -> No
         "from trainyard.metrics import Accuracy\nclass Mine(Accuracy):\n    prefix = 'mine'\n"
     )
     (tmp_path / "config.yaml").write_text("metric: {accuracy: {_target_: mine.Mine}}\n")
-    environment = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "XDG_STATE_HOME")}
-    environment["PYTHONPATH"] = ":".join(sys.path)
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-m", "trainyard.evaluate", file.name]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = forked.run(command, cwd=tmp_path, env=environment)
     assert (done.stdout, done.stderr) == (f"test/mine/accuracy {shares(file)!r}\n", "")

@@ -9,9 +9,10 @@ import pytest
 from trainyard.track import read
 
 
-def test_of_a_run(command: Any) -> None:
+@pytest.mark.parametrize("spread", [[], ["strategy=ddp", "strategy.devices=2"]])
+def test_of_a_run(command: Any, spread: list[str]) -> None:
     status, said = command(
-        "quick=true", "tracker=mlflow", "hydra.run.dir=run", "loop.val_interval=2", "schedule=cosine"
+        "quick=true", "tracker=mlflow", "hydra.run.dir=run", "loop.val_interval=2", "schedule=cosine", *spread
     )
     assert status == 0, said
     records = [record for record, _ in read(Path("run/metrics.jsonl"))]

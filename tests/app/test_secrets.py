@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import LIMIT
 
 CANARY = "canary-7f3a"
 ENVIRONMENT = {
@@ -69,7 +70,15 @@ def test_a_run_to_a_server_with_a_password(train: Any, tmp_path: Path) -> None:
 
 
 def test_a_sweep_in_a_database(train: Any, tmp_path: Path) -> None:
-    done = train("-m", "tracker=mlflow", "seed=0,1", "hydra.sweep.dir=sweep", *FROM_VARIABLES, env=ENVIRONMENT)
+    done = train(
+        "-m",
+        "tracker=mlflow",
+        f"tracker.wait={LIMIT}",
+        "seed=0,1",
+        "hydra.sweep.dir=sweep",
+        *FROM_VARIABLES,
+        env=ENVIRONMENT,
+    )
     assert done.returncode == 0, done.stderr
     assert CANARY not in done.stdout + done.stderr
     assert holding(tmp_path) == []

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,21 @@ import pytest
 from cluster_sweeps import JOBS, LONG, ROOT, assert_same, begun, bits, ends, output, slots, wait_for
 
 
-def command(directory: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
+def command(directory: Path, *arguments: str, launcher: str = "slurm", jobs: Sequence[str] = JOBS) -> list[str]:
     own = ["hydra.launcher.address=127.0.0.1", "hydra.launcher.max_slots=2"] if launcher == "slurm" else []
     sweep = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={directory}", "tracker=none", "hydra.launcher.fuse=off"]
-    return [sys.executable, str(ROOT / "train.py"), "-m", *sweep, *own, *JOBS, *arguments]
+    return [sys.executable, str(ROOT / "train.py"), "-m", *sweep, *own, *jobs, *arguments]
+
+
+def variables(directory: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")}
 
 
 def start(directory: Path, slurm: Any, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(directory, *arguments, **options),
         cwd=directory.parent,
-        env={**slurm, "PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")},
+        env={**slurm, **variables(directory)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -57,11 +62,13 @@ def local(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @contextmanager
-def a_sweep(directory: Path, slurm: Any, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep of long jobs of which two have begun."""
-    process = start(directory, slurm, *LONG, *arguments)
+def a_sweep(
+    directory: Path, slurm: Any, *arguments: str, jobs: Sequence[str] = JOBS, at_once: int = 2
+) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of long jobs, the first of which have begun."""
+    process = start(directory, slurm, *LONG, *arguments, jobs=jobs)
     try:
-        wait_for(lambda: begun(directory, 0) and begun(directory, 1), process)
+        wait_for(lambda: all(begun(directory, num) for num in range(at_once)), process)
         yield process
     finally:
         if process.poll() is None:
@@ -134,6 +141,28 @@ def test_what_slurm_does_to_nodes_changes_no_bit(slurm: Any, tmp_path: Path, loc
     assert_same(bits(directory), local)
 
 
+def test_jobs_over_two_nodes_have_the_bits_of_srun(slurm: Any, tmp_path: Path) -> None:
+    """An agent of the first job is killed: the job goes on from its checkpoint when there is another one."""
+    directory = tmp_path / "sweep"
+    own = ["strategy=ddp", "strategy.devices=2"]
+    with a_sweep(directory, slurm, *own, jobs=["seed=0,1"], at_once=1) as process:
+        os.kill(next(iter(agents(directory).values())), signal.SIGKILL)
+        wait_for(lambda: slots(directory, "lost") >= 1, process)
+        (tmp_path / "go").touch()
+        text = output(process)
+    assert process.returncode == 0, text
+    assert ends(directory) == {0: 1, 1: 1}
+    assert (directory / "0" / "train.rank1.log").exists()
+    by_hand = [*own, *LONG, "strategy.launcher=slurm", "strategy.devices=auto", "seed=0", "tracker=none"]
+    words = ["srun", "-N2", "-n2", "--kill-on-bad-exit", sys.executable, str(ROOT / "train.py"), *by_hand]
+    environ = {**slurm, **variables(directory), "MASTER_ADDR": "127.0.0.1"}  # the names of nodes are Slurm's alone
+    told = subprocess.run(
+        [*words, f"hydra.run.dir={tmp_path}/srun/0"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert_same(bits(tmp_path / "srun"), {"0": bits(directory)["0"]})
+
+
 def test_a_sweep_has_the_bits_of_the_local_launcher(slurm: Any, tmp_path: Path, local: Any) -> None:
     """It submits as many jobs as it has slots, and each run knows where it ran."""
     directory = tmp_path / "sweep"
@@ -145,6 +174,19 @@ def test_a_sweep_has_the_bits_of_the_local_launcher(slurm: Any, tmp_path: Path, 
     facts = json.loads((directory / "0" / "run.json").read_text())["facts"]
     assert facts["slurm.node"] in ("n1", "n2")
     assert facts["slurm.job"].endswith(("_0", "_1"))
+
+
+def test_a_directory_that_is_gone_for_a_while_changes_no_bit(slurm: Any, tmp_path: Path, local: Any) -> None:
+    """Jobs save checkpoints meanwhile. The server of MLflow is down all the time."""
+    directory = tmp_path / "sweep"
+    down = ["tracker=mlflow", "tracker.uri=http://127.0.0.1:9", "tracker.wait=0"]
+    with a_sweep(directory, slurm, *down) as process:
+        directory.rename(tmp_path / "away")
+        time.sleep(20)
+        (tmp_path / "away").rename(directory)
+        text = finish(directory, slurm, process)
+    assert "trainyard sync" in text
+    assert_same(bits(directory), local)
 
 
 def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from torch.utils.data import (
 
 from trainyard.data import EpochBatchSampler, ImageLoader, Loader, TensorLoader, WindowLoader, WorkerLoader
 from trainyard.data.array_data import ArrayData
+from trainyard.data.limits import limited
 from trainyard.distributed.rank_loader import Share, rows, share_of, turns_of
 from trainyard.errors import ConfigError, TrainyardError
 
@@ -174,6 +175,7 @@ def test_rows_are_dealt_out_evenly_and_in_order(n: int, world_size: int) -> None
 def test_the_ranks_rows_of_each_batch_are_that_batch(kind: str, data: st.DataObject, epoch: int) -> None:
     loader: Any
     loader, world_size = data.draw(settled(kind))
+    count = data.draw(st.none() | st.integers(1, 8))  # the setting `limit`: each rank's first batches
     start = data.draw(st.integers(0, len(loader)))
     shares = [share_of(loader, rank, world_size) for rank in range(world_size)]
     for share in shares:
@@ -183,8 +185,10 @@ def test_the_ranks_rows_of_each_batch_are_that_batch(kind: str, data: st.DataObj
             loader.num_samples,
             len(loader),
         )
-    alone = list(loader.batches(epoch, start))
-    served = [[(batch, share.weight) for batch in share.batches(epoch, start)] for share in shares]
+    alone = list(limited(loader, count, "train").batches(epoch, start))
+    served = [
+        [(batch, share.weight) for batch in limited(share, count, "train").batches(epoch, start)] for share in shares
+    ]
     assert [len(batches) for batches in served] == [len(alone)] * world_size
     for whole, *parts in zip(alone, *served, strict=True):
         n = size(whole)
@@ -426,6 +430,7 @@ def test_every_batch_has_its_turn_once_and_all_ranks_run_equally_many(
 ) -> None:
     loader: Any
     loader, world_size = data.draw(settled(kind, least=0))
+    loader = limited(loader, data.draw(st.none() | st.integers(1, 8)), "val")  # of all ranks together
     start = data.draw(st.integers(0, len(loader)))
     ranks = [turns_of(loader, rank, world_size) for rank in range(world_size)]
     alone = plain(list(loader.batches(epoch, start)))

@@ -25,7 +25,7 @@ QUICK = ["data=rings", "data.num_samples=300", "loop.max_epochs=20", "model.hidd
 TWO = ["strategy=ddp", "strategy.devices=2"]
 SLOW = "+hook.slow._target_=ranked_hooks.Slow"
 WRONG = "+hook.wrong._target_=ranked_hooks.Wrong"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
 
 pytestmark = pytest.mark.skipif(cores() < 2, reason="two ranks take two cores")
 
@@ -37,8 +37,9 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
     def begin(*arguments: Any, program: Any = (), tracker: str = "none") -> Any:
         flags = [argument for argument in arguments if argument == "-m"]
-        rest = [f"tracker={tracker}", *(argument for argument in arguments if argument != "-m")]
-        process = (partial(subprocess.Popen, text=True) if program else Forked)(
+        wait = [] if tracker == "none" else [f"tracker.wait={LIMIT}"]
+        rest = [f"tracker={tracker}", *wait, *(argument for argument in arguments if argument != "-m")]
+        process: Any = (partial(subprocess.Popen, text=True) if program else partial(Forked, spares=5))(
             [sys.executable, *program, str(ROOT / "train.py"), *flags, *QUICK, *rest],
             cwd=tmp_path,
             env={
@@ -220,10 +221,16 @@ def test_what_a_run_is_spread_over(monkeypatch: pytest.MonkeyPatch) -> None:
         ranks.spread({"strategy": {"_target_": "trainyard.distributed.Strategy"}})
 
 
-def test_torchrun_starts_the_ranks(train: Any, tmp_path: Path) -> None:
+def test_torchrun_starts_the_ranks_of_two_nodes(start: Any, tmp_path: Path) -> None:
     # The time differs between the ranks: the first one's is the directory of both.
-    status, out, err = train("strategy=ddp", "hydra.run.dir=outputs/${now:%f}", program=TORCHRUN)
-    assert status == 0, err
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    programs = [[*TORCHRUN, "--master-port", port, "--node-rank", node] for node in "01"]
+    nodes = [start("strategy=ddp", "hydra.run.dir=outputs/${now:%f}", program=program) for program in programs]
+    (out, err), (other, _) = (node.communicate(timeout=LIMIT) for node in nodes)
+    assert [node.returncode for node in nodes] == [0, 0], err
+    assert other == "", "the first one says it all"
     (folder,) = (tmp_path / "outputs").iterdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
     assert {"train.log", "train.rank1.log", "checkpoints"} <= {path.name for path in folder.iterdir()}

@@ -1,11 +1,12 @@
+import socket
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard.distributed.world import OURS, World, find, first_node
-from trainyard.errors import ConfigError
+from trainyard.distributed.world import OURS, World, find, first_node, join, leave, meeting
+from trainyard.errors import ConfigError, TrainyardError
 
 TORCHRUN = {
     "RANK": "3",
@@ -64,6 +65,24 @@ def test_a_launcher_that_has_not_started_this_is_a_config_error(launcher: str, e
     with pytest.raises(ConfigError) as caught:
         find(launcher, environ)
     assert said in str(caught.value)
+
+
+def test_ranks_that_meet_at_a_name_without_an_address_do_not_wait_for_it() -> None:
+    with pytest.raises(ConfigError, match="The ranks meet at gpu07, which has no address here"):
+        meeting(World(0, 2, 0, "gpu07", 1))
+
+
+def test_ranks_that_are_missing_are_named() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        with pytest.raises(TrainyardError, match=r"within 0.5 s \(strategy.timeout\) there was no sign of: 1, 2\."):
+            join(World(0, 3, 0, "127.0.0.1", port), timeout=0.5)
+    finally:
+        leave()
+    with pytest.raises(TrainyardError, match="there was no sign of: the first one"):
+        meeting(World(1, 2, 0, "127.0.0.1", port), timeout=0.5)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 100))

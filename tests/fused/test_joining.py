@@ -210,7 +210,9 @@ def test_members_join_free_lanes(tmp_path: Path) -> None:
     queue = LaneQueue(jobs[2:])
     fused = FusedRunner(jobs[:2], feed=queue)
     fused.train()
-    assert [(span.lane, span.width) for span in queue.spans] == [(1, 2), (0, 2), (1, 2), (1, 2)]
+    begun = [(0, 2), (1, 2)]
+    cut = [(0, 1)]
+    assert [(span.lane, span.width) for span in queue.spans] == [*begun, (1, 2), (0, 2), (1, 2), (1, 2), *cut]
     assert not queue.refusals
     for k, epochs in enumerate(lengths):
         follows(fused.all_members[k], solo(config(k, epochs, tmp_path / "solo")))
@@ -395,7 +397,7 @@ def test_a_job_of_another_kind_is_refused_and_the_next_joins() -> None:
         "the optimizers are of several classes: SGD",
         "the models differ in net.1.weight: [5, 2] float64 and [4, 2] float64",
     ]
-    assert [span.member.seed for span in queue.spans] == [3]
+    assert [span.member.seed for span in queue.spans] == [0, 4, 3]
     follows(fused.all_members[2], solo(config(3, 2, **plain)))
 
 
@@ -430,7 +432,7 @@ def test_a_captured_step_stays_captured(monkeypatch: pytest.MonkeyPatch, optim: 
         addresses = [parameter.data_ptr() for parameter in runner.stack.parameters()]
         runner.occupancy.release = watched(runner, addresses)  # type: ignore[method-assign]
         runner.train()
-        assert len(queue.spans) == 4
+        assert len(queue.spans) == 2 + 4
         runners.append(runner)
     step: Any = runners[1].step
     assert step.refusal is None

@@ -412,3 +412,11 @@ def test_a_torch_without_the_way_out_of_vmap(
         "torch._functorch.pyfunctorch.temporarily_pop_interpreter_stack is gone or has changed. "
         "In its place: torch's own rules of vmap."
     ]
+
+
+def test_a_group_norm_of_channels_that_are_last_in_memory() -> None:
+    net = nn.GroupNorm(2, 4)
+    x = torch.randn(K, N, 3, 3, 4).movedim(-1, 2)
+    with StackedFunctions():
+        stacked = torch.vmap(net)(x)
+    torch.testing.assert_close(stacked, torch.stack([net(each) for each in x]))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from forking import asked, can_be
 
@@ -41,6 +41,7 @@ class Forked:
 
     Args:
         spares: how many of the Python processes that it starts itself are forked, too.
+        starts: a file that gets a line for each process that it and these start, with its command.
     """
 
     def __init__(
@@ -49,21 +50,31 @@ class Forked:
         *,
         cwd: str | Path = ".",
         env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
         start_new_session: bool = False,
         spares: int = 3,
+        starts: Path | None = None,
     ) -> None:
         command = [str(argument) for argument in command]
         env = os.environ if env is None else env
         assert command[0] == sys.executable
         assert can_be(command, env), f"{command} has to be started"
-        request = asked(command, env, str(Path(cwd).absolute()), start_new_session, [0, 1, 2]) | {"spares": spares}
+        request = asked(command, env, str(Path(cwd).absolute()), start_new_session, [0, 1, 2])
+        request |= {"spares": spares, "starts": starts and str(starts)}
         self.args = command
         self.returncode: int | None = None
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours: list[IO[str] | None] = []
-        fds = [os.open(os.devnull, os.O_RDONLY)]
+        self.stdin: IO[str] | None = None
+        assert stdin in (None, subprocess.PIPE)
+        if stdin == subprocess.PIPE:
+            reads, writes = os.pipe()
+            self.stdin = os.fdopen(writes, "w", encoding="utf-8", buffering=1)
+            fds = [reads]
+        else:
+            fds = [os.open(os.devnull, os.O_RDONLY)]
         for number, target in enumerate((stdout, stderr), 1):
             if target == subprocess.PIPE:
                 reads, writes = os.pipe()
@@ -79,6 +90,21 @@ class Forked:
         for fd in fds:
             os.close(fd)
         self.pid = int(self._channel.recv(32))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.stdout, self.stderr):
+            if file is not None:
+                file.close()
+        self._close_input()
+        self.wait()
+
+    def _close_input(self) -> None:
+        if self.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.stdin.close()
 
     def poll(self) -> int | None:
         with suppress(BlockingIOError):
@@ -103,6 +129,7 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Read all that it says until it ends."""
         said = ["", ""]
+        self._close_input()
 
         def read(number: int, file: IO[str]) -> None:
             with file:

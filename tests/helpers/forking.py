@@ -1,14 +1,16 @@
 """Fork server of `forked`: a process that has imported what trainings import, and forks programs on request.
 
 A forked program is a process like one that was started, from its pid to its exit: it has its own environment, folder,
-files, session and signals, and runs as `__main__` to the end of the interpreter. What differs is that the imports are
-done. The same holds for the first Python processes that it starts itself (the agent of a sweep, the shipper, ranks):
-each is a child that was forked before the program began, and has waited since.
+files, session and signals, and runs as `__main__`. What differs is that the imports are done, and that it ends with its
+threads and its `atexit` functions: to finalize all modules would copy the memory that they share with this process, at
+ten times the cost of the fork. The same holds for the first Python processes that it starts itself (the agent of a
+sweep, the shipper, ranks): each is a child that was forked before the program began, and has waited since.
 """
 
 from __future__ import annotations
 
 import _posixsubprocess
+import atexit
 import fcntl
 import gc
 import importlib
@@ -21,6 +23,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -70,14 +74,21 @@ def tell(channel: socket.socket, number: int) -> None:
 
 
 class Spares:
-    """Children of a program that wait to be one of the processes that it starts."""
+    """Children of a program that wait to be one of the processes that it starts.
 
-    def __init__(self) -> None:
+    Args:
+        starts: a file that gets the command of each process that the program and they start.
+    """
+
+    def __init__(self, starts: str | None) -> None:
         self.waiting: list[tuple[int, socket.socket]] = []
+        self.starts = starts
         self.exec = _posixsubprocess.fork_exec
 
     def fork(self, count: int, files: list[int]) -> tuple[Request, list[int]] | None:
         """Fork them; return None here, and in one of them, once it is needed, its request and its files."""
+        subprocess._fork_exec = self.start  # type: ignore[attr-defined]
+        _posixsubprocess.fork_exec = self.start
         for _ in range(count):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pid = os.fork()
@@ -85,6 +96,7 @@ class Spares:
                 ours.close()
                 for _, other in self.waiting:
                     other.close()
+                self.waiting.clear()
                 for fd in files:
                     os.close(fd)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -95,14 +107,15 @@ class Spares:
                 return json.loads(packet), fds
             theirs.close()
             self.waiting.append((pid, ours))
-        subprocess._fork_exec = self.start  # type: ignore[attr-defined]
-        _posixsubprocess.fork_exec = self.start
         return None
 
     def start(self, args: Any, executables: Any, close_fds: Any, keep: Any, cwd: Any, env: Any, *more: Any) -> int:
         """Stand in for `_posixsubprocess.fork_exec`, which `subprocess` and `multiprocessing` call."""
         p2cread, _, _, c2pwrite, _, errwrite, _, errpipe, _, session = more[:10]
         command = [os.fsdecode(each) for each in args]
+        if self.starts is not None:
+            with Path(self.starts).open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(command)}\n")
         environ = dict(os.environ) if env is None else dict(os.fsdecode(each).split("=", 1) for each in env)
         if not (self.waiting and close_fds and command[0] == sys.executable and can_be(command, environ)):
             return self.exec(args, executables, close_fds, keep, cwd, env, *more)
@@ -143,8 +156,10 @@ def asked(command: Sequence[str], environ: Mapping[str, str], cwd: str, session:
         "env": dict(environ),
         "session": session,
         "targets": targets,
+        "cores": sorted(os.sched_getaffinity(0)),
         "blocked": [],
         "spares": 0,
+        "starts": None,
     }
 
 
@@ -170,6 +185,7 @@ def become(request: Request, fds: list[int]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+    os.sched_setaffinity(0, request["cores"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -199,6 +215,37 @@ def program(request: Request) -> tuple[Any, dict[str, Any]]:
     return code, main.__dict__
 
 
+def run(code: Any, variables: dict[str, Any]) -> None:
+    """Run a program and end the process as the interpreter does, but for the finalization of modules."""
+    status: Any = None
+    interrupted = False
+    try:
+        exec(code, variables)
+    except SystemExit as end:
+        status = end.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status, interrupted = 1, isinstance(error, KeyboardInterrupt)
+    if not (status is None or isinstance(status, int)):
+        print(status, file=sys.stderr)
+        status = 1
+    for ending in (threading._shutdown, atexit._run_exitfuncs, flush):  # type: ignore[attr-defined]
+        try:
+            ending()
+        except BaseException:
+            traceback.print_exc()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit((status or 0) & 0xFF)
+
+
+def flush() -> None:
+    for file in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # there is none, it is closed, or nobody reads it
+            file.flush()
+
+
 def import_all(modules: Sequence[str]) -> None:
     from trainyard.track.shipper.__main__ import configure
 
@@ -221,7 +268,6 @@ if __name__ == "__main__":
     import_all(sys.argv[2:])
     own = serve(socket.socket(fileno=int(sys.argv[1])))
     if own is not None:
-        own = Spares().fork(own[0]["spares"], own[1]) or own
+        own = Spares(own[0]["starts"]).fork(own[0]["spares"], own[1]) or own
         become(*own)
-        code, variables = program(own[0])
-        exec(code, variables)
+        run(*program(own[0]))

@@ -1,10 +1,11 @@
 import gzip
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from trainyard.errors import ConfigError
@@ -84,8 +85,9 @@ assert hasattr(torch, "_inductor"), "hidden for good"
 
 
 def test_neither_it_nor_the_summary_imports_dynamo(tmp_path: Path) -> None:
-    environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", TRAINING, str(tmp_path / "run")], check=True, env=environment)
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = forked.run([sys.executable, "-c", TRAINING, str(tmp_path / "run")], env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("key", "given"), [("active", 0), ("wait", -1), ("repeat", 1.5), ("skip_first", "ten")])

@@ -49,8 +49,10 @@ def test_the_journal_has_mlflows_names(make: Any, tmp_path: Path) -> None:
     make({"system": Counted(every=0.05), "waits": Waits(sampled)}, work_dir=tmp_path).train()
     found = samples(tmp_path)
     assert len(found) >= 5
-    assert set(found[-1]["values"]) == {
-        "system/cpu_utilization_percentage",
+    cpu = "system/cpu_utilization_percentage"  # absent from a point within a tick (10 ms) of the one before
+    assert any(cpu in record["values"] for record in found)
+    assert set(found[-1]["values"]) | {cpu} == {
+        cpu,
         "system/system_memory_usage_megabytes",
         "system/system_memory_usage_percentage",
         "system/process_cpu_utilization_percentage",
@@ -58,7 +60,7 @@ def test_the_journal_has_mlflows_names(make: Any, tmp_path: Path) -> None:
     }
     for record in found:
         assert 0 < record["values"]["system/system_memory_usage_percentage"] < 100
-        assert 0 <= record["values"].get("system/cpu_utilization_percentage", 0) <= 100
+        assert 0 <= record["values"].get(cpu, 0) <= 100
         assert record["values"]["system/process_memory_megabytes"] > 50, "torch alone is larger"
     steps = [record["step"] for record in found]
     assert steps == sorted(steps)

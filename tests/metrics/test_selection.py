@@ -65,6 +65,8 @@ def test_what_no_metric_takes_is_told_with_its_shape() -> None:
         one(ACCURACY, (None, KIND), OUTPUTS)
     with pytest.raises(TrainyardError, match=r"a tuple of 2: \[30, 1\] float32, \[30, 3\].*metric\.m\.output=0"):
         one(ACCURACY, (None, KIND), (SIZES, LOGITS))
+    with pytest.raises(TrainyardError, match=r"a list of 2: {boxes}, {boxes} .*; it reads two tensors\.$"):
+        one(ACCURACY, (None, KIND), [{"boxes": SIZES}] * 2)
     with pytest.raises(TrainyardError, match=r"no 'scores' in the outputs: it is a dict of logits"):
         one(ACCURACY | {"output": "scores"}, (None, KIND), OUTPUTS)
     with pytest.raises(TrainyardError, match=r"no 'labels.sort' in the batch"):

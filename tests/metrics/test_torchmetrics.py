@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import subprocess
+import os
 import sys
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -98,4 +99,5 @@ def test_ours_pass_as_they_are_and_others_are_refused() -> None:
 
 def test_our_code_does_not_import_it() -> None:
     code = "import sys, trainyard.metrics; assert 'torchmetrics' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    done = forked.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0, done.stderr

@@ -255,6 +255,11 @@ def test_what_transformers_does_not_have(offline: Path) -> None:
         ({"config": {}}, "config.model_type: None given"),
         ({"config": {**BERT, "hidden_sise": 3}}, "config: 'hidden_sise' given; .* Did you mean 'hidden_size'"),
         (
+            {"config": {**BERT, "hidden_size": 9}},
+            r"config: \{'vocab_size': 20, .*\} given; accepted: entries of BertConfig .*: The hidden size \(9\)",
+        ),
+        ({"name": "./nothing"}, "name: './nothing' given; accepted: a folder that save_pretrained wrote"),
+        (
             {"name": "nobody/nothing"},
             f"has to lie at {offline}/models--nobody--nothing/snapshots/<commit>, or anywhere",
         ),

@@ -18,11 +18,13 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.hooks import Checkpoint
 from trainyard.metrics import Accuracy, Logged
 from trainyard.models import Lightning
+from trainyard.models.lightning.checks import REFUSED
 from trainyard.optim import ByModel
 from trainyard.runner import EpochBasedTrainLoop, Runner
 
 pytest.importorskip("lightning")
 import lightning
+from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torchmetrics.classification import MulticlassAccuracy
 
 EPOCHS = 4
@@ -272,6 +274,11 @@ class NoValidation(Classifier):
     validation_step = lightning.LightningModule.validation_step
 
 
+class Loggers(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.logger.experiment.add_scalar("x", 1.0)
+
+
 class OtherTrainer(Classifier):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return self.trainer.datamodule
@@ -288,6 +295,7 @@ class OtherTrainer(Classifier):
         (Silent, "Silent.validation_step logs nothing"),
         (NoLoss, "NoLoss.training_step returned a dict; it must return a loss"),
         (NoValidation, "NoValidation has no validation_step"),
+        (Loggers, "self.logger is None here, and has no 'experiment': self.log"),
         (OtherTrainer, "self.trainer.datamodule: the trainer of a LightningModule has"),
     ],
 )
@@ -319,6 +327,21 @@ class Backward(Classifier):
 def test_a_module_that_cannot_be_trained_is_refused(module: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Lightning(module())
+
+
+def test_every_hook_of_lightning_is_called_or_refused() -> None:
+    hooks = {name for kind in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(kind) if name[0] != "_"}
+    called = set()
+
+    def noting(name: str) -> Any:
+        return lambda self, *args, **kwargs: called.add(name)
+
+    kind = type("Every", (Classifier,), {name: noting(name) for name in hooks - REFUSED.keys()})
+    data, settings = loaders(), {"optim": ByModel(), "metrics": {"logged": Logged()}, "hooks": {}, "device": "cpu"}
+    made = Runner(Lightning(kind()), data | {"test": data["val"]}, loop=EpochBasedTrainLoop(1), **settings)
+    made.train()
+    made.test()
+    assert hooks - REFUSED.keys() == called
 
 
 def test_another_metric_says_what_it_reads() -> None:

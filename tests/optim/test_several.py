@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from interrupting import InterruptAt
@@ -340,7 +340,8 @@ def test_a_gan_learns_the_rings(tmp_path: Path) -> None:
     """`experiment=rings_gan`, shortened."""
     command = [sys.executable, str(ROOT / "train.py"), "experiment=rings_gan", "tracker=none", "loop.max_epochs=25"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, f"hydra.run.dir={tmp_path}/run"], check=True, cwd=tmp_path, env=environment)
+    done = forked.run([*command, f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     points = [line["values"] for line in lines if line["kind"] == "metrics"]
     distances = [values["val/distance"] for values in points if "val/distance" in values]

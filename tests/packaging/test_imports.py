@@ -25,6 +25,7 @@ LAYERS = (
         "console",
         "files",
         "host_memory",
+        "nodes",
         "nvml",
         "quoting",
         "temporary",
@@ -47,7 +48,8 @@ LAYERS = (
 # Beside the layers: what these import, and who imports them.
 BESIDE = {
     "sweep": (
-        {"application", "config", "track", "errors", "checks", "files", "host_memory", "nvml", "quoting", "redaction"},
+        {"application", "config", "track", "errors", "checks", "files", "host_memory", "nodes", "nvml", "quoting"}
+        | {"redaction"},
         {"app", "catalog", "cli"},
     )
 }

@@ -94,7 +94,7 @@ def train(folder: Path, seen: Seen) -> None:
     )
     runner.prepare("train")
     with runner.session():
-        record.write_files(runner, [values])
+        record.write_files(runner, [values], runner.members, record.example(runner))
         runner.train()
         saved = sorted((folder / "checkpoints").glob("epoch_*.pt"))[-1]
         runner.members[0].journal.model(saved, record.LOADER, record.PREDICT)

@@ -30,7 +30,8 @@ BAD = """
     seed=-1 / seed=1.5 / device=tpu / device=cuda:7 / precision=fp8 / accumulate=0 / accumulate=1.5
     clip_grad_norm=-1 / clip_grad_norm=abc / clip_grad_value=0 / init={Linear:magic} / init={Nothing:zeros}
     freeze=[nothing] / freeze=3 / activation_checkpointing=[nothing] / compile=fastest / capture=maybe
-    objective=val/acuracy / objective=loss / direction=up / mode=training / mode=val / load_from=/no/such.pt / resume=3
+    objective=val/acuracy / objective=train/loss / objective=loss / direction=up / mode=training / mode=val / resume=3
+    load_from=/no/such.pt
     model.hidden=[0] / model.hidden=[8,-1] / model.hidden=8 / model.hidden=[a] / model.activation=relo
     model.dropout=1.5 / model.dropout=-0.1 / model.batch_norm=no / model.in_features=7 / model.num_classes=0
     model.num_classes=1 / model._target_=trainyard.models.MLPP / model._target_=torch.nn.Linear
@@ -107,7 +108,7 @@ def test_what_a_single_run_refuses_is_found(job: str) -> None:
     single = _of_single_run(job)
     assert single is not None
     try:
-        Application().slots(_values(*job.split()))
+        Application().slots(_values(*job.split()), room=2)
         (found,) = _tried(job)
     except TrainyardError as error:
         found = str(error)

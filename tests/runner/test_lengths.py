@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from interrupting import InterruptAt
 from streams import CLASSES, FEATURES, Buckets, StatefulLoader, StatefulStream, Stream, sample
@@ -232,6 +232,8 @@ KINDS = ("stream", "stateful", "stateful loader", "buckets")
 
 
 @pytest.mark.filterwarnings("ignore:Length of IterableDataset")  # of torch's own loader, where the hint is too small
+@example(kind="stateful", n=3, said=None, accumulate=1, by_epoch=False, often=False, ends=[(11, False)])
+@example(kind="stateful", n=10, said=None, accumulate=1, by_epoch=True, often=False, ends=[(12, False)])  # at its end
 @settings(max_examples=25)
 @given(
     kind=st.sampled_from(KINDS),

@@ -16,6 +16,7 @@ from trainyard.models import BaseModel, Supervised
 from trainyard.runner import Runner
 from trainyard.runner.batch_checks import IndexRanges
 
+RANKED = {"accuracy": {"_target_": "trainyard.metrics.Accuracy", "topk": [1, 5]}}
 FACTS = {"in_features": 4, "num_classes": 3}
 
 
@@ -103,6 +104,14 @@ def test_inputs_of_a_type_that_the_layer_does_not_take(told: Any, kind: torch.dt
     message = told(model=Supervised(Net()), data=_data(_tensors(x=kind), _tensors(x=kind)))
     assert "layer net.backbone (Linear(" in message
     assert "weights are float32: the data have to be so too (x.to(torch.float32))" in message
+
+
+def test_numbers_to_predict_for_a_metric_of_classes(told: Any) -> None:
+    numbers = _tensors(y=Tensor.float)
+    message = told(model=Supervised(Net(classes=1), nn.MSELoss()), data=_data(numbers, numbers), metrics=RANKED)
+    assert message.startswith("metric.accuracy and data do not fit, in a batch of 'val': metric.accuracy was given the")
+    assert "the outputs float32 [16, 1] and the target float32 [16]; torch says: gather" in message
+    assert message.endswith("Targets that are numbers to predict: metric=regression.")
 
 
 def test_classes_as_floats(told: Any) -> None:

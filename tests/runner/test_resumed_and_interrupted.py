@@ -102,7 +102,7 @@ def test_reading_an_example_draws_nothing(parts: Any) -> None:
     )
     runner.prepare()
     before = torch.get_rng_state()
-    assert record._example(runner) is not None
+    assert record.example(runner) is not None
     assert torch.equal(torch.get_rng_state(), before)
 
 

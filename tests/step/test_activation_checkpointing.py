@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
-import subprocess
 import sys
 from typing import Any
 
+import forked
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -167,9 +168,9 @@ assert "torch._dynamo" not in sys.modules, "imported"
 
 
 def test_dynamo_is_not_imported_before_the_first_step() -> None:
-    subprocess.run(
-        [sys.executable, "-c", IMPORT], check=True, env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    )
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = forked.run([sys.executable, "-c", IMPORT], env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import csv
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from waiting import LIMIT
 
@@ -44,10 +44,8 @@ def python(tmp_path: Path) -> Any:
 
     def run(*arguments: Any, cwd: str = "project") -> Any:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)], cwd=tmp_path / cwd, capture_output=True, text=True, timeout=LIMIT,
-            env=clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}, check=False,
-        )  # fmt: skip
+        environment = clean | {"PYTHONPATH": str(ROOT / "src"), "COLUMNS": "500"}
+        return forked.run([sys.executable, *map(str, arguments)], cwd=tmp_path / cwd, timeout=LIMIT, env=environment)
 
     return run
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,13 +16,6 @@ from trainyard.sweep.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["data=rings", "data.num_samples=200", "loop.max_epochs=2", "model.hidden=[8]", "hydra.sweep.dir=s"]
-
-# Python runs it at every start: it counts the processes.
-SITE = """
-import os, sys
-with open(os.environ["STARTS"], "a") as file:
-    print(*sys.orig_argv[1:], file=file)
-"""
 
 FAILING = """
 from trainyard.hooks import Hook
@@ -63,36 +55,22 @@ LEARN = "hydra.sweeper={_target_: hydra_plugins.learner.Learner}"
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Any:
-    """Run a sweep, in forked processes unless it is to count those that are started."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(SITE)
     (tmp_path / "failing.py").write_text(FAILING)
     (tmp_path / "hydra_plugins/learner").mkdir(parents=True)
     (tmp_path / "hydra_plugins/learner/__init__.py").write_text(LEARNER)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
-    path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
-    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
-    counting = {"PYTHONPATH": os.pathsep.join([path, str(tmp_path / "site")]), "STARTS": str(tmp_path / "starts")}
+    own = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path))), "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
 
-    def run(*arguments: Any, counted: bool = False) -> Any:
+    def run(*arguments: Any) -> Any:
         command = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *arguments]
-        if not counted:
-            return forked.run(command, cwd=tmp_path, env=clean | own, timeout=LIMIT)
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=clean | own | counting,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
+        return forked.run(command, cwd=tmp_path, env=clean | own, timeout=LIMIT, starts=tmp_path / "starts")
 
     return run
 
 
 def _started(folder: Any, what: Any) -> Any:
-    return sum(what in line for line in (folder / "starts").read_text().splitlines())
+    commands = map(json.loads, (folder / "starts").read_text().splitlines())
+    return sum(what in " ".join(command) for command in commands)
 
 
 def _states(folder: Any) -> Any:
@@ -106,7 +84,7 @@ def _ranked(folder: Any) -> Any:
 
 def test_a_failing_job_does_not_end_the_later_batches(sweep: Any, tmp_path: Path) -> None:
     failing = "+hook.f._target_=failing.Fail"
-    result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", failing, counted=True)
+    result = sweep("seed=0,1,2,3,4", "hydra.sweeper.max_batch_size=2", failing)
     assert result.returncode == 1, result.stderr
     assert _states(tmp_path) == {0: "done", 1: "failed", 2: "done", 3: "done", 4: "failed"}
     assert "2 of 5 jobs did not come to their end: #1, #4." in result.stderr
@@ -147,7 +125,7 @@ def test_hydras_basic_sweeper_ends_with_the_batch_that_fails(sweep: Any, tmp_pat
 def test_a_sweeper_that_learns(sweep: Any, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    result = sweep(LEARN, counted=True)
+    result = sweep(LEARN)
     assert result.returncode == 0, result.stderr
     assert _states(tmp_path) == dict.fromkeys(range(6), "done")
     assert {row["job"] for row in _ranked(tmp_path)} == set("012345")
@@ -184,7 +162,7 @@ def test_optuna(sweep: Any, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     result = sweep(
         "hydra/sweeper=optuna", "optim.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweeper.direction=${direction}",
-        "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1", counted=True,
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert _states(tmp_path) == dict.fromkeys(range(6), "done")

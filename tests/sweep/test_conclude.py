@@ -13,4 +13,4 @@ def test_a_job_of_a_stack_has_a_share_of_its_seconds() -> None:
     for width, seconds in ((1, 8.0), (4, 2.0)):
         entry = Entry([], state="done", objective=0.5, seconds=8.0, width=width)
         plan: Any = SimpleNamespace(entries={0: entry}, keys=[])
-        assert _row(job, plan).seconds == seconds
+        assert _row(job, plan, None).seconds == seconds

@@ -56,7 +56,7 @@ def made(tmp_path: Path) -> Iterator[Any]:
         def make(*command: str) -> Any:
             master = loader.load_configuration("train", list(command), RunMode.MULTIRUN)
             app = _App()
-            return JobConfigs(Composer(loader, master), app, master, tmp_path / "s", 2, None), app
+            return JobConfigs(Composer(loader, master), app, master, tmp_path / "s", 2, ""), app
 
         yield make
 

@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 from hydra import version
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.test_utils import test_utils
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
 
 from hydra_plugins.trainyard_launcher import LocalLauncher
@@ -19,6 +22,17 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suites start applications of their own, which look for the plugin."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
     monkeypatch.delenv("HYDRA_DEPRECATION_WARNINGS_AS_ERRORS", raising=False)  # they do what they warn of
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The applications run in processes forked from one that has their imports done."""
+
+    def check_call(command: Any, env: Any) -> None:
+        done = forked.run(command, env=env, cwd=Path.cwd())
+        assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(test_utils, "subprocess", SimpleNamespace(check_call=check_call))
 
 
 @pytest.fixture(autouse=True)

@@ -42,4 +42,4 @@ def test_configs_of_jobs_are_not_kept(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return int(done.stdout.rpartition("configs:")[2].split()[0])
 
-    assert configs(40) == configs(4) > 0
+    assert configs(12) == configs(3) > 0

@@ -3,20 +3,23 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report import JobRow, html, rank, result_files, table, text
 from trainyard.sweep.report.axes import Scale, of_parameter
 from trainyard.sweep.report.charts import history
-from trainyard.sweep.report.curves import POINTS, read_curves
-from trainyard.sweep.report.importance import importance
-from trainyard.sweep.report.rows import Direction, duration, number, parse, varying
+from trainyard.sweep.report.curves import POINTS, RUNG, read_curves
+from trainyard.sweep.report.importance import importance, importance_in_search
+from trainyard.sweep.report.rows import duration, number, parse, varying
 from trainyard.sweep.report.svg import shades
 from trainyard.track import Journal
 
@@ -362,3 +365,50 @@ def test_page_of_256_jobs(tmp_path: Path) -> None:
     assert len(page.jobs("polyline")) == 3 * 256
     coloured = [attributes for _, attributes in page.tags if re.search(r"\bc\d", str(attributes.get("class")))]
     assert len({attributes["data-job"] for attributes in coloured if "data-job" in attributes}) == 32
+
+
+def test_learning_curves_show_the_rungs_and_where_jobs_were_pruned(tmp_path: Path) -> None:
+    rows = [
+        JobRow(0, {"x": "1"}, "done", 0.9, 1.0, tmp_path / "0"),
+        JobRow(1, {"x": "2"}, "pruned", 0.4, 1.0, tmp_path / "1", "pruned at 1"),
+    ]
+    for row, epochs in zip(rows, (9, 1), strict=True):
+        row.directory.mkdir()
+        with Journal(row.directory) as journal:
+            journal.status("RUNNING")
+            for epoch in range(1, epochs + 1):
+                journal.metrics(20 * epoch, {"val/accuracy": epoch / 10}, epoch=epoch)
+                if epoch in (1, 3):
+                    journal.tags({"rung": epoch})
+    assert read_curves(tmp_path / "0", [RUNG]) == {RUNG: [(20, 1.0), (60, 3.0)]}
+    same = {"title": "t", "objective": "val/accuracy", "direction": "maximize"}
+    page = html.write(rows, tmp_path, **same, searched=True).read_text()
+    chart = page.partition("Learning curves of val/accuracy")[2].partition("</svg>")[0]
+    assert chart.count('class="rung"') == 2
+    assert "pruned at 1</title></circle>" in chart
+    assert "Dotted: rungs" in page
+    for row in rows:
+        lines = (row.directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (row.directory / "metrics.jsonl").write_text("".join(line for line in lines if '"rung"' not in line))
+    assert "Dotted" not in html.write(rows, tmp_path, **same).read_text()
+
+
+def test_importance_in_a_search_is_that_of_optuna(tmp_path: Path) -> None:
+    drawn = Random(1)
+    rows = []
+    for num in range(40):
+        rate, width = 10 ** drawn.uniform(-5, -1), drawn.choice(["[8]", "[16]"])
+        overrides = {"optim.lr": repr(rate), "model.hidden": width} | ({"optim.momentum": "0.9"} if num % 2 else {})
+        rows.append(JobRow(num, overrides, "done", -((math.log10(rate) + 3) ** 2), 1.0, tmp_path))
+    names = ["optim.lr", "model.hidden", "optim.momentum"]
+    for direction, sign in (("maximize", 1.0), ("minimize", -1.0)):
+        own = [replace(row, objective=sign * (row.objective or 0.0)) for row in rows]
+        found = importance_in_search(own, names, direction)
+        shares = [each or 0.0 for each in found.values()]
+        assert sum(shares) == pytest.approx(1.0)
+        assert shares[0] > 0.8
+    assert set(importance_in_search(rows[:3], names, "maximize").values()) == {None}
+    rows[0] = replace(rows[0], objective=math.inf)
+    rows[1] = replace(rows[1], objective=math.nan)
+    page = html.write(rows, tmp_path, title="t", objective=None, direction="maximize", searched=True).read_text()
+    assert "PED-ANOVA" in page

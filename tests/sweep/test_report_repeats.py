@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainyard.sweep.report import JobRow, html, result_files, table, text
-from trainyard.sweep.report.repeats import KEYS, configurations
+from trainyard.sweep.report.repeats import KEYS, Configuration, configurations
 
 
 def row(num: int, overrides: dict[str, str], objective: float | None) -> JobRow:
@@ -50,6 +50,26 @@ def test_result_files_hold_them(tmp_path: Path) -> None:
         assert own["n"].tolist() == [3] * 3
         # Student's t for 2 degrees of freedom is 4.303 at 97.5 %.
         assert own["margin"].tolist() == pytest.approx([4.303 * 0.1 / math.sqrt(3)] * 3, rel=1e-3)
+
+
+def test_result_files_ask_each_configuration_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 100,000 seeds would take the time of their square."""
+    asked: list[str] = []
+
+    def counted(name: str) -> property:
+        own = vars(Configuration)[name].fget
+
+        def value(self: Configuration) -> object:
+            asked.append(name)
+            return own(self)
+
+        return property(value)
+
+    for name in ("mean", "margin", "std", "n"):
+        monkeypatch.setattr(Configuration, name, counted(name))
+    rows = [row(num, {"optim.lr": "0.1", "seed": str(num)}, num / 50) for num in range(50)]
+    result_files.write(rows, tmp_path, "maximize")
+    assert 0 < len(asked) < 20
 
 
 def test_the_page_shows_them(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from trainyard.sweep.events import (
     Asked,
     Began,
     Drop,
+    Emptied,
     End,
     Ended,
     Event,
+    Joined,
     Paused,
     Proposed,
     Queued,
@@ -56,6 +58,7 @@ class Sweeps(RuleBasedStateMachine):
         self.states: dict[int, str] = {}
         self.stopping = False
         self.jobs = 0
+        self.fed: set[int] = set()  # units that others may join, by number
 
     def tell(self, event: Event) -> None:
         read = event_of(json.loads(json.dumps(to_record(event))))
@@ -83,6 +86,8 @@ class Sweeps(RuleBasedStateMachine):
                 beside = {self.slots[index] for index in at_work}
                 assert not beside & set(unit.alone_on)
                 self.processes[number] = (list(unit.nums), slots)
+                if unit.fed:
+                    self.fed.add(number)
                 self.states.update(dict.fromkeys(unit.nums, "running"))
             case End(number):
                 assert number in self.processes
@@ -94,12 +99,15 @@ class Sweeps(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3), slots=st.sampled_from([1, 1, 1, 2]), expected=st.none() | st.floats(0, 9))
     def propose(self, count: int, slots: int, expected: float | None) -> None:
+        """Propose a unit; of three jobs, one that others may join."""
         nums = tuple(range(self.jobs, self.jobs + count))
         self.jobs += count
         for num in nums:
             self.states[num] = "waiting"
             self.tell(Proposed(num))
-        self.put(Unit(nums, slots, expected=expected, rungs=Rungs((1, 2), until=2) if count == 2 else None), "")
+        rungs = Rungs((1, 2), until=2) if count == 2 else None
+        own = ((nums[0], Rungs((3,))),) if count == 3 else ()
+        self.put(Unit(nums, slots, expected=expected, rungs=rungs, own_rungs=own, fed=count == 3 and slots == 1), "")
 
     def put(self, unit: Unit, why: str) -> None:
         self.states.update(dict.fromkeys(unit.nums, "waiting"))
@@ -128,36 +136,41 @@ class Sweeps(RuleBasedStateMachine):
         del self.slots[index]
         for number, (nums, slots) in list(self.processes.items()):
             if index in slots:
-                unit = replace(self.scheduler.running[number].unit, nums=tuple(nums))
+                unit = self.scheduler.rest(self.scheduler.running[number])
+                assert unit.nums == tuple(nums)
                 if len(slots) == 1:  # else the rest of it is ended by an action
                     del self.processes[number]
-                if not self.stopping:
+                if not self.stopping and nums:
                     self.queue.append(unit)
                 self.states.update(dict.fromkeys(nums, "waiting"))
                 gone = number
                 if len(slots) > 1:
                     self.processes[gone] = ([], ())
         self.tell(SlotsLost((index,)))
-        self.processes = {number: it for number, it in self.processes.items() if it[0]}
+        self.processes = {number: it for number, it in self.processes.items() if it[0] or number in self.fed}
+
+    @property
+    def at_work(self) -> list[int]:
+        return sorted(number for number, (nums, _) in self.processes.items() if nums)
 
     def one_at_work(self, data: st.DataObject) -> tuple[int, int]:
-        number = data.draw(st.sampled_from(sorted(self.processes)))
+        number = data.draw(st.sampled_from(self.at_work))
         return number, data.draw(st.sampled_from(self.processes[number][0]))
 
     def leave(self, number: int, nums: list[int]) -> None:
         """Take jobs out of their process before the scheduler is told: it may reuse their slots at once."""
         left = [num for num in self.processes[number][0] if num not in nums]
-        if left:
+        if left or number in self.fed:
             self.processes[number] = (left, self.processes[number][1])
         else:
             del self.processes[number]
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.at_work)
     @rule(data=st.data())
     def started(self, data: st.DataObject) -> None:
         self.tell(Started(self.one_at_work(data)[1]))
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.at_work)
     @rule(data=st.data(), state=st.sampled_from(ENDS))
     def ended(self, data: st.DataObject, state: Any) -> None:
         number, num = self.one_at_work(data)
@@ -165,7 +178,7 @@ class Sweeps(RuleBasedStateMachine):
         self.states[num] = state
         self.tell(Ended(num, state, 1.5, 0.5))
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.at_work)
     @rule(data=st.data())
     def paused(self, data: st.DataObject) -> None:
         number, num = self.one_at_work(data)
@@ -174,21 +187,52 @@ class Sweeps(RuleBasedStateMachine):
         self.states[num] = "paused"
         self.tell(Paused(num))
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.fed & self.processes.keys() and self.queue)
+    @rule(data=st.data())
+    def joined(self, data: st.DataObject) -> None:
+        """A job that waits, alone or in a stack, takes a lane of one that runs."""
+        number = data.draw(st.sampled_from(sorted(self.fed & self.processes.keys())))
+        unit = data.draw(st.sampled_from(self.queue))
+        num = data.draw(st.sampled_from(unit.nums))
+        self.queue.remove(unit)
+        if len(unit.nums) > 1:
+            self.queue.append(replace(unit, nums=tuple(each for each in unit.nums if each != num)))
+        self.processes[number][0].append(num)
+        self.states[num] = "running"
+        rungs = self.scheduler.rungs.get(num)
+        self.tell(Joined(number, (num,)))
+        assert self.scheduler.unit_of(num) == number
+        assert self.scheduler.rungs.get(num) == rungs
+        with pytest.raises(ValueError, match=f"job {num} cannot join: running"):
+            self.scheduler.handle(Joined(number, (num,)))
+
+    @precondition(lambda self: self.fed & self.processes.keys())
+    @rule(data=st.data())
+    def emptied(self, data: st.DataObject) -> None:
+        """The process of a stack ends, whose jobs have all left; of those that have not, it was told before."""
+        number = data.draw(st.sampled_from(sorted(self.fed & self.processes.keys())))
+        if not self.processes[number][0]:
+            del self.processes[number]
+            self.tell(Emptied(number))
+
+    @precondition(lambda self: self.at_work)
     @rule(data=st.data(), alone=st.booleans())
     def tried_again(self, data: st.DataObject, alone: bool) -> None:
-        number = data.draw(st.sampled_from(sorted(self.processes)))
+        number = data.draw(st.sampled_from(self.at_work))
         nums, slots = self.processes[number]
-        unit = replace(self.scheduler.running[number].unit, nums=tuple(nums), attempts=1)
+        rest = self.scheduler.rest(self.scheduler.running[number])
+        own = {num: rest.rungs_of(num) for num in nums}
+        unit = replace(rest, attempts=1)
         if alone:
             unit = replace(unit, alone_on=tuple(sorted({self.slots[index] for index in slots})))
         self.leave(number, nums)
         self.put(unit, "again")
+        assert {num: self.scheduler.rungs.get(num) for num in nums} == own
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.at_work)
     @rule(data=st.data())
     def divided(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.processes)))
+        number = data.draw(st.sampled_from(self.at_work))
         nums = self.processes[number][0]
         self.leave(number, nums)
         units = tuple(Unit((num,)) for num in nums)
@@ -199,7 +243,7 @@ class Sweeps(RuleBasedStateMachine):
 
     # -- what people do ------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.at_work)
     @rule(data=st.data(), wish=st.sampled_from(["pause", "stop"]))
     def asked(self, data: st.DataObject, wish: Any) -> None:
         self.tell(Asked(self.one_at_work(data)[1], wish, "by hand"))
@@ -227,6 +271,7 @@ class Sweeps(RuleBasedStateMachine):
         """The head dies with all that runs; the next one replays the manifest and queues what is left."""
         self.scheduler = self.replayed()
         self.processes, self.queue, self.slots, self.stopping = {}, [], {}, False
+        self.fed = set()
         self.states = {num: "waiting" if state == "running" else state for num, state in self.states.items()}
         self.tell(Began())
         left = [num for num, state in self.states.items() if state not in FINAL and state != "paused"]
@@ -253,7 +298,7 @@ class Sweeps(RuleBasedStateMachine):
         assert len(running + waiting) == len(set(running + waiting))
         assert set(running) == {num for num, state in self.states.items() if state == "running"}
         assert set(waiting) <= {num for num, state in self.states.items() if state == "waiting"}
-        assert self.scheduler.busy == bool(running or waiting)
+        assert self.scheduler.busy == bool(self.processes or waiting)
 
     @invariant()
     def no_slot_is_idle_while_a_unit_could_run(self) -> None:

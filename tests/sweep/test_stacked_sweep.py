@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import Forked
 from waiting import LIMIT, until
 
 from trainyard.sweep.decisions import PROMISE
@@ -142,8 +143,8 @@ def command(tmp_path: Path) -> Any:
     env = clean | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", tmp_path))), "COLUMNS": "150"}
 
     def start(*arguments: Any) -> Any:
-        return subprocess.Popen(
-            [sys.executable, "app.py", "-m", "hydra.sweep.dir=s", *arguments], cwd=tmp_path, env=env, text=True,
+        return Forked(
+            [sys.executable, "app.py", "-m", "hydra.sweep.dir=s", *arguments], cwd=tmp_path, env=env,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 

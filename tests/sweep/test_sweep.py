@@ -340,12 +340,10 @@ def test_sweep_resume_repeats_the_command(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     folder = (tmp_path / "sweep").rename(tmp_path / "lr=1, seed=(2) #ø'[x&")
     script = [sys.executable, "-m", "trainyard", "sweep", "resume"]
-    resumed = subprocess.run(
-        [*script, str(folder)], env=_environment(tmp_path), capture_output=True, text=True, check=False
-    )
+    resumed = forked.run([*script, str(folder)], env=_environment(tmp_path))
     assert resumed.returncode == 0, resumed.stderr
     assert "of them done already" in resumed.stdout
     assert {entry.state for entry in Manifest.open(folder).entries.values()} == {"done"}
-    none = subprocess.run([*script, str(tmp_path)], env=_environment(), capture_output=True, text=True, check=False)
+    none = forked.run([*script, str(tmp_path)], env=_environment())
     assert none.returncode == 2
     assert "no multirun.yaml" in none.stderr

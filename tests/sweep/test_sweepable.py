@@ -1,12 +1,12 @@
 """What sweeps know of an application: nothing of a plain function, more of a `Sweepable`."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 
 from trainyard.app import Application
@@ -27,7 +27,7 @@ def test_a_function_is_run_as_it_is() -> None:
     assert isinstance(plain, PlainTask)
     assert plain(SimpleNamespace(x=3)) == 3
     assert plain.at(POSITION) is task
-    assert (plain.resumes, plain.fuse, plain.check(None), plain.slots(None)) == (False, None, None, 1)
+    assert (plain.resumes, plain.fuse, plain.check(None), plain.slots(None, 1)) == (False, None, None, 1)
 
 
 @pytest.mark.parametrize("application", [Application(), type("Mine", (SweepableTask,), {})()])
@@ -96,10 +96,8 @@ def run(tmp_path: Path) -> Any:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
 
     def start(*arguments: Any) -> Any:
-        return subprocess.run(
-            [sys.executable, "app.py", *arguments], cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT / "src")},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        environment = clean | {"PYTHONPATH": str(ROOT / "src")}
+        return forked.run([sys.executable, "app.py", *arguments], cwd=tmp_path, env=environment)
 
     return start
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from waiting import LIMIT, until
 
 from trainyard.track import RunInfo
@@ -45,16 +46,15 @@ print(tracker.abort(), flush=True)
 
 
 @contextmanager
-def command(uri: str, runs: int, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def command(uri: str, runs: int, environment: dict[str, str], spares: int = 3) -> Iterator[tuple[Forked, int]]:
     """A command that has ended its runs, and its shipper's process id."""
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, uri, str(runs)], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
+    own = [sys.executable, "-c", COMMAND, uri, str(runs)]
+    with Forked(own, env=environment, stdout=subprocess.PIPE, spares=spares) as process:
         assert process.stdout is not None
         yield process, int(process.stdout.readline())
 
 
-def end(process: subprocess.Popen[str], shipper: int) -> str:
+def end(process: Forked, shipper: int) -> str:
     """Sends two Ctrl-C; what the command says, if both are gone then."""
     assert process.stdout is not None
     process.send_signal(signal.SIGINT)
@@ -67,7 +67,7 @@ def end(process: subprocess.Popen[str], shipper: int) -> str:
 
 
 def test_amid_its_start(uri: str, environment: dict[str, str]) -> None:
-    with command(uri, 1, environment) as (process, shipper):
+    with command(uri, 1, environment, spares=0) as (process, shipper):  # the shipper has its imports to do
         said = end(process, shipper)
     assert "1001 records of run 0 are not in MLflow" in said
     assert "The shipper was stopped." in said
@@ -82,16 +82,16 @@ def test_amid_its_work(
     stored: Callable[[str, str], Points],
 ) -> None:
     outputs = tmp_path / "outputs"
-    (outputs / "59").mkdir(parents=True)
-    lock = ShipperLock(outputs / "59")
+    (outputs / "19").mkdir(parents=True)
+    lock = ShipperLock(outputs / "19")
     assert lock.acquire()  # so that there is something left to ship
-    with command(uri, 60, environment) as (process, shipper):
+    with command(uri, 20, environment) as (process, shipper):
         until(lambda: any(summary(file.parent).complete for file in outputs.glob(f"*/{FILE}")))
         said = end(process, shipper)
     lock.release()
     work_dirs = sorted(outputs.iterdir())
     missing = [work_dir for work_dir in work_dirs if not summary(work_dir).complete]
-    assert 0 < len(missing) < 60
+    assert 0 < len(missing) < 20
     assert f"records of {len(missing)} runs are not in MLflow" in said
     stores = Stores()
     for work_dir in work_dirs:
@@ -99,7 +99,7 @@ def test_amid_its_work(
     for work_dir in (work_dirs[0], missing[0], work_dirs[-1]):
         assert stored(uri, str(summary(work_dir).run_id)) == journaled(work_dir)
         assert json.loads((work_dir / FILE).read_bytes())[uri]["sent_status"] == "FINISHED"
-    assert len({summary(work_dir).run_id for work_dir in work_dirs}) == 60
+    assert len({summary(work_dir).run_id for work_dir in work_dirs}) == 20
 
 
 def test_while_it_waits_for_a_server(environment: dict[str, str]) -> None:

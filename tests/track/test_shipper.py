@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import forked
 import pytest
+from forked import Forked
 from mlflow import MlflowClient
 from waiting import LIMIT, until
 
@@ -156,7 +158,7 @@ def test_a_killed_trainer(
 ) -> None:
     work_dir = folder(tmp_path)
     command = [sys.executable, "-c", TRAINER, str(work_dir)]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as trainer:
+    with Forked(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as trainer:
         assert trainer.stdout is not None
         shipper = int(trainer.stdout.readline())
         trainer.stdout.readline()
@@ -224,8 +226,8 @@ def test_a_fork_shares_the_shipper(uri: str, tmp_path: Path, environment: dict[s
     """It can name runs, cannot end the shipper, and does not keep it from ending."""
     work_dirs = [folder(tmp_path, name) for name in ("child", "parent")]
     command = [sys.executable, "-c", FORKING, *map(str, work_dirs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LIMIT)
-    assert (done.stdout, done.stderr) == ("\n", "")
+    done = forked.run(command, env=environment, timeout=LIMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
     assert [Shipped.load(work_dir, uri).sent_status for work_dir in work_dirs] == ["FINISHED", "FINISHED"]
 
 
@@ -263,9 +265,7 @@ def test_killed_at_random_moments(
     killed, step = 0, 0
     with (
         Journal(work_dir) as journal,
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        ) as forker,
+        Forked(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as forker,
     ):
         assert forker.stdin is not None
         assert forker.stdout is not None

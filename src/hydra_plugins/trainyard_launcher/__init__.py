@@ -264,7 +264,8 @@ class GridSweeper(BasicSweeper):
 
     def _prune(self, jobs: list[list[str]], launcher: LocalLauncher | None) -> None:
         from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.search_settings import PRUNER, check_application, grid_proposer, pruner_node
+        from trainyard.sweep.proposers.pruner_settings import PRUNER, check_application, pruner_node
+        from trainyard.sweep.proposers.search_settings import grid_proposer
 
         assert self.config is not None
         if launcher is None or self.max_batch_size is not None:

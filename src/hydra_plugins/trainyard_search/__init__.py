@@ -38,7 +38,8 @@ class SearchSweeper(Sweeper):
         """
         from hydra_plugins.trainyard_launcher import LocalLauncher
         from trainyard.errors import ConfigError
-        from trainyard.sweep.proposers.search_settings import SearchSettings, check_application
+        from trainyard.sweep.proposers.pruner_settings import check_application
+        from trainyard.sweep.proposers.search_settings import SearchSettings
 
         assert self.config is not None
         assert self.hydra_context is not None

@@ -13,7 +13,8 @@ from typing import Any
 from trainyard.catalog.find import SWEEP, directories
 from trainyard.catalog.stored_run import StoredRun
 from trainyard.errors import ConfigError
-from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.goals import Direction, Goals, as_number
+from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.steering import is_run
 from trainyard.track.run_info import RunInfo
 
@@ -30,7 +31,7 @@ class SweepJob:
         overrides: its overrides.
         subdir: its directory below the sweep's.
         state: one of `ORDER`.
-        objective: its best objective, once it is done.
+        value: what it returned, once it is done: its best objective, or several numbers by name.
         seconds: how long it took.
         error: why it failed.
         began: when its last attempt began, in unix seconds.
@@ -40,10 +41,15 @@ class SweepJob:
     overrides: list[str]
     subdir: str
     state: str = "waiting"
-    objective: float | None = None
+    value: Any = None
     seconds: float | None = None
     error: str | None = None
     began: float | None = None
+
+    @property
+    def objective(self) -> float | None:
+        """The best objective; None if there is none, or there are several numbers."""
+        return as_number(self.value)
 
 
 @dataclass
@@ -57,12 +63,14 @@ class StoredSweep:
         jobs: the jobs by number, as of the last `read_on`.
         started: when it was first started, in unix seconds.
         searched: whether a search chooses the jobs.
+        goals: what that compares them by, where it is more than the objective of each.
     """
 
     directory: Path
     jobs: dict[int, SweepJob] = field(default_factory=dict)
     started: float | None = None
     searched: bool = False
+    goals: Goals | None = None
     _read_to: int = 0
 
     @classmethod
@@ -104,6 +112,8 @@ class StoredSweep:
 
     @cached_property
     def _objective(self) -> tuple[str | None, Direction]:
+        if self.goals is not None:
+            return self.goals.names[0], self.goals.directions[0]
         for job in self.jobs.values():
             config = self.run_of(job).config
             if config:
@@ -134,11 +144,11 @@ class StoredSweep:
                 num=num,
                 overrides={key: given[num][key] for key in keys if key in given[num]},
                 state=job.state,
-                objective=job.objective,
+                objective=None,
                 seconds=job.seconds,
                 directory=self.directory / job.subdir,
                 error=job.error,
-            )
+            ).graded(job.value, self.goals)
             for num, job in sorted(self.jobs.items())
         ]
 
@@ -151,7 +161,7 @@ class StoredSweep:
     def _take(self, record: dict[str, Any]) -> list[SweepJob]:
         kind = record["kind"]
         if kind == "proposer":
-            self.searched = "sampler" in record["identity"]
+            self.searched, self.goals = "sampler" in record["identity"], Goals.of(record["identity"])
         if kind == "began":
             self.started = record["time"] if self.started is None else self.started
             running = [job for job in self.jobs.values() if job.state == "running"]
@@ -170,9 +180,8 @@ class StoredSweep:
             return []
         if kind == "state":
             job = self.jobs[record["num"]]
-            value = record.get("objective", job.objective)  # a job that goes on has the one so far
             job.state, job.error = record["state"], record.get("error")
-            job.objective = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+            job.value = record.get("objective", job.value)  # a job that goes on has the one so far
             job.seconds = record.get("seconds", job.seconds)
             job.began = record.get("time") if job.state == "running" else job.began
             return [job]

@@ -173,7 +173,9 @@ def report(directory: Path, json_: bool) -> None:
     files = list(result_files.write(rows, directory, sweep.direction))
     title = f"{directory.absolute().parent.name} {directory.absolute().name}"
     of, better = sweep.objective, sweep.direction
-    page = html.write(rows, directory, title=title, objective=of, direction=better, searched=sweep.searched)
+    page = html.write(
+        rows, directory, title=title, objective=of, direction=better, searched=sweep.searched, goals=sweep.goals
+    )
     files.append(page)
     if json_:
         ranking = [vars(row) | {"directory": str(row.directory)} for row in rank(rows, sweep.direction)]
@@ -185,8 +187,10 @@ def report(directory: Path, json_: bool) -> None:
 
 def _record(sweep: StoredSweep) -> dict[str, object]:
     from trainyard.sweep.report.ranking import rank
+    from trainyard.sweep.report.rows import front_of
 
-    first = next((row for row in rank(sweep.rows(), sweep.direction) if row.ranked), None)
+    rows = sweep.rows()
+    first = next((row for row in rank(rows, sweep.direction) if row.ranked), None)
     return {
         "directory": str(sweep.directory),
         "running": sweep.running,
@@ -195,6 +199,7 @@ def _record(sweep: StoredSweep) -> dict[str, object]:
         "objective": sweep.objective,
         "best": None if first is None else first.objective,
         "best_job": None if first is None else first.num,
+        "pareto_front": [num for num, front in front_of(rows).items() if front == 1],
     }
 
 

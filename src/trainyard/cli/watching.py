@@ -12,7 +12,7 @@ import click
 
 from trainyard.catalog.stored_sweep import StoredSweep, SweepJob
 from trainyard.cli.output import number
-from trainyard.sweep.report.rows import duration
+from trainyard.sweep.report.rows import duration, front_of
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -78,11 +78,13 @@ def _print_changes(sweep: StoredSweep) -> None:
     while runs:
         runs = sweep.running
         changed = sweep.read_on()
-        names = {row.num: row.label for row in sweep.rows()} if changed else {}
+        rows = {row.num: row for row in sweep.rows()} if changed else {}
         for job in changed:
-            value = "" if job.objective is None else f"  {number(job.objective)}"
+            row = rows[job.num]
+            several = ", ".join(f"{name} {number(each)}" for name, each in row.metrics.items())
+            value = "" if row.objective is None else f"  {several or number(row.objective)}"
             error = f"  {job.error}" if job.error else ""
-            click.echo(f"{job.state:<11}  {names[job.num]}{value}{error}")
+            click.echo(f"{job.state:<11}  {row.label}{value}{error}")
         time.sleep(_PAUSE if runs else 0)
 
 
@@ -111,7 +113,12 @@ def _table(sweep: StoredSweep, latest: dict[int, _Latest]) -> Table:
 
 
 def _head(sweep: StoredSweep) -> str:
-    values = [job.objective for job in sweep.jobs.values() if job.objective is not None]
+    goals, jobs = sweep.goals, sweep.jobs.values()
+    if goals is not None and goals.several:
+        front = sum(place == 1 for place in front_of(sweep.rows()).values())
+        return f"{len(sweep.jobs)} jobs: {sweep.counts()}; {front} on the Pareto front"
+    found = [job.objective if goals is None else goals.best(job.value) for job in jobs]
+    values = [value for value in found if value is not None]
     best = (max if sweep.direction == "maximize" else min)(values, default=None)
     told = "" if best is None else f"; best {sweep.objective or 'objective'} {number(best)}"
     return f"{len(sweep.jobs)} jobs: {sweep.counts()}{told}"

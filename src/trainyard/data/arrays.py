@@ -17,6 +17,8 @@ from trainyard.data.tables import Columns, Table, Target, read_tables
 from trainyard.errors import ConfigError
 
 TASKS = ("auto", "classification", "regression")
+MOST_CLASSES = 100
+"""More classes than these, in more than half of the rows, are no classes but texts."""
 REGRESSION_LOSS = {"_target_": "torch.nn.MSELoss"}
 """Loss of a model whose config says `loss: auto`, where the data are for regression."""
 
@@ -117,6 +119,9 @@ class Arrays(ArrayData):
         ys = [table.y for table in tables.values()]
         regression = ys[0].dtype.kind == "f" if task == "auto" else task == "regression"
         numbered: Sequence[npt.NDArray[Any]] = _as_numbers(ys) if regression else self._as_classes(ys)
+        if len(self.classes) > max(MOST_CLASSES, sum(map(len, ys)) // 2) and isinstance(self.classes[0], str):
+            accepted = f"a column of classes; it has {len(self.classes)} texts in {sum(map(len, ys))} rows"
+            raise ConfigError("target", target, accepted)
         tables = {split: tables[split]._replace(y=y) for split, y in zip(tables, numbered, strict=True)}
 
         own_data = {split.partition("/")[0] for split in tables}

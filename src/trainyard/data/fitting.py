@@ -98,7 +98,8 @@ def _categories(name: str, texts: npt.NDArray[Any], most: int) -> list[str]:
     if len(known) > most:
         hint = (
             "A text or a number of its own in nearly every row is no category: leave the column out by naming the "
-            f"others, features=[…]. If it is one: max_categories={len(known)}."
+            f"others, features=[…]. If it is one: max_categories={len(known)}. A model reads texts by the tokens of "
+            "data=hf."
         )
         raise ConfigError("features", name, f"columns of at most {most} categories; it has {len(known)}", hint=hint)
     return known

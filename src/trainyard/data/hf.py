@@ -224,7 +224,7 @@ def _from_disk(path: str) -> Any:
         hint = "Install it with: pip install 'trainyard[hf]'"
         raise ConfigError("path", path, "a data set of `datasets`, which is not installed", hint=hint) from error
     if not Path(path).expanduser().is_dir():
-        raise ConfigError("path", path, "a folder that save_to_disk wrote")
+        raise ConfigError("path", path, "a folder that save_to_disk wrote", hint="There is no such folder.")
     try:
         return datasets.load_from_disk(str(Path(path).expanduser()))
     except (OSError, ValueError) as error:

@@ -228,7 +228,8 @@ def _read(key: str, path: str, image: str, target: str, group: str | None) -> di
     """Return the images of a path by split; those of a path that names none are under "train"."""
     place = Path(path).expanduser() if isinstance(path, str | Path) and str(path) else None
     if place is None or not place.exists():
-        raise ConfigError(key, path, "a folder of images, or a .csv or .parquet with their paths")
+        hint = "" if place is None else "There is no such file or folder."
+        raise ConfigError(key, path, "a folder of images, or a .csv or .parquet with their paths", hint=hint)
     if place.is_file():
         return {"train": _of_table(key, place, image, target, group)}
     if group is not None:
@@ -253,7 +254,7 @@ def _of_folder(key: str, folder: Path) -> Files:
         labels += [of_class.name] * len(images)
     if len(folders) < 2:
         lone = len(_images(folder.iterdir()))
-        held = f"It holds {lone} images and {len(folders)} folders."
+        held = f"In it are {lone} images, and of folders {len(folders) or 'none'}."
         hint = f"{held} Images beside one another need a table of their paths and labels (.csv)."
         raise ConfigError(
             key, str(folder), "a folder that has a folder of images for each of two classes or more", hint=hint

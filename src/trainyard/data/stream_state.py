@@ -83,7 +83,10 @@ class StreamState:
     def load(self, state: Mapping[str, Any]) -> bool:
         """Bring the stream to a state that `take` returned; return whether it had come to its end."""
         self._part.load_state_dict(copy.deepcopy(state["stream"]))
-        return bool(state["ended"])
+        ended = bool(state["ended"])
+        if self._stream is not None:
+            self._stream.ended = ended  # until it is iterated
+        return ended
 
     def followed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches of an iteration, and note its end: the next epoch begins where this one has ended."""

@@ -1,4 +1,7 @@
-"""Launcher of the ranks of one run on this machine: it starts, watches and ends them together."""
+"""Launcher of the ranks of one run on this machine: it starts, watches and ends them together.
+
+Of a run over several nodes each has one; the first has the store in which all ranks meet.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,12 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 from trainyard.distributed.rank_process import NEVER, Call, Report, run_rank
 from trainyard.distributed.world import OURS
 from trainyard.errors import ConfigError
+from trainyard.nodes import Nodes
 
 TICK = 0.2  # seconds
 ASK = 1.0  # after a rank has ended: by now the others have noticed, or are asked for their place
 GRACE = 5.0  # after which ranks are killed
+MEETING = 300.0  # seconds that the other nodes wait for the first
 PARTING = 20.0  # the same, if the run was interrupted and the ranks save their state
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -67,6 +72,7 @@ def launch(
     environ: Mapping[str, str] | None = None,
     where: Callable[[Sequence[FrameType]], str] | None = None,
     on_tick: Callable[[], object] = lambda: None,
+    nodes: Nodes | None = None,
 ) -> Outcome:
     """Call a function in each of `devices` new processes, the ranks of a world (`trainyard.distributed.world.find`).
 
@@ -83,27 +89,73 @@ def launch(
         environ: variables for the ranks, beside those of this process.
         where: describes the place of a rank from the frames of its stack, the innermost last.
         on_tick: called about every 0.2 s.
+        nodes: the nodes that have these devices together; this is the first of them. The others `assist`.
 
     Raises:
         ConfigError: `port` is in use.
         KeyboardInterrupt: the second signal came.
     """
-    meeting = _Meeting(port)
+    meeting = _Meeting(port, "127.0.0.1" if nodes is None else "")
+    call = Call(function, argument, where)
     try:
-        with _Ranks(Call(function, argument, where), devices, meeting.port, environ or {}) as ranks:
+        if nodes is not None:
+            nodes.announce(meeting.port, call)
+        place = _Place(meeting.port, devices, devices if nodes is None else nodes.own, alone=nodes is None)
+        with _Ranks(call, place, environ or {}) as ranks:
             return ranks.watch(on_tick)
     finally:
         meeting.close()
 
 
-class _Meeting:
-    """Store in which the ranks meet. It lives in this process, so it outlives each rank; no other run can reach it."""
+def assist(nodes: Nodes) -> Outcome:
+    """Start the ranks of this node, which is not the first, and wait for them: see `launch`.
 
-    def __init__(self, port: int | None) -> None:
+    Raises:
+        TrainyardError: the first node has not begun.
+        KeyboardInterrupt: a SIGTERM before the ranks were started, or the second signal.
+    """
+    before = signal.signal(signal.SIGTERM, _give_up)
+    try:
+        address, port, call = nodes.wait(MEETING)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with _Ranks(call, _Place(port, nodes.total, nodes.own, nodes.first, address, alone=False), {}) as ranks:
+        return ranks.watch(lambda: None)
+
+
+def _give_up(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signum)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Place of the ranks that a process starts among those of all nodes.
+
+    Args:
+        port: where all meet.
+        total: the number of all.
+        own: the number of those that the process starts.
+        first: the number of the first of these.
+        address: of the first node.
+        alone: whether there is no other node.
+    """
+
+    port: int
+    total: int
+    own: int
+    first: int = 0
+    address: str = "127.0.0.1"
+    alone: bool = True
+
+
+class _Meeting:
+    """Store in which the ranks meet. It lives in this process, so it outlives each rank; the port is its own."""
+
+    def __init__(self, port: int | None, address: str) -> None:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", port or 0))
+            listener.bind((address, port or 0))
         except OSError as error:
             listener.close()
             accepted = "a free port, or null to have one found"
@@ -121,8 +173,9 @@ class _Meeting:
 class _Ranks:
     """Processes of the ranks. Leaving the context kills those that are left."""
 
-    def __init__(self, call: Call, count: int, port: int, environ: Mapping[str, str]) -> None:
-        self.count = count
+    def __init__(self, call: Call, place: _Place, environ: Mapping[str, str]) -> None:
+        self.count = count = place.own
+        self._first = place.first
         self._reports: dict[int, Report] = {}
         self._places: dict[int, str] = {}  # places of ranks that did not end by themselves
         self._signum: int | None = None
@@ -130,9 +183,9 @@ class _Ranks:
         self._pipes: list[Connection] = [ours for ours, _ in pipes]
         self._processes: list[BaseProcess] = []
         self._handlers: dict[int, Any] = {}
-        envs = {rank: _environ(rank, count, port) for rank in range(count)}
+        envs = {rank: _environ(rank, place) for rank in range(count)}
         args = {rank: (call, rank, theirs) for rank, (_, theirs) in enumerate(pipes)}
-        with _silenced(), _signals_held() as handlers, _set({**_shared(count), **environ}):
+        with _silenced(), _signals_held() as handlers, _set({**_shared(place), **environ}):
             self._context: PContext = start_processes(
                 "rank", run_rank, args, envs, DefaultLogsSpecs(log_dir=os.devnull), start_method="spawn"
             )
@@ -231,17 +284,18 @@ class _Ranks:
         state = "interrupted" if cause.state == "interrupted" else "failed"
         found = Outcome(state, status=cause.status or 1, signum=self._signum, killed=killed)
         if cause.state == "killed" or not cause.kind:
-            return replace(found, error=f"Rank {rank} {cause.error}{self._others(rank, cause)}.")
+            return replace(found, error=f"Rank {self._first + rank} {cause.error}{self._others(rank, cause)}.")
         if cause.trace is None:
             alike = rank == 0 or (0 in self._reports and self._reports[0].error == cause.error)
-            return replace(found, error=cause.error if alike else f"Rank {rank}: {cause.error}")
+            return replace(found, error=cause.error if alike else f"Rank {self._first + rank}: {cause.error}")
         lines = re.sub(r"^\[\S+:\d+\] ", "", cause.error.strip()).splitlines() or [""]  # gloo prefixes its line
         error = f"{cause.kind}: {lines[0]}".rstrip(": ").rstrip(".")
         if cause.collective and self._places:  # it waited for a rank that was busy
             late, place = min(self._places.items())
-            return replace(found, error=f"Rank {late} kept the others waiting: it was {place}. Rank {rank}: {error}.")
+            told = f"Rank {self._first + late} kept the others waiting: it was {place}."
+            return replace(found, error=f"{told} Rank {self._first + rank}: {error}.")
         place = f" {cause.place}" if cause.in_hook else ""
-        return replace(found, error=f"Rank {rank} failed{place}: {error}.", trace=cause.trace)
+        return replace(found, error=f"Rank {self._first + rank} failed{place}: {error}.", trace=cause.trace)
 
     def _cause(self) -> tuple[int, Report]:
         """Return the report that explains the others, which fail when a rank is gone."""
@@ -259,28 +313,28 @@ class _Ranks:
         if cause.error.endswith("SIGABRT"):
             for other, report in sorted(self._reports.items()):
                 if other != rank and report.in_hook:
-                    return f"; rank {other} was {report.place}"
+                    return f"; rank {self._first + other} was {report.place}"
         return ""
 
 
-def _environ(rank: int, count: int, port: int) -> dict[str, str]:
+def _environ(rank: int, place: _Place) -> dict[str, str]:
     """Return the variables that torchrun would set."""
     return {
-        OURS: str(rank),
-        "RANK": str(rank),
+        OURS: str(place.first + rank),
+        "RANK": str(place.first + rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(place.total),
+        "LOCAL_WORLD_SIZE": str(place.own),
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 
 
-def _shared(count: int) -> dict[str, str]:
+def _shared(place: _Place) -> dict[str, str]:
     """Return variables that libraries read when they are loaded, before a rank's own code runs."""
-    own = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
-    if sys.platform == "linux":
+    own = {"OMP_NUM_THREADS": str(max(1, cores() // place.own))}
+    if sys.platform == "linux" and place.alone:
         own["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine, whatever its name resolves to
     return {name: value for name, value in own.items() if name not in os.environ}
 

@@ -20,6 +20,7 @@ from torch.utils.data import DistributedSampler, Sampler
 from trainyard.data.base import Batch, Loader
 from trainyard.data.dataloader import WorkerLoader
 from trainyard.data.lengths import exact_length
+from trainyard.data.limits import FirstBatches
 from trainyard.data.seeding import PositionedSampler, Request
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import ConfigError, TrainyardError
@@ -50,11 +51,9 @@ def share_of(loader: Loader, rank: int, world_size: int) -> Share:
         )
     if _is_resident(loader):
         return _TensorShare(loader, rank, world_size)
-    if isinstance(loader, WorkerLoader):
-        if loader.picks_batches:
-            return _PickedShare(loader, rank, world_size)
-        loader = loader.wrapped(_as_it_is)
-    return Share(loader, rank, world_size)
+    if isinstance(loader, WorkerLoader) and loader.picks_batches:
+        return _PickedShare(loader, rank, world_size)
+    return Share(_in_order(loader), rank, world_size)
 
 
 def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
@@ -69,11 +68,9 @@ def turns_of(loader: Loader, rank: int, world_size: int) -> Turns:
     _check_sampler(loader)
     if _is_resident(loader):
         return _TensorTurns(loader, rank, world_size)
-    if isinstance(loader, WorkerLoader):
-        if loader.picks:
-            return _PickedTurns(loader, rank, world_size)
-        loader = loader.wrapped(_as_it_is)
-    return Turns(loader, rank, world_size)
+    if isinstance(loader, WorkerLoader) and loader.picks:
+        return _PickedTurns(loader, rank, world_size)
+    return Turns(_in_order(loader), rank, world_size)
 
 
 class _OfRank:
@@ -337,6 +334,13 @@ class _PickedTurns(Turns):
         self.served = self._sampler.served
 
 
+def _in_order(loader: Loader) -> Loader:
+    """Return a loader of the same batches that come in one order on all ranks."""
+    if isinstance(loader, FirstBatches):
+        return FirstBatches(_in_order(loader.whole), loader.count, repeat=loader.repeat)
+    return loader.wrapped(_as_it_is) if isinstance(loader, WorkerLoader) else loader
+
+
 def _as_it_is(sampler: PositionedSampler) -> PositionedSampler:
     return sampler
 
@@ -347,7 +351,7 @@ def _is_resident(loader: Loader) -> bool:
 
 
 def _check_sampler(loader: Loader) -> None:
-    for sampler in loader.samplers if isinstance(loader, WorkerLoader) else ():
+    for sampler in getattr(loader, "samplers", ()):
         if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             accepted = "a sampler of all samples: every device is given its share of them here"
             raise ConfigError("sampler", type(sampler).__name__, accepted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 
 T = TypeVar("T")
 
@@ -131,22 +132,63 @@ def first_node(nodes: str) -> str:
 
 
 def meeting(world: World, timeout: float = 600.0) -> Store:
-    """Return the store in which these ranks meet; it is made once."""
+    """Return the store in which these ranks meet; it is made once.
+
+    Raises:
+        ConfigError: the place where they meet has no address here.
+        TrainyardError: nobody is there within `timeout` seconds.
+    """
     if world not in _stores:
         if world.address is None:
             _stores[world] = HashStore()
         else:
+            _check_address(world.address)
             served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher of the ranks
-            _stores[world] = TCPStore(
-                world.address,
-                world.port,
-                world.world_size,
-                is_master=world.is_main and not served,
-                timeout=timedelta(seconds=timeout),
-                wait_for_workers=False,
-                multi_tenant=True,
-            )
+            try:
+                _stores[world] = TCPStore(
+                    world.address,
+                    world.port,
+                    world.world_size,
+                    is_master=world.is_main and not served,
+                    timeout=timedelta(seconds=timeout),
+                    wait_for_workers=False,
+                    multi_tenant=True,
+                )
+            except dist.DistNetworkError as error:
+                raise _missing(world, timeout, "the first one") from error
     return _stores[world]
+
+
+def _wait_for_all(store: Store, world: World, timeout: float) -> None:
+    """Wait until all ranks are at the meeting place.
+
+    Raises:
+        TrainyardError: some are not, within `timeout` seconds: a node is missing, say.
+    """
+    keys = [f"here/{rank}" for rank in range(world.world_size)]
+    store.set(keys[world.rank], "")
+    try:
+        store.wait(keys, timedelta(seconds=timeout))
+    except dist.DistStoreError as error:
+        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+        raise _missing(world, timeout, ", ".join(missing)) from error
+
+
+def _missing(world: World, timeout: float, which: str) -> TrainyardError:
+    return TrainyardError(
+        f"{world.world_size} ranks were to meet at {world.address}:{world.port}, but within {timeout:g} s "
+        f"(strategy.timeout) there was no sign of: {which}. Is every node up, and does each reach that address?"
+    )
+
+
+def _check_address(name: str) -> None:
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        hint = (
+            f"The ranks meet at {name}, which has no address here: {error.strerror}. MASTER_ADDR names another place."
+        )
+        raise ConfigError("MASTER_ADDR", name, "a name or an address that all nodes reach", hint=hint) from None
 
 
 def join(world: World, backend: str = "auto", device: torch.device | None = None, timeout: float = 600.0) -> None:
@@ -162,6 +204,7 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
 
     Raises:
         ConfigError: no backend of that name; or this process is another rank already.
+        TrainyardError: some ranks are not there within `timeout` seconds.
     """
     global _joined
     if dist.is_initialized():
@@ -172,9 +215,11 @@ def join(world: World, backend: str = "auto", device: torch.device | None = None
     chosen = dist.Backend.default_device_backend_map.get(kind, "gloo") if backend == "auto" else backend
     if chosen not in dist.Backend.backend_list:
         raise ConfigError("backend", backend, "auto, or one that this torch has", options=dist.Backend.backend_list)
+    store = meeting(world, timeout)
+    _wait_for_all(store, world, timeout)
     dist.init_process_group(
         chosen if kind == "cpu" else f"cpu:gloo,{kind}:{chosen}",
-        store=PrefixStore("group", meeting(world, timeout)),
+        store=PrefixStore("group", store),
         rank=world.rank,
         world_size=world.world_size,
         timeout=timedelta(seconds=timeout),

@@ -41,7 +41,8 @@ class LaneClock:
             Unfusable: the members' loops differ in more than their lengths.
         """
         runner = self._runner
-        if any(resumed) and not all(resumed) and runner.batches_done:
+        going = [goes_on for member, goes_on in zip(runner.members, resumed, strict=True) if not member.vacant]
+        if any(going) and not all(going) and runner.batches_done:
             raise PlacesDiffer("the members' checkpoints are at different places of an epoch")
         for member, goes_on in zip(runner.members, resumed, strict=True):
             if not goes_on:

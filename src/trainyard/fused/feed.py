@@ -13,7 +13,8 @@ from trainyard.errors import TrainyardError
 from trainyard.track import RunInfo
 
 if TYPE_CHECKING:
-    from trainyard.runner import Member
+    from trainyard.fused.member import StackMember
+    from trainyard.track.sweep_position import SweepPosition
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,32 @@ class LaneJob:
     Attributes:
         config: as for `FusedRunner`.
         info: the member's record for MLflow; None makes one that holds the name.
+        position: its position in its sweep; None if it is of none.
+        number: its number among all jobs of the stack; None for the next one.
     """
 
     config: Mapping[str, Any] | DictConfig
     info: RunInfo | None = None
+    position: SweepPosition | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a member trains in one lane, at one width.
+
+    Attributes:
+        member: the member.
+        lane: its row in the stack.
+        width: the lanes of the stack.
+        epoch, iter: the member's own place when the span begins.
+    """
+
+    member: StackMember
+    lane: int
+    width: int
+    epoch: int
+    iter: int
 
 
 class Feed(Protocol):
@@ -38,41 +61,27 @@ class Feed(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether no job will come any more: lanes that become free are then cut out of the stack."""
+        """Whether no job will come now: lanes that are free are then cut out of the stack."""
 
-    def take(self, *, wait: bool) -> LaneJob | None:
-        """Return the next job; None if there is none now.
+    def take(self, count: int, *, wait: bool) -> Sequence[LaneJob]:
+        """Return the next jobs, so many at most.
 
         Args:
-            wait: no lane is occupied: wait for a job, and return None only if the feed is closed.
+            count: the free lanes.
+            wait: no lane is occupied: wait for a job, and return nothing only if the feed is closed.
         """
 
-    def joined(self, member: Member, lane: int, width: int) -> None:
-        """Note that a member trains in a lane of a stack of this width from its present epoch on."""
+    def cutting(self) -> None:
+        """Note that free lanes are about to be removed: the members get other rows."""
 
-    def left(self, member: Member, lane: int) -> None:
-        """Note that a member trains no longer: it has ended, failed or pauses; its last checkpoint is being written."""
+    def placed(self, spans: Sequence[Span]) -> None:
+        """Note spans that begin now, before their members train on: they have joined, or the stack was cut."""
+
+    def left(self, members: Sequence[StackMember]) -> None:
+        """Note that members train no longer: they have ended, failed or pause; their checkpoints are being written."""
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:
         """Note that a job cannot train in this stack: it is `Unfusable`, or its config cannot work."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """What a member has trained in one lane.
-
-    Attributes:
-        member: the member.
-        lane: its row in the stack.
-        width: the lanes of the stack.
-        epoch, iter: the member's own place when it joined.
-    """
-
-    member: Member
-    lane: int
-    width: int
-    epoch: int
-    iter: int
 
 
 class LaneQueue:
@@ -82,7 +91,7 @@ class LaneQueue:
         jobs: configs, or `LaneJob`s.
 
     Attributes:
-        spans: of the members that have joined, in order.
+        spans: of the members, in order.
         refusals: the jobs that could not train in the stack, with the reasons.
     """
 
@@ -95,13 +104,16 @@ class LaneQueue:
     def closed(self) -> bool:
         return not self._waiting
 
-    def take(self, *, wait: bool) -> LaneJob | None:
-        return self._waiting.popleft() if self._waiting else None
+    def take(self, count: int, *, wait: bool) -> Sequence[LaneJob]:
+        return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
 
-    def joined(self, member: Member, lane: int, width: int) -> None:
-        self.spans.append(Span(member, lane, width, member.epoch, member.iter))
+    def cutting(self) -> None:
+        """Do nothing."""
 
-    def left(self, member: Member, lane: int) -> None:
+    def placed(self, spans: Sequence[Span]) -> None:
+        self.spans += spans
+
+    def left(self, members: Sequence[StackMember]) -> None:
         """Do nothing: the members' journals say how they ended."""
 
     def refused(self, job: LaneJob, error: TrainyardError) -> None:

@@ -44,6 +44,7 @@ class StackedFunctions(TorchFunctionMode):
         for func in KINDS:
             self._functions[func] = partial(recurrent, func, self._direction, dropout)
         self._functions[F.normalize] = _normalize
+        self._functions[F.group_norm] = _group_norm
         self._drawing = {} if draws is None else {func: partial(rule, draws, func) for func, rule in DRAWING.items()}
 
     def __torch_function__(
@@ -122,6 +123,11 @@ def _normalize(features: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-1
     """Normalize as torch does, also into a tensor: `torch.vmap` has no rule for that, and spectral norms do it."""
     found = F.normalize(features, p, dim, eps)
     return found if out is None else out.copy_(found)
+
+
+def _group_norm(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Normalize as torch does: torch before 2.14 cannot within `torch.vmap` where the channels are last in memory."""
+    return F.group_norm(features.contiguous(), *args, **kwargs)
 
 
 class _StackedLinear(Function):

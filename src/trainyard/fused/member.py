@@ -24,6 +24,7 @@ from trainyard.step.step import AccumulatedStep
 
 if TYPE_CHECKING:
     from trainyard.fused.runner import FusedRunner
+    from trainyard.track.sweep_position import SweepPosition
 
 
 class StackMember(Member):
@@ -41,6 +42,8 @@ class StackMember(Member):
         parts: builds the member's own model, optimizer and schedule, which are then stacked.
         lane: the member's random generators.
         ahead: iterations and epochs that the member is ahead of the stack's own count.
+        number: its number among all members that the stack has had.
+        position: its position in its sweep; None if it is of none.
         data_seed: the seed of the order of its data; another than its own where it goes on as another member.
     """
 
@@ -55,6 +58,8 @@ class StackMember(Member):
         self._left_at: tuple[int, int] | None = None
         self.ahead = (0, 0)
         self.data_seed = self.seed
+        self.number = index
+        self.position: SweepPosition | None = None
 
     @property
     def model(self) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 
 from trainyard.errors import TrainyardError, Unfusable
 from trainyard.fused import places
-from trainyard.fused.feed import Feed, LaneJob
+from trainyard.fused.feed import Feed, LaneJob, Span
 from trainyard.fused.lanes import Lane
 from trainyard.fused.member import StackMember
 from trainyard.fused.model import StackedModel
@@ -51,6 +51,7 @@ class Occupancy:
     def release(self, leaving: Sequence[int]) -> None:
         """Free the lanes of these members, whose last checkpoints are saved."""
         runner = self._runner
+        left = [runner.members[k] for k in leaving]
         for k in leaving:
             member = runner.members[k]
             evaluated = runner.stack.vacate(k)
@@ -59,42 +60,86 @@ class Occupancy:
             member.leave(evaluated)
             lane, member.lane = member.lane, member.lane.copy()
             runner.members = [*runner.members[:k], self._vacancy(member, lane), *runner.members[k + 1 :]]
-            if self.feed is not None:
-                self.feed.left(member, k)
         self._refill_hooks(leaving)
         runner.clock.follow()
+        if self.feed is not None:
+            self.feed.left(left)
+
+    def exchange(self) -> None:
+        """Free the lanes of members that leave, and give free lanes to the next jobs, between two epochs."""
+        runner = self._runner
+        leaving = runner.leaving()
+        while leaving and not runner.interrupted:
+            occupied = [k for k in leaving if not runner.members[k].vacant]
+            if occupied:
+                runner.leave(occupied)
+                self.release(occupied)
+            filled = self.fill() if runner.batches_done == 0 and not runner.train_loop.val_due else []
+            leaving = [k for k in runner.leaving() if k in filled]  # one may have been at its end when it joined
+
+    def place(self) -> None:
+        """Tell the feed where all members train from here on."""
+        self._place([k for k, member in enumerate(self._runner.members) if not member.vacant])
+
+    def _place(self, lanes: Sequence[int]) -> None:
+        members = self._runner.members
+        if self.feed is not None:
+            self.feed.placed([Span(m, k, len(members), m.epoch, m.iter) for k in lanes if (m := members[k])])
 
     def fill(self, *, wait: bool = False) -> list[int]:
         """Give free lanes to the next jobs, between two epochs; return the lanes."""
-        runner, feed = self._runner, self.feed
         filled: list[int] = []
+        while self.feed is not None and (free := [k for k, each in enumerate(self._runner.members) if each.vacant]):
+            jobs = self.feed.take(len(free), wait=wait and not filled)
+            if not jobs:
+                break
+            filled += self._admit(dict(zip(free, jobs, strict=False)))
+        if filled:
+            runner = self._runner
+            runner.call("after_join", joined=filled)
+            for k in filled:
+                log.info("%s is in lane %d.", runner.members[k].info.name, k, extra={"member": runner.members[k]})
+            self._place(filled)
+        return filled
+
+    def _admit(self, jobs: Mapping[int, LaneJob]) -> list[int]:
+        """Let jobs begin, or go on, in free lanes; return the lanes of those that could."""
+        runner = self._runner
+        free = {k: runner.members[k] for k in jobs}
         starts: dict[int, Start | None] = {}
-        for k, member in enumerate(runner.members):
-            while feed is not None and member.vacant and k not in starts:
-                job = feed.take(wait=wait and not starts)
-                if job is None:
-                    break
-                try:
-                    starts[k] = self._seat(k, job)
-                    filled.append(k)
-                except TrainyardError as error:
-                    log.warning("A job cannot train in this stack: %s", error)
-                    feed.refused(job, error)
-        if not filled:
-            return []
+        for k, job in jobs.items():
+            try:
+                starts[k] = self._seat(k, job)
+            except TrainyardError as error:
+                self._refuse(job, error)
         runner.clock.follow()
-        self._refill_hooks(filled)
-        for k, start in starts.items():
-            restore(runner.members[k], start)
+        self._refill_hooks([*starts])
+        for k, start in dict(starts).items():
+            try:
+                restore(runner.members[k], start)
+            except TrainyardError as error:
+                self._refuse(jobs[k], error)
+                self._unseat(k, free[k])
+                del starts[k]
+                continue
             if runner.average is not None and (start is None or not start.resumes):
                 runner.average.copy_row(k, runner.stack, k)
         runner.clock.follow()
-        for k in filled:
-            member = runner.members[k]
-            log.info("%s begins in lane %d.", member.info.name, k, extra={"member": member})
-            if feed is not None:
-                feed.joined(member, k, len(runner.members))
-        return filled
+        return [*starts]
+
+    def _refuse(self, job: LaneJob, error: TrainyardError) -> None:
+        assert self.feed is not None
+        log.warning("A job cannot train in this stack: %s", error)
+        self.feed.refused(job, error)
+
+    def _unseat(self, k: int, before: StackMember) -> None:
+        """Let a lane be free again, whose member could not be restored."""
+        runner, member = self._runner, self._runner.members[k]
+        before.lane, before.ahead = member.lane, member.ahead
+        runner.members = [*runner.members[:k], before, *runner.members[k + 1 :]]
+        runner.all_members = [each for each in runner.all_members if each is not member]
+        member.journal.close()
+        self._refill_hooks([k])
 
     def refill_all(self) -> bool:
         """Give all lanes to the next jobs, where all members have ended; return whether there were any."""
@@ -149,6 +194,8 @@ class Occupancy:
         free = runner.members[k]
         settings = {**runner.settings, **arguments(job.config), "info": job.info}
         member = StackMember(runner, k, settings)
+        member.position = job.position
+        member.number = runner.next_number if job.number is None else job.number
         start = starting_point(member)
         model, optimizer = member.parts.model, member.parts.make_optimizer()
         if type(optimizer).__name__ != runner.optimizer_kind:
@@ -176,17 +223,16 @@ class Occupancy:
         member.lane.hosted = False
         runner.members = [*runner.members[:k], member, *runner.members[k + 1 :]]
         runner.all_members = [*runner.all_members, member]
+        runner.next_number = max(runner.next_number, member.number + 1)
         member.open(runner.tracker, resume=bool(member.resume))
         return start
 
     def _vacancy(self, left: StackMember, lane: Lane) -> StackMember:
-        """Return what stands for a free lane: a member that writes nothing."""
-        nothing = {"work_dir": None, "resume": False, "load_from": None, "info": RunInfo("a free lane")}
-        member = StackMember(self._runner, left.index, {**left.parts.settings, **nothing})
+        """Return what stands for a lane that has become free."""
+        member = vacancy(self._runner, left.index, left.parts.settings)
         parts: dict[str, Any] = vars(member.parts)
         parts["model"], parts["train_loop"] = self._runner.stack.models[left.index], left.loop
-        member.ahead, member.lane, member.vacant = left.ahead, lane, True
-        member.stop("the lane is free", failed=True)
+        member.ahead, member.lane = left.ahead, lane
         return member
 
     def _refill_hooks(self, lanes: Sequence[int]) -> None:
@@ -196,6 +242,21 @@ class Occupancy:
             nodes = {k: runner.members[k].parts.hook_settings.get(name) for k in lanes if not runner.members[k].vacant}
             own = {k: None if (node := nodes.get(k)) is None else build_hook(node, name) for k in lanes}
             hook.refill(runner, own)
+
+
+def vacancy(runner: FusedRunner, index: int, settings: Mapping[str, Any]) -> StackMember:
+    """Return what stands for a free lane: a member that writes nothing.
+
+    Args:
+        runner: the stack's.
+        index: the lane.
+        settings: those of any member.
+    """
+    nothing = {"work_dir": None, "resume": False, "load_from": None, "info": RunInfo("a free lane")}
+    member = StackMember(runner, index, {**settings, **nothing})
+    member.vacant = True
+    member.stop("the lane is free", failed=True)
+    return member
 
 
 def models_of(stacked: nn.Module | None) -> StackedModel | None:

@@ -14,18 +14,20 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from trainyard import rng_state
 from trainyard.batch import samples, samples_of_each
 from trainyard.config.compiling import compile_arguments
 from trainyard.data import Loader
 from trainyard.errors import Unfusable
 from trainyard.fused.clock import LaneClock
+from trainyard.fused.cut import Cut
 from trainyard.fused.feed import Feed
 from trainyard.fused.lanes import Lanes
 from trainyard.fused.loader import stack_loader
 from trainyard.fused.member import StackMember
 from trainyard.fused.metrics import stack_metrics
 from trainyard.fused.model import StackedModel
-from trainyard.fused.occupancy import Occupancy, models_of
+from trainyard.fused.occupancy import Occupancy, models_of, vacancy
 from trainyard.fused.optim import StackedOptimizer, stack_optimizers
 from trainyard.fused.schedule import stack_schedules
 from trainyard.fused.verification import StackVerification
@@ -55,7 +57,7 @@ class FusedRunner(Runner):
     first.
 
     Args:
-        configs: the members'; they differ in what `trainyard.fused.train.ALLOWED` names.
+        configs: the members'; they differ in what `trainyard.fused.train.ALLOWED` names. None: a lane is free.
         infos: the members' records for MLflow; None makes one that holds the name.
         tracker: ships all their journals to MLflow.
         feed: the source of further members, for lanes that become free.
@@ -69,14 +71,16 @@ class FusedRunner(Runner):
 
     def __init__(
         self,
-        configs: Sequence[Config],
+        configs: Sequence[Config | None],
         *,
         infos: Sequence[RunInfo] | None = None,
         tracker: Tracker | None = None,
         feed: Feed | None = None,
     ) -> None:
+        first = next(config for config in configs if config is not None)
+        given = iter(infos or [])
         self._configs = configs
-        self._infos: Sequence[RunInfo | None] = infos or [None] * len(configs)
+        self._infos = [None if config is None else next(given, None) for config in configs]
         self._verification = StackVerification()
         self.occupancy = Occupancy(self, feed)
         self.clock = LaneClock(self)
@@ -86,7 +90,10 @@ class FusedRunner(Runner):
         self.lanes_differ = False
         self._resumed = [False] * len(configs)
         self._epochs: list[int] = [0] * len(configs)
-        super().__init__(**arguments(configs[0]) | {"tracker": tracker})
+        self.next_number = sum(config is not None for config in configs)
+        super().__init__(**arguments(first) | {"tracker": tracker})
+        self.all_members = [member for member in self.members if not member.vacant]
+        self.number(range(self.next_number))
         if compile_arguments(self.settings["compile"]) is not None:
             raise Unfusable("compile is for one model at a time")
         if self.settings["resume_override"]:
@@ -97,6 +104,12 @@ class FusedRunner(Runner):
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )
+
+    def number(self, numbers: Sequence[int]) -> None:
+        """Give the members, in the order of lanes, numbers among all that the stack will have had."""
+        for member, number in zip(self.all_members, numbers, strict=True):
+            member.number = number
+        self.all_members = sorted(self.all_members, key=lambda member: member.number)
 
     def prepare(self, mode: str = "train") -> None:
         prepared = "train" in self._prepared
@@ -149,7 +162,9 @@ class FusedRunner(Runner):
 
     def make_members(self) -> Sequence[StackMember]:
         return [
-            StackMember(self, index, {**self.settings, **arguments(config), "info": info})
+            vacancy(self, index, self.settings)
+            if config is None
+            else StackMember(self, index, {**self.settings, **arguments(config), "info": info})
             for index, (config, info) in enumerate(zip(self._configs, self._infos, strict=True))
         ]
 
@@ -215,7 +230,7 @@ class FusedRunner(Runner):
             nodes = [member.parts.hook_settings[name] for member in self.members]
             if any(node != nodes[0] for node in nodes):
                 hook.stack([build_hook(node, name) for node in nodes])
-        return Dispatch(hooks | self.added_hooks | {"verification": self._verification, "cut": _Cut()}, self.own_stages)
+        return Dispatch(hooks | self.added_hooks | {"verification": self._verification, "cut": Cut()}, self.own_stages)
 
     @cached_property
     def step(self) -> Step:
@@ -252,29 +267,36 @@ class FusedRunner(Runner):
 
     # -- members that end before the others ----------------------------------------------------------------------------
 
-    def cut(self) -> None:
-        """Remove the members that have stopped, pause or are at their end from the stacks, unless all are."""
+    def leaving(self) -> list[int]:
+        """Return the lanes of members that have stopped, pause or are at their end, and those that are free."""
         over = self.clock.at_an_end()
-        leaving = [
+        return [
             index
             for index, member in enumerate(self.members)
             if (over and member.at_end) or (member.leaves and (over or not self._epoch_follows(member)))
         ]
+
+    def cut(self) -> None:
+        """Remove the members that have stopped, pause or are at their end from the stacks, unless all are.
+
+        Where there is a feed, others take their lanes; what is left free is removed when it is closed.
+        """
+        leaving = self.leaving()
         if not leaving or self.interrupted:
             return
-        occupied = [index for index in leaving if not self.members[index].vacant]
-        if self.occupancy.open:
-            if occupied:
-                self.leave(occupied)
-                self.occupancy.release(occupied)
-            if self.batches_done == 0 and not self.train_loop.val_due:
-                self.occupancy.fill()
-            if self.occupancy.open:
+        if self._fed:
+            if self.occupancy.open or any(not self.members[index].vacant for index in leaving):
+                self.occupancy.exchange()
+            if self.interrupted or self.occupancy.open or self.batches_done or self.train_loop.val_due:
                 return
-            leaving = [index for index, member in enumerate(self.members) if member.vacant]
-            occupied = []
-        if 0 < len(leaving) < len(self.members):
-            self.leave(occupied)
+            free = [index for index, member in enumerate(self.members) if member.vacant]
+            if 0 < len(free) < len(self.members):
+                assert self.occupancy.feed is not None
+                self.occupancy.feed.cutting()
+                self._remove(free)
+                self.occupancy.place()
+        elif len(leaving) < len(self.members):
+            self.leave(leaving)
             self._remove(leaving)
 
     def _epoch_follows(self, member: StackMember) -> bool:
@@ -288,7 +310,7 @@ class FusedRunner(Runner):
         for index in leaving:
             member = self.members[index]
             reason = member.stop_reason or ("it pauses" if member.paused else f"it has trained {member.trained}")
-            log.info("%s ends: %s.", member.info.name, reason)
+            log.info("%s ends: %s.", member.info.name, reason, extra={"member": member})
 
     def run_loop(self) -> None:
         super().run_loop()
@@ -298,6 +320,10 @@ class FusedRunner(Runner):
     def cut_ended(self) -> None:
         """Remove the members that had ended when the stack was last trained, as they were removed then."""
         ended, self._ended = self._ended, []
+        if self._fed:
+            self.occupancy.place()
+            self.cut()
+            return
         if self.lanes_differ and not self.train_loop.val_due:
             ended = [k for k, member in enumerate(self.members) if k in ended or member.at_end]
         if 0 < len(ended) < len(self.members):
@@ -331,11 +357,27 @@ class FusedRunner(Runner):
         self.clock.follow()
 
     def load_best(self) -> None:
-        """Gather all members that have not failed or paused, and load the weights of each one's best checkpoint.
+        """Gather the members that have not failed or paused, and load the weights of each one's best checkpoint.
 
         The gathered stack can be tested, but not trained further.
         """
-        self.members = [member for member in self.all_members if not (member.failed or member.paused)]
+        self._gather([member for member in self.all_members if not (member.failed or member.paused)])
+
+    @contextmanager
+    def apart(self, members: Sequence[StackMember]) -> Iterator[None]:
+        """Hold members that have left, with their best weights, inside the block, in which the stack does not train."""
+        kept = {name: vars(self)[name] for name in ("members", "lanes", "metrics", "_eval_model", "training")}
+        generators = rng_state.cpu_states()
+        self.training = False
+        try:
+            self._gather(members)
+            yield
+        finally:
+            vars(self).update(kept)
+            rng_state.set_cpu_states(generators)
+
+    def _gather(self, members: Sequence[StackMember]) -> None:
+        self.members = members
         older = [member for member in self.members if not member.is_best(member.iter)]
         self.lanes = Lanes([member.lane for member in self.members])
         self._eval_model = StackedModel([member.eval_model for member in self.members], lanes=self.lanes)
@@ -347,35 +389,3 @@ class FusedRunner(Runner):
 
     def _restack_metrics(self) -> None:
         self.__dict__["metrics"] = stack_metrics(self._alone, len(self.members))
-
-
-class _Cut:
-    """Last hook of a stack: it removes members that have stopped."""
-
-    priority = "LOWEST"
-    own_places = True
-
-    def before_train(self, runner: FusedRunner) -> None:
-        runner.cut_ended()
-
-    def after_train_iter(self, runner: FusedRunner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        runner.cut()
-
-    def after_train_epoch(self, runner: FusedRunner) -> None:
-        runner.cut()
-
-    def after_val(self, runner: FusedRunner) -> None:
-        if runner.training:
-            runner.cut()
-
-    def state_dict(self, member: int = 0) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], member: int = 0) -> None:
-        """Do nothing: the hook has no state."""
-
-    def refill(self, runner: FusedRunner, members: Any) -> None:
-        """Do nothing."""
-
-    def copy_lane(self, source: int, target: int) -> None:
-        """Do nothing."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -24,8 +23,8 @@ from trainyard.track import NoTracker, Tracker, facts
 from trainyard.track.sweep_position import SweepPosition
 
 if TYPE_CHECKING:
-    from trainyard.fused.feed import Feed
-    from trainyard.runner import Member
+    from trainyard.fused.job_lanes import JobLanes, JobSource
+    from trainyard.fused.results import MemberResult
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,9 @@ FIXED_WITH = {"loop.max_epochs": "loop.workflow", "loop.max_iters": "loop.workfl
 
 NOT_COMPARED = ("work_dir", "name", "resume")
 """Keys that say where a job runs, not what it is."""
+
+LANES = True
+"""Jobs join and leave a stack while it trains."""
 
 PRELOAD = ("torch.fx.experimental.symbolic_shapes",)
 """Module that takes half a second to import, at the first loss under vmap."""
@@ -75,24 +77,13 @@ def probe(configs: Sequence[DictConfig], of: int) -> Fit:
     return probe(members, of)
 
 
-@dataclass(frozen=True)
-class MemberResult:
-    """Result of one member.
-
-    Attributes:
-        state: how it ended.
-        value: its best objective; None where it has none.
-        error: why it failed, on one line.
-    """
-
-    state: Literal["done", "failed", "interrupted", "paused"]
-    value: float | None = None
-    error: str | None = None
-
-
 def train_stack(
-    configs: Sequence[DictConfig], positions: Sequence[SweepPosition], feed: Feed | None = None
-) -> list[MemberResult]:
+    configs: Sequence[DictConfig],
+    positions: Sequence[SweepPosition],
+    source: JobSource | None = None,
+    lanes: Sequence[int] = (),
+    width: int = 0,
+) -> list[MemberResult | None]:
     """Train jobs of a sweep as one program.
 
     How they are trained is the sweep's decision, which it records: what cannot be trained as one is not trained in
@@ -101,10 +92,13 @@ def train_stack(
     Args:
         configs: as Hydra composed them, each with its `hydra` node.
         positions: the members' positions in the sweep.
-        feed: the source of further members, for lanes that become free.
+        source: of further jobs, for lanes that become free.
+        lanes: the lane of each member; empty for all lanes, in order.
+        width: the number of lanes, the free ones included; 0 for as many as there are jobs.
 
     Returns:
-        The results of the members, and of those that have joined, in order.
+        The results of the members, and of those that have joined, in the order of their numbers; None for those that
+        the source was told of.
 
     Raises:
         Unfusable: they cannot train as one program.
@@ -127,9 +121,16 @@ def train_stack(
         with current_job(config):
             values = resolve(config)
             members.append((values, record.describe(values, found, position)))
+    feed = None
+    if source is not None and not quick:
+        from trainyard.fused.job_lanes import JobLanes
+
+        feed = JobLanes(source, found, positions[0].metrics)
+    rows = dict(zip(lanes or range(len(configs)), range(len(configs)), strict=True))
+    places = [rows.get(lane) for lane in range(width or len(configs))]
     try:
         with current_job(configs[0]):
-            return _train(members, tracker, positions, feed)
+            return _train(members, tracker, positions, feed, places)
     finally:
         tracker.finish()
 
@@ -138,11 +139,22 @@ def _train(
     members: Sequence[tuple[Values, Any]],
     tracker: Tracker,
     positions: Sequence[SweepPosition],
-    feed: Feed | None,
-) -> list[MemberResult]:
+    feed: JobLanes | None,
+    rows: Sequence[int | None],
+) -> list[MemberResult | None]:
+    """Train members.
+
+    Args:
+        members: the config and the record of each.
+        tracker: the tracker.
+        positions: their positions in the sweep.
+        feed: gives further ones.
+        rows: by lane, the index of its member; None for a free lane.
+    """
     import torch
 
     from trainyard.fused.places import places
+    from trainyard.fused.results import result_of
     from trainyard.fused.runner import FusedRunner
     from trainyard.run.quick import EndEarly, quickly
     from trainyard.run.rungs import reporting
@@ -153,23 +165,46 @@ def _train(
     quick = configs[0]["quick"]
     if quick:
         configs = [quickly(values) for values in configs]
-    groups = places(configs)
-    try:
+    together = len(rows) > 1
+    groups = [[*range(len(configs))]] if feed is not None else places(configs)
+
+    def prepared(own: Sequence[Values], feed: JobLanes | None) -> Runner:
         runner: Runner
-        for resumes in (True, False) if quick else (None,):
-            own = configs if resumes is not False else [{**values, "resume": True} for values in configs]
-            if len(members) == 1 and feed is None:
-                runner = Runner.from_cfg(own[0], tracker=tracker, info=infos[0])
-            else:
-                runner = FusedRunner(own, infos=infos, tracker=tracker, feed=feed)
-                log.info("%d jobs as one program.", len(members))
-            runner.added_hooks |= reporting(positions)
-            if resumes is not None:
-                runner.added_hooks["quick"] = EndEarly(resumes=resumes)
-            runner.prepare(own[0]["mode"])
-            if conduct(runner, own):
-                break
+        if together or feed is not None:
+            given = [None if row is None else own[row] for row in rows]
+            taken = [row for row in rows if row is not None]
+            stack = FusedRunner(given, infos=[infos[row] for row in taken], tracker=tracker, feed=feed)
+            stack.number(taken)
+            if feed is not None:
+                feed.stack = stack
+            runner = stack
+        else:
+            runner = Runner.from_cfg(own[0], tracker=tracker, info=infos[0])
+        runner.added_hooks |= reporting(positions, joinable=feed is not None)
+        if quick:
+            runner.added_hooks["quick"] = EndEarly(resumes=own is configs)
+        runner.prepare(own[0]["mode"])
+        return runner
+
+    try:
+        if feed is not None:
+            try:
+                runner = prepared(configs, feed)
+            except PlacesDiffer as error:
+                if None in rows:
+                    raise
+                log.info("No job joins this stack: %s.", error)
+                feed, groups = None, places(configs)
+        if feed is None:
+            runner = prepared(configs, None)
+        log.info("%d jobs as one program.", len(members))
+        caught = conduct(runner, configs, None if feed is None else feed.begin)
+        if quick and not caught:
+            again = [{**values, "resume": True} for values in configs]
+            runner = prepared(again, None)
+            conduct(runner, again)
     except PlacesDiffer as error:
+        groups = places(configs) if feed is not None else groups
         if len(groups) == 1:
             raise
         raise StackDivided(f"their checkpoints are at different places of the training ({error})", groups) from error
@@ -179,14 +214,10 @@ def _train(
         half, count = len(members) // 2, len(members)
         reason = f"{count} members do not fit into memory"
         raise StackDivided(reason, [list(range(half)), list(range(half, count))]) from error
-    return [_result(member, runner.interrupted) for member in runner.all_members]
-
-
-def _result(member: Member, interrupted: bool) -> MemberResult:
-    from trainyard.run.train import objective
-
-    if member.paused:
-        return MemberResult("paused")
-    if member.failed:
-        return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
-    return MemberResult("interrupted" if interrupted else "done", objective(member))
+    metrics = positions[0].metrics if positions else ()
+    if not isinstance(runner, FusedRunner):
+        return [result_of(runner.members[0], metrics, interrupted=runner.interrupted)]
+    results: list[MemberResult | None] = [None] * runner.next_number
+    for member in runner.all_members:
+        results[member.number] = result_of(member, metrics, interrupted=runner.interrupted)
+    return results

@@ -165,6 +165,22 @@ class Checkpoint(Hook):
             self._save(runner, last, at_end=True, only=leaving)
         self._publish([runner.members[index] for index in leaving])
 
+    def save_now(self, runner: Runner) -> None:
+        """Save all members that were not saved where they are, whatever the interval, and wait for it."""
+        members = [index for index, member in enumerate(runner.members) if not member.vacant]
+        if unsaved := self._unsaved(runner, members):
+            self._save(runner, unsaved, at_end=True, only=unsaved)
+        self.wait()
+
+    def then(self, then: Callable[[], None]) -> None:
+        """Call a function from the thread that writes, after all that is being written."""
+        self._submit([then])
+
+    def wait(self) -> None:
+        """Wait for all that is being written."""
+        self._submit([])
+        self._writer.wait()
+
     def after_run(self, runner: Runner) -> None:
         self._writer.wait()  # after an error in the training, finish the pending writes
 

@@ -75,6 +75,7 @@ class LightningHooks(Hook):
     def after_train(self, runner: Any) -> None:
         self.model.facts.epoch_of_batches = None
         self._call(runner, "on_train_end", "on_fit_end")
+        self.model.call_hook("teardown", stage="fit")
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 

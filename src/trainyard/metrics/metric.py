@@ -76,8 +76,10 @@ class Metric(ABC):
         """Return the error for outputs and a target that the metric cannot read."""
         hint = ""
         if self.selects and not isinstance(outputs, Tensor) and isinstance(outputs, Mapping | list | tuple):
-            first = next(iter(outputs), "logits") if isinstance(outputs, Mapping) else 0
-            hint = f" metric.{self.name or 'NAME'}.output={first} selects one of them."
+            entries = list(outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs))
+            first = next((name for name, entry in entries if isinstance(entry, Tensor)), None)
+            if first is not None:
+                hint = f" metric.{self.name or 'NAME'}.output={first} selects one of them."
         title = getattr(self, "title", type(self).__name__)
         given = f"the outputs are {described(outputs)} and the target is {described(target)}"
         return TrainyardError(f"{title}: {given}; it reads {wanted}.{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class BaseModel(nn.Module):
     def __init__(self, data_preprocessor: Preprocessor = None) -> None:
         super().__init__()
         self.data_preprocessor = as_module(data_preprocessor)
-        self._anchor: tuple[Mapping[str, nn.Parameter | None], str] | None = None
+        self._anchor: _Anchor | None = None
 
     def forward(self, *args: Any, mode: str = "tensor", **kwargs: Any) -> Any:
         """Compute losses, predictions or the raw output, by `mode`; see the class."""
@@ -97,22 +98,27 @@ class BaseModel(nn.Module):
         Walking `parameters()` costs more than the rest of a step's overhead. The place of the first parameter is
         thus cached: its module's dict and its name. The entry there may be replaced (`to`, `functional_call`, FSDP).
         """
-        parameter = self._anchor[0].get(self._anchor[1]) if self._anchor is not None else None
+        parameter = None if self._anchor is None else self._anchor.parameter
         if parameter is None:
-            self._anchor = next(
-                (
-                    (own, name)
-                    for own in map(own_parameters, self.modules())
-                    for name, p in own.items()
-                    if p is not None
-                ),
-                None,
-            )
-            if self._anchor is None:
+            entries = ((own, name) for own in map(own_parameters, self.modules()) for name in own)
+            found = (_Anchor(own, name) for own, name in entries if own[name] is not None)
+            self._anchor = next(found, None)
+            parameter = None if self._anchor is None else self._anchor.parameter
+            if parameter is None:
                 return None
-            parameter = self._anchor[0][self._anchor[1]]
-            assert parameter is not None
         return parameter.device
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """Place of a model's first parameter: no value of the model, in which two that are equal could differ."""
+
+    owner: Mapping[str, nn.Parameter | None]
+    name: str
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        return self.owner.get(self.name)
 
 
 def call(model: nn.Module, batch: Any, mode: str) -> Any:

@@ -24,8 +24,9 @@ def library(name: str, extra: str, key: str = "_target_") -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         hint = f"Install it with: pip install 'trainyard[{extra}]'"
-        missing = name if error.name == name else f"{name} with what it needs ({error.name} is missing)"
-        raise ConfigError(key, name, f"a library that is installed; {missing} is not", hint=hint) from error
+        given = name.partition(".")[0]
+        absent = given if error.name in (name, given) else f"{given} with what it needs ({error.name} is missing)"
+        raise ConfigError(key, given, f"a library that is installed; {absent} is not", hint=hint) from error
     except (ImportError, RuntimeError, OSError) as error:  # as torchvision of another torch does
         hint = f"Importing it failed: {error}. A version that was built for this torch is needed."
         raise ConfigError(key, name, "a library that imports", hint=hint) from error

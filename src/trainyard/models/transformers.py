@@ -71,7 +71,7 @@ class Transformers(Supervised):
         if name is None and vocab_size is not None:
             entries.setdefault("vocab_size", integer("vocab_size", vocab_size, at_least=1))
         full = _config(transformers, name, entries)
-        net = auto.from_config(full) if name is None else _pretrained(auto, name, full)
+        net = _drawn(auto, full, entries) if name is None else _pretrained(auto, name, full)
         if getattr(net.config, "_attn_implementation", None) == "sdpa":
             attention_of_any_mask(transformers)
             net.set_attn_implementation(ATTENTION)
@@ -158,6 +158,14 @@ def _config(transformers: Any, name: str | None, entries: dict[str, Any]) -> Any
     return transformers.AutoConfig.from_pretrained(name, **entries)
 
 
+def _drawn(auto: Any, config: Any, entries: dict[str, Any]) -> Any:
+    try:
+        return auto.from_config(config)
+    except ValueError as error:  # as sizes that do not go together
+        accepted = f"entries of {type(config).__name__} of which a model can be made"
+        raise ConfigError("config", entries, accepted, hint=f"transformers says: {error}") from error
+
+
 def _pretrained(auto: Any, name: str, config: Any) -> Any:
     try:
         return auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
@@ -166,4 +174,7 @@ def _pretrained(auto: Any, name: str, config: Any) -> Any:
 
 
 def _absent(name: str, error: Exception) -> ConfigError:
+    if name.startswith((".", "/", "~")):
+        accepted = "a folder that save_pretrained wrote, with its config.json, or a model of the hub"
+        return ConfigError("name", name, accepted)
     return not_at_hand("name", name, hub_file(name, "model.safetensors").parent, error)

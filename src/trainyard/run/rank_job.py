@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from trainyard.config.current_job import current_job
 from trainyard.config.hydra_versions import VERSION_BASE, configure_log
 from trainyard.errors import JobPaused, TrainyardError
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
@@ -44,7 +44,7 @@ class RankJob:
     """
 
     config: DictConfig
-    function: Callable[[DictConfig, World, SweepPosition | None], float | JobPaused | None]
+    function: Callable[[DictConfig, World, SweepPosition | None], Returned | JobPaused]
     position: SweepPosition | None = None
 
 
@@ -57,7 +57,7 @@ def whole(cfg: DictConfig) -> DictConfig:
     return config
 
 
-def run_started(job: RankJob) -> float | JobPaused | None:
+def run_started(job: RankJob) -> Returned | JobPaused:
     """Run the job of a rank that `trainyard.distributed.launch` has started."""
     from trainyard.distributed import world
 
@@ -66,7 +66,7 @@ def run_started(job: RankJob) -> float | JobPaused | None:
     return _run(job, found)
 
 
-def _run(job: RankJob, own: World) -> float | JobPaused | None:
+def _run(job: RankJob, own: World) -> Returned | JobPaused:
     """Run the job like Hydra runs its task function, with the logging of the rank."""
     rank = own.rank
     setup_globals()

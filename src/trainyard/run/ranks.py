@@ -17,10 +17,12 @@ from omegaconf import open_dict, read_write
 
 from trainyard.config.build import build
 from trainyard.errors import ConfigError, JobPaused, TrainyardError
+from trainyard.nodes import Nodes
 from trainyard.quoting import shell_override
 from trainyard.run.rank_job import RankJob, run_started, where
 from trainyard.track import Journal, Status, Tracker
 from trainyard.track.run_info import FILE
+from trainyard.track.sweep_position import Returned
 
 if TYPE_CHECKING:
     from trainyard.distributed.distributed import Distributed
@@ -63,11 +65,12 @@ class Spread:
     strategy: Distributed | None = None
 
 
-def spread(values: Mapping[str, Any]) -> Spread:
+def spread(values: Mapping[str, Any], room: int = 0) -> Spread:
     """Return the spread of a run, from its config and the environment.
 
     Args:
         values: the config, resolved.
+        room: the number of devices that it may have on several machines, if those are more than here.
 
     Raises:
         ConfigError: there are too few devices; a launcher has not started this process, or has started more
@@ -86,7 +89,9 @@ def spread(values: Mapping[str, Any]) -> Spread:
     try:
         found = world.find(strategy.launcher)
         if found is None:
-            return Spread(_devices(strategy, str(values.get("device", "auto"))), None, strategy)
+            nodes = Nodes.find()
+            room = max(room, 0 if nodes is None else nodes.total)
+            return Spread(_devices(strategy, str(values.get("device", "auto")), room), None, strategy)
         if strategy.devices not in ("auto", found.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "0"))):
             accepted = f"auto, or {found.world_size}: so many processes were started"
             raise ConfigError("devices", strategy.devices, accepted)
@@ -100,7 +105,7 @@ def _name(node: Mapping[str, Any]) -> str:
     return str(choice or node.get("_target_") or "single")
 
 
-def _devices(strategy: Distributed, device: str) -> int:
+def _devices(strategy: Distributed, device: str, room: int) -> int:
     import torch
 
     from trainyard.distributed.launch import cores
@@ -112,6 +117,8 @@ def _devices(strategy: Distributed, device: str) -> int:
         count, limit, what = 1, cores(), "the cores that this process may use"
     else:
         count, limit, what = 1, 1, ""
+    if room > limit and what:
+        limit, what = room, "the slots of all nodes"
     if strategy.devices != "auto":
         count = int(strategy.devices)
     if count > limit and not what:
@@ -126,7 +133,7 @@ def _devices(strategy: Distributed, device: str) -> int:
 # -- the process that starts the ranks ---------------------------------------------------------------------------------
 
 
-def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float | None:
+def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> Returned:
     """Start the ranks of a run on this machine, and wait for them.
 
     Args:
@@ -136,7 +143,7 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
         tracker: follows the journal of the first rank.
 
     Returns:
-        The best objective.
+        What the first rank returns.
 
     Raises:
         TrainyardError: a rank failed, or all were interrupted.
@@ -146,7 +153,9 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
 
     assert over.strategy is not None
     following = _Following(tracker, work_dir)
-    gpus, left = _gpus(over), over.devices
+    gpus, left, nodes = _gpus(over), over.devices, Nodes.find()
+    if nodes is not None and nodes.total != left:
+        nodes = None  # it trains on fewer devices than its job has
     try:
         while True:
             try:
@@ -158,12 +167,15 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
                     environ={_GPUS: ",".join(gpus)} if left < over.devices and gpus else {},
                     where=where,
                     on_tick=following.look,
+                    nodes=nodes,
                 )
             except ConfigError as error:
                 raise error.under("strategy") from None
             following.look()
             gpus = [gpu for rank, gpu in enumerate(gpus) if rank not in outcome.killed]
             left -= len(outcome.killed)
+            if nodes is not None:  # the job continues elsewhere
+                break
             if outcome.signum is not None or not outcome.killed or left < (over.strategy.min_devices or left + 1):
                 break
             job = _resumed(job, work_dir)
@@ -175,9 +187,26 @@ def train(job: RankJob, work_dir: Path, over: Spread, tracker: Tracker) -> float
     return _told(outcome, following, "" if job.position else go_on(work_dir))
 
 
-def _told(outcome: Outcome, following: _Following, further: str) -> float | None:
+def assist() -> None:
+    """Start the ranks of this node, which is not the first of its job's, and wait for them.
+
+    Raises:
+        TrainyardError: a rank failed, or all were interrupted.
+    """
+    from trainyard.distributed.launch import assist as start
+
+    nodes = Nodes.find()
+    assert nodes is not None
+    outcome = start(nodes)
+    if outcome.state == "interrupted":
+        raise InterruptedRunError(outcome.error, outcome.status - 128)
+    if outcome.state != "done":
+        raise RankFailedError(outcome.error, outcome.status)
+
+
+def _told(outcome: Outcome, following: _Following, further: str) -> Returned:
     if outcome.state == "done":
-        value: float | JobPaused | None = outcome.value
+        value: Returned | JobPaused = outcome.value
         if isinstance(value, JobPaused):
             raise value
         return value

@@ -92,17 +92,23 @@ def _place(position: SweepPosition) -> dict[str, str]:
     return {key: str(value) for key, value in places.items() if value is not None}
 
 
-def write_files(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> None:
+def write_files(
+    runner: Runner,
+    configs: Sequence[Mapping[str, Any]],
+    members: Sequence[Member],
+    example: np.ndarray[Any, Any] | None,
+) -> None:
     """Write into each member's directory what `load_model` and a later reader need: config and model input.
 
     Args:
         runner: the prepared Runner.
         configs: the members' configs, resolved.
+        members: the members.
+        example: what `example` has returned.
     """
-    example = _example(runner)
     model = runner.model_config
     sections: dict[tuple[str, str], str] = {}
-    for member, values in zip(runner.members, configs, strict=True):
+    for member, values in zip(members, configs, strict=True):
         shown = redacted(dict(values) | ({"model": model} if "model" in values else {}) | {"work_dir": _WORK_DIR})
         text = [_section(key, value, sections) for key, value in shown.items()]
         with writing(member.directory / CONFIG):
@@ -123,7 +129,7 @@ def _section(key: str, value: Any, known: dict[tuple[str, str], str]) -> str:
     return found
 
 
-def _example(runner: Runner) -> np.ndarray[Any, Any] | None:
+def example(runner: Runner) -> np.ndarray[Any, Any] | None:
     """Return one input of the model; None if it takes anything but one tensor."""
     split = next((split for split in ("val", "test", "train") if runner.has_split(split)), None)
     if split is None:
@@ -184,14 +190,15 @@ def begin_inputs(runner: Runner, config: Mapping[str, Any]) -> Callable[[], list
     return result
 
 
-def name_artifacts(runner: Runner, inputs: Sequence[Mapping[str, Any]] = ()) -> None:
+def name_artifacts(runner: Runner, members: Sequence[Member], inputs: Sequence[Mapping[str, Any]] = ()) -> None:
     """Name in the journal the files that belong to the run, its data, and the checkpoints that are its models.
 
     Args:
-        runner: the Runner, whose run has ended.
+        runner: the Runner.
+        members: members whose runs have ended.
         inputs: the data sets, as `begin_inputs` gives them.
     """
-    for member in runner.all_members:
+    for member in members:
         if member.paused:
             continue
         folder = member.directory

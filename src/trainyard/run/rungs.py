@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ class RungReports(Hook):
     Of several ranks all pause, and the main one, which has written both, tells.
 
     Args:
-        positions: of the members, in order.
+        positions: of the members, in order. Members that join have theirs with them.
     """
 
     priority = "LOW"  # before Checkpoint, which then saves
@@ -34,7 +34,8 @@ class RungReports(Hook):
         self._is_main = True
 
     def sanity_check(self, runner: Runner) -> None:
-        self._checkpoint(runner)
+        if any(each.rungs is not None for each in self._positions):
+            self._checkpoint(runner)
         loop = runner.train_loop
         for rungs in (each.rungs for each in self._positions if each.rungs is not None):
             unseen = [at for at in rungs.at if at < loop.length and not loop.validates_after(at)]
@@ -45,9 +46,25 @@ class RungReports(Hook):
     def before_train(self, runner: Runner) -> None:
         self._is_main = runner.strategy.is_main
         self._of = {id(member): each for member, each in zip(runner.all_members, self._positions, strict=True)}
-        if runner.train_loop.val_due:
-            return
-        for member in runner.members:  # the run may have been ended between a checkpoint and its report
+        if not runner.train_loop.val_due:
+            self._report_again(runner, runner.members)
+
+    def after_join(self, runner: Runner, joined: Sequence[int]) -> None:
+        members: Sequence[Any] = [runner.members[k] for k in joined]
+        known = {id(member) for member in runner.all_members}
+        self._of = {key: each for key, each in self._of.items() if key in known}
+        self._of |= {id(member): member.position for member in members if member.position is not None}
+        self._report_again(runner, members)
+
+    def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
+        """Do nothing: `after_join` has the positions."""
+
+    def copy_lane(self, source: int, target: int) -> None:
+        """Do nothing: a position is that of the member."""
+
+    def _report_again(self, runner: Runner, members: Sequence[Member]) -> None:
+        """Report for members at a rung: they may have been ended between the checkpoint there and its report."""
+        for member in members:
             rungs, at = self._rungs(member), self._place(runner, member)
             if rungs is not None and at in rungs.at:
                 self._pause_if_due(runner, member, rungs, at)
@@ -56,12 +73,12 @@ class RungReports(Hook):
     def after_val(self, runner: Runner) -> None:
         if not runner.training:
             return
-        checkpoint = self._checkpoint(runner)
         for member in runner.members:
             rungs, at = self._rungs(member), self._place(runner, member)
-            if rungs is None or at not in rungs.at or member.failed or not member.due:
+            if rungs is None or at not in rungs.at or member.failed or member.vacant or not member.due:
                 continue
             member.journal.tags({"rung": at})
+            checkpoint = self._checkpoint(runner)
             self._pause_if_due(runner, member, rungs, at)
             if member.paused and self._is_main:
                 checkpoint.save_next(partial(checkpoint.keep_one, member.checkpoints))
@@ -94,14 +111,20 @@ class RungReports(Hook):
         Raises:
             ConfigError: there is none.
         """
-        for hook in runner.dispatch.hooks.values():
-            if isinstance(hook, Checkpoint):
-                return hook
+        if (found := checkpoint_hook(runner)) is not None:
+            return found
         raise ConfigError(
             "hook.checkpoint", None, "a hook that saves checkpoints: the sweep pauses and resumes this job"
         )
 
 
-def reporting(positions: Sequence[SweepPosition]) -> Mapping[str, Any]:
-    """Return the hooks that jobs at these positions need to report: none if nobody asks."""
-    return {"rungs": RungReports(positions)} if any(each.rungs is not None for each in positions) else {}
+def checkpoint_hook(runner: Runner) -> Checkpoint | None:
+    """Return the hook that saves checkpoints; None if there is none."""
+    hooks: Iterable[object] = runner.dispatch.hooks.values()
+    return next((hook for hook in hooks if isinstance(hook, Checkpoint)), None)
+
+
+def reporting(positions: Sequence[SweepPosition], *, joinable: bool = False) -> Mapping[str, Any]:
+    """Return the hooks that jobs at these positions need to report: none if nobody asks, and nobody can join."""
+    asked = joinable or any(each.rungs is not None for each in positions)
+    return {"rungs": RungReports(positions)} if asked else {}

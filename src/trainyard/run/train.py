@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,13 @@ from omegaconf import DictConfig
 
 from trainyard import temporary
 from trainyard.config.build import build
-from trainyard.errors import ConfigError, JobPaused, TrainyardError
+from trainyard.errors import JobPaused, TrainyardError
 from trainyard.files import writing
 from trainyard.run import ranks
 from trainyard.run.rank_job import RankJob, lead, whole
 from trainyard.run.ranks import InterruptedRunError, go_on, shown
 from trainyard.track import NoTracker, Shipment, Tracker, facts
-from trainyard.track.sweep_position import SweepPosition
+from trainyard.track.sweep_position import Returned, SweepPosition
 
 if TYPE_CHECKING:
     from trainyard.distributed.world import World
@@ -40,7 +41,7 @@ class RunFailedError(TrainyardError):
     status = 1
 
 
-def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | None:
+def train(cfg: DictConfig, position: SweepPosition | None = None) -> Returned:
     """Train (or evaluate) the run that a composed config describes, in a job of Hydra's.
 
     Args:
@@ -48,7 +49,7 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         position: the job's position in its sweep, which has checked its config; None for a single run.
 
     Returns:
-        The best objective; None if the run has none.
+        The best objective, None if the run has none; or what its sweep asks for (`SweepPosition.metrics`).
 
     Raises:
         TrainyardError: the run failed; the error has the exit status of the command.
@@ -68,45 +69,48 @@ def train(cfg: DictConfig, position: SweepPosition | None = None) -> float | Non
         # The jobs of a sweep were checked before the first of them began.
         values = check(cfg) if position is None else resolve(cfg)
         over = ranks.spread(values)
-        if values["quick"] and (over.devices > 1 or over.world is not None):
-            raise ConfigError("quick", True, "false, on several devices")
-        if values["quick"]:
-            return _tried(values, collected, position)
         if over.devices == 1:
             if over.world is not None and over.strategy is not None and over.world.world_size > 1:
                 lead(_rank_job(cfg, position), over.world, over.strategy.timeout)
+            if values["quick"]:
+                return _tried(values, collected, position, over.world)
             runner = _prepared(values, tracker, collected, position, over.world)
     try:
         if runner is None:
             with _nothing_left_behind(directory):
                 return ranks.train(_rank_job(cfg, position), Path(values["work_dir"]), over, tracker)
-        return _trained(runner, values)
+        return _trained(runner, values, position)
     finally:
         _report(_ship(tracker))
 
 
 def _tried(
-    values: Mapping[str, Any], collected: Callable[[], dict[str, str]], position: SweepPosition | None
-) -> float | None:
+    values: Mapping[str, Any],
+    collected: Callable[[], dict[str, str]],
+    position: SweepPosition | None,
+    world: World | None,
+) -> Returned:
     """Make the quick check of a run: see `trainyard.run.quick`."""
+    from trainyard.run.measured import returned
     from trainyard.run.quick import EndEarly, quickly
 
     runner: Runner
     for resumes in (True, False):
         own = quickly(values) | ({} if resumes else {"resume": True})
-        runner = _prepared(own, NoTracker(), collected, position, None, EndEarly(resumes=resumes))
+        runner = _prepared(own, NoTracker(), collected, position, world, EndEarly(resumes=resumes))
         caught = conduct(runner, [own])
-        if caught or not resumes:
+        if not resumes or runner.strategy.agree(bool(caught)):
             _raise_if_ended_early(runner, caught)
+    runner.strategy.end()
     log.info("Quick check passed: two batches of each set, a checkpoint and its resume.")
-    return objective(runner.members[0])
+    return returned(runner.members[0], () if position is None else position.metrics)
 
 
 def _rank_job(cfg: DictConfig, position: SweepPosition | None) -> RankJob:
     return RankJob(whole(cfg), train_rank, position)
 
 
-def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> float | JobPaused | None:
+def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> Returned | JobPaused:
     """Train as one of several ranks, like `train`; the first rank journals, and another process ships.
 
     A job that pauses has not failed: it returns how it paused, and does not raise it.
@@ -117,14 +121,17 @@ def train_rank(cfg: DictConfig, own: World, position: SweepPosition | None) -> f
         position: as for `train`.
     """
     temporary.for_multiprocessing()
-    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if own.is_main else None) or NoTracker()
+    tracked = own.is_main and not cfg.get("quick")
+    tracker: Tracker = (build(cfg.get("tracker"), "tracker") if tracked else None) or NoTracker()
     tracker.leave_shipping()
     collected = facts.begin(Path.cwd())
     from trainyard.config.resolving import resolve
 
     values = resolve(cfg)
     try:
-        return _trained(_prepared(values, tracker, collected, position, own), values)
+        if values["quick"]:
+            return _tried(values, collected, position, own)
+        return _trained(_prepared(values, tracker, collected, position, own), values, position)
     except JobPaused as paused:
         return paused
 
@@ -152,19 +159,39 @@ def _prepared(
     return runner
 
 
-def _trained(runner: Runner, values: Mapping[str, Any]) -> float | None:
+def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition | None) -> Returned:
+    from trainyard.run.measured import returned
+
     caught = conduct(runner, [values])
     runner.strategy.end()
     _raise_if_ended_early(runner, caught)
-    return objective(runner.members[0])
+    return returned(runner.members[0], () if position is None else position.metrics)
 
 
-def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
+@dataclass(frozen=True)
+class Record:
+    """What is recorded of every run beside its numbers, and is the same for all members of a Runner.
+
+    Attributes:
+        example: one input of the model; None if it takes anything but one tensor.
+        inputs: waits for the digests of the data, and returns the data sets.
+    """
+
+    example: Any
+    inputs: Callable[[], list[dict[str, Any]]]
+
+
+def conduct(
+    runner: Runner,
+    configs: Sequence[Mapping[str, Any]],
+    begun: Callable[[Record], object] | None = None,
+) -> list[int]:
     """Train or evaluate, as the mode says, and write the files of the run.
 
     Args:
         runner: the prepared Runner.
         configs: the members' configs, resolved.
+        begun: called before the training with what members that join have recorded, too.
 
     Returns:
         The signals that ended it early.
@@ -173,14 +200,44 @@ def conduct(runner: Runner, configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
     is_main = runner.strategy.is_main
     with writing(runner.work_dir or Path.cwd()), _interruptible(runner) as caught, runner.session():
-        inputs = record.begin_inputs(runner, configs[0]) if is_main else None
+        own: Record | None = None
         if is_main:
-            record.write_files(runner, configs)
+            inputs = record.begin_inputs(runner, configs[0])
+            own = Record(record.example(runner), inputs)
+            record.write_files(runner, configs, runner.all_members, own.example)
             _warn_of_missing_hooks(runner, configs[0])
+            if begun is not None:
+                begun(own)
         _run(runner, configs[0]["mode"])
-        if is_main:
-            record.name_artifacts(runner, inputs() if inputs is not None else [])
+        if own is not None and runner.all_members:
+            record.name_artifacts(runner, runner.all_members, own.inputs())
     return caught
+
+
+def conclude(runner: Runner, members: Sequence[Member], own: Record) -> None:
+    """Test members that have ended before the others, and name what belongs to their runs; then they are closed.
+
+    Args:
+        runner: holds them for the evaluation.
+        members: members that have not failed.
+        own: what is recorded.
+    """
+    from trainyard.run import record
+
+    if runner.has_split("test"):
+        _test(runner, members)
+    for member in members:
+        _summarize(member)
+    record.name_artifacts(runner, members, own.inputs())
+
+
+def _test(runner: Runner, members: Sequence[Member]) -> None:
+    from trainyard.run import record
+
+    for member in members:
+        member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
+    runner.test()
+    record.tell_tested(runner)
 
 
 def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
@@ -207,8 +264,6 @@ def _warn_of_missing_hooks(runner: Runner, config: Mapping[str, Any]) -> None:
 
 
 def _run(runner: Runner, mode: str) -> None:
-    from trainyard.run import record
-
     if mode == "val":
         runner.val()
     elif mode == "test":
@@ -219,10 +274,7 @@ def _run(runner: Runner, mode: str) -> None:
         failed = all(member.failed for member in going)
         if runner.has_split("test") and not runner.interrupted and not failed:
             runner.load_best()
-            for member in runner.members:
-                member.evaluated = record.MODEL if (member.checkpoints / record.BEST.name).exists() else None
-            runner.test()
-            record.tell_tested(runner)
+            _test(runner, runner.members)
         for member in going if runner.strategy.is_main else ():
             _summarize(member)
 
@@ -261,11 +313,6 @@ def _report(shipment: Shipment) -> None:
         log.info("MLflow: %s", shipment.arrived)
     if str(shipment):
         log.warning("%s", shipment)
-
-
-def objective(member: Member) -> float | None:
-    """Return the best objective of a member; None if it has none."""
-    return member.metrics.get(member.objective.name) if member.best is None else member.best.value
 
 
 def _raise_if_ended_early(runner: Runner, caught: list[int]) -> None:

@@ -56,6 +56,8 @@ SMALL = 2**22
 """Parameters of a model that is built on the CPU as well: a batch then goes through it as in a single run."""
 ENV = "hydra.job.env_set"
 """Key under which the environment variables of a job stand among its values."""
+METRICS = "hydra.sweeper.objective"
+"""Key under which the metrics stand that a job is to return."""
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 Values = dict[str, Any]
@@ -88,8 +90,9 @@ def try_jobs(configs: DistinctConfigs) -> TrialResult:
             found.left = len(order) - done
             break
         values = configs.values(number)
+        metrics = values.pop(METRICS, ())
         with env_override(values.pop(ENV, {})):
-            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known)
+            found.errors[number], found.sizes[number] = _tried(values, configs.jobs[number], known, metrics)
     return found
 
 
@@ -218,7 +221,9 @@ def _steps(values: Values) -> Iterator[tuple[Step, Sequence[str], str]]:
         yield _names, (*_MODEL, "metric", "hook", "schedule", *loops, "objective"), _shape(optim)
 
 
-def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str | None, JobSize | None]:
+def _tried(
+    values: Values, job: Mapping[str, int], known: _Known, metrics: Sequence[str] = ()
+) -> tuple[str | None, JobSize | None]:
     """Return what is wrong with a job, None if nothing is, and what it will leave, if that is known."""
     try:
         check_nodes(values)
@@ -240,6 +245,10 @@ def _tried(values: Values, job: Mapping[str, int], known: _Known) -> tuple[str |
             known.give(key, parts)
         if known.errors[key] is not None:
             return known.errors[key], None
+    for name in metrics:
+        if name.startswith("val/") and parts.names and name not in parts.names:
+            accepted = f"a metric of these jobs: {', '.join(parts.names)}"
+            return str(ConfigError(METRICS, name, accepted, options=parts.names)), None
     return None, estimate(parts, parts.names, parts.given["tracker"]) if values["mode"] == "train" else None
 
 
@@ -385,7 +394,11 @@ def _names(parts: _Parts) -> None:
     further = [getattr(hook, "metric_names", lambda _: ())(parts.names) for hook in parts.dispatch.hooks.values()]
     known = [*parts.names, *(name for more in further for name in more)]
     for key, name in watched(parts):
-        if name not in known and not (name.startswith("train/") or (key == "objective" and not parts.names)):
+        if key == "objective":  # is one of the validation's, if there is one
+            is_there = name in parts.names or not parts.names
+        else:
+            is_there = name in known or name.startswith("train/")
+        if not is_there:
             raise _DoubtError(name)
 
 

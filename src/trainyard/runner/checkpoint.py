@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from trainyard.errors import ConfigError, TrainyardError
-from trainyard.files import DirectoryGoneError, put, remove, writing
+from trainyard.files import DirectoryGoneError, despite_absence, put, remove, writing
 from trainyard.runner.file_sum import SummedWriter, holds
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         DiskFullError: no space is left.
     """
     try:
-        path.parent.mkdir(exist_ok=True)
-        _write(path, state)
+        despite_absence(path.parent.parent, lambda: _write(path, state))
     except FileNotFoundError as error:
         raise DirectoryGoneError(
             f"{path.parent.parent} was moved or removed while the run was under way: {path.name} cannot be saved. "
@@ -61,6 +60,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path, temporary), temporary.open("wb") as file:
         summed = SummedWriter(file)
@@ -205,10 +205,14 @@ def _link_file(source: str | Path, target: str | Path) -> None:
 def write_last(directory: Path, history: list[str]) -> None:
     """Record the regular checkpoints of a directory, oldest first; a resume begins from the last one."""
     temporary = directory / f".{LAST}.tmp"
-    with writing(directory / LAST, temporary):
-        record = {"last": history[-1] if history else None, "history": history}
+    record = {"last": history[-1] if history else None, "history": history}
+
+    def write() -> None:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
         temporary.replace(directory / LAST)
+
+    with writing(directory / LAST, temporary):
+        despite_absence(directory, write)
 
 
 def read_last(directory: Path) -> list[str]:

@@ -39,6 +39,7 @@ STAGES = (
     "after_load_checkpoint",
     "before_save_checkpoint",
     "before_leave",
+    "after_join",
 )
 
 OF_MEMBER = ("before_save_checkpoint", "after_load_checkpoint")

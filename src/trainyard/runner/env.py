@@ -37,9 +37,9 @@ class Env:
         cudnn_benchmark: let cuDNN time its algorithms for each input shape; ignored if `deterministic`.
         keep_memory: the process keeps host memory that a step frees, instead of returning it to the system and faulting
             it in again page by page. It holds for the rest of the process.
-        fast_paths: use private functions of torch where they are faster, and the faster composition of a sweep's
-            configs over Hydra's private functions. False: use public functions only. The results are the same, but
-            slower; for a stack, and for a step captured into a CUDA graph, the same up to rounding.
+        fast_paths: use private functions of torch where they are faster, and private functions of Hydra to compose
+            the config of a run once, and those of a sweep's jobs faster. False: use public functions only. The results
+            are the same, but slower; for a stack, and for a step captured into a CUDA graph, the same up to rounding.
 
     Raises:
         ConfigError: a value is invalid.

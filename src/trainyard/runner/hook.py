@@ -29,6 +29,7 @@ class Hook:
     | `before_save_checkpoint`, `after_load_checkpoint` | `runner, checkpoint, member`: the dict that is written, or was
       read, and its member; `member` may be omitted |
     | `before_leave` | `runner, leaving`: numbers of the members that end before the others of their stack |
+    | `after_join` | `runner, joined`: numbers of the members that have joined the stack, and are restored |
 
     A custom loop may have further stages. `runner.iter` and `runner.epoch` count finished iterations and epochs: in
     `after_train_iter` they include the iteration that has just ended. `after_run` is called however the run ended. A

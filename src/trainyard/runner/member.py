@@ -277,7 +277,8 @@ class Member:
         best = self.best
         if best is not None and best != self._told:
             self._told = replace(best)
-            values = {f"best/{self.objective.name}": best.value, "best/epoch": best.epoch, "best/step": best.iter}
+            # MLflow's "Compare" draws the metric that is logged last.
+            values = {"best/epoch": best.epoch, "best/step": best.iter, f"best/{self.objective.name}": best.value}
             self.journal.metrics(best.iter, values, epoch=best.epoch)
 
     def stop(self, reason: str, *, failed: bool = False) -> None:

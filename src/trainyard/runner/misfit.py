@@ -75,6 +75,7 @@ class Scene:
         text: the first line of the message.
         module: the innermost module that was called; None outside of all.
         given: its arguments.
+        measured: outputs and target of the metric that was processing, in words; empty where there is none.
         name: its name, for messages.
         layer: its name and its settings.
         part: the key of the metric that was processing, or of the hook that was called, or None.
@@ -92,6 +93,7 @@ class Scene:
         self.error = error
         self.module: nn.Module | None = None
         self.given: tuple[Any, ...] = ()
+        self.measured = ""
         self.part: str | None = None
         self.logits: Tensor | None = None
         self.target: Tensor | None = None
@@ -113,6 +115,7 @@ class Scene:
             self.module, self.given = own, (*values.get("args", ()), *values.get("kwargs", {}).values())
         elif isinstance(own, Metric):
             self._name("metric", own, parts.metrics)
+            self._measure(values.get("outputs"), values.get("target"))
         elif isinstance(own, Hook):
             self._name("hook", own, parts.dispatch.hooks)
         elif name in ("sanity_check", "run_set"):
@@ -129,11 +132,16 @@ class Scene:
             if own is each or own is getattr(each, "metric", None):
                 self.part = f"{group}.{key}"
 
+    def _measure(self, outputs: object, target: object) -> None:
+        if isinstance(outputs, Tensor) and isinstance(target, Tensor):
+            self.measured = f" was given the outputs {_shown(outputs)} and the target {_shown(target)}"
+            self.target = target
+
     @property
     def where(self) -> str:
         """The layer, what it was given, and torch's words."""
         whose = self.layer or self.part or "the model"
-        given = f" was given {_shown(self.given)}" if self.module is not None and self.given else ""
+        given = f" was given {_shown(self.given)}" if self.module is not None and self.given else self.measured
         place = f" ({self.place})" if self.place else ""
         return f"{whose}{given}; torch says: {self.text}{place}."
 
@@ -176,7 +184,9 @@ def _types(scene: Scene) -> str:
     if not re.search(r"dtype|scalar type|not implemented for|same type|type \(", scene.text, re.I):
         return ""
     if scene.part is not None or isinstance(scene.module, nn.CrossEntropyLoss | nn.NLLLoss):
-        return " Classes are integers: targets of the type int64 (target.long())."
+        numbers = scene.measured and scene.target is not None and scene.target.is_floating_point()
+        regression = " Targets that are numbers to predict: metric=regression." if numbers else ""
+        return f" Classes are integers: targets of the type int64 (target.long()).{regression}"
     own = next((p.dtype for p in scene.module.parameters()), None) if scene.module is not None else None
     if own is None:
         return ""

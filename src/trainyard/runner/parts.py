@@ -268,30 +268,36 @@ class Parts:
             if split == "train" and self.data is None and not needs_data(self.train_loop):
                 self.loaders[split] = NoLoader()
                 return self.loaders[split]
-            limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
-            overfit = limits.batches_to_overfit(self.settings["overfit"])
-            if (limit or overfit) and self.strategy.world_size > 1:
-                raise ConfigError("limit" if limit else "overfit", limit or overfit, "null, on several devices")
-            if overfit is None or split.startswith("test"):
-                self.loaders[split] = limits.limited(self.whole_loader(split), limit, split)
-            elif split == "train":
-                self.loaders[split] = limits.FirstBatches(self.whole_loader(split), overfit, repeat=True)
-            else:
-                self.loaders[split] = self.loader("train")
+            self.loaders[split] = self._loader(split)
         return self.loaders[split]
 
+    def _loader(self, split: str) -> Loader:
+        """Return a new loader of what this rank reads of a set, under `limit` and `overfit`."""
+        limit = limits.parse(self.settings["limit"]).get(split.partition("/")[0])
+        overfit = limits.batches_to_overfit(self.settings["overfit"])
+
+        def first(loader: Loader) -> Loader:
+            if overfit is None or split.startswith("test"):
+                found: Loader = limits.limited(loader, limit, split)
+                return found
+            return limits.FirstBatches(loader, overfit, repeat=True)
+
+        if split == "train":  # a rank has its rows of every batch
+            return first(self.strategy.loader(self.whole_loader(split), split))
+        evaluated = "train" if overfit is not None and not split.startswith("test") else split
+        return self.strategy.loader(first(self.whole_loader(evaluated)), split)  # a rank has some of the batches
+
     def whole_loader(self, split: str) -> Loader:
-        """Return a new loader of all batches of a set."""
+        """Return a new loader of all batches of a set, of all ranks."""
         if self.data is None or split not in self.data.splits:
             known = ", ".join(self.data.splits) if self.data else "none"
             raise ConfigError("data", split, f"a split that the data has: {known}")
         try:
-            loader = self.data.loader(split, seed=self.seed, device=self.device)
+            return self.data.loader(split, seed=self.seed, device=self.device)
         except EmptyDataError as error:
             raise no_batches(split) from error
         except ConfigError as error:
             raise error.under("data") from None
-        return self.strategy.loader(loader, split)
 
     def metainfo(self, split: str) -> Any:
         """Return what the dataset of a split states as its `metainfo`; None if it states nothing."""

@@ -93,6 +93,8 @@ class TrainingReader:
         state = {"batches": exact_length(self.loader), "batch_size": self.loader.batch_size}
         if state["batches"] is not None:
             return state
+        if self._resumed is not None:  # nothing has been read since: the run was at its end
+            return state | {key: self._resumed[key] for key in ("place", "random", "stream")}
         if self._group is not None and self._group["place"][0] == epoch and done:
             return state | self._group
         return state | {"place": [epoch, done], "random": None, "stream": self._stream_state()}

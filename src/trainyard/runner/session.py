@@ -29,7 +29,7 @@ def session(runner: Runner) -> Iterator[None]:
     begun = False
     console.show_lines()
     try:
-        for member in runner.members:
+        for member in runner.all_members:
             log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
             if runner.strategy.is_main:
                 member.open(runner.tracker, resume=bool(member.resume))

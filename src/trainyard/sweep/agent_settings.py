@@ -78,6 +78,10 @@ class AgentSettings(SweepSettings):
             return self.agent_gpus * (1 if self.jobs_per_gpu == "auto" else self.jobs_per_gpu)
         return max(1, self.agent_cpus // (1 if self.threads_per_job == "auto" else self.threads_per_job))
 
+    @property
+    def disk_patience(self) -> float:
+        return self.patience
+
     def check(self, config: DictConfig) -> None:
         tracker = OmegaConf.select(config, "tracker", throw_on_resolution_failure=False)
         if not isinstance(tracker, DictConfig) or "uri" not in tracker:

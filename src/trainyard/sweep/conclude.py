@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.plan import Job, SweepPlan
+from trainyard.sweep.proposers import Proposer
 from trainyard.sweep.report import JobRow, ranking
-from trainyard.sweep.report.rows import Direction
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.track import Status
 
@@ -32,7 +32,7 @@ def warm_up() -> None:
 
 
 def conclude(
-    plan: SweepPlan, tracking: SweepTracking, named: bool, proposer: Mapping[str, Any], interrupted: bool = False
+    plan: SweepPlan, tracking: SweepTracking, named: bool, proposer: Proposer, interrupted: bool = False
 ) -> None:
     """Print the ranking, write `results.csv`, `results.parquet` and `report.html`, and end the sweep's MLflow run.
 
@@ -40,7 +40,7 @@ def conclude(
         plan: the plan of all jobs so far.
         tracking: the sweep's tracking.
         named: whether the config names the `objective` and its `direction`. If not, lower is better.
-        proposer: the identity of what has chosen the jobs.
+        proposer: what has chosen the jobs.
         interrupted: whether a signal has ended it: its run is then KILLED, like those of its jobs.
     """
     from trainyard.sweep.report import html, result_files
@@ -48,7 +48,10 @@ def conclude(
     config, directory = plan.jobs[0].config, plan.directory
     name = OmegaConf.select(config, "objective") if named else None
     direction: Direction = (OmegaConf.select(config, "direction") if named else None) or "minimize"
-    rows = [_row(job, plan) for job in plan.jobs]
+    goals = proposer.goals
+    if goals is not None:
+        name, direction = goals.names[0], goals.directions[0]
+    rows = [_row(job, plan, goals) for job in plan.jobs]
     files: list[Path] = []
     with _reported("ranking"):
         table = ranking.table(rows, name, direction)
@@ -62,8 +65,10 @@ def conclude(
         tracking.summarize(plan, rows, name, direction)
     with _reported("report"):
         title = f"{directory.parent.name} {directory.name}"
-        searched = "sampler" in proposer
-        page = html.write(rows, directory, title=title, objective=name, direction=direction, searched=searched)
+        searched = "sampler" in proposer.identity
+        page = html.write(
+            rows, directory, title=title, objective=name, direction=direction, searched=searched, goals=goals
+        )
         files.append(page)
         print(f"Report: {files[-1]}")
     tracking.write_plan(plan)  # with the jobs that came while others ran
@@ -86,15 +91,15 @@ def _reported(what: str) -> Iterator[None]:
         log.debug("", exc_info=True)
 
 
-def _row(job: Job, plan: SweepPlan) -> JobRow:
+def _row(job: Job, plan: SweepPlan, goals: Goals | None) -> JobRow:
     entry = plan.entries[job.num]
-    value = entry.objective
-    return JobRow(
+    row = JobRow(
         num=job.num,
         overrides={key: job.choices[key] for key in plan.keys if key in job.choices},
         state=entry.state,
-        objective=float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None,
+        objective=None,
         seconds=entry.cost,
         directory=job.directory,
         error=entry.error,
     )
+    return row.graded(entry.objective, goals)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from trainyard.sweep.executor.slots import Slot
 from trainyard.track.facts import cpu_model
@@ -16,17 +17,23 @@ from trainyard.track.facts import cpu_model
 PROMISE = "same bits for the recorded decisions on the same kind of CPU; otherwise equal to rounding"
 
 
+_OF_LANES = ("lanes", "width", "epochs")
+
+
 @dataclass(frozen=True)
 class Decision:
     """How one job trains, or several as one program.
 
     Attributes:
-        nums: the jobs, in the order of lanes. Their number is the width.
+        nums: the jobs, in the order of lanes.
         device: the kind of slot: `cpu` or `cuda`.
         threads: threads of the task; of each process, if it trains on several devices.
         slots: the number of slots that it takes.
         cpu: the kind of CPU.
         note: the reason, for people.
+        lanes: the lane of each job; empty if these are all lanes, in order.
+        width: the number of lanes; 0 if that is the number of jobs.
+        epochs: the epoch of each job from which it has trained in its lane at this width; empty if that is not known.
     """
 
     nums: tuple[int, ...]
@@ -35,6 +42,36 @@ class Decision:
     slots: int = 1
     cpu: str = ""
     note: str = ""
+    lanes: tuple[int, ...] = ()
+    width: int = 0
+    epochs: tuple[int, ...] = ()
+
+    @property
+    def all_lanes(self) -> int:
+        """The number of lanes, the free ones included."""
+        return self.width or len(self.nums)
+
+    def places(self, nums: Sequence[int]) -> tuple[int, ...]:
+        """Return the lanes of some of the jobs."""
+        lanes = dict(zip(self.nums, self.lanes or range(len(self.nums)), strict=True))
+        return tuple(lanes[num] for num in nums)
+
+    def part(self, nums: Sequence[int]) -> Decision:
+        """Return the decision that some of the jobs go on in their lanes, while those of the others are free."""
+        epochs = dict(zip(self.nums, self.epochs, strict=True)) if self.epochs else {}
+        own = tuple(epochs[num] for num in nums) if epochs else ()
+        return replace(self, nums=tuple(nums), lanes=self.places(nums), width=self.all_lanes, epochs=own)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The decision as plain data, without lanes where there is nothing to tell of them."""
+        return {key: value for key, value in asdict(self).items() if key not in _OF_LANES or value}
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Decision:
+        """Return the decision of a record."""
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in record.items()}
+        return cls(**values)
 
     @classmethod
     def here(cls, nums: Sequence[int], slot: Slot, slots: int = 1, note: str = "") -> Decision:
@@ -55,7 +92,9 @@ class Decision:
             here: the decision that this machine suggests for those jobs that are left.
             room: the number of threads that a slot has room for.
         """
-        found = replace(here, threads=min(self.threads, room), note=self.note)
+        own = self.part(here.nums) if self.width else here
+        found = replace(own, device=here.device, slots=here.slots, cpu=here.cpu)
+        found = replace(found, threads=min(self.threads, room), note=self.note)
         names = ("device", "threads", "slots", "cpu")
         pairs = [(name, getattr(self, name), getattr(found, name)) for name in names]
         return found, ", ".join(f"{name} {own}, here {other}" for name, own, other in pairs if own != other)

@@ -9,8 +9,10 @@ from typing import Any
 from trainyard.sweep.events import (
     Asked,
     Began,
+    Emptied,
     Ended,
     Event,
+    Joined,
     Origin,
     Paused,
     Proposed,
@@ -40,6 +42,10 @@ def to_record(event: Event) -> Record:
             return {"kind": "queued", "why": why, "units": [_unit(unit) for unit in units]}
         case Started(num, attempt):
             return {"kind": "state", "num": num, "state": "running", "attempt": attempt}
+        case Joined(unit, nums):
+            return {"kind": "joined", "unit": unit, "nums": list(nums)}
+        case Emptied(unit):
+            return {"kind": "emptied", "unit": unit}
         case Reported(num, at, value):
             return {"kind": "report", "num": num, "at": at, "value": value}
         case Asked(num, wish, why):
@@ -92,6 +98,10 @@ def _unit(unit: Unit) -> Any:
         more["alone_on"] = list(unit.alone_on)
     if unit.rungs is not None:
         more["rungs"] = record_of(unit.rungs)
+    if unit.own_rungs:
+        more["own_rungs"] = [[num, record_of(rungs)] for num, rungs in unit.own_rungs]
+    if unit.fed:
+        more["fed"] = True
     return {"nums": list(unit.nums), **more} if more else list(unit.nums)
 
 
@@ -105,6 +115,8 @@ def _unit_of(value: Any) -> Unit:
         value.get("expected"),
         tuple(value.get("alone_on", ())),
         rungs_of(value.get("rungs")),
+        tuple((num, found) for num, each in value.get("own_rungs", ()) if (found := rungs_of(each)) is not None),
+        value.get("fed", False),
     )
 
 
@@ -141,6 +153,8 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], Event]] = {
     ),
     "queued": lambda record: Queued(tuple(map(_unit_of, record["units"])), record["why"]),
     "state": _state,
+    "joined": lambda record: Joined(record["unit"], tuple(record["nums"])),
+    "emptied": lambda record: Emptied(record["unit"]),
     "report": lambda record: Reported(record["num"], record["at"], float(record["value"])),
     "asked": lambda record: Asked(record["num"], record["wish"], record["why"]),
     "stopping": lambda record: Stopping(record["why"]),

@@ -39,6 +39,8 @@ class Unit:
         expected: the seconds that it is expected to take; None if unknown.
         alone_on: the devices that it needs for itself, because memory was too small for it beside others.
         rungs: where its jobs report; None if nobody asks.
+        own_rungs: where jobs report that do so elsewhere, by number.
+        fed: whether other jobs join it while it runs, for lanes that become free.
     """
 
     nums: tuple[int, ...]
@@ -47,6 +49,12 @@ class Unit:
     expected: float | None = None
     alone_on: tuple[str, ...] = ()
     rungs: Rungs | None = None
+    own_rungs: tuple[tuple[int, Rungs], ...] = ()
+    fed: bool = False
+
+    def rungs_of(self, num: int) -> Rungs | None:
+        """Return where a job reports; None if nobody asks."""
+        return dict(self.own_rungs).get(num, self.rungs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,26 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Jobs that waited take free lanes of a stack that runs.
+
+    Attributes:
+        unit: the number of the stack's unit.
+        nums: the jobs. They follow those of the unit, the ones that have left it included.
+    """
+
+    unit: int
+    nums: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """The process of a stack that others could join has ended; no job is left in it."""
+
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """A job has reported the value of its objective at a rung."""
 
@@ -178,7 +206,21 @@ class Stopping:
     why: str
 
 
-Event = Began | SlotsGained | SlotsLost | Proposed | Queued | Started | Reported | Asked | Paused | Ended | Stopping
+Event = (
+    Began
+    | SlotsGained
+    | SlotsLost
+    | Proposed
+    | Queued
+    | Started
+    | Joined
+    | Emptied
+    | Reported
+    | Asked
+    | Paused
+    | Ended
+    | Stopping
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from trainyard.errors import TrainyardError
+from trainyard.sweep.by_hand import ByHand, Clone
 from trainyard.sweep.clones import tell
 from trainyard.sweep.decisions import Decision
-from trainyard.sweep.event_records import Record
 from trainyard.sweep.events import (
-    FINAL,
     Action,
     Asked,
     Ended,
     Event,
     Paused,
-    Proposed,
     Queued,
     Reported,
+    Start,
     Unit,
     Wish,
 )
 from trainyard.sweep.executor.base import Executor, Finished
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import Task, TaskEvent, TaskOutcome
+from trainyard.sweep.feeding import Feeding
 from trainyard.sweep.loop import Loop
 from trainyard.sweep.manifest import Manifest
 from trainyard.sweep.plan import Job, Stack
@@ -33,23 +33,14 @@ from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, 
 from trainyard.sweep.pruned import of_pruned, remove_regular
 from trainyard.sweep.reports import Reports
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
-from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
+from trainyard.sweep.stacks import StackPlanner
+from trainyard.sweep.steering import CommandFolder
 from trainyard.sweep.tracking import SweepTracking
 from trainyard.sweep.units import UnitTasks, event_of, outcomes_of
 from trainyard.sweep.worker_tasks import JobDone, StackReturn
 from trainyard.track.sweep_position import Rungs
 
 FAILED = ("failed", "timeout", "lost")
-BY_HAND = "by hand"
-TOLD = {
-    "stop": "ends for good at its next checkpoint",
-    "pause": "pauses at its next checkpoint",
-    "resume": "goes on when a slot is free",
-}
-"""What becomes of a job by a command, for people; of a clone, the answer says its number."""
-
-Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
-"""Makes a clone of a job, with some overrides that are different."""
 Admit = Callable[[Sequence[NewJob]], Sequence[Unit]]
 """Composes, checks and records new jobs, and returns the units of those that are to run."""
 
@@ -73,6 +64,7 @@ class Head(Loop):
         adopt: takes in a clone that is recorded.
         reports: reads what jobs report.
         commands: what people ask for.
+        planner: knows which jobs may share a stack.
 
     Attributes:
         results: what the jobs that are done returned, by number.
@@ -94,6 +86,7 @@ class Head(Loop):
         adopt: Callable[[Job], Unit],
         reports: Reports,
         commands: CommandFolder,
+        planner: StackPlanner,
     ) -> None:
         super().__init__(executor, scheduler, policy)
         self.results: dict[int, JobDone] = {}
@@ -103,16 +96,16 @@ class Head(Loop):
         self._progress = progress
         self._proposer = proposer
         self._admit = admit
-        self._clone = clone
-        self._adopt = adopt
         self._reports = reports
-        self._commands = commands
-        self._answer: Record | None = None
+        self._by_hand = ByHand(self, commands, scheduler, manifest, units, progress, clone, adopt)
+        # Else the time of one job would end those of others, or the files of those that join would not come home.
+        feeds = policy.timeout is None and executor.shares_disk
+        self._feeding = Feeding(self, executor, scheduler, manifest, units, planner, proposer, feeds)
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:
         """Let units run from now on."""
         if units:
-            self.apply(Queued(tuple(units), why))
+            self.apply(Queued(tuple(map(self._feeding.fed, units)), why))
 
     def ask_for(self, num: int, wish: Wish, why: str) -> None:
         """Let a job end at its next checkpoint, or not start if it waits."""
@@ -128,75 +121,15 @@ class Head(Loop):
             self.apply(Paused(num) if wish == "pause" else Ended(num, "stopped", error=why or None))
 
     def obey(self) -> None:
-        """Carry out the commands that are not answered yet. The answer and the event are written at once."""
-        for command in self._commands.pending(self._manifest.answered):
-            if command.job in self._manifest.entries and command.job not in self._units.jobs:
-                continue  # it is of a later batch
-            refusal = self._refusal(command)
-            told = ""
-            if not refusal:
-                try:
-                    told = self._obeyed(command)
-                except TrainyardError as error:
-                    refusal = str(error)
-            if refusal:
-                self._manifest.answer(command, refusal=refusal)
-            self._progress.commanded(str(command), refusal or told)
+        """Carry out the commands that are not answered yet."""
+        self._by_hand.obey()
 
-    def _obeyed(self, command: Command) -> str:
-        """Carry out a command that may be, and return what becomes of the job.
-
-        Raises:
-            TrainyardError: there can be no such clone.
-        """
-        if command.action == "clone":
-            return self._cloned(command)
-        told = TOLD[command.action]
-        self._answer = acknowledgement(command, told=told)
-        if command.action == "resume":
-            self.queue([self._resumed(command.job)], "resumed")
-        else:
-            self.ask_for(command.job, command.action, BY_HAND)
-        return told
-
-    def _cloned(self, command: Command) -> str:
-        """Let a clone of a job run, and return what becomes of it.
-
-        Raises:
-            TrainyardError: it cannot be.
-        """
-        job, proposed = self._clone(command.job, command.overrides)
-        assert proposed.origin is not None
-        told = f"is #{job.num}, from {proposed.origin.checkpoint} of #{command.job}"
-        self._answer = acknowledgement(command, told=told)
-        self.apply(proposed)
-        self.queue([self._adopt(job)], "cloned")
-        return told
-
-    def _refusal(self, command: Command) -> str:
-        """Return why a command cannot be carried out; empty if it can."""
-        num, state = command.job, self._scheduler.state(command.job)
-        if num not in self._units.jobs or state is None:
-            return f"this sweep has no job #{num}"
-        if command.action == "clone":
-            return "" if self._units.resumes else "its application cannot go on from a checkpoint"
-        if state in FINAL:
-            return f"#{num} is {state}"
-        if command.action == "resume":
-            return "" if state == "paused" else f"#{num} is {state}, not paused"
-        if command.action == "pause":
-            if not self._units.resumes:
-                return "its application cannot go on from a checkpoint"
-            if state not in ("running", "waiting"):
-                return f"#{num} is {state}"
-        return ""
-
-    def _resumed(self, num: int) -> Unit:
-        """Return the unit of a paused job that goes on, beyond the rung at which it paused."""
+    def resume(self, num: int) -> None:
+        """Let a paused job go on, beyond the rung at which it paused."""
         rungs = self._scheduler.rungs.get(num)
         if rungs is not None and rungs.until is not None and self._reports.is_known(num, rungs.until):
             rungs = None
-        return replace(self._alone(num), rungs=rungs)
+        self.queue([replace(self._alone(num), rungs=rungs)], "resumed")
 
     # -- what is to run ------------------------------------------------------------------------------------------------
 
@@ -205,7 +138,14 @@ class Head(Loop):
             self.obey()  # a paused job may be to go on
         while (free := self._vacant()) and (proposals := self._proposer.ask(free)):
             self.take_in(proposals)
+        self._feeding.serve()
         return self._scheduler.busy
+
+    def propose(self) -> Sequence[Proposal]:
+        """Ask the proposer for what one free slot would run, take it in, and return it."""
+        proposals = self._proposer.ask(1)
+        self.take_in(proposals)
+        return proposals
 
     def _vacant(self) -> int:
         """Return for how many slots the proposer is asked. If there are none, for one: they come when there is work."""
@@ -243,8 +183,8 @@ class Head(Loop):
         decided = []
         for nums in map(tuple, groups):
             before = self._decision(nums[0])
-            if any(self._decision(num).nums != nums for num in nums):
-                decided.append(replace(before, nums=nums, note=note))
+            if any(self._decision(num).nums != nums or self._decision(num).width for num in nums):
+                decided.append(replace(before, nums=nums, note=note, lanes=(), width=0, epochs=()))
         self._manifest.decide(decided)
 
     def _decision(self, num: int) -> Decision:
@@ -255,8 +195,7 @@ class Head(Loop):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _log(self, events: Sequence[Event]) -> Sequence[Event]:
-        answer, self._answer = self._answer, None
-        return self._manifest.log(*events, answer=answer)
+        return self._manifest.log(*events, answer=self._by_hand.answer())
 
     def _told(self, event: Event) -> list[Action]:
         actions = self._scheduler.handle(event)
@@ -265,9 +204,18 @@ class Head(Loop):
         return actions
 
     def _task(self, unit: Unit) -> Task:
-        self._tracking.expect(self._units.of(unit.nums))
-        self._reports.begin(self._units.of(unit.nums), unit.rungs)
+        self._expect(unit.nums)
         return self._units.task(unit)
+
+    def _act(self, action: Action) -> None:
+        if isinstance(action, Start):
+            self._feeding.began(action.number, action.unit)
+        super()._act(action)
+
+    def _expect(self, nums: Sequence[int]) -> None:
+        self._tracking.expect(self._units.of(nums))
+        for job in self._units.of(nums):
+            self._reports.begin(job, self._scheduler.rungs.get(job.num))
 
     def _on_tick(self) -> None:
         self.obey()
@@ -300,6 +248,27 @@ class Head(Loop):
         if wish is not None:
             self.ask_for(num, wish, f"at {at}")
 
+    # -- stacks that jobs join and leave -------------------------------------------------------------------------------
+
+    def _said(self, running: RunningUnit, number: int, message: Any) -> None:
+        self._feeding.said(running, number, message)
+
+    def seated(self, nums: Sequence[int], stack: str) -> None:
+        """Take notice of jobs that join a stack."""
+        self._expect(nums)
+        for job in self._units.of(nums):
+            self._progress.joined(job, stack)
+
+    def job_left(self, running: RunningUnit, outcome: TaskOutcome) -> None:
+        """Conclude a job that has left a stack that trains on."""
+        self._settle(running, {outcome.num: outcome}, in_stack=True)
+
+    def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
+        """Let a job run by itself that cannot train in a stack."""
+        self._decide([[num]], reason)
+        self._progress.stack_split(self._stack([num]), reason, None)
+        self.queue([Unit((num,), rungs=self._scheduler.rungs.get(num))], "again")
+
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _dropped(self, unit: Unit) -> None:
@@ -310,27 +279,40 @@ class Head(Loop):
         unit, value = running.unit, outcome.value
         self._progress.left(unit.nums[0])
         if isinstance(value, StackReturn) and value.results is None:
-            self._regroup(unit, value)
+            self._regroup(running, value)
             return
-        outcomes = outcomes_of(unit, outcome, self._policy.timeout)
-        again: list[int] = []
-        if isinstance(value, StackReturn) and running.attempt <= self._policy.retries:
-            again = [num for num, own in outcomes.items() if own.state == "failed"]
+        outcomes = outcomes_of(unit, running.left, outcome, self._policy.timeout)
         staying = self._interrupted_for_others(running, outcome, outcomes)
+        rest = replace(self._scheduler.rest(running), nums=tuple(staying))
+        self._settle(running, outcomes, staying, in_stack=isinstance(value, StackReturn))
+        if staying:
+            self.queue([rest], "divided")
+
+    def _settle(
+        self,
+        running: RunningUnit,
+        outcomes: Mapping[int, TaskOutcome],
+        staying: Sequence[int] = (),
+        *,
+        in_stack: bool,
+    ) -> None:
+        """Conclude jobs that have left a unit, but those that stay together."""
+        unit = running.unit
+        again: list[int] = []
+        if in_stack and running.attempt <= self._policy.retries:
+            again = [num for num, own in outcomes.items() if own.state == "failed"]
         failed = [num for num, own in outcomes.items() if num not in again and own.state in FAILED]
         if failed and self._policy.fail_fast:  # before a slot is free
-            who = f"#{failed[0]}" if isinstance(value, StackReturn) else self._units.name(unit)
+            who = f"#{failed[0]}" if in_stack else self._units.name(unit)
             self.stop(f"stopped, for {who} failed", self._policy.grace)
         # Before the ends of the others: a stack of which some are done goes on with the rest.
         self._decide([[num] for num in again], "tried again after it failed in a stack")
-        self._decide([staying] if staying else [], "goes on without a job that was asked to end")
+        self._decide([staying] if staying and not unit.fed else [], "goes on without a job that was asked to end")
         for num in again:
             self._progress.again(self._units.jobs[num], outcomes[num].error)
-            self.queue([Unit((num,), attempts=running.attempt, rungs=unit.rungs)], "again")
+            self.queue([Unit((num,), attempts=running.attempt, rungs=self._scheduler.rungs.get(num))], "again")
         ends = {num: own for num, own in outcomes.items() if num not in again and num not in staying}
         self._end(unit, ends, dict(running.wishes))
-        if staying:
-            self.queue([replace(unit, nums=tuple(staying))], "divided")
 
     def _interrupted_for_others(
         self, running: RunningUnit, outcome: TaskOutcome, outcomes: Mapping[int, TaskOutcome]
@@ -374,13 +356,16 @@ class Head(Loop):
         self._tracking.pruned(job, at)
         self._progress.pruned(job, at, value)
 
-    def _regroup(self, unit: Unit, found: StackReturn) -> None:
+    def _regroup(self, running: RunningUnit, found: StackReturn) -> None:
         """Let the jobs of a stack that cannot go on as one go on in other groups, from their checkpoints."""
-        nums = unit.nums
-        groups = [[nums[index] for index in group] for group in found.groups or [[each] for each in range(len(nums))]]
+        unit, nums = running.unit, list(running.left)
+        grouped = [[unit.nums[index] for index in group if unit.nums[index] in nums] for group in found.groups]
+        known = {num for group in grouped for num in group}
+        groups = [*filter(None, grouped), *([num] for num in nums if num not in known)]
         self._decide(groups, found.reason)
         if found.groups:
             self._progress.stack_divided(self._stack(nums), [self._stack(group) for group in groups], found.reason)
         else:
             self._progress.stack_split(self._stack(nums), found.reason, found.traceback)
-        self.queue([Unit(tuple(group), rungs=unit.rungs) for group in groups], "again")
+        rest = replace(self._scheduler.rest(running), attempts=0, slots=1, expected=None, alone_on=())
+        self.queue([replace(rest, nums=tuple(group)) for group in groups], "again")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +17,7 @@ from trainyard.config.plain import plain
 from trainyard.config.resolving import resolve
 from trainyard.errors import TrainyardError
 from trainyard.sweep.compose.composer import Composer
+from trainyard.sweep.compose.recipe import Recipe, Shared
 from trainyard.sweep.directories import check_name, job_directory
 from trainyard.sweep.events import Origin
 from trainyard.sweep.plan import Job, process_of
@@ -24,6 +25,39 @@ from trainyard.sweep.sweep_wide import check_sweep_wide
 from trainyard.sweep.sweepable import Sweepable
 
 NUMBER = "${hydra.job.num}"  # the default of hydra.sweep.subdir
+
+
+@dataclass(frozen=True)
+class JobPlace:
+    """What a job's config says about its number and its directory."""
+
+    number: int
+    directory: Path
+    subdir: str | None
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        return cls(job.number, job.directory, job.subdir)
+
+    def write(self, config: DictConfig) -> None:
+        _set_place(config, self.number, self.directory)
+        if self.subdir is not None:
+            with current_job(config):
+                if str(config.hydra.sweep.subdir) != self.subdir:
+                    config.hydra.sweep.subdir = self.subdir
+
+
+@dataclass(frozen=True)
+class JobRecipe:
+    """What makes the config of a job in another process."""
+
+    recipe: Recipe
+    place: JobPlace
+
+    def make(self, shared: Shared) -> DictConfig:
+        config = self.recipe.make(shared)
+        self.place.write(config)
+        return config
 
 
 class JobConfigs:
@@ -37,7 +71,7 @@ class JobConfigs:
         sweep: the config of the whole sweep.
         directory: the sweep's directory.
         capacity: the number of slots that a job can take.
-        max_jobs: the setting that limits it, for messages.
+        limit: why it is no more, in a sentence; empty where there are no more slots.
     """
 
     def __init__(
@@ -47,14 +81,14 @@ class JobConfigs:
         sweep: DictConfig,
         directory: Path,
         capacity: int,
-        max_jobs: int | None,
+        limit: str,
     ) -> None:
         self._composer = composer
         self._application = application
         self._sweep = sweep
         self._directory = directory
         self._capacity = capacity
-        self._max_jobs = max_jobs
+        self._limit = limit
         self._parts: dict[tuple[str, str], Any] = {}
 
     def checked(
@@ -84,22 +118,23 @@ class JobConfigs:
             except (TrainyardError, OmegaConfBaseException) as error:
                 yield unchecked, error
 
-    def compose(self, job: Job, cache: Any = None) -> DictConfig:
-        """Compose the config of a job again: the one that was checked.
-
-        Args:
-            job: the job.
-            cache: what its interpolations gave that are followed once (`${now:…}`); None for those of the whole sweep.
-        """
+    def compose(self, job: Job) -> DictConfig:
+        """Compose the config of a job again: the one that was checked."""
         config = self._composer.compose(job.overrides)
-        if cache is not None:
-            OmegaConf.set_cache(config, cache)
-        _set_place(config, job.number, job.directory)
-        if job.subdir is not None:
-            with current_job(config):
-                if str(config.hydra.sweep.subdir) != job.subdir:
-                    config.hydra.sweep.subdir = job.subdir
+        if job.cache is not None:
+            OmegaConf.set_cache(config, job.cache)
+        JobPlace.of(job).write(config)
         return config
+
+    def recipe(self, job: Job) -> tuple[JobRecipe, Shared] | None:
+        """Return what `compose`s the config of a job in another process; None where it has to be composed here."""
+        found = self._composer.recipe(job.overrides)
+        if found is None:
+            return None
+        recipe, shared = found
+        if job.cache is not None:
+            recipe = replace(recipe, cache=job.cache)
+        return JobRecipe(recipe, JobPlace.of(job)), shared
 
     def _checked(
         self, num: int, overrides: Sequence[str], config: DictConfig, recorded: str | None, origin: Origin | None
@@ -131,7 +166,7 @@ class JobConfigs:
         return Job(
             num,
             tuple(overrides),
-            self.compose if cache == OmegaConf.get_cache(self._sweep) else partial(self.compose, cache=deepcopy(cache)),
+            self.compose,
             directory,
             None if values is None else {key: self._part(key, value) for key, value in values.items()},
             slots,
@@ -139,6 +174,7 @@ class JobConfigs:
             subdir,
             {key: self._part(f"hydra {key}", value) for key, value in process.items()},
             origin,
+            None if cache == OmegaConf.get_cache(self._sweep) else deepcopy(cache),
         )
 
     def _part(self, key: str, value: Any) -> Any:
@@ -151,12 +187,10 @@ class JobConfigs:
         Raises:
             TrainyardError: the job needs more slots than there are.
         """
-        count = self._application.slots(values)
+        count = self._application.slots(values, self._capacity)
         if count > self._capacity:
-            few = "" if self._max_jobs is None else f" hydra.launcher.max_jobs={self._max_jobs} allows no more."
-            raise TrainyardError(
-                f"A job takes {count} slots, one for each device, of {self._capacity} that there are.{few}"
-            )
+            told = f"A job takes {count} slots, one for each device, of {self._capacity} that there are."
+            raise TrainyardError(f"{told} {self._limit}".rstrip())
         return count
 
     def _work_dir(self, values: dict[str, Any] | None) -> str | None:

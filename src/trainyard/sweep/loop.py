@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
+from typing import Any
 
 from trainyard.sweep.events import (
     Action,
     Drop,
+    Emptied,
     End,
     Event,
     Queued,
@@ -24,11 +26,11 @@ from trainyard.sweep.events import (
     Stopping,
     Unit,
 )
-from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Launched, Lost, Woken
+from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Launched, Lost, Said, Woken
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.task import EventKind, Task, TaskEvent, TaskOutcome
 from trainyard.sweep.scheduler import RunningUnit, Scheduler
-from trainyard.sweep.waiting import CPU
+from trainyard.sweep.waiting import is_cpu, machine
 
 TICK = 0.2  # seconds
 
@@ -128,6 +130,9 @@ class Loop(ABC):
     def _woken(self, running: RunningUnit, index: int, at: int) -> None:  # noqa: B027 (not every loop has to)
         """Take notice of the report of a job."""
 
+    def _said(self, running: RunningUnit, number: int, message: Any) -> None:  # noqa: B027 (not every loop has to)
+        """Take notice of what a unit has said on its line."""
+
     def _out_of_host_memory(self, event: Finished) -> None:  # noqa: B027 (not every loop has to)
         """Take notice of a unit that the system has killed for want of memory."""
 
@@ -176,9 +181,14 @@ class Loop(ABC):
             case Woken(number, index, at):
                 if (running := self._scheduler.running.get(number)) is not None:
                     self._woken(running, index, at)
+            case Said(number, message):
+                if (running := self._scheduler.running.get(number)) is not None:
+                    self._said(running, number, message)
             case Finished():
                 if (running := self._scheduler.running.get(event.number)) is not None:
                     self._finished(running, event)
+                    if running.unit.fed:
+                        self.apply(Emptied(event.number))
 
     def _finished(self, running: RunningUnit, event: Finished) -> None:
         pid = self._pids.pop(event.number, None)
@@ -207,13 +217,22 @@ class Loop(ABC):
         """Return the unit of the next attempt; None if there is none."""
         if event.state not in ("failed", "lost") or self._scheduler.stopping or running.wishes or not event.began:
             return None
-        unit = replace(running.unit, nums=tuple(running.left))
+        unit = self._scheduler.rest(running)
+        if not unit.nums:
+            return None
         devices = tuple(dict.fromkeys(self._scheduler.device(index) for index in running.slots))
         if not unit.alone_on:
-            if event.out_of_memory == "device" and CPU not in devices:
+            if event.out_of_memory == "device" and not any(map(is_cpu, devices)):
                 return replace(unit, alone_on=devices)
-            if event.out_of_memory == "host" and len(self._scheduler.slots) > len(running.slots):
-                return replace(unit, alone_on=self._scheduler.devices)
+            if event.out_of_memory == "host":
+                machines = set(map(machine, devices))
+                there = [
+                    device
+                    for index in self._scheduler.slots
+                    if machine(device := self._scheduler.device(index)) in machines
+                ]
+                if len(there) > len(running.slots):
+                    return replace(unit, alone_on=tuple(dict.fromkeys(there)))
         return replace(unit, attempts=running.attempt) if running.attempt <= self._policy.retries else None
 
     def _happened(self, kind: EventKind, running: RunningUnit, pid: int | None, event: Finished | None = None) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
-from trainyard.files import append_whole
+from trainyard.files import append_whole, despite_absence
 from trainyard.sweep.decisions import Decision, KnownFit
 from trainyard.sweep.event_records import Record, event_of, origin_of, to_record
 from trainyard.sweep.events import FINAL, FIRST_CLONE, Event, Origin, Proposed
@@ -79,6 +79,7 @@ class Manifest:
         proposer: the identity of the proposer whose jobs these are; None if it has none.
         next_num: the number after those of all jobs but clones.
         next_clone: the number of the next clone.
+        patience: seconds that its directory may be gone for, on a network disk.
     """
 
     path: Path
@@ -89,6 +90,7 @@ class Manifest:
     proposer: Mapping[str, Any] | None = None
     next_num: int = 0
     next_clone: int = FIRST_CLONE
+    patience: float = 0.0
 
     @classmethod
     def open(cls, directory: Path, follow: Callable[[Event], object] | None = None) -> Manifest:
@@ -235,7 +237,7 @@ class Manifest:
     def decide(self, decisions: Sequence[Decision]) -> None:
         """Record decisions on disk: all of them or, if this is cut off, none."""
         if decisions:
-            tasks = [asdict(decision) for decision in decisions]
+            tasks = [decision.record for decision in decisions]
             self._append({"kind": "decisions", "tasks": tasks, "time": time.time()}, sync=True)
 
     def measured(self, fits: Mapping[str, KnownFit]) -> None:
@@ -272,10 +274,15 @@ class Manifest:
 
     def _append(self, *records: Record, sync: bool = False) -> list[Record]:
         lines = [json.dumps(record, default=_plain) for record in records]
-        with self.path.open("ab", buffering=0) as file:
-            append_whole(file.fileno(), "".join(f"{line}\n" for line in lines).encode(), self.path, _THEN)
-            if sync:
-                os.fsync(file.fileno())
+        content = "".join(f"{line}\n" for line in lines).encode()
+
+        def write() -> None:
+            with self.path.open("ab", buffering=0) as file:
+                append_whole(file.fileno(), content, self.path, _THEN)
+                if sync:
+                    os.fsync(file.fileno())
+
+        despite_absence(self.path.parent, write, self.patience)
         found = [json.loads(line) for line in lines]
         for record in found:
             self._take(record)
@@ -315,7 +322,7 @@ class Manifest:
 
     def _take_decisions(self, record: Record) -> None:
         for task in record["tasks"]:
-            decision = Decision(**{**task, "nums": tuple(task["nums"])})
+            decision = Decision.read(task)
             for num in decision.nums:
                 self.entries[num].decision = decision
 

@@ -18,11 +18,15 @@ class MemberHandler(logging.Handler):
 
     Args:
         files: the file of each member, by its `work_dir`.
+        key: where a job's config names the file.
+        otherwise: the file of a job whose config names none.
     """
 
-    def __init__(self, files: Mapping[Path, Path]) -> None:
+    def __init__(self, files: Mapping[Path, Path], key: str = "", otherwise: str = "") -> None:
         super().__init__()
         self.files = dict(files)
+        self.key = key
+        self.otherwise = otherwise
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -60,13 +64,33 @@ def configure(configs: Sequence[DictConfig], work_dirs: Sequence[Path]) -> None:
             logger.removeHandler(handler)
             handler.close()
             key = f"handlers.{handler.name}.filename"
-            names = [OmegaConf.select(config.hydra.job_logging, key) for config in configs]
-            files = [Path(name or handler.baseFilename).absolute() for name in names]
-            own = MemberHandler(dict(zip(work_dirs, files, strict=True)))
+            files = [_file(config, key, handler.baseFilename) for config in configs]
+            own = MemberHandler(dict(zip(work_dirs, files, strict=True)), key, handler.baseFilename)
             own.setFormatter(handler.formatter)
             own.setLevel(handler.level)
             own.filters = handler.filters
             logger.addHandler(own)
+
+
+def join(config: DictConfig, work_dir: Path) -> None:
+    """Let a further job have its own copy of each file."""
+    for handler in _handlers():
+        handler.files[work_dir] = _file(config, handler.key, handler.otherwise)
+
+
+def leave(work_dir: Path) -> None:
+    """Write no more into the files of a job."""
+    for handler in _handlers():
+        handler.files.pop(work_dir, None)
+
+
+def _file(config: DictConfig, key: str, otherwise: str) -> Path:
+    return Path(OmegaConf.select(config.hydra.job_logging, key) or otherwise).absolute()
+
+
+def _handlers() -> Iterator[MemberHandler]:
+    for logger in _loggers():
+        yield from (handler for handler in logger.handlers if isinstance(handler, MemberHandler))
 
 
 def _loggers() -> Iterator[logging.Logger]:

@@ -40,6 +40,7 @@ class Job:
         subdir: its `hydra.sweep.subdir`.
         known_process: its `process`, if that is known.
         origin: what it begins from, if it is a clone.
+        cache: what interpolations gave in its config that are followed once (`${now:…}`); None for those of the sweep.
     """
 
     num: int
@@ -52,6 +53,7 @@ class Job:
     subdir: str | None = None
     known_process: Mapping[str, Any] | None = None
     origin: Origin | None = None
+    cache: Any = None
 
     @property
     def number(self) -> int:
@@ -67,6 +69,15 @@ class Job:
     def process(self) -> Mapping[str, Any]:
         """What its `hydra` node says about the process that it runs in (`process_of`)."""
         return process_of(self.config) if self.known_process is None else self.known_process
+
+    def setting(self, key: str) -> Any:
+        """Return a value of its config; None if it has none. Of most jobs it is known without composing the config."""
+        if self.values is None:
+            return OmegaConf.select(self.config, key, throw_on_resolution_failure=False)
+        found: Any = self.values
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
 
     @property
     def chdir(self) -> bool:

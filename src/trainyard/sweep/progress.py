@@ -15,11 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from omegaconf import OmegaConf
-
 from trainyard.sweep.executor.task import TaskEvent, TaskOutcome
+from trainyard.sweep.goals import Goals, fronts
 from trainyard.sweep.plan import Job, Stack, SweepPlan
-from trainyard.sweep.report.rows import duration
+from trainyard.sweep.report.rows import duration, number
 from trainyard.track import journal
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ _WORDS = {
     "stopped": "stopped",
 }
 WORTH_TELLING = 60.0  # seconds
+AROUND = 6  # lines of the live table around its rows
 LOOKED_AT = 16  # journals of a stack that are read at each look
 
 
@@ -44,13 +44,15 @@ class SweepProgress:
     Args:
         plan: the plan of the whole sweep, which grows.
         jobs: the jobs to show.
+        goals: what they are compared by, where that is more than the objective of each.
     """
 
-    def __init__(self, plan: SweepPlan, jobs: Sequence[Job]) -> None:
+    def __init__(self, plan: SweepPlan, jobs: Sequence[Job], goals: Goals | None = None) -> None:
         self.plan = plan
+        self._goals = goals
         self._jobs = {job.num: job for job in jobs}
-        self._objective = OmegaConf.select(jobs[0].config, "objective", throw_on_resolution_failure=False)
-        self._direction = OmegaConf.select(jobs[0].config, "direction", throw_on_resolution_failure=False)
+        self._objective = jobs[0].setting("objective")
+        self._direction = jobs[0].setting("direction")
         entries = [plan.entries[job.num] for job in jobs]
         self._paused = {job.num for job, entry in zip(jobs, entries, strict=True) if entry.state == "paused"}
         self._pruned = sum(entry.state == "pruned" for entry in entries)
@@ -90,6 +92,10 @@ class SweepProgress:
 
     def stack_started(self, event: TaskEvent, stack: Stack) -> None:
         self._started(event, str(stack), f"a stack of {len(stack.jobs)}", stack.jobs)
+
+    def joined(self, job: Job, stack: str) -> None:
+        """Show that a job takes a free lane of a stack."""
+        print(f"joined   #{job.num} {self.plan.name(job)}  ({stack})", flush=True)
 
     def stack_again(self, event: TaskEvent, stack: Stack) -> None:
         """Show that a stack gets another attempt."""
@@ -180,9 +186,9 @@ class SweepProgress:
             self._timed += 1
             value = getattr(outcome.value, "return_value", None)
             self._values.append(value)
-            number = f"  {value:.4f}" if isinstance(value, float) else ""
+            shown = f"  {value:.4f}" if isinstance(value, float) else self._several(value)
             print(
-                f"done     {title}{number}  in {outcome.seconds / width:.1f} s  ({self._ended}/{len(self._jobs)})",
+                f"done     {title}{shown}  in {outcome.seconds / width:.1f} s  ({self._ended}/{len(self._jobs)})",
                 flush=True,
             )
             self._tell_time_left()
@@ -197,10 +203,10 @@ class SweepProgress:
         """Redraw the live table, twice a second."""
         if self._live is not None and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.5
-            self._live.update(self.table(), refresh=True)
+            self._live.update(self.table(max(1, self._live.console.size.height - AROUND)), refresh=True)
 
-    def table(self) -> Table:
-        """Return the live table: a row for each running job or stack."""
+    def table(self, limit: int | None = None) -> Table:
+        """Return the live table: a row for each running job or stack, as far as there is room; others are not read."""
         from rich.table import Table
         from rich.text import Text
 
@@ -209,7 +215,10 @@ class SweepProgress:
         table = Table(title=heading, title_justify="left")
         for column in ("job", "", "slot", "epoch", "latest", "left"):
             table.add_column(column)
-        for _, row in sorted(self._running.items(), key=lambda each: each[1].first):
+        rows = sorted(self._running.values(), key=lambda row: row.first)
+        if len(rows) > len(rows[:limit]):
+            table.caption = f"… and {len(rows) - len(rows[:limit])} more"
+        for row in rows[:limit]:
             title = Text(row.title)  # a Text: rich would read `[...]` in a plain string as markup
             table.add_row(row.label, title, str(row.slot), *row.tail.look())
         return table
@@ -229,14 +238,26 @@ class SweepProgress:
     @property
     def _further(self) -> str:
         """What else there is to tell of the jobs: how many are paused and pruned, and the best objective so far."""
-        values = [each for each in self._values if isinstance(each, float) and not math.isnan(each)]
+        goals = self._goals
+        found = self._values if goals is None else map(goals.best, self._values)
+        values = [each for each in found if isinstance(each, float) and not math.isnan(each)]
         told = [f"{len(self._paused)} paused"] if self._paused else []
         told += [f"{self._pruned} pruned"] if self._pruned else []
         told += [f"best {(max if self._direction == 'maximize' else min)(values):.4f}"] if values else []
+        if goals is not None and goals.several and self._values:
+            measured = [each for each in map(goals.measured, self._values) if not goals.violation(each)]
+            told += [f"{fronts([goals.losses(each) for each in measured]).count(1)} on the Pareto front"]
         return "".join(f", {each}" for each in told)
+
+    def _several(self, value: Any) -> str:
+        """Return what a job has returned by name; empty if that is nothing."""
+        found = {} if self._goals is None else self._goals.measured(value)
+        return "  " + ", ".join(f"{name} {number(each)}" for name, each in found.items()) if found else ""
 
     def _started(self, event: TaskEvent, label: str, title: str, jobs: Sequence[Job]) -> None:
         tail = _Tail(jobs, self._objective)
+        if self._live is not None:
+            tail.begin()
         self._running[event.num] = _Row(label, title, event.slot, jobs[0].num, len(jobs), tail)
         self._at_once = max(self._at_once, len(self._running))
         if self._live is None:
@@ -263,9 +284,12 @@ class _Tail:
 
     def __init__(self, jobs: Sequence[Job], objective: Any) -> None:
         self._journals = deque(_Journal(job.directory / journal.FILE, objective) for job in jobs)
-        self._max_epochs = OmegaConf.select(jobs[0].config, "loop.max_epochs", throw_on_resolution_failure=False)
+        self._max_epochs = jobs[0].setting("loop.max_epochs")
         self._begin = time.monotonic()
-        # Epochs that a resumed job finished earlier took none of this time.
+        self._first = 0
+
+    def begin(self) -> None:
+        """Take note of the epochs that a resumed job finished earlier: they took none of the time from here on."""
         self._first = max((each.read() or 0 for each in self._journals), default=0)
 
     def look(self) -> tuple[str, str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +48,9 @@ class Reports:
         self._readers: dict[int, _Reader] = {}
         self._known: set[tuple[int, int]] = set()
 
-    def begin(self, jobs: Sequence[Job], rungs: Rungs | None) -> None:
-        """Expect reports of jobs that start."""
-        for job in jobs if rungs is not None else ():
-            assert rungs is not None
+    def begin(self, job: Job, rungs: Rungs | None) -> None:
+        """Expect reports of a job that starts."""
+        if rungs is not None:
             name = str((job.values or {})["objective"])
             self._readers[job.num] = _Reader(job.directory / journal.FILE, name, rungs, 0, {})
 

@@ -6,7 +6,7 @@ same events give the same actions: replayed from a manifest, it stands where the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +16,12 @@ from trainyard.sweep.events import (
     Asked,
     Began,
     Drop,
+    Emptied,
     End,
     Ended,
     Event,
     JobState,
+    Joined,
     Paused,
     Proposed,
     Queued,
@@ -87,6 +89,8 @@ class Scheduler:
             Proposed: self._proposed,
             Queued: self._queued,
             Started: self._started,
+            Joined: self._joined,
+            Emptied: self._emptied,
             Reported: self._reported,
             Asked: self._asked,
             Paused: self._paused,
@@ -126,7 +130,7 @@ class Scheduler:
     @property
     def demand(self) -> int:
         """Number of slots that units run on, and of units that wait for some."""
-        return sum(len(it.slots) for it in self.running.values()) + len(self._waiting)
+        return sum(len(it.slots) for it in self.running.values()) + self._waiting.demand
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -150,6 +154,18 @@ class Scheduler:
         """Return the number of the unit that a job runs in; None if it does not run."""
         number = self._unit_of.get(num)
         return number if number in self.running else None
+
+    def waiting(self) -> Iterator[Unit]:
+        """Yield the units that wait, as they are numbered."""
+        return self._waiting.units()
+
+    def rest(self, running: RunningUnit) -> Unit:
+        """Return the unit of the jobs that are left of one that runs."""
+        unit = replace(running.unit, nums=tuple(running.left))
+        if not unit.fed:
+            return unit
+        own = tuple((num, rungs) for num in unit.nums if (rungs := self.rungs.get(num)) is not None)
+        return replace(unit, rungs=None, own_rungs=own)
 
     def is_waiting(self, num: int) -> bool:
         """Return whether a job waits for a slot."""
@@ -201,9 +217,10 @@ class Scheduler:
             lost = self.running[number]
             if len(lost.slots) > 1:
                 yield End(number)  # what is left of it elsewhere
-            unit = replace(lost.unit, nums=tuple(lost.left))
+            unit = self.rest(lost)
             self._dissolve(number)
-            self._add(unit, behind=True)
+            if unit.nums:
+                self._add(unit, behind=True)
 
     def _proposed(self, event: Proposed) -> Iterable[Action]:
         self._states.setdefault(event.num, "waiting")
@@ -223,6 +240,23 @@ class Scheduler:
     def _started(self, event: Started) -> Iterable[Action]:
         if event.num not in self._unit_of:  # the record of a version that did not queue
             self._states[event.num] = "running"
+        return ()
+
+    def _joined(self, event: Joined) -> Iterable[Action]:
+        running = self.running[event.unit]
+        for num in event.nums:
+            if not self.is_waiting(num):
+                raise ValueError(f"job {num} cannot join: {self._states.get(num, 'unknown')}")
+            self._leave(num)
+            running.left[num] = None
+            self._unit_of[num] = event.unit
+            self._states[num] = "running"
+        running.unit = replace(running.unit, nums=running.unit.nums + event.nums)
+        return ()
+
+    def _emptied(self, event: Emptied) -> Iterable[Action]:
+        if event.unit in self.running:
+            self._dissolve(event.unit)
         return ()
 
     def _reported(self, event: Reported) -> Iterable[Action]:
@@ -264,10 +298,12 @@ class Scheduler:
     # -- units ---------------------------------------------------------------------------------------------------------
 
     def _add(self, unit: Unit, *, behind: bool) -> None:
+        own_rungs = dict(unit.own_rungs)
         for num in unit.nums:
             self._states[num] = "waiting"
-            if unit.rungs is not None:
-                self.rungs[num] = unit.rungs
+            rungs = own_rungs.get(num, unit.rungs)
+            if rungs is not None:
+                self.rungs[num] = rungs
             else:
                 self.rungs.pop(num, None)
         if self.stopping:
@@ -278,7 +314,7 @@ class Scheduler:
         self._waiting.add(number, unit, behind=behind)
 
     def _leave(self, num: int) -> None:
-        """Take a job out of its unit. With its last job a unit ends, and its slots are free."""
+        """Take a job out of its unit. With its last job a unit ends, and its slots are free, if no other can join."""
         number = self._unit_of.pop(num, None)
         if number is None:
             return
@@ -291,7 +327,7 @@ class Scheduler:
         running = self.running[number]
         del running.left[num]
         running.wishes.pop(num, None)
-        if not running.left:
+        if not running.left and not running.unit.fed:
             self._dissolve(number)
 
     def _dissolve(self, number: int) -> None:

@@ -65,6 +65,11 @@ class SweepSettings:
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
 
+    @property
+    def disk_patience(self) -> float:
+        """Seconds that the sweep's directory may be gone for while it runs."""
+        return 0.0
+
     def check(self, config: DictConfig) -> None:
         """Check what a sweep with these settings cannot have.
 

@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainyard.sweep.events import (
     FINAL,
@@ -36,7 +37,7 @@ class SimulatedJob:
 
     values: Sequence[float]
     seconds: float = 1.0
-    result: float | None = None
+    result: Any = None
 
 
 class SimulatedSweep:

@@ -79,6 +79,19 @@ class StackPlanner:
             raise ConfigError("fuse", setting, "auto or off", hint="This application trains one job at a time.")
         self.active = self._fuse is not None and setting != "off" and self._width != 1
         self._fits: dict[str, KnownFit] = {}  # by kind
+        self._kind_of: dict[int, str | None] = {}
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether jobs can join a stack while it trains."""
+        return self.active and bool(getattr(self._fuse, "LANES", False))
+
+    def kind(self, job: Job) -> str | None:
+        """Return the kind of a job: those of one may share a stack. None if it can be in none."""
+        if job.num not in self._kind_of:
+            fit = self.active and not _unstackable([job])
+            self._kind_of[job.num] = _key(self._kinds([_compared(job)])[0]) if fit else None
+        return self._kind_of[job.num]
 
     @property
     def fits(self) -> dict[str, KnownFit]:
@@ -110,7 +123,7 @@ class StackPlanner:
         kept = Stacking([], {})
         for nums in decisions.tasks(numbered, recorded):
             members, note = [numbered[num] for num in nums], recorded[nums[0]].note
-            if len(members) == 1:
+            if len(members) == 1 and not recorded[nums[0]].width:
                 kept.alone.update({nums[0]: note} if note else {})
             elif self._are_stackable(members):
                 kept.stacks.append(Stack(tuple(members), f"{note}, as recorded" if note else "as recorded"))

@@ -13,8 +13,9 @@ from typing import Any
 from trainyard.application import StartedAs
 from trainyard.errors import TrainyardError
 from trainyard.redaction import redact
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.ranking import places
-from trainyard.sweep.report.rows import Direction, JobRow, number, varying
+from trainyard.sweep.report.rows import JobRow, front_of, measures, number, varying
 from trainyard.track.journal import FILE as JOURNAL
 from trainyard.track.lines import parsed
 from trainyard.track.run_info import RunInfo
@@ -66,18 +67,28 @@ def summary_tags(order: Sequence[JobRow], objective: str | None, said: str, dire
     best = order[0] if order and order[0].ranked else None
     done = sum(row.state == "done" for row in order)
     lines = [f"{done} of {len(order)} jobs are done.", "", f"`{said}`", "", f"in `{directory}`", ""]
-    if best is not None:
+    place_of = front_of(order)
+    front = [row for row in order if place_of.get(row.num) == 1]
+    measured = measures(order, objective)
+    if front:
+        linked = [f"#{row.num}" if ids.get(row.num) is None else f"[#{row.num}](run:{ids[row.num]})" for row in front]
+        lines[:0] = [f"**Pareto front of {', '.join(measured)}: {', '.join(linked)}**", ""]
+    elif best is not None:
         name = f"#{best.num}" if ids[best.num] is None else f"[#{best.num}](run:{ids[best.num]})"
         varied = ", ".join(f"`{key}={value}`" for key, value in best.overrides.items())
         lines[:0] = [f"**Best: {name}**, {objective or 'objective'} {number(best.objective)}, with {varied}", ""]
     if keys or objective:
-        lines += [_row(["rank", "job", *keys, objective or "objective", "state"]), _row(["---"] * (len(keys) + 4))]
+        heads = ["front" if front else "rank", "job", *keys, *measured, "state"]
+        lines += [_row(heads), _row(["---"] * len(heads))]
     for place, row in zip(places(order), shown, strict=False):
         job = f"#{row.num}" if ids[row.num] is None else f"[#{row.num}](run:{ids[row.num]})"
         cells = [row.overrides.get(key, "-") for key in keys]
-        lines.append(_row(["-" if place is None else str(place), job, *cells, number(row.objective), row.state]))
+        numbers = [number(row.value(name)) for name in measured]
+        lines.append(_row(["-" if place is None else str(place), job, *cells, *numbers, row.outcome]))
     tags = {"mlflow.note.content": "\n".join(lines)}
-    if best is not None:
+    if front:
+        tags["pareto_front"] = ", ".join(f"#{row.num}" for row in front)
+    elif best is not None:
         tags |= {"winner.job": f"#{best.num}", "winner.value": repr(best.objective)}
         tags |= {f"winner.{key}": value for key, value in best.overrides.items()}
         if (found := ids[best.num]) is not None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.application import StartedAs
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.quoting import shell_override
+from trainyard.sweep.by_hand import BY_HAND
 from trainyard.sweep.clones import Clones, recorded_jobs, tell
 from trainyard.sweep.compose.composer import Composer, SweepLoader, rare_collections
 from trainyard.sweep.conclude import conclude, warm_up
@@ -26,7 +27,7 @@ from trainyard.sweep.directories import Places
 from trainyard.sweep.errors import InterruptedSweepError, SweepFailedError
 from trainyard.sweep.events import FIRST_CLONE, Began, Event, Proposed, Unit
 from trainyard.sweep.executor.policy import Policy
-from trainyard.sweep.head import BY_HAND, Head
+from trainyard.sweep.head import Head
 from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.job_errors import told
 from trainyard.sweep.job_returns import returned
@@ -80,6 +81,7 @@ class Sweep:
         self._scheduler = Scheduler()
         self._reports = Reports()
         self._manifest = Manifest.open(self.directory, self._replay)
+        self._manifest.patience = settings.disk_patience
         try:
             self._slots = settings.slots(continued=bool(self._manifest.decisions))
             self._policy = Policy(settings.retries, settings.timeout, settings.fail_fast, settings.grace)
@@ -89,11 +91,12 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        self._configs = JobConfigs(
-            composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
-        )
+        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} allows no more."
+        if not self._executor.shares_disk:
+            limit = "With hydra.launcher.storage a job has those of one agent."
+        self._configs = JobConfigs(composer, self.application, config, self.directory, self._executor.room, limit)
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
-        self._units = UnitTasks(context, self.application, self._stacks, self._manifest, self.directory)
+        self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])
         self._plan: SweepPlan | None = None  # the plan of all jobs so far
         self._places = Places()
@@ -144,6 +147,8 @@ class Sweep:
         setup_globals()
         self._executor.start()  # starts while this process composes
         self._proposer = proposer
+        if proposer.goals is not None:
+            self._units.metrics = self._trials.metrics = proposer.goals.metrics
         if type(proposer).told is not Proposer.told:
             Manifest.open(self.directory, partial(tell, proposer))
         self._manifest.check_proposer(proposer.identity)
@@ -160,11 +165,11 @@ class Sweep:
         self._take_over(plan)
         if self._tracking is None:
             config = plan.jobs[0].config if self.application.resumes else None
-            self._tracking = SweepTracking(self.directory, config, self._whole)
+            self._tracking = SweepTracking(self.directory, config, self._whole, proposer.goals)
             self._tracking.write_plan(self._whole)
         self._tracking.count(len(self._whole.jobs))
         self._units.parent, self._units.experiment = self._tracking.parent, self._tracking.experiment
-        self._progress = SweepProgress(self._whole, plan.jobs)
+        self._progress = SweepProgress(self._whole, plan.jobs, proposer.goals)
         threading.Thread(target=warm_up, daemon=True).start()
         head = Head(
             self._executor,
@@ -180,6 +185,7 @@ class Sweep:
             adopt=self._adopted,
             reports=self._reports,
             commands=CommandFolder(self.directory),
+            planner=self._stacks,
         )
         try:
             with self._progress:
@@ -213,7 +219,7 @@ class Sweep:
             plan, tracking = self._plan, self._tracking
             self._plan = self._tracking = None
             if plan is not None and tracking is not None:
-                conclude(plan, tracking, self.application.resumes, self._proposer.identity, self._interrupted)
+                conclude(plan, tracking, self.application.resumes, self._proposer, self._interrupted)
 
     def raise_if_failed(self) -> None:
         """Raise for the status of the command.

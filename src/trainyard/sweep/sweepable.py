@@ -42,14 +42,14 @@ class JobResult(Protocol):
 
     Attributes:
         state: how it ended.
-        value: its objective; None if it has none.
+        value: its objective, None if it has none; or several numbers by name (`SweepPosition.metrics`).
         error: why it failed, on one line.
     """
 
     @property
     def state(self) -> Literal["done", "failed", "interrupted", "paused"]: ...
     @property
-    def value(self) -> float | None: ...
+    def value(self) -> float | Mapping[str, float | None] | None: ...
     @property
     def error(self) -> str | None: ...
 
@@ -62,6 +62,9 @@ class StackTrainer(Protocol):
         FIXED_WITH: those of them at which numbers may differ only where another place holds nothing, with that place.
         NOT_COMPARED: the places that may differ in any way.
         PRELOAD: modules that only stacks import.
+
+    With an attribute `LANES` that is true, `train_stack` takes the further arguments of
+    `trainyard.fused.train.train_stack`: jobs then join and leave a stack while it trains.
     """
 
     @property
@@ -84,7 +87,9 @@ class StackTrainer(Protocol):
             of: the number of jobs of this kind.
         """
 
-    def train_stack(self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]) -> Sequence[JobResult]:
+    def train_stack(
+        self, configs: Sequence[DictConfig], positions: Sequence[SweepPosition]
+    ) -> Sequence[JobResult | None]:
         """Train jobs as one program, in a worker process.
 
         Args:
@@ -92,7 +97,7 @@ class StackTrainer(Protocol):
             positions: the jobs' positions in the sweep.
 
         Returns:
-            A result for each job, in order.
+            A result for each job, in order; with `LANES` none of those that its source was told of.
 
         Raises:
             Unfusable: the jobs cannot train as one program; they run one by one, from their checkpoints.
@@ -148,8 +153,16 @@ class Sweepable(Protocol):
                 under `hydra.job.env_set` has the environment variables that Hydra sets for the job.
         """
 
-    def slots(self, values: dict[str, Any] | None) -> int:
-        """Return how many slots a job takes, given what `check` returned."""
+    def slots(self, values: dict[str, Any] | None, room: int) -> int:
+        """Return how many slots a job takes.
+
+        Args:
+            values: what `check` returned.
+            room: the number of slots that a job can take, on several machines together.
+        """
+
+    def assist(self) -> None:
+        """Take part in a job of several nodes, in a worker on a node after the first (`trainyard.nodes.Nodes`)."""
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
         """Return the keys of a clone's config that differ from its job's, and that the checkpoint has too.
@@ -208,8 +221,11 @@ class SweepableTask:
     def try_jobs(self, configs: DistinctConfigs) -> TrialResult:
         raise NotImplementedError
 
-    def slots(self, values: dict[str, Any] | None) -> int:
+    def slots(self, values: dict[str, Any] | None, room: int) -> int:
         return 1
+
+    def assist(self) -> None:
+        raise NotImplementedError
 
     def changed(self, before: dict[str, Any] | None, after: dict[str, Any] | None, *, ended: bool) -> Sequence[str]:
         raise TrainyardError("its application clones no jobs")

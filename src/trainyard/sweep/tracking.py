@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.config.build import build, is_node
+from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.plan import Job, SweepPlan
 from trainyard.sweep.report.ranking import rank, table, text
 from trainyard.sweep.report.repeats import Configuration, configurations
-from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.report.rows import JobRow
 from trainyard.sweep.summary import BestSoFar, command, data_sets, summary_tags
 from trainyard.track import Journal, RunInfo, Shipment, Status, Tracker, facts
 from trainyard.track.journal import FILE as JOURNAL
@@ -23,6 +24,8 @@ from trainyard.track.uri import DEFAULT_EXPERIMENT
 
 PLAN = "plan.txt"
 RANKING = "ranking.txt"
+LISTED = 1000
+"""Number of jobs in the ranking of the sweep's run, best first; `results.csv` has all of them."""
 MULTIRUN = "multirun.yaml"  # the command; Hydra's basic sweeper writes it too
 CONFIGURATIONS = ".configurations"
 """Folder of a sweep with a run for each configuration that was repeated; hidden, as these train nothing."""
@@ -35,14 +38,16 @@ class SweepTracking:
         directory: the sweep's directory.
         config: the config of one job, since all share a tracker; None for the jobs of another application.
         plan: the plan of the first jobs.
+        goals: what jobs are compared by, where that is more than the objective of each.
 
     Attributes:
         parent: the id of the sweep's own run; None if nothing is tracked.
         experiment: its MLflow experiment, if it has one of its own.
     """
 
-    def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan) -> None:
+    def __init__(self, directory: Path, config: DictConfig | None, plan: SweepPlan, goals: Goals | None = None) -> None:
         self.directory = directory
+        self._goals = goals
         self.parent: str | None = None
         self.experiment: str | None = None
         self._expected: dict[int, Path] = {}
@@ -73,7 +78,7 @@ class SweepTracking:
         for job in plan.jobs:  # a sweep that goes on
             entry = plan.entries[job.num]
             if not entry.is_left:
-                self._best.add(entry.objective)
+                self._best.add(self._known(entry.objective))
         self._journal.status("RUNNING")
 
     def write_plan(self, plan: SweepPlan) -> None:
@@ -93,12 +98,16 @@ class SweepTracking:
 
     def look(self) -> None:
         """Follow the jobs that have begun since the last look."""
-        if self._tracker is not None:
-            for num, directory in list(self._expected.items()):
-                path = directory / FILE
-                if path.exists() and path.stat().st_mtime >= self._began:
-                    self._tracker.follow(directory)
-                    del self._expected[num]
+        for num in list(self._expected):
+            self._look_for(num)
+
+    def _look_for(self, num: int) -> None:
+        """Follow a job if it has begun since the last look."""
+        if self._tracker is not None and (directory := self._expected.get(num)) is not None:
+            path = directory / FILE
+            if path.exists() and path.stat().st_mtime >= self._began:
+                self._tracker.follow(directory)
+                del self._expected[num]
 
     def ended(self, job: Job, value: Any = None) -> None:
         """Stop following a job that has ended, whose directory has no writer any more.
@@ -109,16 +118,20 @@ class SweepTracking:
         """
         if self._tracker is None:
             return
-        self.look()
+        self._look_for(job.num)
         self._expected.pop(job.num, None)
         self._tracker.close(job.directory)
-        if self._best.add(value) and self._best.value is not None and self._objective:
+        if self._best.add(self._known(value)) and self._best.value is not None and self._objective:
             self._journal.metrics(self._best.count, {f"best/{self._objective}": self._best.value})
+
+    def _known(self, value: Any) -> Any:
+        """Return the objective in what a job has returned; None if it has several, or violates constraints."""
+        return value if self._goals is None else self._goals.best(value)
 
     def paused(self, job: Job) -> None:
         """Follow a job on that is paused: its run goes on, whatever the job said when it was asked to end."""
         if self._tracker is not None:
-            self.look()
+            self._look_for(job.num)
             _note(job.directory, "RUNNING")
 
     def pruned(self, job: Job, at: int) -> None:
@@ -129,7 +142,7 @@ class SweepTracking:
             at: the place at which it has reported last.
         """
         if self._tracker is not None:
-            self.look()
+            self._look_for(job.num)
             _note(job.directory, "FINISHED", "pruned", {"pruned": True, "rung": at})
             self.ended(job)
 
@@ -153,7 +166,7 @@ class SweepTracking:
             return
         order = rank(rows, direction)
         best = order[0] if order and order[0].ranked else None
-        (self.directory / RANKING).write_text(text(table(rows, objective, direction, limit=None)))
+        (self.directory / RANKING).write_text(text(table(rows, objective, direction, limit=LISTED)))
         self._journal.linked_tags(summary_tags(order, objective, command(), str(self.directory)))
         if best is None:
             return

@@ -19,6 +19,7 @@ from trainyard.sweep.sweepable import Sweepable
 
 POLICY = Policy(retries=0, timeout=180.0, fail_fast=False, grace=1.0)
 ENV = "hydra.job.env_set"
+METRICS = "hydra.sweeper.objective"
 AGAIN = 1.0
 """Seconds that the last trial may have taken for the jobs of a later batch to be tried, too."""
 
@@ -32,6 +33,7 @@ class Trials:
 
     Attributes:
         sizes: what jobs will leave, by number, as far as it is known.
+        metrics: what jobs are to return by name; empty for their objective alone.
     """
 
     def __init__(self, application: Sweepable, executor: Executor) -> None:
@@ -39,6 +41,7 @@ class Trials:
         self._executor = executor
         self._seconds = 0.0
         self.sizes: dict[int, JobSize] = {}
+        self.metrics: Sequence[str] = ()
 
     def errors(self, jobs: Sequence[Job]) -> list[tuple[Job, TrainyardError]]:
         """Return the jobs of a batch that cannot work, each with the reason.
@@ -53,7 +56,8 @@ class Trials:
         jobs = [job for job in jobs if not job.chdir]
         if not jobs or not self._application.tries or self._seconds > AGAIN:
             return []
-        configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job)} for job in jobs])
+        wanted = {METRICS: list(self.metrics)} if self.metrics else {}
+        configs, which = DistinctConfigs.of([{**(job.values or {}), **_environment(job), **wanted} for job in jobs])
         found = self._try(jobs[0], configs)
         if found is None:
             return []

@@ -11,10 +11,14 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.types import HydraContext
 
-from trainyard.sweep import worker_tasks
+from trainyard.config.plain import plain
+from trainyard.files import returned
+from trainyard.sweep import stack_tasks, worker_tasks
 from trainyard.sweep.clones import start_of
+from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.events import END_OF_WISH, Ended, JobState, Paused, Unit, Wish
-from trainyard.sweep.executor.task import Task, TaskOutcome, TaskState
+from trainyard.sweep.executor.task import Common, Task, TaskOutcome, TaskState
+from trainyard.sweep.job_configs import JobConfigs
 from trainyard.sweep.manifest import Entry, Manifest
 from trainyard.sweep.plan import Job, Stack, SweepPlan, spans
 from trainyard.sweep.stacks import StackPlanner
@@ -32,7 +36,7 @@ def preloaded(application: Sweepable, fuse: int | str) -> list[str]:
         fuse: the setting: whether there are stacks.
     """
     stacked = application.fuse.PRELOAD if application.fuse is not None and fuse != "off" else ()
-    return [*application.preload, *stacked, worker_tasks.__name__]
+    return [*application.preload, *stacked, stack_tasks.__name__]
 
 
 class UnitTasks:
@@ -42,6 +46,7 @@ class UnitTasks:
         context: Hydra's context.
         application: the jobs' application.
         stacks: prepares a stack for a worker.
+        configs: makes the configs of jobs.
         manifest: knows how each job trains.
         directory: the sweep's directory.
 
@@ -51,6 +56,7 @@ class UnitTasks:
         plan: the plan of all jobs.
         parent: the id of the sweep's own run in MLflow.
         experiment: the MLflow experiment of the sweep's runs, if it has one of its own.
+        metrics: what jobs return by name; empty for their objective alone.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class UnitTasks:
         context: HydraContext,
         application: Sweepable,
         stacks: StackPlanner,
+        configs: JobConfigs,
         manifest: Manifest,
         directory: Path,
     ) -> None:
@@ -66,9 +73,12 @@ class UnitTasks:
         self.plan: SweepPlan | None = None
         self.parent: str | None = None
         self.experiment: str | None = None
+        self.metrics: tuple[str, ...] = ()
         self._context = context
         self._application = application
         self._stacks = stacks
+        self._configs = configs
+        self._commons: dict[Shared | None, Common] = {}
         self._manifest = manifest
         self._directory = directory
 
@@ -96,39 +106,40 @@ class UnitTasks:
         jobs = self.of(unit.nums)
         resumes = [self._application.resumes and job.num in self.begun for job in jobs]
         self.begun.update(unit.nums)
+        returned(self._directory, self._manifest.patience)  # else another one would be made in its place
         for job in jobs:
             job.directory.mkdir(parents=True, exist_ok=True)
-        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         decision = self._manifest.entries[jobs[0].num].decision
         assert decision is not None, "recorded before the jobs are run"
+        positions = [self._position(job, unit, lane) for lane, job in enumerate(jobs)]
         name = self.name(unit)
-        if len(jobs) == 1:
-            config = jobs[0].config
-            if (origin := jobs[0].origin) is not None:
-                config.resume = start_of(jobs[0])
-                config.resume_override = [*(config.resume_override or ()), *origin.keys]
-            elif resumes[0]:
-                config.resume = True
-            work = worker_tasks.JobWork(self._context, self._application, config, Singleton.get_state(), positions[0])
-            log = jobs[0].directory / "output.log"
+        if len(jobs) == 1 and not unit.fed:
+            origin, resume = jobs[0].origin, resumes[0] if jobs[0].origin is None else start_of(jobs[0])
+            config, shared = self._configs.recipe(jobs[0]) or (jobs[0].config, None)
+            work = worker_tasks.JobWork(config, positions[0], resume, () if origin is None else origin.keys)
             return Task(
                 jobs[0].num,
                 worker_tasks.run_one,
                 work,
-                log=log,
+                log=jobs[0].directory / "output.log",
                 name=name,
                 slots=unit.slots,
                 threads=decision.threads,
                 folders=folders_of(jobs),
+                common=self._common(shared),
+                importable=shared is not None,
             )
         together = self._stacks.work(jobs, positions)
         for own, resuming in zip(together.jobs, resumes, strict=True):
             if resuming:
                 own.values["resume"] = True
+        if unit.fed or decision.width:
+            lanes, width = decision.places(unit.nums), decision.all_lanes
+            together = replace(together, lanes=lanes, width=width, fed=unit.fed)
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
         return Task(
             jobs[0].num,
-            worker_tasks.run_stack,
+            stack_tasks.run_stack,
             together,
             log=log,
             name=name,
@@ -136,9 +147,27 @@ class UnitTasks:
             folders=folders_of(jobs),
         )
 
+    def joining(self, num: int, rungs: Rungs | None, stack: str) -> tuple[worker_tasks.StackedJob, SweepPosition]:
+        """Return what a stack that runs is given of a job that joins it."""
+        job = self.jobs[num]
+        own = worker_tasks.StackedJob(plain(job.config), job.directory)
+        if self._application.resumes and num in self.begun:
+            own.values["resume"] = True
+        self.begun.add(num)
+        job.directory.mkdir(parents=True, exist_ok=True)
+        position = self._position(job, Unit((num,), rungs=rungs), 0)
+        return own, replace(position, stack=stack)
+
+    def _common(self, shared: Shared | None) -> Common:
+        """Return what the tasks of jobs have in common that share a composition."""
+        if shared not in self._commons:
+            singletons = Singleton.get_state()
+            self._commons[shared] = Common(worker_tasks.JobCommon(self._context, self._application, singletons, shared))
+        return self._commons[shared]
+
     def _position(self, job: Job, unit: Unit, lane: int) -> SweepPosition:
         assert self.plan is not None
-        stacked = len(unit.nums) > 1
+        stacked = len(unit.nums) > 1 or unit.fed
         return SweepPosition(
             self.parent,
             tuple(self.plan.keys),
@@ -146,7 +175,8 @@ class UnitTasks:
             experiment=self.experiment,
             stack=spans(unit.nums) if stacked else None,
             lane=lane if stacked else None,
-            rungs=unit.rungs,
+            rungs=unit.rungs_of(job.num),
+            metrics=self.metrics,
         )
 
 
@@ -156,19 +186,25 @@ def folders_of(jobs: Iterable[Job]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(path.absolute() for path in found))
 
 
-def outcomes_of(unit: Unit, outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:
-    """Return the outcome of each job of a unit, as if it had run alone.
+def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:
+    """Return the outcome of each job that was left of a unit, as if it had run alone.
 
     Args:
         unit: the unit.
+        left: the jobs.
         outcome: that of its task.
         timeout: the seconds after which it was asked to end.
     """
     results = getattr(outcome.value, "results", None)
     if results is None:
-        return {num: replace(outcome, num=num) for num in unit.nums}
+        return {num: replace(outcome, num=num) for num in left}
     found = {}
-    for num, result in zip(unit.nums, results, strict=True):
+    of = dict(zip(unit.nums, range(len(unit.nums)), strict=True))  # the last of one that has come again
+    for num in left:
+        result = results[of[num]] if of[num] < len(results) else None
+        if result is None:
+            found[num] = replace(outcome, num=num, state="interrupted", value=None, error="it had not begun")
+            continue
         state: TaskState = result.state
         error = result.error
         value: Any = worker_tasks.JobDone(result.value) if state == "done" else None
@@ -217,5 +253,8 @@ def units_of(
         costs = [entries[job.num].cost or typical for job in group]
         expected = None if None in costs else sum(cost for cost in costs if cost is not None)
         nums = tuple(job.num for job in group)
-        units.append(Unit(nums, group[0].slots, expected=expected, rungs=rungs.get(nums[0])))
+        own = tuple((num, each) for num in nums if (each := rungs.get(num)) is not None)
+        alike = len({rungs.get(num) for num in nums}) == 1
+        unit = Unit(nums, group[0].slots, expected=expected)
+        units.append(replace(unit, rungs=rungs.get(nums[0])) if alike else replace(unit, own_rungs=own))
     return units

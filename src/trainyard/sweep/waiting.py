@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from trainyard.sweep.events import Unit
 
 CPU = "cpu"
+
+
+def is_cpu(device: str) -> bool:
+    """Return whether a device is the cores of a machine: `cpu`, or `cpu@MACHINE`."""
+    return device.partition("@")[0] == CPU
+
+
+def machine(device: str) -> str:
+    """Return the machine of a device, `a` of `cuda:0@a`; empty for this one."""
+    return device.partition("@")[2]
 
 
 @dataclass
@@ -55,6 +65,8 @@ class _Device:
 
 class Slots:
     """Slots by device. Units are put on the least busy device first; a wide one takes a CUDA device only once.
+
+    A wide unit gets its slots on one machine if one is large enough, otherwise on machines of which it has all.
 
     Attributes:
         devices: the devices by name.
@@ -102,7 +114,7 @@ class Slots:
             self.show(name)
 
     def _count(self) -> None:
-        self.capacity = sum(len(it.slots) if name == CPU else 1 for name, it in self.devices.items() if it.slots)
+        self.capacity = sum(_room(name, it.slots) for name, it in self.devices.items())
 
     def free(self, index: int) -> None:
         """Note that nothing runs on a slot; one that is gone stays so."""
@@ -115,32 +127,60 @@ class Slots:
         """Note that a device has changed."""
         device = self.devices[name]
         if not device.alone and not device.held and (first := device.first) is not None:
-            heappush(self._open, (device.busy, first, name))
+            heappush(self._open, (_busy(name, device), first, name))
 
     def take(self, count: int) -> tuple[int, ...]:
         """Take free slots; none if there are too few."""
-        found: list[tuple[str, int]] = []
-        seen: set[str] = set()
-        while len(found) < count and self._open:
+        if count > 1:
+            return self._take_wide(count)
+        while self._open:
             busy, first, name = heappop(self._open)
             device = self.devices[name]
-            if name in seen or device.alone or device.held or (busy, first) != (device.busy, device.first):
+            if device.alone or device.held or (busy, first) != (_busy(name, device), device.first):
                 continue
-            seen.add(name)
-            wanted = min(count - len(found), len(device.free)) if name == CPU else 1
-            found += [(name, device.take()) for _ in range(wanted)]
-        if len(found) < count:
-            for name, index in found:
-                self.devices[name].give_back(index)
-            found = []
-        for name in seen:
+            index = device.take()
             self.show(name)
-        return tuple(index for _, index in found)
+            return (index,)
+        return ()
+
+    def _take_wide(self, count: int) -> tuple[int, ...]:
+        """Take slots on the machine with the fewest free ones that are enough; none is so large: on whole machines."""
+        of: dict[str, list[str]] = {}
+        for name in self.devices:
+            of.setdefault(machine(name), []).append(name)
+        room = {each: sum(_room(name, self.devices[name].slots) for name in names) for each, names in of.items()}
+        free = {each: sum(self._free(name) for name in names) for each, names in of.items()}
+        if count <= max(room.values(), default=0):
+            fitting = sorted((free[each], each) for each in of if free[each] >= count)
+            return self._take_on(of[fitting[0][1]], count) if fitting else ()
+        idle = [
+            each for each in of if free[each] == room[each] > 0 and not any(self.devices[it].busy for it in of[each])
+        ]
+        if sum(room[each] for each in idle) < count:
+            return ()
+        taken: tuple[int, ...] = ()
+        for each in sorted(idle, key=lambda each: -room[each]):
+            taken += self._take_on(of[each], min(count - len(taken), room[each]))
+        return taken
+
+    def _free(self, name: str) -> int:
+        device = self.devices[name]
+        return 0 if device.alone or device.held else _room(name, device.free)
+
+    def _take_on(self, names: Sequence[str], count: int) -> tuple[int, ...]:
+        """Take slots on these devices, which have enough of them."""
+        taken: list[int] = []
+        for name in sorted(
+            filter(self._free, names), key=lambda name: (self.devices[name].busy, self.devices[name].first)
+        ):
+            taken += [self.devices[name].take() for _ in range(min(count - len(taken), self._free(name)))]
+            self.show(name)
+        return tuple(taken)
 
     def may_hold(self, unit: Unit) -> bool:
         """Return whether the devices that a unit needs for itself have slots enough for it."""
         own = [(name, self.devices[name].slots) for name in unit.alone_on if name in self.devices]
-        room = sum(len(slots) if name == CPU else 1 for name, slots in own if slots)
+        room = sum(_room(name, slots) for name, slots in own)
         return not unit.alone_on or (len(own) == len(unit.alone_on) and all(s for _, s in own) and room >= unit.slots)
 
     def take_alone(self, unit: Unit) -> tuple[int, ...]:
@@ -149,10 +189,20 @@ class Slots:
         found: list[int] = []
         for name in names:
             device = self.devices[name]
-            wanted = min(unit.slots - len(found), len(device.free)) if name == CPU else 1
+            wanted = len(device.free) if is_cpu(name) else 1
             found += [device.take() for _ in range(min(wanted, unit.slots - len(found)))]
             device.held = True
         return tuple(found)
+
+
+def _room(name: str, slots: Collection[int]) -> int:
+    """Return how many of these slots of a device one unit can take."""
+    return len(slots) if is_cpu(name) else min(1, len(slots))
+
+
+def _busy(name: str, device: _Device) -> int:
+    """Return how busy a device is for the order of devices. Cores are all alike."""
+    return 0 if is_cpu(name) else device.busy
 
 
 class WaitingUnits:
@@ -165,9 +215,13 @@ class WaitingUnits:
 
     Args:
         slots: the slots.
+
+    Attributes:
+        demand: the number of slots that all of them take.
     """
 
     def __init__(self, slots: Slots) -> None:
+        self.demand = 0
         self._slots = slots
         self._units: dict[int, Unit] = {}
         self._heap: list[tuple[bool, float, int]] = []
@@ -182,11 +236,16 @@ class WaitingUnits:
     def __contains__(self, number: int) -> bool:
         return number in self._units
 
+    def units(self) -> Iterator[Unit]:
+        """Yield the units, in the order of their numbers."""
+        return iter([self._units[number] for number in sorted(self._units)])
+
     def add(self, number: int, unit: Unit, *, behind: bool = False) -> None:
         """Add a unit; `behind` those that have not started yet."""
         if not self._slots.may_hold(unit):
             unit = replace(unit, alone_on=())  # a device is gone
         self._units[number] = unit
+        self.demand += unit.slots
         if not unit.alone_on:
             expected = 0.0 if behind else float("inf") if unit.expected is None else unit.expected
             heappush(self._heap, (behind, -expected, number))
@@ -195,6 +254,7 @@ class WaitingUnits:
 
     def remove(self, number: int) -> Unit:
         unit = self._units.pop(number)
+        self.demand -= unit.slots
         for name in unit.alone_on:
             self._slots.devices[name].alone.remove(number)
             self._slots.show(name)
@@ -231,6 +291,7 @@ class WaitingUnits:
             if device.alone and self._may_start_alone(device.alone[0], name):
                 number = device.alone[0]
                 unit = self._units.pop(number)
+                self.demand -= unit.slots
                 for each in unit.alone_on:
                     self._slots.devices[each].alone.popleft()
                 return number, unit, self._slots.take_alone(unit)
@@ -244,6 +305,7 @@ class WaitingUnits:
             elif slots := self._slots.take(waiting.slots):
                 heappop(self._heap)
                 del self._units[number]
+                self.demand -= waiting.slots
                 return number, waiting, slots
             else:
                 return None

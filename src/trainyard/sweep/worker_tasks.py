@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainyard.config.current_job import current_job
 from trainyard.config.distinct import DistinctConfigs, TrialResult
-from trainyard.errors import StackDivided, Unfusable
-from trainyard.sweep import member_log
-from trainyard.sweep.compose.hydra_files import HydraFiles
+from trainyard.nodes import Nodes
 from trainyard.sweep.compose.plain import assign
+from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.executor.task import TaskState
 from trainyard.sweep.executor.wake import Wake
-from trainyard.sweep.executor.worker import INTERRUPTED, one_line, stand_in_for_main
+from trainyard.sweep.executor.worker import stand_in_for_main
+from trainyard.sweep.job_configs import JobRecipe
 from trainyard.sweep.sweepable import StackFit, StackTrainer, Sweepable
 from trainyard.track.sweep_position import SweepPosition
 
@@ -37,13 +36,46 @@ _PLUGINS = Plugins.instance()
 
 @dataclass(frozen=True)
 class JobWork:
-    """Data that a worker needs for one job."""
+    """Data that a worker needs for one job.
+
+    Attributes:
+        config: its config, or what makes it.
+        position: its position in the sweep.
+        resume: what it resumes, as the key `resume` says it; False if it begins.
+        keys: of what it has otherwise than the checkpoint, further ones to those of its `resume_override`.
+    """
+
+    config: DictConfig | JobRecipe
+    position: SweepPosition
+    resume: bool | str = False
+    keys: tuple[str, ...] = ()
+
+    def composed(self, shared: Shared | None) -> DictConfig:
+        """Return the config."""
+        if isinstance(self.config, DictConfig):
+            config = self.config
+        else:
+            assert shared is not None
+            config = self.config.make(shared)
+        if self.resume:
+            config.resume = self.resume
+        if self.keys:
+            config.resume_override = [*(config.resume_override or ()), *self.keys]
+        return config
+
+
+@dataclass(frozen=True)
+class JobCommon:
+    """Data that a worker needs for one job, and that it has in common with others.
+
+    Attributes:
+        shared: what their configs are made from; None if each is sent whole.
+    """
 
     context: HydraContext
     application: Sweepable
-    config: DictConfig
     singletons: Any
-    position: SweepPosition
+    shared: Shared | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +101,9 @@ class StackWork:
         jobs: in the order of their numbers.
         positions: the position of each in the sweep; empty for a probe.
         of: the number of jobs of this kind, if these are a sample.
+        lanes: the lane of each job; empty for all lanes, in order.
+        width: the number of lanes, the free ones included; 0 for as many as there are jobs.
+        fed: whether further jobs join.
     """
 
     context: HydraContext
@@ -78,6 +113,9 @@ class StackWork:
     jobs: Sequence[StackedJob]
     positions: Sequence[SweepPosition] = ()
     of: int = 0
+    lanes: Sequence[int] = ()
+    width: int = 0
+    fed: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,13 +156,14 @@ class StackReturn:
     """Result of a stack.
 
     Attributes:
-        results: the result of each job, in order; None if they did not train as one program.
+        results: the result of each job, in order; None if they did not train as one program. That of a job is None if
+            it was reported before.
         reason: the reason for that, on one line.
         traceback: the traceback of the error that ended the stack; None if the jobs were found not to fit in one.
         groups: the jobs that go on together, by index; empty if they go on one by one.
     """
 
-    results: Sequence[StackedJobResult] | None
+    results: Sequence[StackedJobResult | None] | None
     reason: str = ""
     traceback: str | None = None
     groups: Sequence[Sequence[int]] = ()
@@ -177,14 +216,20 @@ class LazyJobReturn(JobReturn):
         return OmegaConf.masked_copy(self._whole(), "hydra")
 
 
-def run_one(work: JobWork) -> JobDone:
-    """Run a job in its directory; an error of the job is raised here."""
-    function = work.application.at(_awake([work.position])[0])
-    _take_over(function, work.singletons)
+def run_one(work: JobWork, common: JobCommon) -> JobDone:
+    """Run a job in its directory, or the part of it on a further node; an error of the job is raised here."""
+    if (nodes := Nodes.find()) is not None and nodes.index:
+        stand_in_for_main(common.application)
+        common.application.assist()
+        return JobDone(None)
+    function = common.application.at(all_awake([work.position])[0])
+    _take_over(function, common.singletons)
+    with collected_never():
+        config = work.composed(common.shared)
     result = run_job(
-        hydra_context=work.context,
+        hydra_context=common.context,
         task_function=function,
-        config=work.config,
+        config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
@@ -193,13 +238,14 @@ def run_one(work: JobWork) -> JobDone:
     return JobDone(result.return_value, str(result.working_dir), str(result.task_name))
 
 
-def _awake(positions: Sequence[SweepPosition]) -> list[SweepPosition]:
+def all_awake(positions: Sequence[SweepPosition]) -> list[SweepPosition]:
     """Return the positions of a task's jobs, with the way to tell what they report if somebody asks for it."""
+    return [awake(position, index) for index, position in enumerate(positions)]
+
+
+def awake(position: SweepPosition, index: int) -> SweepPosition:
     wake = Wake.of_process
-    return [
-        position if position.rungs is None or wake is None else replace(position, wake=partial(wake, index))
-        for index, position in enumerate(positions)
-    ]
+    return position if position.rungs is None or wake is None else replace(position, wake=partial(wake, index))
 
 
 def try_jobs(work: TrialWork) -> TrialResult:
@@ -211,52 +257,14 @@ def try_jobs(work: TrialWork) -> TrialResult:
 
 def probe_stack(work: StackWork) -> StackFit:
     """Measure the width at which a stack of these jobs is fastest, by their application's probe."""
-    fuse = _stack_trainer(work)
-    with _collected_never():
-        configs = _configs(work)
+    fuse = stack_trainer(work)
+    with collected_never():
+        configs = configs_of(work)
     with current_job(configs[0]), env_override(configs[0].hydra.job.env_set):
         return fuse.probe(configs, work.of)
 
 
-def run_stack(work: StackWork) -> StackReturn:
-    """Run jobs as one stack, each with the directory and files that it would have alone.
-
-    An error that belongs to no job does not end the sweep: the jobs can still run one by one.
-    """
-    fuse = _stack_trainer(work)
-    with _collected_never():
-        configs = _configs(work)
-    with current_job(configs[0]):
-        with _collected_never():
-            files = HydraFiles()
-            for config, job in zip(configs, work.jobs, strict=True):
-                job.directory.mkdir(parents=True, exist_ok=True)
-                if config.hydra.output_subdir is not None:
-                    files.write(job.values, job.directory / str(config.hydra.output_subdir))
-            member_log.configure(configs, _work_dirs(configs, work.jobs))
-        with env_override(configs[0].hydra.job.env_set):
-            _call_back(work, configs)
-            try:
-                found = fuse.train_stack(configs, _awake(work.positions))
-                results = [StackedJobResult(each.state, each.value, each.error) for each in found]
-                assert len(results) == len(configs), "a result for each job"
-            except StackDivided as division:
-                return StackReturn(None, division.reason, groups=division.groups)
-            except Exception as error:
-                if getattr(error, "status", None) in INTERRUPTED:
-                    raise
-                unfit = isinstance(error, Unfusable)
-                return StackReturn(None, _reason(error), None if unfit else traceback.format_exc())
-        _call_back(work, configs, results)
-    return StackReturn(results)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines and isinstance(error, Unfusable) else one_line(error)
-
-
-def _stack_trainer(work: StackWork) -> StackTrainer:
+def stack_trainer(work: StackWork) -> StackTrainer:
     _take_over(work.application, work.singletons)
     assert work.application.fuse is not None, "the plan has no stacks for an application without"
     return work.application.fuse
@@ -268,7 +276,7 @@ def _take_over(function: TaskFunction, singletons: Any) -> None:
     Singleton.set_state({**singletons, Plugins: _PLUGINS})
 
 
-def _configs(work: StackWork) -> list[DictConfig]:
+def configs_of(work: StackWork) -> list[DictConfig]:
     """Return the jobs' configs, each independent of the others."""
     pickled = cloudpickle.dumps(work.config)
     configs = []
@@ -279,37 +287,8 @@ def _configs(work: StackWork) -> list[DictConfig]:
     return configs
 
 
-def _work_dirs(configs: Sequence[DictConfig], jobs: Sequence[StackedJob]) -> list[Path]:
-    """Return the directories of the jobs: `work_dir` in their configs, else Hydra's directory."""
-    work_dirs = []
-    for config, job in zip(configs, jobs, strict=True):
-        with current_job(config):
-            own = OmegaConf.select(config, "work_dir", throw_on_resolution_failure=False)
-        work_dirs.append(Path(str(own) if own else job.directory).absolute())
-    return work_dirs
-
-
-def _call_back(
-    work: StackWork, configs: Sequence[DictConfig], results: Sequence[StackedJobResult] | None = None
-) -> None:
-    """Call Hydra's callbacks for each job's start, or end, like `run_job`."""
-    if not work.context.callbacks.callbacks:
-        return
-    for index, config in enumerate(configs):
-        with current_job(config):
-            if results is None:
-                function = work.application.at(work.positions[index])
-                work.context.callbacks.on_job_start(config=config, task_function=function)
-                continue
-            result = LazyJobReturn(config, results[index].value)
-            if results[index].state != "done":
-                result.status = JobStatus.FAILED
-                result.return_value = RuntimeError(results[index].error or results[index].state)
-            work.context.callbacks.on_job_end(config=config, job_return=result)
-
-
 @contextmanager
-def _collected_never() -> Iterator[None]:
+def collected_never() -> Iterator[None]:
     """Exempt objects that are created here from garbage collection, since they live as long as the process."""
     gc.disable()
     try:
@@ -317,19 +296,3 @@ def _collected_never() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-__all__: list[Any] = [
-    "JobDone",
-    "JobWork",
-    "LazyJobReturn",
-    "StackReturn",
-    "StackWork",
-    "StackedJob",
-    "StackedJobResult",
-    "TrialWork",
-    "probe_stack",
-    "run_one",
-    "run_stack",
-    "try_jobs",
-]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+Returned = float | Mapping[str, float | None] | None
+"""What a run returns: its best objective, None if it has none; or the numbers that its sweep asks for, by name."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class SweepPosition:
         stack: the jobs of the stack that it trains in (`0-15`); None if it trains alone.
         lane: its lane there.
         rungs: where the job reports; None if nobody asks.
+        metrics: what the job returns by name; empty for its objective alone.
         wake: tells the sweep, from the job's process, that the job has reached the place given.
     """
 
@@ -44,4 +48,5 @@ class SweepPosition:
     stack: str | None = None
     lane: int | None = None
     rungs: Rungs | None = None
+    metrics: tuple[str, ...] = ()
     wake: Callable[[int], None] | None = None

@@ -2,10 +2,10 @@
 
 import functools
 import os
-import subprocess
 import sys
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import given, settings
@@ -287,7 +287,8 @@ assert "torch._dynamo" not in sys.modules
 
 def test_dynamo_is_not_imported() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", STEPS], check=True, timeout=LIMIT, env=environment)
+    done = forked.run([sys.executable, "-c", STEPS], timeout=LIMIT, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

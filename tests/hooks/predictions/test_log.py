@@ -1,8 +1,9 @@
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -318,7 +319,8 @@ def test_classes_go_by_their_names(make: Any, tmp_path: Path) -> None:
 
 def test_nothing_is_imported_before_there_is_something_to_draw() -> None:
     code = "import sys, trainyard.hooks; trainyard.hooks.PredictionLog(); assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    done = forked.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -309,6 +310,7 @@ streams = st.tuples(st.lists(likely, max_size=2), kept_keys).flatmap(
 )
 
 
+@settings(max_examples=30)
 @given(streams)
 @example(
     [["optim.lr=0.1", "seed=1"], ["optim.lr=0.2", "seed=2"], ["optim.lr=0.2", "seed=null"], ["optim.lr=1", "seed=2"]]
@@ -322,7 +324,11 @@ def test_each_config_of_a_stream_is_the_one_that_its_job_has(shared: Launched, s
     for point, streamed in zip(stream, composer.attempt_each(stream), strict=True):
         last, composer._last = composer._last, None  # `compose` is another user of the composer
         alone = outcome(lambda point=point: composer.compose(point))  # type: ignore[misc]
+        made = composer.recipe(point)
         composer._last = last
+        if made is not None:
+            recipe, common = pickle.loads(pickle.dumps(made))  # another process
+            assert outcome(lambda recipe=recipe, common=common: recipe.make(common)) == alone, point  # type: ignore[misc]
         if isinstance(streamed, Exception):
             assert isinstance(alone[0], type), point
             assert issubclass(alone[0], Exception)
@@ -337,6 +343,20 @@ def test_a_stream_of_values_copies_one_config(shared: Launched) -> None:
     configs = list(composer.attempt_each(stream))
     assert len({id(config) for config in configs}) == 1
     assert composer._last is None, "it is not kept"
+
+
+def test_a_job_of_a_stream_is_made_elsewhere_from_its_own_values_alone(
+    shared: Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, composer = shared
+    points = [[f"optim.lr={num / 10}", f"seed={num}", "model=mlp"] for num in range(3)]
+    first, *rest = [composer.recipe(point) for point in points]
+    assert first is not None
+    assert all(each is not None and each[1] is first[1] for each in rest), "what they share is one object"
+    assert len(pickle.dumps(first[0])) < 10_000 < len(pickle.dumps(first[1]))
+    monkeypatch.setattr(composer, "_compose", None)
+    assert composer.recipe(["optim.lr=0.5", "seed=9", "model=mlp"]) is not None, "nothing is composed for it"
+    assert composer.recipe(["optim.lr=${seed}", "seed=9", "model=mlp"]) is None, "it reads another value"
 
 
 def test_the_projects_own_configs(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 from agent_processes import AgentProcesses
 
 from trainyard.errors import TrainyardError
+from trainyard.nodes import Nodes
 from trainyard.sweep.executor import Policy, cluster, lease, meeting
 from trainyard.sweep.executor.cluster import ClusterExecutor
 from trainyard.sweep.executor.remote_agent import main
@@ -245,6 +246,56 @@ def test_an_agent_without_work_ends_and_another_is_placed_when_there_is_some(tmp
             executor.wait(0.1)
         assert executor.ready == ()
         assert [it.value for it in outcomes(executor, [Task(0, abs, -3)])] == [3]
+
+
+# Tasks of several agents
+
+
+def test_a_task_of_several_agents_has_a_part_on_each(tmp_path: Path) -> None:
+    def task(number: int) -> Any:
+        nodes = Nodes.find()
+        assert nodes is not None
+        if nodes.index:
+            _, port, work = nodes.wait(60)
+            (tmp_path / "second").write_text(f"{port} {work} {nodes.first} of {nodes.total}")
+            return None
+        nodes.announce(number, "work")
+        return [nodes.own, nodes.devices]
+
+    def fails(_: Any) -> Any:
+        nodes = Nodes.find()
+        assert nodes is not None
+        if nodes.index:
+            raise ValueError("two")
+        time.sleep(600)
+
+    with an_executor(tmp_path) as (executor, _, _):
+        found = outcomes(executor, [Task(0, task, 7, slots=2)])
+        wrong = outcomes(executor, [Task(1, fails, slots=2)])
+        alone = outcomes(executor, [Task(2, lambda _: Nodes.find())])
+    assert found[0].value == [1, (1, 1)]
+    assert (tmp_path / "second").read_text() == "7 work 1 of 2"
+    assert [(it.state, it.error) for it in wrong] == [("failed", "ValueError: two")]
+    assert [it.value for it in alone] == [None]
+    assert not list((tmp_path / "sweep" / "agents" / "meetings").glob("*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_task_that_lost_one_of_its_agents_goes_on_when_the_other_parts_are_gone(tmp_path: Path, signum: Any) -> None:
+    def task(number: int) -> Any:
+        before = attempts(tmp_path, number)[:2]
+        if len(before) > 1 and any(Path(f"/proc/{pid}").exists() for _, pid in before):
+            (tmp_path / "two at once").touch()
+        return Patient(tmp_path)(number)
+
+    with an_executor(tmp_path) as (executor, pool, _):
+        ticks = [
+            once(lambda: len(attempts(tmp_path, 0)) == 2, lambda: pool.kill("p0", signum)),
+            once(lambda: len(attempts(tmp_path, 0)) == 4, (tmp_path / "go").touch),
+        ]
+        found = outcomes(executor, [Task(0, task, 0, slots=2)], lambda: [tick() for tick in ticks])
+    assert [(it.state, it.value, it.attempts) for it in found] == [("done", 0, 1)]
+    assert not (tmp_path / "two at once").exists()
 
 
 # One head

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Metric, Param
 
-from trainyard.errors import ConfigError
+from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.events import Ended, Proposed
 from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.proposers.ahead import AheadSource
 from trainyard.sweep.proposers.sampling import SamplerSource
 from trainyard.sweep.proposers.search import SearchProposer
+from trainyard.track.shipper.trials import answer
 
 LINES = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16],[32]"]
 JOBS: list[tuple[list[str], str, Any]] = [
@@ -35,8 +38,9 @@ def earlier(tmp_path: Path) -> Path:
 
 
 def source_of(proposer: SearchProposer) -> SamplerSource:
-    assert isinstance(proposer._source, SamplerSource)
-    return proposer._source
+    assert isinstance(proposer._source, AheadSource)
+    assert isinstance(proposer._source.source, SamplerSource)
+    return proposer._source.source
 
 
 def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(
@@ -58,13 +62,24 @@ def test_a_warm_start_tells_the_sampler_of_the_jobs_that_have_its_parameters(
     ]
 
 
-def test_what_was_taken_identifies_a_search(hydra: Any, settings_of: Any, earlier: Path) -> None:
+def test_a_search_that_is_continued_keeps_what_it_has_begun_with(
+    hydra: Any, settings_of: Any, earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loader, config = hydra
-    first = settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config).identity
-    assert len(first["warm_start"]) == 2
+    config.hydra.sweep.dir = str(earlier / "own")
+    (earlier / "own").mkdir()
+    first = settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config)
+    manifest = Manifest.open(earlier / "own")
+    manifest.begin(None, first.identity)
+    manifest.log(Proposed(0, ("optim.lr=0.05", "model.hidden=[16]"), note={}))
     Manifest.open(earlier).log(Proposed(8, ("optim.lr=0.05", "model.hidden=[16]")), Ended(8, "done", 1.0, 0.2))
-    second = settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config).identity
-    assert len(second["warm_start"]) == 3
+    capsys.readouterr()
+    again = settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config)
+    assert capsys.readouterr().out == f"Warm start: the 2 trials from {earlier} that this search has begun with.\n"
+    Manifest.open(earlier / "own").check_proposer(again.identity)
+    assert again.ask(1) == first.ask(1)
+    config.hydra.sweep.dir = str(earlier / "other")
+    assert len(settings_of(config, warm_start=str(earlier)).proposer(LINES, loader, config).identity["warm_start"]) == 3
 
 
 def test_a_sampler_begins_where_another_sweep_ended(hydra: Any, settings_of: Any, tmp_path: Path) -> None:
@@ -89,7 +104,96 @@ def test_a_sampler_begins_where_another_sweep_ended(hydra: Any, settings_of: Any
 def test_a_warm_start_from_no_sweep_is_refused(hydra: Any, settings_of: Any, tmp_path: Path) -> None:
     loader, config = hydra
     with pytest.raises(ConfigError) as error:
-        settings_of(config, warm_start=str(tmp_path / "none")).proposer(LINES, loader, config)
-    assert str(error.value).startswith(
-        f"hydra.sweeper.warm_start: '{tmp_path / 'none'}' given; accepted: the directory"
-    )
+        settings_of(config, warm_start=str(tmp_path)).proposer(LINES, loader, config)
+    assert str(error.value).startswith(f"hydra.sweeper.warm_start: '{tmp_path}' given; accepted: the directory")
+
+
+BEST = {"best/val/accuracy": 0.9, "val/accuracy": 0.8}
+RUNS: list[tuple[str, dict[str, str], str, dict[str, float], dict[str, str]]] = [
+    (
+        "best",
+        {"optim.lr": "0.01", "model.hidden": "[16]"},
+        "FINISHED",
+        {"best/val/accuracy": 0.9, "val/accuracy": 0.8},
+        {},
+    ),
+    ("spaced", {"optim.lr": "0.02", "model.hidden": "[16, 32]", "seed": "4"}, "FINISHED", {"val/accuracy": 0.7}, {}),
+    ("far", {"optim.lr": "7.0", "model.hidden": "[16]"}, "FINISHED", {"val/accuracy": 0.7}, {}),
+    ("other", {"optim.lr": "0.02"}, "FINISHED", {"val/accuracy": 0.7}, {}),
+    ("killed", {"optim.lr": "0.02", "model.hidden": "[16]"}, "KILLED", {"val/accuracy": 0.7}, {}),
+    ("cut", {"optim.lr": "0.02", "model.hidden": "[16]"}, "FINISHED", {"val/accuracy": 0.7}, {"pruned": "True"}),
+    ("loss", {"optim.lr": "0.02", "model.hidden": "[16]"}, "FINISHED", {"val/loss": 0.7}, {}),
+    ("parent", {"varying": "optim.lr"}, "FINISHED", {"best/val/accuracy": 0.9}, {"kind": "sweep"}),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a store with an experiment `past`, in which all runs but the first lie below `parent`."""
+    from mlflow import MlflowClient
+
+    from trainyard.track.shipper.__main__ import configure
+    from trainyard.track.shipper.store import Stores
+
+    configure()
+    uri = f"sqlite:///{tmp_path / 'past.db'}"
+    stores = Stores()
+    stores.get(uri)  # makes the database
+    stores.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("past")
+    parent = client.create_run(experiment, run_name="parent", tags={"kind": "sweep"}).info.run_id
+    client.set_terminated(parent)
+    for index, (name, params, state, metrics, tags) in enumerate(RUNS[:-1]):
+        below = {"mlflow.parentRunId": parent} if index else {}
+        run = client.create_run(experiment, start_time=index + 1, run_name=name, tags={**tags, **below}).info.run_id
+        client.log_batch(
+            run,
+            metrics=[Metric(key, value, 0, 0) for key, value in metrics.items()],
+            params=[Param(key, text) for key, text in params.items()],
+        )
+        client.set_terminated(run, state)
+    return uri
+
+
+def test_a_warm_start_takes_the_runs_of_mlflow_that_have_its_parameters(
+    hydra: Any, settings_of: Any, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader, config = hydra
+    lines = ["optim.lr=tag(log,interval(1e-4,1e-1))", "model.hidden=[16],[16,32]"]
+    found = settings_of(config, warm_start="past").proposer(lines, loader, config)
+    assert capsys.readouterr().out.splitlines() == [
+        f"Warm start from the experiment past in {store}: 2 of 7 runs are taken.",
+        "  not far: optim.lr is outside of the range of this search",
+        "  not other: model.hidden was no parameter there",
+        "  not killed: killed",
+        "  not cut: pruned",
+        "  not loss: val/accuracy is not one of its metrics",
+    ]
+    assert found.identity["warm_start"] == [
+        [{"optim.lr": 0.01, "model.hidden": "[16]"}, 0.9],
+        [{"optim.lr": 0.02, "model.hidden": "[16,32]"}, 0.7],
+    ]
+    assert len(source_of(found).study([]).trials) == 2
+
+    # An experiment, or a run by its name; of a sweep's own run the jobs.
+    (first,) = answer(store, "best", ["val/accuracy"])["runs"]
+    assert (first["params"], first["metrics"]) == (RUNS[0][1], {"val/accuracy": 0.9})
+    below = answer(store, "parent", ["val/accuracy", "val/loss"])["runs"]
+    assert [each["name"] for each in below] == [name for name, *_ in RUNS[1:-1]]
+    assert [each["metrics"] for each in below][-1] == {"val/loss": 0.7}
+    with pytest.raises(TrainyardError, match="MLflow has no experiment and no run of that name or id"):
+        answer(store, "nothing", ["val/accuracy"])
+
+
+def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
+    hydra: Any, settings_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, config = hydra
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(ConfigError) as error:
+        settings_of(config, warm_start="nothing").proposer(LINES, loader, config)
+    told = "hydra.sweeper.warm_start: 'nothing' given; accepted: the directory of a sweep, or an experiment or a run of"
+    assert str(error.value).startswith(told)
+    assert f"MLflow has no {tmp_path}/none.db" in str(error.value)

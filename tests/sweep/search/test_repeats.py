@@ -16,8 +16,9 @@ from trainyard.errors import ConfigError
 from trainyard.sweep.events import Ended, Proposed, SlotsGained
 from trainyard.sweep.proposers.base import NewJob
 from trainyard.sweep.proposers.pruners import Asha, NoPruner, Pruner
-from trainyard.sweep.proposers.repeats import RepeatedSource
-from trainyard.sweep.proposers.search import Limits, SearchProposer, Source, Suggestion
+from trainyard.sweep.proposers.repeats import RepeatedSource, _configurations, _whole
+from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.trials import Trial
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
 
@@ -228,3 +229,24 @@ def test_repeats_of_an_application_without_a_seed_are_refused(hydra: Any, settin
     assert str(error.value).startswith(
         "hydra.sweeper.repeats: 2 given; accepted: 1, with an application whose config has"
     )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "values"), [("TPESampler", [2.0, 9.0]), ("GPSampler", [1.0, 9.0, 3.0]), ("RandomSampler", [2.0, 9.0])]
+)
+def test_a_sampler_that_knows_noise_sees_each_repeat(
+    hydra: Any, settings_of: Any, sampler: str, values: list[float]
+) -> None:
+    loader, config = hydra
+    node = {"_target_": f"optuna.samplers.{sampler}", "seed": 0}
+    proposer = settings_of(config, sampler=node, repeats=2, direction="minimize").proposer(LINES, loader, config)
+    source = proposer._source
+    trials = []
+    for num, (index, repeat, value) in enumerate([(0, 0, 1.0), (0, 1, 3.0), (1, 0, 9.0)]):
+        own = Trial(num, num, (f"optim.lr={(0.25, 0.5)[index]}", f"seed={repeat}"), {"repeat": [index, repeat]}, "done")
+        own.result = value
+        trials.append(source.place(own))
+    whole = list(map(_whole, _configurations(trials)))
+    study = source._source.source.study(whole)
+    assert [trial.value for trial in study.trials] == values
+    assert [trial.params["optim.lr"] for trial in study.trials] == [0.25, 0.5, 0.25][: len(values)]

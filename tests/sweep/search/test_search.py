@@ -17,7 +17,8 @@ from trainyard.sweep.event_records import event_of, to_record
 from trainyard.sweep.events import Event, Proposed, Queued, Reported
 from trainyard.sweep.proposers.pruners import Asha, Hyperband, NoPruner, Pruner
 from trainyard.sweep.proposers.quiet import quiet
-from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer
+from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.source import ListSource
 from trainyard.sweep.proposers.stopping import StoppingPruner
 from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
 

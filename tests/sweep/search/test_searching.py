@@ -115,10 +115,8 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
 
 def test_a_pruned_job_of_a_grid_is_finished_in_mlflow_with_its_rung(tmp_path: Path) -> None:
     grid = ["-m", "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.lower=0.3", "optim.lr=1e-6,3e-2"]
-    done = run(
-        [*command(*grid), "tracker=mlflow", "hydra.launcher.fuse=off", "hydra.sweep.dir=g"], LIMIT, cwd=tmp_path,
-        env=environment(),
-    )  # fmt: skip
+    grid += ["tracker=mlflow", f"tracker.wait={LIMIT}", "hydra.launcher.fuse=off", "hydra.sweep.dir=g"]
+    done = run(command(*grid), LIMIT, cwd=tmp_path, env=environment())
     assert done.returncode == 0, done.stderr
     assert {num: entry.state for num, entry in Manifest.open(tmp_path / "g").entries.items()} == {
         0: "pruned",
@@ -178,3 +176,37 @@ def test_a_search_of_another_application_goes_on_where_it_was_and_tries_given_po
         assert entries.keys() == set(range(count)), "numbered without gaps"
         assert entries[0].objective == 0.25
         assert {entry.state for entry in entries.values()} == {"done"}
+
+
+SEVERAL = [
+    "-m", "hydra/sweeper=search", "hydra.sweeper.objective=[val/accuracy,model/parameters]",
+    "hydra.sweeper.direction=[maximize,minimize]", "hydra.sweeper.n_trials=4", "hydra.sweeper.together=2",
+    "optim.lr=tag(log,interval(1e-3,1e-1))", "hydra.sweep.dir=s",
+]  # fmt: skip
+
+
+def test_jobs_return_each_objective_at_their_best_checkpoint_alone_and_stacked(tmp_path: Path) -> None:
+    more = ["model.hidden=[8],[16]", "hydra.sweeper.constraints=['test/loss <= 10']", "hydra.launcher.max_jobs=1"]
+    done = run([*command(*SEVERAL), *more], LIMIT, cwd=tmp_path, env=environment())
+    assert done.returncode == 0, done.stderr
+    entries = Manifest.open(tmp_path / "s").entries
+    for num, entry in entries.items():
+        found = points(tmp_path / "s" / str(num))
+        (best,) = [step for key, step in found if key == "best/val/accuracy"]
+        hidden = 8 if "model.hidden=[8]" in entry.overrides else 16
+        (tested,) = [value for (key, _), value in found.items() if key == "test/loss"]
+        parameters = (64 + 1) * hidden + (hidden + 1) * 10
+        assert entry.objective == {
+            "val/accuracy": found["val/accuracy", best], "model/parameters": parameters, "test/loss": tested,
+        }  # fmt: skip
+    assert "val/accuracy   model/parameters   test/loss" in done.stdout
+    assert "front" in done.stdout
+
+
+def test_a_metric_that_jobs_do_not_have_is_refused_before_any_starts(tmp_path: Path) -> None:
+    wrong = [line.replace("model/parameters", "val/f1") for line in SEVERAL]
+    ended = run([*command(*wrong)], LIMIT, cwd=tmp_path, env=environment())
+    assert ended.returncode == 2
+    assert "Nothing was started." in ended.stderr
+    assert "hydra.sweeper.objective: 'val/f1' given; accepted: a metric of these jobs: val/accuracy" in ended.stderr
+    assert not (tmp_path / "s").exists()

@@ -20,6 +20,17 @@ from trainyard.models.lightning.recorder import Evaluated, Recorder
 from trainyard.models.lightning.trainer import TrainerFacts
 
 HOOKS = "trainyard.hooks.lightning.LightningHooks"
+OF_LOGGERS = (
+    "experiment",
+    "log_dir",
+    "log_hyperparams",
+    "log_image",
+    "log_metrics",
+    "log_table",
+    "log_text",
+    "save_dir",
+)
+"""What modules read of a logger of Lightning."""
 TURN = "optimizer_idx"
 """Argument of a `training_step` that is called once for each of several optimizers."""
 
@@ -165,6 +176,11 @@ class Lightning(BaseModel):
             for own in modules:
                 own.update(replaced)
             yield recorder
+        except AttributeError as error:
+            if error.obj is None and error.name in OF_LOGGERS:
+                instead = "self.log records numbers; figures are for a hook (docs/hooks.md)"
+                raise TrainyardError(f"self.logger is None here, and has no {error.name!r}: {instead}.") from error
+            raise
         finally:
             for own, held in zip(modules, before, strict=True):
                 for name in replaced:

@@ -80,6 +80,11 @@ class Agent:
             raise AgentEndedError from error
         return worker
 
+    def answer(self, worker: int, content: BinaryIO) -> None:
+        """Send the content of a file through the line of a worker."""
+        with suppress(ConnectionError):  # the agent is gone: receive() reports it
+            socket.send_fds(self._socket, [json.dumps(["answer", worker]).encode()], [content.fileno()])
+
     def send_signal(self, workers: Iterable[int], signum: int) -> None:
         """Send a signal to workers; SIGKILL also goes to all processes that they have started."""
         with suppress(ConnectionError):  # the agent is gone: receive() reports it

@@ -4,10 +4,11 @@
 `sys.path` (before Python 3.14), is shared by the whole process, and does not end its workers when the caller dies.
 
 Messages are JSON lists, one per packet. In: `["fork", worker]` with two files, the task and the report;
-`["signal", [worker, ...], signum]`. Out: `["ready"]` or `["failed", module, error]`, once; `["forked", worker, pid]` or
-`["refused", worker, error]`; `["woken", worker, index, at]` when a job of the worker's task has reached a place;
-`["ended", worker, status, peak, killed]` with its peak of memory in bytes, and whether the system has killed a process
-for want of memory meanwhile. When the other end is gone, all workers are killed.
+`["signal", [worker, ...], signum]`; `["answer", worker]` with a file, for the worker's line. Out: `["ready"]` or
+`["failed", module, error]`, once; `["forked", worker, pid]` or `["refused", worker, error]`;
+`["woken", worker, index, at]` when a job of the worker's task has reached a place; `["said", worker, text]` when it has
+said something on its line; `["ended", worker, status, peak, killed]` with its peak of memory in bytes, and whether the
+system has killed a process for want of memory meanwhile. When the other end is gone, all workers are killed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from multiprocessing import connection
 from typing import Any, NoReturn
 
 from trainyard.sweep.executor.out_of_memory import kills
-from trainyard.sweep.executor.wake import Wake, read_wakes
+from trainyard.sweep.executor.wake import Line, Wake, read_wakes
 from trainyard.sweep.executor.worker import one_line, work
 
 PACKET = 1 << 16  # maximum size of a message in bytes
@@ -69,6 +70,7 @@ class _Agent:
     pids: dict[int, int] = field(default_factory=dict)  # by worker
     watched: dict[int, int] = field(default_factory=dict)  # worker by pidfd
     kills: dict[int, int] = field(default_factory=dict)  # by worker, when it was forked
+    lines: dict[int, socket.socket] = field(default_factory=dict)  # by worker, as long as the other end is open
     wakes: tuple[int, int] = field(default_factory=os.pipe)  # both ends of the pipe that workers report through
 
     def load(self, preload: Sequence[str]) -> None:
@@ -91,16 +93,20 @@ class _Agent:
 
     def loop(self) -> None:
         while True:
-            readables = connection.wait([self.owner, self.wakes[0], *self.watched])
+            speaking = {line: worker for worker, line in self.lines.items()}
+            readables = connection.wait([self.owner, self.wakes[0], *speaking, *self.watched])
             if self.wakes[0] in readables:  # first of all: a worker reports before it ends
                 for wake in read_wakes(self.wakes[0]):
                     self.say("woken", *wake)
+            for readable in readables:
+                if isinstance(readable, socket.socket) and readable in speaking:
+                    self.pass_on(speaking[readable])
             for readable in readables:
                 if readable == self.wakes[0]:
                     continue
                 if isinstance(readable, int):
                     self.ended(readable)
-                elif not self.obey():
+                elif readable is self.owner and not self.obey():
                     return
 
     def obey(self) -> bool:
@@ -114,20 +120,38 @@ class _Agent:
         match json.loads(packet):
             case ["fork", worker]:
                 self.fork(worker, *fds)
-                for fd in fds:
-                    os.close(fd)
+            case ["answer", worker]:
+                if worker in self.lines:
+                    with suppress(ConnectionError):  # it has ended
+                        socket.send_fds(self.lines[worker], [b"."], fds)
             case ["signal", workers, signum]:
                 for worker in workers:
                     self.send_signal(worker, signum)
+        for fd in fds:
+            os.close(fd)
         return True
+
+    def pass_on(self, worker: int) -> None:
+        """Pass on what a worker has said; nothing said means that it has closed its line."""
+        try:
+            packet = self.lines[worker].recv(PACKET)
+        except ConnectionError:
+            packet = b""
+        if packet:
+            self.say("said", worker, packet.decode())
+        else:
+            self.lines.pop(worker).close()
 
     def fork(self, worker: int, task: int, report: int) -> None:
         agent = os.getpid()
+        line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # A worker begins with these ignored, as here: one that comes before `become_worker` changes that would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
         try:
             pid = os.fork()
         except OSError as error:
+            line.close()
+            theirs.close()
             self.say("refused", worker, one_line(error))
             return
         finally:
@@ -136,10 +160,14 @@ class _Agent:
         if pid == 0:
             try:
                 self.become_worker(agent)
+                line.close()
+                Line.of_process = Line(theirs)
                 Wake.of_process = Wake(self.wakes[1], worker)
                 work(os.fdopen(task, "rb"), os.fdopen(report, "wb"))
             finally:  # in every case, a worker must not return to serve
                 os._exit(1)
+        theirs.close()
+        self.lines[worker] = line
         with suppress(OSError):  # in the worker as well: the first of the two calls counts
             os.setpgid(pid, pid)
         self.pids[worker] = pid
@@ -156,6 +184,8 @@ class _Agent:
         os.close(self.wakes[0])
         for pidfd in self.watched:
             os.close(pidfd)
+        for line in self.lines.values():
+            line.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING)
@@ -169,6 +199,8 @@ class _Agent:
     def ended(self, pidfd: int) -> None:
         worker = self.watched.pop(pidfd)
         os.close(pidfd)
+        if worker in self.lines:
+            self.lines.pop(worker).close()
         self.send_signal(worker, signal.SIGKILL)  # its remaining children; the number is not reused before waitpid
         _, status, usage = os.wait4(self.pids.pop(worker), 0)
         code, before = os.waitstatus_to_exitcode(status), self.kills.pop(worker)

@@ -45,6 +45,14 @@ class Woken:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A task has said something on its line: plain data."""
+
+    number: int
+    message: Any
+
+
+@dataclass(frozen=True)
 class Finished:
     """A task's process is gone.
 
@@ -72,7 +80,7 @@ class Finished:
     moved: bool = False
 
 
-ExecutorEvent = Gained | Lost | Launched | Woken | Finished
+ExecutorEvent = Gained | Lost | Launched | Woken | Said | Finished
 
 
 class Executor(ABC):
@@ -93,6 +101,11 @@ class Executor(ABC):
     def room(self) -> int:
         """Number of slots that one task can take at once."""
         return capacity(self.slots)
+
+    @property
+    def shares_disk(self) -> bool:
+        """Whether all tasks see the files of all. Else each has one machine, and no jobs join it while it runs."""
+        return True
 
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
         """Begin preparations that take time, and return at once. Slots are told by events when they are there."""
@@ -119,6 +132,10 @@ class Executor(ABC):
     @abstractmethod
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
         """Ask tasks to end: SIGTERM, and SIGKILL after `grace` seconds; if that is None, when `timeout` is over."""
+
+    @abstractmethod
+    def answer(self, number: int, content: bytes) -> None:
+        """Send an answer through the line of a task; nothing if it has ended."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[ExecutorEvent]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import connection
@@ -20,20 +22,22 @@ from trainyard.sweep.executor.agent import ExecutorError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.lease import HeadLease
-from trainyard.sweep.executor.meeting import forget_agent, open_head
+from trainyard.sweep.executor.meeting import FOLDER, MEETINGS, forget_agent, open_head
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
-from trainyard.sweep.executor.remotes import ClusterSettings, Remote
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote, Spread
 from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
-from trainyard.sweep.executor.slots import Slot
+from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
-from trainyard.sweep.executor.worker import one_line, pickled_call
+from trainyard.sweep.executor.worker import one_line
 from trainyard.sweep.executor.workers import Workers
 
 LOSSES = 5
 """So often a task may lose its agent before it counts as what ends them."""
+_MOVED = ("done", "failed", "paused", "timeout")
+"""How a task can end whose agent leaves; otherwise it goes on elsewhere, where its slots are lost."""
 _LOOK = 0.5  # seconds between two looks at the pool and at silent agents
 _MARGIN = 5.0  # seconds that an agent may take for noticing that its head is lost
 
@@ -93,6 +97,8 @@ class ClusterExecutor(Executor):
         self._workers = Workers(self._send_signal)
         self._losses: Counter[int] = Counter()
         self._unsent: dict[tuple[str, int], list[int]] = {}  # signals for workers whose files are on their way
+        self._spread: dict[int, Spread] = {}  # by the number of a task on several agents
+        self._held: list[tuple[int, Task, Sequence[int], Policy]] = []  # until what ran there before has ended
         self._events: list[ExecutorEvent] = []
         self._refused: set[str] = set()
         self._demand = 0
@@ -104,7 +110,12 @@ class ClusterExecutor(Executor):
 
     @property
     def room(self) -> int:
-        return self._per_agent if len(self.slots) <= self._per_agent else 1
+        agents = len(self.slots) // self._per_agent if self.shares_disk else 1
+        return agents * capacity(self.slots[: self._per_agent])
+
+    @property
+    def shares_disk(self) -> bool:
+        return self._files.shared
 
     def start(self) -> None:
         """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
@@ -144,36 +155,52 @@ class ClusterExecutor(Executor):
         self._demand = min(slots, len(self.slots))
 
     def launch(self, number: int, task: Task, slots: Sequence[int], policy: Policy) -> None:
-        agents = {agent.name: agent for index in slots if (agent := self._of.get(index)) is not None}
-        if len(agents) > 1:
-            told = f"it takes {len(slots)} slots, which are on several machines"
+        found = [self._of.get(index) for index in slots]
+        agents = list({agent.name: agent for agent in found if agent is not None}.values())
+        if None in found or any(agent.leaving for agent in agents):
+            return  # these slots are lost, as has been told or will be
+        if len(agents) > 1 and not self.shares_disk:
+            told = f"it takes {len(slots)} slots, which are on several machines that share no disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
-        if (agent := next(iter(agents.values()), None)) is None or agent.leaving:
-            return  # these slots are lost, as has been told or will be
+        if self._is_held(task, slots):
+            self._held.append((number, task, slots, policy))
+            return
         try:
-            call = pickled_call(task.function, task.argument, self._files.folders)
+            call = task.call(self._files.folders)
+            for agent in agents:
+                if task.common is not None and task.common.key not in agent.commons:
+                    self._send(agent.name, ["common", task.common.key], task.common.pickled(self._files.folders))
+                    agent.commons.add(task.common.key)
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
             return
-        worker = next(self._numbers)
-        self._workers.begin((agent.name, worker), number, policy)
-        agent.busy[worker], agent.tasks[worker] = tuple(slots), task.num
-        agent.idle_since = None
+        own = [[index for index in slots if self._of[index] is agent] for agent in agents]
+        meeting = self._directory / FOLDER / MEETINGS / f"{self._fence}-{number}"
+        parts = [(agent.name, next(self._numbers)) for agent in agents]
+        if len(agents) > 1:
+            self._spread[number] = Spread(task.num, parts, meeting, set(parts))
         roots = roots_of(task, self._directory)
-        given = {
-            "slots": [agent.slots[index] for index in slots],
-            "threads": task.threads,
-            "log": None if task.log is None else str(task.log.absolute()),
-            "roots": roots,
-            "cwd": str(Path.cwd()),
-            "path": [str(entry) for entry in sys.path],
-            "argv": list(sys.argv),
-        }
-        key = agent.name, worker
-        self._unsent[key] = []
-        self._files.begin(key, roots, lambda: self._send_task(key, given, call))
+        for index, (agent, key, mine) in enumerate(zip(agents, parts, own, strict=True)):
+            self._workers.begin(key, number, policy)
+            agent.busy[key[1]], agent.tasks[key[1]] = tuple(mine), task.num
+            agent.idle_since = None
+            log = task.log if task.log is None or not index else task.log.with_stem(f"{task.log.stem}.node{index}")
+            nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting.absolute())}
+            given = {
+                "slots": [agent.slots[each] for each in mine],
+                "threads": task.threads,
+                "log": None if log is None else str(log.absolute()),
+                "roots": roots,
+                "cwd": str(Path.cwd()),
+                "path": [str(entry) for entry in sys.path],
+                "argv": list(sys.argv),
+                "common": None if task.common is None else task.common.key,
+                "nodes": nodes if len(agents) > 1 else None,
+            }
+            self._unsent[key] = []
+            self._files.begin(key, roots, partial(self._send_task, key, given, call))
 
     def _send_task(self, key: tuple[str, int], given: Mapping[str, Any], call: bytes) -> None:
         """Send a task whose files are there, and what was to be sent after it."""
@@ -182,8 +209,31 @@ class ClusterExecutor(Executor):
         for signum in self._unsent.pop(key, []):
             self._send(name, ["signal", [worker], signum])
 
+    def _is_held(self, task: Task, slots: Sequence[int]) -> bool:
+        """Return whether a part of what an agent's end has broken off still runs here, or is of the same task."""
+        broken = [each for each in self._spread.values() if each.over]
+        if not broken:
+            return False
+        busy = set().union(*(agent.in_use for agent in self._agents.values()))
+        return not busy.isdisjoint(slots) or any(each.num == task.num for each in broken)
+
+    def _launch_held(self) -> None:
+        held, self._held = self._held, []
+        for each in held:
+            self.launch(*each)
+
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
-        self._workers.end(numbers, grace)
+        wanted = set(numbers)
+        self._workers.end(wanted, grace)
+        for each in [each for each in self._held if each[0] in wanted]:
+            self._held.remove(each)
+            self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
+
+    def answer(self, number: int, content: bytes) -> None:
+        found = self._workers.named(number)
+        if isinstance(found, tuple):
+            name, worker = found
+            self._send(name, ["answer", worker], content)
 
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         if self._transport is None:
@@ -220,6 +270,8 @@ class ClusterExecutor(Executor):
         self._devices.clear()
         self._workers.clear()
         self._events.clear()
+        self._spread.clear()
+        self._held.clear()
 
     def _send(self, name: str, message: list[Any], payload: bytes = b"") -> None:
         assert self._transport is not None
@@ -278,7 +330,22 @@ class ClusterExecutor(Executor):
             if self._losses[num] > LOSSES:
                 how = f"{self._losses[num]} agents were lost while it ran"
                 self._events.append(self._workers.ended((agent.name, worker), how))
+            self._break_off(agent.name, worker)
         self._remove(agent)
+
+    def _break_off(self, name: str, worker: int) -> None:
+        """Kill the other parts of a task of which one is lost. It goes on elsewhere when they have ended."""
+        for number, spread in list(self._spread.items()):
+            if (name, worker) in spread.left:
+                spread.over = True
+                spread.left.discard((name, worker))
+                self._send_signal(sorted(spread.left), signal.SIGKILL)
+                if not spread.left:
+                    self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        with suppress(OSError):
+            self._spread.pop(number).meeting.unlink()
 
     def _remove(self, agent: Remote) -> None:
         if agent.coming_home:
@@ -288,6 +355,8 @@ class ClusterExecutor(Executor):
         for worker in agent.tasks:
             self._workers.forget((agent.name, worker))
             self._files.lose((agent.name, worker))
+        for spread in self._spread.values():
+            spread.over |= any(name == agent.name for name, _ in spread.parts)
         forget_agent(self._directory, agent.name)
         self._lose_slots(agent, tuple(agent.slots))
         del self._agents[agent.name]
@@ -314,8 +383,7 @@ class ClusterExecutor(Executor):
             case ["leaving", why]:
                 self._tell(f"The agent on {agent.node} leaves: {why}.")
                 agent.leaving = why
-                busy = {index for indices in agent.busy.values() for index in indices}
-                self._lose_slots(agent, [index for index in agent.slots if index not in busy])
+                self._lose_slots(agent, [index for index in agent.slots if index not in agent.in_use])
             case ["gone", _]:
                 self._remove(agent)
             case ["failed", "torch", error]:
@@ -356,8 +424,8 @@ class ClusterExecutor(Executor):
         gained = []
         for own, (device, threads) in enumerate(slots):
             index = next(self._indices)
-            # Devices of one name are one device: those of machines differ. Cores are all alike.
-            slot = Slot(index, device if device == "cpu" else f"{device}@{agent.name}", None, threads)
+            # Devices of one name are one device: those of machines differ.
+            slot = Slot(index, f"{device}@{agent.name}", None, threads)
             agent.slots[index] = own
             self._of[index], self._devices[index] = agent, slot
             gained.append(slot)
@@ -368,15 +436,20 @@ class ClusterExecutor(Executor):
     def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
         name = agent.name, worker
         if kind == "forked":
-            self._events.append(self._workers.forked(name, rest[0]))
+            launched = self._workers.forked(name, rest[0])
+            spread = self._spread.get(launched.number)
+            if spread is None or (name == spread.parts[0] and not spread.over):
+                self._events.append(launched)
         elif kind == "woken":
-            self._files.ask(name, lambda: self._woken(name, rest[0], rest[1]))
+            self._files.ask(name, lambda: self._tell_of(self._workers.woken(name, rest[0], rest[1])))
+        elif kind == "said":
+            self._files.ask(name, lambda: self._tell_of(self._workers.said(name, rest[0])))
         else:
             agent.coming_home.add(worker)
             self._files.end(name, lambda: self._ended(agent, kind, worker, rest, report))
 
-    def _woken(self, name: Hashable, index: int, at: int) -> None:
-        if (event := self._workers.woken(name, index, at)) is not None:
+    def _tell_of(self, event: ExecutorEvent | None) -> None:
+        if event is not None:
             self._events.append(event)
 
     def _ended(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
@@ -389,12 +462,30 @@ class ClusterExecutor(Executor):
             status, peak, killed = rest
             how = f"its process {in_words(status)} before it gave a result"
             finished = self._workers.ended((agent.name, worker), how, report, status, peak, killed)
-        if agent.leaving:
-            if finished.state in ("done", "failed", "paused", "timeout"):
-                self._events.append(replace(finished, moved=True))
-            self._lose_slots(agent, slots)
-        else:
+        if finished.number in self._spread:
+            self._part_ended((agent.name, worker), finished)
+        elif not agent.leaving:
             self._events.append(finished)
-            agent.idle_since = None if agent.busy else time.monotonic()
+        elif finished.state in _MOVED:
+            self._events.append(replace(finished, moved=True))
+        if agent.leaving:
+            self._lose_slots(agent, slots)
+        elif not agent.busy:
+            agent.idle_since = time.monotonic()
         if agent.afterwards is not None and not agent.coming_home:
             agent.afterwards()
+        self._launch_held()
+
+    def _part_ended(self, part: tuple[str, int], finished: Finished) -> None:
+        """Take note of the end of a part; with the last one the task has ended. Parts cannot go on without another."""
+        number, spread = finished.number, self._spread[finished.number]
+        spread.left.discard(part)
+        spread.ended[part] = finished
+        if self._agents[part[0]].leaving:
+            spread.over = True  # with its slots, as has been told or is told next
+        if spread.left and finished.state != "done":
+            self._workers.end([number], self._grace)
+        if not spread.left:
+            self._drop(number)
+            if not spread.over:
+                self._events.append(spread.outcome())

@@ -16,7 +16,7 @@ from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gai
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.slots import Slot, environment
 from trainyard.sweep.executor.task import Task
-from trainyard.sweep.executor.worker import Place, one_line, pickled_call, worker_setting, write_task
+from trainyard.sweep.executor.worker import Place, one_line, worker_setting, write_task
 from trainyard.sweep.executor.workers import Workers
 
 
@@ -78,14 +78,15 @@ class LocalExecutor(Executor):
         """Ask the agent for a worker; return False if the agent has ended, which `wait` will find."""
         assert self._agent is not None
         try:
-            call = pickled_call(task.function, task.argument)
+            call = task.call()
+            common = b"" if task.common is None else task.common.pickled()
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))
             return True
         with memory_file() as file:
             place = Place(str(Path.cwd()), sys.path, sys.argv)
-            write_task(file, worker_setting(slots, task.threads, task.log, place), call)
+            write_task(file, worker_setting(slots, task.threads, task.log, place), call, common)
             report = memory_file()
             try:
                 worker = self._agent.fork(file, report)
@@ -102,6 +103,14 @@ class LocalExecutor(Executor):
         for each in [each for each in self._pending if each[0] in wanted]:
             self._pending.remove(each)
             self._events.append(Finished(each[0], "interrupted", error="it had not begun", began=False))
+
+    def answer(self, number: int, content: bytes) -> None:
+        worker = self._workers.named(number)
+        if self._agent is not None and isinstance(worker, int):
+            with memory_file() as file:
+                file.write(content)
+                file.flush()
+                self._agent.answer(worker, file)
 
     def wait(self, timeout: float) -> list[ExecutorEvent]:
         assert self._agent is not None
@@ -147,6 +156,9 @@ class LocalExecutor(Executor):
             case ["woken", worker, index, at]:
                 if (event := self._workers.woken(worker, index, at)) is not None:
                     self._events.append(event)
+            case ["said", worker, text]:
+                if (said := self._workers.said(worker, text)) is not None:
+                    self._events.append(said)
             case ["refused", worker, error]:
                 self._ended(worker, f"no process could be started: {error}")
             case ["ended", worker, status, peak, killed]:

@@ -4,6 +4,7 @@
     head.json   how to reach the head, and its fencing number: each head of a sweep has the next one
     alive/NAME  a number that grows while an agent lives; removed when it ends
     mail/       the mailboxes, where no port is allowed
+    meetings/   where the nodes of a job meet that is on several (`trainyard.nodes`)
 
 Clocks of machines may differ: whether a number grows is observed, by the local time that passes meanwhile.
 """
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Literal
 
 from trainyard.errors import ConfigError, TrainyardError
+from trainyard.nodes import own_address
 from trainyard.sweep.executor.transport import Transport
 from trainyard.sweep.executor.transport.mailbox import Mailbox
 from trainyard.sweep.executor.transport.tcp import TcpAgent, TcpHead
 
 FOLDER = "agents"
+MEETINGS = "meetings"
 _HEAD, _TOKEN, _ALIVE, _MAIL = "head.json", "token", "alive", "mail"
 ALIVE_EVERY = 2.0
 """Seconds between two signs of life of an agent in its file."""
@@ -124,18 +127,6 @@ def write_meeting(directory: Path, address: HeadAddress, token: str) -> None:
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace(directory / FOLDER / _HEAD, json.dumps(asdict(address)))
     _replace(directory / FOLDER / _TOKEN, token)
-
-
-def own_address() -> str:
-    """Return the address that other machines reach this one at, as far as can be told from here."""
-    with suppress(OSError):
-        found = socket.gethostbyname(socket.gethostname())
-        if not found.startswith("127."):
-            return found
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("10.255.255.255", 1))  # sends nothing: it asks for the route
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"
 
 
 class AliveFile:

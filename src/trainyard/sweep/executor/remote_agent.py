@@ -7,10 +7,12 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     to the head                                     to the agent
     ["hello", {name, place, node, fence, version}]  ["welcome", {preload, settings, patience, grace}]
                                                     or ["refused", why]
-    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, roots, …}], the call
-    ["forked", worker, pid]                         ["signal", [worker, …], signum]
-    ["refused", worker, error]                      ["close"]
-    ["woken", worker, index, at]
+    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, roots, cwd, path, argv,
+    ["forked", worker, pid]                                  common, nodes}], the call
+    ["refused", worker, error]                      ["signal", [worker, …], signum]
+    ["woken", worker, index, at]                    ["common", key], what tasks have in common, pickled
+    ["said", worker, text]                          ["answer", worker], the content
+                                                    ["close"]
     ["ended", worker, status, peak, killed], the report
     ["failed", module, error]
     ["leaving", why]
@@ -23,6 +25,7 @@ workers to end, which they do at a checkpoint, and ends after them.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import signal
@@ -39,6 +42,8 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from trainyard.errors import TrainyardError
+from trainyard.files import DISK_PATIENCE
+from trainyard.nodes import VARIABLE as NODES
 from trainyard.sweep.executor.agent import Agent, AgentEndedError, ExecutorError
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.local import memory_file
@@ -88,6 +93,8 @@ class RemoteAgent:
         self._heads: dict[int, int] = {}  # the head's number of a worker
         self._ours: dict[int, int] = {}  # and back
         self._asked: dict[int, list[int]] = {}  # signals, by the head's number, of workers whose files are on their way
+        self._commons: dict[int, bytes] = {}
+        self._held: list[tuple[int, Mapping[str, Any], bytes]] = []  # tasks whose workers are not forked yet
         self._patience = _WELCOME
         self._grace = 30.0
         self._why = ""  # why it leaves; empty while it stays
@@ -141,6 +148,7 @@ class RemoteAgent:
     def _look(self) -> None:
         """Look for signals, and whether there is a head."""
         self._alive.tick()
+        self._fork_held()
         self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
@@ -221,18 +229,36 @@ class RemoteAgent:
             case ["task", worker, task]:
                 if not self._why:  # else the head has been told, or is about to be
                     self._asked[worker] = []
-                    self._files.begin(worker, task["roots"], partial(self._fork, worker, task, call))
+                    self._files.begin(worker, task["roots"], partial(self._hold, worker, task, call))
+            case ["common", key]:
+                self._commons[key] = call
             case ["signal", workers, signum]:
                 self._signal([self._ours[each] for each in workers if each in self._ours], signum)
                 for each in self._asked.keys() & set(workers):
                     self._asked[each].append(signum)
+            case ["answer", worker]:
+                if worker in self._ours and self._agent is not None:
+                    with memory_file() as file:
+                        file.write(call)
+                        file.flush()
+                        self._agent.answer(self._ours[worker], file)
             case ["close"]:
                 self._closed = True
 
     def _begin(self, welcome: Mapping[str, Any]) -> None:
         self._patience, self._grace = welcome["patience"], welcome["grace"]
+        os.environ[DISK_PATIENCE] = str(self._patience)
         self._slots = own_slots(**welcome["settings"])
         self._agent = Agent(welcome["preload"], max(slot.threads for slot in self._slots))
+
+    def _hold(self, number: int, task: Mapping[str, Any], call: bytes) -> None:
+        self._held.append((number, task, call))
+        self._fork_held()
+
+    def _fork_held(self) -> None:
+        """Fork the workers that are asked for, where the sweep's directory is there: else another would be made."""
+        while self._held and (self._why or self._directory.exists()):
+            self._fork(*self._held.pop(0))
 
     def _fork(self, number: int, task: Mapping[str, Any], call: bytes) -> None:
         asked = self._asked.pop(number)
@@ -244,8 +270,11 @@ class RemoteAgent:
         folders = self._files.folders
         log = None if task["log"] is None else Path(folders.located(task["log"]))
         setting = worker_setting(slots, task["threads"], log, self._files.place(task), folders)
+        if task["nodes"] is not None:
+            setting.environ[NODES] = json.dumps(task["nodes"])
         with memory_file() as file:
-            write_task(file, setting, call)
+            common = b"" if task["common"] is None else self._commons[task["common"]]
+            write_task(file, setting, call, common)
             report = memory_file()
             worker = self._agent.fork(file, report)
         self._reports[worker] = report
@@ -268,7 +297,8 @@ class RemoteAgent:
                         report = file.read()
                 # What the head reads then has to be where it reads it.
                 say = partial(self._say, kind, number, *rest, payload=report)
-                carry = {"forked": lambda _, then: then(), "woken": self._files.ask}.get(kind, self._files.end)
+                ask, at_once = self._files.ask, lambda _, then: then()
+                carry = {"forked": at_once, "woken": ask, "said": ask}.get(kind, self._files.end)
                 carry(number, say)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from trainyard.sweep.executor.base import Finished
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,37 @@ class ClusterSettings:
 
 
 @dataclass
+class Spread:
+    """Task on several agents, each of which has a part of it.
+
+    Attributes:
+        num: the task's own number.
+        parts: the name of the agent of each part, and its worker's number, in the order of nodes.
+        meeting: the file in which the first one says where it listens.
+        left: those of them that have not ended.
+        ended: how the others ended, in that order.
+        over: it has lost an agent: nothing more is told of it.
+    """
+
+    num: int
+    parts: list[tuple[str, int]]
+    meeting: Path
+    left: set[tuple[str, int]]
+    ended: dict[tuple[str, int], Finished] = field(default_factory=dict)
+    over: bool = False
+
+    def outcome(self) -> Finished:
+        """Return how the task ended, of which all parts have: as the first node says, or as the first part that failed.
+
+        When a rank fails, the others lose their connections to it: what they say is a consequence.
+        """
+        wrong = [each for each in self.ended.values() if each.state != "done"]
+        if not wrong:
+            return self.ended[self.parts[0]]
+        return min(wrong, key=lambda each: any(word in (each.error or "") for word in ("gloo", "Dist", "NCCL")))
+
+
+@dataclass
 class Remote:
     """Agent, as the head knows it.
 
@@ -38,6 +72,7 @@ class Remote:
         leaving: why it takes no more tasks; empty while it does.
         coming_home: the workers that have ended and whose files are on their way.
         afterwards: what is done once they are there.
+        commons: the keys of what tasks have in common that it has.
         idle_since: when its last worker ended, by `time.monotonic`; None while it has one.
     """
 
@@ -47,10 +82,16 @@ class Remote:
     slots: dict[int, int] = field(default_factory=dict)
     busy: dict[int, tuple[int, ...]] = field(default_factory=dict)
     tasks: dict[int, int] = field(default_factory=dict)
+    commons: set[int] = field(default_factory=set)
     coming_home: set[int] = field(default_factory=set)
     afterwards: Callable[[], None] | None = None
     leaving: str = ""
     idle_since: float | None = None
+
+    @property
+    def in_use(self) -> set[int]:
+        """Indices of the slots that its workers have."""
+        return {index for indices in self.busy.values() for index in indices}
 
     def idle(self) -> float:
         """Return for how many seconds it has had no worker; -1 while it has one."""

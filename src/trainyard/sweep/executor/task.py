@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainyard.sweep.executor.shipping import portable
+from trainyard.sweep.executor.shipping.portable import Folders
+
 TaskState = Literal["done", "failed", "interrupted", "timeout", "lost", "paused"]
 EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
 
 
+class Common:
+    """Value that many tasks have in common: it is pickled once, and sent to each machine once.
+
+    Attributes:
+        key: its number; no two of a process share one.
+    """
+
+    _keys = itertools.count()
+
+    def __init__(self, value: Any) -> None:
+        self.key = next(self._keys)
+        self._value = value
+        self._pickled: tuple[Folders, bytes] | None = None
+
+    def pickled(self, folders: Folders = Folders()) -> bytes:  # noqa: B008 - it is frozen
+        """Return the value, pickled on a machine with these folders.
+
+        Raises:
+            Exception: it cannot be pickled; the pickling's own error.
+        """
+        if self._pickled is None or self._pickled[0] != folders:
+            self._pickled = folders, portable.dumps(self._value, folders)
+        return self._pickled[1]
+
+
 @dataclass(frozen=True)
 class Task:
-    """Call `function(argument)`, made once in a process of its own.
+    """Call `function(argument)`, or `function(argument, common)`, made once in a process of its own.
 
     Attributes:
         num: its number.
@@ -26,10 +55,12 @@ class Task:
         slots: number of slots that it takes at once; on CUDA, each on a device of its own.
         threads: threads that it uses; None for those of its slot.
         folders: what it reads and writes.
+        common: the function's second argument; None if it has none.
+        importable: whether all classes and functions of the call can be imported: then it is sent by pickle.
     """
 
     num: int
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     argument: Any = None
     expected_seconds: float | None = None
     log: Path | None = None
@@ -38,6 +69,19 @@ class Task:
     slots: int = 1
     threads: int | None = None
     folders: tuple[Path, ...] = ()
+    common: Common | None = None
+    importable: bool = False
+
+    def call(self, folders: Folders = Folders()) -> bytes:  # noqa: B008 - it is frozen
+        """Return the call as `write_task` takes it.
+
+        Args:
+            folders: those of this machine that are elsewhere where the call is made.
+
+        Raises:
+            Exception: the function or its argument cannot be pickled; the pickling's own error.
+        """
+        return portable.dumps((self.function, self.argument), folders, importable=self.importable)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
-"""Wake-up calls of workers: a number through a pipe of the agent's, which the agent passes on to its owner.
+"""Ways between a worker and the owner of its agent: wake-up calls, and a line for messages both ways.
 
-The ranks of a wide job are processes that its worker spawns. They inherit the pipe: `Wake` is pickled with its file.
+A wake-up call is a number through a pipe of the agent's, which the agent passes on to its owner. The ranks of a wide
+job are processes that its worker spawns. They inherit the pipe: `Wake` is pickled with its file.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import reduction
+from multiprocessing import connection, reduction
 from typing import Any, ClassVar
 
 _FORM = struct.Struct("<III")  # worker, job, place; shorter than what a pipe takes as one
@@ -41,6 +44,45 @@ class Wake:
             at: its epoch, or iteration.
         """
         os.write(self.fd, _FORM.pack(self.worker, index, at))
+
+
+class LineClosedError(Exception):
+    """The other end of a line is gone."""
+
+
+class Line:
+    """Worker's end of a line to the owner of its agent. Messages come in order, each once.
+
+    Args:
+        end: a socket of packets, whose other end the agent has.
+
+    Attributes:
+        of_process: that of this process; None if it is not a worker.
+    """
+
+    of_process: ClassVar[Line | None] = None
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def say(self, message: Any) -> None:
+        """Send plain data, of at most 60 kB as JSON."""
+        self._end.send(json.dumps(message).encode())
+
+    def hear(self, timeout: float) -> bytes | None:
+        """Return the next answer; None if there is none within `timeout` seconds.
+
+        Raises:
+            LineClosedError: there will be none any more.
+        """
+        if not connection.wait([self._end], timeout):
+            return None
+        packet, files, _, _ = socket.recv_fds(self._end, 1, 1)
+        if not packet:
+            raise LineClosedError
+        with open(files[0], "rb") as file:  # noqa: PTH123 (a descriptor)
+            file.seek(0)
+            return file.read()
 
 
 def _inherited(file: Any, worker: int) -> Wake:

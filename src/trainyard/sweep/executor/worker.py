@@ -90,28 +90,11 @@ class TaskReport:
     out_of_memory: bool = False
 
 
-def pickled_call(
-    function: Callable[[Any], Any],
-    argument: Any,
-    folders: Folders = Folders(),  # noqa: B008 - it is frozen
-) -> bytes:
-    """Return the call of a task as `write_task` takes it.
-
-    Args:
-        function: what is called.
-        argument: with what.
-        folders: those of this machine that are elsewhere where the call is made.
-
-    Raises:
-        Exception: the function or its argument cannot be pickled; the pickling's own error.
-    """
-    return portable.dumps((function, argument), folders)
-
-
-def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes) -> None:
-    """Write what `work` reads."""
+def write_task(file: BinaryIO, setting: WorkerSetting, call: bytes, common: bytes = b"") -> None:
+    """Write what `work` reads: settings, the call, and what it has in common with others, pickled."""
     pickle.dump(setting, file)
     file.write(call)
+    file.write(common)
     file.seek(0)
 
 
@@ -122,9 +105,11 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
         with task:
             setting = pickle.load(task)
             _take_over(setting)
-            function, argument = portable.load(task, setting.folders)
+            function, *arguments = portable.load(task, setting.folders)
+            if common := task.read():
+                arguments.append(portable.load(io.BytesIO(common), setting.folders))
         stand_in_for_main(function)
-        outcome = TaskReport("done", _pickled(function(argument), setting.folders))
+        outcome = TaskReport("done", _pickled(function(*arguments), setting.folders))
     except BaseException as error:  # any error is the task's, and belongs in its report
         outcome = _report_of(error)
     if os.getpid() == process:  # else it is a child that the task has forked and that returned from the task

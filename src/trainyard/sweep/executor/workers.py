@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import signal
 import time
 import traceback
@@ -10,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainyard.sweep.executor.base import Finished, Launched, Woken
+from trainyard.sweep.executor.base import Finished, Launched, Said, Woken
 from trainyard.sweep.executor.out_of_memory import killed_for_memory
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.shipping import portable
@@ -42,6 +44,12 @@ class Worker:
     def timeout_at(self) -> float | None:
         return None if self.policy.timeout is None else self.begun + self.policy.timeout
 
+    @property
+    def due(self) -> float:
+        """Next deadline, by `time.monotonic`; infinity if it has none."""
+        timeout = math.inf if self.timeout_at is None or self.ending else self.timeout_at
+        return timeout if self.kill_at is None else min(timeout, self.kill_at)
+
 
 class Workers:
     """Workers that run now, by the name that their agent knows them by.
@@ -53,6 +61,7 @@ class Workers:
     def __init__(self, send_signal: SendSignal) -> None:
         self._send_signal = send_signal
         self._workers: dict[Hashable, Worker] = {}
+        self._earliest = math.inf  # no deadline is before this: there may be a thousand workers
 
     def __contains__(self, name: Hashable) -> bool:
         return name in self._workers
@@ -63,6 +72,7 @@ class Workers:
     def begin(self, name: Hashable, number: int, policy: Policy) -> None:
         """Take in a worker that an agent was asked for."""
         self._workers[name] = Worker(number, policy, time.monotonic())
+        self._earliest = min(self._earliest, self._workers[name].due)
 
     def clear(self) -> None:
         """Forget all workers."""
@@ -81,6 +91,8 @@ class Workers:
     def end_late(self) -> None:
         """Ask workers to end whose time is over, and kill those that do not."""
         now = time.monotonic()
+        if now < self._earliest:
+            return
         for name, worker in self._workers.items():
             if worker.timeout_at is not None and not worker.ending and now >= worker.timeout_at:
                 self._ask_to_end([name], "timeout", worker.policy.grace)
@@ -89,16 +101,11 @@ class Workers:
             for name in stubborn:
                 self._workers[name].kill_at = None
             self._send_signal(stubborn, signal.SIGKILL)
+        self._earliest = min((worker.due for worker in self._workers.values()), default=math.inf)
 
     def next_due(self, latest: float) -> float:
-        """Return the next deadline, by `time.monotonic`; `latest` if there is none before."""
-        due = [latest]
-        for worker in self._workers.values():
-            if worker.kill_at is not None:
-                due.append(worker.kill_at)
-            if worker.timeout_at is not None and not worker.ending:
-                due.append(worker.timeout_at)
-        return min(due)
+        """Return a time before which there is no deadline, by `time.monotonic`; `latest` at most."""
+        return min(latest, self._earliest)
 
     def forked(self, name: Hashable, pid: int) -> Launched:
         """Return the event of a worker that has started."""
@@ -107,6 +114,14 @@ class Workers:
     def woken(self, name: Hashable, index: int, at: int) -> Woken | None:
         """Return the event of a report; None if the worker is gone."""
         return Woken(self._workers[name].number, index, at) if name in self._workers else None
+
+    def said(self, name: Hashable, text: str) -> Said | None:
+        """Return the event of what a worker has said; None if the worker is gone."""
+        return Said(self._workers[name].number, json.loads(text)) if name in self._workers else None
+
+    def named(self, number: int) -> Hashable | None:
+        """Return the worker of a task; None if it is gone."""
+        return next((name for name, it in self._workers.items() if it.number == number), None)
 
     def ended(
         self,
@@ -160,6 +175,7 @@ class Workers:
                 worker.kill_at = time.monotonic() + grace
             elif worker.timeout_at is not None:
                 worker.kill_at = worker.timeout_at + worker.policy.grace
+            self._earliest = min(self._earliest, worker.due)
         self._send_signal(names, signal.SIGTERM)
 
 

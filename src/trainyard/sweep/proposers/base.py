@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainyard.sweep.events import Event, Wish
+from trainyard.sweep.goals import Goals
 from trainyard.track.sweep_position import Rungs
 
 
@@ -74,9 +75,11 @@ class Proposer(ABC):
     Attributes:
         identity: what it decides by, as plain data: it is recorded, and a sweep is continued only with the same. Empty
             for a proposer that the jobs themselves identify.
+        goals: what jobs are compared by, where that is more than the one objective that each returns.
     """
 
     identity: Mapping[str, Any] = {}
+    goals: Goals | None = None
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:

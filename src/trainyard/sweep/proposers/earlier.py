@@ -1,23 +1,32 @@
-"""What a search knows before it begins: points to try first, and the trials of other sweeps."""
+"""What a search knows before it begins: points to try first, and the trials of other sweeps, or of MLflow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard.errors import ConfigError
+import yaml  # type: ignore[import-untyped,unused-ignore]
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.grid_settings import text_of
 from trainyard.sweep.manifest import FILE, Manifest
+from trainyard.sweep.proposers.sampling import complete
 from trainyard.sweep.proposers.space import Parameter, Space
+from trainyard.track.past_runs import past_runs
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 ENQUEUE = "hydra.sweeper.enqueue"
 WARM_START = "hydra.sweeper.warm_start"
+FROM = "warm_start_from"  # in the identity of a search
+ACCEPTED = "the directory of a sweep, or an experiment or a run of MLflow"
+SHOWN = 10  # names of runs in a line
 
 
 def given_points(value: Any, space: Space) -> list[dict[str, Any]]:
@@ -56,60 +65,145 @@ def _value(parameter: Parameter, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Earlier:
-    """Trials of another sweep.
+    """Trials of another sweep, or of runs in MLflow.
 
     Attributes:
-        trials: the values and the objective of each that can be learned from.
+        trials: the values of each that can be learned from, and its objective: of a search with `Goals` what it
+            returned, by name.
         told: what was taken and what was not, for people.
     """
 
-    trials: Sequence[tuple[dict[str, Any], float]] = ()
+    trials: Sequence[tuple[dict[str, Any], Any]] = ()
     told: Sequence[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, directory: Any, space: Space) -> Earlier:
-        """Return the trials of `hydra.sweeper.warm_start`: the jobs that are done in a sweep's directory.
+    def read(cls, given: Any, space: Space, config: DictConfig, goals: Goals | None = None) -> Earlier:
+        """Return the trials of `hydra.sweeper.warm_start`: those that are done in a sweep's directory, or in MLflow.
+
+        A search that has begun keeps those that it has begun with.
+
+        Args:
+            given: the directory of a sweep, or the name of an experiment of MLflow, or the name or the id of a run.
+            space: the space of this search.
+            config: the config of the whole sweep, which names the store and the objective.
+            goals: the goals of this search, if it has more than one objective.
 
         Raises:
-            ConfigError: there is no sweep.
+            ConfigError: there is no such sweep, experiment or run.
         """
-        if directory is None:
+        if given is None:
             return cls()
-        path = Path(str(directory)).expanduser()
-        if not (path / FILE).is_file():
-            raise ConfigError(WARM_START, str(directory), "the directory of a sweep", hint=f"It has no {FILE}.")
-        taken: list[tuple[dict[str, Any], float]] = []
+        begun = Manifest.open(Path(str(config.hydra.sweep.dir)).absolute()).proposer or {}
+        if begun.get(FROM) == str(given):  # there may be more by now
+            trials = [(values, value) for values, value in begun["warm_start"]]
+            return cls(trials, [f"Warm start: the {len(trials)} trials from {given} that this search has begun with."])
+        path = Path(str(given)).expanduser()
+        if (path / FILE).is_file():
+            return cls._of_sweep(path, space, goals)
+        if path.exists():
+            raise ConfigError(WARM_START, str(given), ACCEPTED, hint=f"It has no {FILE}.")
+        return cls._of_mlflow(str(given), space, config, goals)
+
+    @classmethod
+    def _of_mlflow(cls, given: str, space: Space, config: DictConfig, goals: Goals | None) -> Earlier:
+        objective = str(OmegaConf.select(config, "objective", throw_on_resolution_failure=False) or "objective")
+        names = (objective,) if goals is None else goals.metrics
+        uri = OmegaConf.select(config, "tracker.uri", throw_on_resolution_failure=False)
+        try:
+            title, runs = past_runs(given, uri, names)
+        except TrainyardError as error:
+            raise ConfigError(WARM_START, given, ACCEPTED, hint=str(error)) from None
+        taken: list[tuple[dict[str, Any], Any]] = []
+        left: dict[str, list[str]] = {}
+        for run in runs:
+            if run.kind is not None:
+                continue
+            values, why = _values(run.params, space, _alike)
+            measured = run.metrics.get(objective) if goals is None else run.metrics
+            value, lacks = _objective(measured, goals)
+            if run.state != "finished":
+                why = run.state
+            elif lacks:
+                why = f"{objective} is not one of its metrics" if goals is None else lacks
+            if why:
+                left.setdefault(why, []).append(run.name)
+            else:
+                taken.append((values, value))
+        count = len(taken) + sum(map(len, left.values()))
+        told = [f"Warm start from {title}: {len(taken)} of {count} runs are taken."]
+        return cls(taken, [*told, *(f"  not {_listed(names)}: {why}" for why, names in left.items())])
+
+    @classmethod
+    def _of_sweep(cls, path: Path, space: Space, goals: Goals | None) -> Earlier:
+        taken: list[tuple[dict[str, Any], Any]] = []
         left: dict[str, list[int]] = {}
         for num, entry in Manifest.open(path).entries.items():
-            values, why = _values(entry.overrides, space)
-            objective = entry.objective
-            if entry.state != "done" or not isinstance(objective, int | float) or math.isnan(objective):
-                why = "not done with an objective"
+            values, why = _values(_texts(entry.overrides), space, _value)
+            objective, lacks = _objective(entry.objective, goals)
+            if entry.state != "done" or lacks:
+                why = lacks if entry.state == "done" and goals is not None else "not done with an objective"
             if why:
                 left.setdefault(why, []).append(num)
             else:
-                taken.append((values, float(objective)))
+                taken.append((values, objective))
         told = [f"Warm start from {path}: {len(taken)} of {len(taken) + sum(map(len, left.values()))} jobs are taken."]
         told += [f"  not {', '.join(f'#{num}' for num in nums)}: {why}" for why, nums in left.items()]
         return cls(taken, told)
 
-    def frozen(self, space: Space) -> list[FrozenTrial]:
+    def frozen(self, space: Space, goals: Goals | None = None) -> list[FrozenTrial]:
         """Return them as trials of Optuna's."""
         from optuna.trial import create_trial
 
+        if goals is not None:
+            return [complete(goals, metrics, space, values) for values, metrics in self.trials]
         return [
             create_trial(params=values, distributions=space.distributions(list(values)), value=objective)
             for values, objective in self.trials
         ]
 
 
-def _values(overrides: Sequence[str], space: Space) -> tuple[dict[str, Any], str]:
-    """Return the values that overrides give to the parameters, and why they cannot be taken; empty if they can."""
-    texts = {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
+def _objective(value: Any, goals: Goals | None) -> tuple[Any, str]:
+    """Return what a search can learn from what a job returned, and why it cannot; empty if it can."""
+    if goals is None:
+        number = as_number(next(iter(value.values()), None) if isinstance(value, Mapping) else value)
+        return number, "not done with an objective" if number is None or math.isnan(number) else ""
+    missing = goals.missing(value)
+    return goals.measured(value), f"{', '.join(missing)} was not measured there" if missing else ""
+
+
+def _texts(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the values of overrides, by key."""
+    return {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
+
+
+def _alike(parameter: Parameter, text: str) -> Any:
+    """Return the value that a param of MLflow stands for, a text that Python has made; None if it is out of range.
+
+    `[16, 32]` is the choice `[16,32]` of the grammar, `None` is `null`, `True` is `true`.
+    """
+    choices: Sequence[str] = getattr(parameter.distribution, "choices", ())
+    return next((each for each in choices if _read(each) == _read(text)), None) if choices else _value(parameter, text)
+
+
+def _read(text: str) -> Any:
+    try:
+        return None if text == "None" else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _values(
+    texts: Mapping[str, str], space: Space, value: Callable[[Parameter, str], Any]
+) -> tuple[dict[str, Any], str]:
+    """Return the values that texts give to the parameters, and why they cannot be taken; empty if they can."""
     found: dict[str, Any] = {}
     for name, parameter in space.parameters.items():
         if name in texts:
-            found[name] = _value(parameter, texts[name])
+            found[name] = value(parameter, texts[name])
             if found[name] is None:
                 return {}, f"{name} is outside of the range of this search"
         elif not space.is_conditional:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
-from trainyard.sweep.proposers.search import Source, Suggestion
+from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.trials import Trial, loss
 
 SEED = "seed"
@@ -53,6 +53,9 @@ class RepeatedSource(Source):
         if own is not None:
             return self._suggestion(Suggestion(own[0].overrides), own[0].index, len(own))
         return self._suggestion(self._source.suggest(len(found), list(map(_whole, found))), len(found), 0)
+
+    def prepare(self, count: int, trials: Sequence[Trial]) -> None:
+        self._source.prepare(count, list(map(_whole, _configurations(trials))))
 
     def place(self, trial: Trial) -> Trial:
         index, repeat = trial.note[NOTE]
@@ -139,7 +142,7 @@ def _whole(own: Sequence[Trial]) -> Trial:
     first = own[0]
     results = [each.result for each in own if each.result is not None]
     if results:
-        return replace(first, state="done", result=fmean(results))
+        return replace(first, state="done", result=fmean(results), results=tuple(results))
     states = {each.state for each in own}
     state: Literal["running", "failed"] = "running" if "running" in states else "failed"
     return first if len(own) == 1 else replace(first, state=state)

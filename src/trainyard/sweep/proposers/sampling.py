@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainyard.sweep.goals import Direction, Goals
 from trainyard.sweep.proposers.quiet import quiet
-from trainyard.sweep.proposers.search import Source, Suggestion
+from trainyard.sweep.proposers.source import Source, Suggestion
 from trainyard.sweep.proposers.space import Space, suggest
 from trainyard.sweep.proposers.trials import Trial, loss
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 MakeSampler = Callable[[int], "BaseSampler"]
 """Returns a sampler with a seed."""
 
+CONSTRAINTS = "constraints"  # under which samplers of Optuna's look for what a trial violates
 STUDY, TRIAL = "study", "trial"  # in a note: what a sampler has stored with the study, and with the trial
 
 
@@ -36,9 +40,12 @@ class SamplerSource(Source):
         sampler: makes the sampler.
         seed: seed of the search.
         sign: 1 where less of the objective is better, -1 where more is.
+        goals: several objectives, or constraints; None for one objective without.
         one_seed: whether the sampler has one seed for all trials, as one that takes the points of a sequence needs.
         knows_pruned: whether the sampler makes use of trials that are pruned, as TPE does. To others, what a trial has
             reported last is its objective.
+        knows_noise: whether the sampler estimates the noise of the objective, as a Gaussian process does: it sees each
+            repeat of a configuration as a trial. To others a configuration is one trial, with the mean.
         given: points to try first, in order: values by name. What a point leaves out is suggested.
         earlier: trials of other searches, to learn from.
     """
@@ -50,8 +57,10 @@ class SamplerSource(Source):
         *,
         seed: int = 0,
         sign: float = 1.0,
+        goals: Goals | None = None,
         one_seed: bool = False,
         knows_pruned: bool = True,
+        knows_noise: bool = False,
         given: Sequence[Mapping[str, Any]] = (),
         earlier: Sequence[FrozenTrial] = (),
     ) -> None:
@@ -59,8 +68,10 @@ class SamplerSource(Source):
         self._sampler = sampler
         self._seed = seed
         self._sign = sign
+        self._goals = goals
         self._one_seed = one_seed
         self._knows_pruned = knows_pruned
+        self._knows_noise = knows_noise
         self._given = given
         self._earlier = earlier
 
@@ -83,8 +94,10 @@ class SamplerSource(Source):
         """Return a study of these trials, and of those of other searches before them."""
         import optuna
 
-        study = optuna.create_study(direction="minimize" if self._sign > 0 else "maximize")
-        study.add_trials([*self._earlier, *map(self._frozen, trials)])
+        own: tuple[Direction, ...] = ("minimize" if self._sign > 0 else "maximize",)
+        study = optuna.create_study(directions=own if self._goals is None else self._goals.directions)
+        repeats = chain.from_iterable(map(self._repeats, trials)) if self._knows_noise else ()
+        study.add_trials([*self._earlier, *map(self._frozen, trials), *repeats])
         for trial in trials:
             for key, value in trial.note.get(STUDY, {}).items():
                 study._storage.set_study_system_attr(study._study_id, key, copy.deepcopy(value))
@@ -95,15 +108,27 @@ class SamplerSource(Source):
             return self._seed
         return int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
 
+    def _repeats(self, trial: Trial) -> Iterator[FrozenTrial]:
+        """Yield the repeats of a configuration beside the one that `_frozen` returns."""
+        for value in trial.results[1:]:
+            yield self._frozen(replace(trial, result=value, results=(), note={}))
+
     def _frozen(self, trial: Trial) -> FrozenTrial:
         from optuna.trial import TrialState, create_trial
 
         params = self._space.values(trial.overrides)
         state, value = TrialState.RUNNING, None
+        system_attrs = copy.deepcopy(dict(trial.note.get(TRIAL, {})))
+        if self._goals is not None:
+            if trial.state == "done":
+                return complete(self._goals, trial.metrics, self._space, params, system_attrs)
+            if self._goals.constraints and trial.reports:  # it is not known whether a pruned trial keeps them
+                system_attrs[CONSTRAINTS] = [0.0] * len(self._goals.constraints)
         if trial.state == "failed" or (trial.state == "pruned" and not trial.reports):
             state = TrialState.FAIL
         elif trial.state == "done":
-            state, value = TrialState.COMPLETE, self._told(trial.result)
+            own = trial.results[0] if self._knows_noise and trial.results else trial.result
+            state, value = TrialState.COMPLETE, self._told(own)
         elif trial.reports and self._knows_pruned:
             state = TrialState.PRUNED
         elif trial.reports:
@@ -114,9 +139,30 @@ class SamplerSource(Source):
             params=params,
             distributions=self._space.distributions(list(params)),
             intermediate_values={at: self._told(each) for at, each in trial.reports.items()},
-            system_attrs=copy.deepcopy(dict(trial.note.get(TRIAL, {}))),
+            system_attrs=system_attrs,
         )
 
     def _told(self, value: float | None) -> float:
         """Return a value for Optuna, which takes no NaN: one that is none is the worst there is."""
         return self._sign * loss(value, self._sign) if value is None or math.isnan(value) else value
+
+
+def complete(
+    goals: Goals,
+    metrics: Mapping[str, float],
+    space: Space,
+    params: Mapping[str, Any],
+    system_attrs: Mapping[str, Any] | None = None,
+) -> FrozenTrial:
+    """Return a trial of Optuna's that is done, with its objectives and what it violates."""
+    from optuna.trial import create_trial
+
+    attrs = dict(system_attrs or {})
+    if goals.constraints:
+        attrs[CONSTRAINTS] = goals.violations(metrics)
+    return create_trial(
+        values=[sign * each for sign, each in zip(goals.signs, goals.losses(metrics), strict=True)],
+        params=dict(params),
+        distributions=space.distributions(list(params)),
+        system_attrs=attrs,
+    )

@@ -4,72 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.errors import TrainyardError
-from trainyard.sweep.events import Ended, Event, Paused, Proposed, Queued, Reported, SlotsGained, Wish
+from trainyard.sweep.events import (
+    Began,
+    Ended,
+    Event,
+    Paused,
+    Proposed,
+    Queued,
+    Reported,
+    SlotsGained,
+    SlotsLost,
+    Wish,
+)
+from trainyard.sweep.goals import Goals, as_number
 from trainyard.sweep.proposers.base import NewJob, Promote, Proposal, Proposer, Prune
 from trainyard.sweep.proposers.pruners import NoPruner, Pruner
+from trainyard.sweep.proposers.source import Source
 from trainyard.sweep.proposers.trials import Outcome, Segment, Trial, loss
 from trainyard.track.sweep_position import Rungs
 
 HOPELESS = 5
 """A search ends when so many trials have failed, and all were the first ones."""
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Overrides of a trial, and plain data that the source wants to see again with it."""
-
-    overrides: tuple[str, ...]
-    note: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Source(ABC):
-    """Where the trials of a search come from."""
-
-    @abstractmethod
-    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
-        """Return the trial of a number. The same arguments give the same trial.
-
-        Args:
-            index: the number of the trial.
-            trials: all trials before it, with what the search has taken notice of.
-        """
-
-    def has_more(self, trials: Sequence[Trial], limit: int | None) -> bool:
-        """Return whether there is a trial to suggest now.
-
-        Args:
-            trials: all trials so far.
-            limit: `Limits.n_trials`.
-        """
-        return limit is None or len(trials) < limit
-
-    def place(self, trial: Trial) -> Trial:
-        """Return a trial that was suggested, with the number under which pruners know it."""
-        return trial
-
-    def known(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
-        """Return what is known of the objective of a trial's configuration, for `Limits.target`."""
-        return trial.value
-
-
-class ListSource(Source):
-    """Trials that are known from the start: a grid.
-
-    Args:
-        jobs: the overrides of each.
-    """
-
-    def __init__(self, jobs: Sequence[Sequence[str]]) -> None:
-        self._jobs = jobs
-
-    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
-        return Suggestion(tuple(self._jobs[index]))
 
 
 @dataclass(frozen=True)
@@ -102,6 +62,7 @@ class SearchProposer(Proposer):
         source: gives the trials.
         pruner: decides which go on.
         sign: 1 where less of the objective is better, -1 where more is.
+        goals: several objectives, of which `sign` is that of the first, or constraints; None for one without.
         limits: when the search ends.
         order: `any` or `job`.
         together: the new trials that are asked for together for each free slot, as many as train as one stack.
@@ -116,6 +77,7 @@ class SearchProposer(Proposer):
         pruner: Pruner | None = None,
         *,
         sign: float = 1.0,
+        goals: Goals | None = None,
         limits: Limits | None = None,
         order: Literal["any", "job"] = "any",
         together: int = 1,
@@ -124,6 +86,7 @@ class SearchProposer(Proposer):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity = dict(identity or {})
+        self.goals = goals
         self._source = source
         self._pruner = NoPruner() if pruner is None else pruner
         self._pruner.begin(sign, order == "job")
@@ -141,6 +104,7 @@ class SearchProposer(Proposer):
         self._latest: dict[int, Segment] = {}  # by the number of the job
         self._values: dict[int, dict[int, float]] = {}  # all that was reported, by job and place
         self._noticed = 0  # segments whose outcomes were taken notice of, in order
+        self._slots = 0
         self._running = 0  # trials that are `running`
         self._wishes: set[int] = set()  # jobs that are to be pruned while they run
         self._is_over = False
@@ -173,18 +137,25 @@ class SearchProposer(Proposer):
         if self._without is not None:
             num, value = self._without
             given = "nothing" if value is None else repr(value)
-            raise TrainyardError(
-                f"#{num} returned {given}, and a search learns from one number: the objective, which the task function "
-                "returns."
-            )
+            wanted = "one number: the objective, which the task function returns"
+            if self.goals is not None:
+                wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
+                wanted += f"there is none for {', '.join(self.goals.missing(value))}"
+            raise TrainyardError(f"#{num} returned {given}, and a search learns from {wanted}.")
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         return "prune" if num in self._wishes else None
 
     def told(self, event: Event) -> None:
         match event:
-            case SlotsGained(slots) if self._width is None:
-                self._width = len(slots) * self._together
+            case SlotsGained(slots):
+                self._slots += len(slots)
+                if self._width is None:
+                    self._width = len(slots) * self._together
+            case SlotsLost(indices):
+                self._slots -= len(indices)
+            case Began():
+                self._slots = 0
             case Proposed(num, overrides, rungs, note=note):
                 self._choice()  # takes notice of what this decision was made by
                 self._of[num] = self._source.place(Trial(len(self._trials), num, tuple(overrides), note or {}))
@@ -192,9 +163,12 @@ class SearchProposer(Proposer):
                 self._configurations += self._of[num].repeat == 0
                 self._running += 1
                 self._begin(num, rungs)
-            case Queued(units, "promoted" | "resumed" as why):
-                for unit in units:
-                    self._go_on([num for num in unit.nums if num in self._of], unit.rungs, why == "promoted")
+            case Queued(units, why):
+                if why in ("promoted", "resumed"):
+                    for unit in units:
+                        self._go_on([num for num in unit.nums if num in self._of], unit.rungs, why == "promoted")
+                if not why or self._in_order:
+                    self._prepare()
             case Reported(num, at, value) if num in self._of:
                 self._values.setdefault(num, {})[at] = value
                 if self._latest[num].until is None and not self._in_order:
@@ -209,9 +183,7 @@ class SearchProposer(Proposer):
                     self._choice()
                     self._out(self._of[num])
                 elif state == "done":
-                    if _number(objective) is None:
-                        self._without = num, objective
-                    self._end(num, Outcome("done", None, _number(objective)))
+                    self._done(num, objective)
                 elif state != "interrupted":
                     self._end(num, Outcome("failed"))
 
@@ -264,6 +236,21 @@ class SearchProposer(Proposer):
             found.append(NewJob(own.overrides, rungs=rungs, note=own.note))
         return found
 
+    def _prepare(self) -> None:
+        """Let the source begin with what a slot that becomes free will be given, if that can be known by now.
+
+        With one slot each trial knows of the result of the one before it, so that a search that is killed is the same.
+        """
+        if self._began is None or not (self._in_order or self._slots > 1) or self._choice() != "new":
+            return
+        count, made = self._together, len(self._segments)
+        if self._limits.n_trials is not None:
+            count = min(count, self._limits.n_trials - self._configurations)
+        if self._in_order:
+            count = min(count, sum(self._noticed >= self._due(made + ahead) for ahead in range(count)))
+        if count > 0:
+            self._source.prepare(count, self._trials)
+
     def _due(self, decision: int) -> int:
         """Return how many results have to be noticed before a decision, with `order=job`."""
         return 0 if self._width is None else decision - self._width + 1
@@ -309,6 +296,17 @@ class SearchProposer(Proposer):
         self._notice(segment)
         return True
 
+    def _done(self, num: int, returned: Any) -> None:
+        """Take in what a job has returned at its end."""
+        if self.goals is None:
+            value, metrics, lacks = as_number(returned), dict[str, float](), as_number(returned) is None
+        else:
+            metrics = self.goals.measured(returned)
+            value, lacks = metrics.get(self.goals.names[0]), bool(self.goals.missing(returned))
+        if lacks:
+            self._without = num, returned
+        self._end(num, Outcome("done", None, value, metrics))
+
     def _end(self, num: int, outcome: Outcome) -> None:
         segment = self._latest[num]
         is_late = segment.outcome is not None  # a job that had failed was tried again
@@ -327,7 +325,7 @@ class SearchProposer(Proposer):
             assert outcome.value is not None
             self._report(trial, outcome.at, outcome.value)
             return
-        trial.result = outcome.value
+        trial.result, trial.metrics = outcome.value, outcome.metrics
         self._judge_target(trial)
         self._pruner.ended(trial)
 
@@ -342,7 +340,7 @@ class SearchProposer(Proposer):
 
     def _judge_target(self, trial: Trial) -> None:
         target = self._limits.target
-        if target is None:
+        if target is None or (self.goals is not None and self.goals.violation(trial.metrics) > 0):
             return
         if loss(self._source.known(trial, self._trials), self._sign) <= self._sign * target:
             self._is_over = True
@@ -360,7 +358,3 @@ class SearchProposer(Proposer):
         elif trial.state == "paused":
             self._pruner.left(trial)
         trial.state = state
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from trainyard.checks import choice, integer, number, seed_number
 from trainyard.config.build import build, is_node
 from trainyard.errors import ConfigError
+from trainyard.sweep.goals import Goals
 from trainyard.sweep.grid_settings import text_of, when_of
-from trainyard.sweep.proposers.earlier import Earlier, given_points
-from trainyard.sweep.proposers.pruners import NoPruner, Pruner
+from trainyard.sweep.proposers.ahead import AheadSource
+from trainyard.sweep.proposers.earlier import FROM, Earlier, given_points
+from trainyard.sweep.proposers.goal_settings import DIRECTIONS, SWEEPER, direction_of, goals_of, plain
+from trainyard.sweep.proposers.pruner_settings import build_pruner, pruner_node, require_optuna
 from trainyard.sweep.proposers.quiet import quiet
 from trainyard.sweep.proposers.repeats import SEED, RepeatedSource
-from trainyard.sweep.proposers.sampling import MakeSampler, SamplerSource
-from trainyard.sweep.proposers.search import Limits, ListSource, SearchProposer, Source
+from trainyard.sweep.proposers.sampling import CONSTRAINTS, MakeSampler, SamplerSource
+from trainyard.sweep.proposers.search import Limits, SearchProposer
+from trainyard.sweep.proposers.source import ListSource, Source
 from trainyard.sweep.proposers.space import Space
-from trainyard.sweep.sweepable import as_sweepable
 
-SWEEPER = "hydra.sweeper"
-PRUNER = f"{SWEEPER}.pruner"
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
 SAMPLER = f"{SWEEPER}.sampler"
 REPEATS = f"{SWEEPER}.repeats"
-DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 ORDERS = ("any", "job")
 TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
@@ -52,7 +53,8 @@ class SearchSettings:
         sampler: node of the sampler, without its seed.
         seed: the seed of the search.
         pruner: node of the pruner; None for none.
-        direction: `minimize` or `maximize`.
+        direction: `minimize` or `maximize`: of the first of several objectives.
+        goals: several objectives, or constraints; None for one objective without.
         limits: when the search ends.
         order: `any` or `job`.
         n_jobs: the trials at work at a time that `order=job` allows for; None for the number of slots.
@@ -60,7 +62,7 @@ class SearchSettings:
         when: conditional keys.
         together: the trials that are asked for together for each free slot.
         enqueue: points to try first.
-        warm_start: the directory of a sweep to learn from.
+        warm_start: the directory of a sweep, or an experiment or run of MLflow, to learn from.
         repeats: the seeds of each configuration.
     """
 
@@ -68,6 +70,7 @@ class SearchSettings:
     seed: int
     pruner: Mapping[str, Any] | None
     direction: str
+    goals: Goals | None
     limits: Limits
     order: Literal["any", "job"]
     n_jobs: int | None
@@ -90,7 +93,7 @@ class SearchSettings:
             ConfigError: one of them is unknown, or has another form; or Optuna is not installed.
         """
         require_optuna("hydra/sweeper", "search")
-        values = {key: _plain(value) for key, value in given.items()}
+        values = {key: plain(value) for key, value in given.items()}
         for key, value in values.items():
             if key in NOT_HERE and value is not None:
                 raise ConfigError(f"{SWEEPER}.{key}", value, "null", hint=NOT_HERE[key])
@@ -104,12 +107,14 @@ class SearchSettings:
             )
             raise ConfigError(SAMPLER, sampler, accepted)
         limits = _limits(values)
+        goals = goals_of(values, config)
         n_jobs = values.get("n_jobs")
         return cls(
             {key: value for key, value in sampler.items() if key != "seed"},
             seed_number(f"{SAMPLER}.seed", sampler.get("seed")),
             pruner_node(values.get("pruner"), config),
-            direction_of(values.get("direction"), config),
+            direction_of(values.get("direction"), config) if goals is None else goals.directions[0],
+            goals,
             limits,
             order_of(values.get("order")),
             None if n_jobs is None else integer(f"{SWEEPER}.n_jobs", n_jobs, at_least=1, other="null for the slots"),
@@ -119,7 +124,30 @@ class SearchSettings:
             values.get("enqueue"),
             values.get("warm_start"),
             integer(REPEATS, values.get("repeats", 1), at_least=1),
-        )
+        )._checked()
+
+    def _checked(self) -> SearchSettings:
+        """Return these settings, if they go together.
+
+        Raises:
+            ConfigError: several objectives, or constraints, are given with what knows one objective only.
+        """
+        if self.goals is None:
+            return self
+        name = str(self.sampler["_target_"]).rpartition(".")[2]
+        what = "with several objectives" if self.goals.several else "with constraints"
+        if self.goals.several and self.pruner is not None:
+            pruner = str(self.pruner["_target_"]).rpartition(".")[2]
+            hint = "A pruner compares jobs by one objective: objective=… without hydra.sweeper.objective."
+            raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {what}", hint=hint)
+        if self.goals.several and self.limits.target is not None:
+            raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {what}")
+        if self.repeats > 1:
+            raise ConfigError(REPEATS, self.repeats, f"1, {what}")
+        if name == "CmaEsSampler":
+            options = "tpe, gp, nsgaii, random or qmc"
+            raise ConfigError("hydra/sweeper/sampler", "cmaes", f"a sampler that works {what}: {options}")
+        return self
 
     def proposer(self, arguments: Sequence[str], loader: ConfigLoader, config: DictConfig) -> SearchProposer:
         """Return the proposer of the search.
@@ -137,7 +165,7 @@ class SearchSettings:
         )
         sign = DIRECTIONS[self.direction]
         target = str(self.sampler["_target_"])
-        given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space)
+        given, earlier = given_points(self.enqueue, space), Earlier.read(self.warm_start, space, config, self.goals)
         for line in earlier.told:
             print(line, flush=True)
         source: Source = SamplerSource(
@@ -145,11 +173,14 @@ class SearchSettings:
             self._sampler(),
             seed=self.seed,
             sign=sign,
+            goals=self.goals,
             one_seed=target.endswith(".QMCSampler"),
             given=given,
-            earlier=earlier.frozen(space),
+            earlier=earlier.frozen(space, self.goals),
+            knows_noise=target.endswith(".GPSampler") and not self.sampler.get("deterministic_objective"),
             knows_pruned=target.endswith(".TPESampler") or bool(self.sampler.get("consider_pruned_trials")),
         )
+        source = AheadSource(source, exact=self.order == "job")
         if self.repeats > 1:
             source = RepeatedSource(source, self.repeats, self._first_seed(space, config), sign)
         identity = {
@@ -159,18 +190,20 @@ class SearchSettings:
             "space": space.texts,
             "when": {key: list(each) for key, each in self.when.items()},
             "order": self.order,
-            "direction": self.direction,
+            **({"direction": self.direction} if self.goals is None else self.goals.identity),
             "n_jobs": self.n_jobs,
             "together": self.together,
             "repeats": self.repeats,
             "enqueue": given,
             "warm_start": [list(each) for each in earlier.trials],
+            **({} if self.warm_start is None else {FROM: str(self.warm_start)}),
             "versions": {"optuna": version("optuna")},
         }
         return SearchProposer(
             source,
             build_pruner(self.pruner),
             sign=sign,
+            goals=self.goals,
             limits=self.limits,
             order=self.order,
             together=self.together,
@@ -195,8 +228,12 @@ class SearchSettings:
         return seed_number(SEED, int(given) if isinstance(given, str) and given.isdecimal() else given)
 
     def _sampler(self) -> MakeSampler:
+        further: dict[str, Callable[..., Any]] = {}
+        if self.goals is not None and self.goals.constraints and int(version("optuna").partition(".")[0]) < 5:
+            further["constraints_func"] = _violations  # a sampler before 5.0 looks at violations only if it has one
+
         def make(seed: int) -> Any:
-            return build({**self.sampler, "seed": seed}, SAMPLER)
+            return build({**self.sampler, **further, "seed": seed}, SAMPLER)
 
         with quiet():
             make(0)  # an error in it is told before anything starts
@@ -205,8 +242,12 @@ class SearchSettings:
 
 KNOWN = (
     *("sampler", "pruner", "direction", "n_trials", "n_jobs", "timeout", "target", "order", "params", "when"),
-    *("together", "enqueue", "warm_start", "repeats"),
+    *("together", "enqueue", "warm_start", "repeats", "objective", "constraints"),
 )
+
+
+def _violations(trial: FrozenTrial) -> Sequence[float]:
+    return list(trial.system_attrs[CONSTRAINTS])
 
 
 def grid_proposer(
@@ -234,31 +275,6 @@ def grid_proposer(
     )
 
 
-def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) -> None:
-    """Check that the jobs of an application can pause, if a pruner lets them.
-
-    Raises:
-        ConfigError: they cannot.
-    """
-    if pruner is not None and not as_sweepable(function).resumes:
-        raise ConfigError(
-            "hydra/sweeper/pruner",
-            str(pruner["_target_"]).rpartition(".")[2],
-            "none, with an application that cannot go on from a checkpoint",
-            hint="See docs/sweeps.md on `resumes`.",
-        )
-
-
-def require_optuna(key: str, given: object) -> None:
-    """Check that Optuna is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if find_spec("optuna") is None:
-        raise ConfigError(key, given, "what is installed", hint="It needs Optuna: pip install 'trainyard[search]'.")
-
-
 def order_of(value: Any) -> Literal["any", "job"]:
     """Return `hydra.sweeper.order`; None is `any`.
 
@@ -266,79 +282,6 @@ def order_of(value: Any) -> Literal["any", "job"]:
         ConfigError: it is something else.
     """
     return choice(f"{SWEEPER}.order", value or "any", ORDERS)  # type: ignore[return-value]
-
-
-def direction_of(value: Any, config: DictConfig) -> str:
-    """Return `hydra.sweeper.direction`; None is the config's own `direction`, and without one `minimize`.
-
-    Raises:
-        ConfigError: it is neither of the two.
-    """
-    own = OmegaConf.select(config, "direction", throw_on_resolution_failure=False) if value is None else value
-    return choice(f"{SWEEPER}.direction", str(own or "minimize").lower(), DIRECTIONS)
-
-
-def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
-    """Return the node of a pruner with what the loop of the config says in the place of `auto`.
-
-    Args:
-        value: the node; None for no pruner.
-        config: the config of the whole sweep.
-
-    Raises:
-        ConfigError: it is no node, or the loop does not validate at its rungs.
-    """
-    node = _plain(value)
-    if node is None:
-        return None
-    if not is_node(node):
-        accepted = (
-            "a pruner: hydra/sweeper/pruner=none, asha, hyperband, median, percentile, wilcoxon, threshold or patient"
-        )
-        raise ConfigError(PRUNER, node, accepted)
-    if str(node["_target_"]).endswith(".NoPruner"):
-        return None
-    loop: Any = OmegaConf.select(config, "loop", throw_on_resolution_failure=False)
-    loop = OmegaConf.to_container(loop, resolve=True) if isinstance(loop, DictConfig) else {}
-    unit = "iter" if "max_iters" in loop else "epoch"
-    interval, begin = loop.get("val_interval", 1), loop.get("val_begin", 1)
-    first = -(-begin // interval) * interval if isinstance(interval, int) and isinstance(begin, int) else 1
-    auto = {"by": unit, "first": first, "every": interval, "last": loop.get(f"max_{unit}s")}
-    node = {key: auto.get(key, value) if value == "auto" else value for key, value in node.items()}
-    if loop and node.get("by", "epoch") != unit:
-        raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), f"{unit}, which this loop counts", options=[unit])
-    for at in build_pruner(node).places if loop else ():
-        if not loop.get("dynamic_intervals") and (at < begin or at % interval) and at < auto["last"]:
-            raise ConfigError(
-                f"{PRUNER}.first",
-                node.get("first"),
-                f"rungs at which the objective is reported: multiples of loop.val_interval={interval} from {first} on",
-                hint=f"At {unit} {at} there is no validation.",
-            )
-    return node
-
-
-def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
-    """Return the pruner of a node.
-
-    Raises:
-        ConfigError: an argument is unknown, or out of its range.
-    """
-    if node is None:
-        return NoPruner()
-    if str(node["_target_"]).startswith("trainyard."):
-        found: Pruner = build(node, PRUNER)
-        return found
-    require_optuna(PRUNER, node["_target_"])
-    from trainyard.sweep.proposers.stopping import StoppingPruner
-
-    rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
-    try:
-        with quiet():
-            pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
-        return StoppingPruner(pruner, **rungs)
-    except ConfigError as error:
-        raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None
 
 
 def _params(value: Any) -> Mapping[str, Any]:
@@ -364,7 +307,3 @@ def _limits(values: Mapping[str, Any]) -> Limits:
         else number(f"{SWEEPER}.timeout", timeout, above=0, unit="seconds", other="null for no limit"),
         None if target is None else number(f"{SWEEPER}.target", target, other="null for none"),
     )
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -21,9 +21,11 @@ class Trial:
         note: what was recorded with it.
         state: `running` until a result of its last segment is taken notice of; `paused` at a rung.
         reports: the values of the objective, by place.
-        result: the objective of the whole training; None before it ends, and if there is none.
+        result: the objective of the whole training; None before it ends, and if there is none. Of several, the first.
+        metrics: what the whole training returned, by name: the objective, or several, and what constraints bound.
         rung: the number of rungs that it has reached.
         repeat: its number among the repeats of its configuration, from 0.
+        results: of the repeats of a configuration that is one trial, whose result is their mean.
     """
 
     index: int
@@ -33,8 +35,10 @@ class Trial:
     state: TrialState = "running"
     reports: dict[int, float] = field(default_factory=dict)
     result: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     rung: int = 0
     repeat: int = 0
+    results: tuple[float, ...] = ()
 
     @property
     def value(self) -> float | None:
@@ -52,11 +56,13 @@ class Outcome:
         state: `paused` at a rung, `done`, or `failed`.
         at: the rung.
         value: the objective reported there, or that of the whole training.
+        metrics: what the whole training returned.
     """
 
     state: Literal["paused", "done", "failed"]
     at: int | None = None
     value: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.axes import Axis, Tick, of_parameter
-from trainyard.sweep.report.rows import Direction, JobRow, number
+from trainyard.sweep.report.rows import JobRow, front_of, number
 from trainyard.sweep.report.svg import Frame, dot, drawing, line, objective_axis, path, spaced, text
 
 
@@ -122,6 +124,27 @@ def history(ranking: Sequence[JobRow], objective: str, direction: Direction, sha
         parts.append(line((x, frame.y(held)), (x, frame.y(best[1])), "median"))
     parts += dots
     return drawing(frame.width, frame.height, parts, f"Optimization history of {objective}")
+
+
+def front(ranking: Sequence[JobRow], across: str, up: str, shade: Mapping[int, str]) -> str:
+    """Draw two objectives of the finished jobs against each other; those of the Pareto front are coloured.
+
+    Args:
+        ranking: the jobs.
+        across, up: the names of the objectives.
+        shade: the class that colours each job, by its number.
+    """
+    rows = [row for row in ranking if row.ranked]
+    first = {num for num, place in front_of(ranking).items() if place == 1}
+    axes = [objective_axis([replace(row, objective=row.value(name)) for row in rows], name) for name in (across, up)]
+    frame = Frame(540, 320, inset=10)
+    parts = frame.axes(axes[0].ticks, axes[1].ticks, across, up)
+    for row, x, y in reversed(list(zip(rows, axes[0].places, axes[1].places, strict=True))):
+        if x is not None and y is not None:
+            tip = f"{row.label}: {', '.join(f'{name} {number(each, 6)}' for name, each in row.metrics.items())}"
+            kind = shade[row.num] if row.num in first else "rest"
+            parts.append(dot((frame.x(x), frame.y(y)), row, kind, tip))
+    return drawing(frame.width, frame.height, parts, f"Pareto front of {across} and {up}")
 
 
 def bars(shares: Mapping[str, float | None]) -> str:

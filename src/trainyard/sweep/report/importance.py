@@ -5,7 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
 
+from trainyard.sweep.goals import Direction
+from trainyard.sweep.proposers.quiet import quiet
+from trainyard.sweep.report.axes import Scale, drawable
 from trainyard.sweep.report.rows import JobRow, parse
 
 METHOD = (
@@ -14,6 +19,58 @@ METHOD = (
     "0: it makes no difference, 1: it decides alone. Numbers that hardly repeat are put into bins of equal count. "
     "What the bars leave is interplay of parameters, and chance."
 )
+METHOD_OF_SEARCH = (
+    "What decides whether a job is among the best tenth: PED-ANOVA, by Optuna (Watanabe et al., IJCAI 2023). The bars "
+    "add up to 1. Of few jobs it is a first hint."
+)
+LEAST = 4
+"""Jobs with an objective from which Optuna's evaluator is asked."""
+
+
+def importance_in_search(rows: Sequence[JobRow], names: Sequence[str], direction: Direction) -> dict[str, float | None]:
+    """Return the importance of each parameter in a search, by Optuna's `PedAnovaImportanceEvaluator`.
+
+    Args:
+        rows: the jobs; only those with a finite objective count.
+        names: the parameters.
+        direction: whether a high or a low objective is better.
+
+    Returns:
+        Numbers that add up to 1; None where there are too few jobs, or a parameter belongs to some of them only and
+        Optuna leaves it out.
+    """
+    ranked = [row for row in rows if row.ranked and drawable(row.objective)]
+    none: dict[str, float | None] = dict.fromkeys(names)
+    if len(ranked) < LEAST or len({row.objective for row in ranked}) == 1:
+        return none
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    columns = {name: _column([row.overrides.get(name) for row in ranked]) for name in names}
+    study_of = partial(optuna.create_study, direction=direction, sampler=optuna.samplers.RandomSampler(0))
+    with quiet():
+        study = study_of()
+        for index, row in enumerate(ranked):
+            own = {name: values[index] for name, (values, _) in columns.items() if values[index] is not None}
+            distributions = {name: columns[name][1] for name in own}
+            study.add_trial(optuna.create_trial(value=row.objective, params=own, distributions=distributions))
+        try:
+            found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        except ValueError:  # of parameters that all belong to some jobs only, before Optuna 5.0
+            return none
+    return {name: float(found[name]) if name in found else None for name in names}
+
+
+def _column(texts: Sequence[str | None]) -> tuple[Sequence[Any], Any]:
+    """Return the values of a parameter, and a distribution of Optuna's over them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    values = parse(texts)
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not numbers or len(set(numbers)) < 2 or not all(map(drawable, numbers)):
+        return texts, CategoricalDistribution(sorted({text for text in texts if text is not None}))
+    scale = Scale.over(numbers)
+    return values, FloatDistribution(float(min(numbers)), float(max(numbers)), log=scale.log)
 
 
 def importance(rows: Sequence[JobRow], key: str) -> float | None:

@@ -43,7 +43,7 @@ svg { display: block; max-width: 100%; height: auto; font-size: 11px; } .wide sv
 text { fill: var(--soft); } .name { fill: var(--ink); font-weight: 600; }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 .halo { fill: var(--ink); paint-order: stroke; stroke: var(--ground); stroke-width: 4px; stroke-linejoin: round; }
-.grid { stroke: var(--grid); } .axis { stroke: var(--rule); }
+.grid { stroke: var(--grid); } .rung { stroke: var(--rule); stroke-dasharray: 2 3; } .axis { stroke: var(--rule); }
 .median { stroke: var(--soft); stroke-width: 2; } .bar { fill: var(--accent); }
 polyline { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round; opacity: .85; }
 circle { fill: var(--c); stroke: var(--ground); stroke-width: .8; }

@@ -6,8 +6,9 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.repeats import configurations, repeated
-from trainyard.sweep.report.rows import Direction, JobRow, duration, keys, number, varying
+from trainyard.sweep.report.rows import JobRow, duration, front_of, keys, measures, number, varying
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
     """Return the rows, best first.
 
-    Finished jobs come before all others. In both groups, jobs without an objective (None or NaN) come last. Ties go
-    to the lower number.
+    Finished jobs come before all others; those that violate constraints after those that keep them, the least violation
+    first. In each group, jobs without an objective (None or NaN) come last. Of several objectives, the jobs of the
+    Pareto front come first, then the front of what is left, and so on; within a front the first objective decides. Ties
+    go to the lower number.
 
     Args:
         rows: the jobs, in any order.
@@ -26,16 +29,26 @@ def rank(rows: Sequence[JobRow], direction: Direction) -> list[JobRow]:
     """
     sign = -1.0 if direction == "maximize" else 1.0
 
-    def order(row: JobRow) -> tuple[bool, bool, float, int]:
+    front = front_of(rows)
+
+    def order(row: JobRow) -> tuple[bool, float, bool, int, float, int]:
         missing = row.objective is None or row.objective != row.objective
-        return row.state != "done", missing, 0.0 if missing else sign * (row.objective or 0.0), row.num
+        place = front.get(row.num, len(front) + 1)
+        value = 0.0 if missing else sign * (row.objective or 0.0)
+        return row.state != "done", row.violation, missing, place, value, row.num
 
     return sorted(rows, key=order)
 
 
 def places(ranking: Sequence[JobRow]) -> Iterator[int | None]:
-    """Yield the rank of each row, from 1; None for a job that has none. Equal objectives share a rank."""
+    """Yield the rank of each row, from 1; None for a job that has none. Equal objectives share a rank.
+
+    With several objectives it is the number of the Pareto front.
+    """
     place, before = 0, None
+    if front := front_of(ranking):
+        yield from (front.get(row.num) for row in ranking)
+        return
     for index, row in enumerate(ranking, 1):
         if not row.ranked:
             yield None
@@ -49,6 +62,8 @@ def table(
     rows: Sequence[JobRow], objective: str | None, direction: Direction, limit: int | None = 20
 ) -> RenderableType:
     """Return the ranking as a rich table: rank, job, what varied, objective, seconds, state.
+
+    With several objectives the rank is the number of the Pareto front, and each has a column.
 
     Where jobs are repeats of one another, a table of the configurations by their means stands before it.
 
@@ -65,7 +80,9 @@ def table(
     shown = ranking[:limit]
     columns = varying(rows) or keys(rows)
     caption = f"Best {len(shown)} of {len(ranking)} jobs" if len(shown) < len(ranking) else None
-    result = _empty(["rank", "job"], columns, [objective or "objective", "time"], caption)
+    measured = measures(rows, objective)
+    first = "front" if front_of(rows) else "rank"
+    result = _empty([first, "job"], columns, [*measured, "time"], caption)
     result.add_column("state")
     for place, row in zip(places(ranking), shown, strict=False):
         varied = (Text(row.overrides.get(name, "-")) for name in columns)
@@ -73,10 +90,10 @@ def table(
             "-" if place is None else str(place),
             str(row.num),
             *varied,
-            number(row.objective),
+            *(number(row.value(name)) for name in measured),
             duration(row.seconds),
-            row.state,
-            style=None if row.state == "done" else "dim",
+            row.outcome,
+            style=None if row.outcome == "done" else "dim",
         )
     means = means_table(rows, objective, direction, limit)
     return result if means is None else Group(means, result)

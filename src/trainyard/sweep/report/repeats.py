@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.goals import Direction
+from trainyard.sweep.report.rows import JobRow
 
 KEYS = ("seed", "data.fold")
 """Overrides in which repeats of a configuration differ."""

@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.ranking import places, rank
 from trainyard.sweep.report.repeats import configurations
-from trainyard.sweep.report.rows import Direction, JobRow, Value, keys, parse
+from trainyard.sweep.report.rows import JobRow, Value, keys, measures, parse
 
-_OWN = ("rank", "job", "objective", "mean", "margin", "std", "n", "seconds", "state", "error", "directory")
+_OWN = ("rank", "job", "objective", "feasible", "mean", "margin", "std", "n", "seconds", "state", "error", "directory")
 
 
 def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -> tuple[Path, Path]:
@@ -18,9 +19,10 @@ def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -
 
     Columns: rank (empty without an objective), job, every override, objective, seconds, state, error, directory
     (relative to `directory`). Where jobs are repeats of one another (`repeats`), mean, margin (half of the width of the
-    mean's 95 % confidence interval), std and n are those of the job's configuration. A column of overrides holds
-    numbers or bools if all its values are such. An override with the name of another column is called
-    `override.<name>`.
+    mean's 95 % confidence interval), std and n are those of the job's configuration. Jobs that are compared by more
+    than their objective have a column for each of these metrics, and feasible; with several objectives, rank is the
+    number of the Pareto front, and objective the first of them. A column of overrides holds numbers or bools if all its
+    values are such. An override with the name of another column is called `override.<name>`.
 
     Args:
         rows: the jobs, in any order.
@@ -42,14 +44,18 @@ def write(rows: Sequence[JobRow], directory: str | Path, direction: Direction) -
         name = f"override.{key}" if key in _OWN else key
         columns[_text(name)] = pd.array([_plain(value) for value in values], dtype=_dtype(values))
     columns["objective"] = pd.array([row.objective for row in ranking], dtype="float64")
+    if any(row.metrics for row in ranking):
+        for name in measures(ranking, None):
+            columns[_text(name)] = pd.array([row.value(name) for row in ranking], dtype="float64")
+        feasible = [None if row.state != "done" else not row.violation for row in ranking]
+        columns["feasible"] = pd.array(feasible, dtype="boolean")
     if found := configurations(rows, direction):
-        own = {row.num: each for each in found for row in each.rows}
-        columns |= {
-            "mean": pd.array([own[row.num].mean for row in ranking], dtype="float64"),
-            "margin": pd.array([own[row.num].margin for row in ranking], dtype="float64"),
-            "std": pd.array([own[row.num].std for row in ranking], dtype="float64"),
-            "n": pd.array([own[row.num].n for row in ranking], dtype="int64"),
-        }
+        own: dict[int, tuple[float | None, float | None, float | None, int]] = {}
+        for each in found:  # each statistic is computed once: a configuration may have all jobs
+            own |= dict.fromkeys((row.num for row in each.rows), (each.mean, each.margin, each.std, each.n))
+        for place, name in enumerate(("mean", "margin", "std", "n")):
+            values_of = [own[row.num][place] for row in ranking]
+            columns[name] = pd.array(values_of, dtype="int64" if name == "n" else "float64")
     columns |= {
         "seconds": pd.array([row.seconds for row in ranking], dtype="float64"),
         "state": pd.array([row.state for row in ranking], dtype="str"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-Direction = Literal["maximize", "minimize"]
+from trainyard.sweep.goals import Goals, as_number, fronts
+
 Value = bool | int | float | str
 
 # Numbers in Hydra's grammar. An integer with more digits would not fit into 64 bits.
@@ -25,10 +26,13 @@ class JobRow:
         num: its number.
         overrides: the overrides that vary, as written: `{"optim.lr": "0.001", "model": "mlp"}`.
         state: how it ended: `done`, `failed`, `interrupted`, `timeout` or `lost` (see `TaskOutcome`).
-        objective: the number that ranks it; None if it has none.
+        objective: the number that ranks it; None if it has none. Of several objectives the first.
         seconds: the time that it took; of a stack's, its share; None if unknown.
         directory: its directory, which may be missing.
         error: why it did not finish, on one line.
+        metrics: what it returned by name, if it is compared by more than its objective.
+        losses: several objectives as numbers of which less is better; empty for one.
+        violation: by how much it violates constraints; 0 if it keeps them.
     """
 
     num: int
@@ -38,16 +42,60 @@ class JobRow:
     seconds: float | None
     directory: Path
     error: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    violation: float = 0.0
+
+    def graded(self, value: Any, goals: Goals | None) -> JobRow:
+        """Return the row with what its job returned.
+
+        Args:
+            value: what it returned, or reported last.
+            goals: what jobs are compared by, where that is more than the one objective.
+        """
+        if goals is None:
+            return replace(self, objective=as_number(value))
+        found = goals.measured(value)
+        first = found.get(goals.names[0])
+        if self.state != "done":
+            return replace(self, objective=first, metrics=found)
+        losses = goals.losses(found) if goals.several else ()
+        return replace(self, objective=first, metrics=found, losses=losses, violation=goals.violation(found))
+
+    def value(self, name: str) -> float | None:
+        """Return the value of a column of `measures`."""
+        return self.metrics.get(name) if self.metrics else self.objective
 
     @property
     def ranked(self) -> bool:
-        """Whether the job finished with an objective; other jobs have no place in the ranking."""
-        return self.state == "done" and self.objective is not None and not math.isnan(self.objective)
+        """Whether the job finished with an objective, and keeps the constraints; others have no place in the ranking.
+
+        Of several objectives it has all.
+        """
+        given = self.objective is not None and not math.isnan(self.objective) and math.inf not in self.losses
+        return self.state == "done" and given and not self.violation
+
+    @property
+    def outcome(self) -> str:
+        """The state for people: of a job that violates constraints, too."""
+        return f"{self.state}, infeasible" if self.violation else self.state
 
     @property
     def label(self) -> str:
         """Label such as `#3 optim.lr=0.001 model=mlp`."""
         return " ".join([f"#{self.num}", *(f"{key}={value}" for key, value in self.overrides.items())])
+
+
+def measures(rows: Sequence[JobRow], objective: str | None) -> list[str]:
+    """Return the names of the numbers that rows have: the objective, or all that they are compared by."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics)) or [objective or "objective"]
+
+
+def front_of(rows: Sequence[JobRow]) -> dict[int, int]:
+    """Return the number of the Pareto front of each ranked job, from 1; empty where there is one objective."""
+    points = [row for row in rows if row.ranked and row.losses]
+    found = fronts([row.losses for row in points]) if points else []
+    return {row.num: front for row, front in zip(points, found, strict=True)}
 
 
 def keys(rows: Sequence[JobRow]) -> list[str]:

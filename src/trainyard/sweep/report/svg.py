@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from trainyard.sweep.goals import Direction
 from trainyard.sweep.report.axes import Axis, Scale, Tick, drawable, fences
-from trainyard.sweep.report.rows import Direction, JobRow
+from trainyard.sweep.report.rows import JobRow
 
 SHADES = 12  # classes c0 (worst) to c11 (best)
 CROWD = 64  # if there are more jobs than this, only the best are coloured

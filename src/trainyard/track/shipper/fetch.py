@@ -41,7 +41,7 @@ def fetch(run_id: str, uri: str, folder: Path) -> RunInfo:
         raise TrainyardError(f"{run_id!r}: no run here, nor is there a {database}. `--uri` names another store.")
     try:
         client = MlflowClient(with_password(uri))
-        run = _find(client, run_id)
+        run = find(client, run_id)
     except TrainyardError:
         raise
     except Exception as error:
@@ -86,7 +86,8 @@ def _write_inputs(run: Run, journal: Path) -> None:
             file.write(f"{json.dumps({'kind': 'inputs', 'time': 0.0, 'inputs': inputs})}\n")
 
 
-def _find(client: MlflowClient, run_id: str) -> Run | None:
+def find(client: MlflowClient, run_id: str) -> Run | None:
+    """Return the run with an id of MLflow's, or its own (`RunInfo.id`); None if there is none."""
     try:
         return client.get_run(run_id)
     except MlflowException as error:

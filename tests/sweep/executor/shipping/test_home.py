@@ -10,6 +10,7 @@ import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trainyard.sweep.executor.shipping import courier
 from trainyard.sweep.executor.shipping.home import HomeFiles
 from trainyard.sweep.executor.shipping.storage import Storage
 from trainyard.sweep.executor.slots import Slot
-from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.task import Common, Task
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
 from trainyard.track.facts import git_facts
 
@@ -77,6 +78,22 @@ def test_what_a_task_writes_comes_home(tmp_path: Path) -> None:
     assert (home / "checkpoints" / "best.pt").read_bytes() == b"weights"
     assert (home / "output.log").read_text() == "this is 0\n"
     assert list((tmp_path / "store").rglob("*.pt")) == []  # all of it is home
+
+
+def test_what_tasks_have_in_common_has_the_paths_of_the_node(tmp_path: Path) -> None:
+    common = Common({"sweep": tmp_path / "sweep"})
+
+    def work(folder: Path, common: Any) -> bool:
+        return folder.parent == common["sweep"]
+
+    tasks = [replace(task(tmp_path, work, number), common=common) for number in range(2)]
+    with an_executor(tmp_path) as (executor, _, _):
+        assert [(each.value, each.error) for each in outcomes(executor, tasks)] == [(True, None)] * 2
+
+
+def test_a_task_has_the_slots_of_one_machine(tmp_path: Path) -> None:
+    with an_executor(tmp_path, agents=2) as (executor, _, _):
+        assert (executor.room, executor.shares_disk) == (1, False)
 
 
 def test_a_task_goes_on_elsewhere_with_what_it_has_written(tmp_path: Path) -> None:

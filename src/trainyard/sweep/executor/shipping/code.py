@@ -77,7 +77,8 @@ def _known_to_git(folder: Path) -> list[Path] | None:
         return None
     if done.returncode or not done.stdout:
         return None
-    return [folder / os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+    names = dict.fromkeys(done.stdout.split(b"\0"))  # one that a merge has not settled is listed several times
+    return [folder / os.fsdecode(name) for name in names if name]
 
 
 def _walked(folder: Path) -> Iterator[Path]:

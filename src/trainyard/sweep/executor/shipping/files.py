@@ -64,6 +64,9 @@ class TaskFiles:
 class HeadFiles(TaskFiles):
     """The same, at the head of the sweep."""
 
+    shared = True
+    """Whether all machines see the sweep's directory."""
+
     def prepare(self) -> None:
         """Find what heads before this one have left."""
 

@@ -40,6 +40,8 @@ class HomeFiles(HeadFiles):
         tell: takes what fails, in words.
     """
 
+    shared = False
+
     def __init__(self, storage: Storage, directory: Path, tell: Callable[[str], object]) -> None:
         super().__init__(directory)
         self.code = code_folders()

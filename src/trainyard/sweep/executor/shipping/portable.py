@@ -77,11 +77,17 @@ class _Unpickler(pickle.Unpickler):
         return located if is_text else Path(located)
 
 
-def dumps(value: Any, folders: Folders) -> bytes:
-    """Pickle a value on a machine with these folders. At the head they stand for themselves."""
+def dumps(value: Any, folders: Folders, importable: bool = False) -> bytes:
+    """Pickle a value on a machine with these folders. At the head they stand for themselves.
+
+    Args:
+        value: the value.
+        folders: the folders.
+        importable: whether all its classes and functions can be imported, for which pickle is enough.
+    """
     prefixes = tuple(own for own in (folders.sweep[1], *folders.code.values()) if own)
     if not prefixes:
-        pickled: bytes = cloudpickle.dumps(value)
+        pickled: bytes = pickle.dumps(value) if importable else cloudpickle.dumps(value)
         return pickled
     file = io.BytesIO()
     _Pickler(file, folders, prefixes).dump(value)

@@ -1,0 +1,148 @@
+"""Jobs of a sweep in the lanes of a stack: what joins is made a member, what leaves is tested and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omegaconf import DictConfig
+
+from trainyard.config.current_job import current_job
+from trainyard.config.resolving import resolve
+from trainyard.errors import TrainyardError
+from trainyard.fused.feed import LaneJob, Span
+from trainyard.fused.results import MemberResult, result_of
+from trainyard.run import record
+from trainyard.run.rungs import checkpoint_hook
+from trainyard.run.train import Record, conclude
+from trainyard.track.sweep_position import SweepPosition
+
+if TYPE_CHECKING:
+    from trainyard.fused.member import StackMember
+    from trainyard.fused.runner import FusedRunner
+
+
+class JobSource(Protocol):
+    """Where the jobs of a stack come from, by its sweep. Jobs are numbered in the order in which they come."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether no job will come now."""
+
+    def take(
+        self, count: int, *, wait: bool, interrupted: Callable[[], bool]
+    ) -> Sequence[tuple[int, DictConfig, SweepPosition]]:
+        """Return the next jobs: the number of each, its config with its `hydra` node, and its position in the sweep.
+
+        Args:
+            count: the most that are wanted.
+            wait: wait for one, unless none will come.
+            interrupted: whether to wait no more.
+        """
+
+    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+        """Record, before it returns, in which lanes jobs train from here on.
+
+        Args:
+            places: the number of each job, its lane, and its epoch.
+            width: the lanes of the stack.
+        """
+
+    def left(self, number: int, result: MemberResult) -> None:
+        """Report how a job has ended, or that it pauses. Called by any thread."""
+
+    def refused(self, number: int, reason: str) -> None:
+        """Report that a job cannot train in this stack."""
+
+
+class JobLanes:
+    """Feed of a stack whose jobs come from a sweep.
+
+    Args:
+        source: where they come from.
+        facts: of the machine and the code, for the jobs' records.
+        metrics: the metrics that the sweep asks for; empty for the objective.
+
+    Attributes:
+        stack: the Runner that is fed.
+    """
+
+    def __init__(self, source: JobSource, facts: Mapping[str, str], metrics: Sequence[str] = ()) -> None:
+        self._source = source
+        self._facts = facts
+        self._metrics = metrics
+        self.stack: FusedRunner | None = None
+        self._record: Record | None = None
+        self._values: dict[int, Mapping[str, Any]] = {}
+
+    def begin(self, own: Record) -> None:
+        """Take over what is recorded of every member."""
+        self._record = own
+
+    @property
+    def closed(self) -> bool:
+        return self._source.closed
+
+    def take(self, count: int, *, wait: bool) -> Sequence[LaneJob]:
+        runner = self._stack
+        jobs = []
+        for number, config, position in self._source.take(count, wait=wait, interrupted=lambda: runner.interrupted):
+            with current_job(config):
+                values = resolve(config)
+                info = record.describe(values, self._facts, position)
+            self._values[number] = values
+            jobs.append(LaneJob(values, info, position, number))
+        return jobs
+
+    def cutting(self) -> None:
+        """Save all: what they train from here on has other bits, in other rows, and a kill must not repeat it there."""
+        if (hook := checkpoint_hook(self._stack)) is not None:
+            hook.save_now(self._stack)
+
+    def placed(self, spans: Sequence[Span]) -> None:
+        if spans:
+            self._source.placed([(span.member.number, span.lane, span.epoch) for span in spans], spans[0].width)
+        assert self._record is not None
+        for span in spans:
+            if (values := self._values.pop(span.member.number, None)) is not None:
+                record.write_files(self._stack, [values], [span.member], self._record.example)
+
+    def left(self, members: Sequence[StackMember]) -> None:
+        runner = self._stack
+        runner.scalars.flush()
+        hook = checkpoint_hook(runner)
+        gone = [member for member in members if member.paused]
+        ended = [member for member in members if not member.paused]
+        if ended and self._conclude(ended):
+            gone += ended
+        for member in gone:
+            member.close("FINISHED")
+            member.journal.close()
+            result = result_of(member, self._metrics, interrupted=False)
+            report = partial(self._source.left, member.number, result)
+            report() if hook is None else hook.then(report)
+        kept = {id(member) for member in gone}
+        runner.all_members = [member for member in runner.all_members if id(member) not in kept]
+
+    def refused(self, job: LaneJob, error: TrainyardError) -> None:
+        assert job.number is not None
+        self._source.refused(job.number, str(error).strip().partition("\n")[0])
+
+    @property
+    def _stack(self) -> FusedRunner:
+        assert self.stack is not None
+        return self.stack
+
+    def _conclude(self, members: Sequence[StackMember]) -> bool:
+        """Test members, and name what belongs to their runs; return whether that was not interrupted."""
+        runner = self._stack
+        hook = checkpoint_hook(runner)
+        if hook is not None:
+            hook.wait()
+        fit = [member for member in members if not member.failed]
+        assert self._record is not None
+        if fit:
+            with runner.apart(fit):
+                conclude(runner, fit, self._record)
+        return not runner.interrupted

@@ -1,0 +1,44 @@
+"""Results of the members of a stack, as a sweep takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from trainyard.track.sweep_position import Returned
+
+if TYPE_CHECKING:
+    from trainyard.runner import Member
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """Result of one member.
+
+    Attributes:
+        state: how it ended.
+        value: its best objective, None where it has none; or the metrics that its sweep asks for.
+        error: why it failed, on one line.
+    """
+
+    state: Literal["done", "failed", "interrupted", "paused"]
+    value: Returned = None
+    error: str | None = None
+
+
+def result_of(member: Member, metrics: Sequence[str], *, interrupted: bool) -> MemberResult:
+    """Return the result of a member whose training has ended, or was interrupted.
+
+    Args:
+        member: the member.
+        metrics: the metrics that its sweep asks for; empty for the objective.
+        interrupted: whether the training was interrupted.
+    """
+    from trainyard.run.measured import returned
+
+    if member.paused:
+        return MemberResult("paused")
+    if member.failed:
+        return MemberResult("failed", error=f"The training failed: {member.stop_reason}.")
+    return MemberResult("interrupted" if interrupted else "done", returned(member, metrics))

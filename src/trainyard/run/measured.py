@@ -1,0 +1,40 @@
+"""What a run returns: its best objective, or what its sweep wants to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainyard.runner import Member
+from trainyard.track import journal
+from trainyard.track.sweep_position import Returned
+
+PARAMETERS = "model/parameters"
+"""Name under which a sweep can ask for the number of the parameters of a model."""
+
+
+def returned(member: Member, metrics: Sequence[str] = ()) -> Returned:
+    """Return the best objective of a member, or several numbers of it.
+
+    The numbers are those of one model: each is the value at the validation of the best objective, whose checkpoint is
+    kept. A metric that was not measured there (of the test, say) has its last value.
+
+    Args:
+        member: a member whose training has ended.
+        metrics: the names of the numbers; empty for the best objective.
+    """
+    best = member.metrics.get(member.objective.name) if member.best is None else member.best.value
+    if not metrics:
+        return best
+    there = _recorded_at(member)
+    own = {PARAMETERS: float(sum(weight.numel() for weight in member.model.parameters())), member.objective.name: best}
+    return {name: own[name] if name in own else there.get(name, member.metrics.get(name)) for name in metrics}
+
+
+def _recorded_at(member: Member) -> dict[str, float]:
+    """Return what the journal has of the iteration of the best objective."""
+    found: dict[str, float] = {}
+    if member.best is not None and member.journal.path is not None:
+        for record, _ in journal.read(member.journal.path):
+            if record["kind"] == "metrics" and record["step"] == member.best.iter:
+                found.update(record["values"])
+    return found

@@ -1,0 +1,148 @@
+"""Commands that people give a sweep while it runs, carried out by its head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from trainyard.errors import TrainyardError
+from trainyard.sweep.event_records import Record
+from trainyard.sweep.events import FINAL, Event, Proposed, Unit, Wish
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.plan import Job
+from trainyard.sweep.progress import SweepProgress
+from trainyard.sweep.scheduler import Scheduler
+from trainyard.sweep.steering import Command, CommandFolder, acknowledgement
+from trainyard.sweep.units import UnitTasks
+
+BY_HAND = "by hand"
+TOLD = {
+    "stop": "ends for good at its next checkpoint",
+    "pause": "pauses at its next checkpoint",
+    "resume": "goes on when a slot is free",
+}
+"""What becomes of a job by a command, for people; of a clone, the answer says its number."""
+
+Clone = Callable[[int, Sequence[str]], tuple[Job, Proposed]]
+"""Makes a clone of a job, with some overrides that are different."""
+
+
+class CommandedHead(Protocol):
+    """What the head does by commands."""
+
+    def apply(self, *events: Event) -> None:
+        """Log events, tell them, and act."""
+
+    def queue(self, units: Sequence[Unit], why: str = "") -> None:
+        """Let units run from now on."""
+
+    def ask_for(self, num: int, wish: Wish, why: str) -> None:
+        """Let a job end at its next checkpoint."""
+
+    def resume(self, num: int) -> None:
+        """Let a paused job go on."""
+
+
+class ByHand:
+    """Carries out commands.
+
+    Args:
+        head: the head.
+        commands: the commands.
+        scheduler: knows the states of jobs.
+        manifest: has the answers.
+        units: knows the jobs.
+        progress: shows what happens.
+        clone: makes clones.
+        adopt: takes in a clone that is recorded.
+    """
+
+    def __init__(
+        self,
+        head: CommandedHead,
+        commands: CommandFolder,
+        scheduler: Scheduler,
+        manifest: Manifest,
+        units: UnitTasks,
+        progress: SweepProgress,
+        clone: Clone,
+        adopt: Callable[[Job], Unit],
+    ) -> None:
+        self._head = head
+        self._commands = commands
+        self._scheduler = scheduler
+        self._manifest = manifest
+        self._units = units
+        self._progress = progress
+        self._clone = clone
+        self._adopt = adopt
+        self._acknowledged: Record | None = None
+
+    def answer(self) -> Record | None:
+        """Return the answer to the command that is being carried out, once: it is written with the next events."""
+        answer, self._acknowledged = self._acknowledged, None
+        return answer
+
+    def obey(self) -> None:
+        """Carry out the commands that are not answered yet. The answer and the event are written at once."""
+        for command in self._commands.pending(self._manifest.answered):
+            if command.job in self._manifest.entries and command.job not in self._units.jobs:
+                continue  # it is of a later batch
+            refusal = self._refusal(command)
+            told = ""
+            if not refusal:
+                try:
+                    told = self._obeyed(command)
+                except TrainyardError as error:
+                    refusal = str(error)
+            if refusal:
+                self._manifest.answer(command, refusal=refusal)
+            self._progress.commanded(str(command), refusal or told)
+
+    def _obeyed(self, command: Command) -> str:
+        """Carry out a command that may be, and return what becomes of the job.
+
+        Raises:
+            TrainyardError: there can be no such clone.
+        """
+        if command.action == "clone":
+            return self._cloned(command)
+        told = TOLD[command.action]
+        self._acknowledged = acknowledgement(command, told=told)
+        if command.action == "resume":
+            self._head.resume(command.job)
+        else:
+            self._head.ask_for(command.job, command.action, BY_HAND)
+        return told
+
+    def _cloned(self, command: Command) -> str:
+        """Let a clone of a job run, and return what becomes of it.
+
+        Raises:
+            TrainyardError: it cannot be.
+        """
+        job, proposed = self._clone(command.job, command.overrides)
+        assert proposed.origin is not None
+        told = f"is #{job.num}, from {proposed.origin.checkpoint} of #{command.job}"
+        self._acknowledged = acknowledgement(command, told=told)
+        self._head.apply(proposed)
+        self._head.queue([self._adopt(job)], "cloned")
+        return told
+
+    def _refusal(self, command: Command) -> str:
+        """Return why a command cannot be carried out; empty if it can."""
+        num, state = command.job, self._scheduler.state(command.job)
+        if num not in self._units.jobs or state is None:
+            return f"this sweep has no job #{num}"
+        if command.action == "clone":
+            return "" if self._units.resumes else "its application cannot go on from a checkpoint"
+        if state in FINAL:
+            return f"#{num} is {state}"
+        if command.action == "resume":
+            return "" if state == "paused" else f"#{num} is {state}, not paused"
+        if command.action == "pause":
+            if not self._units.resumes:
+                return "its application cannot go on from a checkpoint"
+            if state not in ("running", "waiting"):
+                return f"#{num} is {state}"
+        return ""

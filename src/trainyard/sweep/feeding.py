@@ -1,0 +1,231 @@
+"""Feeding of stacks: a head gives jobs that wait to stacks with free lanes, and takes back what leaves these.
+
+Messages of a stack are described in `trainyard.sweep.lane_source`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from trainyard.sweep.decisions import Decision
+from trainyard.sweep.events import Event, Joined, Started, Unit
+from trainyard.sweep.executor.base import Executor
+from trainyard.sweep.executor.task import TaskOutcome
+from trainyard.sweep.lane_source import Given, Left
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.plan import spans
+from trainyard.sweep.proposers.base import Proposal, Proposer, Prune
+from trainyard.sweep.scheduler import RunningUnit, Scheduler
+from trainyard.sweep.stacks import StackPlanner
+from trainyard.sweep.units import UnitTasks
+from trainyard.sweep.worker_tasks import JobDone
+
+PATIENCE = 2
+"""Times that a stack may ask in vain, while a proposer may still learn, before its free lanes are cut out."""
+
+
+class FeedingHead(Protocol):
+    """What the head does for its stacks."""
+
+    def apply(self, *events: Event) -> None:
+        """Log events, tell them, and act."""
+
+    def propose(self) -> Sequence[Proposal]:
+        """Ask the proposer for what one free slot would run, take it in, and return it."""
+
+    def seated(self, nums: Sequence[int], stack: str) -> None:
+        """Take notice of jobs that join a stack."""
+
+    def job_left(self, running: RunningUnit, outcome: TaskOutcome) -> None:
+        """Conclude a job that has left a stack that trains on."""
+
+    def job_refused(self, running: RunningUnit, num: int, reason: str) -> None:
+        """Let a job run by itself that cannot train in a stack."""
+
+
+@dataclass
+class _Stack:
+    """Stack that runs.
+
+    Attributes:
+        name: its first jobs, for people.
+        lanes: the job in each lane, and the epoch from which it trains there at this width.
+        width: its lanes.
+        joined: the time at which each of its jobs came.
+        in_vain: how often in succession it has asked in vain.
+        waiting: the lanes for which it waits until there is a job; 0 if it trains.
+    """
+
+    name: str
+    lanes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    width: int = 0
+    joined: dict[int, float] = field(default_factory=dict)
+    in_vain: int = 0
+    waiting: int = 0
+
+
+class Feeding:
+    """Feeds the stacks of a head.
+
+    Args:
+        head: the head.
+        executor: sends answers to stacks.
+        scheduler: knows what waits.
+        manifest: in which lanes are recorded.
+        units: makes what stacks are given.
+        planner: knows the kinds of jobs.
+        proposer: is asked where too little waits.
+        enabled: whether stacks are fed at all.
+    """
+
+    def __init__(
+        self,
+        head: FeedingHead,
+        executor: Executor,
+        scheduler: Scheduler,
+        manifest: Manifest,
+        units: UnitTasks,
+        planner: StackPlanner,
+        proposer: Proposer,
+        enabled: bool,
+    ) -> None:
+        self._head = head
+        self._executor = executor
+        self._scheduler = scheduler
+        self._manifest = manifest
+        self._units = units
+        self._planner = planner
+        self._learns = type(proposer).told is not Proposer.told
+        self._enabled = enabled and planner.has_lanes
+        self._stacks: dict[int, _Stack] = {}
+        self._refused: set[int] = set()
+
+    def fed(self, unit: Unit) -> Unit:
+        """Return a unit that is to be queued, with whether jobs join it."""
+        decision = self._manifest.entries[unit.nums[0]].decision
+        in_lanes = len(unit.nums) > 1 or (decision is not None and decision.width > 0)
+        feeds = self._enabled and in_lanes and unit.slots == 1 and self._units.jobs[unit.nums[0]].origin is None
+        return replace(unit, fed=feeds)
+
+    def began(self, number: int, unit: Unit) -> None:
+        """Take notice of a unit that starts."""
+        if unit.fed:
+            self._stacks[number] = _Stack(spans(unit.nums), joined=dict.fromkeys(unit.nums, time.monotonic()))
+
+    def said(self, running: RunningUnit, number: int, message: Mapping[str, Any]) -> None:
+        """Take in a message of a stack."""
+        stack = self._stacks[number]
+        match message:
+            case {"want": count, "wait": waits}:
+                stack.waiting = count if waits else 0
+                self._serve(number, count, waits=waits)
+            case {"placed": places, "width": width}:
+                self._place(running, stack, places, width)
+                self._executor.answer(number, b"")
+            case {"left": index}:
+                num = running.unit.nums[index]
+                if num in running.left:
+                    self._head.job_left(running, self._outcome(running, stack, num, Left.of(message)))
+            case {"refused": index, "reason": reason}:
+                num = running.unit.nums[index]
+                self._refused.add(num)
+                if num in running.left:
+                    self._head.job_refused(running, num, reason)
+
+    def serve(self) -> None:
+        """Give jobs to the stacks that wait for some; where none will come, or others need the slot, end them."""
+        for number, stack in list(self._stacks.items()):
+            if number not in self._scheduler.running:
+                del self._stacks[number]
+            elif stack.waiting:
+                self._serve(number, stack.waiting, waits=True)
+
+    def _serve(self, number: int, count: int, *, waits: bool) -> None:
+        stack, running = self._stacks[number], self._scheduler.running[number]
+        found = self._found(running, count)
+        if found:
+            stack.in_vain = stack.waiting = 0
+            self._give(number, stack, running, found)
+            return
+        if waits and self._may_come:
+            return
+        stack.in_vain += 1
+        stack.waiting = 0
+        closed = waits or not (self._learns and stack.in_vain < PATIENCE) or bool(self._scheduler.stopping)
+        self._answer(number, Given(0, (), (), closed))
+
+    @property
+    def _may_come(self) -> bool:
+        """Whether a job may come for a stack without any: others still run, and no unit waits for its slot."""
+        runs = any(running.left for running in self._scheduler.running.values())
+        return runs and not self._scheduler.stopping and next(self._scheduler.waiting(), None) is None
+
+    def _found(self, running: RunningUnit, count: int) -> list[tuple[int, Unit]]:
+        """Return jobs for free lanes, in the order in which they wait, with their units."""
+        if self._scheduler.stopping or running.wishes:
+            return []
+        kind = self._planner.kind(self._units.jobs[running.unit.nums[0]])
+        found = self._joinable(kind, count)
+        while len(found) < count and (proposals := self._head.propose()):
+            before, found = len(found), self._joinable(kind, count)
+            if len(found) == before and any(not isinstance(each, Prune) for each in proposals):
+                break  # what comes is of another kind, and waits for a slot
+        return found
+
+    def _joinable(self, kind: str | None, count: int) -> list[tuple[int, Unit]]:
+        found: list[tuple[int, Unit]] = []
+        for unit in self._scheduler.waiting():
+            if len(found) >= count:
+                break
+            if unit.slots == 1 and not unit.alone_on and not unit.attempts:
+                found += [(num, unit) for num in unit.nums if self._may_join(num, kind)]
+        return found[:count]
+
+    def _may_join(self, num: int, kind: str | None) -> bool:
+        decision = self._manifest.entries[num].decision
+        in_own_lane = decision is not None and decision.width > 0  # as it was recorded
+        return num not in self._refused and not in_own_lane and self._planner.kind(self._units.jobs[num]) == kind
+
+    def _give(self, number: int, stack: _Stack, running: RunningUnit, found: Sequence[tuple[int, Unit]]) -> None:
+        nums = tuple(num for num, _ in found)
+        first = len(running.unit.nums)
+        self._head.apply(Joined(number, nums), *(Started(num, running.attempt) for num in nums))
+        stack.joined |= dict.fromkeys(nums, time.monotonic())
+        self._head.seated(nums, stack.name)
+        given = [self._units.joining(num, unit.rungs_of(num), stack.name) for num, unit in found]
+        self._answer(number, Given(first, [job for job, _ in given], [position for _, position in given], False))
+
+    def _answer(self, number: int, given: Given) -> None:
+        self._executor.answer(number, cloudpickle.dumps(given))
+
+    def _place(self, running: RunningUnit, stack: _Stack, places: Sequence[Sequence[int]], width: int) -> None:
+        """Record in which lanes the jobs of a stack train from here on."""
+        if width != stack.width:
+            stack.lanes, stack.width = {}, width
+        nums = running.unit.nums
+        stack.lanes |= {lane: (nums[index], epoch) for index, lane, epoch in places}
+        here = [(lane, num, epoch) for lane, (num, epoch) in sorted(stack.lanes.items()) if num in running.left]
+        if not here:
+            return
+        before = self._decision(here[0][1] if len(here) == 1 else nums[0])
+        lanes, jobs, epochs = zip(*here, strict=True)
+        now = replace(before, nums=jobs, lanes=lanes, width=width, epochs=epochs)
+        if any(self._decision(num) != now for num in jobs):
+            self._manifest.decide([now])
+
+    def _decision(self, num: int) -> Decision:
+        decision = self._manifest.entries[num].decision
+        assert decision is not None, "recorded before the jobs are run"
+        return decision
+
+    def _outcome(self, running: RunningUnit, stack: _Stack, num: int, left: Left) -> TaskOutcome:
+        value = JobDone(left.value) if left.state == "done" else None
+        seconds = time.monotonic() - stack.joined.get(num, time.monotonic())
+        return TaskOutcome(
+            num, left.state, value, left.error, seconds=seconds, attempts=running.attempt, slot=running.slots[0]
+        )

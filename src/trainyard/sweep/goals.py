@@ -1,0 +1,164 @@
+"""Goals of a search: several objectives, and constraints on metrics."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainyard.errors import ConfigError
+
+Direction = Literal["maximize", "minimize"]
+CONSTRAINTS = "hydra.sweeper.constraints"
+_CONSTRAINT = re.compile(r"\s*(\S+?)\s*(<=|>=)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Bound of a metric.
+
+    Attributes:
+        metric: its name.
+        relation: `<=` or `>=`.
+        bound: the number.
+    """
+
+    metric: str
+    relation: Literal["<=", ">="]
+    bound: float
+
+    @classmethod
+    def read(cls, text: object) -> Constraint:
+        """Return the constraint of a text, such as `model/parameters <= 1e5`.
+
+        Raises:
+            ConfigError: it has another form.
+        """
+        found = _CONSTRAINT.fullmatch(text) if isinstance(text, str) else None
+        try:
+            bound = math.nan if found is None else float(found[3])
+        except ValueError:
+            bound = math.nan
+        if found is None or math.isnan(bound):
+            raise ConfigError(CONSTRAINTS, text, "a metric, <= or >=, and a number: ['model/parameters <= 1e5']")
+        return cls(found[1], found[2], bound)  # type: ignore[arg-type]
+
+    def violation(self, value: float | None) -> float:
+        """Return by how much a value is on the wrong side of the bound: 0 or less if it is not; infinity for none."""
+        if value is None or math.isnan(value):
+            return math.inf
+        return value - self.bound if self.relation == "<=" else self.bound - value
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.relation} {repr(self.bound).removesuffix('.0')}"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What the jobs of a search are compared by, where that is more than the one objective that a job returns.
+
+    Attributes:
+        names: of the objectives.
+        directions: whether more or less of each is better.
+        constraints: what a job has to keep, too.
+    """
+
+    names: tuple[str, ...]
+    directions: tuple[Direction, ...]
+    constraints: tuple[Constraint, ...] = ()
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> Goals | None:
+        """Return the goals in the identity of a search; None if it has one objective without constraints."""
+        if "objective" not in identity:
+            return None
+        given = identity["direction"]
+        directions = tuple(given) if isinstance(given, list | tuple) else (given,)
+        return cls(tuple(identity["objective"]), directions, tuple(map(Constraint.read, identity["constraints"])))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The goals as plain data."""
+        direction = list(self.directions) if self.several else self.directions[0]
+        constraints = list(map(str, self.constraints))
+        return {"objective": list(self.names), "direction": direction, "constraints": constraints}
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several objectives."""
+        return len(self.names) > 1
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a job returns, in this order or by name: the objectives, and what is bounded beside them."""
+        return tuple(dict.fromkeys([*self.names, *(each.metric for each in self.constraints)]))
+
+    @property
+    def signs(self) -> tuple[float, ...]:
+        """For each objective 1 where less of it is better, -1 where more is."""
+        return tuple(1.0 if each == "minimize" else -1.0 for each in self.directions)
+
+    def measured(self, value: Any) -> dict[str, float]:
+        """Return what a job has returned by name, as far as it is there: of a mapping, a list, or a single number."""
+        pairs: Any = {self.names[0]: value}
+        if isinstance(value, Mapping):
+            pairs = {name: value.get(name) for name in self.metrics}
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            pairs = dict(zip(self.metrics, value, strict=False))
+        return {name: found for name, each in pairs.items() if (found := as_number(each)) is not None}
+
+    def missing(self, value: Any) -> list[str]:
+        """Return the names for which a job has returned no number."""
+        found = self.measured(value)
+        return [name for name in self.metrics if name not in found]
+
+    def losses(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """Return the objectives as numbers of which less is better; infinity for none and for NaN."""
+        values = [metrics.get(name, math.nan) for name in self.names]
+        return tuple(math.inf if math.isnan(v) else sign * v for v, sign in zip(values, self.signs, strict=True))
+
+    def violations(self, metrics: Mapping[str, float]) -> list[float]:
+        """Return by how much each constraint is violated: 0 or less where it is kept."""
+        return [each.violation(metrics.get(each.metric)) for each in self.constraints]
+
+    def violation(self, metrics: Mapping[str, float]) -> float:
+        """Return by how much the constraints are violated altogether; 0 if all are kept."""
+        return math.fsum(max(0.0, each) for each in self.violations(metrics))
+
+    def best(self, value: Any) -> float | None:
+        """Return the one objective of a job that keeps the constraints; None if it does not, or there are several."""
+        found = self.measured(value)
+        return None if self.several or self.violation(found) > 0 else found.get(self.names[0])
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number as a float; None if it is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def fronts(losses: Sequence[Sequence[float]]) -> list[int]:
+    """Return the number of the Pareto front of each point, from 1: no other point dominates one in front 1.
+
+    Front k + 1 is the Pareto front of what is left without the fronts up to k: the ranks of a non-dominated sort (Deb
+    et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", 2002).
+
+    Args:
+        losses: the points, of which less is better in each coordinate.
+
+    Example:
+        >>> fronts([(1, 2), (2, 1), (2, 2), (3, 3)])
+        [1, 1, 2, 3]
+    """
+    import numpy as np
+
+    order = sorted(range(len(losses)), key=lambda index: tuple(losses[index]))  # none is dominated by a later one
+    placed = np.asarray([losses[index] for index in order], dtype=float)
+    ranks = np.zeros(len(losses), dtype=int)
+    for place in range(len(losses)):
+        before = placed[:place]
+        dominates = np.all(before <= placed[place], axis=1) & np.any(before < placed[place], axis=1)
+        ranks[place] = 1 + max(ranks[:place][dominates], default=0)
+    found = dict(zip(order, map(int, ranks), strict=True))
+    return [found[index] for index in range(len(losses))]

@@ -1,0 +1,115 @@
+"""Source of jobs for the free lanes of a stack, in the stack's process: it asks the head, through its line.
+
+Messages to the head, each a JSON object with one of these keys:
+
+- `want`: the number of free lanes; with `wait`, whether none is occupied. Answered by a pickled `Given`; with `wait`
+  only when there is a job, or none will come.
+- `placed`: for each job its number, its lane and its epoch; with `width`. Answered when it is recorded.
+- `left`: the number of a job that has left; with its `state`, `value` and `error`.
+- `refused`: the number of a job that cannot train in the stack; with the `reason`.
+
+A job's number is its place among all that the stack has been given, from 0.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from trainyard.sweep.executor.wake import Line
+from trainyard.sweep.sweepable import JobResult
+from trainyard.track.sweep_position import SweepPosition
+
+_LOOK = 0.2  # seconds between two looks at whether the stack was interrupted
+
+MOST = 1000
+"""Lanes of which a message can tell at once."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Answer to a stack that has asked for jobs.
+
+    Attributes:
+        first: the number of the first job.
+        jobs: the values of each job's config, and its directory: `trainyard.sweep.worker_tasks.StackedJob`.
+        positions: the position of each in the sweep.
+        closed: whether no further job will come now.
+    """
+
+    first: int
+    jobs: Sequence[Any]
+    positions: Sequence[SweepPosition]
+    closed: bool
+
+
+class LaneSource:
+    """Jobs that the head gives to a stack: a `trainyard.fused.job_lanes.JobSource`.
+
+    Args:
+        line: to the head.
+        begin: makes the config of a job that joins, with its files, and its position.
+        end: called with the number of a job that has left, and its result.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        begin: Callable[[Any, SweepPosition, int], tuple[DictConfig, SweepPosition]],
+        end: Callable[[int, JobResult], object],
+    ) -> None:
+        self._line = line
+        self._begin = begin
+        self._end = end
+        self.closed = False
+
+    def take(
+        self, count: int, *, wait: bool, interrupted: Callable[[], bool]
+    ) -> Sequence[tuple[int, DictConfig, SweepPosition]]:
+        """Return the next jobs: the number of each, its config, and its position."""
+        self._line.say({"want": count, "wait": wait})
+        while (answer := self._line.hear(_LOOK)) is None:
+            if interrupted():
+                self.closed = True
+                return []
+        given: Given = pickle.loads(answer)
+        self.closed = given.closed
+        found = []
+        for number, (job, position) in enumerate(zip(given.jobs, given.positions, strict=True), given.first):
+            found.append((number, *self._begin(job, position, number)))
+        return found
+
+    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+        """Record in which lanes jobs train from here on."""
+        for first in range(0, len(places), MOST):
+            self._line.say({"placed": places[first : first + MOST], "width": width})
+            while self._line.hear(_LOOK) is None:
+                pass
+        self.closed = False  # of a stack that was cut other lanes may become free
+
+    def left(self, number: int, result: JobResult) -> None:
+        """Report how a job has ended, or that it pauses."""
+        self._end(number, result)
+        self._line.say({"left": number, "state": result.state, "value": result.value, "error": result.error})
+
+    def refused(self, number: int, reason: str) -> None:
+        """Report that a job cannot train in this stack."""
+        self._line.say({"refused": number, "reason": reason[:1000]})
+
+
+@dataclass(frozen=True)
+class Left:
+    """Result of a job that has left, as the head reads it: a `JobResult`."""
+
+    state: Any
+    value: Any = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Left:
+        """Return the result in a message."""
+        return cls(message["state"], message["value"], message["error"])

@@ -1,0 +1,91 @@
+"""Trials that are suggested ahead, in a thread, while the slots are busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainyard.sweep.proposers.source import Source, Suggestion
+from trainyard.sweep.proposers.trials import Trial
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A suggestion that is made, or being made.
+
+    Attributes:
+        mark: what was known of the trials before it.
+    """
+
+    mark: tuple[Any, ...]
+    future: Future[Suggestion]
+
+
+class AheadSource(Source):
+    """Asks another source ahead for the next trials.
+
+    What is prepared is a function of the events so far, whatever time it takes.
+
+    Args:
+        source: gives the trials.
+        exact: whether a trial that was prepared is used only if no more is known by now, so that each is what the other
+            source suggests. Else a trial may not know of the results that came after it was prepared.
+    """
+
+    def __init__(self, source: Source, *, exact: bool) -> None:
+        self.source = source
+        self._exact = exact
+        self._prepared: dict[int, _Prepared] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
+        found = self._prepared.get(index)
+        if found is not None and (not self._exact or found.mark == _mark(trials)):
+            return found.future.result()
+        return self.source.suggest(index, trials)
+
+    def prepare(self, count: int, trials: Sequence[Trial]) -> None:
+        first = len(trials)
+        mark = _mark(trials)
+        before = self._prepared.get(first)
+        if before is not None and (not self._exact or before.mark == mark):
+            return
+        for each in self._prepared.values():
+            each.future.cancel()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "asked-ahead")
+        known = [replace(trial, reports=dict(trial.reports)) for trial in trials]
+
+        def suggest(index: int) -> Suggestion:  # one after another, each knows of those before it
+            found = self.source.suggest(index, known)
+            known.append(Trial(index, -1, found.overrides, found.note))
+            return found
+
+        self._prepared = {
+            first + ahead: _Prepared(mark + (_RUNNING,) * ahead, self._pool.submit(suggest, first + ahead))
+            for ahead in range(count)
+        }
+
+    def has_more(self, trials: Sequence[Trial], limit: int | None) -> bool:
+        return self.source.has_more(trials, limit)
+
+    def place(self, trial: Trial) -> Trial:
+        return self.source.place(trial)
+
+    def known(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
+        return self.source.known(trial, trials)
+
+
+_RUNNING: tuple[Any, ...] = ("running", None, (), ())
+
+
+def _mark(trials: Sequence[Trial]) -> tuple[Any, ...]:
+    """Return what a source may learn from: NaN is not equal to itself, and so a text."""
+    return tuple(
+        _RUNNING
+        if trial.state == "running" and not trial.reports
+        else (trial.state, repr(trial.result), repr(trial.metrics), repr(trial.reports))
+        for trial in trials
+    )

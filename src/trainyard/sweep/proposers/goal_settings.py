@@ -1,0 +1,77 @@
+"""Settings of what a search is for: `objective`, `direction` and `constraints` in `hydra.sweeper`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.checks import choice
+from trainyard.errors import ConfigError
+from trainyard.sweep.goals import CONSTRAINTS, Constraint, Goals
+
+SWEEPER = "hydra.sweeper"
+OBJECTIVE = f"{SWEEPER}.objective"
+DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
+
+
+def direction_of(value: Any, config: DictConfig, key: str = f"{SWEEPER}.direction") -> Any:
+    """Return `hydra.sweeper.direction`; None is the config's own `direction`, and without one `minimize`.
+
+    Raises:
+        ConfigError: it is neither of the two.
+    """
+    own = _of_config("direction", config) if value is None else value
+    return choice(key, str(own or "minimize").rpartition(".")[2].lower(), DIRECTIONS)
+
+
+def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
+    """Return the goals of a search; None if it has one objective without constraints.
+
+    Args:
+        values: the settings in `hydra.sweeper`, in plain Python.
+        config: the config of the whole sweep.
+
+    Raises:
+        ConfigError: a setting has another form, or there is not a direction for each objective.
+    """
+    names: Any = values.get("objective")
+    directions: Any = values.get("direction")
+    constraints = values.get("constraints")
+    constraints = [constraints] if isinstance(constraints, str) else constraints
+    if not isinstance(constraints, list | None):
+        raise ConfigError(CONSTRAINTS, constraints, "a list of constraints: ['model/parameters <= 1e5'], or null")
+    bounds = tuple(map(Constraint.read, constraints or ()))
+    if names is not None and not (_is_texts(names) and len(set(names)) == len(names) > 1):
+        hint = "For one, objective=… and direction=… of the training are the search's as well."
+        raise ConfigError(OBJECTIVE, names, "a list of several metrics: [val/accuracy,model/parameters]", hint=hint)
+    if isinstance(directions, list) and len(directions) == 1 and names is None:
+        directions = directions[0]
+    if not isinstance(directions, list) and names is None:
+        if not bounds:
+            return None
+        name = str(_of_config("objective", config) or "objective")
+        return Goals((name,), (direction_of(directions, config),), bounds)
+    if names is None:
+        if _of_config("objective", config) is not None:
+            accepted = f"a list of {len(directions)} metrics, one for each of {SWEEPER}.direction"
+            raise ConfigError(OBJECTIVE, None, accepted)
+        names = [f"objective.{index}" for index in range(len(directions))]
+    if not isinstance(directions, list) or len(directions) != len(names):
+        accepted = f"a list with minimize or maximize for each of {', '.join(names)}"
+        raise ConfigError(f"{SWEEPER}.direction", directions, accepted)
+    return Goals(tuple(names), tuple(direction_of(each or "", config) for each in directions), bounds)
+
+
+def plain(value: Any) -> Any:
+    """Return a setting in plain Python."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) and each for each in value)
+
+
+def _of_config(key: str, config: DictConfig) -> Any:
+    return OmegaConf.select(config, key, throw_on_resolution_failure=False)

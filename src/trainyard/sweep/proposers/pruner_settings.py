@@ -1,0 +1,107 @@
+"""Settings of pruners: `hydra.sweeper.pruner`, of searches and grids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.config.build import build, is_node
+from trainyard.errors import ConfigError
+from trainyard.sweep.proposers.goal_settings import SWEEPER, plain
+from trainyard.sweep.proposers.pruners import NoPruner, Pruner
+from trainyard.sweep.proposers.quiet import quiet
+from trainyard.sweep.sweepable import as_sweepable
+
+PRUNER = f"{SWEEPER}.pruner"
+
+
+def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) -> None:
+    """Check that the jobs of an application can pause, if a pruner lets them.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if pruner is not None and not as_sweepable(function).resumes:
+        raise ConfigError(
+            "hydra/sweeper/pruner",
+            str(pruner["_target_"]).rpartition(".")[2],
+            "none, with an application that cannot go on from a checkpoint",
+            hint="See docs/sweeps.md on `resumes`.",
+        )
+
+
+def require_optuna(key: str, given: object) -> None:
+    """Check that Optuna is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if find_spec("optuna") is None:
+        raise ConfigError(key, given, "what is installed", hint="It needs Optuna: pip install 'trainyard[search]'.")
+
+
+def pruner_node(value: Any, config: DictConfig) -> dict[str, Any] | None:
+    """Return the node of a pruner with what the loop of the config says in the place of `auto`.
+
+    Args:
+        value: the node; None for no pruner.
+        config: the config of the whole sweep.
+
+    Raises:
+        ConfigError: it is no node, or the loop does not validate at its rungs.
+    """
+    node = plain(value)
+    if node is None:
+        return None
+    if not is_node(node):
+        accepted = (
+            "a pruner: hydra/sweeper/pruner=none, asha, hyperband, median, percentile, wilcoxon, threshold or patient"
+        )
+        raise ConfigError(PRUNER, node, accepted)
+    if str(node["_target_"]).endswith(".NoPruner"):
+        return None
+    loop: Any = OmegaConf.select(config, "loop", throw_on_resolution_failure=False)
+    loop = OmegaConf.to_container(loop, resolve=True) if isinstance(loop, DictConfig) else {}
+    unit = "iter" if "max_iters" in loop else "epoch"
+    interval, begin = loop.get("val_interval", 1), loop.get("val_begin", 1)
+    first = -(-begin // interval) * interval if isinstance(interval, int) and isinstance(begin, int) else 1
+    auto = {"by": unit, "first": first, "every": interval, "last": loop.get(f"max_{unit}s")}
+    node = {key: auto.get(key, value) if value == "auto" else value for key, value in node.items()}
+    if loop and node.get("by", "epoch") != unit:
+        raise ConfigError(f"{PRUNER}.by", node.get("by", "epoch"), f"{unit}, which this loop counts", options=[unit])
+    for at in build_pruner(node).places if loop else ():
+        if not loop.get("dynamic_intervals") and (at < begin or at % interval) and at < auto["last"]:
+            raise ConfigError(
+                f"{PRUNER}.first",
+                node.get("first"),
+                f"rungs at which the objective is reported: multiples of loop.val_interval={interval} from {first} on",
+                hint=f"At {unit} {at} there is no validation.",
+            )
+    return node
+
+
+def build_pruner(node: Mapping[str, Any] | None) -> Pruner:
+    """Return the pruner of a node.
+
+    Raises:
+        ConfigError: an argument is unknown, or out of its range.
+    """
+    if node is None:
+        return NoPruner()
+    if str(node["_target_"]).startswith("trainyard."):
+        found: Pruner = build(node, PRUNER)
+        return found
+    require_optuna(PRUNER, node["_target_"])
+    from trainyard.sweep.proposers.stopping import StoppingPruner
+
+    rungs = {key: node[key] for key in ("last", "first", "every", "by") if key in node}
+    try:
+        with quiet():
+            pruner = build({key: each for key, each in node.items() if key not in rungs}, PRUNER)
+        return StoppingPruner(pruner, **rungs)
+    except ConfigError as error:
+        raise error if error.key.startswith(PRUNER) else error.under(PRUNER) from None

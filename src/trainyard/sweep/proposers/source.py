@@ -1,0 +1,70 @@
+"""Port of sources: where the trials of a search come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainyard.sweep.proposers.trials import Trial
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Overrides of a trial, and plain data that the source wants to see again with it."""
+
+    overrides: tuple[str, ...]
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Where the trials of a search come from."""
+
+    @abstractmethod
+    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
+        """Return the trial of a number. The same arguments give the same trial.
+
+        Args:
+            index: the number of the trial.
+            trials: all trials before it, with what the search has taken notice of.
+        """
+
+    def has_more(self, trials: Sequence[Trial], limit: int | None) -> bool:
+        """Return whether there is a trial to suggest now.
+
+        Args:
+            trials: all trials so far.
+            limit: `Limits.n_trials`.
+        """
+        return limit is None or len(trials) < limit
+
+    def prepare(self, count: int, trials: Sequence[Trial]) -> None:  # noqa: B027 (most are fast)
+        """Begin with the next trials, which will be asked for when a slot is free.
+
+        Args:
+            count: their number.
+            trials: all trials so far.
+        """
+
+    def place(self, trial: Trial) -> Trial:
+        """Return a trial that was suggested, with the number under which pruners know it."""
+        return trial
+
+    def known(self, trial: Trial, trials: Sequence[Trial]) -> float | None:
+        """Return what is known of the objective of a trial's configuration, for `Limits.target`."""
+        return trial.value
+
+
+class ListSource(Source):
+    """Trials that are known from the start: a grid.
+
+    Args:
+        jobs: the overrides of each.
+    """
+
+    def __init__(self, jobs: Sequence[Sequence[str]]) -> None:
+        self._jobs = jobs
+
+    def suggest(self, index: int, trials: Sequence[Trial]) -> Suggestion:
+        return Suggestion(tuple(self._jobs[index]))

@@ -1,0 +1,119 @@
+"""Process that reads from MLflow what a search can learn from: `python -m trainyard.track.shipper.trials`.
+
+It gets its question as JSON on standard input, and answers with JSON: see `trainyard.track.past_runs`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainyard.errors import TrainyardError
+from trainyard.redaction import redact
+from trainyard.track.shipper.__main__ import configure
+
+configure()  # before mlflow is imported
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Experiment, Run  # noqa: E402
+
+from trainyard.track.shipper.fetch import find  # noqa: E402
+from trainyard.track.shipper.sanitize import clean_name, first_line  # noqa: E402
+from trainyard.track.uri import with_password  # noqa: E402
+
+PARENT = "mlflow.parentRunId"
+PARAMETERS = "model/parameters"  # is a tag of a run, no metric
+_ID = re.compile(r"[0-9a-f]{32}")
+_PAGE = 1000
+
+
+def answer(uri: str, given: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the runs of an experiment, of a sweep, or one run.
+
+    Args:
+        uri: of the store.
+        given: the name of an experiment, or the id or the name of a run.
+        metrics: the names of the numbers that are wanted: of one alone its best value.
+
+    Raises:
+        TrainyardError: there is no such, or MLflow cannot be asked.
+    """
+    try:
+        client = MlflowClient(with_password(uri))
+        title, runs = _runs(client, given)
+        return {"title": title, "runs": [_told(client, run, metrics) for run in runs]}
+    except TrainyardError:
+        raise
+    except Exception as error:
+        raise TrainyardError(f"{redact(uri)} cannot be asked: {first_line(error)}.") from error
+
+
+def _runs(client: MlflowClient, given: str) -> tuple[str, list[Run]]:
+    experiment: Experiment | None = client.get_experiment_by_name(given)
+    if experiment is not None:
+        return f"the experiment {given}", list(_found(client, [experiment.experiment_id], ""))
+    run = find(client, given) if _ID.fullmatch(given) else None
+    if run is None:
+        everywhere = [each.experiment_id for each in client.search_experiments()]
+        named = list(_found(client, everywhere, f"attributes.run_name = '{given}'")) if "'" not in given else []
+        if len(named) > 1:
+            ids = ", ".join(each.info.run_id for each in named[:5])
+            raise TrainyardError(f"{len(named)} runs of MLflow have that name; an id is of one: {ids}.")
+        if not named:
+            raise TrainyardError("MLflow has no experiment and no run of that name or id.")
+        (run,) = named
+    below = list(_found(client, [run.info.experiment_id], f"tags.`{PARENT}` = '{run.info.run_id}'"))
+    return f"the run {run.info.run_name}", below or [run]
+
+
+def _found(client: MlflowClient, experiments: list[str], query: str) -> Iterator[Run]:
+    token = None
+    while experiments:
+        page = client.search_runs(experiments, query, max_results=_PAGE, order_by=["start_time"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _told(client: MlflowClient, run: Run, metrics: Sequence[str]) -> dict[str, Any]:
+    tags = run.data.tags
+    state = "pruned" if tags.get("pruned") == "True" else run.info.status.lower()
+    return {
+        "name": run.info.run_name or run.info.run_id,
+        "kind": tags.get("kind"),
+        "state": state,
+        "params": dict(run.data.params),
+        "metrics": {name: value for name in metrics if (value := _value(client, run, name, metrics)) is not None},
+    }
+
+
+def _value(client: MlflowClient, run: Run, name: str, metrics: Sequence[str]) -> float | None:
+    """Return the best value of the one metric; of several those of one checkpoint, the best one, as far as possible."""
+    found, key = run.data.metrics, clean_name(name)
+    if name == PARAMETERS and "parameters" in run.data.tags:
+        return float(run.data.tags["parameters"])
+    if f"best/{key}" in found:
+        return float(found[f"best/{key}"])
+    if key in found and len(metrics) > 1 and "best/step" in found:
+        points = client.get_metric_history(run.info.run_id, key)
+        there = [point.value for point in points if point.step == found["best/step"]]
+        if there:
+            return float(there[-1])
+    return float(found[key]) if key in found else None
+
+
+def main() -> None:
+    question = json.load(sys.stdin)
+    try:
+        told = answer(question["uri"], question["given"], question["metrics"])
+    except TrainyardError as error:
+        told = {"error": str(error)}
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Searches for several objectives, and under constraints."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from trainyard.errors import ConfigError, TrainyardError
+from trainyard.sweep.events import Ended, Proposed, SlotsGained
+from trainyard.sweep.goals import Constraint, Goals
+from trainyard.sweep.manifest import Manifest
+from trainyard.sweep.proposers.base import NewJob
+from trainyard.sweep.proposers.goal_settings import goals_of
+from trainyard.sweep.proposers.sampling import SamplerSource
+from trainyard.sweep.simulation import SimulatedJob, SimulatedSweep
+
+CONF = Path(__file__).parents[3] / "conf"
+LINES = ["optim.lr=interval(0,1)", "optim.weight_decay=interval(0,1)"]
+NAMES, BOTH = ["val/accuracy", "model/parameters"], ["maximize", "minimize"]
+
+
+def sampler(name: str, **changed: Any) -> DictConfig:
+    node = OmegaConf.load(CONF / f"hydra/sweeper/sampler/{name}.yaml")
+    return OmegaConf.merge(node, changed)  # type: ignore[return-value]
+
+
+def numbers(overrides: tuple[str, ...]) -> tuple[float, float]:
+    first, second = (float(line.partition("=")[2]) for line in overrides)
+    return first, second
+
+
+def run(settings: Any, hydra: Any, returned: Any) -> SimulatedSweep:
+    loader, config = hydra
+    found = SimulatedSweep(
+        lambda: settings.proposer(LINES, loader, config),
+        lambda _, overrides: SimulatedJob([0.0], result=returned(*numbers(overrides))),
+        1,
+    )
+    assert found.run()
+    return found
+
+
+def chosen(found: SimulatedSweep) -> list[tuple[float, float]]:
+    return [numbers(event.overrides) for event in found.log if isinstance(event, Proposed)]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "gp", "nsgaii"])
+def test_a_search_of_several_objectives_is_continued_as_it_was(hydra: Any, settings_of: Any, name: str) -> None:
+    changed: dict[str, Any] = {"nsgaii": {"population_size": 4}, "tpe": {"n_startup_trials": 3}}.get(name, {})
+    settings = settings_of(
+        hydra[1], sampler=sampler(name, seed=5, **changed), objective=NAMES, direction=BOTH, n_trials=8,
+        constraints=["model/parameters <= 1.5"],
+    )  # fmt: skip
+
+    def returned(x: float, y: float) -> dict[str, float]:
+        return {"val/accuracy": x, "model/parameters": x + y}
+
+    undisturbed = run(settings, hydra, returned)
+    loader, config = hydra
+    proposer = settings.proposer(LINES, loader, config)
+    for event in undisturbed.log[: len(undisturbed.log) * 2 // 3]:
+        proposer.told(event)
+    known = len(proposer.trials)
+    (new,) = proposer.ask(1)
+    assert numbers(new.overrides) == chosen(undisturbed)[known]
+    assert proposer.identity["objective"] == NAMES
+    assert Goals.of(json.loads(json.dumps(proposer.identity))) == proposer.goals
+
+
+def test_the_sampler_sees_each_objective_and_what_is_violated(hydra: Any, settings_of: Any) -> None:
+    loader, config = hydra
+    settings = settings_of(
+        config, objective=NAMES, direction=BOTH, constraints=["val/loss <= 1", "val/accuracy >= 0.5"]
+    )
+    proposer = settings.proposer(LINES, loader, config)
+    proposer.told(SlotsGained(((0, "cpu"),)))
+    for num, value in enumerate(
+        [{"val/accuracy": 0.25, "model/parameters": 9, "val/loss": 3}, [math.nan, 7, 0.5], [0.75, math.nan, math.nan]]
+    ):
+        proposer.told(Proposed(num, ("optim.lr=0.5", "optim.weight_decay=0.5"), note={}))
+        proposer.told(Ended(num, "done", 1.0, value))
+    source = proposer._source.source
+    assert isinstance(source, SamplerSource)
+    study = source.study(proposer.trials)
+    assert [str(each.name) for each in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [trial.values for trial in study.trials] == [[0.25, 9.0], [-math.inf, 7.0], [0.75, math.inf]]
+    violations = [trial.system_attrs["constraints"] for trial in study.trials]
+    assert violations == [[2.0, 0.25], [-0.5, math.inf], [math.inf, -0.25]]
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsgaii"])
+def test_samplers_go_where_the_constraints_are_kept(hydra: Any, settings_of: Any, name: str) -> None:
+    """The best values violate the constraint: without it most of the later trials would have them."""
+    changed: dict[str, Any] = {"nsgaii": {"population_size": 8}}.get(name, {})
+    same = {"sampler": sampler(name, seed=3, **changed), "direction": "minimize", "n_trials": 48}
+
+    def share(**more: Any) -> float:
+        found = run(
+            settings_of(hydra[1], **same, **more), hydra,
+            lambda x, y: {"loss": x + y, "size": 1 - x} if more else x + y,
+        )  # fmt: skip
+        later = chosen(found)[24:]
+        return sum(x >= 0.5 for x, _ in later) / len(later)
+
+    hydra[1].objective = "loss"
+    assert share(constraints="size <= 0.5") > 0.5 > share()
+
+
+def test_the_target_counts_only_where_the_constraints_are_kept(hydra: Any, settings_of: Any) -> None:
+    hydra[1].objective = "loss"
+    settings = settings_of(
+        hydra[1], sampler=sampler("random"), direction="minimize", target=0.3, constraints=["size <= 0.5"]
+    )
+    found = run(settings, hydra, lambda x, y: {"loss": x, "size": y})
+    *before, last = chosen(found)
+    assert last[0] <= 0.3
+    assert last[1] <= 0.5
+    assert any(x <= 0.3 for x, _ in before)
+    assert not any(x <= 0.3 and y <= 0.5 for x, y in before)
+
+
+def test_a_number_that_is_missing_ends_the_search(hydra: Any, settings_of: Any) -> None:
+    settings = settings_of(hydra[1], objective=NAMES, direction=BOTH)
+    with pytest.raises(TrainyardError) as error:
+        run(settings, hydra, lambda x, y: {"val/accuracy": x, "model/parameters": None})
+    assert "a number for each of val/accuracy, model/parameters: there is none for model/parameters" in str(error.value)
+
+
+def test_a_warm_start_takes_what_has_all_objectives(
+    hydra: Any, settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader, config = hydra
+    manifest = Manifest.open(tmp_path)
+    for num, value in enumerate([{"val/accuracy": 0.5, "model/parameters": 4}, 0.5, {"val/accuracy": 0.5}]):
+        manifest.log(Proposed(num, ("optim.lr=0.5", "optim.weight_decay=0.25")), Ended(num, "done", 1.0, value))
+    settings = settings_of(config, objective=NAMES, direction=BOTH, warm_start=str(tmp_path))
+    proposer = settings.proposer(LINES, loader, config)
+    (trial,) = proposer._source.source.study([]).trials
+    assert trial.values == [0.5, 4.0]
+    assert capsys.readouterr().out.splitlines()[1:] == ["  not #1, #2: model/parameters was not measured there"]
+    other = settings_of(config, warm_start=str(tmp_path)).proposer(LINES, loader, config)
+    assert [trial.value for trial in other._source.source.study([]).trials] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"objective": "val/loss"}, "hydra.sweeper.objective: 'val/loss' given; accepted: a list of several metrics"),
+        ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] given; accepted: a list of several"),
+        ({"objective": NAMES}, "hydra.sweeper.direction: None given; accepted: a list with minimize or maximize for"),
+        (
+            {"objective": NAMES, "direction": ["maximize"]},
+            "hydra.sweeper.direction: ['maximize'] given; accepted: a list",
+        ),
+        ({"objective": NAMES, "direction": ["up", "maximize"]}, "hydra.sweeper.direction: 'up' given; accepted:"),
+        ({"direction": BOTH}, "hydra.sweeper.objective: None given; accepted: a list of 2 metrics, one for each of"),
+        ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} given; accepted: a list of"),
+        ({"constraints": ["val/loss < 1"]}, "hydra.sweeper.constraints: 'val/loss < 1' given; accepted: a metric, <="),
+    ],
+)
+def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_of(hydra[1], **changed)
+    assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha"}},
+         "hydra/sweeper/pruner: 'Asha' given; accepted: none, with several objectives. A pruner compares jobs by one"),
+        ({"target": 0.5}, "hydra.sweeper.target: 0.5 given; accepted: null, with several objectives"),
+        ({"repeats": 2}, "hydra.sweeper.repeats: 2 given; accepted: 1, with several objectives"),
+        ({"sampler": sampler("cmaes")},
+         "hydra/sweeper/sampler: 'cmaes' given; accepted: a sampler that works with several objectives: tpe, gp"),
+    ],
+)  # fmt: skip
+def test_what_knows_one_objective_is_refused_with_several(
+    hydra: Any, settings_of: Any, changed: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_of(hydra[1], objective=NAMES, direction=BOTH, **changed)
+    assert str(error.value).startswith(told)
+
+
+def test_an_application_without_an_objective_in_its_config_returns_a_list() -> None:
+    """As with Hydra's Optuna plugin, whose `direction` is a list, of an enum even."""
+    config = OmegaConf.create({})
+    found = goals_of({"direction": ["minimize", "Direction.maximize"]}, config)
+    assert found == Goals(("objective.0", "objective.1"), ("minimize", "maximize"))
+    one = goals_of({"direction": ["minimize"], "constraints": ["size <= 3"]}, config)
+    assert one == Goals(("objective",), ("minimize",), (Constraint("size", "<=", 3.0),))
+    assert goals_of({"direction": ["minimize"]}, config) is None
+
+
+def test_a_pruner_goes_with_a_constraint(hydra: Any, settings_of: Any) -> None:
+    """It judges what is reported; a pruned trial counts as one that keeps the constraints."""
+    loader, config = hydra
+    settings = settings_of(
+        config, direction="minimize", constraints=["size <= 1"], n_trials=6,
+        pruner={"_target_": "trainyard.sweep.proposers.pruners.Asha", "eta": 2},
+    )  # fmt: skip
+    found = SimulatedSweep(
+        lambda: settings.proposer(LINES, loader, config),
+        lambda num, _: SimulatedJob([float(num)] * 4, result={"val/accuracy": float(num), "size": 2.0}),
+        1,
+    )
+    assert found.run()
+    proposer = found.proposer
+    source = proposer._source.source  # type: ignore[attr-defined]
+    trials = source.study(proposer.trials).trials  # type: ignore[attr-defined]
+    assert {(str(trial.state.name), *trial.system_attrs["constraints"]) for trial in trials} == {
+        ("COMPLETE", 1.0),
+        ("PRUNED", 0.0),
+    }
+    assert isinstance(proposer.ask(1), list)
+    assert not [each for each in proposer.ask(1) if isinstance(each, NewJob)]

@@ -1,0 +1,118 @@
+"""Stacks of a sweep that further jobs join while they train, as a user runs them; killed, too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import Forked
+from waiting import LIMIT, until
+
+from trainyard.runner import checkpoint
+from trainyard.track import read
+
+ROOT = Path(__file__).parents[2]
+SWEEP = [
+    "-m", "data=rings", "data.num_samples=300", "model.hidden=[8]", "model.dropout=0.1", "tracker=none",
+    "hydra.launcher.max_jobs=1", "hydra.launcher.fuse=2", "hook.checkpoint.min_seconds=0", "seed=0,1",
+    "loop.max_epochs=2,4,3", "+hook.waits._target_=waits.Waits",
+]  # fmt: skip
+WAITS = """
+import os, time
+from pathlib import Path
+from trainyard.hooks import Hook
+
+class Waits(Hook):
+    stackable = own_places = True
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        here = Path(__file__).parent
+        if runner.iter == 11 and runner.members[0].work_dir is not None and not (here / "go").exists():
+            (here / "waits").touch()
+            while not (here / "go").exists():
+                time.sleep(0.01)
+
+    def refill(self, runner, members): ...
+    def copy_lane(self, source, target): ...
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Any:
+    (tmp_path / "waits.py").write_text(WAITS)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "HYDRA"))}
+    path = os.pathsep.join(map(str, (ROOT / "src", tmp_path)))
+    env = clean | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+
+    def start(directory: str) -> Any:
+        return Forked(
+            [sys.executable, str(ROOT / "train.py"), *SWEEP, f"hydra.sweep.dir={directory}"], cwd=tmp_path, env=env,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def spans(folder: Path) -> dict[int, list[tuple[int, int]]]:
+    """Return the lanes and widths in which each job has trained, as they were recorded."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for task in [task for record in records(folder) if record["kind"] == "decisions" for task in record["tasks"]]:
+        for num, lane in zip(task["nums"], task.get("lanes", ()), strict="lanes" in task):
+            own = found.setdefault(num, [])
+            if own[-1:] != [(lane, task["width"])]:
+                own.append((lane, task["width"]))
+    return found
+
+
+def points(folder: Path) -> Any:
+    return {
+        (key, record["step"]): value
+        for record, _ in read(folder / "metrics.jsonl")
+        for key, value in record.get("values", {}).items()
+        if "time" not in key
+    }
+
+
+def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, tmp_path: Path) -> None:
+    """Six jobs of three lengths in two lanes; killed when two have joined, and continued."""
+    process = start("killed")
+    until(lambda: (tmp_path / "waits").exists() or process.poll() is not None)
+    before = records(tmp_path / "killed")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "go").touch()
+    joined = [record["nums"] for record in before if record["kind"] == "joined"]
+    assert joined, "while the first ones train"
+    outputs = {}
+    for name in ("killed", "undisturbed"):
+        process = start(name)
+        outputs[name], err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+        assert "Traceback" not in "".join(file.read_text() for file in (tmp_path / name / "stacks").glob("*.log"))
+        ended = Counter(each["num"] for each in records(tmp_path / name) if each.get("state") == "done")
+        assert ended == dict.fromkeys(range(6), 1)
+    assert "joined   #2" in outputs["undisturbed"]
+    lanes, expected = spans(tmp_path / "killed"), spans(tmp_path / "undisturbed")
+    assert lanes.keys() == expected.keys() == set(range(6))
+    alike = [num for num in range(6) if lanes[num] == expected[num]]
+    assert {0, 1} <= set(alike)
+    for num in alike:
+        mine, its = points(tmp_path / f"killed/{num}"), points(tmp_path / f"undisturbed/{num}")
+        assert mine == its, num
+        files = [checkpoint.newest(tmp_path / f"{name}/{num}/checkpoints") for name in ("killed", "undisturbed")]
+        states = [found[1]["model"] for found in files if found is not None]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[1]), num
+    for num in range(6):  # what trained in another lane is equal to rounding
+        mine, its = points(tmp_path / f"killed/{num}"), points(tmp_path / f"undisturbed/{num}")
+        losses = {key for key in its if "loss" in key[0]}
+        assert {key: mine[key] for key in losses} == pytest.approx({key: its[key] for key in losses}, rel=1e-3), num
