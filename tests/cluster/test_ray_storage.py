@@ -45,19 +45,19 @@ def test_what_nodes_heads_and_storages_meet_with_changes_no_bit(
 ) -> None:
     """A node is removed, the head is killed and started again, and the storage is away when jobs end."""
     directory, store, go = tmp_path / "sweep", shared / "store", shared / "go"
-    own = [f"hydra.launcher.storage=file://{store}", "hydra.launcher.patience=10", "hydra.launcher.grace=5"]
+    own = [f"hydra.launcher.storage=file://{store}", "hydra.launcher.patience=10", "hydra.launcher.grace=2"]
     process = start(directory, cluster.address, *own, go=go)
     try:
         wait_for(lambda: begun(directory, 0) and begun(directory, 1), process)
         cluster.do(removed := node_of(directory, 0))
-        wait_for(lambda: slots(directory, "lost") == 1, process)
         cluster.do("add")
-        wait_for(lambda: slots(directory, "gained") == 3, process)
+        wait_for(lambda: slots(directory, "lost") == 1, process)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         output(process)
+    gained = slots(directory, "gained")
     process = start(directory, cluster.address, *own, go=go)
-    wait_for(lambda: slots(directory, "gained") == 5, process)
+    wait_for(lambda: slots(directory, "gained") == gained + 2, process)
     store.rename(shared / "away")
     store.touch()
     go.touch()
@@ -70,4 +70,4 @@ def test_what_nodes_heads_and_storages_meet_with_changes_no_bit(
     assert_same(bits(directory), local)
     assert removed not in {node_of(directory, num) for num in range(4)}
     assert list(store.iterdir()) == []
-    assert (directory / "ray" / "0.out").exists()
+    assert list((directory / "ray").glob("*.out")), "what agents print comes home, too"

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from trainyard.sweep.compose.composer import _Copier
+from trainyard.sweep.compose.recipe import Shared
 from trainyard.sweep.executor.shipping import portable
 from trainyard.sweep.executor.shipping.portable import Folders
 
@@ -54,6 +56,15 @@ def test_paths_are_those_of_the_machine_that_opens_them(tmp_path: Path) -> None:
 def test_other_values_stay_as_they_are(value: Any) -> None:
     folders = Folders(("/a", "/a"), {"/b": "/b"})
     assert carried(value, Folders(), folders) == value
+
+
+def test_what_jobs_share_has_the_paths_of_the_machine_that_makes_their_configs() -> None:
+    config = OmegaConf.create({"sweep": "/home/me/p/multirun/1", "hydra": {"overrides": {"task": []}}})
+    shared = Shared(_Copier(config), 0)
+    found = carried(shared, Folders(("/home/me/p/multirun/1", "/scratch/1")))
+    assert found.copy().sweep == "/scratch/1"
+    assert shared.copy() == config
+    assert shared.copy() is not config
 
 
 def test_without_folders_nothing_is_changed() -> None:
