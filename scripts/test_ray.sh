@@ -10,4 +10,4 @@ name=ray
 source "$root/scripts/over_venv.sh"
 
 cd "$root"
-exec "$python" -m pytest -p no:cacheprovider tests/cluster/test_ray.py "$@"
+exec "$python" -m pytest -p no:cacheprovider tests/cluster/test_ray*.py "$@"

@@ -141,12 +141,13 @@ def child(own: dict[str, Any]) -> None:
     from trainyard.app import main
     from trainyard.sweep.agent_settings import AgentSettings
     from trainyard.sweep.executor.pool import Pool
+    from trainyard.sweep.executor.shipping.files import HeadFiles
     from trainyard.sweep.head import Head
 
     class Settings(AgentSettings):
         agent_gpus, agent_cpus, listens_at = 0, own["slots"], "127.0.0.1"
 
-        def pool(self, directory: Path, most: int) -> Pool:
+        def pool(self, directory: Path, most: int, files: HeadFiles) -> Pool:
             return PretendedPool(directory, [word for key, value in own.items() for word in (f"--{key}", str(value))])
 
     class MarkedHead(Head):

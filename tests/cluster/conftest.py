@@ -1,4 +1,7 @@
-"""A real Slurm with two nodes for the tests of this folder: `bash scripts/slurm.sh fetch` unpacks it once."""
+"""A real Slurm with two nodes for the tests of this folder: `bash scripts/slurm.sh fetch` unpacks it once.
+
+And the bits that sweeps on a cluster are to have.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_sweeps import bits
+from ray_sweeps import finish, start
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +45,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     variables = (state / "env").read_text().split("\0")
     yield dict(line.split("=", 1) for line in variables if "=" in line)
     process.communicate("end\n", timeout=60)
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The bits of the sweep on this machine."""
+    directory = tmp_path_factory.mktemp("local") / "sweep"
+    finish(directory, start(directory, ""))
+    return bits(directory)

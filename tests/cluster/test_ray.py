@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_sweeps import JOBS, LONG, ROOT, assert_same, begun, bits, ends, output, slots, wait_for
+from cluster_sweeps import assert_same, begun, bits, output, slots, wait_for
+from ray_sweeps import RayCluster, finish, node_of, start
 
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor import ray_pool
@@ -24,73 +23,11 @@ if find_spec("ray") is None:
     pytest.skip("Ray is not installed: bash scripts/test_ray.sh", allow_module_level=True)
 
 
-class RayCluster:
-    """A cluster of which one node has no CPU, and each other one."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "ray_cluster.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.address = self._answer().strip()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def do(self, command: str) -> None:
-        """Add a node (`add`), or remove the one of an id."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        assert self._answer() == "done\n"
-
-    def end(self) -> None:
-        self._process.communicate(timeout=60)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     made = RayCluster()
     yield made
     made.end()
-
-
-def start(directory: Path, address: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a sweep of long jobs; an empty address stands for the local launcher."""
-    own = [f"hydra.launcher.address={address}", "hydra.launcher.head_address=127.0.0.1", "hydra.launcher.max_slots=2"]
-    launcher = ["hydra/launcher=ray", *own] if address else ["hydra/launcher=local"]
-    sweep = [f"hydra.sweep.dir={directory}", "tracker=none", "hydra.launcher.fuse=off"]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *launcher, *sweep, *JOBS, *LONG, *arguments],
-        cwd=directory.parent,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "GO": str(directory.parent / "go")},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(directory: Path, process: subprocess.Popen[str]) -> str:
-    """Let a sweep end, and return what it printed."""
-    (directory.parent / "go").touch()
-    text = output(process)
-    assert process.returncode == 0, text
-    assert ends(directory) == dict.fromkeys(range(4), 1)
-    return text
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The bits of the sweep on this machine."""
-    directory = tmp_path_factory.mktemp("local") / "sweep"
-    finish(directory, start(directory, ""))
-    return bits(directory)
 
 
 def agents(directory: Path) -> dict[int, str]:
@@ -105,11 +42,6 @@ def agents(directory: Path) -> dict[int, str]:
         if variables.get(b"GO") == os.fsencode(directory.parent / "go") and b"TRAINYARD_RAY_NODE" in variables:
             found[int(path.name)] = variables[b"TRAINYARD_RAY_NODE"].decode()
     return found
-
-
-def node_of(directory: Path, num: int) -> str:
-    """The node that a job ran on, as its `run.json` says."""
-    return str(json.loads((directory / str(num) / "run.json").read_text())["facts"]["ray.node"])
 
 
 def test_a_sweep_has_the_bits_of_the_local_launcher(cluster: RayCluster, tmp_path: Path, local: Any) -> None:
@@ -161,6 +93,28 @@ def test_resources_that_no_node_has(cluster: RayCluster, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_clusters_are_found_by_each_kind_of_address(
+    cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of this machine, of the environment, one of the sweep's own, and as a client."""
+    running = [{"CPU": 1.0}] * 2
+    for address in ("auto", cluster.address, cluster.client_address):
+        assert cpus(RayPool(tmp_path, address, Request(), 1)) == running
+    monkeypatch.setenv("RAY_ADDRESS", cluster.client_address)
+    assert cpus(RayPool(tmp_path, "auto", Request(), 1)) == running
+    monkeypatch.delenv("RAY_ADDRESS")
+    (own,) = cpus(RayPool(tmp_path, "local", Request(), 1))
+    assert own["CPU"] >= 1
+
+
+def cpus(pool: RayPool) -> list[dict[str, float]]:
+    """The nodes with a CPU that a pool finds."""
+    try:
+        return [{"CPU": node["CPU"]} for node in pool._connect() if "CPU" in node]
+    finally:
+        pool.close()
+
+
 def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing answers, or what answers is not Ray: neither hangs."""
     with socket.socket() as silent:
@@ -172,6 +126,18 @@ def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(ray_pool, "REACH", 2.0)
         with pytest.raises(ConfigError, match="There was no answer for 2 seconds"):
             RayPool(tmp_path, f"ray://{address}", Request(), 1).check()
+
+
+def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has noted it as that of this machine; its folder of such notes is another one here."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        monkeypatch.setattr(ray_pool, "REACH", 40.0)
+        with pytest.raises(ConfigError, match=r"address: 'auto' given; accepted: .* Connection refused"):
+            RayPool(tmp_path, "auto", Request(), 1).check()
 
 
 def test_agents_that_end_before_they_reach_the_head_end_the_sweep(cluster: RayCluster, tmp_path: Path) -> None:

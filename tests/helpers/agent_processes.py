@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import PLACE
+from trainyard.sweep.executor.shipping.home import HomeFiles
+from trainyard.sweep.executor.shipping.node import CODE as NODE
 
 
 class AgentProcesses(Pool):
@@ -19,13 +22,16 @@ class AgentProcesses(Pool):
         most: so many at a time at most.
         cwd: the folder that they start in.
         tells: whether it tells of agents that end; a network tells nothing.
+        files: starts them as on nodes that do not see the head's folders; `cwd` has the code then.
 
     Attributes:
         processes: by place; those that ended are left out.
         started: how many were started.
     """
 
-    def __init__(self, most: int, cwd: Path | None = None, *, tells: bool = True) -> None:
+    def __init__(
+        self, most: int, cwd: Path | None = None, *, tells: bool = True, files: HomeFiles | None = None
+    ) -> None:
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.started = 0
         self.output: list[str] = []
@@ -33,10 +39,15 @@ class AgentProcesses(Pool):
         self._most = most
         self._cwd = cwd
         self._tells = tells
+        self._files = files
+        self._told = ""
         self._command: list[str] = []
 
     def start(self, command: Sequence[str]) -> bool:
         self._command = list(command)
+        if self._files is not None:
+            self._command = [sys.executable, "-c", NODE, *self._files.path()]
+            self._told = self._files.told_to_nodes()
         return False
 
     def want(self, count: int) -> None:
@@ -47,12 +58,16 @@ class AgentProcesses(Pool):
                 self._command,
                 cwd=self._cwd,
                 env={**os.environ, PLACE: place},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
             )
+            stdin = self.processes[place].stdin
+            assert stdin is not None
+            stdin.write(self._told)
+            stdin.close()
 
     def gone(self) -> dict[str, str]:
         self._collect()
@@ -62,7 +77,7 @@ class AgentProcesses(Pool):
     def _collect(self) -> None:
         for place, process in list(self.processes.items()):
             if process.poll() is not None:
-                self.output.append(process.communicate()[0])
+                self.output.append(_output(process))
                 self._ended[place] = f"its process ended with {process.returncode}"
                 del self.processes[place]
 
@@ -78,8 +93,16 @@ class AgentProcesses(Pool):
             process.terminate()  # those that have not met the head
         for process in self.processes.values():
             try:
-                self.output.append(process.communicate(timeout=10)[0])
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-                self.output.append(process.communicate()[0])
+            self.output.append(_output(process))
         self.processes.clear()
+
+
+def _output(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    with process.stdout:
+        text = process.stdout.read()
+    process.wait()
+    return text

@@ -53,10 +53,10 @@ def made(tmp_path: Path) -> Iterator[Any]:
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         loader: Any = GlobalHydra.instance().config_loader()
 
-        def make(*command: str) -> Any:
+        def make(*command: str, limit: str = "") -> Any:
             master = loader.load_configuration("train", list(command), RunMode.MULTIRUN)
             app = _App()
-            return JobConfigs(Composer(loader, master), app, master, tmp_path / "s", 2, None), app
+            return JobConfigs(Composer(loader, master), app, master, tmp_path / "s", 2, limit), app
 
         yield make
 
@@ -105,6 +105,14 @@ def test_errors_come_with_their_jobs(made: Any) -> None:
     assert found == [
         (3, "NoneType"), (4, "ConfigError"), (5, "ConfigCompositionException"), (6, "NoneType"), (7, "ConfigError"),
     ]  # fmt: skip
+
+
+def test_a_job_that_takes_more_slots_than_there_are_is_told_why(made: Any) -> None:
+    configs, app = made("tracker=none", limit="One agent has no more.")
+    app.slots = lambda values, room: room + 1
+    ((error, _),) = [(error, job) for job, error in configs.checked([["seed=1"]], [0], {})]
+    told = "A job takes 3 slots, one for each device, of 2 that there are. One agent has no more."
+    assert str(error) == told
 
 
 def test_a_name_that_is_too_long_is_found_with_its_key(made: Any, tmp_path: Path) -> None:

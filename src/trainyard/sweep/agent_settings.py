@@ -16,6 +16,7 @@ from trainyard.sweep.executor import Executor, LocalExecutor, find_slots
 from trainyard.sweep.executor.cluster import ClusterExecutor
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remotes import ClusterSettings
+from trainyard.sweep.executor.shipping.files import HeadFiles
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.settings import SweepSettings
 from trainyard.track.network_disk import network_disk
@@ -57,13 +58,18 @@ class AgentSettings(SweepSettings):
         """The address that the head listens at; None for that of its machine's name."""
 
     @abstractmethod
-    def pool(self, directory: Path, most: int) -> Pool:
+    def pool(self, directory: Path, most: int, files: HeadFiles) -> Pool:
         """Return what places agents.
 
         Args:
             directory: the sweep's directory.
             most: so many agents at a time at most.
+            files: what becomes of the files of jobs.
         """
+
+    def files(self, directory: Path) -> HeadFiles:
+        """Return what becomes of the files of jobs: nothing, where all nodes see the sweep's directory."""
+        return HeadFiles(directory)
 
     @property
     def slots_per_agent(self) -> int:
@@ -109,10 +115,12 @@ class AgentSettings(SweepSettings):
         if per_agent > len(slots):
             accepted = f"at least the {per_agent} slots that an agent brings"
             raise ConfigError("max_slots", len(slots), accepted)
+        files = self.files(directory)
         return ClusterExecutor(
             slots,
-            self.pool(directory, len(slots) // per_agent),
+            self.pool(directory, len(slots) // per_agent, files),
             directory,
+            files=files,
             per_agent=per_agent,
             preload=preload,
             grace=self.grace,

@@ -108,7 +108,8 @@ class Head(Loop):
         self._by_hand = ByHand(self, commands, scheduler, manifest, units, progress, clone, adopt)
         self._inherit = inherit
         self._replace = replace_job
-        feeds = policy.timeout is None  # else the time of one job would end those of others
+        # Else the time of one job would end those of others, or the files of those that join would not come home.
+        feeds = policy.timeout is None and executor.shares_disk
         self._feeding = Feeding(self, executor, scheduler, manifest, units, planner, proposer, feeds)
 
     def queue(self, units: Sequence[Unit], why: str = "") -> None:

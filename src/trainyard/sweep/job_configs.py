@@ -71,7 +71,7 @@ class JobConfigs:
         sweep: the config of the whole sweep.
         directory: the sweep's directory.
         capacity: the number of slots that a job can take.
-        max_jobs: the setting that limits it, for messages.
+        limit: why it is no more, in a sentence; empty where there are no more slots.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class JobConfigs:
         sweep: DictConfig,
         directory: Path,
         capacity: int,
-        max_jobs: int | None,
+        limit: str,
     ) -> None:
         self._composer = composer
         self._application = application
         self._sweep = sweep
         self._directory = directory
         self._capacity = capacity
-        self._max_jobs = max_jobs
+        self._limit = limit
         self._parts: dict[tuple[str, str], Any] = {}
 
     def checked(
@@ -189,10 +189,8 @@ class JobConfigs:
         """
         count = self._application.slots(values, self._capacity)
         if count > self._capacity:
-            few = "" if self._max_jobs is None else f" hydra.launcher.max_jobs={self._max_jobs} allows no more."
-            raise TrainyardError(
-                f"A job takes {count} slots, one for each device, of {self._capacity} that there are.{few}"
-            )
+            told = f"A job takes {count} slots, one for each device, of {self._capacity} that there are."
+            raise TrainyardError(f"{told} {self._limit}".rstrip())
         return count
 
     def _work_dir(self, values: dict[str, Any] | None) -> str | None:

@@ -15,6 +15,9 @@ from trainyard.errors import ConfigError
 from trainyard.sweep.agent_settings import AgentSettings, tell
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.ray_pool import ADDRESSES, RayPool, Request
+from trainyard.sweep.executor.shipping.files import HeadFiles
+from trainyard.sweep.executor.shipping.home import HomeFiles
+from trainyard.sweep.executor.shipping.storage import ACCEPTED, Storage
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class RaySettings(AgentSettings):
         num_gpus, num_cpus, resources: what each agent asks for, as of Ray's actors; `resources` by their names.
         autoscaling: the cluster adds nodes: what no node has now may come.
         head_address: the address that the head listens at; None for that of its machine's name.
+        storage: URL of a folder through which files come home from nodes that share no disk with the head; None where
+            they do.
     """
 
     address: str = "auto"
@@ -35,11 +40,15 @@ class RaySettings(AgentSettings):
     resources: dict[str, Any] | None = None
     autoscaling: bool = False
     head_address: str | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.address not in ("auto", "local") and not re.fullmatch(r"(ray://)?[^/]+:\d+", self.address):
             raise ConfigError("address", self.address, ADDRESSES, options=("auto", "local"))
+        if self.storage is not None and self.transport == "files":
+            accepted = "tcp with hydra.launcher.storage: the files of the other transport need a shared disk"
+            raise ConfigError("transport", self.transport, accepted)
         integer("num_cpus", self.num_cpus, at_least=1)
         if self.num_gpus is not None:
             integer("num_gpus", self.num_gpus, at_least=0, other="null")
@@ -68,6 +77,17 @@ class RaySettings(AgentSettings):
             raise ConfigError("hydra/launcher", "ray", "what is installed", hint=hint)
         super().check(config)
 
-    def pool(self, directory: Path, most: int) -> Pool:
+    def files(self, directory: Path) -> HeadFiles:
+        if self.storage is None:
+            return HeadFiles(directory)
+        if self.storage.startswith("memory:"):
+            raise ConfigError("storage", self.storage, ACCEPTED, hint="memory:// is this process's own.")
+        files = HomeFiles(Storage(self.storage), directory, tell)
+        files.check()
+        return files
+
+    def pool(self, directory: Path, most: int, files: HeadFiles) -> Pool:
         request = Request(self.num_cpus, self.num_gpus or 0, self.resources or {})
-        return RayPool(directory, self.address, request, most, self.autoscaling, self.patience + self.grace, tell)
+        patience = self.patience + self.grace
+        home = files if isinstance(files, HomeFiles) else None
+        return RayPool(directory, self.address, request, most, self.autoscaling, patience, home, tell)

@@ -9,6 +9,7 @@ from typing import Any
 from trainyard.checks import integer, number
 from trainyard.sweep.agent_settings import AgentSettings, tell
 from trainyard.sweep.executor.pool import Pool
+from trainyard.sweep.executor.shipping.files import HeadFiles
 from trainyard.sweep.executor.slurm import Resources, SlurmPool
 
 
@@ -77,5 +78,5 @@ class SlurmSettings(AgentSettings):
     def listens_at(self) -> str | None:
         return self.address
 
-    def pool(self, directory: Path, most: int) -> Pool:
+    def pool(self, directory: Path, most: int, files: HeadFiles) -> Pool:
         return SlurmPool(directory, self.resources, most, tell)

@@ -92,9 +92,10 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        self._configs = JobConfigs(
-            composer, self.application, config, self.directory, self._executor.room, settings.max_jobs
-        )
+        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} allows no more."
+        if not self._executor.shares_disk:
+            limit = "With hydra.launcher.storage a job has those of one agent."
+        self._configs = JobConfigs(composer, self.application, config, self.directory, self._executor.room, limit)
         self._clones = Clones(self.application, self._configs, self._manifest, self.directory)
         self._units = UnitTasks(context, self.application, self._stacks, self._configs, self._manifest, self.directory)
         self._proposer: Proposer = GridProposer([])

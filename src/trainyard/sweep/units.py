@@ -126,6 +126,7 @@ class UnitTasks:
                 name=name,
                 slots=unit.slots,
                 threads=decision.threads,
+                folders=folders_of(jobs),
                 common=self._common(shared),
                 importable=shared is not None,
             )
@@ -136,7 +137,15 @@ class UnitTasks:
             lanes, width = decision.places(unit.nums), decision.all_lanes
             together = replace(together, lanes=lanes, width=width, fed=unit.fed)
         log = self._directory / STACKS / f"{jobs[0].num}-{jobs[-1].num}.log"
-        return Task(jobs[0].num, stack_tasks.run_stack, together, log=log, name=name, threads=decision.threads)
+        return Task(
+            jobs[0].num,
+            stack_tasks.run_stack,
+            together,
+            log=log,
+            name=name,
+            threads=decision.threads,
+            folders=folders_of(jobs),
+        )
 
     def joining(self, num: int, rungs: Rungs | None, stack: str) -> tuple[worker_tasks.StackedJob, SweepPosition]:
         """Return what a stack that runs is given of a job that joins it."""
@@ -183,6 +192,12 @@ class UnitTasks:
             rungs=unit.rungs_of(job.num),
             metrics=self.metrics,
         )
+
+
+def folders_of(jobs: Iterable[Job]) -> tuple[Path, ...]:
+    """Return the folders that jobs read and write."""
+    found = [path for job in jobs for path in (job.directory, *([] if job.work_dir is None else [Path(job.work_dir)]))]
+    return tuple(dict.fromkeys(path.absolute() for path in found))
 
 
 def outcomes_of(unit: Unit, left: Iterable[int], outcome: TaskOutcome, timeout: float | None) -> dict[int, TaskOutcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -14,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainyard.redaction import redact
-from trainyard.track.variables import RAY_NODE, VARIABLES
+from trainyard.track.variables import GIT_FACTS, RAY_NODE, VARIABLES
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "trainyard")
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
@@ -45,7 +46,7 @@ def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]
     nvcc: list[str] = []
 
     def ask() -> None:
-        code.update(_git(Path(cwd), timeout))
+        code.update(git_facts(Path(cwd), timeout))
         nvcc.append(_nvcc(timeout))
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -59,7 +60,12 @@ def begin(cwd: str | Path, timeout: float = 10.0) -> Callable[[], dict[str, str]
     return result
 
 
-def _git(cwd: Path, timeout: float) -> dict[str, str]:
+def git_facts(cwd: Path, timeout: float = 10.0) -> dict[str, str]:
+    """Return the state of the code: what git says in a folder, or said where the code was sent from."""
+    if GIT_FACTS in os.environ:
+        with suppress(OSError, ValueError):
+            sent: dict[str, str] = json.loads(Path(os.environ[GIT_FACTS]).read_bytes())
+            return sent
     facts: dict[str, str] = {}
     with suppress(OSError, subprocess.SubprocessError):
         # Both at once; neither takes the index lock, so neither blocks a concurrent commit.

@@ -2,6 +2,8 @@
 
 RAY_NODE = "TRAINYARD_RAY_NODE"
 """That with the node of a Ray cluster that an agent is on."""
+GIT_FACTS = "TRAINYARD_GIT_FACTS"
+"""That with the file of what git says of the code, on a node to which the code was sent."""
 VARIABLES = frozenset(
     (
         "CUDA_VISIBLE_DEVICES",

@@ -102,6 +102,11 @@ class Executor(ABC):
         """Number of slots that one task can take at once."""
         return capacity(self.slots)
 
+    @property
+    def shares_disk(self) -> bool:
+        """Whether all tasks see the files of all. Else each has one machine, and no jobs join it while it runs."""
+        return True
+
     def start(self) -> None:  # noqa: B027 (not every executor has something to start)
         """Begin preparations that take time, and return at once. Slots are told by events when they are there."""
 

@@ -9,9 +9,11 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from trainyard.sweep.executor.agent import ExecutorError, in_words
 from trainyard.sweep.executor.base import Executor, ExecutorEvent, Finished, Gained, Lost
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.lease import HeadLease
-from trainyard.sweep.executor.meeting import FOLDER, MEETINGS, forget_agent, left_agents, open_head
+from trainyard.sweep.executor.meeting import FOLDER, MEETINGS, forget_agent, open_head
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
 from trainyard.sweep.executor.remotes import ClusterSettings, Remote, Spread
+from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
 from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.executor.transport import Received, Transport
@@ -52,6 +55,7 @@ class ClusterExecutor(Executor):
         preload: modules to import before workers are forked.
         grace: seconds that workers have to end when their head is lost.
         settings: how agents find and lose their head.
+        files: what becomes of tasks' files; None where all machines see the directory.
         tell: takes what happens to agents, in words.
 
     Raises:
@@ -69,6 +73,7 @@ class ClusterExecutor(Executor):
         preload: Sequence[str] = ("torch",),
         grace: float = 30.0,
         settings: ClusterSettings = ClusterSettings(),  # noqa: B008 - it is frozen
+        files: HeadFiles | None = None,
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.slots = tuple(slots)
@@ -78,6 +83,7 @@ class ClusterExecutor(Executor):
         self._per_agent = per_agent
         self._grace = grace
         self._settings = settings
+        self._files = files or HeadFiles(directory)
         self._tell = tell
         self._started = False
         self._version = ""
@@ -90,6 +96,7 @@ class ClusterExecutor(Executor):
         self._numbers = itertools.count()
         self._workers = Workers(self._send_signal)
         self._losses: Counter[int] = Counter()
+        self._unsent: dict[tuple[str, int], list[int]] = {}  # signals for workers whose files are on their way
         self._spread: dict[int, Spread] = {}  # by the number of a task on several agents
         self._held: list[tuple[int, Task, Sequence[int], Policy]] = []  # until what ran there before has ended
         self._events: list[ExecutorEvent] = []
@@ -103,7 +110,12 @@ class ClusterExecutor(Executor):
 
     @property
     def room(self) -> int:
-        return len(self.slots) // self._per_agent * capacity(self.slots[: self._per_agent])
+        agents = len(self.slots) // self._per_agent if self.shares_disk else 1
+        return agents * capacity(self.slots[: self._per_agent])
+
+    @property
+    def shares_disk(self) -> bool:
+        return self._files.shared
 
     def start(self) -> None:
         """Check that agents can be placed. The first `wait` makes files, so that a mistake in a config leaves none."""
@@ -122,32 +134,18 @@ class ClusterExecutor(Executor):
             raise
 
     def _open(self) -> None:
-        before = left_agents(self._directory)
+        self._files.prepare()
+        before = self._files.left_agents()
         self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
         self._fence = address.fence
         self._lease.fenced(self._fence)
+        self._files.open(self._fence)
         if self._pool.start([sys.executable, "-c", CODE, str(self._directory), *map(str, sys.path)]):
             for name in before:
-                forget_agent(self._directory, name)
-        else:
-            self._outlive(before)
-
-    def _outlive(self, before: Mapping[str, str]) -> None:
-        """Wait for the agents of an earlier head to end: what they run must not be started twice."""
-        if not before:
-            return
-        self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
-        seen = dict.fromkeys(before, time.monotonic())
-        while before:
-            time.sleep(_LOOK / 2)
-            now = left_agents(self._directory)
-            for name, count in dict(before).items():
-                if name in now and now[name] != count:
-                    seen[name] = time.monotonic()
-                silent = time.monotonic() - seen[name] > self._settings.patience
-                if name in now and silent:
-                    forget_agent(self._directory, name)
-            before = {name: now[name] for name in before if name in now}
+                self._files.forget_agent(name)
+        elif before:
+            self._tell(f"Waiting for {len(before)} agents of the head before this one to end.")
+            outlive(self._files, before, self._settings.patience)
 
     @property
     def ready(self) -> tuple[Slot, ...]:
@@ -161,14 +159,18 @@ class ClusterExecutor(Executor):
         agents = list({agent.name: agent for agent in found if agent is not None}.values())
         if None in found or any(agent.leaving for agent in agents):
             return  # these slots are lost, as has been told or will be
+        if len(agents) > 1 and not self.shares_disk:
+            told = f"it takes {len(slots)} slots, which are on several machines that share no disk"
+            self._events.append(Finished(number, "failed", error=told, began=False))
+            return
         if self._is_held(task, slots):
             self._held.append((number, task, slots, policy))
             return
         try:
-            call = task.call
+            call = task.call(self._files.folders)
             for agent in agents:
                 if task.common is not None and task.common.key not in agent.commons:
-                    self._send(agent.name, ["common", task.common.key], task.common.pickled)
+                    self._send(agent.name, ["common", task.common.key], task.common.pickled(self._files.folders))
                     agent.commons.add(task.common.key)
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
@@ -179,9 +181,10 @@ class ClusterExecutor(Executor):
         parts = [(agent.name, next(self._numbers)) for agent in agents]
         if len(agents) > 1:
             self._spread[number] = Spread(task.num, parts, meeting, set(parts))
-        for index, (agent, (_, worker), mine) in enumerate(zip(agents, parts, own, strict=True)):
-            self._workers.begin((agent.name, worker), number, policy)
-            agent.busy[worker], agent.tasks[worker] = tuple(mine), task.num
+        roots = roots_of(task, self._directory)
+        for index, (agent, key, mine) in enumerate(zip(agents, parts, own, strict=True)):
+            self._workers.begin(key, number, policy)
+            agent.busy[key[1]], agent.tasks[key[1]] = tuple(mine), task.num
             agent.idle_since = None
             log = task.log if task.log is None or not index else task.log.with_stem(f"{task.log.stem}.node{index}")
             nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting.absolute())}
@@ -189,13 +192,22 @@ class ClusterExecutor(Executor):
                 "slots": [agent.slots[each] for each in mine],
                 "threads": task.threads,
                 "log": None if log is None else str(log.absolute()),
+                "roots": roots,
                 "cwd": str(Path.cwd()),
                 "path": [str(entry) for entry in sys.path],
                 "argv": list(sys.argv),
                 "common": None if task.common is None else task.common.key,
                 "nodes": nodes if len(agents) > 1 else None,
             }
-            self._send(agent.name, ["task", worker, given], call)
+            self._unsent[key] = []
+            self._files.begin(key, roots, partial(self._send_task, key, given, call))
+
+    def _send_task(self, key: tuple[str, int], given: Mapping[str, Any], call: bytes) -> None:
+        """Send a task whose files are there, and what was to be sent after it."""
+        name, worker = key
+        self._send(name, ["task", worker, given], call)
+        for signum in self._unsent.pop(key, []):
+            self._send(name, ["signal", [worker], signum])
 
     def _is_held(self, task: Task, slots: Sequence[int]) -> bool:
         """Return whether a part of what an agent's end has broken off still runs here, or is of the same task."""
@@ -231,7 +243,9 @@ class ClusterExecutor(Executor):
         self._look()
         now = time.monotonic()
         wait = 0.0 if self._events else self._workers.next_due(min(now + timeout, self._next_look)) - now
-        for received in self._transport.receive(max(0.0, wait)):
+        connection.wait([self._transport.fileno(), self._files.arrivals.fileno()], max(0.0, wait))
+        self._files.arrivals.handle()
+        for received in self._transport.receive(0):
             self._heard(received)
         events, self._events = self._events, []
         return events
@@ -241,14 +255,17 @@ class ClusterExecutor(Executor):
         if self._transport is None:
             self._pool.close()
             return
+        whole = not any(agent.tasks for agent in self._agents.values())
         for name in self._agents:
             self._send(name, ["close"])
             self._transport.forget(name)
         self._transport.close(flush=2.0)
         self._pool.close()
+        self._files.put_away(whole)
         self._lease.release()
         self._transport = None
         self._agents.clear()
+        self._unsent.clear()
         self._of.clear()
         self._devices.clear()
         self._workers.clear()
@@ -263,7 +280,10 @@ class ClusterExecutor(Executor):
     def _send_signal(self, workers: list[tuple[str, int]], signum: int) -> None:
         of: dict[str, list[int]] = {}
         for name, worker in workers:
-            of.setdefault(name, []).append(worker)
+            if (name, worker) in self._unsent:
+                self._unsent[name, worker].append(signum)
+            else:
+                of.setdefault(name, []).append(worker)
         for name, numbers in of.items():
             self._send(name, ["signal", numbers, signum])
 
@@ -289,12 +309,9 @@ class ClusterExecutor(Executor):
                 self._tell(f"A connection was refused: {reason}.")
         working = [it for it in self._agents.values() if not it.leaving]
         needed = math.ceil(self._demand / self._per_agent)
-        for agent in [it for it in working if self._is_idle(it)][: max(0, len(working) - needed)]:
+        for agent in [it for it in working if it.idle() > self._settings.idle][: max(0, len(working) - needed)]:
             self._dismiss(agent)
         self._pool.want(needed)
-
-    def _is_idle(self, agent: Remote) -> bool:
-        return agent.idle_since is not None and time.monotonic() - agent.idle_since > self._settings.idle
 
     def _dismiss(self, agent: Remote) -> None:
         assert self._transport is not None
@@ -304,6 +321,9 @@ class ClusterExecutor(Executor):
 
     def _lose(self, agent: Remote, why: str) -> None:
         """Take note that an agent is gone, without having told how its workers ended."""
+        if agent.coming_home:
+            agent.afterwards = partial(self._lose, agent, why)
+            return
         self._tell(f"The agent on {agent.node} is lost: {why}.")
         for worker, num in agent.tasks.items():
             self._losses[num] += 1
@@ -328,9 +348,13 @@ class ClusterExecutor(Executor):
             self._spread.pop(number).meeting.unlink()
 
     def _remove(self, agent: Remote) -> None:
+        if agent.coming_home:
+            agent.afterwards = partial(self._remove, agent)
+            return
         assert self._transport is not None
         for worker in agent.tasks:
             self._workers.forget((agent.name, worker))
+            self._files.lose((agent.name, worker))
         for spread in self._spread.values():
             spread.over |= any(name == agent.name for name, _ in spread.parts)
         forget_agent(self._directory, agent.name)
@@ -410,22 +434,26 @@ class ClusterExecutor(Executor):
         self._events.append(Gained(tuple(gained)))
 
     def _happened(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
-        name: Hashable = (agent.name, worker)
+        name = agent.name, worker
         if kind == "forked":
             launched = self._workers.forked(name, rest[0])
             spread = self._spread.get(launched.number)
             if spread is None or (name == spread.parts[0] and not spread.over):
                 self._events.append(launched)
         elif kind == "woken":
-            if (event := self._workers.woken(name, rest[0], rest[1])) is not None:
-                self._events.append(event)
+            self._files.ask(name, lambda: self._tell_of(self._workers.woken(name, rest[0], rest[1])))
         elif kind == "said":
-            if (said := self._workers.said(name, rest[0])) is not None:
-                self._events.append(said)
+            self._files.ask(name, lambda: self._tell_of(self._workers.said(name, rest[0])))
         else:
-            self._ended(agent, kind, worker, rest, report)
+            agent.coming_home.add(worker)
+            self._files.end(name, lambda: self._ended(agent, kind, worker, rest, report))
+
+    def _tell_of(self, event: ExecutorEvent | None) -> None:
+        if event is not None:
+            self._events.append(event)
 
     def _ended(self, agent: Remote, kind: str, worker: int, rest: Sequence[Any], report: bytes) -> None:
+        agent.coming_home.discard(worker)
         slots = agent.busy.pop(worker)
         del agent.tasks[worker]
         if kind == "refused":
@@ -444,6 +472,8 @@ class ClusterExecutor(Executor):
             self._lose_slots(agent, slots)
         elif not agent.busy:
             agent.idle_since = time.monotonic()
+        if agent.afterwards is not None and not agent.coming_home:
+            agent.afterwards()
         self._launch_held()
 
     def _part_ended(self, part: tuple[str, int], finished: Finished) -> None:

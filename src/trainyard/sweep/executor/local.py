@@ -78,8 +78,8 @@ class LocalExecutor(Executor):
         """Ask the agent for a worker; return False if the agent has ended, which `wait` will find."""
         assert self._agent is not None
         try:
-            call = task.call
-            common = b"" if task.common is None else task.common.pickled
+            call = task.call()
+            common = b"" if task.common is None else task.common.pickled()
         except Exception as error:
             told = f"the task cannot be pickled: {one_line(error)}"
             self._events.append(Finished(number, "failed", error=told, traceback=traceback.format_exc(), began=False))

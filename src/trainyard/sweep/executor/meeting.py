@@ -89,7 +89,7 @@ def open_agent(directory: Path, name: str) -> tuple[Transport, HeadAddress]:
     folder = directory / FOLDER
     try:
         address = read_head(directory)
-        token = (folder / _TOKEN).read_text().encode() if address.kind == "tcp" else b""
+        token = read_token(directory).encode() if address.kind == "tcp" else b""
     except OSError as error:
         node = socket.gethostname()
         if not directory.is_dir():
@@ -110,6 +110,23 @@ def read_head(directory: Path) -> HeadAddress:
         OSError: it cannot be read.
     """
     return HeadAddress(**json.loads((directory / FOLDER / _HEAD).read_bytes()))
+
+
+def read_token(directory: Path) -> str:
+    """Return what the head of a sweep and its agents have to know.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return (directory / FOLDER / _TOKEN).read_text()
+
+
+def write_meeting(directory: Path, address: HeadAddress, token: str) -> None:
+    """Write down how to reach a head, for an agent on a machine that does not see the head's own directory."""
+    for each in (directory / FOLDER, directory / FOLDER / _ALIVE):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _replace(directory / FOLDER / _HEAD, json.dumps(asdict(address)))
+    _replace(directory / FOLDER / _TOKEN, token)
 
 
 class AliveFile:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from trainyard.errors import ConfigError, TrainyardError
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.ray_process import CODE
 from trainyard.sweep.executor.remote_agent import PLACE
+from trainyard.sweep.executor.shipping.home import HomeFiles
+from trainyard.sweep.executor.shipping.node import CODE as NODE
 
 FOLDER = "ray"
 FAILURES = 3
@@ -67,6 +69,7 @@ class RayPool(Pool):
         most: so many agents at a time at most.
         autoscaling: whether the cluster adds nodes.
         patience: seconds within which agents end whose head is gone.
+        files: sends the code to nodes that do not see it; None where they do.
         tell: takes what happens, in words.
     """
 
@@ -78,6 +81,7 @@ class RayPool(Pool):
         most: int,
         autoscaling: bool = False,
         patience: float = 90.0,
+        files: HomeFiles | None = None,
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:
         self._folder = directory / FOLDER
@@ -86,6 +90,8 @@ class RayPool(Pool):
         self._most = most
         self._autoscaling = autoscaling
         self._patience = patience
+        self._files = files
+        self._told: str | None = None
         self._tell = tell
         self._command: Sequence[str] = ()
         self._placed = 0
@@ -96,6 +102,7 @@ class RayPool(Pool):
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
         self._errors: IO[str]
+        self._code: tempfile.TemporaryDirectory[str]
 
     def check(self) -> None:
         nodes = self._connect()
@@ -115,7 +122,12 @@ class RayPool(Pool):
         }
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the pool)
         self._messages = queue.SimpleQueue()
-        given = [self._address, json.dumps(options), str(self._patience), *map(str, sys.path)]
+        self._code = tempfile.TemporaryDirectory(prefix="trainyard-")
+        archive = ""
+        if self._files is not None:
+            archive = f"{self._code.name}/code.zip"
+            self._files.pack(Path(archive))
+        given = [self._address, json.dumps(options), str(self._patience), archive, *map(str, sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-c", CODE, *given],
             stdin=subprocess.PIPE,
@@ -159,6 +171,9 @@ class RayPool(Pool):
     def start(self, command: Sequence[str]) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._command = command
+        if self._files is not None:
+            self._command = [sys.executable, "-c", NODE, *self._files.path()]
+            self._told = self._files.told_to_nodes()
         return False  # they show by themselves whether they live
 
     def want(self, count: int) -> None:
@@ -172,6 +187,7 @@ class RayPool(Pool):
                 "cwd": str(Path.cwd()),
                 "log": str(self._folder / f"{place}.out"),
                 "environ": {**os.environ, PLACE: place},
+                "told": self._told,
             }
             self._send("place", place, given)
         waiting = sorted(self._places - self._arrived - self._taken_back, key=int)
@@ -188,22 +204,29 @@ class RayPool(Pool):
 
     def gone(self) -> dict[str, str]:
         found = {}
+        for place, why, said in self._ended():
+            found[place] = why
+            self._places.discard(place)
+            self._left(place, why, said)
+        return found
+
+    def _ended(self) -> Iterator[tuple[str, str, str]]:
         while not self._messages.empty():
             match self._messages.get():
                 case ["ended", place, why, said]:
-                    found[place] = why
-                    self._places.discard(place)
-                    self._left(place, why, said)
+                    if self._told is not None and said:
+                        (self._folder / f"{place}.out").write_text(said)
+                    yield place, why, said
                 case None:
                     raise TrainyardError(f"The connection to the Ray cluster is lost: {self._last_words()}.")
-        return found
 
     def _left(self, place: str, why: str, said: str) -> None:
         if place in self._arrived or place in self._taken_back:
             return
         self._failures += 1
         if self._failures >= FAILURES:
-            told = f"{why}, and said: {said}" if said else f"{why}."
+            lines = said.strip().splitlines()
+            told = f"{why}, and said: {lines[-1].strip()}" if lines else f"{why}."
             raise TrainyardError(f"{self._failures} agents ended before they reached the head. The last: {told}")
 
     def arrived(self, place: str) -> None:
@@ -217,6 +240,9 @@ class RayPool(Pool):
         until = time.monotonic() + _END
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, until - time.monotonic()))
+        with suppress(TrainyardError):  # its end is no loss now
+            for _ in self._ended():
+                pass
         self._kill()
 
     def _kill(self) -> None:
@@ -227,6 +253,7 @@ class RayPool(Pool):
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process = None
+        self._code.cleanup()
         self._places.clear()
 
 

@@ -3,12 +3,12 @@
 A process of its own, since Ray starts threads and handles signals in the process that uses it, and ends that process
 when its cluster is lost. Messages are JSON lists, one a line. In, on stdin:
 
-    ["place", place, {command, cwd, log, environ}]      start an agent
-    ["take", place]                                     end one
-    ["close"]                                           end all, and this process
+    ["place", place, {command, cwd, log, environ, told}]    start an agent
+    ["take", place]                                         end one
+    ["close"]                                               end all, and this process
 
 Out, on stdout: `["imported"]`, then `["connected", nodes]` with the resources of each node, or `["failed", why]`; then
-`["ended", place, why, said]` for each agent, with the last line that it printed.
+`["ended", place, why, said]` for each agent, with what it printed.
 
 When its head is gone without a word, this process stays while agents do: they end at a checkpoint.
 """
@@ -22,18 +22,20 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trainyard.track.variables import RAY_NODE
 
 CODE = (
-    "import sys; sys.path[:] = sys.argv[4:]; "
-    "from trainyard.sweep.executor.ray_process import main; main(*sys.argv[1:4])"
+    "import sys; sys.path[:] = sys.argv[5:]; "
+    "from trainyard.sweep.executor.ray_process import main; main(*sys.argv[1:5])"
 )
-"""What starts this process with the arguments ADDRESS, OPTIONS, LINGER and the entries of `sys.path`."""
+"""What starts this process with the arguments ADDRESS, OPTIONS, LINGER, CODE and the entries of `sys.path`."""
 _PROBE = 10.0  # seconds to wait for a connection
 _EVERY = 0.3  # seconds between two looks at the actors
 _LAST = 8.0  # seconds that agents have to end when this process closes
@@ -45,40 +47,54 @@ class AgentActor:
     """Actor that starts an agent on its node. Pickled by value: nodes need nothing of Trainyard to unpickle it."""
 
     def run(
-        self, command: Sequence[str], cwd: str, log: str, environ: Mapping[str, str], gpus: int
+        self, command: Sequence[str], cwd: str, log: str, environ: Mapping[str, str], told: str | None, gpus: int
     ) -> tuple[str, int, str]:
-        """Run an agent to its end, and return its host, its status and the last line that it has printed.
+        """Run an agent to its end, and return its host, its status and what it has printed.
 
         Ray ends the process of an actor with SIGKILL. The agent ends with it, and its workers with the agent.
+
+        Args:
+            command: starts an agent. Its interpreter is that of the head.
+            cwd: the folder that it starts in.
+            log: the file for its output.
+            environ: its environment, which is the head's.
+            told: what the agent reads on stdin. This node sees no folder of the head then: its own interpreter,
+                environment and folders are used.
+            gpus: those that it has.
         """
         import ray
 
         host = socket.gethostname()
-        own = {name: value for name, value in os.environ.items() if name.startswith(_OF_NODE)}
+        own = {name: value for name, value in os.environ.items() if told is not None or name.startswith(_OF_NODE)}
         own.pop("OMP_NUM_THREADS", None)  # Ray's own idea
         if not gpus:
             own["CUDA_VISIBLE_DEVICES"] = ""
         given = {name: value for name, value in environ.items() if name not in own}
         given[RAY_NODE] = ray.get_runtime_context().get_node_id()
         program, option, code, *arguments = command
+        if told is not None:
+            program, cwd = sys.executable, str(Path.cwd())
+            log = tempfile.NamedTemporaryFile(prefix="trainyard-", suffix=".out", delete=False).name  # noqa: SIM115
         code = _DIES_WITH_PARENT.format(parent=os.getpid()) + code
         try:
             with Path(log).open("a") as file:
                 begin = file.tell()
-                status = subprocess.call(
+                status = subprocess.run(
                     [program, option, code, *arguments],
                     cwd=cwd,
                     env=given | own,
-                    stdin=subprocess.DEVNULL,
+                    input=(told or "").encode(),
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                )
+                ).returncode
             with Path(log).open(errors="replace") as file:
                 file.seek(begin)
-                lines = [line.strip() for line in file if line.strip()]
+                said = file.read()
+            if told is not None:
+                Path(log).unlink()
         except OSError as error:
             return host, 1, f"it does not see {error.filename}: {error.strerror}"
-        return host, status, lines[-1] if lines else ""
+        return host, status, said
 
     def wait(self) -> tuple[str, int, str]:
         """Return after `run`, whose own result was lost on its way."""
@@ -167,6 +183,16 @@ def reason(told: str) -> str:
     return because[1] if because else told.strip().partition("\n")[0].rstrip(".")
 
 
+def noted_cluster() -> str | None:
+    """Return the address of the cluster that Ray has noted on this machine; its head may have been killed since."""
+    with suppress(ImportError, OSError):  # private
+        from ray._private.utils import read_ray_address
+
+        noted: str | None = read_ray_address()
+        return noted
+    return None
+
+
 def probe(address: str) -> None:
     """Check that something answers at an address.
 
@@ -177,8 +203,8 @@ def probe(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), _PROBE).close()
 
 
-def main(address: str, options: str, linger: str) -> None:
-    """Connect to a cluster and serve the head."""
+def main(address: str, options: str, linger: str, code: str) -> None:
+    """Connect to a cluster and serve the head. `code` is the archive that its nodes unpack; empty for none."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no message
 
@@ -192,9 +218,11 @@ def main(address: str, options: str, linger: str) -> None:
     try:
         if address == "auto":
             address = os.environ.get("RAY_ADDRESS", "auto")
-        if address not in ("auto", "local"):
-            probe(address)
-        own = {"include_dashboard": False} if address == "local" else {}
+        if address != "local" and (known := noted_cluster() if address == "auto" else address):
+            probe(known)
+        own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        if code:
+            own["runtime_env"] = {"working_dir": code}
         ray.init(address, log_to_driver=False, **own)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     except Exception as error:  # Ray's own, of many kinds

@@ -7,7 +7,7 @@ It dials the head of the sweep in a directory. Messages, each a JSON list:
     to the head                                     to the agent
     ["hello", {name, place, node, fence, version}]  ["welcome", {preload, settings, patience, grace}]
                                                     or ["refused", why]
-    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, cwd, path, argv,
+    ["ready", [[device, threads], …]]               ["task", worker, {slots, threads, log, roots, cwd, path, argv,
     ["forked", worker, pid]                                  common, nodes}], the call
     ["refused", worker, error]                      ["signal", [worker, …], signum]
     ["woken", worker, index, at]                    ["common", key], what tasks have in common, pickled
@@ -35,6 +35,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
@@ -47,10 +48,11 @@ from trainyard.sweep.executor.agent import Agent, AgentEndedError, ExecutorError
 from trainyard.sweep.executor.code_version import code_version
 from trainyard.sweep.executor.local import memory_file
 from trainyard.sweep.executor.meeting import AliveFile, HeadAddress, open_agent, read_head
+from trainyard.sweep.executor.shipping.files import AgentFiles
 from trainyard.sweep.executor.slots import Slot, find_slots
 from trainyard.sweep.executor.transport import Transport, TransportError
 from trainyard.sweep.executor.transport.base import BEAT, HEAD
-from trainyard.sweep.executor.worker import Place, worker_setting, write_task
+from trainyard.sweep.executor.worker import worker_setting, write_task
 
 CODE = (
     "import sys; directory, *sys.path = sys.argv[1:]; sys.argv[1:] = [directory]; "
@@ -69,24 +71,30 @@ class RemoteAgent:
 
     Args:
         directory: the sweep's directory.
+        files: what becomes of the files of tasks; None where they are where they belong.
+
+    Attributes:
+        name: the agent's own.
 
     Raises:
         TrainyardError: the directory or its head cannot be seen from here.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, files: AgentFiles | None = None) -> None:
         self._directory = directory
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._files = files or AgentFiles(directory)
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._transport: Transport
         self._address: HeadAddress
-        self._transport, self._address = open_agent(directory, self._name)
-        self._alive = AliveFile(directory, self._name)
+        self._transport, self._address = open_agent(directory, self.name)
+        self._alive = AliveFile(directory, self.name)
         self._agent: Agent | None = None
         self._reports: dict[int, BinaryIO] = {}  # by the fork server's number
         self._heads: dict[int, int] = {}  # the head's number of a worker
         self._ours: dict[int, int] = {}  # and back
+        self._asked: dict[int, list[int]] = {}  # signals, by the head's number, of workers whose files are on their way
         self._commons: dict[int, bytes] = {}
-        self._held: list[tuple[int, dict[str, Any], bytes]] = []  # tasks whose workers are not forked yet
+        self._held: list[tuple[int, Mapping[str, Any], bytes]] = []  # tasks whose workers are not forked yet
         self._patience = _WELCOME
         self._grace = 30.0
         self._why = ""  # why it leaves; empty while it stays
@@ -105,11 +113,11 @@ class RemoteAgent:
         self._say(
             "hello",
             {
-                "name": self._name,
+                "name": self.name,
                 "place": place,
                 "node": node,
                 "fence": self._address.fence,
-                "version": code_version(),
+                "version": self._files.version or code_version(),
             },
         )
         try:
@@ -119,6 +127,7 @@ class RemoteAgent:
         finally:
             if self._agent is not None:
                 self._agent.close()
+            self._files.close()
             self._alive.remove()
         if not self._closed and not self._lost:
             self._say("gone", self._why)
@@ -129,7 +138,7 @@ class RemoteAgent:
         self._told = signum
 
     def _is_over(self) -> bool:
-        return self._closed or (bool(self._why) and not self._reports)
+        return self._closed or (bool(self._why) and not self._reports and not self._files.busy)
 
     def _say(self, *message: Any, payload: bytes = b"") -> None:
         self._transport.send(HEAD, list(message), payload)
@@ -145,8 +154,9 @@ class RemoteAgent:
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
             self._lose_head("there is no sign of the head")
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
-            self._kill_at = None
+            self._kill_at = time.monotonic() + self._grace
             self._signal(list(self._reports), signal.SIGKILL)
+            self._closed = not self._reports  # what is left is a storage that fails
 
     def _obey_signal(self) -> None:
         if self._told is not None:
@@ -183,7 +193,7 @@ class RemoteAgent:
         sources: list[Any] = [] if self._lost else [self._transport.fileno()]
         if self._agent is not None:
             sources.append(self._agent)
-        connection.wait(sources, _EVERY)
+        connection.wait([*sources, self._files.arrivals.fileno()], _EVERY)
         # Before the ends of workers that got it too: the head has to know why they were interrupted.
         self._obey_signal()
         if not self._lost:
@@ -194,11 +204,14 @@ class RemoteAgent:
                 if self._agent is None:
                     raise TrainyardError(f"The head at {self._address.host}:{self._address.port}: {error}.") from error
                 self._lose_head(str(error))
+        self._files.arrivals.handle()
         try:
             while self._agent is not None and (message := self._agent.receive(0)) is not None:
                 self._pass_on(message)
         except AgentEndedError:
             self._reports.clear()
+            for number in self._heads.values():
+                self._files.end(number, lambda: None)
             self._leave("its fork server ended")
             try:
                 assert self._agent is not None
@@ -214,12 +227,15 @@ class RemoteAgent:
                 self._closed = True
                 raise TrainyardError(f"The head refuses this agent: {why}")
             case ["task", worker, task]:
-                self._held.append((worker, task, call))
-                self._fork_held()
+                if not self._why:  # else the head has been told, or is about to be
+                    self._asked[worker] = []
+                    self._files.begin(worker, task["roots"], partial(self._hold, worker, task, call))
             case ["common", key]:
                 self._commons[key] = call
             case ["signal", workers, signum]:
                 self._signal([self._ours[each] for each in workers if each in self._ours], signum)
+                for each in self._asked.keys() & set(workers):
+                    self._asked[each].append(signum)
             case ["answer", worker]:
                 if worker in self._ours and self._agent is not None:
                     with memory_file() as file:
@@ -235,18 +251,25 @@ class RemoteAgent:
         self._slots = own_slots(**welcome["settings"])
         self._agent = Agent(welcome["preload"], max(slot.threads for slot in self._slots))
 
+    def _hold(self, number: int, task: Mapping[str, Any], call: bytes) -> None:
+        self._held.append((number, task, call))
+        self._fork_held()
+
     def _fork_held(self) -> None:
         """Fork the workers that are asked for, where the sweep's directory is there: else another would be made."""
         while self._held and (self._why or self._directory.exists()):
             self._fork(*self._held.pop(0))
 
     def _fork(self, number: int, task: Mapping[str, Any], call: bytes) -> None:
+        asked = self._asked.pop(number)
         if self._why:
-            return  # the head has been told, or is about to be
+            self._files.end(number, lambda: None)
+            return
         assert self._agent is not None
         slots = [self._slots[index] for index in task["slots"]]
-        log = None if task["log"] is None else Path(task["log"])
-        setting = worker_setting(slots, task["threads"], log, Place(task["cwd"], task["path"], task["argv"]))
+        folders = self._files.folders
+        log = None if task["log"] is None else Path(folders.located(task["log"]))
+        setting = worker_setting(slots, task["threads"], log, self._files.place(task), folders)
         if task["nodes"] is not None:
             setting.environ[NODES] = json.dumps(task["nodes"])
         with memory_file() as file:
@@ -256,6 +279,8 @@ class RemoteAgent:
             worker = self._agent.fork(file, report)
         self._reports[worker] = report
         self._heads[worker], self._ours[number] = number, worker
+        for signum in asked:
+            self._signal([worker], signum)
 
     def _pass_on(self, message: list[Any]) -> None:
         match message:
@@ -270,7 +295,11 @@ class RemoteAgent:
                     with self._reports.pop(worker) as file:
                         file.seek(0)
                         report = file.read()
-                self._say(kind, number, *rest, payload=report)
+                # What the head reads then has to be where it reads it.
+                say = partial(self._say, kind, number, *rest, payload=report)
+                ask, at_once = self._files.ask, lambda _, then: then()
+                carry = {"forked": at_once, "woken": ask, "said": ask}.get(kind, self._files.end)
+                carry(number, say)
 
 
 def own_slots(cores: int | None = None, **settings: Any) -> list[Slot]:

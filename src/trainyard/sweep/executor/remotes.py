@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +70,8 @@ class Remote:
         busy: the slots of each of its workers.
         tasks: the task's own number of each of its workers.
         leaving: why it takes no more tasks; empty while it does.
+        coming_home: the workers that have ended and whose files are on their way.
+        afterwards: what is done once they are there.
         commons: the keys of what tasks have in common that it has.
         idle_since: when its last worker ended, by `time.monotonic`; None while it has one.
     """
@@ -80,6 +83,8 @@ class Remote:
     busy: dict[int, tuple[int, ...]] = field(default_factory=dict)
     tasks: dict[int, int] = field(default_factory=dict)
     commons: set[int] = field(default_factory=set)
+    coming_home: set[int] = field(default_factory=set)
+    afterwards: Callable[[], None] | None = None
     leaving: str = ""
     idle_since: float | None = None
 
@@ -87,3 +92,7 @@ class Remote:
     def in_use(self) -> set[int]:
         """Indices of the slots that its workers have."""
         return {index for indices in self.busy.values() for index in indices}
+
+    def idle(self) -> float:
+        """Return for how many seconds it has had no worker; -1 while it has one."""
+        return -1.0 if self.idle_since is None else time.monotonic() - self.idle_since

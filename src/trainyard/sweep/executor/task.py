@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import cloudpickle  # type: ignore[import-untyped]
+from trainyard.sweep.executor.shipping import portable
+from trainyard.sweep.executor.shipping.portable import Folders
 
 TaskState = Literal["done", "failed", "interrupted", "timeout", "lost", "paused"]
 EventKind = Literal["started", "retried", "ended", "failed", "interrupted"]
@@ -28,16 +27,17 @@ class Common:
     def __init__(self, value: Any) -> None:
         self.key = next(self._keys)
         self._value = value
+        self._pickled: tuple[Folders, bytes] | None = None
 
-    @cached_property
-    def pickled(self) -> bytes:
-        """The value, by cloudpickle.
+    def pickled(self, folders: Folders = Folders()) -> bytes:  # noqa: B008 - it is frozen
+        """Return the value, pickled on a machine with these folders.
 
         Raises:
             Exception: it cannot be pickled; the pickling's own error.
         """
-        pickled: bytes = cloudpickle.dumps(self._value)
-        return pickled
+        if self._pickled is None or self._pickled[0] != folders:
+            self._pickled = folders, portable.dumps(self._value, folders)
+        return self._pickled[1]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Task:
         attempts: attempts made before, in another form.
         slots: number of slots that it takes at once; on CUDA, each on a device of its own.
         threads: threads that it uses; None for those of its slot.
+        folders: what it reads and writes.
         common: the function's second argument; None if it has none.
         importable: whether all classes and functions of the call can be imported: then it is sent by pickle.
     """
@@ -67,19 +68,20 @@ class Task:
     attempts: int = 0
     slots: int = 1
     threads: int | None = None
+    folders: tuple[Path, ...] = ()
     common: Common | None = None
     importable: bool = False
 
-    @property
-    def call(self) -> bytes:
-        """The call as `write_task` takes it.
+    def call(self, folders: Folders = Folders()) -> bytes:  # noqa: B008 - it is frozen
+        """Return the call as `write_task` takes it.
+
+        Args:
+            folders: those of this machine that are elsewhere where the call is made.
 
         Raises:
             Exception: the function or its argument cannot be pickled; the pickling's own error.
         """
-        what = (self.function, self.argument)
-        pickled: bytes = pickle.dumps(what) if self.importable else cloudpickle.dumps(what)
-        return pickled
+        return portable.dumps((self.function, self.argument), folders, importable=self.importable)
 
 
 @dataclass(frozen=True)

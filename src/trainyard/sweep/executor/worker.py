@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from trainyard.errors import JobPaused, TrainyardError
+from trainyard.sweep.executor.shipping import portable
+from trainyard.sweep.executor.shipping.portable import Folders
 from trainyard.sweep.executor.slots import Slot, environment
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a process that was asked to end
@@ -36,6 +36,7 @@ class WorkerSetting:
     cpus: tuple[int, ...] | None
     threads: int
     log: Path | None
+    folders: Folders = Folders()  # noqa: RUF009 - it is frozen
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,13 @@ class Place:
     argv: Sequence[str]
 
 
-def worker_setting(slots: Sequence[Slot], threads: int | None, log: Path | None, place: Place) -> WorkerSetting:
+def worker_setting(
+    slots: Sequence[Slot],
+    threads: int | None,
+    log: Path | None,
+    place: Place,
+    folders: Folders = Folders(),  # noqa: B008 - it is frozen
+) -> WorkerSetting:
     """Return the settings of a worker on some slots of this machine.
 
     Args:
@@ -55,13 +62,14 @@ def worker_setting(slots: Sequence[Slot], threads: int | None, log: Path | None,
         threads: the threads that it uses; None for those of its slot.
         log: the file that its output is appended to.
         place: where the task was created.
+        folders: of this machine, that stand for those of the head.
     """
     if threads is not None:
         slots = [replace(slot, threads=threads) for slot in slots]
     cpus = None if slots[0].cpus is None else tuple(cpu for slot in slots for cpu in slot.cpus or ())
     path = [str(entry) for entry in place.path]
     environ = environment(slots, os.environ)
-    return WorkerSetting(environ, place.cwd, path, list(place.argv), cpus, slots[0].threads, log)
+    return WorkerSetting(environ, place.cwd, path, list(place.argv), cpus, slots[0].threads, log, folders)
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,13 @@ def work(task: BinaryIO, report: BinaryIO) -> None:
     process = os.getpid()
     try:
         with task:
-            _take_over(pickle.load(task))
-            function, *arguments = pickle.load(task)
+            setting = pickle.load(task)
+            _take_over(setting)
+            function, *arguments = portable.load(task, setting.folders)
             if common := task.read():
-                arguments.append(pickle.loads(common))
+                arguments.append(portable.load(io.BytesIO(common), setting.folders))
         stand_in_for_main(function)
-        outcome = TaskReport("done", _pickled(function(*arguments)))
+        outcome = TaskReport("done", _pickled(function(*arguments), setting.folders))
     except BaseException as error:  # any error is the task's, and belongs in its report
         outcome = _report_of(error)
     if os.getpid() == process:  # else it is a child that the task has forked and that returned from the task
@@ -168,12 +177,11 @@ def stand_in_for_main(function: Callable[[Any], Any]) -> None:
         main.update({name: value for name, value in code.__globals__.items() if not name.startswith("__")})
 
 
-def _pickled(value: Any) -> bytes:
+def _pickled(value: Any, folders: Folders) -> bytes:
     try:
-        pickled: bytes = cloudpickle.dumps(value)
+        return portable.dumps(value, folders)
     except Exception as error:
         raise TypeError(f"what the task returned cannot be pickled: {one_line(error)}") from error
-    return pickled
 
 
 def _report_of(error: BaseException) -> TaskReport:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import pickle
 import signal
 import time
 import traceback
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from trainyard.sweep.executor.base import Finished, Launched, Said, Woken
 from trainyard.sweep.executor.out_of_memory import killed_for_memory
 from trainyard.sweep.executor.policy import Policy
+from trainyard.sweep.executor.shipping import portable
 from trainyard.sweep.executor.task import TaskState
 from trainyard.sweep.executor.worker import INTERRUPTED, TaskReport, one_line, parsed_report
 
@@ -181,7 +182,7 @@ class Workers:
 def _open(report: TaskReport) -> tuple[TaskReport, Any]:
     """Return the report of a task that is done, and the value that the task returned."""
     try:
-        return report, pickle.loads(report.value)
+        return report, portable.load(io.BytesIO(report.value))
     except Exception as error:
         error_line = f"what the task returned cannot be unpickled: {one_line(error)}"
         return TaskReport("failed", error=error_line, traceback=traceback.format_exc()), None

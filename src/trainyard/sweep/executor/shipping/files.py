@@ -1,0 +1,131 @@
+"""Files of tasks on a disk that all machines share: they are where they belong, and nothing is carried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainyard.sweep.executor.meeting import forget_agent, left_agents
+from trainyard.sweep.executor.shipping.courier import Arrivals
+from trainyard.sweep.executor.shipping.portable import Folders
+from trainyard.sweep.executor.task import Task
+from trainyard.sweep.executor.worker import Place
+
+Action = Callable[[], object]
+_LOOK = 0.25  # seconds between two looks at the agents of an earlier head
+
+
+class TaskFiles:
+    """What is done with a task's files before it begins, while it runs, and after it.
+
+    Args:
+        directory: the sweep's directory.
+
+    Attributes:
+        folders: of this machine, that stand for the head's.
+        arrivals: what is to be done in the thread of the owner.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.folders = Folders()
+        self.arrivals = Arrivals()
+
+    def begin(self, key: Hashable, roots: list[str], then: Action) -> None:
+        """Do something once what a task needs is there.
+
+        Args:
+            key: the task.
+            roots: its folders and files, relative to the sweep's directory.
+            then: what is done.
+        """
+        then()
+
+    def ask(self, key: Hashable, then: Action) -> None:
+        """Do something once what the task has written so far is there, where it is to be."""
+        then()
+
+    def end(self, key: Hashable, then: Action) -> None:
+        """Do something once all that a task has written is there; the task has ended."""
+        then()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to carry yet."""
+        return False
+
+    def close(self) -> None:
+        """Carry nothing more."""
+        self.arrivals.close()
+
+
+class HeadFiles(TaskFiles):
+    """The same, at the head of the sweep."""
+
+    shared = True
+    """Whether all machines see the sweep's directory."""
+
+    def prepare(self) -> None:
+        """Find what heads before this one have left."""
+
+    def open(self, fence: int) -> None:
+        """Begin, as the head of this number."""
+
+    def put_away(self, whole: bool) -> None:
+        """End, whether all tasks have ended or not."""
+
+    def left_agents(self) -> dict[str, str]:
+        """Return the agents of earlier heads that have not ended, each with its last sign of life."""
+        return left_agents(self.directory)
+
+    def forget_agent(self, name: str) -> None:
+        """Remove the sign of life of an agent that has none any more."""
+        forget_agent(self.directory, name)
+
+    def lose(self, key: Hashable) -> None:
+        """Take note that the agent of a task is lost."""
+
+
+class AgentFiles(TaskFiles):
+    """The same, at an agent."""
+
+    version: str | None = None
+    """That of the agent's code, where it came from its head."""
+
+    def place(self, task: Any) -> Place:
+        """Return where a task runs on this machine."""
+        return Place(task["cwd"], task["path"], task["argv"])
+
+    def tick(self) -> None:
+        """Show that the agent lives; called every second or so."""
+
+
+def outlive(files: HeadFiles, before: Mapping[str, str], patience: float) -> None:
+    """Wait for the agents of an earlier head to end: what they run must not be started twice.
+
+    Args:
+        files: of the head.
+        before: their last signs of life.
+        patience: seconds without another one after which an agent is taken for dead.
+    """
+    before = dict(before)
+    seen = dict.fromkeys(before, time.monotonic())
+    while before:
+        time.sleep(_LOOK)
+        now = files.left_agents()
+        for name, count in dict(before).items():
+            if name in now and now[name] != count:
+                seen[name] = time.monotonic()
+            silent = time.monotonic() - seen[name] > patience
+            if name in now and silent:
+                files.forget_agent(name)
+        before = {name: now[name] for name in before if name in now}
+
+
+def roots_of(task: Task, directory: Path) -> list[str]:
+    """Return the folders and files of a task in the sweep's directory, relative to it."""
+    whole = [path.absolute() for path in (*task.folders, *([] if task.log is None else [task.log]))]
+    roots = [str(path.relative_to(directory)) for path in whole if path.is_relative_to(directory)]
+    return [one for one in roots if not any(one.startswith(f"{each}/") for each in roots)]

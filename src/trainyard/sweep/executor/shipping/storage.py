@@ -1,0 +1,168 @@
+"""Storage of a sweep on nodes that share no disk: files by their names under a URL that fsspec opens."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import posixpath
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+from fsspec.core import split_protocol, url_to_fs  # type: ignore[import-untyped]
+from fsspec.registry import known_implementations  # type: ignore[import-untyped]
+
+from trainyard.errors import ConfigError
+
+KEY = "storage"
+ACCEPTED = "a URL that fsspec writes to: s3://BUCKET/FOLDER, gs://…, sftp://…, or file:///FOLDER on a disk of all nodes"
+_MARK = "sweep.json"
+_PART = ".part"
+_VERSIONS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+class StorageError(Exception):
+    """The storage does not have what it had: a bucket or a disk that is not there for a while."""
+
+
+class Storage:
+    """Files under a URL, each of which appears whole: written under another name, and then moved.
+
+    Args:
+        url: of the folder.
+
+    Raises:
+        ConfigError: its protocol is unknown, or what opens it is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs, self._root = _opened(self.url)
+
+    def below(self, name: str) -> Storage:
+        """Return a folder of this one as a storage."""
+        return Storage(f"{self.url}/{name}")
+
+    def check(self) -> None:
+        """Write and remove a small file.
+
+        Raises:
+            ConfigError: that fails.
+        """
+        name = f".trainyard-{secrets.token_hex(8)}"
+        try:
+            self.write(name, b"trainyard")
+            told = self.read(name)
+            self.remove(name)
+            if told != b"trainyard":
+                raise StorageError("what is read is not what was written")
+        except Exception as error:
+            raise ConfigError(KEY, self.url, ACCEPTED, hint=f"It cannot be written: {_in_words(error)}.") from error
+
+    def mark(self, told: dict[str, Any]) -> None:
+        """Write what shows to others that they see this storage."""
+        self.write(_MARK, json.dumps(told).encode())
+
+    def marked(self) -> dict[str, Any]:
+        """Return what `mark` has written.
+
+        Raises:
+            StorageError: it is not there.
+        """
+        try:
+            told: dict[str, Any] = json.loads(self.read(_MARK))
+        except FileNotFoundError:
+            raise StorageError(f"{self.url} does not have this sweep") from None
+        return told
+
+    def files(self, folder: str) -> dict[str, str]:
+        """Return the files in a folder, or the one of that name: by name, each with what changes with its content."""
+        path = self._path(folder)
+        try:
+            found = self._fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {self._name(each): _version(told) for each, told in found.items() if not each.endswith(_PART)}
+
+    def version(self, name: str) -> str:
+        """Return what changes with the content of a file."""
+        return _version(self._fs.info(self._path(name)))
+
+    def read(self, name: str, begin: int = 0) -> bytes:
+        """Return the content of a file, from a byte on."""
+        path = self._path(name)
+        if begin and self._fs.size(path) <= begin:
+            return b""  # a range that is empty is an error to some storages
+        content: bytes = self._fs.cat_file(path, start=begin or None)
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file."""
+        part = self._made(name)
+        self._fs.pipe_file(part, content)
+        self._fs.mv(part, self._path(name))
+
+    def put(self, file: Path, name: str) -> None:
+        """Copy a file into the storage."""
+        part = self._made(name)
+        self._fs.put_file(str(file), part)
+        self._fs.mv(part, self._path(name))
+
+    def get(self, name: str, file: Path) -> None:
+        """Copy a file out of the storage."""
+        self._fs.get_file(self._path(name), str(file))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def clear(self) -> None:
+        """Remove everything."""
+        with suppress(FileNotFoundError):
+            self._fs.rm(self._root, recursive=True)
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._root, name)
+
+    def _name(self, path: str) -> str:
+        return posixpath.relpath(path, self._root)
+
+    def _made(self, name: str) -> str:
+        """Make the folder of a file, and return the name that it is written under."""
+        path = self._path(name)
+        self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        return f"{path}.{secrets.token_hex(4)}{_PART}"
+
+
+def _version(told: Mapping[str, Any]) -> str:
+    """Return what changes with the content of a file, of what its storage tells of it: in a list, and alone."""
+    found = next((told[key] for key in _VERSIONS if told.get(key) is not None), "")
+    return f"{told.get('size')} {found.timestamp() if isinstance(found, datetime) else found} {told.get('ino', '')}"
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    protocol, _ = split_protocol(url)
+    if protocol is None:
+        raise ConfigError(KEY, url, ACCEPTED, hint="It names no protocol.")
+    if protocol not in fsspec.available_protocols():
+        options = [f"{each}://" for each in fsspec.available_protocols()]
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"fsspec knows no {protocol}://.", options=options)
+    try:
+        importlib.import_module(known_implementations[protocol]["class"].rpartition(".")[0])
+        fs, root = url_to_fs(url, use_listings_cache=False)
+    except (ImportError, KeyError) as error:
+        told = known_implementations.get(protocol, {}).get("err") or str(error)
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. The nodes need it, too.") from error
+    except Exception as error:
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"It cannot be opened: {_in_words(error)}.") from error
+    return fs, str(root)
+
+
+def _in_words(error: Exception) -> str:
+    told = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(told.split()).rstrip(".")
