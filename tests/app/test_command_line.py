@@ -12,22 +12,13 @@ from typing import Any
 import pytest
 import torch
 from forked import Forked
+from same_run import points
 from waiting import LIMIT
 
 from trainyard.run.record import NOT_PARAMS, load_model
 from trainyard.runner import checkpoint
-from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]
-
-
-def _points(folder: Any) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
 
 
 def _last(folder: Any) -> Any:
@@ -84,17 +75,17 @@ def test_train_then_test_the_checkpoint(train: Any, tmp_path: Path) -> None:
     ] or not (tmp_path / "run/git.diff").exists()  # fmt: skip
     assert "\x1b" not in result.stdout, "no escape codes where there is no terminal"
 
-    trained = _points(tmp_path / "run")
+    trained = points(tmp_path / "run")
     tested = train("hydra.run.dir=tested", "mode=test", "load_from=run/checkpoints/best.pt")
     assert tested.returncode == 0, tested.stderr
-    names = {key: value for (key, _), value in _points(tmp_path / "tested").items()}
+    names = {key: value for (key, _), value in points(tmp_path / "tested").items()}
     assert names == {key: value for (key, _), value in trained.items() if key.startswith("test/")}
 
 
 def test_a_sweep_by_hydras_own_means(train: Any, tmp_path: Path) -> None:
     result = train("-m", "optim.lr=0.01,0.001", "hydra.sweep.dir=sweep", "hydra/launcher=basic")
     assert result.returncode == 0, result.stderr
-    rates = [_points(tmp_path / "sweep" / job)["train/lr", 6] for job in ("0", "1")]
+    rates = [points(tmp_path / "sweep" / job)["train/lr", 6] for job in ("0", "1")]
     assert rates == [0.01, 0.001]
 
 
@@ -148,7 +139,7 @@ def test_tracked_in_mlflow(train: Any, tmp_path: Path) -> None:
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert {"val/accuracy", "val/loss", "test/accuracy"} <= {metric.key for metric in model.metrics}
 
-    journal = _points(tmp_path / "run")
+    journal = points(tmp_path / "run")
     assert {step for key, step in journal if key == "train/loss"} == {2, 4, 6, 8, 9}
     for name in ("train/loss", "val/accuracy", "val/loss"):
         history = [(name, point.step) for point in client.get_metric_history(run.info.run_id, name)]
@@ -205,6 +196,6 @@ def test_interrupted_and_resumed(train: Any, tmp_path: Path, signum: Any) -> Non
 
     assert train("hydra.run.dir=run", "resume=true").returncode == 0
     assert train("hydra.run.dir=undisturbed").returncode == 0
-    assert _points(tmp_path / "run") == _points(tmp_path / "undisturbed")
+    assert points(tmp_path / "run") == points(tmp_path / "undisturbed")
     a, b = _last(tmp_path / "run"), _last(tmp_path / "undisturbed")
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in b["model"])

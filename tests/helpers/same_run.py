@@ -10,6 +10,17 @@ import pytest
 import torch
 
 from trainyard.runner import checkpoint
+from trainyard.track import read
+
+
+def points(folder: Path) -> dict[tuple[str, int], float]:
+    """The numbers that a run has journalled, by name and step, without those of time."""
+    return {
+        (key, record["step"]): value
+        for record, _ in read(folder / "metrics.jsonl")
+        for key, value in record.get("values", {}).items()
+        if "time" not in key
+    }
 
 
 def alike(ours: Path, theirs: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from forked import Forked
+from same_run import points
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
-from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]
 SWEEP = [
@@ -72,15 +72,6 @@ def spans(folder: Path) -> dict[int, list[tuple[int, int]]]:
             if own[-1:] != [(lane, task["width"])]:
                 own.append((lane, task["width"]))
     return found
-
-
-def points(folder: Path) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
 
 
 def test_killed_it_goes_on_in_the_recorded_lanes_with_the_same_bits(start: Any, tmp_path: Path) -> None:

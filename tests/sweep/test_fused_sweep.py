@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from forked import Forked
+from same_run import points
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
 from trainyard.sweep.manifest import Manifest
-from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]
 SWEEP = [
@@ -72,15 +72,6 @@ def sweep(start: Any) -> Any:
     return run
 
 
-def _points(folder: Any) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
-
-
 def _wait_for(file: Any) -> Any:
     return int(until(lambda: file.exists() and file.read_text()))
 
@@ -98,7 +89,7 @@ def test_jobs_are_what_they_would_be_alone(sweep: Any, tmp_path: Path) -> None:
         ours, theirs = tmp_path / f"fused/{num}", tmp_path / f"alone/{num}"
         files = {str(file.relative_to(ours)) for file in ours.rglob("*")}
         assert files == {str(file.relative_to(theirs)) for file in theirs.rglob("*")} - {"output.log"}
-        mine, its = _points(ours), _points(theirs)
+        mine, its = points(ours), points(theirs)
         assert mine.keys() == its.keys()
         assert mine == pytest.approx(its, rel=1e-3, abs=1e-5)
         log, other = ((folder / "train.log").read_text().splitlines() for folder in (ours, theirs))
@@ -130,7 +121,7 @@ def test_a_killed_stack_ends_as_if_it_had_not_been(start: Any, sweep: Any, tmp_p
     undisturbed = sweep("undisturbed", *POINTS, HOOK, *OFTEN, "hydra.launcher.fuse=4")
     assert undisturbed.returncode == 0, undisturbed.stderr
     for num in range(4):
-        assert _points(tmp_path / f"s/{num}") == _points(tmp_path / f"undisturbed/{num}")
+        assert points(tmp_path / f"s/{num}") == points(tmp_path / f"undisturbed/{num}")
         mine, its = (checkpoint.load(tmp_path / f"{name}/{num}/checkpoints/best.pt") for name in ("s", "undisturbed"))
         for key, tensor in its["model"].items():
             assert torch.equal(mine["model"][key], tensor), (num, key)
@@ -152,7 +143,7 @@ def test_an_interrupted_stack_is_finished_later(start: Any, sweep: Any, tmp_path
     undisturbed = sweep("undisturbed", *POINTS, HOOK, "hydra.launcher.fuse=4")
     assert undisturbed.returncode == 0
     for num in range(4):
-        assert _points(tmp_path / f"s/{num}") == pytest.approx(_points(tmp_path / f"undisturbed/{num}"), rel=1e-3)
+        assert points(tmp_path / f"s/{num}") == pytest.approx(points(tmp_path / f"undisturbed/{num}"), rel=1e-3)
 
 
 ONE_AT_A_TIME = """

@@ -18,11 +18,11 @@ import pytest
 import torch
 from forked import Forked
 from halving import SWEEPER, arguments
+from same_run import points
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
 from trainyard.sweep.manifest import Manifest
-from trainyard.track import read
 
 ROOT = Path(__file__).parents[2]
 RATES = [0.001, 0.01, 0.03, 0.1]
@@ -68,15 +68,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     file = folder / "manifest.jsonl"
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
-
-
-def points(folder: Path) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
 
 
 def below(pid: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from forked import Forked
+from same_run import points
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
@@ -68,15 +69,6 @@ def state(folder: Path, num: int) -> str:
         record = json.loads(line)
         found = record["state"] if record["kind"] == "state" and record["num"] == num else found
     return found
-
-
-def points(folder: Path) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
 
 
 @pytest.mark.parametrize("fuse", ["off", "2"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import forked
 import pytest
+from same_run import points
 from waiting import LIMIT, until, until_gone
 
 from trainyard.sweep.manifest import Manifest
@@ -44,15 +45,6 @@ def sweep(tmp_path: Path) -> Any:
     return run
 
 
-def _points(folder: Any) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
-
-
 def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     result = sweep(*GRID)
     assert result.returncode == 0, result.stderr
@@ -67,7 +59,7 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     assert objectives == sorted(objectives, reverse=True)
     assert (folder / "report.html").stat().st_size > 1000
     for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
-        assert {value for (key, _), value in _points(folder / str(num)).items() if key == "train/lr"} == {rate}
+        assert {value for (key, _), value in points(folder / str(num)).items() if key == "train/lr"} == {rate}
 
     (folder / "report.html").unlink()
     (folder / "report.html").mkdir()
@@ -326,7 +318,7 @@ def test_killed_at_random_until_it_is_done(tmp_path: Path) -> None:
     done = Counter(record["num"] for record in records if record.get("state") == "done")
     assert done == {0: 1, 1: 1, 2: 1, 3: 1}, "each job was done exactly once"
     for num in range(4):
-        assert _points(tmp_path / f"sweep/{num}") == _points(tmp_path / f"undisturbed/{num}")
+        assert points(tmp_path / f"sweep/{num}") == points(tmp_path / f"undisturbed/{num}")
 
 
 def test_sweep_resume_repeats_the_command(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from forked import Forked, run
+from same_run import points
 from waiting import LIMIT, until
 
 from trainyard.runner import checkpoint
 from trainyard.sweep.manifest import Manifest
-from trainyard.track import read
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -57,15 +57,6 @@ def decisions(folder: Path) -> list[Any]:
         elif record["kind"] == "queued" and record["why"] == "promoted":
             found.append(record["units"])
     return found
-
-
-def points(folder: Path) -> Any:
-    return {
-        (key, record["step"]): value
-        for record, _ in read(folder / "metrics.jsonl")
-        for key, value in record.get("values", {}).items()
-        if "time" not in key
-    }
 
 
 def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_undisturbed_one(tmp_path: Path) -> None:
