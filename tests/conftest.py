@@ -35,13 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
 
 
 def pytest_collection_finish() -> None:
-    """Hide what is imported and collected from the garbage collector, which would look through it again and again.
-
-    It comes less often, too: what a test needs to be gone, it collects itself.
-    """
+    """Hide what is imported and collected from the garbage collector, which would look through it again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
