@@ -33,6 +33,7 @@ def session(runner: Runner) -> Iterator[None]:
             log.info("On %s, seed %d.", describe(runner.device), member.seed, extra={"member": member})
             if runner.strategy.is_main:
                 member.open(runner.tracker, resume=bool(member.resume))
+        runner.strategy.gather(None)  # no rank writes before rank 0 has removed what a killed process left
         begun = True
         runner.call("before_run")
         yield

@@ -13,9 +13,10 @@ from waiting import LIMIT
 from trainyard.data.tensor_loader import TensorLoader
 from trainyard.distributed import Strategy
 from trainyard.hooks import PredictionDump
+from trainyard.hooks.predictions import file
 from trainyard.hooks.predictions.file import Predictions
 from trainyard.models import Supervised
-from trainyard.runner import Runner
+from trainyard.runner import Member, Runner
 from trainyard.track import read
 
 
@@ -107,3 +108,25 @@ def test_where_one_cannot_none_does(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert not predicted_by(2, tmp_path, Fails() if not options else Supervised(nn.Linear(2, 20)), **options).exists()
     assert caplog.text.count("not written") == 1
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_rank_that_is_ahead_of_the_first_one_keeps_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 removes what a killed process has left before any rank writes."""
+    ahead, opened = threading.Event(), threading.Event()
+
+    class Waits(nn.Module):
+        def forward(self, x: Any, y: Any, mode: Any) -> Any:
+            if 20 in y:  # the third batch of rank 1, which has written its first
+                ahead.set()
+                assert opened.wait(LIMIT)
+            return {"loss": x.sum()} if mode == "loss" else x
+
+    def late(member: Member, tracker: Any, *, resume: bool) -> None:
+        ahead.wait(0.5)  # in vain, if the other ranks wait
+        before(member, tracker, resume=resume)
+        opened.set()
+
+    before = Member.open
+    monkeypatch.setattr(Member, "open", late)
+    monkeypatch.setattr(file, "GROUP_BYTES", 1)
+    assert predicted_by(2, tmp_path, Waits(), 28).exists()
