@@ -158,7 +158,7 @@ class ClusterExecutor(Executor):
         found = [self._of.get(index) for index in slots]
         agents = list({agent.name: agent for agent in found if agent is not None}.values())
         if None in found or any(agent.leaving for agent in agents):
-            return  # these slots are lost, as has been told or will be
+            return  # these slots are lost, which is reported separately
         if len(agents) > 1 and not self.shares_disk:
             told = f"it takes {len(slots)} slots, which are on several machines that share no disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
@@ -482,7 +482,7 @@ class ClusterExecutor(Executor):
         spread.left.discard(part)
         spread.ended[part] = finished
         if self._agents[part[0]].leaving:
-            spread.over = True  # with its slots, as has been told or is told next
+            spread.over = True  # its slots are lost, too, which is reported separately
         if spread.left and finished.state != "done":
             self._workers.end([number], self._grace)
         if not spread.left:

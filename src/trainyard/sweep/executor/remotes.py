@@ -40,7 +40,7 @@ class Spread:
         meeting: the file in which the first one says where it listens.
         left: those of them that have not ended.
         ended: how the others ended, in that order.
-        over: it has lost an agent: nothing more is told of it.
+        over: it has lost an agent, and nothing more is reported for it.
     """
 
     num: int
