@@ -57,7 +57,7 @@ def check(then: StoredRun, now: StoredRun) -> Reproduction:
     series = {clean_name(name): points for name, points in now.history.series.items()} | now.history.series
     ended = then.state == "finished"
     if not ended:
-        found.notes.append(f"it was {then.state}, and is compared as far as it went")
+        found.notes.append(f"it was {then.state}, so only the part that it reached is compared")
     for name, points in then.history.series.items():
         if not _OF_THE_MACHINE.fullmatch(name):
             found.metrics += 1
@@ -74,7 +74,7 @@ def check(then: StoredRun, now: StoredRun) -> Reproduction:
     if then.info.changes:
         found.notes.append(f"it was resumed with other values: {', '.join(then.info.changes)}")
     if "stack" in then.history.tags:
-        found.notes.append("it was trained in a stack with other runs, which rounds otherwise than a run alone")
+        found.notes.append("it was trained in a stack with other runs, which rounds differently from a single run")
     return found
 
 

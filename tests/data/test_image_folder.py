@@ -113,8 +113,8 @@ def refused(key: str, match: str, *args: Any, **kwargs: Any) -> None:
 
 def test_what_cannot_be_a_set_of_images(digits: Path, tmp_path: Path) -> None:
     refused("path", "a folder of images.*no such file or folder", str(tmp_path / "none"))
-    refused("path", "In it are 40 images, and of folders none.*table of their paths", str(digits / "zero"))
-    refused("path", "for each of two classes", str(tmp_path))
+    refused("path", "It contains 40 images and 0 subfolders.*table of their paths", str(digits / "zero"))
+    refused("path", "subfolder of images per class", str(tmp_path))
     (tmp_path / "set" / "empty").mkdir(parents=True)
     refused("path", "images of a class", str(tmp_path / "set"))
     refused("colour", "rgb, grey", str(digits), colour="blue")

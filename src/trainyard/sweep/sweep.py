@@ -92,7 +92,7 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} allows no more."
+        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} limits it."
         if not self._executor.shares_disk:
             limit = "With hydra.launcher.storage a job has those of one agent."
         self._configs = JobConfigs(composer, self.application, config, self.directory, self._executor.room, limit)
