@@ -37,7 +37,7 @@ def _left(folder: Any) -> Any:
         (["optm=adam"], ["'optm' is invalid", "Did you mean 'optim'?"]),
         (["hook.logger.intervall=3"], ["Did you mean 'interval'?"]),
         (["~optim.lrr"], ["optim.lrr", "Did you mean 'lr'?"]),
-        (["optim.lr=[1"], ["'optim.lr=[1' cannot be read as an override"]),
+        (["optim.lr=[1"], ["'optim.lr=[1' is not a valid override"]),
         (["optim._target_=torch.optim.Adm"], ["optim._target_", "Did you mean 'torch.optim.Adam'?"]),
         (["optim._target_=toch.optim.Adam"], ["there is no module 'toch'"]),
         (["+optim.weightdecay=0.1"], ["optim: 'weightdecay' is invalid", "Did you mean 'weight_decay'?"]),

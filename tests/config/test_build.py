@@ -281,7 +281,7 @@ def test_entries_that_are_none_are_left_out() -> None:
     assert build_all(None, "hook") == build_all({}, "hook") == {}
     with pytest.raises(ConfigError, match=r"^hook\.c\._target_"):
         build_all({"c": {"_target_": "no.thing"}}, "hook")
-    with pytest.raises(ConfigError, match=r"^hook: 'list' is invalid. Expected a mapping of names"):
+    with pytest.raises(ConfigError, match=r"^hook: 'list' is invalid. Expected a mapping from names"):
         build_all([1], "hook")
 
 

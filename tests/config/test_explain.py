@@ -41,7 +41,7 @@ def told(*overrides: Any) -> Any:
         (["hook.ema.decay=0.9"], "ema is an option of hook that is not selected: hook=ema selects it."),
         (["hook.chekpoint.by=iter"], "hook.chekpoint.by: 'chekpoint' is invalid. Expected a key of hook"),
         (["hook.chekpoint.by=iter"], "Did you mean 'checkpoint'?"),
-        (["optim.lr=[1"], "'optim.lr=[1' cannot be read as an override"),
+        (["optim.lr=[1"], "'optim.lr=[1' is not a valid override"),
         (["seed.a.b=1"], "seed.a.b: "),
         (["lr=0.1"], "lr: 'lr' is invalid. Expected a group or key of this config. Did you mean optim.lr?"),
         (["epochs=3"], "Did you mean loop.max_epochs?"),

@@ -112,7 +112,7 @@ def test_keywords_take_the_place_of_what_others_refer_to(composed: Any) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.hidden=[${absent}]", r"^model\.hidden.*: '\$\{absent\}' is invalid. .* resolves\. .*'absent'"),
+        ("model.hidden=[${absent}]", r"^model\.hidden.*: '\$\{absent\}' is invalid. .* can be resolved\. .*'absent'"),
         ("name=${own:1}", "name: .* is invalid. .*Unsupported interpolation type own: .*register_new_resolver"),
         ("name=${hydra:job.name}", r"name: .* is invalid. .*: \$\{hydra:…\} has a value only in a Hydra application"),
     ],

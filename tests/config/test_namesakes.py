@@ -55,7 +55,7 @@ def test_they_are_told_with_both_files(checked: Any) -> None:
 
 def test_two_of_ones_own_files(checked: Any) -> None:
     files = {"a": TIMER.format(name="x", kind="IterTimer"), "b": TIMER.format(name="x", kind="Norms")}
-    with pytest.raises(ConfigError, match=r"where hook/a\.yaml has trainyard\.hooks\.IterTimer"):
+    with pytest.raises(ConfigError, match=r"with this name: hook/a\.yaml has trainyard\.hooks\.IterTimer"):
         checked(files, "hook=[default,a,b]")
 
 

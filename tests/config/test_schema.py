@@ -76,8 +76,8 @@ def test_every_setting_is_an_argument_of_the_runner_and_in_the_config() -> None:
 @pytest.mark.parametrize("name", ["seed", "accumulate"])
 @pytest.mark.parametrize("value", [1.5, 2.0, "7", "abc", True, None, [1], {"a": 1}])
 def test_integers(name: str, value: Any) -> None:
-    bounds = {"seed": "0 and of at most 63 bits", "accumulate": "1"}[name]
-    assert problem(**{name: value}) == f"{name}: {value!r} is invalid. Expected an integer of at least {bounds}."
+    expected = {"seed": "a non-negative integer of at most 63 bits", "accumulate": "an integer of at least 1"}[name]
+    assert problem(**{name: value}) == f"{name}: {value!r} is invalid. Expected {expected}."
 
 
 @given(st.integers(0, 2**62))

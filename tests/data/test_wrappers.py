@@ -70,7 +70,7 @@ class Stream(IterableDataset[Any]):
     ("make", "told"),
     [
         (lambda: RepeatDataset(Labelled([0]), 0), "times: 0 is invalid. Expected an integer of at least 1"),
-        (lambda: RepeatDataset(Stream(), 2), "dataset: 'Stream' is invalid. Expected a data set with a length"),
+        (lambda: RepeatDataset(Stream(), 2), "dataset: 'Stream' is invalid. Expected a map-style data set"),
         (lambda: RepeatDataset(Labelled([]), 2), "dataset: 'Labelled' is invalid. Expected a data set with a sample"),
         (lambda: ClassBalancedDataset(Labelled([0]), 2), "oversample_thr: 2 is invalid. Expected a number above 0 and"),
         (lambda: FirstSamples(Labelled([0]), 0), "count: 0 is invalid"),

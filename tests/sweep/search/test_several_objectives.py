@@ -185,8 +185,7 @@ def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed:
     ("changed", "told"),
     [
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha"}},
-         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, with several objectives. A pruner compares jobs by "
-"one"),
+         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, with several objectives. A pruner"),
         ({"target": 0.5}, "hydra.sweeper.target: 0.5 is invalid. Expected null, with several objectives"),
         ({"repeats": 2}, "hydra.sweeper.repeats: 2 is invalid. Expected 1, with several objectives"),
         ({"sampler": sampler("cmaes")},
