@@ -77,7 +77,7 @@ def refusal(target: Any, **values: Any) -> str | None:
         ({"rate": True}, "a number."),
         ({"rate": "fast"}, "a number."),
         ({"rate": {"a": 1}}, "a number."),
-        ({"name": 3}, "a text."),
+        ({"name": 3}, "a string."),
         ({"mode": "mn"}, "one of min, max, or null. Did you mean 'min'?"),
         ({"sizes": 8}, "a list of integers."),
         ({"sizes": "88"}, "a list of integers."),
@@ -187,3 +187,17 @@ def extras(size: Annotated[int, "positive"]) -> None:
 
 def test_an_annotation_with_extras_is_its_type() -> None:
     assert annotation(extras, "size") is int
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (Callable[[int], str], "a function"),
+        (Callable[..., str] | None, "a function, or null"),
+        (int | torch.optim.Optimizer, "an integer, or an object of class Optimizer"),
+        (list[Callable[[int], str]], "a list of values"),
+        (list[str] | None, "a list of strings, or null"),
+    ],
+)
+def test_annotations_in_words(hint: Any, words: str) -> None:
+    assert in_words(hint) == words

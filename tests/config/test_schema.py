@@ -129,7 +129,7 @@ def test_any_integer_from_0_is_a_seed(seed: int) -> None:
             "compile: 'mod' is invalid. Expected an argument of torch.compile: fullgraph, "
             "dynamic, backend, mode, options. Did you mean 'mode'?",
         ),
-        ({"device": None}, "device: None is invalid. Expected a text."),
+        ({"device": None}, "device: None is invalid. Expected a string."),
         ({"load_from": 3}, "load_from: 3 is invalid. Expected the path of a checkpoint, or a mapping with `path`."),
         (
             {"load_from": {"pth": "a.pt"}},

@@ -20,8 +20,8 @@ UNKNOWN = object()
 
 LISTS = (list, tuple, Sequence, MutableSequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping, MutableMapping)
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
-_PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "texts"}
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
+_PLURALS = {bool: "booleans", int: "integers", float: "numbers", str: "strings"}
 _TRUTH = dict.fromkeys(("no", "off", "n", "false"), "false") | dict.fromkeys(("yes", "on", "y", "true"), "true")
 
 
@@ -180,6 +180,10 @@ def _word(hint: Any) -> str:
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     if kind in MAPPINGS:
         return "a mapping"
+    if kind is Callable:
+        return "a function"
+    if kind not in LISTS:
+        return f"an object of class {kind.__name__}" if isinstance(kind, type) else "another value"
     if kind is tuple and arguments and arguments[-1] is not ...:
         count, entries = f"{len(arguments)} ", set(arguments)
     else:

@@ -74,7 +74,7 @@ _READERS = {
 }
 PRIORITY = "trainyard.runner.dispatch.priority"
 CLIP = "trainyard.step.clip.make_clip"
-_TEXTS = {"str": "a text", "str | None": "a string or null"}
+_TEXTS = {"str": "a string", "str | None": "a string or null"}
 
 
 # Parts of configs that were checked: the jobs of a sweep share most of theirs.

@@ -39,7 +39,7 @@ def test_slots(settings: Any, slots: Any) -> None:
         ({"resources": "disk"}, "hydra.launcher.resources: 'disk' is invalid. Expected "),
         ({"address": "atuo"}, "Did you mean 'auto'?"),
         ({"address": "http://node:6379"}, "hydra.launcher.address: 'http://node:6379' is invalid. Expected "),
-        ({"address": None}, "hydra.launcher.address: None is invalid. Expected a text."),
+        ({"address": None}, "hydra.launcher.address: None is invalid. Expected a string."),
         ({"patience": 1.0}, "hydra.launcher.patience: 1.0 is invalid. Expected "),
     ],
 )
