@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     made = RayCluster(*map(str, [tmp_path_factory.getbasetemp(), *code]))
     yield made
     made.end()
+
+
+@pytest.fixture(scope="session")
+def hidden(cluster: RayCluster) -> RayCluster:
+    """The cluster with two nodes that share no disk with this machine."""
+    if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("nodes cannot have mount namespaces of their own here")
+    cluster.do("hide 2")
+    return cluster
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that all nodes see: a storage, and the sign for slow jobs."""
+    with tempfile.TemporaryDirectory(prefix="trainyard-shared-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
