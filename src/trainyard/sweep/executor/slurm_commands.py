@@ -99,9 +99,10 @@ def ending(place: str) -> str:
     An exit code is the job's status and the signal that ended it.
     """
     try:
-        told = dict(word.split("=", 1) for word in _run(["scontrol", "-o", "show", "job", place]).split() if "=" in word)
+        words = _run(["scontrol", "-o", "show", "job", place]).split()
     except SlurmError:
         return ""
+    told = dict(word.split("=", 1) for word in words if "=" in word)
     reason = f" ({told['Reason']})" if told.get("Reason", "None") != "None" else ""
     return f" as {told.get('JobState')}{reason}, exit code {told.get('ExitCode')},"
 

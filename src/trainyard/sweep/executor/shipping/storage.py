@@ -32,7 +32,7 @@ class StorageError(Exception):
 
 
 class Storage:
-    """Files under a URL, each of which appears whole: where that is not so by itself, it is moved to its name in the end.
+    """Files under a URL, each of which appears whole: outside object storages it is written under another name first.
 
     Args:
         url: of the folder.
