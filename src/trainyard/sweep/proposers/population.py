@@ -113,6 +113,8 @@ class PopulationProposer(Proposer):
         identity: what the sweep is recorded by.
     """
 
+    returns = True
+
     def __init__(
         self,
         exploration: Exploration,
