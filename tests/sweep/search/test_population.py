@@ -125,7 +125,11 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 is invalid. Expected a share of the population"),
         ({"factors": [1.1, 1.2]}, {}, "hydra.sweeper.factors: .* is invalid. Expected two numbers above 0"),
         ({"explore": {"optim.lr": "shuffle"}}, {}, "hydra.sweeper.explore.optim.lr: 'shuffle' is invalid"),
-        ({"size": 8}, {}, "hydra.sweeper: 'size' is invalid. Expected a setting of population-based training"),
+        (
+            {"size": 8},
+            {},
+            "hydra.sweeper.size: 'size' is invalid. Expected a setting of hydra/sweeper=pbt: population, ",
+        ),
     ],
 )
 def test_a_wrong_setting_is_explained(given: Any, config: Any, message: str) -> None:
