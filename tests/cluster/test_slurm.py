@@ -203,7 +203,7 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     while "started  #0" not in attached.stdout.readline():
         pass
     attached.send_signal(signal.SIGINT)
-    assert "The sweep goes on." in output(attached)
+    assert "The sweep continues." in output(attached)
     assert "has ended; " in ask(slurm, *steer, "cancel", str(directory))
     wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
     assert not ends(directory)
@@ -223,8 +223,14 @@ DETACH = "hydra.launcher.detach=true"
 def test_what_slurm_refuses_is_said_once_before_anything_starts(slurm: Any, tmp_path: Path) -> None:
     directory = tmp_path / "sweep"
     for setting, told in (
-        ("partition=nowhere", "Slurm accepts no such agents: Invalid partition name specified. There is: low: 2"),
-        ("cpus_per_task=64", "Slurm accepts no such agents: Requested node configuration is not available. There is:"),
+        (
+            "partition=nowhere",
+            "Slurm rejects agents with these settings: Invalid partition name specified. Available: low: 2",
+        ),
+        (
+            "cpus_per_task=64",
+            "Slurm rejects agents with these settings: Requested node configuration is not available. Available:",
+        ),
     ):
         status, text = run(directory, slurm, f"hydra.launcher.{setting}", "hydra.launcher.max_slots=64")
         assert status == 2, text

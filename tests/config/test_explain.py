@@ -100,7 +100,7 @@ def test_of_a_sweep_the_options_that_it_has_chosen_are_listed(overrides: Any, me
     explained = str(explain(raised.value, [*overrides, *SWEEP], CONF, "train"))
     assert message in explained
     if "hydra." in overrides[-1]:
-        assert "A new key is added" not in explained  # the plugin would refuse it
+        assert "To add a new key, use" not in explained  # the plugin would refuse it
 
 
 def test_what_is_none_of_hydras_is_left_alone() -> None:

@@ -157,7 +157,7 @@ def test_patterns_that_cannot_work(given: Any, told: str) -> None:
 
 def test_a_group_cannot() -> None:
     config = {"model": MODELS["mlp"], "activation_checkpointing": ["net"], "device": "cpu"}
-    with pytest.raises(Unfusable, match="activation_checkpointing is for one model at a time"):
+    with pytest.raises(Unfusable, match="activation_checkpointing is not supported in a stack"):
         FusedRunner([config, config])
 
 

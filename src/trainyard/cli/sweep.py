@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _JOB = click.argument("job", metavar="JOB")
 _WAIT = click.option(
-    "--wait", type=float, default=10.0, show_default=True, metavar="SECONDS", help="How long to wait for the answer."
+    "--wait", type=float, default=10.0, show_default=True, metavar="SECONDS", help="Seconds to wait for the answer."
 )
 
 
@@ -82,7 +82,7 @@ def attach(directory: Path) -> None:
         try:
             detached.attach(directory)
         except KeyboardInterrupt:
-            click.echo("\nThe sweep goes on.")
+            click.echo("\nThe sweep continues.")
         return
     sweep = StoredSweep.read(directory)
     if watch(sweep):
@@ -96,7 +96,7 @@ def attach(directory: Path) -> None:
     "--app",
     type=click.Path(path_type=Path),
     metavar="SCRIPT",
-    help="The sweep's program, where it is not found: it was moved, say.",
+    help="Script of the sweep, if it was moved.",
 )
 @_WAIT
 def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> None:
@@ -106,7 +106,7 @@ def resume(directory: Path, job: str | None, app: Path | None, wait: float) -> N
     """
     if job is not None:
         if app is not None:
-            raise ConfigError("--app", str(app), "no JOB with it: it is for a sweep as a whole")
+            raise ConfigError("--app", str(app), "no JOB, because it applies to a whole sweep")
         _steer(directory, "resume", job, (), wait)
         return
     from trainyard.sweep.continuing import go_on

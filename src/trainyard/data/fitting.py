@@ -19,7 +19,7 @@ _PREPROCESSOR = "trainyard.models.DataPreprocessor"
 
 
 def fit(tables: Mapping[str, Table], *, standardize: bool, missing: str, max_categories: int) -> dict[str, Any] | None:
-    """Return the config of the preprocessor that the training rows ask for; None if there is nothing to do.
+    """Return the config of the preprocessor that the training rows ask for; None if there are no jobs for it.
 
     Args:
         tables: the splits; columns of categories get their codes, in place.

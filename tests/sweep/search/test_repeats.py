@@ -208,7 +208,7 @@ def test_the_first_seed_is_that_of_the_command_line_or_else_of_the_config(hydra:
     ("repeats", "more", "told"),
     [
         (0, [], "hydra.sweeper.repeats: 0 is invalid. Expected an integer of at least 1"),
-        (2, ["seed=0,1"], "hydra.sweeper.repeats: 2 is invalid. Expected 1, where seed is searched"),
+        (2, ["seed=0,1"], "hydra.sweeper.repeats: 2 is invalid. Expected 1, because seed is searched"),
         (2, ["seed=abc"], "seed: 'abc' is invalid. Expected"),
     ],
 )

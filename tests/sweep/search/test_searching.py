@@ -162,8 +162,11 @@ main()
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, and a search learns from one number"),
-        (["+how=well", "hydra/sweeper/pruner=median"], "none, with an application that cannot go on from a checkpoint"),
+        (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, but a search needs one number"),
+        (
+            ["+how=well", "hydra/sweeper/pruner=median"],
+            "none, with an application that cannot resume from a checkpoint",
+        ),
         (["+how=well", "hydra/launcher=basic"], "Expected local, with hydra/sweeper=search"),
         (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not finish"),
     ],

@@ -72,8 +72,8 @@ def params_of(value: Any) -> Mapping[str, Any]:
     found = mapping_of("params", value, "a mapping: {optim.lr: 'tag(log,interval(1e-5,1e-1))'}")
     for key, own in found.items():
         if isinstance(own, dict):
-            hint = "A key has its dots in it: optim.lr."
-            raise ConfigError(f"{SWEEPER}.params.{key}", own, "the text of an override", hint=hint)
+            hint = "Write keys with dots: optim.lr."
+            raise ConfigError(f"{SWEEPER}.params.{key}", own, "the value as in an override", hint=hint)
     return found
 
 

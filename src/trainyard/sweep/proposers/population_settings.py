@@ -123,7 +123,7 @@ def check_application(function: TaskFunction) -> None:
         ConfigError: they cannot.
     """
     if not as_sweepable(function).resumes:
-        accepted = "grid or search, with an application that cannot go on from a checkpoint"
+        accepted = "grid or search, with an application that cannot resume from a checkpoint"
         raise ConfigError("hydra/sweeper", "pbt", accepted, hint="See docs/sweeps.md on `resumes`.")
 
 

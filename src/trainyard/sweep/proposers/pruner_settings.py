@@ -29,7 +29,7 @@ def check_application(function: TaskFunction, pruner: Mapping[str, Any] | None) 
         raise ConfigError(
             "hydra/sweeper/pruner",
             str(pruner["_target_"]).rpartition(".")[2],
-            "none, with an application that cannot go on from a checkpoint",
+            "none, with an application that cannot resume from a checkpoint",
             hint="See docs/sweeps.md on `resumes`.",
         )
 

@@ -137,11 +137,11 @@ class SearchProposer(Proposer):
         if self._without is not None:
             num, value = self._without
             given = "nothing" if value is None else repr(value)
-            wanted = "one number: the objective, which the task function returns"
+            wanted = "one number: the objective, as returned by the task function"
             if self.goals is not None:
                 wanted = f"a number for each of {', '.join(self.goals.metrics)}: "
                 wanted += f"there is none for {', '.join(self.goals.missing(value))}"
-            raise TrainyardError(f"#{num} returned {given}, and a search learns from {wanted}.")
+            raise TrainyardError(f"#{num} returned {given}, but a search needs {wanted}.")
 
     def judge(self, num: int, at: int, value: float) -> Wish | None:
         return "prune" if num in self._wishes else None

@@ -37,11 +37,11 @@ TRIALS = 100  # where neither n_trials nor timeout nor target ends a search
 
 NOT_HERE = {
     "study_name": "The sweep's directory is the study: hydra.sweep.dir.",
-    "storage": "The sweep's directory is the storage: the same hydra.sweep.dir goes on with it.",
+    "storage": "The sweep's directory is the storage: the same hydra.sweep.dir continues it.",
     "max_failure_rate": "A failed trial does not end a search.",
-    "search_space": "Give ranges as overrides, on the command line or in hydra.sweeper.params.",
-    "custom_search_space": "Conditional keys are in hydra.sweeper.when.",
-    "max_batch_size": "Trials begin one by one, as slots become free.",
+    "search_space": "Pass ranges as overrides, on the command line or in hydra.sweeper.params.",
+    "custom_search_space": "Use hydra.sweeper.when for conditional keys.",
+    "max_batch_size": "Trials start one by one, as slots become free.",
 }
 """Settings of Hydra's Optuna plugin, or of the grid, that a search has other means for."""
 
@@ -133,7 +133,7 @@ class SearchSettings:
         what = "with several objectives" if self.goals.several else "with constraints"
         if self.goals.several and self.pruner is not None:
             pruner = str(self.pruner["_target_"]).rpartition(".")[2]
-            hint = "A pruner compares jobs by one objective: objective=… without hydra.sweeper.objective."
+            hint = "A pruner needs a single objective: use objective=… without hydra.sweeper.objective."
             raise ConfigError("hydra/sweeper/pruner", pruner, f"none, {what}", hint=hint)
         if self.goals.several and self.limits.target is not None:
             raise ConfigError(f"{SWEEPER}.target", self.limits.target, f"null, {what}")
@@ -214,7 +214,7 @@ class SearchSettings:
         """
         if SEED in space.parameters:
             hint = "Repeats are the seeds of each configuration."
-            raise ConfigError(REPEATS, self.repeats, f"1, where {SEED} is searched", hint=hint)
+            raise ConfigError(REPEATS, self.repeats, f"1, because {SEED} is searched", hint=hint)
         found = first_seed(space.fixed, config)
         if found is None:
             raise ConfigError(REPEATS, self.repeats, f"1, with an application whose config has no {SEED}")

@@ -156,7 +156,7 @@ def bars(shares: Mapping[str, float | None]) -> str:
         share, y = shares[name], index * step + 4
         parts.append(text(left - 8, y + 13, name, "end", longest=32))
         if share is None:
-            parts.append(text(left + 4, y + 13, "too few jobs of each value to tell"))
+            parts.append(text(left + 4, y + 13, "too few jobs per value"))
             continue
         parts.append(f'<rect class="bar" x="{left}" y="{y}" width="{max(1.0, share * length):.1f}" height="17"/>')
         parts.append(text(left + share * length + 7, y + 13, f"{share:.2f}"))

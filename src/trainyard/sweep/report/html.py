@@ -87,7 +87,7 @@ def _summary(ranking: Sequence[JobRow], title: str, objectives: Mapping[str, Dir
     seconds = [row.seconds for row in ranking if row.seconds is not None]
     done = [row.seconds for row in ranking if row.seconds is not None and row.state == "done"]
     best = next((row for row in ranking if row.ranked), None)
-    winner = "none finished with an objective" if best is None else f"{best.label}: {number(best.objective)}"
+    winner = "no finished job has an objective" if best is None else f"{best.label}: {number(best.objective)}"
     front = ", ".join(f"#{num}" for num, place in front_of(ranking).items() if place == 1)
     better = {"maximize": "higher is better", "minimize": "lower is better"}
     named = ", ".join(f"{name} ({better[direction]})" for name, direction in objectives.items())
@@ -144,7 +144,7 @@ def _ranking(ranking: Sequence[JobRow], objective: str, directory: Path) -> str:
     )
     return (
         "<h2>Ranking</h2>\n"
-        '<p class="note">A click on a heading sorts; the number of a job leads to its directory.</p>\n'
+        '<p class="note">Click a heading to sort. The number of a job links to its directory.</p>\n'
         f'<div class="scroll ranking"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
@@ -189,7 +189,7 @@ def _front(ranking: Sequence[JobRow], objectives: Mapping[str, Direction], shade
 def _history(ranking: Sequence[JobRow], objectives: Mapping[str, Direction], shade: dict[int, str]) -> Iterator[str]:
     if any(row.ranked for row in ranking):
         yield "<h2>Optimization history</h2>"
-        yield '<p class="note">The finished jobs in order; the line is the best so far.</p>'
+        yield '<p class="note">The finished jobs in order. The line shows the best value so far.</p>'
         drawn = [charts.history(_by(ranking, name), name, better, shade) for name, better in objectives.items()]
         yield f'<div class="charts">{"".join(drawn)}</div>'
 
@@ -213,7 +213,7 @@ def _curves(ranking: Sequence[JobRow], objective: str | None, shade: dict[int, s
     if any(rungs.values()):
         note += " Dotted: rungs, at which jobs report to the search. A dot: the job was pruned there."
     if not any(drawn):
-        return '<h2>Learning curves</h2>\n<p class="note">No job has recorded any.</p>'
+        return '<h2>Learning curves</h2>\n<p class="note">No job has recorded one.</p>'
     return f'<h2>Learning curves</h2>\n<p class="note">{note}</p>\n<div class="charts">{"".join(drawn)}</div>'
 
 
@@ -225,7 +225,7 @@ def _parameters(
     searched: bool,
 ) -> Iterator[str]:
     if not names or sum(row.ranked for row in ranking) < 2:
-        yield '<h2>Parameters</h2>\n<p class="note">There is nothing to compare: '
+        yield '<h2>Parameters</h2>\n<p class="note">Nothing to compare: '
         yield "no parameter varies.</p>" if not names else "fewer than two jobs finished with an objective.</p>"
         return
     yield '<h2>Parallel coordinates</h2>\n<p class="note">One line for each finished job.</p>'
@@ -233,7 +233,7 @@ def _parameters(
     yield f'<div class="scroll wide">{charts.parallel(ranking, names, first, shade)}</div>'
     for objective in objectives:
         rows = _by(ranking, objective)
-        yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">A bar marks the median of a value.</p>'
+        yield f'<h2>Parameters against {escape(objective)}</h2>\n<p class="note">Bars mark the median per value.</p>'
         yield f'<div class="charts">{"".join(charts.scatter(rows, name, objective, shade) for name in names)}</div>'
     searched = searched and find_spec("optuna") is not None
     yield f'<h2>Importance</h2>\n<p class="note">{escape(METHOD_OF_SEARCH if searched else METHOD)}</p>'

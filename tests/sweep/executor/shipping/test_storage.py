@@ -58,7 +58,7 @@ def test_a_check_leaves_nothing(storage: Storage) -> None:
     [
         ("s4://bucket/folder", "fsspec knows no s4://"),
         ("/mnt/disk", "It names no protocol."),
-        ("dropbox://folder", "The nodes need it, too."),
+        ("dropbox://folder", "The nodes need it too."),
         ("http://127.0.0.1:9/folder", "It cannot be written: "),
     ],
 )
