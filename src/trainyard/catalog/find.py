@@ -42,7 +42,7 @@ def find(folders: Sequence[Path]) -> list[StoredRun]:
 
 
 def resolve(text: str, folders: Sequence[Path] | None = None) -> StoredRun:
-    """Return the run that a user means.
+    """Return the run that a directory, name or ID refers to.
 
     Args:
         text: the run's directory or a file in it, the beginning of its id, its name, or the name of its directory.

@@ -24,7 +24,7 @@ Columns = Mapping[str, Any]
 
 
 class HuggingFace(ArrayData):
-    """A `datasets.Dataset` or `DatasetDict`, whose texts a tokenizer makes into tokens.
+    """A `datasets.Dataset` or `DatasetDict`, with tokenized text.
 
     A batch is a dict: the tokenizer's outputs (`input_ids`, `attention_mask`, ...), int64 `[B, T]`, padded or cut to
     `max_length`; other columns of numbers or of arrays of one shape under their names; and the target as `labels`,

@@ -35,7 +35,7 @@ class Files(NamedTuple):
 
 
 class ImageFolder(ArrayData):
-    """Images in files, by class or with a number to predict.
+    """Image files with classes or regression targets.
 
     `path` is a folder that has one folder of images for each class; or folders `train`, `val` and `test` of that form;
     or a `.csv` or `.parquet` with a column of paths (relative to its folder) and a column of targets: integers and

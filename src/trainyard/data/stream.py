@@ -25,7 +25,7 @@ SUFFIXES = (".npz", ".parquet", ".csv")
 
 
 class Stream(Data):
-    """Shards that need not fit into memory together: `.npz` with `x` and `y`, `.parquet` or `.csv`.
+    """Shards that are read one after another: `.npz` with `x` and `y`, `.parquet` or `.csv`.
 
     A batch is `(x, y)`: x float32 `[B, ...]`; y int64 `[B]`, classes `0..num_classes-1`, or for regression float32. It
     may hold rows of several shards. In training an epoch reads the shards in an order drawn by (seed, epoch), and the
@@ -97,7 +97,7 @@ class Stream(Data):
 
 
 class ShardLoader:
-    """Batches of shards; it states no length.
+    """Loader of shards, without a length.
 
     Args:
         shards: files.

@@ -17,7 +17,7 @@ from trainyard.rng import generator
 
 
 class Text(ArrayData):
-    """Characters of a text file; a model learns to predict each from those before it.
+    """Characters of a text file, for next-character prediction.
 
     A batch is `(tokens, next_tokens)`, int64 `[B, T]` each, T the context length: `next_tokens` is the same stretch
     of text, one character later. The text is cut by position: its beginning trains, then comes validation, then test.

@@ -55,7 +55,7 @@ _stores: dict[World, Store] = {}
 
 
 def find(launcher: str = "auto", environ: Mapping[str, str] | None = None) -> World | None:
-    """Return this process's place among the ranks that a launcher has started.
+    """Return the rank and world size of this process, as set by a launcher.
 
     - `pytorch`: torchrun's `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`.
     - `slurm`: `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` of `srun`. They meet on the first node of the step, at

@@ -20,7 +20,7 @@ NOTHING = nullcontext()
 
 
 class Metric(ABC):
-    """A measure over a whole split, gathered batch by batch.
+    """Base class of metrics, which are accumulated batch by batch over a split.
 
     A subclass writes `process` and `compute`. It keeps what it gathers in `state`, as sums over samples, so that
     batches of any size have the right weight and the states of two ranks merge by adding. `state` starts empty and is
@@ -127,7 +127,7 @@ class Metric(ABC):
 
 
 class SumMetric(Metric):
-    """A metric made of sums that are a pure function of one member's outputs and target.
+    """Base class of metrics computed from sums, a pure function of one member's outputs and target.
 
     A subclass writes `sums` and `compute`. The outputs of K members, `[K, ...]`, are given to `sums` one member at a
     time, by `torch.vmap`, so a subclass can ignore members; the target may be `[K, B]` or shared, `[B]`.

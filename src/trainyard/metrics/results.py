@@ -11,7 +11,7 @@ from trainyard.metrics.metric import Metric
 
 
 def results_of(metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
-    """Compute the metrics by name: a lone result has its metric's name, one of several has its own.
+    """Compute the metrics by name: a single result has its metric's name, several results have their own.
 
     A metric with a `prefix` has it before the name: `coarse/accuracy`.
 

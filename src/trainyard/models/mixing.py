@@ -18,7 +18,7 @@ from trainyard.models.base import modules
 
 
 class BatchMix(nn.Module, ABC):
-    """Mixes each sample of a training batch with the one before it; in evaluation mode a batch stays as it is.
+    """Mixes each sample of a training batch with the one before it; in evaluation mode batches are unchanged.
 
     A batch is a tuple or list `(x, y)`, or a mapping of an input and a target. Classes `[B]` become shares
     `[B, num_classes]`, which `torch.nn.CrossEntropyLoss` takes; a target that is shares already is mixed as it is.
@@ -143,7 +143,7 @@ class CutMix(BatchMix):
 
 
 class RandomChoice(nn.Module):
-    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode a batch stays as it is.
+    """Applies one of several preprocessors, drawn for each training batch; in evaluation mode batches are unchanged.
 
     All of them are computed and one is kept, so that the choice needs no synchronization; they must give
     tensors of the same shapes.

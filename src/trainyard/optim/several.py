@@ -17,7 +17,7 @@ from trainyard.schedules import Schedule
 
 
 class OptimizerDict(Optimizer):
-    """Optimizers under names, which schedules, checkpoints and hooks use as one with all groups.
+    """Several named optimizers with the interface of a single optimizer with all groups.
 
     Args:
         optimizers: each with its own parameters.
@@ -153,7 +153,7 @@ def schedules_of(schedules: Mapping[str, Any]) -> ScheduleDict:
 
 
 class ScheduleDict(Schedule):
-    """A schedule for each of several optimizers, as one; a row has the groups of all.
+    """Schedules of several optimizers, with the interface of one; a row has the groups of all.
 
     Args:
         schedules: by the optimizer's name; an optimizer that is left out keeps its numbers.

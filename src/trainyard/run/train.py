@@ -170,7 +170,7 @@ def _trained(runner: Runner, values: Mapping[str, Any], position: SweepPosition 
 
 @dataclass(frozen=True)
 class Record:
-    """What is recorded of every run beside its numbers, and is the same for all members of a Runner.
+    """Data that is recorded for every run in addition to metrics, and is the same for all members of a Runner.
 
     Attributes:
         example: one input of the model; None if it takes anything but one tensor.

@@ -30,7 +30,7 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True)
 class Objective:
-    """The one number that ranks runs. Best checkpoint, early stopping, sweep ranking and search all use it."""
+    """The metric that ranks runs. Best checkpoint, early stopping, sweep ranking and search all use it."""
 
     name: str = "val/loss"
     direction: Direction = "minimize"

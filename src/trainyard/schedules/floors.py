@@ -11,7 +11,7 @@ from trainyard.checks import is_number
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
-    """`torch.optim.lr_scheduler.CosineAnnealingLR`, with a floor that may be a share.
+    """`torch.optim.lr_scheduler.CosineAnnealingLR`, with a minimum that can be a fraction of the learning rate.
 
     Args:
         optimizer: whose learning rates are driven.
@@ -50,7 +50,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
 
 
 class PolynomialLR(lr_scheduler.PolynomialLR):
-    """`torch.optim.lr_scheduler.PolynomialLR`, down to a floor: MMEngine's `PolyLR`.
+    """`torch.optim.lr_scheduler.PolynomialLR` with a minimum: MMEngine's `PolyLR`.
 
     Args:
         optimizer: whose learning rates are driven.

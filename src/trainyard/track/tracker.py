@@ -135,7 +135,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can ship them later."""
+    """Tracker without MLflow. It writes the journal and `run.json`: `trainyard sync --uri` can upload them later."""
 
     def finish(self) -> Shipment:
         return Shipment()

@@ -166,7 +166,7 @@ def test_a_warm_start_takes_what_has_all_objectives(
         ({"objective": NAMES, "direction": ["up", "maximize"]}, "hydra.sweeper.direction: 'up' is invalid. Expected"),
         (
             {"direction": BOTH},
-            "hydra.sweeper.objective: None is invalid. Expected a list of 2 metrics, one for each of",
+            "hydra.sweeper.objective: None is invalid. Expected a list of 2 metrics, one per entry of",
         ),
         ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} is invalid. Expected a list of"),
         (
