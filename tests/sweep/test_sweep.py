@@ -55,8 +55,14 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    objectives = [float(row["val/accuracy"]) if "val/accuracy" in row else float(row["objective"]) for row in rows]
-    assert objectives == sorted(objectives, reverse=True)
+    means = [float(row["mean/best/val/accuracy"]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    for rate in {row["optim.lr"] for row in rows}:
+        own = [float(row["best/val/accuracy"]) for row in rows if row["optim.lr"] == rate]
+        assert own == sorted(own, reverse=True)
+        assert sum(own) / 2 == pytest.approx(
+            next(float(r["mean/best/val/accuracy"]) for r in rows if r["optim.lr"] == rate)
+        )
     assert (folder / "report.html").stat().st_size > 1000
     for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
         assert {value for (key, _), value in points(folder / str(num)).items() if key == "train/lr"} == {rate}

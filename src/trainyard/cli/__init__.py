@@ -26,7 +26,7 @@ COMMANDS = {
     "tail": "Print the numbers of a run as they come.",
     "rerun": "Run a run again with changes.",
     "reproduce": "Run a run again, and compare curves and weights.",
-    "sweep": "List, watch, continue, steer and report sweeps.",
+    "sweep": "List, watch, continue, steer, report and export sweeps.",
     "export": "Write the model of a run as safetensors, with a model card.",
     "sync": "Ship runs to MLflow that it does not have.",
     "rm": "Remove runs.",
