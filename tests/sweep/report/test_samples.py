@@ -6,7 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
 from trainyard.sweep.report.samples import Sample, differences, holm
 

@@ -266,8 +266,8 @@ class _Page:
                 yield f"<h3>{escape(objective)}</h3>"
             rows = _by(self.ranking, objective)
             own = {name: importance(rows, name) for name in names}
-            drawn = charts.bars(importance_in_search(rows, names, direction) if searched else own)
-            yield f'<div class="charts">{drawn}</div>'
+            chart = charts.bars(importance_in_search(rows, names, direction) if searched else own)
+            yield f'<div class="charts">{chart}</div>'
 
 
 def _by(ranking: Sequence[JobRow], name: str) -> Sequence[JobRow]:

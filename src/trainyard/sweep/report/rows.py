@@ -156,7 +156,7 @@ def with_spread(mean: float | None, spread: float | None) -> tuple[str, str]:
     """
     if mean is None or spread is None or not (0 < spread < math.inf) or not math.isfinite(mean):
         return number(mean), "" if spread is None or mean is None else number(spread, 2)
-    decimals = 1 - math.floor(math.log10(spread))
+    decimals = 1 - math.floor(math.log10(float(f"{spread:.1e}")))
     if decimals > 7 or abs(mean) >= 1e7:
         return number(mean, 6), number(spread, 2)
     return f"{mean:.{max(0, decimals)}f}", f"{spread:.{max(0, decimals)}f}"
