@@ -44,8 +44,7 @@ def _direct(run: Callable[..., object]) -> Backward:
 
 
 def _engine() -> Any:
-    variable: Any = torch.autograd.Variable
-    return variable._execution_engine
+    return torch.autograd.Variable._execution_engine
 
 
 def _check() -> bool:

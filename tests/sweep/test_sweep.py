@@ -55,8 +55,14 @@ def test_plan_jobs_ranking_and_report(sweep: Any, tmp_path: Path) -> None:
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    objectives = [float(row["val/accuracy"]) if "val/accuracy" in row else float(row["objective"]) for row in rows]
-    assert objectives == sorted(objectives, reverse=True)
+    means = [float(row["mean/best/val/accuracy"]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    for rate in {row["optim.lr"] for row in rows}:
+        own = [float(row["best/val/accuracy"]) for row in rows if row["optim.lr"] == rate]
+        assert own == sorted(own, reverse=True)
+        assert sum(own) / 2 == pytest.approx(
+            next(float(r["mean/best/val/accuracy"]) for r in rows if r["optim.lr"] == rate)
+        )
     assert (folder / "report.html").stat().st_size > 1000
     for num, rate in enumerate((0.01, 0.01, 0.03, 0.03)):
         assert {value for (key, _), value in points(folder / str(num)).items() if key == "train/lr"} == {rate}
@@ -161,9 +167,13 @@ def test_in_mlflow_the_jobs_lie_below_the_sweep(sweep: Any, tmp_path: Path) -> N
     assert "loop.max_epochs" not in children[0].data.params, "what does not vary is in the config artifact"
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"plan.txt", "results.csv", "report.html", "ranking.txt", "multirun.yaml"} <= files
-    best = max(children, key=lambda run: (run.data.metrics["best/val/accuracy"], -int(run.data.params["seed"])))
+    first = max(means, key=lambda run: float(run.data.metrics["mean/val/accuracy"]))
+    own = [run for run in children if run.data.params["optim.lr"] == first.data.params["optim.lr"]]
+    best = max(own, key=lambda run: (run.data.metrics["best/val/accuracy"], -int(run.data.params["seed"])))
     tags, value = parent.data.tags, best.data.metrics["best/val/accuracy"]
-    assert float(tags["winner.value"]) == value == parent.data.metrics["best/val/accuracy"]
+    assert float(tags["winner.value"]) == value
+    assert float(tags["winner.mean"]) == first.data.metrics["mean/val/accuracy"]
+    assert parent.data.metrics["best/val/accuracy"] == max(r.data.metrics["best/val/accuracy"] for r in children)
     winner = client.get_run(tags["winner.run"])
     assert winner.data.metrics["best/val/accuracy"] == value
     assert (

@@ -26,7 +26,7 @@ COMMANDS = {
     "tail": "Print the metrics of a run as they are recorded.",
     "rerun": "Run a run again with changes.",
     "reproduce": "Run a run again, and compare curves and weights.",
-    "sweep": "List, watch, continue, steer and report sweeps.",
+    "sweep": "List, watch, continue, steer, report and export sweeps.",
     "export": "Export the model of a run as safetensors, with a model card.",
     "sync": "Upload runs to MLflow that it does not have yet.",
     "rm": "Remove runs.",

@@ -38,13 +38,22 @@ def go_on(directory: Path, application: Path | None = None) -> int:
     started = _application(directory, application)
     if not Path(hydra.runtime.cwd).is_dir():
         raise TrainyardError(f"the sweep was started in {hydra.runtime.cwd}, which does not exist")
-    # Hydra keeps its own mode (-m) among the overrides; the directory is given here
-    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
-    own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    command = [sys.executable, *started.command, "-m", *_config(hydra), *own, *given["task"]]
+    command = [sys.executable, *started.command, *arguments(hydra)]
     return subprocess.run(
         [*command, override("hydra.sweep.dir", directory)], cwd=hydra.runtime.cwd, check=False
     ).returncode
+
+
+def arguments(hydra: Any) -> list[str]:
+    """Return the arguments of a sweep's command, but for its directory.
+
+    Args:
+        hydra: the node `hydra` of the sweep's multirun.yaml.
+    """
+    # Hydra keeps its own mode (-m) among the overrides.
+    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    own = [entry for entry in given["hydra"] if not entry.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return ["-m", *_config(hydra), *own, *given["task"]]
 
 
 def _application(directory: Path, given: Path | None) -> StartedAs:

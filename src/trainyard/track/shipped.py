@@ -190,7 +190,7 @@ class RunShipment:
         """Address of the experiment's runs, in the mode of MLflow's page that shows trainings; empty if unknown."""
         if self.experiment_id is None or self.uri is None:
             return ""
-        server = self.uri if self.uri.startswith(("http://", "https://")) else _UI if sqlite_file(self.uri) else ""
+        server = _server(self.uri)
         return server and f"{server}/#/experiments/{self.experiment_id}/runs?{TRAINING}"
 
     def __str__(self) -> str:
@@ -257,6 +257,28 @@ class Shipment:
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)
+
+
+def run_page(work_dir: Path, uri: str) -> str:
+    """Return the address of a run's page in MLflow; empty if the store does not have it yet, or has no pages.
+
+    Args:
+        work_dir: the run's directory.
+        uri: the store.
+    """
+    state, server = Shipped.load(work_dir, uri), _server(uri)
+    if state.run_id is None or not server:
+        return ""
+    return f"{server}/#/experiments/{state.experiment_id}/runs/{state.run_id}?{TRAINING}"
+
+
+def _server(uri: str) -> str:
+    """Return the address of a store's pages, without credentials; empty if it has none."""
+    if uri.startswith(("http://", "https://")):
+        scheme, _, rest = uri.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return _UI if sqlite_file(uri) else ""
 
 
 def summary(work_dir: Path, uri: str | None = None) -> RunShipment:

@@ -128,7 +128,7 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         (
             {"size": 8},
             {},
-            "hydra.sweeper.size: 'size' is invalid. Expected a setting of hydra/sweeper=pbt: population, ",
+            "hydra.sweeper.size: .size. is invalid. Expected a setting of hydra/sweeper=pbt: pop",
         ),
     ],
 )
