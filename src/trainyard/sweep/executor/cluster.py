@@ -25,7 +25,7 @@ from trainyard.sweep.executor.outbox import Outbox
 from trainyard.sweep.executor.policy import Policy
 from trainyard.sweep.executor.pool import Pool
 from trainyard.sweep.executor.remote_agent import CODE
-from trainyard.sweep.executor.remotes import ClusterSettings, Remote, RemoteSlots, task_message
+from trainyard.sweep.executor.remotes import ClusterSettings, Remote, RemoteSlots, process_message, task_message
 from trainyard.sweep.executor.shipping.files import HeadFiles, outlive, roots_of
 from trainyard.sweep.executor.slots import Slot, capacity
 from trainyard.sweep.executor.spread import SpreadTasks
@@ -94,6 +94,7 @@ class ClusterExecutor(Executor):
         self._remote_slots = RemoteSlots()
         self._numbers = itertools.count()
         self._outbox = Outbox(self._files)
+        self._process: dict[str, Any] = {}  # what tasks inherit from this one
         self._workers = Workers(self._outbox.send_signal)
         self._losses: Counter[int] = Counter()
         self._spread = SpreadTasks(
@@ -139,6 +140,7 @@ class ClusterExecutor(Executor):
         before = self._files.left_agents()
         self._transport, address = open_head(self._directory, self._settings.transport, self._settings.address)
         self._outbox.open(self._transport)
+        self._process = process_message()
         self._fence = address.fence
         self._lease.fenced(self._fence)
         self._files.open(self._fence)
@@ -166,8 +168,7 @@ class ClusterExecutor(Executor):
             told = f"it takes {len(slots)} slots, which are on several machines that share no disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
-        busy = set().union(*(agent.in_use for agent in self._agents.values()))
-        if self._spread.hold((number, task, slots, policy), busy):
+        if self._spread.hold((number, task, slots, policy), self._agents.values()):
             return
         try:
             call = task.call(self._files.folders)
@@ -188,7 +189,7 @@ class ClusterExecutor(Executor):
             nodes = {"index": index, "devices": [len(each) for each in own], "meeting": str(meeting)}
             numbers = [agent.slots[each] for each in mine]
             given = task_message(task, numbers, roots, index, nodes if meeting else None)
-            self._outbox.send_task(key, given, call)
+            self._outbox.send_task(key, self._process | given, call)
 
     def end(self, numbers: Iterable[int], grace: float | None) -> None:
         wanted = set(numbers)
