@@ -349,6 +349,7 @@ class Sweep:
             self._manifest.clear()
             self._scheduler, self._reports = Scheduler(), Reports()
             CommandFolder(self.directory).clear()
+        self._reports.metrics = () if self._proposer.goals is None else self._proposer.goals.bounded
         self._manifest.begin(StartedAs.now(), self._proposer.identity)
         # What jobs were asked to do when the head before this one was killed has come true.
         ends = fulfilled(self._scheduler.wished, self._reports.last, BY_HAND)
