@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import trainyard
-from trainyard import _fast_paths, _torch_internals, _torch_vmap
+from trainyard import _fast_paths, _torch_autograd, _torch_internals, _torch_vmap
 from trainyard._fast_paths import INTERNALS, usable, use_fast_paths
 from trainyard._torch_internals import FOREACH, foreach
 from trainyard.data import Rings
@@ -28,7 +28,7 @@ from trainyard.runner import Env, EpochBasedTrainLoop, Runner
 from trainyard.step.cuda_graph.guards import ModuleGuards
 
 SRC = Path(trainyard.__file__).parent
-FILES = sorted(Path(module.__file__).name for module in (_torch_internals, _torch_vmap))
+FILES = sorted(Path(module.__file__).name for module in (_torch_autograd, _torch_internals, _torch_vmap))
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,16 @@ def no_target(batch: Any) -> NoTargetError:
     )
 
 
+def lies_on(batch: Any, device: torch.device) -> bool:
+    """Return whether a batch is a tuple of tensors that are all on `device` already, as a resident loader serves it."""
+    if type(batch) is not tuple:
+        return False
+    for item in batch:  # noqa: SIM110 -- a generator would cost as much as what this saves in each step
+        if type(item) is not Tensor or item.device != device:
+            return False
+    return True
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor in `batch`, at any depth, to `device`; a tensor that is there already is not touched.
 

@@ -80,6 +80,29 @@ def test_only_one_of_several_overrides_is_wrong() -> None:
     assert "a key of data: _target_, num_samples, noise, " in told("data=rings", "data.nois=1", "seed=1")
 
 
+SWEEP = ["model=mlp,cnn", "optim.lr=tag(log,interval(1e-5,1e-1))"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hydra/sweeper=search", "hydra.sweeper.n_trails=5"], "a setting of hydra/sweeper=search: sampler, pruner, "),
+        (["hydra/sweeper=search", "hydra.sweeper.n_trails=5"], "Did you mean 'n_trials'?"),
+        (["hydra/sweeper=pbt", "hydra.sweeper.intervall=5"], "a setting of hydra/sweeper=pbt: population, interval, "),
+        (["hydra.sweeper.zipp=[]"], "a setting of hydra/sweeper=grid: pruner, max_batch_size, params, zip, blocks, "),
+        (["hydra.launcher.retry=1"], "a setting of hydra/launcher=local: jobs_per_gpu, "),
+        (["optim=sgd", "optim.momentun=0.9"], "a key of optim: _target_, _partial_, lr, momentum, "),
+    ],
+)
+def test_of_a_sweep_the_options_that_it_has_chosen_are_listed(overrides: Any, message: str) -> None:
+    with pytest.raises(ConfigCompositionException) as raised, initialize_config_dir(CONF, **VERSION_BASE):
+        compose("train", overrides=overrides)  # as Hydra does: that of a sweep has not the keys that vary
+    explained = str(explain(raised.value, [*overrides, *SWEEP], CONF, "train"))
+    assert message in explained
+    if "hydra." in overrides[-1]:
+        assert "A new key is added" not in explained  # the plugin would refuse it
+
+
 def test_what_is_none_of_hydras_is_left_alone() -> None:
     for error in (ZeroDivisionError(), KeyError("x"), ValueError("mine")):
         assert explain(error, [], CONF, "train") is None

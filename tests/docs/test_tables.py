@@ -33,8 +33,9 @@ ABSENT = "\N{EN DASH}"  # the cell of an argument that a class does not take
 
 
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a class or function, each with its default."""
-    return {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    """The named arguments of a class or function, each with its default."""
+    found = inspect.signature(function).parameters.items()
+    return {name: each.default for name, each in found if each.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
 def option(path: str) -> dict[str, Any]:

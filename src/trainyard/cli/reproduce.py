@@ -13,6 +13,7 @@ import click
 
 from trainyard.catalog import StoredRun, resolve
 from trainyard.catalog.again import Launch, check_trust, from_config, new_directory
+from trainyard.catalog.lineage import lineage_of
 from trainyard.cli.completion import RUN
 from trainyard.cli.output import SHORT, as_json, number, print_json
 from trainyard.cli.store import store
@@ -34,6 +35,8 @@ _IDS = 32  # characters of an id of MLflow's
 def command(run: str, uri: str | None, directory: Path | None, trust: bool, json_: bool) -> None:
     """Run a RUN again from its resolved config, without tracking, and compare curves and weights.
 
+    A job of a sweep trains in its lane of a stack again; one that went on as others trains as these did.
+
     RUN may be one of MLflow's ids, too. Status 0 if they are the same bits; 3 if they differ, which says where, and
     what else differs: code, versions, data, device.
     """
@@ -43,8 +46,9 @@ def command(run: str, uri: str | None, directory: Path | None, trust: bool, json
     with ExitStack() as folders:
         then = stored(run, uri, trust, folders)
         folder = folders.enter_context(tempfile.TemporaryDirectory(prefix="trainyard-again-"))
-        start(from_config(then, Path(folder), directory), quiet=json_)
-        found = check(then, StoredRun(directory, RunInfo.read(directory)))
+        lineage = lineage_of(then)
+        start(from_config(then, Path(folder), directory, lineage), quiet=json_)
+        found = check(then, StoredRun(directory, RunInfo.read(directory)), lineage)
     if json_:
         print_json({"identical": found.identical, "directory": str(directory), **asdict(found)})
     else:

@@ -32,6 +32,7 @@ PACKAGES = {
     },
 }
 """Hydra's plugins that are packages of their own, by group and option."""
+PLUGINS = ("hydra.sweeper", "hydra.launcher")
 SYNONYMS = {
     "epochs": "max_epochs",
     "num_epochs": "max_epochs",
@@ -100,6 +101,11 @@ def _explain_key(
         meant = [] if "." in key else _of_that_name(cfg, name)
         hint = _how_to_add(key) if not meant else f"Did you mean {' or '.join(meant)}?"
         return ConfigError(key, name, "a group or key of this config", options=() if meant else options, hint=hint)
+    if parent in PLUGINS:  # a plugin refuses an argument that it does not have, also one that is added
+        options = [option for option in options if not option.startswith("_")]
+        chosen = OmegaConf.select(cfg, f"hydra.runtime.choices.{parent.replace('.', '/')}")
+        accepted = f"a setting of {parent.replace('.', '/')}={chosen}: {', '.join(options)}"
+        return ConfigError(key, name, accepted, options=options)
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
     hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
     if chosen_with and parent == "hook":
@@ -213,7 +219,7 @@ def _composed_without(
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir, **VERSION_BASE):
-            for attempt in (others, []):
+            for attempt in (others, _of_one_value(others), []):
                 try:
                     cfg = compose(config_name, overrides=list(attempt), return_hydra_config=True)
                 except (HydraException, OmegaConfBaseException):
@@ -223,6 +229,12 @@ def _composed_without(
     finally:
         GlobalHydra.instance().clear()
     return DictConfig({}), []
+
+
+def _of_one_value(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of a sweep, which give a key several values."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [str(override.input_line) for override in parsed if not override.is_sweep_override()]
 
 
 def _options(group: str, config_dir: str) -> list[str]:

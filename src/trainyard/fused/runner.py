@@ -210,7 +210,9 @@ class FusedRunner(Runner):
         if isinstance(optimizers[0], OptimizerDict):
             raise Unfusable("the model has several optimizers")
         self.optimizer_kind = type(optimizers[0]).__name__
-        return stack_optimizers(optimizers, stacked)
+        optimizer = stack_optimizers(optimizers, stacked)
+        optimizer.joinable = self._fed
+        return optimizer
 
     @cached_property
     def schedule(self) -> Any:

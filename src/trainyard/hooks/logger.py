@@ -261,6 +261,9 @@ class Logger(Hook):
         self._journals = [member.journal for member in runner.members]
         self._find_phases(runner, [0 if k in members else count for k, count in enumerate(self._counts())])
 
+    def after_join(self, runner: Runner, joined: Sequence[int]) -> None:
+        self._find_phases(runner, self._counts())  # those that have been resumed stand elsewhere by now
+
     def keep(self, members: Sequence[int]) -> None:
         index = list(members)
         counts = self._counts()

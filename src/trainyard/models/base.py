@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainyard._torch_internals import own_parameters
-from trainyard.batch import to_device
+from trainyard.batch import lies_on, to_device
 from trainyard.errors import ConfigError, TrainyardError
 
 MODES = ("loss", "predict", "tensor")
@@ -88,7 +88,7 @@ class BaseModel(nn.Module):
     def preprocess(self, batch: Any) -> Any:
         """Move the batch to the model's device, and pass it through `data_preprocessor` if there is one."""
         device = self._device()
-        if device is not None:
+        if device is not None and not lies_on(batch, device):
             batch = to_device(batch, device)
         return batch if self.data_preprocessor is None else self.data_preprocessor(batch)
 
@@ -173,7 +173,7 @@ def total_loss(losses: Mapping[str, Any], *, stacked: bool = False) -> Tensor:
         TrainyardError: `losses` is no mapping, or none of its keys contains `loss`, or nothing under them is a tensor,
             or a loss is not one number for each member.
     """
-    if not isinstance(losses, Mapping):
+    if not isinstance(losses, (dict, Mapping)):  # a dict is recognized faster
         raise TrainyardError(
             f"forward(mode='loss') returned a {type(losses).__name__}; it must return a dict such as {{'loss': loss}}."
         )

@@ -144,7 +144,7 @@ class Step:
         """
         outputs: dict[str, Tensor] = {}
         logged = losses.get(LOGGED)
-        numbers = losses.items() if not isinstance(logged, Mapping) else {**losses, **logged}.items()
+        numbers = {**losses, **logged}.items() if logged is not None and isinstance(logged, Mapping) else losses.items()
         for key, value in numbers:
             if key != "loss" and isinstance(value, Tensor):
                 if value.numel() != loss.numel():

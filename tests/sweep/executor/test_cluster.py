@@ -20,8 +20,10 @@ from trainyard.errors import TrainyardError
 from trainyard.nodes import Nodes
 from trainyard.sweep.executor import Policy, cluster, lease, meeting
 from trainyard.sweep.executor.cluster import ClusterExecutor
+from trainyard.sweep.executor.code_version import CodeVersion
 from trainyard.sweep.executor.remote_agent import main
 from trainyard.sweep.executor.remotes import ClusterSettings
+from trainyard.sweep.executor.shipping.files import HeadFiles
 from trainyard.sweep.executor.slots import Slot
 from trainyard.sweep.executor.task import Task
 from trainyard.sweep.run_tasks import Callbacks, run_tasks
@@ -341,7 +343,8 @@ def test_a_head_that_another_has_replaced_ends(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_agent_with_other_code_is_refused_naming_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "code_version", lambda: "trainyard 0000")
+    other = CodeVersion("trainyard 0000", "0")
+    monkeypatch.setattr(HeadFiles, "version", other)
     with an_executor(tmp_path, 1) as (executor, pool, told):
         executor.expect(1)
         while not told:

@@ -125,7 +125,7 @@ def test_a_value_stays_in_its_range_and_type(space: Space, value: float, seed: i
         ({"quantile": 0.6}, {}, "hydra.sweeper.quantile: 0.6 given; accepted: a share of the population"),
         ({"factors": [1.1, 1.2]}, {}, "hydra.sweeper.factors: .* given; accepted: two numbers above 0"),
         ({"explore": {"optim.lr": "shuffle"}}, {}, "hydra.sweeper.explore.optim.lr: 'shuffle' given"),
-        ({"size": 8}, {}, "hydra.sweeper: 'size' given; accepted: a setting of population-based training"),
+        ({"size": 8}, {}, "hydra.sweeper.size: 'size' given; accepted: a setting of hydra/sweeper=pbt: population, "),
     ],
 )
 def test_a_wrong_setting_is_explained(given: Any, config: Any, message: str) -> None:

@@ -275,18 +275,22 @@ class SlurmPool(Pool):
             return
         self._failures.append(place)
         if len(self._failures) >= FAILURES:
-            said = self._last_words(place)
             self._error = TrainyardError(
-                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place}"
-                + (f" said: {said}" if said else " left no output: its node may not see the sweep's directory.")
+                f"{len(self._failures)} agents ended before they reached the head. Slurm's job {place} "
+                + self._last_words(place)
             )
 
     def _last_words(self, place: str) -> str:
-        try:
-            lines = (self._folder / f"{place}.out").read_text(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
+        """Return what is known of the end of a job: what it printed, or else what Slurm and the disk tell."""
+        path = self._folder / f"{place}.out"
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        said = next((line for line in reversed(lines) if line and not line.startswith("srun:")), "")
+        if said:
+            return f"said: {said}"
+        told = f"ended{slurm_commands.ending(place)}"
+        if path.exists():
+            return f"{told} and printed nothing."
+        return f"{told}, and {path} is not there: its node may not see the sweep's directory."
 
     def _tell_once(self, line: str) -> None:
         if line not in self._told:

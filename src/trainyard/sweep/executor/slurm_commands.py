@@ -93,6 +93,20 @@ def queue(name: str) -> list[QueuedJob]:
     return found
 
 
+def ending(place: str) -> str:
+    """Return how a job has ended, for people: ` as FAILED (NonZeroExitCode), exit code 1:0`; empty if Slurm forgot it.
+
+    An exit code is the job's status and the signal that ended it.
+    """
+    try:
+        words = _run(["scontrol", "-o", "show", "job", place]).split()
+    except SlurmError:
+        return ""
+    told = dict(word.split("=", 1) for word in words if "=" in word)
+    reason = f" ({told['Reason']})" if told.get("Reason", "None") != "None" else ""
+    return f" as {told.get('JobState')}{reason}, exit code {told.get('ExitCode')},"
+
+
 def cancel(places: Sequence[str], *options: str) -> None:
     """Cancel jobs; those that have ended are left alone.
 

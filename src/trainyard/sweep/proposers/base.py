@@ -80,10 +80,12 @@ class Proposer(ABC):
         identity: what it decides by, as plain data: it is recorded, and a sweep is continued only with the same. Empty
             for a proposer that the jobs themselves identify.
         goals: what jobs are compared by, where that is more than the one objective that each returns.
+        returns: whether each job that pauses goes on: stacks keep their lanes for them.
     """
 
     identity: Mapping[str, Any] = {}
     goals: Goals | None = None
+    returns = False
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:

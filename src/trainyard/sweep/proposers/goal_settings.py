@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from trainyard.checks import choice
 from trainyard.errors import ConfigError
 from trainyard.sweep.goals import CONSTRAINTS, Constraint, Goals
+from trainyard.sweep.proposers.given_settings import SWEEPER
 
-SWEEPER = "hydra.sweeper"
 OBJECTIVE = f"{SWEEPER}.objective"
 DIRECTIONS = {"minimize": 1.0, "maximize": -1.0}
 
@@ -62,11 +62,6 @@ def goals_of(values: Mapping[str, Any], config: DictConfig) -> Goals | None:
         accepted = f"a list with minimize or maximize for each of {', '.join(names)}"
         raise ConfigError(f"{SWEEPER}.direction", directions, accepted)
     return Goals(tuple(names), tuple(direction_of(each or "", config) for each in directions), bounds)
-
-
-def plain(value: Any) -> Any:
-    """Return a setting in plain Python."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _is_texts(value: Any) -> bool:
