@@ -107,7 +107,7 @@ def test_a_function_that_torch_has_changed_is_replaced_and_the_log_says_it(
             foreach.lerp_(tensors, [torch.ones(2), torch.zeros(3)], 0.5)
     assert [tensor.tolist() for tensor in tensors] == [[0.75] * 2, [0.25] * 3]
     assert caplog.messages == [
-        "torch._foreach_lerp_ is gone or has changed. In its place: Tensor.lerp_ for each tensor."
+        "torch._foreach_lerp_ is missing or has changed. Fallback: Tensor.lerp_ for each tensor."
     ]
 
 

@@ -44,7 +44,7 @@ def _direct(run: Callable[..., object]) -> Backward:
 
 
 def _engine() -> Any:
-    return torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    return torch.autograd.Variable._execution_engine
 
 
 def _check() -> bool:

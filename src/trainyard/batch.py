@@ -114,10 +114,10 @@ def no_target(batch: Any) -> NoTargetError:
     elif isinstance(batch, (tuple, list)):
         what = f"a {type(batch).__name__} of {len(batch)}"
     else:
-        what = f"a lone {type(batch).__name__}"
+        what = f"a single {type(batch).__name__}"
     return NoTargetError(
-        f"The batch holds no target: it is {what}. The target is the last element of a tuple of at least two, "
-        f"or stands under one of the keys {', '.join(TARGET_KEYS)}."
+        f"The batch has no target: it is {what}. The target must be the last element of a tuple of at least "
+        f"two elements, or have one of the keys {', '.join(TARGET_KEYS)}."
     )
 
 

@@ -132,7 +132,7 @@ def test_attach_says_that_nothing_runs(trainyard: Any, trained: Path) -> None:
 def test_cancel_names_what_ends_a_sweep_that_is_not_detached(trainyard: Any, trained: Path) -> None:
     status, _, said = trainyard("sweep", "cancel", directory(trained), cwd=trained)
     assert status == 2
-    assert "accepted: the directory of a detached sweep" in said
+    assert "Expected the directory of a detached sweep" in said
     assert "Ctrl-C where it runs" in said
 
 

@@ -210,7 +210,7 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     gone = subprocess.run([*steer, "attach", directory], env=slurm, capture_output=True, text=True, check=False)
     assert gone.returncode == 2
     told = " ".join(gone.stderr.split())
-    assert "which ran this sweep, has ended, and" in told
+    assert "which ran this sweep, has ended:" in told
     assert "To finish what is left: the same command with hydra.sweep.dir=" in told
 
 

@@ -221,7 +221,7 @@ def test_every_schedule_has_a_row() -> None:
         name = codes(row["`schedule=`"])[0]
         config = OmegaConf.load(CONF / "schedule" / f"{name}.yaml")
         numbers = ("scheduler" in config and config.scheduler) or config
-        assert set(codes(row["its numbers, under `schedule.scheduler.`"].partition("(")[0])) <= set(numbers), name
+        assert set(codes(row["arguments, under `schedule.scheduler.`"].partition("(")[0])) <= set(numbers), name
         if name not in ("plateau", "several"):
             assert row["unit (`schedule.by`)"] == (config.by or "loop's own"), name
 

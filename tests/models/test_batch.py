@@ -29,7 +29,7 @@ def test_target_is_found_under_any_of_its_keys(key: str) -> None:
 @pytest.mark.parametrize(
     ("batch", "what"),
     [
-        (torch.ones(2), "a lone Tensor"),
+        (torch.ones(2), "a single Tensor"),
         ((1,), "a tuple of 1"),
         ({"x": 1, "mask": 2}, "x, mask"),
         ({}, "(none)"),

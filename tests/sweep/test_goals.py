@@ -51,7 +51,7 @@ def test_a_constraint_is_a_bound_of_a_metric() -> None:
 
 @pytest.mark.parametrize("given", ["val/loss < 1", "val/loss", "<= 3", "val/loss <= much", "val/loss <= nan", 3])
 def test_a_constraint_of_another_form_is_refused(given: object) -> None:
-    with pytest.raises(ConfigError, match=r"constraints: .* accepted: a metric, <= or >=, and a number"):
+    with pytest.raises(ConfigError, match=r"constraints: .* Expected a metric, <= or >=, and a number"):
         Constraint.read(given)
 
 

@@ -138,7 +138,7 @@ def in_words(hint: Any) -> str:
 def _refusal(key: str, value: Any, hint: Any) -> ConfigError:
     names = [option for each in options_of(hint) if get_origin(each) is Literal for option in get_args(each)]
     spelled = _TRUTH.get(value.lower()) if isinstance(value, str) and bool in options_of(hint) else None
-    guess = f"Did you mean {spelled}? A text is not a truth value." if spelled else ""
+    guess = f"Did you mean {spelled}? A string is not a boolean." if spelled else ""
     return ConfigError(key, value, in_words(hint), hint=guess, options=[str(name) for name in names])
 
 

@@ -64,15 +64,13 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str, config_
         hint = f"{option} comes with a package: pip install {package}" if package else ""
         return ConfigError(group or "config", option, f"one of {', '.join(options)}", options=options, hint=hint)
     if isinstance(error, OverrideParseException):
-        return TrainyardError(f"{error.override!r} cannot be read as an override: {_how_to_quote(error)}")
+        return TrainyardError(f"{error.override!r} is not a valid override: {_how_to_quote(error)}")
     if isinstance(error, ConfigCompositionException) and (told := _explain_sweep(str(error))):
         return told
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _explain_key(error, overrides, config_dir, config_name)
     if isinstance(error, OSError):  # Hydra makes the directory before it calls the task
-        return ConfigError(
-            "hydra.run.dir", error.filename, "a directory that can be made and written", hint=f"{error.strerror}."
-        )
+        return ConfigError("hydra.run.dir", error.filename, "a writable directory", hint=f"{error.strerror}.")
     if isinstance(error, ValueError | TypeError) and (told := _explain_choice(overrides, config_dir)):
         return told
     mark = getattr(error, "problem_mark", None)
@@ -107,9 +105,9 @@ def _explain_key(
         accepted = f"a setting of {parent.replace('.', '/')}={chosen}: {', '.join(options)}"
         return ConfigError(key, name, accepted, options=options)
     chosen_with = name in _options(parent.replace(".", "/"), config_dir)
-    hint = f"{name} is an option of {parent} that is not chosen." if chosen_with else _how_to_add(key)
+    hint = f"{name} is an option of {parent} that is not selected." if chosen_with else _how_to_add(key)
     if chosen_with and parent == "hook":
-        hint = f"{hint[:-1]}: hook={name} adds it."
+        hint = f"{hint[:-1]}: hook={name} selects it."
     return ConfigError(key, name, f"a key of {parent}: {', '.join(options)}", options=options, hint=hint)
 
 
@@ -120,8 +118,8 @@ def _explain_value(error: Exception, key: str) -> TrainyardError:
     if added is None:
         return TrainyardError(f"{key}: {_first_line(cause)}")
     return TrainyardError(
-        f"{key}: {added[1]!r} is no key of it: a mapping changes the keys that are there, also those that an override "
-        f"before it has set. A new key is added with +{key}.{added[1]}=…"
+        f"{key}: it has no key {added[1]!r}. A mapping can only change existing keys, "
+        f"including those set by an earlier override. Add a new key with +{key}.{added[1]}=…"
     )
 
 
@@ -133,15 +131,13 @@ def _explain_sweep(text: str) -> TrainyardError | None:
     key, _, value = given[1].partition("=")
     key = key.lstrip("+")
     if text.startswith("Sweeping over Hydra's"):
-        return ConfigError(key, value, "one value: keys of hydra are those of the whole sweep")
+        return ConfigError(key, value, "one value, because hydra keys apply to the whole sweep")
     if text.startswith("Ambiguous value"):
         text_of = quote(f'{key}="{value}"')
-        choose = f"to train with each of them, give -m; a list is {key}=[{value}], a text is {text_of}"
-        return ConfigError(key, value, f"one value. Several are a sweep: {choose}")
+        choose = f"To train with each of them, pass -m. A list is {key}=[{value}]; a string is {text_of}"
+        return ConfigError(key, value, f"one value. {choose}")
     if "requires --multirun" in text:
-        hint = (
-            "-m starts a sweep. A range of numbers, interval(…), is for a sweeper that draws from it: hydra/sweeper=…"
-        )
+        hint = "-m starts a sweep. A range, interval(…), needs a sweeper that samples from it: hydra/sweeper=…"
         return ConfigError(key, value, "one value", hint=hint if "interval" in value else "-m starts a sweep.")
     return None
 
@@ -152,7 +148,7 @@ def _explain_interval(error: HydraException, overrides: Sequence[str]) -> Config
         return None
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_interval_sweep():
-            hint = "A range of numbers is searched with hydra/sweeper=search."
+            hint = "To search a range of numbers, use hydra/sweeper=search."
             given = str(override.input_line).partition("=")[2]
             return ConfigError(override.key_or_group, given, "values: 1,2, choice(1,2) or range(1,3)", hint=hint)
     return None
@@ -179,7 +175,7 @@ def _how_to_quote(error: OverrideParseException) -> str:
         except HydraException:
             pass
         else:
-            return f"a text with such characters is quoted, {quote(line)}."
+            return f"quote a string with such characters: {quote(line)}."
     return _first_line(error)
 
 
@@ -208,7 +204,7 @@ def _is_choice(value: Any) -> bool:
 
 
 def _how_to_add(key: str) -> str:
-    return f"A new key is added with +{key}=…"
+    return f"To add a new key, use +{key}=…"
 
 
 def _composed_without(

@@ -127,7 +127,7 @@ def pseudo_collate(samples: Sequence[Any]) -> Any:
 
 def _size(dataset: Any) -> int:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise ConfigError("dataset", type(dataset).__name__, "a data set with a length, whose samples have numbers")
+        raise ConfigError("dataset", type(dataset).__name__, "a map-style data set, with __len__ and __getitem__")
     size = len(dataset)
     if not size:
         raise ConfigError("dataset", type(dataset).__name__, "a data set with a sample")

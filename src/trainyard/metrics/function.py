@@ -100,7 +100,7 @@ class FunctionMetric(Metric):
             result = self.function(**values)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             given = f"{described(target)} and {described(outputs)}"
-            raise TrainyardError(f"{self.title} refuses targets and predictions, {given}: {error}") from error
+            raise TrainyardError(f"{self.title} failed for targets and predictions {given}: {error}") from error
         if isinstance(result, Mapping):
             return {str(name): self._tensor(value) for name, value in result.items()}
         return self._tensor(result)

@@ -55,7 +55,7 @@ class Metric(ABC):
     def __init__(self, prefix: str | None = None) -> None:
         if prefix is not None:
             if not isinstance(prefix, str) or not prefix or prefix != prefix.strip("/ "):
-                raise ConfigError("prefix", prefix, "a name to stand before those of the results, such as coarse")
+                raise ConfigError("prefix", prefix, "a prefix for the names of its results, such as coarse")
             self.prefix = prefix
         self.state: dict[str, Tensor] = {}
 
@@ -192,6 +192,6 @@ class SumMetric(Metric):
         wanted = "[B, ..., C] and [B, ...], the classes last" if self.class_axis else "of the same shape"
         members = "" if self.members is None else f", behind a leading axis of {self.members} members"
         return TrainyardError(
-            f"{type(self).__name__}: outputs {list(outputs.shape)} do not go with the target {list(target.shape)}; "
+            f"{type(self).__name__}: outputs {list(outputs.shape)} do not match the target {list(target.shape)}; "
             f"they must be {wanted}{members}."
         )

@@ -85,7 +85,7 @@ class TorchMetric(Metric):
             if not hasattr(self.metric, "merge_state"):
                 kind = type(self.metric).__name__
                 raise TrainyardError(
-                    f"{kind} is no metric of torchmetrics, and has no merge_state: it cannot be merged."
+                    f"{kind} is not a torchmetrics metric and has no merge_state, so it cannot be merged."
                 )
             self.metric.merge_state(other.metric)
             return

@@ -114,7 +114,7 @@ class RungReports(Hook):
         if (found := checkpoint_hook(runner)) is not None:
             return found
         raise ConfigError(
-            "hook.checkpoint", None, "a hook that saves checkpoints: the sweep pauses and resumes this job"
+            "hook.checkpoint", None, "a hook that saves checkpoints, because the sweep pauses and resumes this job"
         )
 
 

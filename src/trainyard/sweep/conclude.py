@@ -96,7 +96,7 @@ def _reported(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning("The %s of the sweep could not be made: %s: %s", what, type(error).__name__, error)
+        log.warning("The %s of the sweep could not be written: %s: %s", what, type(error).__name__, error)
         log.debug("", exc_info=True)
 
 

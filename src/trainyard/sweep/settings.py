@@ -131,8 +131,8 @@ _ACCEPTED = {
     int | Literal["auto"]: "an integer, or auto",
     int | Literal["auto", "off"]: "an integer, or auto or off",
     str: "a text",
-    str | None: "a text, or null",
-    list[str] | None: "a list of texts, or null",
+    str | None: "a string, or null",
+    list[str] | None: "a list of strings, or null",
     dict[str, Any] | None: "options by their names, or null",
     Literal["tcp", "files"]: "tcp or files",
 }

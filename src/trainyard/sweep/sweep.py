@@ -92,7 +92,7 @@ class Sweep:
             self._stacks = StackPlanner(context, self.application, settings.fuse, self._executor)
         except ConfigError as error:
             raise error.under("hydra.launcher") from None
-        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} allows no more."
+        limit = "" if settings.max_jobs is None else f"hydra.launcher.max_jobs={settings.max_jobs} limits it."
         if not self._executor.shares_disk:
             limit = (
                 "With hydra.launcher.storage they are those of one agent (num_gpus, or num_cpus); over several nodes, "

@@ -73,7 +73,7 @@ class Shipped:
         """Begin again with a journal that is not the one that was shipped; return whether it is the one."""
         if self.offset == 0 or checksum_before(path, self.offset) == self.tail:
             return True
-        note = f"{journal.FILE} is not as it was shipped: it was cut or replaced. What it holds now is shipped anew."
+        note = f"{journal.FILE} has changed since it was uploaded (cut or replaced). It is uploaded again."
         self.offset, self.uploads, self.notes = 0, {}, [*self.notes, note]
         return False
 
@@ -194,7 +194,7 @@ class RunShipment:
         return server and f"{server}/#/experiments/{self.experiment_id}/runs?{TRAINING}"
 
     def __str__(self) -> str:
-        text = f"{self.name} ({self.work_dir}): {self.shipped} records shipped"
+        text = f"{self.name} ({self.work_dir}): {self.shipped} records uploaded"
         if self.unshipped:
             text += f", {self.unshipped} not"
         if self.error:
@@ -251,9 +251,9 @@ class Shipment:
             f"{records} records of {what} are not in MLflow ({missing[0].uri}) yet." + (f" {reason}" if reason else "")
         )
         if self.running:
-            lines.append("They are being shipped in the background.")
+            lines.append("They are being uploaded in the background.")
         lines.append(
-            "Nothing is lost: the journal has them. To ship them later: trainyard sync "
+            "Nothing is lost: the journal contains them. To upload them later: trainyard sync "
             + shell_path(folders[0] if len(folders) == 1 else os.path.commonpath(folders))
         )
         return "\n".join(lines)

@@ -105,7 +105,7 @@ def test_a_warm_start_from_no_sweep_is_refused(hydra: Any, settings_of: Any, tmp
     loader, config = hydra
     with pytest.raises(ConfigError) as error:
         settings_of(config, warm_start=str(tmp_path)).proposer(LINES, loader, config)
-    assert str(error.value).startswith(f"hydra.sweeper.warm_start: '{tmp_path}' given; accepted: the directory")
+    assert str(error.value).startswith(f"hydra.sweeper.warm_start: '{tmp_path}' is invalid. Expected the directory")
 
 
 BEST = {"best/val/accuracy": 0.9, "val/accuracy": 0.8}
@@ -194,6 +194,9 @@ def test_a_warm_start_from_what_mlflow_does_not_have_is_refused(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ConfigError) as error:
         settings_of(config, warm_start="nothing").proposer(LINES, loader, config)
-    told = "hydra.sweeper.warm_start: 'nothing' given; accepted: the directory of a sweep, or an experiment or a run of"
+    told = (
+        "hydra.sweeper.warm_start: 'nothing' is invalid. Expected the directory of a sweep, or an experiment or a "
+        "run of"
+    )
     assert str(error.value).startswith(told)
     assert f"MLflow has no {tmp_path}/none.db" in str(error.value)

@@ -119,7 +119,7 @@ def test_killed_twice_it_ends_with_the_suggestions_promotions_and_bits_of_the_un
     another = [*search, "hydra.sweep.dir=killed", "hydra/sweeper/sampler=random"]
     refused = run([line for line in another if "n_startup" not in line], LIMIT, cwd=tmp_path, env=clean)
     assert refused.returncode == 2
-    assert "killed was begun with sampler: " in refused.stderr
+    assert "killed was started with sampler: " in refused.stderr
     assert "TPESampler" in refused.stderr
     assert "RandomSampler" in refused.stderr
 
@@ -164,8 +164,8 @@ main()
     [
         (["+how=nothing", "hydra.launcher.max_jobs=1"], "#0 returned nothing, and a search learns from one number"),
         (["+how=well", "hydra/sweeper/pruner=median"], "none, with an application that cannot go on from a checkpoint"),
-        (["+how=well", "hydra/launcher=basic"], "accepted: local, with hydra/sweeper=search"),
-        (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not come to their end"),
+        (["+how=well", "hydra/launcher=basic"], "Expected local, with hydra/sweeper=search"),
+        (["+how=fails", "hydra.launcher.max_jobs=1"], "5 of 5 jobs did not finish"),
     ],
 )
 def test_what_cannot_be_searched_is_told(tmp_path: Path, more: list[str], told: str) -> None:
@@ -219,5 +219,5 @@ def test_a_metric_that_jobs_do_not_have_is_refused_before_any_starts(tmp_path: P
     ended = run([*command(*wrong)], LIMIT, cwd=tmp_path, env=environment())
     assert ended.returncode == 2
     assert "Nothing was started." in ended.stderr
-    assert "hydra.sweeper.objective: 'val/f1' given; accepted: a metric of these jobs: val/accuracy" in ended.stderr
+    assert "hydra.sweeper.objective: No metric named 'val/f1'. These jobs compute val/accuracy" in ended.stderr
     assert not (tmp_path / "s").exists()

@@ -150,17 +150,29 @@ def test_a_warm_start_takes_what_has_all_objectives(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"objective": "val/loss"}, "hydra.sweeper.objective: 'val/loss' given; accepted: a list of several metrics"),
-        ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] given; accepted: a list of several"),
-        ({"objective": NAMES}, "hydra.sweeper.direction: None given; accepted: a list with minimize or maximize for"),
+        (
+            {"objective": "val/loss"},
+            "hydra.sweeper.objective: 'val/loss' is invalid. Expected a list of several metrics",
+        ),
+        ({"objective": ["val/loss"]}, "hydra.sweeper.objective: ['val/loss'] is invalid. Expected a list of several"),
+        (
+            {"objective": NAMES},
+            "hydra.sweeper.direction: None is invalid. Expected a list with minimize or maximize for",
+        ),
         (
             {"objective": NAMES, "direction": ["maximize"]},
-            "hydra.sweeper.direction: ['maximize'] given; accepted: a list",
+            "hydra.sweeper.direction: ['maximize'] is invalid. Expected a list",
         ),
-        ({"objective": NAMES, "direction": ["up", "maximize"]}, "hydra.sweeper.direction: 'up' given; accepted:"),
-        ({"direction": BOTH}, "hydra.sweeper.objective: None given; accepted: a list of 2 metrics, one for each of"),
-        ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} given; accepted: a list of"),
-        ({"constraints": ["val/loss < 1"]}, "hydra.sweeper.constraints: 'val/loss < 1' given; accepted: a metric, <="),
+        ({"objective": NAMES, "direction": ["up", "maximize"]}, "hydra.sweeper.direction: 'up' is invalid. Expected"),
+        (
+            {"direction": BOTH},
+            "hydra.sweeper.objective: None is invalid. Expected a list of 2 metrics, one for each of",
+        ),
+        ({"constraints": {"val/loss": 1}}, "hydra.sweeper.constraints: {'val/loss': 1} is invalid. Expected a list of"),
+        (
+            {"constraints": ["val/loss < 1"]},
+            "hydra.sweeper.constraints: 'val/loss < 1' is invalid. Expected a metric, <=",
+        ),
     ],
 )
 def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed: dict[str, Any], told: str) -> None:
@@ -173,11 +185,11 @@ def test_goals_that_cannot_be_are_refused(hydra: Any, settings_of: Any, changed:
     ("changed", "told"),
     [
         ({"pruner": {"_target_": "trainyard.sweep.proposers.pruners.Asha"}},
-         "hydra/sweeper/pruner: 'Asha' given; accepted: none, with several objectives. A pruner compares jobs by one"),
-        ({"target": 0.5}, "hydra.sweeper.target: 0.5 given; accepted: null, with several objectives"),
-        ({"repeats": 2}, "hydra.sweeper.repeats: 2 given; accepted: 1, with several objectives"),
+         "hydra/sweeper/pruner: 'Asha' is invalid. Expected none, with several objectives. A pruner"),
+        ({"target": 0.5}, "hydra.sweeper.target: 0.5 is invalid. Expected null, with several objectives"),
+        ({"repeats": 2}, "hydra.sweeper.repeats: 2 is invalid. Expected 1, with several objectives"),
         ({"sampler": sampler("cmaes")},
-         "hydra/sweeper/sampler: 'cmaes' given; accepted: a sampler that works with several objectives: tpe, gp"),
+         "hydra/sweeper/sampler: 'cmaes' is invalid. Expected a sampler that works with several objectives: tpe, gp"),
     ],
 )  # fmt: skip
 def test_what_knows_one_objective_is_refused_with_several(
