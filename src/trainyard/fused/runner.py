@@ -36,6 +36,7 @@ from trainyard.optim.several import OptimizerDict
 from trainyard.rng import derive
 from trainyard.runner.arguments import arguments
 from trainyard.runner.dispatch import Dispatch, build_hook, build_hooks
+from trainyard.runner.kept_states import KeptStates
 from trainyard.runner.runner import Runner
 from trainyard.runner.snapshot import Snapshot
 from trainyard.runner.state import Start, restore_best
@@ -85,6 +86,7 @@ class FusedRunner(Runner):
         self.occupancy = Occupancy(self, feed)
         self.clock = LaneClock(self)
         self._fed = feed is not None
+        self.kept_states = KeptStates() if self._fed else None
         self._ended: list[int] = []
         self.placed = False
         self.lanes_differ = False
