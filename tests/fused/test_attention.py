@@ -49,7 +49,7 @@ def test_members_are_one_batch(name: str) -> None:
     found.square().sum().backward()
     for k in range(K):
         alone = [part[k].clone().requires_grad_() for part in parts]
-        expected = F.scaled_dot_product_attention(*alone, attn_mask=mask if axis is None else mask[k], **more)
+        expected = F.scaled_dot_product_attention(*alone, mask if axis is None else mask[k], **more)
         expected.square().sum().backward()
         torch.testing.assert_close(found[k], expected, rtol=1e-12, atol=1e-12)
         for stack, own in zip(stacks, alone, strict=True):

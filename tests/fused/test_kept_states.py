@@ -31,6 +31,7 @@ class Generations:
 
     def __init__(self, folder: Path) -> None:
         self.closed = False
+        self.runner: Any = None
         self._folder = folder
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -68,19 +69,22 @@ class Generations:
 
 def trained(folder: Path) -> None:
     feed = Generations(folder)
-    runner = feed.runner = FusedRunner(feed.jobs(), feed=feed)  # type: ignore[attr-defined]
+    runner = feed.runner = FusedRunner(feed.jobs(), feed=feed)
     position = SweepPosition(None, (), "job", rungs=REST)
     runner.added_hooks |= reporting([position, replace(position)], joinable=True)
     runner.train()
 
 
-def test_members_go_on_from_memory_with_the_bits_of_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_go_on_from_memory_with_the_bits_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
-    read = []
+    read: list[Path] = []
     load = checkpoint.load
-    monkeypatch.setattr(checkpoint, "load", lambda path: read.append(path) or load(path))
+
+    def noted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", noted)
     trained(tmp_path / "memory")
     assert read == [], "none is read"
     monkeypatch.setattr(KeptStates, "state", lambda self, path: None)

@@ -3,7 +3,7 @@
 An MLP 64-64-64-10 on the digits, 10 epochs of 20 steps, Adam, without tracking; a generation is an epoch, after which
 the worst quarter goes on as the best, with another learning rate and weight decay. Both validate and save each member
 after each epoch. Ray's members (`population_by_ray.py`, from `.venv-ray`, which `scripts/test_ray.sh` makes) are
-processes that run side by side, and are started again where they go on as others. Ours are in one process for each core.
+processes that run side by side, and are started again where they go on as others. Ours are in a process for each core.
 """
 
 from __future__ import annotations

@@ -60,6 +60,6 @@ def _as_one_batch(
         mask = mask.expand(members, batch, *mask.shape[2:]).flatten(0, 1)
     elif shared is not None and shared.dim() == 4 and shared.shape[0] > 1:
         mask = shared.expand(members, *shared.shape).flatten(0, 1)
-    flat = (part.flatten(0, 1) for part in (query, key, value))
-    found = F.scaled_dot_product_attention(*flat, attn_mask=mask, is_causal=is_causal, **more)
-    return found.unflatten(0, (members, batch))
+    q, k, v = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+    found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, **more)
+    return found.view(members, batch, *found.shape[1:])

@@ -48,10 +48,10 @@ class StackedFunctions(TorchFunctionMode):
         self._functions[F.group_norm] = _group_norm
         self._drawing = {} if draws is None else {func: partial(rule, draws, func) for func, rule in DRAWING.items()}
         if way is not None:
-            func = F.scaled_dot_product_attention
-            drawing = self._drawing.get(func)
-            other = func if drawing is None else lambda *args, **kwargs: drawing(args, kwargs)
-            self._functions[func] = partial(attention, way, other)
+            attend: Any = F.scaled_dot_product_attention
+            drawing: Any = self._drawing.get(attend)
+            other = attend if drawing is None else lambda *args, **kwargs: drawing(args, kwargs)
+            self._functions[attend] = partial(attention, way, other)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

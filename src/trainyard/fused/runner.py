@@ -102,7 +102,7 @@ class FusedRunner(Runner):
             check_override(member)
         if self.settings["activation_checkpointing"]:
             raise Unfusable("activation_checkpointing is for one model at a time: vmap cannot repeat a forward pass")
-        # Attention on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
+        # `MultiheadAttention` on the CPU has no batching rule: it runs member by member, correctly. The probe times it.
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )

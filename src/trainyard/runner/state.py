@@ -77,10 +77,10 @@ def starting_point(member: Member) -> Start | None:
 
 def _kept(member: Member, paths: Sequence[Path]) -> tuple[Path, dict[str, Any]] | None:
     """Return the first of these checkpoints whose state is in memory, with that; None if none is."""
-    kept = member.runner.kept_states
-    for path in paths if kept is not None else ():
-        if (state := kept.state(path)) is not None:
-            return path, state
+    if (kept := member.runner.kept_states) is not None:
+        for path in paths:
+            if (state := kept.state(path)) is not None:
+                return path, state
     return None
 
 
