@@ -28,6 +28,7 @@ from trainyard.console import BOLD, coloured, tell
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.files import DiskFullError, disk_full
 from trainyard.fused import train as stack_trainer
+from trainyard.fused.replay import PLAN, replay
 from trainyard.redaction import check_overrides
 from trainyard.run import ranks
 from trainyard.run.changed import changed
@@ -115,6 +116,8 @@ class Application(SweepableTask):
         if self.position is None:
             print(coloured(_first_line(cfg), BOLD, sys.stdout), flush=True)
         try:
+            if self.position is None and os.environ.get(PLAN):
+                return replay(cfg)
             return train(cfg, self.position)
         except TrainyardError as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN or os.environ.get(WHOLE):
@@ -155,7 +158,7 @@ class Application(SweepableTask):
             return 1  # without `ranks.spread`, which imports torch
         over = ranks.spread(values, room)
         if over.world is not None:
-            hint = "A sweep is started by itself, without torchrun or another launcher."
+            hint = "Start a sweep directly, without torchrun or another launcher."
             raise ConfigError("strategy.launcher", values["strategy"]["launcher"], "none, in a sweep", hint=hint)
         return over.devices
 

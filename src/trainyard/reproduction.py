@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainyard.catalog.compare import Rows, compare
+from trainyard.catalog.lineage import INHERITED, Segment
 from trainyard.catalog.stored_run import Point, StoredRun
 from trainyard.track.shipper.sanitize import clean_name
 
@@ -51,18 +52,28 @@ class Reproduction:
         return not self.curves and not self.weights
 
 
-def check(then: StoredRun, now: StoredRun) -> Reproduction:
-    """Compare a run with its repetition: every number but times and loads, and the tensors of their checkpoints."""
+def check(then: StoredRun, now: StoredRun, lineage: Sequence[Segment] = ()) -> Reproduction:
+    """Compare a run with its repetition: every number but times and loads, and the tensors of their checkpoints.
+
+    Args:
+        then: the run.
+        now: the same run again.
+        lineage: the segments that were trained again; empty for a run that trained alone. What the run did before it
+            went on as another job is not in its repetition, and is not compared.
+    """
     found = Reproduction()
+    since = _inherited_at(now)
     series = {clean_name(name): points for name, points in now.history.series.items()} | now.history.series
     ended = then.state == "finished"
     if not ended:
-        found.notes.append(f"it was {then.state}, and is compared as far as it went")
-    for name, points in then.history.series.items():
-        if not _OF_THE_MACHINE.fullmatch(name):
+        found.notes.append(f"it was {then.state}, so only the part that it reached is compared")
+    for name, recorded in then.history.series.items():
+        points = [point for point in recorded if point.step > since]
+        if points and not _OF_THE_MACHINE.fullmatch(name):
             found.metrics += 1
             found.points += len(points)
-            if difference := _first_difference(points, series.get(name, [])[: None if ended else len(points)]):
+            again = [point for point in series.get(name, []) if point.step > since]
+            if difference := _first_difference(points, again[: None if ended else len(points)]):
                 found.curves[name] = difference
     found.weights = _weights(then, now)
     differing = compare([then, now])
@@ -71,11 +82,23 @@ def check(then: StoredRun, now: StoredRun) -> Reproduction:
     found.data = _differing(then.history.digests, now.history.digests)
     tags = [{name: run.history.tags.get(name) for name in _TAGS} for run in (then, now)]
     found.environment |= _differing(*tags)
-    if then.info.changes:
+    if then.info.changes and not lineage:
         found.notes.append(f"it was resumed with other values: {', '.join(then.info.changes)}")
-    if "stack" in then.history.tags:
-        found.notes.append("it was trained in a stack with other runs, which rounds otherwise than a run alone")
+    if since >= 0:
+        found.notes.append(f"it copied another job at iteration {since}, so only the part after that is compared")
+    if "stack" in then.history.tags and not lineage:
+        found.notes.append("it was trained in a stack with other runs, which rounds differently from a single run")
     return found
+
+
+def _inherited_at(now: StoredRun) -> int:
+    """Return the iteration at which a repetition went on as another job for the last time; -1 if it did not."""
+    files = [*(now.directory / INHERITED).glob("*.pt")]
+    if not files:
+        return -1
+    from trainyard.runner import checkpoint  # imports torch
+
+    return max(int(checkpoint.read(file)["iter"]) for file in files)
 
 
 def _first_difference(then: list[Point], now: list[Point]) -> str:

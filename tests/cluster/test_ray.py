@@ -125,7 +125,7 @@ def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"address: '{address}' given; accepted: .* Connection refused"):
+        with pytest.raises(ConfigError, match=f"address: '{address}' is invalid. Expected .* Connection refused"):
             RayPool(tmp_path, address, Request(), 1).check()
         silent.listen()
         monkeypatch.setattr(ray_pool, "REACH", 2.0)
@@ -141,7 +141,7 @@ def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path, monkeypatch
         (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
         monkeypatch.setattr(ray_pool, "REACH", 40.0)
-        with pytest.raises(ConfigError, match=r"address: 'auto' given; accepted: .* Connection refused"):
+        with pytest.raises(ConfigError, match=r"address: 'auto' is invalid. Expected .* Connection refused"):
             RayPool(tmp_path, "auto", Request(), 1).check()
 
 

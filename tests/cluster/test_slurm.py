@@ -205,14 +205,14 @@ def test_a_detached_sweep_is_attached_to_and_cancelled(slurm: Any, tmp_path: Pat
     while "started  #0" not in attached.stdout.readline():
         pass
     attached.send_signal(signal.SIGINT)
-    assert "The sweep goes on." in output(attached)
+    assert "The sweep continues." in output(attached)
     assert "has ended; " in ask(slurm, *steer, "cancel", str(directory))
     wait_for(lambda: not ask(slurm, "squeue", "-h").strip())
     assert not ends(directory)
     gone = subprocess.run([*steer, "attach", directory], env=slurm, capture_output=True, text=True, check=False)
     assert gone.returncode == 2
     told = " ".join(gone.stderr.split())
-    assert "which ran this sweep, has ended, and" in told
+    assert "which ran this sweep, has ended:" in told
     assert "To finish what is left: the same command with hydra.sweep.dir=" in told
 
 
@@ -227,14 +227,15 @@ def test_what_slurm_refuses_is_said_once_before_anything_starts(slurm: Any, tmp_
     status, text = run(directory, slurm, "hydra.launcher.partition=nowhere")
     assert status == 2, text
     told = " ".join(text.split())
-    assert told.count("Slurm accepts no such agents: Invalid partition name specified. There is: low: 2") == 1
+    refusal = "Slurm rejects agents with these settings: Invalid partition name specified. Available: low: 2"
+    assert told.count(refusal) == 1
     assert "Traceback" not in text
     assert not directory.exists()
     assert ask(slurm, "squeue", "-h").strip() == ""
 
 
 def test_resources_that_no_node_has(in_slurm: None, tmp_path: Path) -> None:
-    told = r"Slurm accepts no such agents: Requested node configuration is not available\. There is: low: 2 nodes"
+    told = r"Slurm rejects agents .*: Requested node configuration is not available\. Available: low: 2 nodes"
     with pytest.raises(TrainyardError, match=told):
         SlurmPool(tmp_path, Resources(cpus_per_task=64), 1).check()
 

@@ -14,11 +14,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from interrupting import InterruptAt
+from lane_jobs import BATCHES, MODELS, OPTIMS, SCHEDULES, Config, Points, config
 from recorded_graph import RecordedGraph
-from same_run import alike
+from same_run import alike, points
 
-from trainyard.data import Data
-from trainyard.data.tensor_loader import TensorLoader
 from trainyard.errors import PlacesDiffer, Unfusable
 from trainyard.fused.feed import LaneQueue
 from trainyard.fused.optim.kernel import KernelOptimizer
@@ -31,108 +30,12 @@ from trainyard.runner.dispatch import build_hooks
 from trainyard.step.cuda_graph.captured_step import WARM_UP, CapturedStep
 from trainyard.sweep.kinds import kinds
 
-Config = dict[str, Any]
-
-BATCHES = 5
-"""In an epoch of `Points`."""
-
 
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-MODELS: dict[str, Config] = {
-    "mlp": {"_target_": "trainyard.models.MLP", "in_features": 2, "num_classes": 2, "hidden": [4]},
-    "batch norm": {
-        "_target_": "trainyard.models.MLP",
-        "in_features": 2,
-        "num_classes": 2,
-        "hidden": [4],
-        "batch_norm": True,
-    },
-}
-OPTIMS: dict[str, Config] = {
-    "sgd": {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9, "nesterov": True, "fused": True},
-    "adam": {"_target_": "torch.optim.Adam", "lr": 2e-3, "fused": True},
-    "adamw": {"_target_": "torch.optim.AdamW", "lr": 2e-3, "weight_decay": 0.05, "amsgrad": True},
-    "rmsprop": {"_target_": "torch.optim.RMSprop", "lr": 1e-3, "centered": True, "momentum": 0.5},
-    "adagrad": {"_target_": "torch.optim.Adagrad", "lr": 1e-2, "lr_decay": 1e-3},
-    "nadam": {"_target_": "torch.optim.NAdam", "lr": 2e-3},
-    "radam": {"_target_": "torch.optim.RAdam", "lr": 2e-3, "weight_decay": 0.01},
-    "adamax": {"_target_": "torch.optim.Adamax", "lr": 2e-3},
-    "lion": {"_target_": "trainyard.optim.Lion", "lr": 3e-4, "weight_decay": 0.1},
-}
-SCHEDULES: dict[str, Any] = {
-    "constant": None,
-    "cosine": {
-        "_target_": "trainyard.schedules.Schedule",
-        "scheduler": {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True, "T_max": "auto"},
-        "by": "iter",
-    },
-    "onecycle": {
-        "_target_": "trainyard.schedules.Schedule",
-        "scheduler": {
-            "_target_": "torch.optim.lr_scheduler.OneCycleLR",
-            "_partial_": True,
-            "max_lr": "auto",
-            "total_steps": "auto",
-            "cycle_momentum": "auto",
-        },
-        "by": "iter",
-    },
-    "by epoch": {
-        "_target_": "trainyard.schedules.Schedule",
-        "scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "step_size": 2, "gamma": 0.5},
-        "warmup": 1,
-        "by": "epoch",
-    },
-    "plateau": {"_target_": "trainyard.schedules.Plateau", "patience": 0, "factor": 0.5},
-}
-
-
-class Points(Data):
-    """Two classes of points in the plane, in five batches of which the last is smaller."""
-
-    def __init__(self, samples: int = 27) -> None:
-        self.spec = {"num_classes": 2, "in_features": 2}
-        self.splits = ("train", "val")
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(samples, 2, generator=generator)
-        self.y = (self.x.norm(dim=1) > 1.1).long()
-
-    def loader(self, split: str, *, seed: int, device: torch.device) -> TensorLoader:
-        return TensorLoader((self.x, self.y), 6, shuffle=split == "train", seed=seed, device=device)
-
-
-def config(seed: int, epochs: int, folder: Path | None = None, **more: Any) -> Config:
-    return {
-        "model": {
-            "_target_": "trainyard.models.MLP",
-            "in_features": 2,
-            "num_classes": 2,
-            "hidden": [4],
-            "dropout": 0.2,
-        },
-        "data": {"_target_": Points},
-        "optim": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01 * (seed + 1)},
-        "schedule": SCHEDULES["cosine"],
-        "loop": {"_target_": "trainyard.runner.EpochBasedTrainLoop", "max_epochs": epochs},
-        "hook": {
-            "param_schedule": {"_target_": "trainyard.hooks.ParamSchedule"},
-            "logger": {"_target_": "trainyard.hooks.Logger", "interval": 4},
-            "ema": {"_target_": "trainyard.hooks.EMA", "decay": 0.8 + 0.02 * seed},
-            "checkpoint": {"_target_": "trainyard.hooks.Checkpoint", "interval": 2},
-            "nan_guard": {"_target_": "trainyard.hooks.NaNGuard", "interval": 1},
-        },
-        "metric": {"loss": {"_target_": "trainyard.metrics.CrossEntropy"}},
-        "objective": "val/loss",
-        "device": "cpu",
-        "seed": seed,
-        "work_dir": None if folder is None else str(folder / str(seed)),
-    } | more
 
 
 def follows(member: Any, solo: Runner, bound: float = 1e-10) -> None:
@@ -327,7 +230,7 @@ def test_lanes_of_a_part_of_the_data(tmp_path: Path, limit: Config) -> None:
 
 
 def test_lanes_that_repeat_a_few_batches_are_refused() -> None:
-    with pytest.raises(Unfusable, match="the val batches come in an order of each member's own"):
+    with pytest.raises(Unfusable, match="the val batches are in a different order for each member"):
         FusedRunner([config(seed, 1 + seed, overfit=2) for seed in range(2)]).train()
 
 
@@ -363,13 +266,13 @@ def test_members_go_on_with_other_values(tmp_path: Path, schedule: str, joins: b
         member.model.state_dict().items(), alone.model.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(tensor, expected, rtol=1e-10, atol=1e-10, msg=name)
-    assert member.metrics["val/loss"] == pytest.approx(alone.members[0].metrics["val/loss"], rel=1e-9)
+    assert points(tmp_path / "fused/0") == pytest.approx(points(tmp_path / "solo/0"), rel=1e-9)
     follows(next(each for each in fused.all_members if each.seed == 1), solo(job(1, "solo")))
 
 
 def test_another_batch_size_is_for_one_run_at_a_time() -> None:
     changed = config(0, 2, resume_override=["data.batch_size"])
-    with pytest.raises(Unfusable, match=r"resume_override of data\.batch_size is for one run at a time"):
+    with pytest.raises(Unfusable, match=r"resume_override of data\.batch_size is not supported in a stack"):
         FusedRunner([changed, config(1, 2)])
 
 
@@ -429,7 +332,9 @@ def test_a_lane_goes_on_as_another(tmp_path: Path) -> None:
 def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     solo(config(0, 2, tmp_path))
     hooks = config(0, 4)["hook"] | {"norms": {"_target_": "trainyard.hooks.Norms"}}
-    with pytest.raises(PlacesDiffer, match=r"hook\.norms \(Norms\) counts epochs and iterations for all members"):
+    with pytest.raises(
+        PlacesDiffer, match=r"hook\.norms \(Norms\) uses the same epochs and iterations for all members"
+    ):
         FusedRunner([config(seed, 4, tmp_path, hook=hooks, resume=True) for seed in range(2)]).prepare()
     loop = {"_target_": "trainyard.runner.EpochBasedTrainLoop"}
     own = [config(k, 4, loop=loop | {"max_epochs": 2 + k, "val_interval": 1 + k}) for k in range(2)]
@@ -438,7 +343,7 @@ def test_what_counts_for_all_members_is_refused(tmp_path: Path) -> None:
     values = config(3, 4, tmp_path)
     values["hook"] = values["hook"] | {"stop": InterruptAt(3)}
     solo(values)
-    with pytest.raises(PlacesDiffer, match="different places of an epoch"):
+    with pytest.raises(PlacesDiffer, match="different positions within an epoch"):
         FusedRunner([config(seed, 4, tmp_path, resume=True) for seed in (3, 4)]).prepare()
 
 

@@ -10,7 +10,7 @@ import pytest
 from trainyard.errors import TrainyardError
 from trainyard.sweep.clones import newest_linked
 from trainyard.sweep.events import Inherited
-from trainyard.sweep.inheritance import FOLDER, OWN, begin
+from trainyard.sweep.inheritance import FOLDER, OWN, begin, config_until
 from trainyard.sweep.plan import Job
 
 
@@ -57,3 +57,16 @@ def test_there_is_no_heir_of_a_job_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(TrainyardError, match="#1 has no checkpoint to start from"):
         newest_linked(job(1, tmp_path), tmp_path / "0" / FOLDER / "2")
     assert not (tmp_path / "0" / FOLDER).exists()
+
+
+def test_the_config_of_before_is_kept_until_each_inheritance(tmp_path: Path) -> None:
+    heir, source = job(0, tmp_path, "epoch_0002.pt"), job(1, tmp_path, "epoch_0002.pt", "epoch_0004.pt")
+    config = heir.directory / "config.yaml"
+    for at, text in ((2, "first"), (4, "second")):
+        config.write_text(text)
+        event = Inherited(0, 1, at, (), checkpoint=newest_linked(source, heir.directory / FOLDER / str(at)))
+        begin(heir, event)
+        config.write_text("written anew by the heir")
+        begin(heir, event)  # continued
+        assert config_until(heir.directory, at).read_text() == text
+    assert config_until(heir.directory, 2).read_text() == "first"

@@ -7,19 +7,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from trainyard.catalog.find import SWEEP
+from trainyard.catalog.lineage import Segment
 from trainyard.catalog.stored_run import StoredRun
 from trainyard.errors import ConfigError, TrainyardError
 from trainyard.redaction import MASK
 from trainyard.track import own
 
 _MODULE = ["-m", "trainyard.train"]
+_PLAN = "plan.json"
 _PRIMARY = "again"  # the name of a primary config; options of groups have others
 # As conf/train.yaml has them; they come from Trainyard's own configs, which its plugin adds to the search path.
 _DEFAULTS = [
@@ -62,39 +64,56 @@ def check_trust(run: StoredRun, place: str, trust: bool) -> None:
     """
     if not (trust or own.is_own(run.info, run.directory)):
         raise TrainyardError(
-            f"{run.info.name} ({place}): is from elsewhere, and its config names code that would run. "
-            "If you trust it: --trust."
+            f"{run.info.name} ({place}): was not created by you, and its config names code that would run. "
+            "Pass --trust if you trust it."
         )
 
 
-def from_config(run: StoredRun, folder: Path, directory: Path) -> Launch:
+def from_config(run: StoredRun, folder: Path, directory: Path, lineage: Sequence[Segment] = ()) -> Launch:
     """Return how to run a run again exactly as it was: from its resolved config, without tracking.
 
     Args:
         run: the run.
         folder: an empty folder for the config that is started from.
         directory: the new run's.
+        lineage: the segments to train, one after the other; empty for a run that trained alone.
 
     Raises:
         TrainyardError: its config cannot be read, or holds a credential that was not written down.
     """
     if not run.config:
-        raise TrainyardError(
-            f"{run.directory}: no config.yaml that can be read. Without it the run cannot be repeated."
-        )
-    values = {key: value for key, value in run.config.items() if key != "work_dir"} | _OWN
-    values["name"] = f"{run.info.name} (again)"
-    for key, value in _leaves(values):
-        if isinstance(value, str) and MASK in value:
-            hint = "`trainyard rerun` takes it as an override."
-            raise ConfigError(key, value, "the credential, which is not written down", hint=hint)
+        raise TrainyardError(f"{run.directory}: no readable config.yaml. The run cannot be repeated without it.")
+    values = _repeatable(run, run.config)
     threads = run.history.tags.get("threads", "")
     if threads.isdecimal() and isinstance(values.get("env"), dict) and values["env"].get("threads", 0) is None:
         values["env"] = values["env"] | {"threads": int(threads)}  # sums depend on how they are divided
     hydra = {"job": {"name": "train"}, "run": {"dir": str(directory.absolute())}}
     whole = {"defaults": _DEFAULTS, **_literal(values), "work_dir": "${hydra:runtime.output_dir}", "hydra": hydra}
     (folder / f"{_PRIMARY}.yaml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
-    return _launch(run, _hydra(run), [*_program(run), "-cp", str(folder), "-cn", _PRIMARY])
+    launch = _launch(run, _hydra(run), [*_program(run), "-cp", str(folder), "-cn", _PRIMARY])
+    if not lineage:
+        return launch
+    plan = []
+    for segment in lineage:
+        config = yaml.safe_load(segment.config.read_text(encoding="utf-8"))
+        plan.append(vars(segment) | {"config": _literal(_repeatable(run, config))})
+    (folder / _PLAN).write_text(json.dumps({"segments": plan}), encoding="utf-8")
+    return replace(launch, environment=launch.environment | {"TRAINYARD_REPLAY": str(folder / _PLAN)})
+
+
+def _repeatable(run: StoredRun, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config for a run that is kept elsewhere.
+
+    Raises:
+        ConfigError: one of them is a credential that was not written down.
+    """
+    values = {key: value for key, value in config.items() if key != "work_dir"} | _OWN
+    values["name"] = f"{run.info.name} (again)"
+    for key, value in _leaves(values):
+        if isinstance(value, str) and MASK in value:
+            hint = "`trainyard rerun` takes it as an override."
+            raise ConfigError(key, value, "the credential, which is not written down", hint=hint)
+    return values
 
 
 def with_changes(run: StoredRun, changes: Sequence[str], multirun: bool = False) -> Launch:

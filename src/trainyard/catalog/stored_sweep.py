@@ -33,6 +33,7 @@ class SweepJob:
         state: one of `ORDER`.
         value: what it returned, once it is done: its best objective, or several numbers by name.
         seconds: how long it took.
+        width: the number of jobs that trained with it in one program.
         error: why it failed.
         began: when its last attempt began, in unix seconds.
     """
@@ -43,6 +44,7 @@ class SweepJob:
     state: str = "waiting"
     value: Any = None
     seconds: float | None = None
+    width: int = 1
     error: str | None = None
     began: float | None = None
 
@@ -145,7 +147,7 @@ class StoredSweep:
                 overrides={key: given[num][key] for key in keys if key in given[num]},
                 state=job.state,
                 objective=None,
-                seconds=job.seconds,
+                seconds=None if job.seconds is None else job.seconds / job.width,
                 directory=self.directory / job.subdir,
                 error=job.error,
             ).graded(job.value, self.goals)
@@ -182,7 +184,8 @@ class StoredSweep:
             job = self.jobs[record["num"]]
             job.state, job.error = record["state"], record.get("error")
             job.value = record.get("objective", job.value)  # a job that goes on has the one so far
-            job.seconds = record.get("seconds", job.seconds)
+            if "seconds" in record:
+                job.seconds, job.width = record["seconds"], record.get("width", 1)
             job.began = record.get("time") if job.state == "running" else job.began
             return [job]
         return []

@@ -24,7 +24,7 @@ log = logging.getLogger("trainyard")
 
 
 class Logger(Hook):
-    """Journals the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
+    """Records the mean of every loss over the last `interval` iterations, the learning rate and the gauges.
 
     Losses, and the means of a point, stay on the device until the points of half a second are read together, or a value
     is needed (`trainyard.track.scalars`). Only this reading synchronizes with the device.
@@ -260,6 +260,9 @@ class Logger(Hook):
     def refill(self, runner: Runner, members: Mapping[int, Hook | None]) -> None:
         self._journals = [member.journal for member in runner.members]
         self._find_phases(runner, [0 if k in members else count for k, count in enumerate(self._counts())])
+
+    def after_join(self, runner: Runner, joined: Sequence[int]) -> None:
+        self._find_phases(runner, self._counts())  # those that have been resumed stand elsewhere by now
 
     def keep(self, members: Sequence[int]) -> None:
         index = list(members)

@@ -101,6 +101,7 @@ class Feeding:
         self._units = units
         self._planner = planner
         self._learns = type(proposer).told is not Proposer.told
+        self._returns = proposer.returns
         self._enabled = enabled and planner.has_lanes
         self._stacks: dict[int, _Stack] = {}
         self._refused: set[int] = set()
@@ -156,8 +157,14 @@ class Feeding:
             return
         stack.in_vain += 1
         stack.waiting = 0
-        closed = waits or not (self._learns and stack.in_vain < PATIENCE) or bool(self._scheduler.stopping)
-        self._answer(number, Given(0, (), (), closed))
+        hopes = (self._learns and stack.in_vain < PATIENCE) or self._come_back
+        self._answer(number, Given(0, (), (), waits or not hopes or bool(self._scheduler.stopping)))
+
+    @property
+    def _come_back(self) -> bool:
+        """Whether jobs that train will pause, and go on after that: all lanes will be needed again."""
+        left = (num for running in self._scheduler.running.values() for num in running.left)
+        return self._returns and any(num in self._scheduler.rungs for num in left)
 
     @property
     def _may_come(self) -> bool:

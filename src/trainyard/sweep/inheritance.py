@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainyard.errors import TrainyardError
 from trainyard.files import remove
@@ -21,6 +22,13 @@ from trainyard.sweep.sweepable import Sweepable
 FOLDER = "inherited"
 """Folder of an heir's directory, with a folder for each place at which it has inherited."""
 OWN = "own"
+CONFIGS = "lineage"
+"""Folder of an heir's directory with the configs of before: those with which it trained until it inherited."""
+
+
+def config_until(directory: Path, at: int) -> Path:
+    """Return the file of the config with which a job trained until it went on as another one at this place."""
+    return directory / CONFIGS / f"until_{at}.yaml"
 
 
 class Inheritance:
@@ -63,6 +71,7 @@ def begin(job: Job, inherited: Inherited) -> bool | str:
     place = job.directory / FOLDER / str(inherited.at)
     checkpoints = writes_to(job) / "checkpoints"
     if not (place / OWN).exists():
+        _keep_config(writes_to(job), inherited.at)
         if checkpoints.exists():
             checkpoints.rename(place / OWN)
         (place / OWN).mkdir(parents=True, exist_ok=True)
@@ -72,6 +81,14 @@ def begin(job: Job, inherited: Inherited) -> bool | str:
     for file in (place / OWN).iterdir():
         remove(file)
     return True if (checkpoints / "last.json").exists() else str(place / inherited.checkpoint)
+
+
+def _keep_config(directory: Path, at: int) -> None:
+    """Keep the config of a job, which is to have another one; done again, this changes nothing."""
+    kept = config_until(directory, at)
+    if (directory / "config.yaml").is_file() and not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(directory / "config.yaml", kept)
 
 
 def settings_of(job: Job, inherited: Inherited) -> dict[str, object]:

@@ -159,7 +159,7 @@ def test_an_agent_that_says_nothing_is_lost_without_word_from_its_pool(
         tick = once(lambda: attempts(tmp_path, 0) and attempts(tmp_path, 1), stop)
         found = outcomes(executor, [Task(number, Patient(tmp_path), number) for number in (0, 1)], tick)
     assert [(it.state, it.attempts) for it in found] == [("done", 1)] * 2
-    assert any("is lost: there is no sign of it" in line for line in told)
+    assert any("is lost: it does not respond" in line for line in told)
     assert pool.looks == 2  # when it was silent, and when it was given up
 
 
@@ -237,7 +237,7 @@ def test_a_task_that_ends_its_agents_is_given_up(tmp_path: Path, monkeypatch: py
 
     with an_executor(tmp_path, 1) as (executor, _, _):
         found = outcomes(executor, [Task(0, with_agent)])
-    assert [(it.state, it.error) for it in found] == [("lost", "2 agents were lost while it ran")]
+    assert [(it.state, it.error) for it in found] == [("lost", "2 agents were lost while it was running")]
 
 
 def test_an_agent_without_work_ends_and_another_is_placed_when_there_is_some(tmp_path: Path) -> None:
@@ -382,4 +382,4 @@ def test_an_agent_with_a_wrong_token(tmp_path: Path, capsys: Any) -> None:
 def test_an_address_that_this_machine_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(TrainyardError) as error, an_executor(tmp_path, 1, settings={"address": "192.0.2.1"}):
         pass
-    assert str(error.value).startswith("address: '192.0.2.1' given; accepted: an address of this machine")
+    assert str(error.value).startswith("address: '192.0.2.1' is invalid. Expected an address of this machine")

@@ -24,8 +24,8 @@ class KernelOptimizer(StackedOptimizer):
     9k parameters and Adam that takes 0.3 ms; a call for each member takes 0.75 ms, broadcast arithmetic 0.6 ms. Large
     members (`ALONE`) are updated one by one, each with the call of its own optimizer.
 
-    Everywhere else (on CUDA, without the kernel, or where small members have stepped unequally often or have too little
-    in common) the arithmetic is `_update`'s.
+    Everywhere else (on CUDA, without the kernel, where small members have stepped unequally often or have too little in
+    common, or where others may take their rows) the arithmetic is `_update`'s.
     """
 
     kernels: ClassVar[tuple[Kernel, ...]]
@@ -76,6 +76,8 @@ class KernelOptimizer(StackedOptimizer):
         if bucket.runs is None or any(a is not b for a, b in zip(key, bucket.runs[0], strict=True)):
             if bucket.numel >= ALONE:
                 edges = [(member, member + 1) for member in range(bucket.members)]
+            elif self.joinable:
+                edges = []
             else:
                 edges = numbers.runs(self.shared)
                 steps = bucket.clock["step"]

@@ -40,6 +40,8 @@ class StackedOptimizer(Optimizer):
     Attributes:
         numbers: the numbers of each parameter group, on the device.
         version: changes when states or members are replaced; a captured step is valid for one version.
+        joinable: others may take the rows of members. The bits of a row then follow from what it holds alone, and not
+            from the numbers and steps of its neighbours.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
@@ -57,6 +59,7 @@ class StackedOptimizer(Optimizer):
         devices = [param.device for group in groups for param in group["params"]]
         self._make_launch = one_pass.find(self.kernels_of, devices[0]) if self.kernels_of and devices else None
         self.members = members
+        self.joinable = False
         self.version = 0
         self._forget()
 

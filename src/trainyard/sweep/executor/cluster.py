@@ -169,7 +169,7 @@ class ClusterExecutor(Executor):
         if None in found or any(agent.leaving for agent in agents):
             return  # these slots are lost, which is reported separately
         if len(agents) > 1 and not self.shares_disk:
-            told = f"it takes {len(slots)} slots, which are on several machines that share no disk"
+            told = f"it needs {len(slots)} slots, which are on several machines without a shared disk"
             self._events.append(Finished(number, "failed", error=told, began=False))
             return
         if self._spread.hold((number, task, slots, policy), self._agents.values()):
@@ -199,7 +199,7 @@ class ClusterExecutor(Executor):
         wanted = set(numbers)
         self._workers.end(wanted, grace)
         for number in self._spread.take_back(wanted):
-            self._events.append(Finished(number, "interrupted", error="it had not begun", began=False))
+            self._events.append(Finished(number, "interrupted", error="it had not started", began=False))
 
     def answer(self, number: int, content: bytes) -> None:
         found = self._workers.named(number)
@@ -259,7 +259,7 @@ class ClusterExecutor(Executor):
         self._silent = silent
         limit = self._settings.patience + self._grace + _MARGIN
         for agent in [it for it in self._agents.values() if self._transport.silence(it.name) > limit]:
-            self._lose(agent, "there is no sign of it")
+            self._lose(agent, "it does not respond")
         for place, why in self._pool.gone().items():
             for agent in [it for it in self._agents.values() if it.place == place]:
                 self._lose(agent, why)
@@ -274,7 +274,7 @@ class ClusterExecutor(Executor):
         self._pool.want(needed)
 
     def _dismiss(self, agent: Remote) -> None:
-        agent.leaving = "there is nothing to do"
+        agent.leaving = "there are no jobs for it"
         self._outbox.send(agent.name, ["close"])
         self._remove(agent)
 
@@ -287,7 +287,7 @@ class ClusterExecutor(Executor):
         for worker, num in agent.tasks.items():
             self._losses[num] += 1
             if self._losses[num] > LOSSES:
-                how = f"{self._losses[num]} agents were lost while it ran"
+                how = f"{self._losses[num]} agents were lost while it was running"
                 self._events.append(self._workers.ended((agent.name, worker), how))
             self._spread.lose((agent.name, worker))
         self._remove(agent)
@@ -337,9 +337,9 @@ class ClusterExecutor(Executor):
     def _greet(self, name: str, hello: Mapping[str, Any]) -> None:
         why, version = "", CodeVersion(**hello["version"])
         if hello["fence"] != self._fence:
-            why = "it came for a head before this one"
+            why = "it belongs to an earlier head"
         elif not version.matches(self._files.version):
-            why = f"its code is {version.told}, the head's is {self._files.version.told}. Both have to be the same"
+            why = f"its code is {version.told}, but the head's is {self._files.version.told}. Both must be the same"
         if why:
             if why not in self._refused:
                 self._refused.add(why)

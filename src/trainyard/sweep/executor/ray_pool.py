@@ -32,7 +32,7 @@ _IMPORT, _START = 120.0, 90.0  # seconds to import Ray, and to start a cluster h
 REACH = 60.0
 """Seconds to reach a cluster that answers: Ray's client starts a process there. Where nothing does, 10 are waited."""
 _END = 20.0  # seconds that the process may take for its end
-ADDRESSES = "that of a running cluster: auto, HOST:PORT or ray://HOST:PORT; or local for one that is started here"
+ADDRESSES = "the address of a running cluster (auto, HOST:PORT or ray://HOST:PORT), or local to start one here"
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class RayPool(Pool):
         if not self._autoscaling and not any(self._request.fits(node) for node in nodes):
             self.close()
             raise TrainyardError(
-                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, which hydra.launcher asks for. "
-                f"There is: {_nodes_in_words(nodes)}. Where it adds such nodes: hydra.launcher.autoscaling=true."
+                f"No node of the Ray cluster has {_in_words(self._request.amounts)}, which hydra.launcher requests. "
+                f"Available: {_nodes_in_words(nodes)}. If the cluster adds nodes on demand, set "
+                "hydra.launcher.autoscaling=true."
             )
 
     def _connect(self) -> list[dict[str, float]]:
@@ -237,7 +238,7 @@ class RayPool(Pool):
                 case ["placed", place]:
                     self._on_nodes.add(place)
                 case None:
-                    raise TrainyardError(f"The connection to the Ray cluster is lost: {self._last_words()}.")
+                    raise TrainyardError(f"The connection to the Ray cluster was lost: {self._last_words()}.")
 
     def _left(self, place: str, why: str, said: str) -> None:
         if place in self._arrived or place in self._taken_back:

@@ -152,7 +152,7 @@ class RemoteAgent:
         self._obey_signal()
         silence = self._transport.silence(HEAD)
         if not self._lost and (silence > self._patience or (silence > 2 * BEAT and self._is_replaced())):
-            self._lose_head("there is no sign of the head")
+            self._lose_head("the head does not respond")
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._kill_at = time.monotonic() + self._grace
             self._signal(list(self._reports), signal.SIGKILL)
@@ -171,7 +171,7 @@ class RemoteAgent:
 
     def _lose_head(self, why: str) -> None:
         self._lost = True
-        print(f"{why}: this agent ends.", flush=True)
+        print(f"{why}: this agent exits.", flush=True)
         self._kill_at = time.monotonic() + self._grace
         self._leave(why)
 

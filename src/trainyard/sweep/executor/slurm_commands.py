@@ -57,9 +57,10 @@ def check_installed() -> None:
     """
     if shutil.which("sbatch") is None:
         hint = (
-            "sbatch is not on the PATH. Start the sweep on a machine of the cluster; hydra/launcher=local needs none."
+            "sbatch is not on the PATH. Start the sweep on a machine of the cluster; hydra/launcher=local does not "
+            "need it."
         )
-        raise ConfigError("hydra/launcher", "slurm", "slurm where Slurm's commands are installed", hint=hint)
+        raise ConfigError("hydra/launcher", "slurm", "slurm, with Slurm's commands installed", hint=hint)
 
 
 def submit(script: Path, *options: str) -> str:
@@ -145,7 +146,7 @@ def _run(command: Sequence[str]) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} has not answered within {TIMEOUT:g} s", passes=True) from None
+        raise SlurmError(f"{command[0]} did not respond within {TIMEOUT:g} s", passes=True) from None
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be started: {error.strerror}") from None
     if done.returncode:

@@ -31,7 +31,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Promote:
-    """A paused job is to go on from its checkpoint.
+    """A paused job continues from its checkpoint.
 
     Attributes:
         num: its number.
@@ -48,7 +48,7 @@ class Promote:
 
 @dataclass(frozen=True)
 class Prune:
-    """A paused job is not to go on any more: it is pruned, and of its checkpoints only those of best values stay.
+    """A paused job is stopped permanently; of its checkpoints, only those of best values are kept.
 
     Attributes:
         num: its number.
@@ -80,10 +80,12 @@ class Proposer(ABC):
         identity: what it decides by, as plain data: it is recorded, and a sweep is continued only with the same. Empty
             for a proposer that the jobs themselves identify.
         goals: what jobs are compared by, where that is more than the one objective that each returns.
+        returns: whether each job that pauses goes on: stacks keep their lanes for them.
     """
 
     identity: Mapping[str, Any] = {}
     goals: Goals | None = None
+    returns = False
 
     @abstractmethod
     def ask(self, free: int) -> Sequence[Proposal]:

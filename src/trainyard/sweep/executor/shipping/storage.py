@@ -160,7 +160,7 @@ def _opened(url: str) -> tuple[Any, str]:
         fs, root = url_to_fs(url, use_listings_cache=False)
     except (ImportError, KeyError) as error:
         told = known_implementations.get(protocol, {}).get("err") or str(error)
-        raise ConfigError(KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. The nodes need it, too.") from error
+        raise ConfigError(KEY, url, ACCEPTED, hint=f"{told.rstrip('.')}. The nodes need it too.") from error
     except Exception as error:
         raise ConfigError(KEY, url, ACCEPTED, hint=f"It cannot be opened: {_in_words(error)}.") from error
     return fs, str(root)

@@ -81,7 +81,7 @@ class Frames:
         code = await self._reader.readexactly(_CODE)
         self._read += 1
         if not hmac.compare_digest(code, self._code(self._in, self._read, header, body)):
-            raise RefusedError("a frame has been changed on its way")
+            raise RefusedError("a frame was modified in transit")
         return number, acknowledged, size.to_bytes(4, "big") + body
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, t
     await writer.drain()
     magic, theirs, proof = await _read(reader, len(MAGIC), _CHALLENGE, _CODE)
     if magic != MAGIC:
-        raise RefusedError("what has connected is no agent")
+        raise RefusedError("the peer is not an agent")
     if not hmac.compare_digest(proof, _proof(token, b"agent", mine, theirs)):
         writer.write(bytes(_CODE))
         await writer.drain()
@@ -124,7 +124,7 @@ async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     """
     magic, theirs = await _read(reader, len(MAGIC), _CHALLENGE)
     if magic != MAGIC:
-        raise RefusedError("what answers there is no head of a sweep, or one of another version")
+        raise RefusedError("the peer is not the head of a sweep, or has another version")
     mine = secrets.token_bytes(_CHALLENGE)
     writer.write(MAGIC + mine + _proof(token, b"agent", theirs, mine))
     await writer.drain()

@@ -241,7 +241,7 @@ class TcpAgent(_Tcp):
             await frames.write(0, link.session.received, packed([self._name], b""))
             _, received, content = await frames.read()
         if unpacked(content)[0] != ["known"]:
-            raise RefusedError("the head does not know this agent any more")
+            raise RefusedError("the head does not know this agent")
         link.session.connected(received)
         self._note_life(HEAD)
         return frames

@@ -1,0 +1,129 @@
+"""Replay of a job's lineage: each segment in the lane, and at the width, in which its sweep trained it.
+
+The other lanes are free, and stay so: what a row holds does not depend on the others. So the bits are those of the
+sweep, on the same kind of CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from trainyard.config.current_job import current_job
+from trainyard.errors import JobPaused, TrainyardError
+from trainyard.fused.results import MemberResult
+from trainyard.fused.train import train_stack
+from trainyard.run.rank_job import whole
+from trainyard.run.train import train
+from trainyard.track.sweep_position import Returned, Rungs, SweepPosition
+
+log = logging.getLogger(__name__)
+
+PLAN = "TRAINYARD_REPLAY"
+"""Environment variable with the path of the plan: `{"segments": […]}`, as `trainyard.catalog.again` writes it."""
+INHERITED = "inherited"
+"""Folder with the checkpoint from which the last heir began: `trainyard.catalog.lineage.INHERITED`."""
+
+
+def replay(cfg: DictConfig) -> Returned:
+    """Train the segments of the plan that the environment names, one after the other, in the run's directory.
+
+    Args:
+        cfg: the config, as Hydra gives it to a task function.
+
+    Returns:
+        The best objective of the last segment, None if it has none.
+
+    Raises:
+        TrainyardError: a segment did not come to its end.
+    """
+    import torch
+
+    segments = json.loads(Path(os.environ[PLAN]).read_text(encoding="utf-8"))["segments"]
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    base = whole(cfg)
+    value: Returned = None
+    for index, segment in enumerate(segments):
+        own = {"resume_override": segment["keys"] or None, "resume": index > 0}
+        if segment["heir"]:
+            own["resume"] = str(_bequeathed(directory))
+        torch.set_num_threads(segment["threads"])
+        where = f"in lane {segment['lane']} of {segment['width']}" if segment["width"] else "alone"
+        until = "its end" if segment["end"] is None else f"{segment['by']} {segment['end']}"
+        log.info("As #%d, %s, to %s.", segment["num"], where, until)
+        value = _train(_config(base, segment["config"] | own), segment)
+    return value
+
+
+def _config(base: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Return a config with these values, and what the base has beside: its directory and its `hydra` node."""
+    config = base.copy()
+    with read_write(config), open_dict(config):
+        for key in [str(key) for key in config if key not in {*values, "hydra", "work_dir"}]:
+            del config[key]
+        for key, value in values.items():
+            config[key] = value
+    return config
+
+
+def _bequeathed(directory: Path) -> Path:
+    """Move the checkpoints away, and return the newest: an heir has none of its own."""
+    from trainyard.files import remove
+    from trainyard.runner import checkpoint
+
+    remove(directory / INHERITED)
+    (directory / "checkpoints").rename(directory / INHERITED)
+    found = checkpoint.newest(directory / INHERITED)
+    if found is None:
+        raise TrainyardError(f"{directory / INHERITED} contains no checkpoint to continue from.")
+    return found[0]
+
+
+def _train(config: DictConfig, segment: Mapping[str, Any]) -> Returned:
+    end, by = segment["end"], segment["by"]
+    position = SweepPosition(None, (), str(config.name), rungs=None if end is None else Rungs((end,), by, end))
+    if not segment["width"]:
+        with current_job(config):
+            own = config.copy()
+            with read_write(own), open_dict(own):
+                del own["hydra"]
+            try:
+                return train(own, position)
+            except JobPaused:
+                return None
+    source = _NoMore()
+    found = train_stack([config], [position], source, [segment["lane"]], segment["width"])
+    result = source.result or found[0]
+    if result is None or result.state != ("done" if end is None else "paused"):
+        raise TrainyardError((result and result.error) or f"it has not reached {by} {end}")
+    return result.value
+
+
+class _NoMore:
+    """Source of no further jobs, which keeps lanes free to the end: a `trainyard.fused.job_lanes.JobSource`."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.result: MemberResult | None = None
+
+    def take(
+        self, count: int, *, wait: bool, interrupted: Callable[[], bool]
+    ) -> Sequence[tuple[int, DictConfig, SweepPosition]]:
+        self.closed = wait
+        return []
+
+    def placed(self, places: Sequence[tuple[int, int, int]], width: int) -> None:
+        """Do nothing: it is as planned."""
+
+    def left(self, number: int, result: MemberResult) -> None:
+        self.result = result
+
+    def refused(self, number: int, reason: str) -> None:
+        """Do nothing: no job joins."""
